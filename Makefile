@@ -1,0 +1,49 @@
+# Every target sets itself up: a virtual environment in .venv from the lock file, and nothing outside this folder.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+NODE_MODULES := tests/clients/node_modules/.installed
+
+.PHONY: run test check bench lock clean
+
+run: $(INSTALLED)
+	$(BIN)/tusd-py serve --upload-dir data $(ARGS)
+
+test: $(INSTALLED) $(NODE_MODULES)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python -m bench $(ARGS)
+
+# Renew the lock file after a change of the dependencies in pyproject.toml.
+lock:
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/pip install --quiet uv
+	$(VENV)/lock/bin/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --upgrade --quiet --output-file requirements.lock
+	rm -rf $(VENV)/lock
+
+clean:
+	rm -rf $(VENV) tests/clients/node_modules bench/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "tusd-py needs Python 3.11 or later; name one with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The JavaScript clients are optional: without npm their tests are skipped and say so.
+$(NODE_MODULES): tests/clients/package-lock.json
+	@if command -v npm >/dev/null; then \
+		cd tests/clients && npm ci --no-audit --no-fund --loglevel=error && touch node_modules/.installed; \
+	else echo "npm is not installed: tests with JavaScript clients will be skipped"; fi

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ServerProcess
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server with its default settings."""
+    with ServerProcess(tmp_path / "uploads") as process:
+        yield process
+
+
+def require(program: str) -> str:
+    """The path of a program that some tests need: without it they are skipped, under CI they fail."""
+    path = shutil.which(program)
+    if path is None:
+        message = f"{program} is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
