@@ -25,7 +25,9 @@ class ServerProcess:
     `--disable-download`.
     """
 
-    def __init__(self, upload_dir: Path, *, port: int = 0, env: dict[str, str] | None = None, **options: object) -> None:
+    def __init__(
+        self, upload_dir: Path, *, port: int = 0, env: dict[str, str] | None = None, **options: object
+    ) -> None:
         self.upload_dir = upload_dir
         self.port = port
         self.options = options

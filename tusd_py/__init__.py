@@ -1,0 +1,21 @@
+"""A tus server: resumable uploads over HTTP, exact after every failure."""
+
+__version__ = "0.1.0"
+
+from tusd_py.app import TusServer, create_app
+from tusd_py.events.base import UploadCreated, UploadExpired, UploadFinished, UploadProgressed, UploadTerminated
+from tusd_py.settings import Settings
+from tusd_py.upload import Upload
+
+__all__ = [
+    "Settings",
+    "TusServer",
+    "Upload",
+    "UploadCreated",
+    "UploadExpired",
+    "UploadFinished",
+    "UploadProgressed",
+    "UploadTerminated",
+    "__version__",
+    "create_app",
+]

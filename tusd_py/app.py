@@ -1,0 +1,242 @@
+"""The composition root: settings become state, locks, storage and events, these a tus server, that an application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Match, Mount, Route
+from starlette.types import Receive, Scope, Send
+
+from tusd_py.errors import StateUnavailable, StorageUnavailable
+from tusd_py.events.base import EventBus, Subscriber
+from tusd_py.events.logs import log_requests
+from tusd_py.events.metrics import CONTENT_TYPE, Metrics
+from tusd_py.http.cors import with_cors
+from tusd_py.http.endpoint import TusEndpoint, with_common_headers
+from tusd_py.http.headers import MetadataLimits
+from tusd_py.http.tus import Features, TusEndpoints
+from tusd_py.http.urls import TrustedProxies, UrlBuilder
+from tusd_py.locks.local import LocalLocker
+from tusd_py.settings import Settings
+from tusd_py.state.sqlite import SQLiteState
+from tusd_py.storage.disk import DiskStorage
+from tusd_py.uploads.budget import ByteBudget
+from tusd_py.uploads.expiration import sweep_forever
+from tusd_py.uploads.policy import Durability, Policy
+from tusd_py.uploads.service import UploadService
+
+logger = logging.getLogger("tusd_py")
+
+PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with a dot
+E = TypeVar("E")
+
+
+def build_service(settings: Settings, events: EventBus) -> UploadService:
+    """The domain on the parts that the settings choose."""
+    private = settings.upload_dir / PRIVATE_FOLDER
+    return UploadService(
+        state=SQLiteState(private / "uploads.sqlite3"),
+        locker=LocalLocker(private / "locks"),
+        storage=DiskStorage(settings.upload_dir, date_folders=settings.date_folders),
+        events=events,
+        budget=ByteBudget(settings.buffer_size),
+        policy=Policy(
+            max_size=settings.max_size,
+            expires_after=settings.expires_after,
+            durability=Durability(settings.durability),
+            lock_timeout=settings.lock_timeout,
+            partial_grace=settings.partial_grace,
+            gone_for=settings.gone_for,
+        ),
+    )
+
+
+async def open_service(service: UploadService, settings: Settings) -> None:
+    """Make every part ready; raises `StorageUnavailable` or `StateUnavailable` with a sentence that says where."""
+    private = settings.upload_dir / PRIVATE_FOLDER
+    try:
+        await service.storage.open()
+        await asyncio.to_thread(private.mkdir, mode=0o700, exist_ok=True)
+        await service.locker.open()
+        await service.state.open()
+    except (StorageUnavailable, StateUnavailable, OSError) as error:
+        reason = error.__cause__ or error
+        text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+        raise StorageUnavailable(f"the upload directory {settings.upload_dir} cannot be used: {text}") from error
+
+
+async def close_service(service: UploadService) -> None:
+    await service.state.close()
+    await service.locker.close()
+    await service.storage.close()
+
+
+class TusServer:
+    """A tus server as an ASGI application, for mounting in a Starlette or FastAPI application.
+
+    It starts with the first request. Give `lifespan` to the application as well, so that it starts with it, and at
+    shutdown commits what is in flight and lets go of everything.
+    """
+
+    def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
+        self.settings = settings if settings is not None else Settings(**overrides)
+        self.events = EventBus()
+        self.metrics = Metrics(self.events)
+        log_requests(self.events)
+        self.service = build_service(self.settings, self.events)
+        self._application = with_cors(
+            self._endpoint(), self.settings.cors_origins, credentials=self.settings.cors_credentials
+        )
+        self._start = asyncio.Lock()
+        self._started = False
+        self._sweeper: asyncio.Task[None] | None = None
+        self._signal_handlers: dict[int, Any] = {}
+
+    def _endpoint(self) -> TusEndpoint:
+        settings = self.settings
+        urls = UrlBuilder(settings.public_url, TrustedProxies(settings.trusted_proxies))
+        features = Features(
+            creation_with_upload=not settings.disable_creation_with_upload,
+            creation_defer_length=not settings.disable_creation_defer_length,
+            expiration=settings.expires_after > 0,
+            checksum=not settings.disable_checksum,
+            termination=not settings.disable_termination,
+            concatenation=not settings.disable_concatenation and self.service.can_concatenate,
+            download=not settings.disable_download,
+        )
+        limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)
+        return TusEndpoint(
+            TusEndpoints(self.service, features, urls, limits),
+            self.events,
+            urls,
+            idle_timeout=settings.idle_timeout,
+            minimum_rate=settings.minimum_rate,
+        )
+
+    def on(self, kind: type[E]) -> Callable[[Subscriber[E]], Subscriber[E]]:
+        """Call the decorated function, plain or async, for every event of this kind (`tusd_py.UploadFinished`, ...).
+
+        The client is answered after it has returned. What it raises is logged.
+        """
+
+        def register(subscriber: Subscriber[E]) -> Subscriber[E]:
+            self.events.subscribe(kind, subscriber)
+            return subscriber
+
+        return register
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await Starlette(lifespan=self.lifespan)(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError("a tus server speaks HTTP only")
+        if not self._started:
+            await self.startup()
+        await self._application(scope, receive, with_common_headers(send))
+
+    def route(self, path: str) -> BaseRoute:
+        """A route for this server that takes the creation URL with and without a slash at its end."""
+        return EndpointRoute(path, app=self)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Start now, and at the end commit what is in flight and close; for `Starlette(lifespan=...)`."""
+        await self.startup()
+        try:
+            yield
+        finally:
+            await self.shutdown()
+
+    async def startup(self) -> None:
+        async with self._start:
+            if self._started:
+                return
+            await open_service(self.service, self.settings)
+            if self.settings.sweep_interval:
+                self._sweeper = asyncio.create_task(sweep_forever(self.service, self.settings.sweep_interval))
+            self._watch_signals()
+            self._started = True
+
+    async def shutdown(self) -> None:
+        async with self._start:
+            if not self._started:
+                return
+            self._started = False
+            try:
+                async with asyncio.timeout(self.settings.shutdown_grace):
+                    await self.service.drain()
+            except TimeoutError:
+                logger.error(
+                    "some requests did not end within the shutdown grace of %s s", self.settings.shutdown_grace
+                )
+            if self._sweeper is not None:
+                self._sweeper.cancel()
+                await asyncio.wait((self._sweeper,))
+            for number, handler in self._signal_handlers.items():
+                signal.signal(number, handler)
+            self._signal_handlers.clear()
+            await close_service(self.service)
+
+    def _watch_signals(self) -> None:
+        """Learn of a shutdown when the web server does: it waits for running requests without telling them."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+
+        def watch(number: int) -> None:
+            previous = signal.getsignal(number)
+            if not callable(previous) or previous is signal.default_int_handler:
+                return
+
+            def handle(received: int, frame: FrameType | None) -> None:
+                loop.call_soon_threadsafe(self._drain_soon)
+                previous(received, frame)
+
+            self._signal_handlers[number] = previous
+            signal.signal(number, handle)
+
+        watch(signal.SIGTERM)
+        watch(signal.SIGINT)
+
+    def _drain_soon(self) -> None:
+        self._drain = asyncio.ensure_future(self.service.drain())
+
+
+class EndpointRoute(Mount):
+    """A mount that matches its own path without a slash too: not every client follows a redirect."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        root_path = scope.get("root_path", "")
+        if scope["type"] == "http" and scope["path"].removeprefix(root_path) == self.path:
+            child_scope = {"endpoint": self.app, "path_params": {}, "root_path": root_path + self.path}
+            return Match.FULL, {**child_scope, "app_root_path": scope.get("app_root_path", root_path)}
+        return super().matches(scope)
+
+
+def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
+    """The application that `tusd-py serve` runs: the tus endpoint, /healthz and /metrics."""
+    server = TusServer(settings, **overrides)
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def metrics(request: Request) -> Response:
+        return Response(server.metrics.render(), media_type=CONTENT_TYPE)
+
+    routes: list[BaseRoute] = [server.route(server.settings.base_path), Route("/healthz", healthz)]
+    if not server.settings.disable_metrics:
+        routes.append(Route("/metrics", metrics))
+    app = Starlette(routes=routes, lifespan=server.lifespan)
+    app.state.tus = server
+    return app

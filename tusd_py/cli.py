@@ -1,0 +1,127 @@
+"""The command line: `tusd-py serve | sweep | config | version`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tusd_py import __version__
+from tusd_py.app import build_service, close_service, open_service
+from tusd_py.errors import UploadError
+from tusd_py.events.base import EventBus
+from tusd_py.events.logs import configure
+from tusd_py.server.run import bind, serve
+from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load
+from tusd_py.uploads.expiration import due_uploads, sweep
+
+COMMANDS = {
+    "serve": "serve uploads",
+    "sweep": "remove expired uploads once",
+    "config": "print the effective settings and where each came from",
+}
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    options = vars(build_parser().parse_args(arguments))
+    command = options.pop("command")
+    if command == "version":
+        print(f"tusd-py {__version__}")
+        return 0
+    config, dry_run = options.pop("config"), options.pop("dry_run", False)
+    try:
+        loaded = load(options, config)
+    except InvalidSettings as error:
+        return fail(str(error))
+    if command == "config":
+        return print_config(loaded)
+    configure(loaded.settings.log_format, loaded.settings.log_level)
+    if command == "sweep":
+        return run_sweep(loaded.settings, dry_run=dry_run)
+    return run_serve(loaded.settings)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One flag for every setting; a flag that is not given is not in the result."""
+    parser = argparse.ArgumentParser(prog="tusd-py", description="A tus server: resumable uploads over HTTP.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=text, argument_default=argparse.SUPPRESS, allow_abbrev=False
+        )
+        command.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML file with settings")
+        add_settings(command)
+        if name == "sweep":
+            command.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+    commands.add_parser("version", help="print the version")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    for name, field in Settings.model_fields.items():
+        text = (field.description or "").replace("%", "%%")
+        extra: dict[str, Any] = {"metavar": "VALUE"}
+        if field.annotation is bool:
+            extra = {"action": argparse.BooleanOptionalAction}
+        elif field.default not in (None, ()):
+            default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+            text += f" (default: {default})"
+        parser.add_argument(flag_name(name), dest=name, help=text, **extra)
+
+
+def print_config(loaded: Loaded) -> int:
+    for name in Settings.model_fields:
+        value = getattr(loaded.settings, name)
+        text = ",".join(value) if isinstance(value, tuple) else "" if value is None else value
+        print(f"{name} = {text}  # {loaded.origins[name]}")
+    return 0
+
+
+def run_serve(settings: Settings) -> int:
+    try:
+        asyncio.run(check(settings))
+    except UploadError as error:
+        return fail(error.message, 1)
+    try:
+        listener = bind(settings)
+    except OSError as error:
+        return fail(f"--host {settings.host} --port {settings.port}: {error.strerror}", 1)
+    return serve(settings, listener)
+
+
+async def check(settings: Settings) -> None:
+    """Open everything once, so that what is wrong is said in one line."""
+    service = build_service(settings, EventBus())
+    await open_service(service, settings)
+    await close_service(service)
+
+
+def run_sweep(settings: Settings, *, dry_run: bool) -> int:
+    async def run() -> None:
+        service = build_service(settings, EventBus())
+        await open_service(service, settings)
+        try:
+            if dry_run:
+                async for upload in due_uploads(service, time.time()):
+                    print(f"{upload.id} {upload.offset} bytes")
+            else:
+                print(f"{await sweep(service)} removed or finished")
+        finally:
+            await close_service(service)
+
+    try:
+        asyncio.run(run())
+    except UploadError as error:
+        return fail(error.message, 1)
+    return 0
+
+
+def fail(message: str, code: int = USAGE_ERROR) -> int:
+    print(f"tusd-py: {message}", file=sys.stderr)
+    return code

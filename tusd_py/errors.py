@@ -1,0 +1,160 @@
+"""What can go wrong with an upload, as typed values without a word of HTTP.
+
+Every error has a stable `code` (the same in answers, logs and metrics) and one clear sentence. How each becomes an
+answer on the wire is the table in `http/errors.py`.
+"""
+
+from __future__ import annotations
+
+
+class UploadError(Exception):
+    """Base of every error that a request to the service can end with."""
+
+    code = "ERR_INTERNAL_SERVER_ERROR"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class UploadNotFound(UploadError):
+    """there is no such upload"""
+
+    code = "ERR_UPLOAD_NOT_FOUND"
+
+
+class UploadGone(UploadError):
+    """the upload has expired or was terminated"""
+
+    code = "ERR_UPLOAD_GONE"
+
+
+class UploadExists(UploadError):
+    """an upload with this id exists already"""
+
+    code = "ERR_UPLOAD_EXISTS"
+
+
+class OffsetMismatch(UploadError):
+    """the given offset is not the offset of the upload"""
+
+    code = "ERR_MISMATCHED_OFFSET"
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"the upload is at offset {offset}")
+        self.offset = offset
+
+
+class SizeExceeded(UploadError):
+    """the request holds more bytes than the length of the upload leaves room for"""
+
+    code = "ERR_UPLOAD_SIZE_EXCEEDED"
+
+
+class MaxSizeExceeded(UploadError):
+    """the upload is larger than this server accepts"""
+
+    code = "ERR_MAX_SIZE_EXCEEDED"
+
+
+class InvalidLength(UploadError):
+    """the declared length contradicts what is known of the upload"""
+
+    code = "ERR_INVALID_UPLOAD_LENGTH"
+
+
+class FinalUploadModified(UploadError):
+    """a final upload cannot be modified"""
+
+    code = "ERR_MODIFY_FINAL"
+
+
+class ChecksumMismatch(UploadError):
+    """the checksum does not match the bytes received; they were discarded"""
+
+    code = "ERR_CHECKSUM_MISMATCH"
+
+
+class InvalidConcatenation(UploadError):
+    """the uploads cannot be concatenated"""
+
+    code = "ERR_INVALID_CONCAT"
+
+
+class PartialUnfinished(UploadError):
+    """a partial upload is not finished yet"""
+
+    code = "ERR_UPLOAD_NOT_FINISHED"
+
+
+class LockTimeout(UploadError):
+    """another request is using the upload; try again"""
+
+    code = "ERR_UPLOAD_LOCKED"
+
+
+class LockLost(UploadError):
+    """this request no longer holds the lock of the upload; nothing was changed"""
+
+    code = "ERR_LOCK_LOST"
+
+
+class UploadInterrupted(UploadError):
+    """another request took over the upload; the bytes received so far are kept"""
+
+    code = "ERR_UPLOAD_INTERRUPTED"
+
+
+class ReadTimeout(UploadError):
+    """the client sent too little for too long; the bytes received so far are kept"""
+
+    code = "ERR_READ_TIMEOUT"
+
+
+class ServerShutdown(UploadError):
+    """the server is shutting down; the bytes received so far are kept"""
+
+    code = "ERR_SERVER_SHUTDOWN"
+
+
+class ClientDisconnected(UploadError):
+    """the client closed the connection; the bytes received so far are kept"""
+
+    code = "ERR_CLIENT_DISCONNECTED"
+
+
+class StorageFull(UploadError):
+    """the storage is full; the bytes stored so far are kept"""
+
+    code = "ERR_STORAGE_FULL"
+
+
+class StorageUnavailable(UploadError):
+    """the storage cannot be used now"""
+
+    code = "ERR_STORAGE_UNAVAILABLE"
+
+
+class StorageBehind(UploadError):
+    """the storage holds fewer bytes than were committed"""
+
+    code = "ERR_STORAGE_BEHIND"
+
+    def __init__(self, stored: int) -> None:
+        super().__init__(f"the storage holds {stored} bytes")
+        self.stored = stored
+
+
+class StateUnavailable(UploadError):
+    """the records of the uploads cannot be used now"""
+
+    code = "ERR_STATE_UNAVAILABLE"
+
+
+class StateFull(StateUnavailable):
+    """there is no room for the records of the uploads"""
+
+    code = "ERR_STORAGE_FULL"

@@ -1,0 +1,140 @@
+"""Downloads of finished uploads: conditional requests, ranges and safe header fields (RFC 9110, 6266, 8187)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote
+
+from tusd_py.http.headers import InvalidHeader, format_date, parse_metadata
+from tusd_py.upload import Upload
+
+# Types that a browser shows without running anything; everything else is offered for saving.
+INLINE_TYPES = frozenset(
+    [
+        "text/plain",
+        *(f"image/{kind}" for kind in ("png", "jpeg", "gif", "bmp", "webp", "avif")),
+        *(f"audio/{kind}" for kind in ("wave", "wav", "x-wav", "x-pn-wav", "webm", "ogg", "mpeg", "mp4")),
+        *(f"video/{kind}" for kind in ("mp4", "webm", "ogg")),
+        "application/ogg",
+    ]
+)
+TYPE = re.compile(
+    r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:\s*;\s*[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*"
+)
+RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+UNSAFE_IN_NAME = re.compile(r'[\x00-\x1f\x7f"\\/]')
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The bytes from `start` up to but not including `end`, answered with this status."""
+
+    status: int
+    start: int = 0
+    end: int = 0
+
+
+def describe(upload: Upload) -> dict[str, str]:
+    """The header fields that describe the whole upload."""
+    metadata = _metadata(upload)
+    content_type = next((metadata[key] for key in ("filetype", "type", "contentType") if metadata.get(key)), "")
+    if not TYPE.fullmatch(content_type):
+        content_type = "application/octet-stream"
+    inline = content_type.partition(";")[0].strip().lower() in INLINE_TYPES
+    name = next((metadata[key] for key in ("filename", "name") if metadata.get(key)), "")
+    return {
+        "Content-Type": content_type,
+        "Content-Disposition": content_disposition("inline" if inline else "attachment", name),
+        "ETag": entity_tag(upload),
+        "Last-Modified": format_date(upload.completed_at or upload.created_at),
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+    }
+
+
+def _metadata(upload: Upload) -> dict[str, str]:
+    try:
+        pairs = parse_metadata(upload.metadata or "")
+    except InvalidHeader:  # it was accepted under larger limits
+        return {}
+    return {key: value.decode("utf-8", "replace") for key, value in pairs.items()}
+
+
+def entity_tag(upload: Upload) -> str:
+    """Finished uploads never change, and ids are never used for other bytes."""
+    return f'"{upload.id}-{upload.length}"'
+
+
+def content_disposition(kind: str, name: str) -> str:
+    name = UNSAFE_IN_NAME.sub("_", name)[:255]
+    if not name:
+        return kind
+    plain = name.encode("ascii", "replace").decode().replace("?", "_")
+    parameters = f'{kind}; filename="{plain}"'
+    return parameters if name.isascii() else f"{parameters}; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def select(upload: Upload, headers: Mapping[str, str]) -> Selection:
+    """Which bytes a GET gets (RFC 9110, sections 13.2.2 and 14.2)."""
+    length = upload.length or 0
+    precondition = _precondition(upload, headers)
+    if precondition:
+        return Selection(precondition)
+    if "range" in headers and _if_range_holds(upload, headers):
+        match = RANGE.fullmatch(headers["range"].strip())
+        if match and any(match.groups()):
+            return _range(match[1], match[2], length)
+    return Selection(200, 0, length)
+
+
+def _range(first: str, last: str, length: int) -> Selection:
+    if not first:  # the last so many bytes
+        start, end = max(0, length - int(last)), length
+    else:
+        start, end = int(first), min(length, int(last) + 1) if last else length
+        if last and int(last) < int(first):
+            return Selection(200, 0, length)
+    return Selection(206, start, end) if start < end else Selection(416)
+
+
+def _precondition(upload: Upload, headers: Mapping[str, str]) -> int | None:
+    """304 or 412 if a condition of the request is not met."""
+    tag = entity_tag(upload)
+    modified = int(upload.completed_at or upload.created_at)
+    if "if-match" in headers:
+        if not _lists_tag(headers["if-match"], tag):
+            return 412
+    elif "if-unmodified-since" in headers:
+        since = _seconds(headers["if-unmodified-since"])
+        if since is not None and modified > since:
+            return 412
+    if "if-none-match" in headers:
+        return 304 if _lists_tag(headers["if-none-match"], tag, weak=True) else None
+    if "if-modified-since" in headers:
+        since = _seconds(headers["if-modified-since"])
+        return 304 if since is not None and modified <= since else None
+    return None
+
+
+def _if_range_holds(upload: Upload, headers: Mapping[str, str]) -> bool:
+    condition = headers.get("if-range", "").strip()
+    if not condition:
+        return True
+    if condition.startswith(('"', "W/")):
+        return condition == entity_tag(upload)
+    return _seconds(condition) == int(upload.completed_at or upload.created_at)
+
+
+def _lists_tag(text: str, tag: str, *, weak: bool = False) -> bool:
+    tags = [item.strip() for item in text.split(",")]
+    return "*" in tags or tag in [item.removeprefix("W/") if weak else item for item in tags]
+
+
+def _seconds(date: str) -> int | None:
+    try:
+        return int(parsedate_to_datetime(date).timestamp())
+    except (ValueError, TypeError, OverflowError):
+        return None

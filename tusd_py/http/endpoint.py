@@ -1,0 +1,179 @@
+"""The ASGI application of one tus endpoint: routing, the format of answers and errors, one event per request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from starlette.types import Message, Receive, Scope, Send
+
+from tusd_py.errors import ClientDisconnected, OffsetMismatch, ReadTimeout, UploadError, UploadNotFound
+from tusd_py.events.base import EventBus, RequestFinished
+from tusd_py.http.body import RequestBody
+from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
+from tusd_py.http.headers import single_values
+from tusd_py.http.messages import Request, Response, declared_size, method_of
+from tusd_py.http.tus import VERSION, Endpoint, TusEndpoints
+from tusd_py.http.urls import UrlBuilder
+from tusd_py.storage.base import Buffer
+from tusd_py.upload import is_upload_id
+
+logger = logging.getLogger("tusd_py.http")
+
+COMMON_HEADERS = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
+IGNORED_BODY = 64 << 10  # bytes of a refused body that the server swallows on a connection it keeps
+LINGER = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
+REQUEST_ID_LENGTH = 64
+
+
+class TusEndpoint:
+    """Serves `/` (creation) and `/{id}` below wherever it is mounted."""
+
+    def __init__(
+        self,
+        endpoints: TusEndpoints,
+        events: EventBus,
+        urls: UrlBuilder,
+        *,
+        idle_timeout: float,
+        minimum_rate: float,
+    ) -> None:
+        self._endpoints = endpoints
+        self._events = events
+        self._urls = urls
+        self._idle_timeout = idle_timeout
+        self._minimum_rate = minimum_rate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        # A server may append trailers to the list later: headers are what is there now.
+        headers = single_values(list(scope["headers"]))
+        body = RequestBody(receive, 0, idle_timeout=self._idle_timeout, minimum_rate=self._minimum_rate)
+        request = Request(scope, "", body, headers)
+        status, code = 0, "ERR_CLIENT_DISCONNECTED"
+        try:
+            response = await self._respond(request)
+            if response is not None:
+                await self._send(request, response, send)
+                status, code = response.status, response.error_code
+        except (ClientDisconnected, ReadTimeout):
+            pass  # in the middle of a download: the server closes the connection of an unfinished answer
+        finally:
+            body.close()
+            await self._events.publish(
+                RequestFinished(
+                    method=method_of(scope, headers),
+                    path=scope["path"],
+                    status=status,
+                    seconds=time.monotonic() - started,
+                    error_code=code,
+                    upload_id=request.upload_id,
+                    bytes_received=body.bytes_received,
+                    offset_before=request.offset_before,
+                    offset_after=request.offset_after,
+                    client=self._urls.client(scope, headers),
+                    request_id=headers.get("x-request-id", "")[:REQUEST_ID_LENGTH],
+                )
+            )
+
+    async def _respond(self, request: Request) -> Response | None:
+        """The answer to a request; None if nobody is there to hear it."""
+        method = method_of(request.scope, request.headers)
+        try:
+            request.body.declared_size = declared_size(request.headers)
+            return await self._route(request, method)(request)
+        except ClientDisconnected:
+            return None
+        except UploadError as error:
+            if error.__cause__ is not None:
+                logger.error("%s: %s", error.code, error.message, exc_info=error)
+            return _refusal(request, answer_for(error), error)
+        except Exception:  # a bug: the client gets a plain answer, the log the traceback
+            logger.exception("a request failed")
+            return _refusal(request, TRY_LATER if method == "HEAD" else INTERNAL_ERROR)
+
+    async def _send(self, request: Request, response: Response, send: Send) -> None:
+        lingers = _leaves_much_unread(request)
+        if lingers:
+            response.headers["Connection"] = "close"
+        if response.stream is None and response.status != 204:
+            response.headers.setdefault("Content-Length", str(len(response.body)))
+        await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
+        if response.stream is not None:
+            await self._send_stream(request, response.stream, send)
+        elif lingers:
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+            await request.body.discard(LINGER)
+            response.body = b""
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _send_stream(self, request: Request, stream: AsyncIterator[Buffer], send: Send) -> None:
+        # Servers swallow what is sent to a client that has gone: only `receive` tells.
+        gone = asyncio.ensure_future(request.body.wait_for_disconnect())
+        try:
+            async for data in stream:
+                if gone.done():
+                    raise ClientDisconnected
+                async with asyncio.timeout(self._idle_timeout or None):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            raise ReadTimeout from None
+        finally:
+            gone.cancel()
+
+    def _route(self, request: Request, method: str) -> Endpoint:
+        scope = request.scope
+        path = scope["path"].removeprefix(scope.get("root_path", "")).strip("/")
+        if path and not is_upload_id(path):
+            raise UploadNotFound
+        request.upload_id = path
+        methods = self._endpoints.on_upload if path else self._endpoints.on_endpoint
+        if method not in methods:
+            raise MethodNotAllowed(list(methods))
+        return methods[method]
+
+
+class MethodNotAllowed(RequestRefused):
+    """the method is not one of this resource"""
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"the methods here are {', '.join(allowed)}")
+        self.allowed = allowed
+
+
+def _refusal(request: Request, answer: Answer, error: UploadError | None = None) -> Response:
+    content_type, body = render(answer, request.headers.get("accept", ""))
+    headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+    if isinstance(error, OffsetMismatch):
+        headers["Upload-Offset"] = str(error.offset)
+        request.offset_after = error.offset
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allowed)
+    if answer.status == 412:
+        headers["Tus-Version"] = VERSION
+    if answer.retry:
+        headers["Retry-After"] = RETRY_AFTER
+    if answer.close:
+        headers["Connection"] = "close"
+    return Response(answer.status, headers, body, error_code=answer.code)
+
+
+def with_common_headers(send: Send) -> Send:
+    """What every answer carries, errors and preflights included."""
+
+    async def send_with_common_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *COMMON_HEADERS]
+        await send(message)
+
+    return send_with_common_headers
+
+
+def _leaves_much_unread(request: Request) -> bool:
+    """Whether so much of the body may still come that closing the connection is cheaper than reading it."""
+    if request.body.ended or not request.has_body:
+        return False
+    size = request.body.declared_size
+    return size is None or size - request.body.bytes_received > IGNORED_BODY

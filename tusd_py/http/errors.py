@@ -1,0 +1,81 @@
+"""How errors look on the wire: one table from the errors of the domain to status codes, and their two formats."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from tusd_py import errors
+from tusd_py.http.headers import InvalidHeader
+
+RETRY_AFTER = "1"  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request is refused with."""
+
+    status: int
+    code: str
+    message: str
+    retry: bool = False  # the same request may succeed later
+    close: bool = False  # the connection cannot be used again
+
+
+class RequestRefused(errors.UploadError):
+    """A request that is refused for what it is, before any upload is looked at."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+# Error class: status, whether to try again, whether the connection is broken. The statuses of what ends an append
+# early are chosen for the clients: they retry 423 and 5xx, and take every other 4xx as final.
+STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
+    InvalidHeader: (400, False, False),
+    errors.UploadNotFound: (404, False, False),
+    errors.UploadGone: (410, False, False),
+    errors.OffsetMismatch: (409, False, False),
+    errors.SizeExceeded: (413, False, False),
+    errors.MaxSizeExceeded: (413, False, False),
+    errors.InvalidLength: (400, False, False),
+    errors.FinalUploadModified: (403, False, False),
+    errors.ChecksumMismatch: (460, False, False),
+    errors.InvalidConcatenation: (400, False, False),
+    errors.PartialUnfinished: (400, False, False),
+    errors.LockTimeout: (423, True, False),
+    errors.LockLost: (423, True, False),
+    errors.UploadInterrupted: (423, True, True),
+    errors.ReadTimeout: (503, True, True),
+    errors.ServerShutdown: (503, True, True),
+    errors.StorageFull: (507, True, False),
+    errors.StateFull: (507, True, False),
+    errors.StorageUnavailable: (500, True, False),
+    errors.StateUnavailable: (503, True, False),
+}
+REASONS = {460: "Checksum Mismatch"}
+
+
+def answer_for(error: errors.UploadError) -> Answer:
+    if isinstance(error, RequestRefused):
+        return Answer(error.status, error.code, error.message)
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            status, retry, close = STATUS[kind]
+            return Answer(status, error.code, error.message, retry, close)
+    return INTERNAL_ERROR
+
+
+INTERNAL_ERROR = Answer(500, "ERR_INTERNAL_SERVER_ERROR", "something went wrong in the server", retry=True)
+# Clients start a new upload at byte 0 when HEAD answers 5xx, so that nothing transient may look like that.
+TRY_LATER = Answer(423, "ERR_TRY_LATER", "the upload cannot be looked at now; try again", retry=True)
+
+
+def render(answer: Answer, accept: str) -> tuple[str, bytes]:
+    """Content type and body: problem details for who asks for JSON, else `CODE: sentence`."""
+    if "application/json" in accept or "application/problem+json" in accept:
+        problem = {"title": answer.message, "status": answer.status, "code": answer.code}
+        return "application/problem+json", json.dumps(problem).encode()
+    return "text/plain; charset=utf-8", f"{answer.code}: {answer.message}\n".encode()

@@ -1,0 +1,158 @@
+"""The URLs of uploads as the client sees them: behind proxies, below mounts, under a public name."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from starlette.types import Scope
+
+from tusd_py.http.headers import InvalidHeader
+from tusd_py.upload import is_upload_id
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
+FORWARDED_PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"([^"]*)"|([^";,\s]*))\s*')
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+class TrustedProxies:
+    """The peers whose word about the client is believed: addresses and networks, or `*` for every peer."""
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._all = "*" in entries
+        self._networks: list[Network] = [ipaddress.ip_network(entry, strict=False) for entry in entries if entry != "*"]
+
+    def trusts(self, address: str) -> bool:
+        if self._all:
+            return True
+        try:
+            ip = ipaddress.ip_address(address.strip("[]"))
+        except ValueError:
+            return False
+        return any(ip in network for network in self._networks)
+
+    def hops(self, peer: str, forwarded_for: Sequence[str]) -> int:
+        """How many entries of a forwarding header, from the right, were written by proxies that are trusted."""
+        if not self.trusts(peer):
+            return 0
+        count = 1
+        for address in reversed(forwarded_for):
+            if not self.trusts(_without_port(address)):
+                break
+            count += 1
+        return count
+
+
+class UrlBuilder:
+    """Builds and takes apart the URLs of one endpoint."""
+
+    def __init__(self, public_url: str | None, proxies: TrustedProxies) -> None:
+        self._public_url = public_url.rstrip("/") if public_url else None
+        self._proxies = proxies
+
+    def base(self, scope: Scope, headers: Mapping[str, str]) -> str:
+        """The absolute URL of the endpoint, without a slash at its end."""
+        server_prefix: str = scope.get("app_root_path", "")
+        mounted_at: str = scope.get("root_path", "").removeprefix(server_prefix)
+        if self._public_url is not None:
+            return self._public_url + mounted_at
+        forwarded = self._forwarded(scope, headers)
+        scheme = forwarded.get("proto", "").lower()
+        if scheme not in DEFAULT_PORTS:
+            scheme = scope.get("scheme", "http")
+        host = forwarded.get("host", "")
+        if not HOST.fullmatch(host):
+            host = _own_host(scope, headers)
+        host = host.removesuffix(DEFAULT_PORTS.get(scheme, "-"))
+        prefix = forwarded.get("prefix", "").rstrip("/")
+        if not PREFIX.fullmatch(prefix):
+            prefix = server_prefix
+        return f"{scheme}://{host}{prefix}{mounted_at}"
+
+    def client(self, scope: Scope, headers: Mapping[str, str]) -> str:
+        """The address of the client, as far as the proxies in between are believed."""
+        return self._forwarded(scope, headers).get("for") or _peer(scope)
+
+    def upload_id(self, url: str, base: str) -> str:
+        """The id in the URL of an upload of this endpoint: absolute, or a path, with or without a query.
+
+        Raises `InvalidHeader` if it is not one.
+        """
+        parts, endpoint = urlsplit(url), urlsplit(base)
+        if parts.netloc and _canonical_host(parts.netloc) != _canonical_host(endpoint.netloc):
+            raise InvalidHeader("Upload-Concat names an upload of another server", "ERR_INVALID_CONCAT")
+        folder, _, upload_id = parts.path.rpartition("/")
+        if (parts.scheme or "http") not in DEFAULT_PORTS or folder != endpoint.path or not is_upload_id(upload_id):
+            raise InvalidHeader("Upload-Concat names something that is not an upload", "ERR_INVALID_CONCAT")
+        return upload_id
+
+    def _forwarded(self, scope: Scope, headers: Mapping[str, str]) -> dict[str, str]:
+        """What trusted proxies say: for, proto, host, prefix. `Forwarded` (RFC 7239) wins over `X-Forwarded-*`."""
+        peer = _peer(scope)
+        if not self._proxies.trusts(peer):
+            return {}
+        if "forwarded" in headers:
+            elements = [_parse_forwarded(element) for element in headers["forwarded"].split(",")]
+            hops = self._proxies.hops(peer, [element.get("for", "") for element in elements])
+            said = dict(elements[-min(hops, len(elements))])
+            said["for"] = _without_port(said.get("for", ""))
+            return said
+        addresses = _list(headers.get("x-forwarded-for", ""))
+        hops = self._proxies.hops(peer, addresses)
+        said = {}
+        for name in ("for", "proto", "host", "prefix"):
+            values = _list(headers.get(f"x-forwarded-{name}", ""))
+            if values:
+                said[name] = values[-min(hops, len(values))]
+        port = _list(headers.get("x-forwarded-port", ""))
+        if "host" in said and ":" not in said["host"] and port:
+            said["host"] += f":{port[-min(hops, len(port))]}"
+        return said
+
+
+def _list(text: str) -> list[str]:
+    return [value.strip() for value in text.split(",") if value.strip()]
+
+
+def _parse_forwarded(element: str) -> dict[str, str]:
+    pairs = {}
+    for part in element.split(";"):
+        match = FORWARDED_PAIR.fullmatch(part)
+        if match:
+            name, quoted, plain = match.groups()
+            pairs[name.lower()] = quoted if quoted is not None else plain
+    return pairs
+
+
+def _without_port(address: str) -> str:
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0] if address.count(":") == 1 else address
+
+
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _own_host(scope: Scope, headers: Mapping[str, str]) -> str:
+    host = headers.get("host", "")
+    if HOST.fullmatch(host):
+        return host
+    server = scope.get("server")
+    if not server:
+        return "localhost"
+    name, port = server
+    name = f"[{name}]" if ":" in name else name
+    return f"{name}:{port}" if port else "localhost"
+
+
+def _canonical_host(netloc: str) -> str:
+    host = netloc.rpartition("@")[2].lower()
+    return host.removesuffix(":80").removesuffix(":443")

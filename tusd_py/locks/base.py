@@ -1,0 +1,51 @@
+"""The contract of a locker: who may write to an upload."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+
+class LockHolder(Protocol):
+    """What a locker tells the request that holds a lock. Both calls return at once; the holder acts on them."""
+
+    def release_requested(self) -> None:
+        """Another request wants to write: stop reading, commit what is there, release."""
+
+    def commit_requested(self) -> None:
+        """Another request wants to know the offset: commit what is there and go on."""
+
+
+class Lock(Protocol):
+    """A lock that is held. `token` is larger than that of every earlier holder of the same upload."""
+
+    @property
+    def upload_id(self) -> str: ...
+
+    @property
+    def token(self) -> int: ...
+
+    async def release(self) -> None:
+        """Let the next request in; calling it twice is fine."""
+
+
+class Locker(Protocol):
+    """Exclusive locks by upload id. A lock dies with the process that holds it."""
+
+    async def open(self) -> None:
+        """Make the locker ready; called once, before any other method."""
+
+    async def close(self) -> None:
+        """Let go of every resource."""
+
+    async def acquire(self, upload_id: str, holder: LockHolder, timeout: float) -> Lock:
+        """Take the lock within `timeout` seconds, asking its holder to release it meanwhile.
+
+        A timeout of zero tries once and disturbs nobody. Raises `LockTimeout`.
+        """
+
+    def request_commit(self, upload_id: str) -> AbstractAsyncContextManager[bool]:
+        """Ask the holder to commit what it has, for as long as the context lasts; False if nobody holds the lock."""
+
+    async def is_held(self, upload_id: str) -> bool:
+        """Whether anybody, in whatever process, holds the lock now."""

@@ -1,0 +1,37 @@
+"""The contract of a state store: where the records of uploads live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tusd_py.upload import Upload
+
+
+class StateStore(Protocol):
+    """Records by upload id. Every method may raise `StateUnavailable` or `StateFull`.
+
+    A change is fenced: it is made only if the caller's token is not older than the record's and the record is still
+    as the caller read it (same offset and status); otherwise `LockLost` is raised and nothing changes.
+    With `durable`, a change survives a power cut once the call returns; without, it survives the death of the process.
+    """
+
+    async def open(self) -> None:
+        """Make the store ready; called once, before any other method."""
+
+    async def close(self) -> None:
+        """Let go of every resource."""
+
+    async def create(self, upload: Upload, *, durable: bool = False) -> None:
+        """Add a record; raises `UploadExists` if there is one with this id."""
+
+    async def get(self, upload_id: str) -> Upload | None: ...
+
+    async def update(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
+        """Replace `before` by `after`; returns the record as stored, with `token` as its token."""
+
+    async def delete(self, upload_id: str, token: int) -> None:
+        """Remove a record; one that does not exist is fine."""
+
+    async def due(self, now: float, limit: int) -> Sequence[Upload]:
+        """Uploads the sweeper has to look at: past their expiry, or left in the middle of finishing or ending."""

@@ -1,0 +1,211 @@
+"""Records in one SQLite file (WAL), shared by every process of one host.
+
+Writes run in a thread of their own, which commits whatever has queued up in one transaction; one record is read
+in the event loop, because that takes less time than waking a thread (measured: 15 us against 160 us).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from tusd_py.errors import LockLost, StateFull, StateUnavailable, UploadError, UploadExists
+from tusd_py.upload import Concatenation, Status, Upload
+
+FIELDS = tuple(field.name for field in fields(Upload))
+VALUES = attrgetter(*FIELDS)
+PARTIAL_IDS = FIELDS.index("partial_ids")  # kept as one text, separated by spaces
+BUSY_TIMEOUT = 5.0  # seconds a write waits for another process's
+MOST_WRITES_IN_A_TRANSACTION = 256
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS uploads (
+    id TEXT PRIMARY KEY, created_at REAL NOT NULL, length INTEGER, offset INTEGER NOT NULL, status TEXT NOT NULL,
+    metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT, partial_ids TEXT NOT NULL,
+    expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL, token INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS uploads_finishing ON uploads (status) WHERE status = 'finishing';
+"""
+SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
+SELECT_ONE = f"{SELECT} WHERE id = ?"
+SELECT_DUE = (
+    f"{SELECT} WHERE expires_at <= ? UNION ALL "
+    f"{SELECT} WHERE status = 'finishing' AND (expires_at IS NULL OR expires_at > ?) LIMIT ?"
+)
+INSERT = f"INSERT INTO uploads ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
+UPDATE = (
+    f"UPDATE uploads SET {', '.join(f'{name} = ?' for name in FIELDS)} "
+    "WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
+)
+DELETE = "DELETE FROM uploads WHERE id = ? AND token <= ?"
+
+
+@dataclass(slots=True)
+class Job:
+    """Work for the writer thread and the future that waits for its result."""
+
+    work: Callable[[sqlite3.Connection], Any]
+    durable: bool
+    done: asyncio.Future[Any]
+    result: Any = None
+    error: UploadError | None = None
+
+
+class SQLiteState:
+    """The embedded state store."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._reader: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="tusd-py-state", daemon=True)
+        self._thread.start()
+        await self._submit(lambda connection: None)  # fails if the file cannot be opened
+        self._reader = await asyncio.to_thread(self._connect)
+
+    async def close(self) -> None:
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+        if self._reader is not None:
+            await asyncio.to_thread(self._reader.close)
+            self._reader = None
+
+    async def create(self, upload: Upload, *, durable: bool = False) -> None:
+        def insert(connection: sqlite3.Connection) -> None:
+            try:
+                connection.execute(INSERT, _row(upload))
+            except sqlite3.IntegrityError:
+                raise UploadExists from None
+
+        await self._submit(insert, durable)
+
+    async def get(self, upload_id: str) -> Upload | None:
+        try:
+            row = self._read_inline(upload_id)
+        except sqlite3.OperationalError:  # the file is busy (a recovery in another process) or broken: wait elsewhere
+            row = await self._submit(lambda connection: connection.execute(SELECT_ONE, (upload_id,)).fetchone())
+        return None if row is None else _upload(row)
+
+    def _read_inline(self, upload_id: str) -> Any:
+        assert self._reader is not None
+        return self._reader.execute(SELECT_ONE, (upload_id,)).fetchone()
+
+    async def update(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
+        stored = replace(after, token=token)
+
+        def change(connection: sqlite3.Connection) -> Upload:
+            condition = (before.id, token, before.offset, before.status)
+            if connection.execute(UPDATE, (*_row(stored), *condition)).rowcount == 0:
+                raise LockLost
+            return stored
+
+        result: Upload = await self._submit(change, durable)
+        return result
+
+    async def delete(self, upload_id: str, token: int) -> None:
+        await self._submit(lambda connection: connection.execute(DELETE, (upload_id, token)))
+
+    async def due(self, now: float, limit: int) -> Sequence[Upload]:
+        rows: list[Any] = await self._submit(
+            lambda connection: connection.execute(SELECT_DUE, (now, now, limit)).fetchall()
+        )
+        return [_upload(row) for row in rows]
+
+    def _submit(self, work: Callable[[sqlite3.Connection], Any], durable: bool = False) -> asyncio.Future[Any]:
+        job = Job(work, durable, self._loop.create_future())
+        self._jobs.put(job)
+        return job.done
+
+    # What follows runs in the writer thread.
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        return connection
+
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        while jobs := self._take():
+            try:
+                if connection is None:
+                    connection = self._connect()
+                    connection.executescript(SCHEMA)
+                _transact(connection, jobs)
+            except sqlite3.Error as error:
+                if connection is not None and connection.in_transaction:
+                    connection.rollback()
+                for job in jobs:
+                    job.result, job.error = None, _state_error(error)
+            self._loop.call_soon_threadsafe(_deliver, jobs)
+        if connection is not None:
+            connection.close()
+
+    def _take(self) -> list[Job]:
+        """The jobs that wait; an empty list at the end."""
+        jobs: list[Job] = []
+        job = self._jobs.get()
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == MOST_WRITES_IN_A_TRANSACTION or self._jobs.empty():
+                return jobs
+            job = self._jobs.get()
+        if jobs:
+            self._jobs.put(None)
+        return jobs
+
+
+def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+    # FULL syncs the log at the commit, NORMAL leaves that to the kernel; it can only be changed between transactions.
+    durable = any(job.durable for job in jobs)
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    connection.execute("BEGIN IMMEDIATE")
+    for job in jobs:
+        try:
+            job.result = job.work(connection)
+        except UploadError as error:  # this job's own; it changed nothing
+            job.error = error
+    connection.execute("COMMIT")
+
+
+def _deliver(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.done.cancelled():
+            continue
+        if job.error is not None:
+            job.done.set_exception(job.error)
+        else:
+            job.done.set_result(job.result)
+
+
+def _state_error(error: sqlite3.Error) -> UploadError:
+    full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+    failure = StateFull() if full else StateUnavailable()
+    failure.__cause__ = error
+    return failure
+
+
+def _row(upload: Upload) -> tuple[Any, ...]:
+    values = VALUES(upload)
+    return (*values[:PARTIAL_IDS], " ".join(upload.partial_ids), *values[PARTIAL_IDS + 1 :])
+
+
+def _upload(row: Sequence[Any]) -> Upload:
+    values = dict(zip(FIELDS, row, strict=True))
+    values["status"] = Status(values["status"])
+    values["concatenation"] = Concatenation(values["concatenation"])
+    values["partial_ids"] = tuple(values["partial_ids"].split())
+    return Upload(**values)

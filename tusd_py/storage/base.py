@@ -1,0 +1,75 @@
+"""The contract of a storage: where the bytes of uploads live."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from tusd_py.upload import Upload
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Observer: TypeAlias = Callable[[Buffer], object]
+
+
+class Writer(Protocol):
+    """Appends to one upload from a given offset on. Used by one lock holder, from one task."""
+
+    async def write(self, buffers: Sequence[Buffer]) -> None:
+        """Hand over the next bytes. Returns once the buffers before these are stored, so that at most two blocks of
+        an upload are in memory. Raises like `flush`, for earlier bytes; after an error no more bytes are taken, since
+        they would not follow the ones before them.
+        """
+
+    async def flush(self, *, sync: bool) -> int:
+        """Wait until every byte handed over is stored (with `sync`: survives a power cut); returns the offset reached.
+
+        Raises `StorageFull`, `StorageUnavailable`, `StorageBehind`; `stored` then tells how far it got.
+        """
+
+    @property
+    def stored(self) -> int:
+        """The offset up to which bytes are stored without a gap."""
+
+    async def discard(self, offset: int) -> None:
+        """Forget every byte from `offset` on."""
+
+    async def close(self) -> None: ...
+
+
+class Storage(Protocol):
+    """Bytes by upload. Methods raise `StorageFull` and `StorageUnavailable`."""
+
+    async def open(self) -> None:
+        """Make the storage ready; called once, before any other method."""
+
+    async def close(self) -> None:
+        """Let go of every resource."""
+
+    def writer(self, upload: Upload, token: int, observer: Observer | None = None) -> Writer:
+        """A writer that appends at the upload's committed offset; bytes beyond it are dropped.
+
+        The observer sees every byte in order, outside the event loop (a digest, for example).
+        """
+
+    async def stored(self, upload: Upload) -> int:
+        """How many contiguous bytes of the upload there are."""
+
+    async def complete(self, upload: Upload, *, sync: bool) -> None:
+        """Every byte was written: make the upload whole. May be called again after a failure."""
+
+    async def delete(self, upload: Upload) -> None:
+        """Remove every byte; nothing to remove is fine."""
+
+    def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
+        """The bytes from `start` up to but not including `end` of a complete upload."""
+
+
+@runtime_checkable
+class Concatenates(Protocol):
+    """A storage that can put uploads together."""
+
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> None:
+        """Make `final` of the bytes of the partials in this order; may be called again after a failure.
+
+        Raises `UploadNotFound` if the bytes of a partial are no longer there.
+        """

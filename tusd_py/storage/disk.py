@@ -1,0 +1,309 @@
+"""Bytes in files on a local disk, one file an upload, named by its id.
+
+Every call to the file system runs in threads of the storage's own. A file is made with the first bytes; nothing is
+allocated for what a client merely claims.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from tusd_py.errors import StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
+from tusd_py.storage.base import Buffer, Observer
+from tusd_py.upload import Upload
+
+T = TypeVar("T")
+
+THREADS = 8
+READ_SIZE = 1 << 20
+COPY_SIZE = 1 << 30  # bytes one copy_file_range is asked for
+MOST_BUFFERS = 1024  # IOV_MAX
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def _file_errors() -> Iterator[None]:
+    """Errors of the operating system as errors of an upload."""
+    try:
+        yield
+    except OSError as error:
+        raise (StorageFull() if error.errno in NO_ROOM else StorageUnavailable()) from error
+
+
+class DiskStorage:
+    """Files under one directory, in folders by day of creation if `date_folders` is set."""
+
+    def __init__(self, directory: Path, *, date_folders: bool = False) -> None:
+        self._directory = directory
+        self._date_folders = date_folders
+
+    async def open(self) -> None:
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="tusd-py-disk")
+        await self.run(self._check_directory)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._executor.shutdown)
+
+    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run blocking work in the threads of this storage."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def path(self, upload: Upload) -> Path:
+        """The file of an upload, below the directory whatever its id."""
+        folder = self._directory
+        if self._date_folders:
+            folder = folder / time.strftime("%Y/%m/%d", time.gmtime(upload.created_at))
+        path = folder / upload.id
+        if path.parent != folder or upload.id.startswith("."):
+            raise UploadNotFound
+        return path
+
+    def writer(self, upload: Upload, token: int, observer: Observer | None = None) -> DiskWriter:
+        # The token is not needed: a lock of this host dies with its process, which then cannot write either.
+        return DiskWriter(self, self.path(upload), upload.offset, observer)
+
+    async def stored(self, upload: Upload) -> int:
+        path = self.path(upload)
+
+        def size() -> int:
+            with _file_errors():
+                try:
+                    return path.stat().st_size
+                except FileNotFoundError:
+                    return 0
+
+        return await self.run(size)
+
+    async def complete(self, upload: Upload, *, sync: bool) -> None:
+        path = self.path(upload)
+        length = upload.offset
+
+        def finish() -> None:
+            with _file_errors(), _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
+                size = os.fstat(descriptor).st_size
+                if size < length:
+                    raise StorageBehind(size)
+                if size > length:
+                    os.ftruncate(descriptor, length)
+                if sync:
+                    os.fsync(descriptor)
+                    self.sync_folders(path)
+
+        await self.run(finish)
+
+    async def delete(self, upload: Upload) -> None:
+        path = self.path(upload)
+
+        def remove() -> None:
+            with _file_errors():
+                path.unlink(missing_ok=True)
+
+        await self.run(remove)
+
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> None:
+        path = self.path(final)
+        sources = [(self.path(partial), partial.offset) for partial in partials]
+
+        def copy() -> None:
+            with _file_errors(), _opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as target:
+                for source, length in sources:
+                    _append_file(target, source, length)
+                if sync:
+                    os.fsync(target)
+                    self.sync_folders(path)
+
+        await self.run(copy)
+
+    async def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
+        path = self.path(upload)
+
+        def open_file() -> int:
+            with _file_errors():
+                try:
+                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    raise UploadNotFound from None
+
+        descriptor = await self.run(open_file)
+        try:
+            position = start
+            while position < end:
+                data = await self.run(lambda at=position: os.pread(descriptor, min(READ_SIZE, end - at), at))  # type: ignore[misc]
+                if not data:
+                    raise StorageUnavailable("the stored file is shorter than the upload")
+                position += len(data)
+                yield data
+        finally:
+            self._executor.submit(os.close, descriptor)
+
+    def _check_directory(self) -> None:
+        with _file_errors():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "not writable", str(self._directory))
+
+    def sync_folders(self, path: Path) -> None:
+        """Make the name of a file survive a power cut; call it in a thread."""
+        for folder in _folders(path, self._directory):
+            with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+                os.fsync(descriptor)
+
+
+class DiskWriter:
+    """Writes at explicit offsets; one block is written while the next one fills."""
+
+    def __init__(self, storage: DiskStorage, path: Path, offset: int, observer: Observer | None) -> None:
+        self._storage = storage
+        self._path = path
+        self._start = offset
+        self._observer = observer
+        self._descriptor = -1
+        self._pending: asyncio.Future[None] | None = None
+        self._failure: UploadError | None = None
+        self.stored = offset
+
+    async def write(self, buffers: Sequence[Buffer]) -> None:
+        await self._settle()
+        if self._failure is not None:
+            raise self._failure
+        self._pending = self._storage.run(lambda: self._write(buffers))
+
+    async def flush(self, *, sync: bool) -> int:
+        await self._settle()
+        if self._failure is not None:
+            raise self._failure
+        if sync and self._descriptor >= 0:
+            await self._storage.run(self._sync)
+        return self.stored
+
+    async def discard(self, offset: int) -> None:
+        await self._settle()
+        if self._descriptor >= 0:
+            await self._storage.run(lambda: self._truncate(offset))
+        self.stored = offset
+
+    async def close(self) -> None:
+        await self._settle()
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            await self._storage.run(lambda: os.close(descriptor))
+
+    async def _settle(self) -> None:
+        """Wait for the write under way. A cancelled request does so too: its lock is released after its last write."""
+        if self._pending is not None:
+            await asyncio.wait((self._pending,))
+            pending, self._pending = self._pending, None
+            error = pending.exception()
+            if isinstance(error, UploadError):
+                self._failure = error
+            elif error is not None:
+                raise error
+
+    # What follows runs in a thread of the storage, one call at a time.
+
+    def _write(self, buffers: Sequence[Buffer]) -> None:
+        with _file_errors():
+            if self._descriptor < 0:
+                self._open()
+            if self._observer is not None:
+                for buffer in buffers:
+                    self._observer(buffer)
+            for first in range(0, len(buffers), MOST_BUFFERS):
+                self._write_all(list(buffers[first : first + MOST_BUFFERS]))
+
+    def _write_all(self, buffers: list[Buffer]) -> None:
+        while buffers:
+            written = os.pwritev(self._descriptor, buffers, self.stored)
+            self.stored += written
+            while buffers and written >= len(buffers[0]):
+                written -= len(buffers[0])
+                del buffers[0]
+            if written:
+                buffers[0] = memoryview(buffers[0])[written:]
+
+    def _open(self) -> None:
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        except FileNotFoundError:  # the first upload of a day
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        size = os.fstat(descriptor).st_size
+        if size < self._start:
+            os.close(descriptor)
+            raise StorageBehind(size)
+        if size > self._start:  # bytes that were never committed
+            os.ftruncate(descriptor, self._start)
+        self._descriptor = descriptor
+
+    def _sync(self) -> None:
+        with _file_errors():
+            os.fdatasync(self._descriptor)
+            if self._start == 0:  # this writer may have made the file
+                self._storage.sync_folders(self._path)
+
+    def _truncate(self, offset: int) -> None:
+        with _file_errors():
+            os.ftruncate(self._descriptor, offset)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    if flags & os.O_CREAT:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o664)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _folders(path: Path, top: Path) -> list[Path]:
+    """The folders from the one that holds `path` up to and including `top`."""
+    folders = [path.parent]
+    while folders[-1] != top:
+        folders.append(folders[-1].parent)
+    return folders
+
+
+def _append_file(target: int, source: Path, length: int) -> None:
+    """Append the first `length` bytes of a file, in the kernel where it can."""
+    if length == 0:
+        return
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UploadNotFound("a partial upload is no longer there") from None
+    try:
+        copied = _copy_in_kernel(descriptor, target, length)
+        while copied < length:
+            data = os.pread(descriptor, min(READ_SIZE, length - copied), copied)
+            if not data:
+                raise StorageUnavailable("a partial upload is shorter than its record says")
+            copied += os.write(target, data)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_in_kernel(source: int, target: int, length: int) -> int:
+    """Copy by copy_file_range (a reflink on file systems that have it); returns how far that went."""
+    copied = 0
+    if not hasattr(os, "copy_file_range"):
+        return copied
+    try:
+        while copied < length:
+            count = os.copy_file_range(source, target, min(COPY_SIZE, length - copied), copied)
+            if count == 0:
+                break
+            copied += count
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+    return copied

@@ -1,0 +1,102 @@
+"""The record of one upload, its status and its id."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class Status(StrEnum):
+    """`active -> finishing -> complete`, with `terminated` and `expired` as ends.
+
+    `finishing` is durable: every byte is stored, but completion has not succeeded yet and will be tried again.
+    """
+
+    ACTIVE = "active"
+    FINISHING = "finishing"
+    COMPLETE = "complete"
+    TERMINATED = "terminated"
+    EXPIRED = "expired"
+
+
+class Concatenation(StrEnum):
+    """The role of an upload in the concatenation extension."""
+
+    NONE = ""
+    PARTIAL = "partial"
+    FINAL = "final"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What the state store knows of an upload. Times are seconds since the epoch, sizes are bytes."""
+
+    id: str
+    created_at: float
+    length: int | None = None  # None: deferred
+    offset: int = 0  # committed: storage holds at least these bytes
+    status: Status = Status.ACTIVE
+    metadata: str | None = None  # Upload-Metadata byte for byte as the client sent it
+    concatenation: Concatenation = Concatenation.NONE
+    concat_header: str | None = None  # Upload-Concat as the client sent it
+    partial_ids: tuple[str, ...] = ()
+    expires_at: float | None = None  # None: never
+    completed_at: float | None = None
+    checkpoint: int = 0  # commits made because a reader asked the lock holder for one
+    token: int = 0  # fencing token of the last lock holder that changed the record
+
+    @property
+    def is_final(self) -> bool:
+        return self.concatenation is Concatenation.FINAL
+
+    @property
+    def is_partial(self) -> bool:
+        return self.concatenation is Concatenation.PARTIAL
+
+    @property
+    def is_complete(self) -> bool:
+        return self.status is Status.COMPLETE
+
+    @property
+    def has_all_bytes(self) -> bool:
+        return self.length is not None and self.offset == self.length
+
+    def has_ended(self, now: float) -> bool:
+        """True for an upload that no client may use any more.
+
+        A finished upload never expires; a complete partial one is not finished before it is part of a final one.
+        """
+        if self.status in (Status.TERMINATED, Status.EXPIRED):
+            return True
+        can_expire = self.status is Status.ACTIVE or (self.is_complete and self.is_partial)
+        return can_expire and self.expires_at is not None and self.expires_at <= now
+
+    def at(self, offset: int) -> Upload:
+        return replace(self, offset=offset)
+
+
+def new_upload_id() -> str:
+    """128 random bits."""
+    return secrets.token_hex(16)
+
+
+def final_upload_id(partial_ids: Sequence[str], metadata: str | None) -> str:
+    """The id of the final upload that these partial uploads make with this metadata.
+
+    A client whose connection broke sends the same request again: the same id leads it to the same upload. It is as
+    hard to guess as the ids it is made of.
+    """
+    digest = hashlib.sha256()
+    for part in (*partial_ids, "", metadata or ""):
+        digest.update(part.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()[:32]
+
+
+def is_upload_id(text: str) -> bool:
+    return UPLOAD_ID.fullmatch(text) is not None

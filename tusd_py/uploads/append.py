@@ -1,0 +1,229 @@
+"""One append: bytes from a request into the storage, committed as they become safe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from tusd_py.errors import (
+    ChecksumMismatch,
+    MaxSizeExceeded,
+    OffsetMismatch,
+    SizeExceeded,
+    StorageBehind,
+    UploadError,
+    UploadInterrupted,
+)
+from tusd_py.storage.base import Buffer, Writer
+from tusd_py.upload import Upload
+from tusd_py.uploads.budget import ByteBudget
+from tusd_py.uploads.checksum import Verification
+from tusd_py.uploads.policy import Policy
+from tusd_py.uploads.source import Source
+
+SILENT = 1.0  # seconds without a byte after which a reader's question ends the append
+
+Commit = Callable[[Upload, Upload], Awaitable[Upload]]
+
+
+class Append:
+    """Moves the bytes of one source to the end of one upload, while the caller holds its lock.
+
+    It is the lock's holder: it ends early when another request wants to write, and commits when one asks for the
+    offset. Bytes that a checksum was announced for are committed after they were verified, or not at all.
+    """
+
+    def __init__(
+        self,
+        upload: Upload,
+        source: Source,
+        writer: Writer,
+        budget: ByteBudget,
+        policy: Policy,
+        commit: Commit,
+        *,
+        sync: bool,
+        verification: Verification | None,
+    ) -> None:
+        self.upload = upload  # as it is to be
+        self._stored_record = upload  # as the state store has it
+        self._source = source
+        self._writer = writer
+        self._budget = budget
+        self._policy = policy
+        self._commit_record = commit
+        self._sync = sync
+        self._verification = verification
+        self._limit = _limit(upload, policy)
+        self._position = upload.offset  # where the next byte received goes
+        self._block: list[Buffer] = []
+        self._block_size = 0
+        self._writing_size = 0  # bytes the writer holds
+        self._commit_timer: asyncio.TimerHandle | None = None
+        self._commit_due = False
+        self._commit_requested = False
+        self._bytes_at_commit = upload.offset
+
+    # The holder of the lock.
+
+    def release_requested(self) -> None:
+        self._source.interrupt(UploadInterrupted())
+
+    def commit_requested(self) -> None:
+        if self._source.silent_for() >= SILENT:
+            self._source.interrupt(UploadInterrupted())
+            return
+        self._commit_requested = True
+        self._source.wake()
+
+    def interrupt(self, reason: UploadError) -> None:
+        self._source.interrupt(reason)
+
+    # The work.
+
+    async def run(self, stored_record: Upload) -> Upload:
+        """Append until the source ends; returns the upload as committed.
+
+        Whatever ends it early is raised after the bytes that had arrived are stored and committed.
+        """
+        self._stored_record = stored_record
+        self._budget.writers += 1
+        try:
+            try:
+                await self._receive()
+                return await (self._commit() if self._verification is None else self._verify())
+            except StorageBehind:
+                raise
+            except UploadError:
+                await self._keep()
+                raise
+        except StorageBehind as error:
+            await self._go_back(error.stored)
+            raise OffsetMismatch(error.stored) from error
+        finally:
+            self._budget.writers -= 1
+            await self._close()
+
+    async def _receive(self) -> None:
+        while (data := await self._source.read()) is not None:
+            if data:
+                await self._take(data)
+            if self._commit_requested or self._commit_due:
+                await self._commit()
+
+    async def _take(self, data: Buffer) -> None:
+        room = self._limit - self._position
+        excess = len(data) > room
+        if excess:
+            data = data[:room]
+        if data:
+            await self._gather(data)
+        if excess:
+            raise SizeExceeded if self.upload.length is not None else MaxSizeExceeded
+
+    async def _gather(self, data: Buffer) -> None:
+        if not self._budget.try_reserve(len(data)):
+            await self._write_block()
+            await self._drain_writer()
+            await self._budget.reserve(len(data))
+        if self._commit_timer is None:
+            loop = asyncio.get_running_loop()
+            self._commit_timer = loop.call_later(self._policy.commit_interval, self._commit_interval_passed)
+        self._block.append(data)
+        self._block_size += len(data)
+        self._position += len(data)
+        if self._block_size >= self._budget.block_size():
+            await self._write_block()
+            if self._position - self._bytes_at_commit >= self._policy.commit_bytes:
+                self._commit_due = True
+
+    def _commit_interval_passed(self) -> None:
+        self._commit_due = True
+        self._source.wake()
+
+    async def _write_block(self) -> None:
+        if self._block:
+            block, size = self._block, self._block_size
+            self._block, self._block_size = [], 0
+            try:
+                await self._writer.write(block)
+            finally:
+                self._budget.release(self._writing_size)
+                self._writing_size = size
+
+    async def _drain_writer(self, *, sync: bool = False) -> None:
+        try:
+            await self._writer.flush(sync=sync)
+        finally:
+            self._budget.release(self._writing_size)
+            self._writing_size = 0
+
+    async def _commit(self) -> Upload:
+        """Make what has arrived part of the upload; with a checksum only the request for a commit is answered."""
+        requested, self._commit_requested = self._commit_requested, False
+        self._commit_due = False
+        if self._commit_timer is not None:
+            self._commit_timer.cancel()
+            self._commit_timer = None
+        await self._write_block()
+        await self._drain_writer(sync=self._sync and self._verification is None)
+        if self._verification is None:
+            self.upload = self.upload.at(self._writer.stored)
+        self._bytes_at_commit = self._position
+        return await self._commit_upload(requested)
+
+    async def _commit_upload(self, requested: bool = False) -> Upload:
+        if requested:
+            self.upload = replace(self.upload, checkpoint=self._stored_record.checkpoint + 1)
+        self.upload = self._stored_record = await self._commit_record(self._stored_record, self.upload)
+        return self.upload
+
+    async def _verify(self) -> Upload:
+        await self._write_block()
+        await self._drain_writer()
+        assert self._verification is not None
+        if not self._verification.matches():
+            raise ChecksumMismatch
+        self._verification = None
+        return await self._commit()
+
+    async def _keep(self) -> None:
+        """After a failure: commit what had arrived before it; with a checksum, none of it."""
+        if self._verification is not None:
+            await self._writer.discard(self._stored_record.offset)
+            if self._commit_requested:
+                await self._commit_upload(True)
+            return
+        try:
+            await self._write_block()
+            await self._drain_writer(sync=self._sync)
+        except StorageBehind:
+            raise
+        except UploadError:  # the storage is what fails; `stored` says how far it got
+            if self._sync:
+                return  # and what is not synced does not count
+        self.upload = self.upload.at(self._writer.stored)
+        await self._commit_upload(self._commit_requested)
+
+    async def _go_back(self, stored: int) -> None:
+        """The storage lost bytes (a power cut): the offset goes back to what is really there."""
+        self.upload = replace(self._stored_record, offset=stored)
+        await self._commit_upload()
+
+    async def _close(self) -> None:
+        if self._commit_timer is not None:
+            self._commit_timer.cancel()
+        try:
+            await self._writer.close()
+        finally:
+            self._budget.release(self._writing_size + self._block_size)
+            self._writing_size = self._block_size = 0
+            self._block = []
+
+
+def _limit(upload: Upload, policy: Policy) -> int:
+    """The largest offset this append may reach."""
+    if upload.length is not None:
+        return upload.length
+    return policy.max_size if policy.max_size is not None else (1 << 63) - 1

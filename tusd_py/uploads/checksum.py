@@ -1,0 +1,53 @@
+"""Checksum algorithms and their verification while bytes arrive (tus 1.0.0, Checksum)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import zlib
+from collections.abc import Callable
+from typing import Protocol
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Digest(Protocol):
+    def update(self, data: Bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
+class CRC32:
+    """CRC-32 as four bytes, most significant first."""
+
+    digest_size = 4
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: Bytes, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4)
+
+
+ALGORITHMS: dict[str, Callable[[], Digest]] = {
+    "sha1": lambda: hashlib.sha1(usedforsecurity=False),
+    "sha256": hashlib.sha256,
+    "sha512": hashlib.sha512,
+    "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "crc32": CRC32,
+}
+
+
+class Verification:
+    """The digest of a request's bytes beside the one that its client announced."""
+
+    def __init__(self, algorithm: str, expected: bytes) -> None:
+        self._digest = ALGORITHMS[algorithm]()
+        self._expected = expected
+        self.update = self._digest.update
+
+    def matches(self) -> bool:
+        return hmac.compare_digest(self._digest.digest(), self._expected)

@@ -1,0 +1,50 @@
+"""The sweeper: removes what has expired, and drives on what a crash left in the middle of finishing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from tusd_py.errors import UploadError
+from tusd_py.upload import Upload
+from tusd_py.uploads.service import UploadService
+
+logger = logging.getLogger("tusd_py.sweeper")
+
+BATCH = 100
+
+
+async def due_uploads(service: UploadService, now: float) -> AsyncIterator[Upload]:
+    """What a sweep would look at now, without touching it."""
+    for upload in await service.state.due(now, 1 << 31):
+        if upload.has_ended(now):
+            yield upload
+
+
+async def sweep(service: UploadService) -> int:
+    """Look once at everything that is due; returns how many uploads were dealt with."""
+    swept = 0
+    seen: set[str] = set()
+    while True:
+        # What could not be dealt with (it is being written to) stays due: stop when a batch holds nothing new.
+        batch = [upload for upload in await service.state.due(time.time(), BATCH + len(seen)) if upload.id not in seen]
+        if not batch:
+            return swept
+        for upload in batch:
+            seen.add(upload.id)
+            try:
+                swept += await service.sweep(upload)
+            except UploadError as error:
+                logger.warning("upload %s could not be swept: %s", upload.id, error.message)
+
+
+async def sweep_forever(service: UploadService, interval: float) -> None:
+    """Sweep at once, then every `interval` seconds."""
+    while True:
+        try:
+            await sweep(service)
+        except Exception:  # the records are out of reach, say: the next round may do better, and must come
+            logger.exception("the sweep failed")
+        await asyncio.sleep(interval)

@@ -1,0 +1,29 @@
+"""What the operator decided about uploads, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Durability(StrEnum):
+    """When bytes are synced to the device (docs/configuration.md)."""
+
+    COMPLETE = "complete"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Sizes are bytes, times are seconds; zero switches a limit of time off."""
+
+    max_size: int | None = None
+    expires_after: float = 0
+    durability: Durability = Durability.COMPLETE
+    lock_timeout: float = 10
+    commit_bytes: int = 16 << 20  # a running append commits at least this often
+    commit_interval: float = 1
+    partial_grace: float = 3600  # concatenated partial uploads live this long
+    gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
+    concatenation_unfinished: bool = False

@@ -1,0 +1,469 @@
+"""The verbs of the domain: create, inspect, append, terminate, concatenate, finish, expire."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+from tusd_py.errors import (
+    FinalUploadModified,
+    InvalidConcatenation,
+    InvalidLength,
+    LockTimeout,
+    MaxSizeExceeded,
+    OffsetMismatch,
+    PartialUnfinished,
+    ServerShutdown,
+    SizeExceeded,
+    StorageBehind,
+    UploadError,
+    UploadExists,
+    UploadGone,
+    UploadNotFound,
+)
+from tusd_py.events.base import (
+    AppendEnded,
+    AppendStarted,
+    EventBus,
+    LockWaited,
+    UploadCreated,
+    UploadExpired,
+    UploadFinished,
+    UploadProgressed,
+    UploadTerminated,
+)
+from tusd_py.locks.base import Lock, Locker, LockHolder
+from tusd_py.state.base import StateStore
+from tusd_py.storage.base import Concatenates, Storage
+from tusd_py.upload import Concatenation, Status, Upload, final_upload_id, new_upload_id
+from tusd_py.uploads.append import Append
+from tusd_py.uploads.budget import ByteBudget
+from tusd_py.uploads.checksum import Verification
+from tusd_py.uploads.policy import Durability, Policy
+from tusd_py.uploads.source import Source
+
+INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
+INSPECT_POLL = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """What a client asks to create; sizes are bytes."""
+
+    length: int | None
+    metadata: str | None = None
+    concatenation: Concatenation = Concatenation.NONE
+    concat_header: str | None = None
+    partial_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What a client asks to append at `offset`; `length` declares that of a deferred upload."""
+
+    offset: int
+    source: Source
+    length: int | None = None
+    verification: Verification | None = None
+
+
+class Undisturbed:
+    """The holder of a lock that is held for a short piece of work, which nobody can shorten."""
+
+    def release_requested(self) -> None: ...
+
+    def commit_requested(self) -> None: ...
+
+
+class UploadService:
+    """Everything that can be done with uploads, on whatever state store, locker and storage."""
+
+    def __init__(
+        self,
+        state: StateStore,
+        locker: Locker,
+        storage: Storage,
+        events: EventBus,
+        budget: ByteBudget,
+        policy: Policy,
+    ) -> None:
+        self.state = state
+        self.locker = locker
+        self.storage = storage
+        self.events = events
+        self.budget = budget
+        self.policy = policy
+        self._appends: set[Append] = set()
+        self._no_appends = asyncio.Event()
+        self._draining = False
+
+    @property
+    def can_concatenate(self) -> bool:
+        return isinstance(self.storage, Concatenates)
+
+    # Creating.
+
+    async def create(self, new: NewUpload) -> Upload:
+        """A new upload, complete at once if its length is zero."""
+        self._check_size(new.length)
+        now = time.time()
+        upload = Upload(
+            id=new_upload_id(),
+            created_at=now,
+            length=new.length,
+            status=Status.FINISHING if new.length == 0 else Status.ACTIVE,
+            metadata=new.metadata,
+            concatenation=new.concatenation,
+            concat_header=new.concat_header,
+            expires_at=self._expiry(now),
+        )
+        await self.state.create(upload)
+        await self.events.publish(UploadCreated(upload))
+        if upload.status is Status.FINISHING:
+            upload = await self._finish(upload, token=0)
+        return upload
+
+    def _check_size(self, length: int | None) -> None:
+        if length is not None and self.policy.max_size is not None and length > self.policy.max_size:
+            raise MaxSizeExceeded(f"uploads may have at most {self.policy.max_size} bytes")
+
+    def _expiry(self, now: float) -> float | None:
+        return now + self.policy.expires_after if self.policy.expires_after else None
+
+    # Looking.
+
+    async def get(self, upload_id: str) -> Upload:
+        """The record as committed; raises `UploadNotFound` or `UploadGone`."""
+        upload = await self.state.get(upload_id)
+        if upload is None:
+            raise UploadNotFound
+        if upload.has_ended(time.time()):
+            raise UploadGone if self.policy.gone_for else UploadNotFound
+        return upload
+
+    async def inspect(self, upload_id: str) -> Upload:
+        """The upload with the offset that the next append needs, within two seconds.
+
+        A running append is asked to commit what it has. Raises `LockTimeout` while completion is under way.
+        """
+        upload = await self.get(upload_id)
+        if upload.is_complete:
+            return upload
+        async with self.locker.request_commit(upload_id) as held:
+            if held:
+                upload = await self._wait_for_checkpoint(upload)
+        if upload.status is Status.FINISHING:
+            return await self._drive(upload_id)
+        if not held and await self.storage.stored(upload) < upload.offset:
+            return await self._drive(upload_id)
+        return upload
+
+    async def _wait_for_checkpoint(self, before: Upload) -> Upload:
+        deadline = time.monotonic() + INSPECT_PATIENCE
+        while True:
+            held = await self.locker.is_held(before.id)
+            upload = await self.get(before.id)
+            answered = upload.checkpoint > before.checkpoint or upload.is_complete
+            if answered or not held or time.monotonic() >= deadline:
+                return upload
+            await asyncio.sleep(INSPECT_POLL)
+
+    async def _drive(self, upload_id: str) -> Upload:
+        """Under the lock: finish what was left unfinished, and go back to what storage really holds."""
+        async with self._locked(upload_id, Undisturbed(), INSPECT_PATIENCE) as lock:
+            return await self._recover(await self.get(upload_id), lock.token)
+
+    async def _recover(self, upload: Upload, token: int) -> Upload:
+        if upload.status is Status.FINISHING:
+            return await self._finish(upload, token)
+        if upload.status is Status.ACTIVE and not upload.is_final:
+            stored = await self.storage.stored(upload)
+            if stored < upload.offset:
+                return await self.state.update(upload, upload.at(stored), token)
+        return upload
+
+    # Appending.
+
+    async def append(self, upload_id: str, addition: Addition) -> Upload:
+        """Append what the source gives; returns the upload as committed.
+
+        Raises what ended the append early, after committing what had arrived (`Source.read`, `Writer.flush`), or
+        `OffsetMismatch`, `SizeExceeded`, `MaxSizeExceeded`, `InvalidLength`, `ChecksumMismatch`,
+        `FinalUploadModified`, `LockTimeout`, `UploadNotFound`, `UploadGone`.
+        """
+        upload = await self.get(upload_id)
+        if upload.is_complete or upload.is_final:  # nothing to lock: it cannot change any more
+            return _check_addition(upload, addition, self.policy)
+        self._refuse_when_draining()
+        holder = _Relay()
+        async with self._locked(upload_id, holder, self.policy.lock_timeout) as lock:
+            record = await self.get(upload_id)
+            if record.status is Status.FINISHING:
+                record = await self._finish(record, lock.token)
+            upload = _check_addition(record, addition, self.policy)
+            if record.is_complete:
+                return record
+            self._refuse_when_draining()
+            append = self._new_append(upload, addition, lock)
+            holder.target = append
+            self._appends.add(append)
+            await self.events.publish(AppendStarted(upload))
+            try:
+                await append.run(record)
+            finally:
+                self._appends.discard(append)
+                if not self._appends:
+                    self._no_appends.set()
+                await self.events.publish(AppendEnded(append.upload))
+                if append.upload.status is Status.FINISHING:  # also when more bytes came than the length allows
+                    append.upload = await self._finish(append.upload, lock.token)
+            return append.upload
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise ServerShutdown
+
+    def _new_append(self, upload: Upload, addition: Addition, lock: Lock) -> Append:
+        sync = self.policy.durability is Durability.ALWAYS or (
+            self.policy.durability is Durability.COMPLETE and upload.length is None
+        )
+        verification = addition.verification
+        observer = verification.update if verification is not None else None
+
+        async def commit(before: Upload, after: Upload) -> Upload:
+            now = time.time()
+            status = Status.FINISHING if after.has_all_bytes else after.status
+            after = replace(after, status=status, expires_at=self._expiry(now))
+            if after == before:
+                return before
+            stored = await self.state.update(before, after, lock.token, durable=sync)
+            await self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
+            return stored
+
+        return Append(
+            upload,
+            addition.source,
+            self.storage.writer(upload, lock.token, observer),
+            self.budget,
+            self.policy,
+            commit,
+            sync=sync,
+            verification=verification,
+        )
+
+    # Finishing.
+
+    async def _finish(self, upload: Upload, token: int) -> Upload:
+        """All bytes are stored: make the upload complete. Left in `finishing` if that fails."""
+        sync = self.policy.durability is not Durability.NEVER
+        try:
+            if upload.is_final:
+                await self._assemble(upload, sync=sync)
+            else:
+                await self.storage.complete(upload, sync=sync)
+        except StorageBehind as error:
+            back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self._expiry(time.time()))
+            await self.state.update(upload, back, token)
+            raise OffsetMismatch(error.stored) from error
+        now = time.time()
+        complete = replace(
+            upload,
+            status=Status.COMPLETE,
+            completed_at=now,
+            expires_at=self._expiry(now) if upload.is_partial else None,
+        )
+        complete = await self.state.update(upload, complete, token, durable=sync)
+        await self.events.publish(UploadFinished(complete))
+        return complete
+
+    # Concatenating.
+
+    async def concatenate(self, new: NewUpload) -> Upload:
+        """A final upload made of complete partial ones. The same request again gives the same upload again.
+
+        Raises `UploadNotFound`, `InvalidConcatenation`, `PartialUnfinished`, `MaxSizeExceeded`.
+        """
+        upload_id = final_upload_id(new.partial_ids, new.metadata)
+        async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout) as lock:
+            existing = await self.state.get(upload_id)
+            if existing is not None and not existing.has_ended(time.time()):
+                return await self._recover(existing, lock.token)
+            partials = await self._partials(new.partial_ids)
+            if existing is not None:
+                await self.state.delete(upload_id, lock.token)
+            upload = await self._create_final(upload_id, new, partials)
+            try:
+                return await self._finish(upload, lock.token)
+            except UploadNotFound:  # a partial went away meanwhile
+                await self._remove(upload, lock.token, Status.TERMINATED)
+                raise
+
+    async def _create_final(self, upload_id: str, new: NewUpload, partials: Sequence[Upload]) -> Upload:
+        length = sum(partial.length or 0 for partial in partials)
+        self._check_size(length)
+        upload = Upload(
+            id=upload_id,
+            created_at=time.time(),
+            length=length,
+            offset=length,
+            status=Status.FINISHING,
+            metadata=new.metadata,
+            concatenation=Concatenation.FINAL,
+            concat_header=new.concat_header,
+            partial_ids=new.partial_ids,
+        )
+        with contextlib.suppress(UploadExists):
+            await self.state.create(upload)
+        await self.events.publish(UploadCreated(upload))
+        return upload
+
+    async def _partials(self, partial_ids: Sequence[str]) -> list[Upload]:
+        partials = []
+        for partial_id in partial_ids:
+            partial = await self.get(partial_id)
+            if not partial.is_partial:
+                raise InvalidConcatenation(f"upload {partial_id} is not a partial upload")
+            if not partial.is_complete:
+                raise PartialUnfinished(f"partial upload {partial_id} is not finished yet")
+            partials.append(partial)
+        return partials
+
+    async def _assemble(self, final: Upload, *, sync: bool) -> None:
+        assert isinstance(self.storage, Concatenates)
+        partials = await self._partials(final.partial_ids)
+        await self.storage.concatenate(final, partials, sync=sync)
+        grace_end = time.time() + self.policy.partial_grace
+        for partial in {partial.id: partial for partial in partials}.values():
+            if partial.expires_at is None or partial.expires_at > grace_end:
+                with contextlib.suppress(UploadError):  # it was terminated meanwhile, or is about to be
+                    await self.state.update(partial, replace(partial, expires_at=grace_end), partial.token)
+
+    # Ending.
+
+    async def terminate(self, upload_id: str) -> None:
+        """Remove an upload and all that belongs to it."""
+        await self.get(upload_id)
+        async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout) as lock:
+            upload = await self.get(upload_id)
+            await self._remove(upload, lock.token, Status.TERMINATED)
+        await self.events.publish(UploadTerminated(upload))
+
+    async def sweep(self, upload: Upload) -> bool:
+        """One upload that is due (`StateStore.due`): remove it if it has ended, drive it on if it is finishing.
+
+        False if somebody is using it, or nothing was to be done.
+        """
+        try:
+            async with self._locked(upload.id, Undisturbed(), 0) as lock:
+                current = await self.state.get(upload.id)
+                if current is None:
+                    return False
+                if current.status is Status.FINISHING:
+                    await self._finish(current, lock.token)
+                    return True
+                if not current.has_ended(time.time()):
+                    return False
+                expired = current.status in (Status.ACTIVE, Status.COMPLETE)
+                status = Status.EXPIRED if expired else current.status
+                await self._remove(current, lock.token, status, remember=expired)
+        except LockTimeout:
+            return False
+        if expired:
+            await self.events.publish(UploadExpired(current))
+        return True
+
+    async def _remove(self, upload: Upload, token: int, status: Status, *, remember: bool = True) -> None:
+        # First the record says that the upload has ended, so that a crash on the way is cleaned up by the sweeper.
+        gone_until = time.time() + (self.policy.gone_for if remember else 0)
+        ended = await self.state.update(upload, replace(upload, status=status, expires_at=gone_until), token)
+        await self.storage.delete(ended)
+        if not (remember and self.policy.gone_for):
+            await self.state.delete(ended.id, token)
+
+    # Shutting down.
+
+    async def drain(self) -> None:
+        """Running appends commit what they have and end, new ones are refused; returns when none is left."""
+        self._draining = True
+        self._no_appends.clear()
+        for append in list(self._appends):
+            append.interrupt(ServerShutdown())
+        if self._appends:
+            await self._no_appends.wait()
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, upload_id: str, holder: LockHolder, timeout: float) -> AsyncIterator[Lock]:
+        started = time.monotonic()
+        try:
+            lock = await self.locker.acquire(upload_id, holder, timeout)
+        except LockTimeout:
+            if timeout > 0:
+                await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=False))
+            raise
+        await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=True))
+        try:
+            yield lock
+        finally:
+            await lock.release()
+
+
+class _Relay:
+    """Holds the lock for an append that is still being made, and remembers what is asked of it meanwhile."""
+
+    def __init__(self) -> None:
+        self._target: Append | None = None
+        self._release = False
+        self._commit = False
+
+    @property
+    def target(self) -> Append | None:
+        return self._target
+
+    @target.setter
+    def target(self, append: Append) -> None:
+        self._target = append
+        if self._release:
+            append.release_requested()
+        elif self._commit:
+            append.commit_requested()
+
+    def release_requested(self) -> None:
+        self._release = True
+        if self._target is not None:
+            self._target.release_requested()
+
+    def commit_requested(self) -> None:
+        self._commit = True
+        if self._target is not None:
+            self._target.commit_requested()
+
+
+def _check_addition(upload: Upload, addition: Addition, policy: Policy) -> Upload:
+    """The upload with the length that the addition declares; raises what speaks against the addition."""
+    if upload.is_final:
+        raise FinalUploadModified
+    if addition.offset != upload.offset:
+        raise OffsetMismatch(upload.offset)
+    if addition.length is not None:
+        upload = _declare_length(upload, addition.length, policy)
+    end = upload.offset + (addition.source.declared_size or 0)
+    if upload.length is not None and end > upload.length:
+        raise SizeExceeded
+    if upload.length is None and policy.max_size is not None and end > policy.max_size:
+        raise MaxSizeExceeded(f"uploads may have at most {policy.max_size} bytes")
+    return upload
+
+
+def _declare_length(upload: Upload, length: int, policy: Policy) -> Upload:
+    if upload.length is not None:
+        if length != upload.length:
+            raise InvalidLength(f"the length of the upload is {upload.length} and cannot be changed")
+        return upload
+    if length < upload.offset:
+        raise InvalidLength(f"the upload has {upload.offset} bytes already")
+    if policy.max_size is not None and length > policy.max_size:
+        raise MaxSizeExceeded(f"uploads may have at most {policy.max_size} bytes")
+    return replace(upload, length=length)

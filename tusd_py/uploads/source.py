@@ -1,0 +1,31 @@
+"""The bytes of one request as they arrive, seen from the domain."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tusd_py.errors import UploadError
+from tusd_py.storage.base import Buffer
+
+
+class Source(Protocol):
+    """Where an append gets its bytes from."""
+
+    @property
+    def declared_size(self) -> int | None:
+        """How many bytes the client said it sends, if it did."""
+
+    async def read(self) -> Buffer | None:
+        """The next bytes; empty after `wake`; None at the end.
+
+        Raises `ClientDisconnected`, `ReadTimeout` or what `interrupt` was given, once all that had arrived was read.
+        """
+
+    def silent_for(self) -> float:
+        """Seconds since the last bytes arrived, while somebody waits for them."""
+
+    def interrupt(self, reason: UploadError) -> None:
+        """End the reading, now or when `read` is called next."""
+
+    def wake(self) -> None:
+        """Make `read` return soon, with nothing if nothing arrived."""
