@@ -8,7 +8,7 @@ from tusd_py.cli import main
 
 
 def watch() -> BlockBuster:
-    """Blocking calls of tusd_py in an event loop raise; the two named ones are measured and bounded (docs/architecture.md)."""
+    """Blocking calls of tusd_py in an event loop raise. The one exception is explained in tusd_py/state/sqlite.py."""
     blockbuster = BlockBuster("tusd_py")
     for name, function in blockbuster.functions.items():
         if name.startswith("sqlite3."):

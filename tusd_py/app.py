@@ -232,7 +232,7 @@ def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
         return PlainTextResponse("ok\n")
 
     async def metrics(request: Request) -> Response:
-        return Response(server.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(await asyncio.to_thread(server.metrics.render), media_type=CONTENT_TYPE)
 
     routes: list[BaseRoute] = [server.route(server.settings.base_path), Route("/healthz", healthz)]
     if not server.settings.disable_metrics:

@@ -15,7 +15,8 @@ from tusd_py.app import build_service, close_service, open_service
 from tusd_py.errors import UploadError
 from tusd_py.events.base import EventBus
 from tusd_py.events.logs import configure
-from tusd_py.server.run import bind, serve
+from tusd_py.server.run import bind, run_server
+from tusd_py.server.supervisor import Supervisor
 from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load
 from tusd_py.uploads.expiration import due_uploads, sweep
 
@@ -89,10 +90,21 @@ def run_serve(settings: Settings) -> int:
     except UploadError as error:
         return fail(error.message, 1)
     try:
-        listener = bind(settings)
+        listener = bind((settings.host, settings.port), shared=settings.workers > 1)
     except OSError as error:
         return fail(f"--host {settings.host} --port {settings.port}: {error.strerror}", 1)
-    return serve(settings, listener)
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+
+    def announce() -> None:
+        url = f"http://{host}:{port}{settings.base_path}"
+        print(f"tusd-py {__version__} is listening on {url}", file=sys.stderr, flush=True)
+
+    with listener:
+        if settings.workers > 1:
+            return Supervisor(settings, listener).run(announce)
+        run_server(settings, listener, announce)
+    return 0
 
 
 async def check(settings: Settings) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.types import Message, Receive
 
 from tusd_py.errors import ClientDisconnected, ReadTimeout, UploadError
 
+RECEIVED = "tusd_py.received"  # ASGI scope extension: a function that takes what has arrived, without waiting
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
 
 
@@ -20,12 +22,19 @@ class RequestBody:
     """
 
     def __init__(
-        self, receive: Receive, declared_size: int | None, *, idle_timeout: float = 60, minimum_rate: float = 0
+        self,
+        receive: Receive,
+        declared_size: int | None,
+        *,
+        idle_timeout: float = 60,
+        minimum_rate: float = 0,
+        take_received: Callable[[], bytes] | None = None,
     ) -> None:
         self.declared_size = declared_size
         self.bytes_received = 0
         self.ended = False  # nothing of the body is left on the connection
         self._receive = receive
+        self._take_received = take_received
         self._idle_timeout = idle_timeout
         self._minimum_rate = minimum_rate
         self._stop: UploadError | None = None
@@ -40,7 +49,7 @@ class RequestBody:
     async def read(self) -> bytes | None:
         """See `uploads.source.Source.read`."""
         if self._stop is not None:
-            raise self._stop
+            return self._last_bytes(self._stop)
         if self.ended:
             return None
         if self._woken:
@@ -56,6 +65,14 @@ class RequestBody:
         self.bytes_received += len(data)
         self.ended = not message.get("more_body", False)
         self._check_rate(len(data))
+        return data
+
+    def _last_bytes(self, stop: UploadError) -> bytes:
+        """What the server has received but not handed over yet, where it can be asked; after that the end."""
+        data = self._take_received() if self._take_received is not None and not self.ended else b""
+        if not data:
+            raise stop
+        self.bytes_received += len(data)
         return data
 
     def silent_for(self) -> float:

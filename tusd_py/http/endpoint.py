@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tusd_py.errors import ClientDisconnected, OffsetMismatch, ReadTimeout, UploadError, UploadNotFound
 from tusd_py.events.base import EventBus, RequestFinished
-from tusd_py.http.body import RequestBody
+from tusd_py.http.body import RECEIVED, RequestBody
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
 from tusd_py.http.headers import single_values
 from tusd_py.http.messages import Request, Response, declared_size, method_of
@@ -50,7 +50,13 @@ class TusEndpoint:
         started = time.monotonic()
         # A server may append trailers to the list later: headers are what is there now.
         headers = single_values(list(scope["headers"]))
-        body = RequestBody(receive, 0, idle_timeout=self._idle_timeout, minimum_rate=self._minimum_rate)
+        body = RequestBody(
+            receive,
+            0,
+            idle_timeout=self._idle_timeout,
+            minimum_rate=self._minimum_rate,
+            take_received=scope.get("extensions", {}).get(RECEIVED),
+        )
         request = Request(scope, "", body, headers)
         status, code = 0, "ERR_CLIENT_DISCONNECTED"
         try:

@@ -5,11 +5,13 @@ What it adds reaches the application as ASGI scope extensions; under another ser
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-RECEIVED = "tusd_py.received"  # scope extension: a function that takes what has arrived without waiting
+from tusd_py.http.body import RECEIVED
 
 
 class UploadCycle(RequestResponseCycle):
@@ -41,9 +43,24 @@ class UploadCycle(RequestResponseCycle):
 class UploadProtocol(HttpToolsProtocol):
     """One connection."""
 
+    connections_changed: ClassVar[Callable[[int], None]]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        type(self).connections_changed(1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        type(self).connections_changed(-1)
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         if isinstance(self.cycle, RequestResponseCycle):
             # The base class names the class of its cycles in a global; the task that runs this one has not begun.
             self.cycle.__class__ = UploadCycle
             self.scope["extensions"] = {RECEIVED: self.cycle.take_received}  # type: ignore[attr-defined]
+
+
+def upload_protocol(connections_changed: Callable[[int], None]) -> type[UploadProtocol]:
+    """The protocol class of one server, which reports every connection that opens (1) or closes (-1)."""
+    return type("UploadProtocol", (UploadProtocol,), {"connections_changed": staticmethod(connections_changed)})

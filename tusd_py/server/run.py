@@ -2,54 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-import sys
+from collections.abc import Callable
 
 import uvicorn
 
 from tusd_py.app import create_app
-from tusd_py.server.protocol import UploadProtocol
+from tusd_py.server.protocol import upload_protocol
 from tusd_py.settings import Settings
 
 KEEP_ALIVE = 75  # seconds an idle connection stays open, longer than the pauses between the PATCHes of most clients
+BACKLOG = 2048
 
 
-def uvicorn_config(settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(settings),
-        http=UploadProtocol,
+class Server(uvicorn.Server):
+    """Tells when it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on a bound socket until a signal says to stop."""
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        http=upload_protocol(app.state.tus.metrics.connections_changed),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(settings.shutdown_grace) + 1,
     )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again that ended it
+        Server(config, ready).run(sockets=[listener])
 
 
-def serve(settings: Settings, listener: socket.socket) -> int:
-    """Serve on a bound socket until a signal says to stop; returns the exit code."""
-    config = uvicorn_config(settings)
-    server = uvicorn.Server(config)
-    assert not isinstance(config.app, str)
-    config.app.state.tus.metrics.connections = lambda: len(server.server_state.connections)  # type: ignore[union-attr]
-    host, port = listener.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    print(f"tusd-py is listening on http://{host}:{port}{settings.base_path}", file=sys.stderr, flush=True)
-    server.run(sockets=[listener])
-    return 0
-
-
-def bind(settings: Settings) -> socket.socket:
-    """A socket on the host and port of the settings; raises OSError."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
+    """A socket on this host and port, which other processes can bind too if `shared`; raises OSError."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
-        listener.listen(2048)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
     except OSError:
         listener.close()
         raise
