@@ -32,6 +32,7 @@ class RequestBody:
     ) -> None:
         self.declared_size = declared_size
         self.bytes_received = 0
+        self.started = False  # the client was let send
         self.ended = False  # nothing of the body is left on the connection
         self._receive = receive
         self._take_received = take_received
@@ -92,6 +93,7 @@ class RequestBody:
 
         They cancel the task, which leaves a message that is just arriving where it is.
         """
+        self.started = True
         task = asyncio.current_task()
         assert task is not None
         self._task = task

@@ -101,15 +101,15 @@ class TusEndpoint:
             return _refusal(request, TRY_LATER if method == "HEAD" else INTERNAL_ERROR)
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
-        lingers = _leaves_much_unread(request)
-        if lingers:
+        closes = _leaves_much_unread(request)
+        if closes:
             response.headers["Connection"] = "close"
         if response.stream is None and response.status != 204:
             response.headers.setdefault("Content-Length", str(len(response.body)))
         await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
         if response.stream is not None:
             await self._send_stream(request, response.stream, send)
-        elif lingers:
+        elif closes and not request.awaits_continue:
             await send({"type": "http.response.body", "body": response.body, "more_body": True})
             await request.body.discard(LINGER)
             response.body = b""

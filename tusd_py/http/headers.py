@@ -116,6 +116,6 @@ def single_values(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
     values: dict[str, str] = {}
     for raw_name, raw_value in headers:
         name = raw_name.decode("latin-1")
-        value = raw_value.decode("latin-1")
+        value = raw_value.decode("latin-1").strip(" \t")  # not every parser does (RFC 9110, section 5.5)
         values[name] = f"{values[name]}, {value}" if name in values else value
     return values

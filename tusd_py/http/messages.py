@@ -29,6 +29,11 @@ class Request:
         """Whether there may be bytes: neither a length nor a transfer coding means an empty body (RFC 9112, 6.3)."""
         return bool(self.body.declared_size) or "transfer-encoding" in self.headers
 
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client has not been told to send the body it announced (RFC 9110, section 10.1.1)."""
+        return self.headers.get("expect", "").lower() == "100-continue" and not self.body.started
+
     def integer(self, name: str, code: str) -> int | None:
         """A header field that holds a non-negative integer; None if it is absent."""
         text = self.headers.get(name.lower())
