@@ -90,7 +90,8 @@ def upload(application: Application, endpoint: str, content: bytes) -> str:
 
 def readme_example() -> str:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return next(block for block in blocks if "FastAPI" in block)
+    example: str = next(block for block in blocks if "FastAPI" in block)
+    return example
 
 
 @pytest.mark.parametrize("endpoint", ["/files", "/files/"])

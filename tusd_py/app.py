@@ -57,6 +57,7 @@ def build_service(settings: Settings, events: EventBus) -> UploadService:
             lock_timeout=settings.lock_timeout,
             partial_grace=settings.partial_grace,
             gone_for=settings.gone_for,
+            concatenation_unfinished=settings.concatenation_unfinished,
         ),
     )
 
@@ -112,6 +113,7 @@ class TusServer:
             checksum=not settings.disable_checksum,
             termination=not settings.disable_termination,
             concatenation=not settings.disable_concatenation and self.service.can_concatenate,
+            concatenation_unfinished=settings.concatenation_unfinished,
             download=not settings.disable_download,
         )
         limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)

@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     disable_download: bool = Field(False, description="do not serve finished uploads")
     disable_termination: bool = Field(False, description="do not let clients remove uploads")
     disable_concatenation: bool = Field(False, description="do not put partial uploads together")
+    concatenation_unfinished: bool = Field(
+        False, description="let final uploads be made before their parts are finished"
+    )
     disable_checksum: bool = Field(False, description="do not verify checksums")
     disable_creation_with_upload: bool = Field(False, description="take no bytes with the creation")
     disable_creation_defer_length: bool = Field(False, description="demand the length at the creation")

@@ -23,7 +23,8 @@ from tusd_py.http.urls import UrlBuilder
 from tusd_py.storage.base import Buffer
 from tusd_py.upload import Concatenation, Upload
 from tusd_py.uploads.checksum import ALGORITHMS, Verification
-from tusd_py.uploads.service import Addition, NewUpload, UploadService
+from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.uploads.service import UploadService
 
 VERSION = "1.0.0"
 EMPTY_PATCH_DELAY = 0.5  # seconds; some clients send empty PATCHes without end
@@ -188,7 +189,9 @@ class TusEndpoints:
         except UploadError as error:
             return Response(TRY_LATER.status, {**no_store, "Retry-After": "1"}, error_code=error.code)
         request.offset_after = upload.offset
-        headers = no_store | _offset(upload) | _expires(upload)
+        headers = no_store | _expires(upload)
+        if not upload.is_final or upload.is_complete:  # a final upload has no offset before its parts are put together
+            headers |= _offset(upload)
         if upload.length is None:
             headers["Upload-Defer-Length"] = "1"
         else:

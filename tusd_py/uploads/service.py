@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from tusd_py.errors import (
-    FinalUploadModified,
-    InvalidConcatenation,
-    InvalidLength,
     LockTimeout,
     MaxSizeExceeded,
     OffsetMismatch,
     PartialUnfinished,
     ServerShutdown,
-    SizeExceeded,
     StorageBehind,
     UploadError,
-    UploadExists,
     UploadGone,
     UploadNotFound,
 )
@@ -38,44 +33,17 @@ from tusd_py.events.base import (
 from tusd_py.locks.base import Lock, Locker, LockHolder
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Concatenates, Storage
-from tusd_py.upload import Concatenation, Status, Upload, final_upload_id, new_upload_id
+from tusd_py.upload import Status, Upload, final_upload_id, new_upload_id
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.budget import ByteBudget
-from tusd_py.uploads.checksum import Verification
+from tusd_py.uploads.concatenation import new_final, with_length
+from tusd_py.uploads.holders import Relay, Undisturbed
 from tusd_py.uploads.policy import Durability, Policy
-from tusd_py.uploads.source import Source
+from tusd_py.uploads.requests import Addition, NewUpload, check_addition, check_size
 
 INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class NewUpload:
-    """What a client asks to create; sizes are bytes."""
-
-    length: int | None
-    metadata: str | None = None
-    concatenation: Concatenation = Concatenation.NONE
-    concat_header: str | None = None
-    partial_ids: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Addition:
-    """What a client asks to append at `offset`; `length` declares that of a deferred upload."""
-
-    offset: int
-    source: Source
-    length: int | None = None
-    verification: Verification | None = None
-
-
-class Undisturbed:
-    """The holder of a lock that is held for a short piece of work, which nobody can shorten."""
-
-    def release_requested(self) -> None: ...
-
-    def commit_requested(self) -> None: ...
+MOST_WAITING = 1000  # uploads looked through for finals that wait for a partial
 
 
 class UploadService:
@@ -108,7 +76,7 @@ class UploadService:
 
     async def create(self, new: NewUpload) -> Upload:
         """A new upload, complete at once if its length is zero."""
-        self._check_size(new.length)
+        check_size(new.length, self.policy)
         now = time.time()
         upload = Upload(
             id=new_upload_id(),
@@ -125,10 +93,6 @@ class UploadService:
         if upload.status is Status.FINISHING:
             upload = await self._finish(upload, token=0)
         return upload
-
-    def _check_size(self, length: int | None) -> None:
-        if length is not None and self.policy.max_size is not None and length > self.policy.max_size:
-            raise MaxSizeExceeded(f"uploads may have at most {self.policy.max_size} bytes")
 
     def _expiry(self, now: float) -> float | None:
         return now + self.policy.expires_after if self.policy.expires_after else None
@@ -177,13 +141,23 @@ class UploadService:
             return await self._recover(await self.get(upload_id), lock.token)
 
     async def _recover(self, upload: Upload, token: int) -> Upload:
+        if upload.is_final and not upload.is_complete:
+            return await self._recover_final(upload, token)
         if upload.status is Status.FINISHING:
             return await self._finish(upload, token)
-        if upload.status is Status.ACTIVE and not upload.is_final:
-            stored = await self.storage.stored(upload)
-            if stored < upload.offset:
-                return await self.state.update(upload, upload.at(stored), token)
+        stored = await self.storage.stored(upload) if upload.status is Status.ACTIVE else upload.offset
+        if stored < upload.offset:
+            return await self.state.update(upload, upload.at(stored), token)
         return upload
+
+    async def _recover_final(self, upload: Upload, token: int) -> Upload:
+        try:
+            return await self._finish(upload, token)
+        except PartialUnfinished:
+            return upload  # it waits for its parts; the policy allowed that when it was made
+        except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be made any more
+            await self._remove(upload, token, Status.TERMINATED)
+            raise
 
     # Appending.
 
@@ -196,14 +170,14 @@ class UploadService:
         """
         upload = await self.get(upload_id)
         if upload.is_complete or upload.is_final:  # nothing to lock: it cannot change any more
-            return _check_addition(upload, addition, self.policy)
+            return check_addition(upload, addition, self.policy)
         self._refuse_when_draining()
-        holder = _Relay()
+        holder = Relay()
         async with self._locked(upload_id, holder, self.policy.lock_timeout) as lock:
             record = await self.get(upload_id)
             if record.status is Status.FINISHING:
                 record = await self._finish(record, lock.token)
-            upload = _check_addition(record, addition, self.policy)
+            upload = check_addition(record, addition, self.policy)
             if record.is_complete:
                 return record
             self._refuse_when_draining()
@@ -261,28 +235,38 @@ class UploadService:
         sync = self.policy.durability is not Durability.NEVER
         try:
             if upload.is_final:
-                await self._assemble(upload, sync=sync)
+                assembled = await self._assemble(upload, sync=sync)
             else:
                 await self.storage.complete(upload, sync=sync)
+                assembled = upload
         except StorageBehind as error:
             back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self._expiry(time.time()))
             await self.state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
         now = time.time()
         complete = replace(
-            upload,
+            assembled,
             status=Status.COMPLETE,
             completed_at=now,
             expires_at=self._expiry(now) if upload.is_partial else None,
         )
         complete = await self.state.update(upload, complete, token, durable=sync)
         await self.events.publish(UploadFinished(complete))
+        if complete.is_partial and self.policy.concatenation_unfinished:
+            await self._finish_finals_of(complete)
         return complete
+
+    async def _finish_finals_of(self, partial: Upload) -> None:
+        """The last of its parts is complete: a final upload that waited can be made."""
+        for upload in await self.state.due(time.time(), MOST_WAITING):
+            if partial.id in upload.partial_ids:
+                with contextlib.suppress(UploadError):  # the sweeper tries again
+                    await self.sweep(upload)
 
     # Concatenating.
 
     async def concatenate(self, new: NewUpload) -> Upload:
-        """A final upload made of complete partial ones. The same request again gives the same upload again.
+        """A final upload made of partial ones. The same request again gives the same upload again.
 
         Raises `UploadNotFound`, `InvalidConcatenation`, `PartialUnfinished`, `MaxSizeExceeded`.
         """
@@ -291,55 +275,26 @@ class UploadService:
             existing = await self.state.get(upload_id)
             if existing is not None and not existing.has_ended(time.time()):
                 return await self._recover(existing, lock.token)
-            partials = await self._partials(new.partial_ids)
+            partials = [await self.get(partial_id) for partial_id in new.partial_ids]
+            upload = new_final(upload_id, new, partials, self.policy)
             if existing is not None:
                 await self.state.delete(upload_id, lock.token)
-            upload = await self._create_final(upload_id, new, partials)
-            try:
-                return await self._finish(upload, lock.token)
-            except UploadNotFound:  # a partial went away meanwhile
-                await self._remove(upload, lock.token, Status.TERMINATED)
-                raise
-
-    async def _create_final(self, upload_id: str, new: NewUpload, partials: Sequence[Upload]) -> Upload:
-        length = sum(partial.length or 0 for partial in partials)
-        self._check_size(length)
-        upload = Upload(
-            id=upload_id,
-            created_at=time.time(),
-            length=length,
-            offset=length,
-            status=Status.FINISHING,
-            metadata=new.metadata,
-            concatenation=Concatenation.FINAL,
-            concat_header=new.concat_header,
-            partial_ids=new.partial_ids,
-        )
-        with contextlib.suppress(UploadExists):
             await self.state.create(upload)
-        await self.events.publish(UploadCreated(upload))
-        return upload
+            await self.events.publish(UploadCreated(upload))
+            return await self._recover(upload, lock.token)
 
-    async def _partials(self, partial_ids: Sequence[str]) -> list[Upload]:
-        partials = []
-        for partial_id in partial_ids:
-            partial = await self.get(partial_id)
-            if not partial.is_partial:
-                raise InvalidConcatenation(f"upload {partial_id} is not a partial upload")
-            if not partial.is_complete:
-                raise PartialUnfinished(f"partial upload {partial_id} is not finished yet")
-            partials.append(partial)
-        return partials
-
-    async def _assemble(self, final: Upload, *, sync: bool) -> None:
+    async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
+        """Put the partial uploads together; returns the final one with its length."""
         assert isinstance(self.storage, Concatenates)
-        partials = await self._partials(final.partial_ids)
+        partials = [await self.get(partial_id) for partial_id in final.partial_ids]
+        final = with_length(final, partials, self.policy)
         await self.storage.concatenate(final, partials, sync=sync)
         grace_end = time.time() + self.policy.partial_grace
         for partial in {partial.id: partial for partial in partials}.values():
             if partial.expires_at is None or partial.expires_at > grace_end:
                 with contextlib.suppress(UploadError):  # it was terminated meanwhile, or is about to be
                     await self.state.update(partial, replace(partial, expires_at=grace_end), partial.token)
+        return final
 
     # Ending.
 
@@ -362,8 +317,7 @@ class UploadService:
                 if current is None:
                     return False
                 if current.status is Status.FINISHING:
-                    await self._finish(current, lock.token)
-                    return True
+                    return (await self._recover(current, lock.token)).is_complete
                 if not current.has_ended(time.time()):
                     return False
                 expired = current.status in (Status.ACTIVE, Status.COMPLETE)
@@ -408,62 +362,3 @@ class UploadService:
             yield lock
         finally:
             await lock.release()
-
-
-class _Relay:
-    """Holds the lock for an append that is still being made, and remembers what is asked of it meanwhile."""
-
-    def __init__(self) -> None:
-        self._target: Append | None = None
-        self._release = False
-        self._commit = False
-
-    @property
-    def target(self) -> Append | None:
-        return self._target
-
-    @target.setter
-    def target(self, append: Append) -> None:
-        self._target = append
-        if self._release:
-            append.release_requested()
-        elif self._commit:
-            append.commit_requested()
-
-    def release_requested(self) -> None:
-        self._release = True
-        if self._target is not None:
-            self._target.release_requested()
-
-    def commit_requested(self) -> None:
-        self._commit = True
-        if self._target is not None:
-            self._target.commit_requested()
-
-
-def _check_addition(upload: Upload, addition: Addition, policy: Policy) -> Upload:
-    """The upload with the length that the addition declares; raises what speaks against the addition."""
-    if upload.is_final:
-        raise FinalUploadModified
-    if addition.offset != upload.offset:
-        raise OffsetMismatch(upload.offset)
-    if addition.length is not None:
-        upload = _declare_length(upload, addition.length, policy)
-    end = upload.offset + (addition.source.declared_size or 0)
-    if upload.length is not None and end > upload.length:
-        raise SizeExceeded
-    if upload.length is None and policy.max_size is not None and end > policy.max_size:
-        raise MaxSizeExceeded(f"uploads may have at most {policy.max_size} bytes")
-    return upload
-
-
-def _declare_length(upload: Upload, length: int, policy: Policy) -> Upload:
-    if upload.length is not None:
-        if length != upload.length:
-            raise InvalidLength(f"the length of the upload is {upload.length} and cannot be changed")
-        return upload
-    if length < upload.offset:
-        raise InvalidLength(f"the upload has {upload.offset} bytes already")
-    if policy.max_size is not None and length > policy.max_size:
-        raise MaxSizeExceeded(f"uploads may have at most {policy.max_size} bytes")
-    return replace(upload, length=length)

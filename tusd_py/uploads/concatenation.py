@@ -1,0 +1,56 @@
+"""Final uploads and the partial ones that they are made of (tus 1.0.0, Concatenation)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tusd_py.errors import InvalidConcatenation, PartialUnfinished
+from tusd_py.upload import Concatenation, Status, Upload
+from tusd_py.uploads.policy import Policy
+from tusd_py.uploads.requests import NewUpload, check_size
+
+
+def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy: Policy) -> Upload:
+    """The record of a final upload, in `finishing` from the start: all that is left to do is to put it together.
+
+    Raises `InvalidConcatenation`, `MaxSizeExceeded`, and `PartialUnfinished` unless the policy lets it wait.
+    """
+    for partial in partials:
+        if not partial.is_partial:
+            raise InvalidConcatenation(f"upload {partial.id} is not a partial upload")
+        if not partial.is_complete and not policy.concatenation_unfinished:
+            raise PartialUnfinished(f"partial upload {partial.id} is not finished yet")
+    length = _total(partials)
+    check_size(length, policy)
+    return Upload(
+        id=upload_id,
+        created_at=time.time(),
+        length=length,
+        status=Status.FINISHING,
+        metadata=new.metadata,
+        concatenation=Concatenation.FINAL,
+        concat_header=new.concat_header,
+        partial_ids=new.partial_ids,
+    )
+
+
+def with_length(final: Upload, partials: Sequence[Upload], policy: Policy) -> Upload:
+    """The final upload as its finished parts make it; raises `PartialUnfinished`, `MaxSizeExceeded`."""
+    for partial in partials:
+        if not partial.is_complete:
+            raise PartialUnfinished(f"partial upload {partial.id} is not finished yet")
+    length = sum(partial.offset for partial in partials)
+    check_size(length, policy)
+    return replace(final, length=length, offset=length)
+
+
+def _total(partials: Sequence[Upload]) -> int | None:
+    """The sum of the lengths; None while one of them is not known."""
+    total = 0
+    for partial in partials:
+        if partial.length is None:
+            return None
+        total += partial.length
+    return total

@@ -1,0 +1,44 @@
+"""Holders of locks other than an append itself."""
+
+from __future__ import annotations
+
+from tusd_py.uploads.append import Append
+
+
+class Undisturbed:
+    """The holder of a lock that is held for a short piece of work, which nobody can shorten."""
+
+    def release_requested(self) -> None: ...
+
+    def commit_requested(self) -> None: ...
+
+
+class Relay:
+    """Holds the lock for an append that is still being made, and remembers what is asked of it meanwhile."""
+
+    def __init__(self) -> None:
+        self._target: Append | None = None
+        self._release = False
+        self._commit = False
+
+    @property
+    def target(self) -> Append | None:
+        return self._target
+
+    @target.setter
+    def target(self, append: Append) -> None:
+        self._target = append
+        if self._release:
+            append.release_requested()
+        elif self._commit:
+            append.commit_requested()
+
+    def release_requested(self) -> None:
+        self._release = True
+        if self._target is not None:
+            self._target.release_requested()
+
+    def commit_requested(self) -> None:
+        self._commit = True
+        if self._target is not None:
+            self._target.commit_requested()

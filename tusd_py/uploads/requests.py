@@ -1,0 +1,65 @@
+"""What clients ask of uploads, and what speaks against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tusd_py.errors import FinalUploadModified, InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
+from tusd_py.upload import Concatenation, Upload
+from tusd_py.uploads.checksum import Verification
+from tusd_py.uploads.policy import Policy
+from tusd_py.uploads.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """What a client asks to create; sizes are bytes."""
+
+    length: int | None
+    metadata: str | None = None
+    concatenation: Concatenation = Concatenation.NONE
+    concat_header: str | None = None
+    partial_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What a client asks to append at `offset`; `length` declares that of a deferred upload."""
+
+    offset: int
+    source: Source
+    length: int | None = None
+    verification: Verification | None = None
+
+
+def check_addition(upload: Upload, addition: Addition, policy: Policy) -> Upload:
+    """The upload with the length that the addition declares; raises what speaks against the addition."""
+    if upload.is_final:
+        raise FinalUploadModified
+    if addition.offset != upload.offset:
+        raise OffsetMismatch(upload.offset)
+    if addition.length is not None:
+        upload = _declare_length(upload, addition.length, policy)
+    end = upload.offset + (addition.source.declared_size or 0)
+    if upload.length is not None and end > upload.length:
+        raise SizeExceeded
+    if upload.length is None:
+        check_size(end, policy)
+    return upload
+
+
+def _declare_length(upload: Upload, length: int, policy: Policy) -> Upload:
+    if upload.length is not None:
+        if length != upload.length:
+            raise InvalidLength(f"the length of the upload is {upload.length} and cannot be changed")
+        return upload
+    if length < upload.offset:
+        raise InvalidLength(f"the upload has {upload.offset} bytes already")
+    check_size(length, policy)
+    return replace(upload, length=length)
+
+
+def check_size(size: int | None, policy: Policy) -> None:
+    """Raise `MaxSizeExceeded` if an upload of so many bytes is not accepted."""
+    if size is not None and policy.max_size is not None and size > policy.max_size:
+        raise MaxSizeExceeded(f"uploads may have at most {policy.max_size} bytes")
