@@ -30,7 +30,7 @@ from tusd_py.locks.local import LocalLocker
 from tusd_py.settings import Settings
 from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage.disk import DiskStorage
-from tusd_py.uploads.budget import ByteBudget
+from tusd_py.uploads.budget import BlockPool, ByteBudget
 from tusd_py.uploads.expiration import sweep_forever
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.service import UploadService
@@ -121,6 +121,7 @@ class TusServer:
             TusEndpoints(self.service, features, urls, limits),
             self.events,
             urls,
+            BlockPool(self.service.budget),
             idle_timeout=settings.idle_timeout,
             minimum_rate=settings.minimum_rate,
         )

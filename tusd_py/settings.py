@@ -117,6 +117,7 @@ class Settings(BaseSettings):
     shutdown_grace: Seconds = Field(10, gt=0, description="time running requests have to end at shutdown")
     log_format: Literal["text", "json"] = Field("text", description="format of the log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe lines to log")
+    disable_malloc_tuning: bool = Field(False, description="leave the C library's memory settings as they are")
     disable_metrics: bool = Field(False, description="do not serve /metrics")
     disable_download: bool = Field(False, description="do not serve finished uploads")
     disable_termination: bool = Field(False, description="do not let clients remove uploads")

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 from starlette.types import Message, Receive
 
 from tusd_py.errors import ClientDisconnected, ReadTimeout, UploadError
+from tusd_py.storage.base import Buffer
+from tusd_py.uploads.budget import BlockPool
 
-RECEIVED = "tusd_py.received"  # ASGI scope extension: a function that takes what has arrived, without waiting
+ARRIVALS = "tusd_py.arrivals"  # ASGI scope extension: an `Arrivals`
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
+
+
+class Arrivals(Protocol):
+    """What a server may tell of a body beyond ASGI messages."""
+
+    last_arrival: float  # by time.monotonic
+
+    def take(self) -> Buffer:
+        """The bytes that have arrived, without waiting."""
+
+    def use_blocks(self, pool: BlockPool) -> None:
+        """Receive into blocks of this pool from now on; messages are then whole blocks, as memoryviews."""
 
 
 class RequestBody:
@@ -28,14 +43,16 @@ class RequestBody:
         *,
         idle_timeout: float = 60,
         minimum_rate: float = 0,
-        take_received: Callable[[], bytes] | None = None,
+        arrivals: Arrivals | None = None,
+        pool: BlockPool | None = None,
     ) -> None:
         self.declared_size = declared_size
         self.bytes_received = 0
         self.started = False  # the client was let send
         self.ended = False  # nothing of the body is left on the connection
         self._receive = receive
-        self._take_received = take_received
+        self._arrivals = arrivals
+        self._pool = pool
         self._idle_timeout = idle_timeout
         self._minimum_rate = minimum_rate
         self._stop: UploadError | None = None
@@ -47,37 +64,56 @@ class RequestBody:
         self._window_received = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def read(self) -> bytes | None:
+    async def read(self) -> Buffer | None:
         """See `uploads.source.Source.read`."""
-        if self._stop is not None:
-            return self._last_bytes(self._stop)
+        while not (self._stop or self._woken or self.ended):
+            if not self.started:
+                self._begin()
+            message = await self._next_message()
+            if message is not None:
+                return self._accept(message)
         if self.ended:
             return None
-        if self._woken:
-            self._woken = False
-            return b""
-        message = await self._next_message()
-        if message is None:  # interrupted or woken
-            return await self.read()
+        self._woken = False
+        data = self._take_arrived()
+        if self._stop is not None and not data:
+            raise self._stop
+        return data
+
+    def _begin(self) -> None:
+        self.started = True
+        if self._arrivals is not None and self._pool is not None:
+            self._arrivals.use_blocks(self._pool)
+
+    def _accept(self, message: Message) -> Buffer:
         if message["type"] == "http.disconnect":
             self.ended = True
             raise ClientDisconnected
-        data: bytes = message.get("body", b"")
-        self.bytes_received += len(data)
         self.ended = not message.get("more_body", False)
-        self._check_rate(len(data))
+        data: Buffer = message.get("body", b"")
+        self._count(len(data))
         return data
 
-    def _last_bytes(self, stop: UploadError) -> bytes:
-        """What the server has received but not handed over yet, where it can be asked; after that the end."""
-        data = self._take_received() if self._take_received is not None and not self.ended else b""
-        if not data:
-            raise stop
-        self.bytes_received += len(data)
+    def _take_arrived(self) -> Buffer:
+        """What has arrived but was not handed over yet, where the server can be asked."""
+        data = self._arrivals.take() if self._arrivals is not None else b""
+        self._count(len(data))
         return data
+
+    def recycle(self, buffers: Sequence[Buffer]) -> None:
+        """See `uploads.source.Source.recycle`."""
+        if self._pool is not None:
+            for buffer in buffers:
+                if isinstance(buffer, memoryview) and isinstance(buffer.obj, bytearray):
+                    self._pool.recycle(buffer.obj)
 
     def silent_for(self) -> float:
-        return time.monotonic() - self._waiting_since if self._task is not None else 0.0
+        if self._task is None:
+            return 0.0
+        since = self._waiting_since
+        if self._arrivals is not None:
+            since = max(since, self._arrivals.last_arrival)
+        return time.monotonic() - since
 
     def interrupt(self, reason: UploadError) -> None:
         if self._stop is None:
@@ -93,7 +129,6 @@ class RequestBody:
 
         They cancel the task, which leaves a message that is just arriving where it is.
         """
-        self.started = True
         task = asyncio.current_task()
         assert task is not None
         self._task = task
@@ -113,6 +148,7 @@ class RequestBody:
                 self._kicked = False
                 task.uncancel()
             self._task = None
+            self._window_waited += time.monotonic() - self._waiting_since
 
     def _kick(self) -> None:
         if self._task is not None and not self._kicked:
@@ -134,8 +170,8 @@ class RequestBody:
         else:
             self._timer = asyncio.get_running_loop().call_later(remaining, self._idle)
 
-    def _check_rate(self, received: int) -> None:
-        self._window_waited += time.monotonic() - self._waiting_since
+    def _count(self, received: int) -> None:
+        self.bytes_received += received
         self._window_received += received
         if self._window_waited >= RATE_WINDOW and not self.ended:
             if self._window_received < self._minimum_rate * RATE_WINDOW:
@@ -153,8 +189,8 @@ class RequestBody:
         self._stop = None
         try:
             async with asyncio.timeout(seconds):
-                while await self.read() is not None:
-                    pass
+                while (data := await self.read()) is not None:
+                    self.recycle((data,))
         except (TimeoutError, UploadError):
             pass
 

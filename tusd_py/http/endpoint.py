@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tusd_py.errors import ClientDisconnected, OffsetMismatch, ReadTimeout, UploadError, UploadNotFound
 from tusd_py.events.base import EventBus, RequestFinished
-from tusd_py.http.body import RECEIVED, RequestBody
+from tusd_py.http.body import ARRIVALS, RequestBody
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
 from tusd_py.http.headers import single_values
 from tusd_py.http.messages import Request, Response, declared_size, method_of
@@ -19,6 +19,7 @@ from tusd_py.http.tus import VERSION, Endpoint, TusEndpoints
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.storage.base import Buffer
 from tusd_py.upload import is_upload_id
+from tusd_py.uploads.budget import BlockPool
 
 logger = logging.getLogger("tusd_py.http")
 
@@ -36,6 +37,7 @@ class TusEndpoint:
         endpoints: TusEndpoints,
         events: EventBus,
         urls: UrlBuilder,
+        pool: BlockPool,
         *,
         idle_timeout: float,
         minimum_rate: float,
@@ -43,6 +45,7 @@ class TusEndpoint:
         self._endpoints = endpoints
         self._events = events
         self._urls = urls
+        self._pool = pool
         self._idle_timeout = idle_timeout
         self._minimum_rate = minimum_rate
 
@@ -55,7 +58,8 @@ class TusEndpoint:
             0,
             idle_timeout=self._idle_timeout,
             minimum_rate=self._minimum_rate,
-            take_received=scope.get("extensions", {}).get(RECEIVED),
+            arrivals=scope.get("extensions", {}).get(ARRIVALS),
+            pool=self._pool,
         )
         request = Request(scope, "", body, headers)
         status, code = 0, "ERR_CLIENT_DISCONNECTED"

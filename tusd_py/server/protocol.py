@@ -1,43 +1,91 @@
-"""uvicorn's HTTP/1.1 protocol with what uploads need: bytes that arrived are delivered before a disconnect is told.
+"""uvicorn's HTTP/1.1 protocol with what uploads need.
 
-What it adds reaches the application as ASGI scope extensions; under another server the application does without.
+Bytes that arrived are delivered before a disconnect is told, and long bodies are received straight into blocks of
+memory (`server/blocks.py`). It reaches the application as an ASGI scope extension; under another server the
+application does without.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from tusd_py.http.body import RECEIVED
+from tusd_py.http.body import ARRIVALS
+from tusd_py.server.blocks import BlockReceiver
+from tusd_py.storage.base import Buffer
+from tusd_py.uploads.budget import BlockPool
+
+WORTH_BLOCKS = 256 << 10  # bytes still to come for which the parser is left out
 
 
 class UploadCycle(RequestResponseCycle):
-    """One request and its response."""
+    """One request and its response. It is the `Arrivals` of its body too."""
 
-    end_delivered = False
+    protocol: UploadProtocol
+    pool: BlockPool | None
+    receiver: BlockReceiver | None
+    arrived: int  # bytes of the body that passed the parser
+    last_arrival: float
+    end_delivered: bool
+
+    def adopt(self, protocol: UploadProtocol) -> None:
+        """What `__init__` would do, had the base class made this object of this class."""
+        self.protocol = protocol
+        self.pool = None
+        self.receiver = None
+        self.arrived = 0
+        self.last_arrival = 0.0
+        self.end_delivered = False
 
     async def receive(self) -> Any:
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
         while not self.response_complete:
-            if self.body or not (self.more_body or self.end_delivered):
-                return {"type": "http.request", "body": self.take_received(), "more_body": not self.end_delivered}
+            if self._has_message():
+                data = self.take()
+                self.end_delivered = self._is_at_end()
+                return {"type": "http.request", "body": data, "more_body": not self.end_delivered}
             if self.disconnected:
                 break
-            self.flow.resume_reading()
+            self._continue_reading()
             await self.message_event.wait()
             self.message_event.clear()
         return {"type": "http.disconnect"}
 
-    def take_received(self) -> bytearray:
-        """The bytes that have arrived, without a copy."""
-        body, self.body = self.body, bytearray()
-        self.end_delivered = not self.more_body
-        return body
+    def _has_message(self) -> bool:
+        """Whether there is something to deliver: of a long body whole blocks, and what is left at its end."""
+        if self.body:
+            return True
+        if self.receiver is not None and self.receiver.filled and (self.receiver.is_full or self.disconnected):
+            return True
+        return self._is_at_end() and not self.end_delivered
+
+    def _is_at_end(self) -> bool:
+        return not self.more_body and not self.body and (self.receiver is None or not self.receiver.filled)
+
+    def take(self) -> Buffer:
+        if self.body or self.receiver is None:
+            body, self.body = self.body, bytearray()
+            return body
+        return self.receiver.take()
+
+    def use_blocks(self, pool: BlockPool) -> None:
+        self.pool = pool
+
+    def _continue_reading(self) -> None:
+        if self.receiver is None and self.pool is not None and self.more_body:
+            size = self.protocol.content_length()
+            if size - self.arrived >= WORTH_BLOCKS:
+                self.receiver = BlockReceiver(self.protocol, self, self.pool, size - self.arrived)
+        if self.receiver is not None and self.more_body:
+            self.receiver.provide_block()
+        self.flow.resume_reading()
 
 
 class UploadProtocol(HttpToolsProtocol):
@@ -55,10 +103,39 @@ class UploadProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        if isinstance(self.cycle, RequestResponseCycle):
-            # The base class names the class of its cycles in a global; the task that runs this one has not begun.
-            self.cycle.__class__ = UploadCycle
-            self.scope["extensions"] = {RECEIVED: self.cycle.take_received}  # type: ignore[attr-defined]
+        cycle = self.cycle
+        # The base class names the class of its cycles in a global; the task that runs this one has not begun.
+        cycle.__class__ = UploadCycle
+        assert isinstance(cycle, UploadCycle)
+        cycle.adopt(self)
+        extensions: Any = {ARRIVALS: cycle}
+        cycle.scope["extensions"] = extensions
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if isinstance(self.cycle, UploadCycle):
+            self.cycle.arrived += len(body)
+            self.cycle.last_arrival = time.monotonic()
+
+    def on_response_complete(self) -> None:
+        cycle = self.cycle
+        if isinstance(cycle, UploadCycle) and cycle.receiver is not None:
+            cycle.receiver.response_complete()
+        super().on_response_complete()
+
+    def content_length(self) -> int:
+        """The declared size of the current request's body, zero where there is none."""
+        names = dict(self.headers)
+        if b"transfer-encoding" in names:
+            return 0
+        return int(names.get(b"content-length", b"0"))
+
+    def body_was_received_elsewhere(self) -> None:
+        """The parser still waits for a body that did not pass it: go on with a new one after the body's end."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
 
 
 def upload_protocol(connections_changed: Callable[[int], None]) -> type[UploadProtocol]:

@@ -17,6 +17,7 @@ from tusd_py.errors import (
 )
 from tusd_py.storage.base import Buffer, Writer
 from tusd_py.upload import Upload
+from tusd_py.uploads.blocks import BlockWriter
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.policy import Policy
@@ -49,18 +50,15 @@ class Append:
         self.upload = upload  # as it is to be
         self._stored_record = upload  # as the state store has it
         self._source = source
-        self._writer = writer
         self._budget = budget
+        self._blocks = BlockWriter(writer, budget, source.recycle)
         self._policy = policy
         self._commit_record = commit
         self._sync = sync
         self._verification = verification
         self._limit = _limit(upload, policy)
         self._position = upload.offset  # where the next byte received goes
-        self._block: list[Buffer] = []
-        self._block_size = 0
-        self._writing_size = 0  # bytes the writer holds
-        self._commit_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._commit_due = False
         self._commit_requested = False
         self._bytes_at_commit = upload.offset
@@ -106,11 +104,13 @@ class Append:
             await self._close()
 
     async def _receive(self) -> None:
+        self._arm()
         while (data := await self._source.read()) is not None:
             if data:
                 await self._take(data)
             if self._commit_requested or self._commit_due:
                 await self._commit()
+                self._arm()
 
     async def _take(self, data: Buffer) -> None:
         room = self._limit - self._position
@@ -118,70 +118,41 @@ class Append:
         if excess:
             data = data[:room]
         if data:
-            await self._gather(data)
+            await self._blocks.add(data)
+            self._position += len(data)
+            if self._position - self._bytes_at_commit >= self._policy.commit_bytes:
+                self._commit_due = True
         if excess:
             raise SizeExceeded if self.upload.length is not None else MaxSizeExceeded
 
-    async def _gather(self, data: Buffer) -> None:
-        if not self._budget.try_reserve(len(data)):
-            await self._write_block()
-            await self._drain_writer()
-            await self._budget.reserve(len(data))
-        if self._commit_timer is None:
-            loop = asyncio.get_running_loop()
-            self._commit_timer = loop.call_later(self._policy.commit_interval, self._commit_interval_passed)
-        self._block.append(data)
-        self._block_size += len(data)
-        self._position += len(data)
-        if self._block_size >= self._budget.block_size():
-            await self._write_block()
-            if self._position - self._bytes_at_commit >= self._policy.commit_bytes:
-                self._commit_due = True
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._policy.commit_interval, self._interval_passed)
 
-    def _commit_interval_passed(self) -> None:
+    def _interval_passed(self) -> None:
         self._commit_due = True
         self._source.wake()
-
-    async def _write_block(self) -> None:
-        if self._block:
-            block, size = self._block, self._block_size
-            self._block, self._block_size = [], 0
-            try:
-                await self._writer.write(block)
-            finally:
-                self._budget.release(self._writing_size)
-                self._writing_size = size
-
-    async def _drain_writer(self, *, sync: bool = False) -> None:
-        try:
-            await self._writer.flush(sync=sync)
-        finally:
-            self._budget.release(self._writing_size)
-            self._writing_size = 0
 
     async def _commit(self) -> Upload:
         """Make what has arrived part of the upload; with a checksum only the request for a commit is answered."""
         requested, self._commit_requested = self._commit_requested, False
         self._commit_due = False
-        if self._commit_timer is not None:
-            self._commit_timer.cancel()
-            self._commit_timer = None
-        await self._write_block()
-        await self._drain_writer(sync=self._sync and self._verification is None)
-        if self._verification is None:
-            self.upload = self.upload.at(self._writer.stored)
         self._bytes_at_commit = self._position
+        await self._blocks.flush(sync=self._sync and self._verification is None)
+        if self._verification is None:
+            self.upload = self.upload.at(self._blocks.stored)
         return await self._commit_upload(requested)
 
     async def _commit_upload(self, requested: bool = False) -> Upload:
         if requested:
             self.upload = replace(self.upload, checkpoint=self._stored_record.checkpoint + 1)
-        self.upload = self._stored_record = await self._commit_record(self._stored_record, self.upload)
+        if self.upload != self._stored_record or self.upload.has_all_bytes:
+            self.upload = self._stored_record = await self._commit_record(self._stored_record, self.upload)
         return self.upload
 
     async def _verify(self) -> Upload:
-        await self._write_block()
-        await self._drain_writer()
+        await self._blocks.flush(sync=False)
         assert self._verification is not None
         if not self._verification.matches():
             raise ChecksumMismatch
@@ -191,19 +162,17 @@ class Append:
     async def _keep(self) -> None:
         """After a failure: commit what had arrived before it; with a checksum, none of it."""
         if self._verification is not None:
-            await self._writer.discard(self._stored_record.offset)
-            if self._commit_requested:
-                await self._commit_upload(True)
+            await self._blocks.discard(self._stored_record.offset)
+            await self._commit_upload(self._commit_requested)
             return
         try:
-            await self._write_block()
-            await self._drain_writer(sync=self._sync)
+            await self._blocks.flush(sync=self._sync)
         except StorageBehind:
             raise
         except UploadError:  # the storage is what fails; `stored` says how far it got
             if self._sync:
                 return  # and what is not synced does not count
-        self.upload = self.upload.at(self._writer.stored)
+        self.upload = self.upload.at(self._blocks.stored)
         await self._commit_upload(self._commit_requested)
 
     async def _go_back(self, stored: int) -> None:
@@ -212,14 +181,9 @@ class Append:
         await self._commit_upload()
 
     async def _close(self) -> None:
-        if self._commit_timer is not None:
-            self._commit_timer.cancel()
-        try:
-            await self._writer.close()
-        finally:
-            self._budget.release(self._writing_size + self._block_size)
-            self._writing_size = self._block_size = 0
-            self._block = []
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._blocks.close()
 
 
 def _limit(upload: Upload, policy: Policy) -> int:

@@ -1,4 +1,4 @@
-"""One bound for the bytes that all uploads together hold in memory."""
+"""One bound for the bytes that all uploads together hold in memory, and the blocks they are received into."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 LARGEST_BLOCK = 4 << 20
-SMALLEST_BLOCK = 64 << 10
+SMALLEST_BLOCK = 16 << 10
 
 
 class ByteBudget:
@@ -57,3 +57,40 @@ class ByteBudget:
 
     def _fits(self, size: int) -> bool:
         return self.used + size <= self.total or self.used == 0  # one message larger than all is let through alone
+
+
+class BlockPool:
+    """Blocks of memory that are used again, so that their pages are touched for the first time only once.
+
+    A block counts against the budget while it is being filled; once it is handed over, its bytes count where they
+    are held then.
+    """
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._free: dict[int, list[bytearray]] = {}
+        self._free_size = 0
+
+    def acquire(self) -> bytearray:
+        """A block of a fair size, or of what the budget has left, but never less than the smallest."""
+        size = 1 << (self._budget.block_size().bit_length() - 1)
+        while not self._budget.try_reserve(size):
+            if size <= SMALLEST_BLOCK:
+                self._budget.used += size  # so little that back-pressure sets in with the next block
+                break
+            size //= 2
+        blocks = self._free.get(size)
+        if not blocks:
+            return bytearray(size)
+        self._free_size -= size
+        return blocks.pop()
+
+    def hand_over(self, block: bytearray) -> None:
+        """Its bytes are the receiver's to count from now on."""
+        self._budget.release(len(block))
+
+    def recycle(self, block: bytearray) -> None:
+        """Nobody looks at the block any more."""
+        if self._free_size + len(block) <= self._budget.total:
+            self._free_size += len(block)
+            self._free.setdefault(len(block), []).append(block)

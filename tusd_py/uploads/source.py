@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from tusd_py.errors import UploadError
@@ -16,10 +17,13 @@ class Source(Protocol):
         """How many bytes the client said it sends, if it did."""
 
     async def read(self) -> Buffer | None:
-        """The next bytes; empty after `wake`; None at the end.
+        """The next bytes; perhaps none after `wake`; None at the end.
 
         Raises `ClientDisconnected`, `ReadTimeout` or what `interrupt` was given, once all that had arrived was read.
         """
+
+    def recycle(self, buffers: Sequence[Buffer]) -> None:
+        """Nobody looks at these buffers, which `read` returned, any more."""
 
     def silent_for(self) -> float:
         """Seconds since the last bytes arrived, while somebody waits for them."""

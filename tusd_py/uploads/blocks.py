@@ -1,0 +1,78 @@
+"""Gathers the bytes of one append into blocks worth a write, within the budget of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tusd_py.storage.base import Buffer, Writer
+from tusd_py.uploads.budget import ByteBudget
+
+
+class BlockWriter:
+    """Gathers one block while the writer stores another."""
+
+    def __init__(self, writer: Writer, budget: ByteBudget, recycle: Callable[[Sequence[Buffer]], None]) -> None:
+        self._writer = writer
+        self._budget = budget
+        self._recycle = recycle
+        self._gathered: list[Buffer] = []
+        self._gathered_size = 0
+        self._writing: list[Buffer] = []
+        self._writing_size = 0
+
+    @property
+    def stored(self) -> int:
+        """The offset up to which bytes are stored without a gap."""
+        return self._writer.stored
+
+    async def add(self, data: Buffer) -> None:
+        """Take the next bytes; raises what the storage says of earlier ones."""
+        if not self._budget.try_reserve(len(data)):
+            # Only who holds nothing may wait, or all could wait for each other.
+            await self.flush(sync=False)
+            await self._budget.reserve(len(data))
+        self._gathered.append(data)
+        self._gathered_size += len(data)
+        if self._gathered_size >= self._budget.block_size():
+            await self._write()
+
+    async def flush(self, *, sync: bool) -> None:
+        """Have everything stored."""
+        await self._write()
+        await self._writer.flush(sync=sync)
+        self._written()
+
+    async def discard(self, offset: int) -> None:
+        """Forget every byte from `offset` on, stored or not."""
+        self._forget_gathered()
+        await self._writer.discard(offset)
+
+    async def close(self) -> None:
+        """Let go of everything; what was not flushed is lost."""
+        self._forget_gathered()
+        try:
+            await self._writer.close()
+        except BaseException:
+            # The write may still be running: its buffers must not be used again.
+            self._budget.release(self._writing_size)
+            self._writing, self._writing_size = [], 0
+            raise
+        self._written()
+
+    async def _write(self) -> None:
+        if self._gathered:
+            await self._writer.write(self._gathered)  # returns once the block before is stored
+            self._written()
+            self._writing, self._writing_size = self._gathered, self._gathered_size
+            self._gathered, self._gathered_size = [], 0
+
+    def _written(self) -> None:
+        """The writer is done with the block that it had."""
+        self._budget.release(self._writing_size)
+        self._recycle(self._writing)
+        self._writing, self._writing_size = [], 0
+
+    def _forget_gathered(self) -> None:
+        self._budget.release(self._gathered_size)
+        self._recycle(self._gathered)
+        self._gathered, self._gathered_size = [], 0
