@@ -20,11 +20,14 @@ class Writer(Protocol):
         they would not follow the ones before them.
         """
 
-    async def flush(self, *, sync: bool) -> int:
-        """Wait until every byte handed over is stored (with `sync`: survives a power cut); returns the offset reached.
+    async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
+        """Hand over more bytes and wait until all are stored (with `sync`: survive a power cut).
 
         Raises `StorageFull`, `StorageUnavailable`, `StorageBehind`; `stored` then tells how far it got.
         """
+
+    async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
+        """Like `flush`, for the last bytes of the upload; True if nothing is left for `Storage.complete` to do."""
 
     @property
     def stored(self) -> int:

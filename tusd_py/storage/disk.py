@@ -172,31 +172,40 @@ class DiskWriter:
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         await self._settle()
-        if self._failure is not None:
-            raise self._failure
         self._pending = self._storage.run(lambda: self._write(buffers))
 
-    async def flush(self, *, sync: bool) -> int:
+    async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         await self._settle()
-        if self._failure is not None:
-            raise self._failure
-        if sync and self._descriptor >= 0:
-            await self._storage.run(self._sync)
-        return self.stored
+        if buffers or (sync and self._descriptor >= 0):
+            self._pending = self._storage.run(lambda: self._flush(buffers, sync))
+            await self._settle()
+
+    async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
+        await self._settle()
+        if not buffers and self._descriptor < 0:
+            return False  # this writer has not even opened the file
+        self._pending = self._storage.run(lambda: self._finish(buffers, sync))
+        await self._settle()
+        return True
 
     async def discard(self, offset: int) -> None:
-        await self._settle()
+        await self._wait()
         if self._descriptor >= 0:
             await self._storage.run(lambda: self._truncate(offset))
         self.stored = offset
 
     async def close(self) -> None:
-        await self._settle()
+        await self._wait()
         if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            await self._storage.run(lambda: os.close(descriptor))
+            await self._storage.run(self._close)
 
     async def _settle(self) -> None:
+        """Wait for the write under way; raises what has failed, now and whenever it is called again."""
+        await self._wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _wait(self) -> None:
         """Wait for the write under way. A cancelled request does so too: its lock is released after its last write."""
         if self._pending is not None:
             await asyncio.wait((self._pending,))
@@ -243,11 +252,27 @@ class DiskWriter:
             os.ftruncate(descriptor, self._start)
         self._descriptor = descriptor
 
-    def _sync(self) -> None:
-        with _file_errors():
-            os.fdatasync(self._descriptor)
-            if self._start == 0:  # this writer may have made the file
+    def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
+        if buffers:
+            self._write(buffers)
+        if sync:
+            with _file_errors():
+                os.fdatasync(self._descriptor)
+                if self._start == 0:  # this writer may have made the file
+                    self._storage.sync_folders(self._path)
+
+    def _finish(self, buffers: Sequence[Buffer], sync: bool) -> None:
+        if buffers:
+            self._write(buffers)
+        if sync:
+            with _file_errors():
+                os.fsync(self._descriptor)
                 self._storage.sync_folders(self._path)
+        self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
     def _truncate(self, offset: int) -> None:
         with _file_errors():

@@ -20,12 +20,13 @@ from tusd_py.upload import Upload
 from tusd_py.uploads.blocks import BlockWriter
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
-from tusd_py.uploads.policy import Policy
+from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.source import Source
 
 SILENT = 1.0  # seconds without a byte after which a reader's question ends the append
 
-Commit = Callable[[Upload, Upload], Awaitable[Upload]]
+# Commits the second record in place of the first; the flag says that the storage has nothing left to do for it.
+Commit = Callable[[Upload, Upload, bool], Awaitable[Upload]]
 
 
 class Append:
@@ -90,7 +91,7 @@ class Append:
         try:
             try:
                 await self._receive()
-                return await (self._commit() if self._verification is None else self._verify())
+                return await self._finish()
             except StorageBehind:
                 raise
             except UploadError:
@@ -144,20 +145,25 @@ class Append:
             self.upload = self.upload.at(self._blocks.stored)
         return await self._commit_upload(requested)
 
-    async def _commit_upload(self, requested: bool = False) -> Upload:
+    async def _commit_upload(self, requested: bool = False, *, whole: bool = False) -> Upload:
         if requested:
             self.upload = replace(self.upload, checkpoint=self._stored_record.checkpoint + 1)
         if self.upload != self._stored_record or self.upload.has_all_bytes:
-            self.upload = self._stored_record = await self._commit_record(self._stored_record, self.upload)
+            self.upload = self._stored_record = await self._commit_record(self._stored_record, self.upload, whole)
         return self.upload
 
-    async def _verify(self) -> Upload:
-        await self._blocks.flush(sync=False)
-        assert self._verification is not None
-        if not self._verification.matches():
-            raise ChecksumMismatch
-        self._verification = None
-        return await self._commit()
+    async def _finish(self) -> Upload:
+        """The source has ended as it should."""
+        if self._verification is not None:
+            await self._blocks.flush(sync=False)
+            if not self._verification.matches():
+                raise ChecksumMismatch
+            self._verification = None
+        if self._position != self.upload.length:
+            return await self._commit()
+        whole = await self._blocks.finish(sync=self._policy.durability is not Durability.NEVER)
+        self.upload = self.upload.at(self._blocks.stored)
+        return await self._commit_upload(self._commit_requested, whole=whole)
 
     async def _keep(self) -> None:
         """After a failure: commit what had arrived before it; with a checksum, none of it."""

@@ -38,9 +38,16 @@ class BlockWriter:
 
     async def flush(self, *, sync: bool) -> None:
         """Have everything stored."""
-        await self._write()
-        await self._writer.flush(sync=sync)
+        gathered = self._start_writing()
+        await self._writer.flush(gathered, sync=sync)
         self._written()
+
+    async def finish(self, *, sync: bool) -> bool:
+        """Have everything stored as the last bytes of the upload; True if that makes it whole."""
+        gathered = self._start_writing()
+        whole = await self._writer.finish(gathered, sync=sync)
+        self._written()
+        return whole
 
     async def discard(self, offset: int) -> None:
         """Forget every byte from `offset` on, stored or not."""
@@ -63,11 +70,18 @@ class BlockWriter:
         if self._gathered:
             await self._writer.write(self._gathered)  # returns once the block before is stored
             self._written()
-            self._writing, self._writing_size = self._gathered, self._gathered_size
-            self._gathered, self._gathered_size = [], 0
+            self._start_writing()
+
+    def _start_writing(self) -> list[Buffer]:
+        """What is gathered goes to the writer, beside what it may still have."""
+        gathered, self._gathered = self._gathered, []
+        self._writing = [*self._writing, *gathered]
+        self._writing_size += self._gathered_size
+        self._gathered_size = 0
+        return gathered
 
     def _written(self) -> None:
-        """The writer is done with the block that it had."""
+        """The writer is done with everything that it had."""
         self._budget.release(self._writing_size)
         self._recycle(self._writing)
         self._writing, self._writing_size = [], 0

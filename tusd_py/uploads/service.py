@@ -192,7 +192,9 @@ class UploadService:
                 if not self._appends:
                     self._no_appends.set()
                 await self.events.publish(AppendEnded(append.upload))
-                if append.upload.status is Status.FINISHING:  # also when more bytes came than the length allows
+                if append.upload.is_complete:
+                    await self._publish_finished(append.upload)
+                elif append.upload.status is Status.FINISHING:  # also when more bytes came than the length allows
                     append.upload = await self._finish(append.upload, lock.token)
             return append.upload
 
@@ -207,13 +209,16 @@ class UploadService:
         verification = addition.verification
         observer = verification.update if verification is not None else None
 
-        async def commit(before: Upload, after: Upload) -> Upload:
+        async def commit(before: Upload, after: Upload, whole: bool) -> Upload:
             now = time.time()
-            status = Status.FINISHING if after.has_all_bytes else after.status
-            after = replace(after, status=status, expires_at=self._expiry(now))
-            if after == before:
-                return before
-            stored = await self.state.update(before, after, lock.token, durable=sync)
+            if whole:
+                after = self._completed(after, now)
+            elif after.has_all_bytes:
+                after = replace(after, status=Status.FINISHING)
+            else:
+                after = replace(after, expires_at=self._expiry(now))
+            durable = sync or (whole and self.policy.durability is not Durability.NEVER)
+            stored = await self.state.update(before, after, lock.token, durable=durable)
             await self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
             return stored
 
@@ -243,18 +248,19 @@ class UploadService:
             back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self._expiry(time.time()))
             await self.state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
-        now = time.time()
-        complete = replace(
-            assembled,
-            status=Status.COMPLETE,
-            completed_at=now,
-            expires_at=self._expiry(now) if upload.is_partial else None,
-        )
+        complete = self._completed(assembled, time.time())
         complete = await self.state.update(upload, complete, token, durable=sync)
-        await self.events.publish(UploadFinished(complete))
-        if complete.is_partial and self.policy.concatenation_unfinished:
-            await self._finish_finals_of(complete)
+        await self._publish_finished(complete)
         return complete
+
+    def _completed(self, upload: Upload, now: float) -> Upload:
+        expires_at = self._expiry(now) if upload.is_partial else None
+        return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at)
+
+    async def _publish_finished(self, upload: Upload) -> None:
+        await self.events.publish(UploadFinished(upload))
+        if upload.is_partial and self.policy.concatenation_unfinished:
+            await self._finish_finals_of(upload)
 
     async def _finish_finals_of(self, partial: Upload) -> None:
         """The last of its parts is complete: a final upload that waited can be made."""
