@@ -112,6 +112,7 @@ class Settings(BaseSettings):
     metadata_size: Size = Field(16 << 10, description="longest Upload-Metadata header")
     metadata_pairs: int = Field(64, ge=0, description="most pairs in Upload-Metadata")
     lock_timeout: Seconds = Field(10, gt=0, description="wait so long for another request on the same upload to end")
+    header_timeout: Seconds = Field(30, description="close a connection whose request head is not complete by then")
     idle_timeout: Seconds = Field(60, description="end a request that sends nothing for so long")
     minimum_rate: Size = Field(1 << 10, description="end a request slower than so many bytes a second, over a minute")
     shutdown_grace: Seconds = Field(10, gt=0, description="time running requests have to end at shutdown")

@@ -21,6 +21,7 @@ class Arrivals(Protocol):
     """What a server may tell of a body beyond ASGI messages."""
 
     last_arrival: float  # by time.monotonic
+    trailers: list[tuple[bytes, bytes]]  # fields after the body; all of them once it has ended
 
     def take(self) -> Buffer:
         """The bytes that have arrived, without waiting."""
@@ -106,6 +107,17 @@ class RequestBody:
             for buffer in buffers:
                 if isinstance(buffer, memoryview) and isinstance(buffer.obj, bytearray):
                     self._pool.recycle(buffer.obj)
+
+    @property
+    def has_trailers(self) -> bool:
+        """Whether trailers can be seen here."""
+        return self._arrivals is not None
+
+    def trailer(self, name: str) -> str | None:
+        """A field that came after the body; None if it did not, or more than once."""
+        trailers = self._arrivals.trailers if self._arrivals is not None else []
+        values = [value.decode("latin-1").strip(" \t") for field, value in trailers if field.decode("latin-1") == name]
+        return values[0] if len(values) == 1 else None
 
     def silent_for(self) -> float:
         if self._task is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 
 from tusd_py.errors import UploadError
-from tusd_py.uploads.checksum import ALGORITHMS, Verification
+from tusd_py.uploads.checksum import ALGORITHMS
 
 INTEGER = re.compile(r"[0-9]{1,19}")
 LARGEST_INTEGER = (1 << 63) - 1
@@ -82,8 +82,8 @@ def _metadata_error(reason: str) -> InvalidHeader:
     return InvalidHeader(f"Upload-Metadata {reason}", "ERR_INVALID_METADATA")
 
 
-def parse_checksum(text: str) -> Verification:
-    """Upload-Checksum: `algorithm base64` (tus 1.0.0, Checksum)."""
+def parse_checksum(text: str) -> tuple[str, bytes]:
+    """Upload-Checksum: the name of an algorithm and the digest (tus 1.0.0, Checksum)."""
     algorithm, space, encoded = text.partition(" ")
     if algorithm not in ALGORITHMS:
         known = ", ".join(ALGORITHMS)
@@ -94,7 +94,7 @@ def parse_checksum(text: str) -> Verification:
         expected = b""
     if not space or len(expected) != len(ALGORITHMS[algorithm]().digest()):
         raise InvalidHeader(f"Upload-Checksum must hold a Base64 {algorithm} digest", "ERR_INVALID_CHECKSUM")
-    return Verification(algorithm, expected)
+    return algorithm, expected
 
 
 def parse_final_concat(text: str) -> list[str]:

@@ -22,7 +22,7 @@ from tusd_py.http.messages import Request, Response
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.storage.base import Buffer
 from tusd_py.upload import Concatenation, Upload
-from tusd_py.uploads.checksum import ALGORITHMS, Verification
+from tusd_py.uploads.checksum import ALGORITHMS, AnnouncedChecksum, TrailingChecksum, Verification
 from tusd_py.uploads.requests import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
 
@@ -43,13 +43,14 @@ class Features:
     concatenation_unfinished: bool = False
     download: bool = True
 
-    def extensions(self) -> list[str]:
-        """The values of Tus-Extension."""
+    def extensions(self, *, trailers: bool) -> list[str]:
+        """The values of Tus-Extension; trailers can be seen under some web servers only."""
         switches = {
             "creation-with-upload": self.creation_with_upload,
             "creation-defer-length": self.creation_defer_length,
             "expiration": self.expiration,
             "checksum": self.checksum,
+            "checksum-trailer": self.checksum and trailers,
             "termination": self.termination,
             "concatenation": self.concatenation,
             "concatenation-unfinished": self.concatenation and self.concatenation_unfinished,
@@ -78,7 +79,8 @@ class TusEndpoints:
             self.on_upload["DELETE"] = self.delete
 
     async def options(self, request: Request) -> Response:
-        headers = {"Tus-Version": VERSION, "Tus-Extension": ",".join(self._features.extensions())}
+        extensions = self._features.extensions(trailers=request.body.has_trailers)
+        headers = {"Tus-Version": VERSION, "Tus-Extension": ",".join(extensions)}
         if self._service.policy.max_size is not None:
             headers["Tus-Max-Size"] = str(self._service.policy.max_size)
         if self._features.checksum:
@@ -176,8 +178,22 @@ class TusEndpoints:
         return Addition(0, request.body, verification=self._verification(request))
 
     def _verification(self, request: Request) -> Verification | None:
+        if not self._features.checksum:
+            return None
         header = request.headers.get("upload-checksum")
-        return parse_checksum(header) if header is not None and self._features.checksum else None
+        if header is not None:
+            return AnnouncedChecksum(*parse_checksum(header))
+        promised = [name.strip().lower() for name in request.headers.get("trailer", "").split(",")]
+        if "upload-checksum" not in promised:
+            return None
+        if not request.body.has_trailers:
+            raise RequestRefused(400, "ERR_TRAILERS_UNSUPPORTED", "this server does not see trailers")
+
+        def trailing_checksum() -> tuple[str, bytes] | None:
+            trailer = request.body.trailer("upload-checksum")
+            return None if trailer is None else parse_checksum(trailer)
+
+        return TrailingChecksum(trailing_checksum)
 
     async def head(self, request: Request) -> Response:
         check_version(request)

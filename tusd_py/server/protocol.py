@@ -1,25 +1,34 @@
 """uvicorn's HTTP/1.1 protocol with what uploads need.
 
 Bytes that arrived are delivered before a disconnect is told, and long bodies are received straight into blocks of
-memory (`server/blocks.py`). It reaches the application as an ASGI scope extension; under another server the
-application does without.
+memory (`server/blocks.py`); trailers are kept apart from headers, interim responses can be sent, and a client has to
+get to the end of its header fields in time. What concerns the application reaches it as ASGI scope extensions; under
+another server it does without.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from tusd_py.http.body import ARRIVALS
 from tusd_py.server.blocks import BlockReceiver
 from tusd_py.storage.base import Buffer
 from tusd_py.uploads.budget import BlockPool
 
+INFORMATIONAL = "http.response.informational"  # ASGI message and scope extension: an interim (1xx) response
+MOST_HEADER_BYTES = 64 << 10
+MOST_TRAILERS = 16
 WORTH_BLOCKS = 256 << 10  # bytes still to come for which the parser is left out
 
 
@@ -31,6 +40,7 @@ class UploadCycle(RequestResponseCycle):
     receiver: BlockReceiver | None
     arrived: int  # bytes of the body that passed the parser
     last_arrival: float
+    trailers: list[tuple[bytes, bytes]]
     end_delivered: bool
 
     def adopt(self, protocol: UploadProtocol) -> None:
@@ -40,7 +50,25 @@ class UploadCycle(RequestResponseCycle):
         self.receiver = None
         self.arrived = 0
         self.last_arrival = 0.0
+        self.trailers = []
         self.end_delivered = False
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == INFORMATIONAL:
+            self._send_informational(message["status"], message.get("headers", []))
+        else:
+            await super().send(message)
+
+    def _send_informational(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """An interim response (RFC 9110, section 15.2); nothing once the final one has begun."""
+        if self.response_started or self.disconnected:
+            return
+        lines = [b"HTTP/1.1 %d \r\n" % status]
+        for name, value in headers:
+            if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+                raise RuntimeError("Invalid HTTP header.")
+            lines.append(b"%s: %s\r\n" % (name, value))
+        self.transport.write(b"".join([*lines, b"\r\n"]))
 
     async def receive(self) -> Any:
         if self.waiting_for_100_continue and not self.transport.is_closing():
@@ -92,23 +120,78 @@ class UploadProtocol(HttpToolsProtocol):
     """One connection."""
 
     connections_changed: ClassVar[Callable[[int], None]]
+    header_timeout: ClassVar[float]  # seconds
+
+    _header_timer: asyncio.TimerHandle | None = None
+    _head_size = 0  # bytes of a head that is not complete yet, beyond those it began with
+    _in_head = False
+    _in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         type(self).connections_changed(1)
+        self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         type(self).connections_changed(-1)
+        self._head_has_come()
+
+    def data_received(self, data: bytes) -> None:
+        was_in_head = self._in_head
+        super().data_received(data)
+        if was_in_head and self._in_head:
+            self._head_size += len(data)
+            if self._head_size > MOST_HEADER_BYTES:
+                self._refuse(b"431 Request Header Fields Too Large")
+        if not self._in_body and self._is_waiting():
+            self._await_head()
+
+    def _await_head(self) -> None:
+        if self._header_timer is None and self.header_timeout:
+            self._header_timer = self.loop.call_later(self.header_timeout, self._refuse, b"408 Request Timeout")
+
+    def _is_waiting(self) -> bool:
+        """Whether there is no request that is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _head_has_come(self) -> None:
+        self._head_size = 0
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _refuse(self, status: bytes) -> None:
+        """A connection whose client does not get to the point."""
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_body = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Fields after the body are trailers, and must not pass for headers."""
+        if not self._in_body:
+            super().on_header(name, value)
+        elif isinstance(self.cycle, UploadCycle) and len(self.cycle.trailers) < MOST_TRAILERS:
+            self.cycle.trailers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        self._in_head, self._in_body = False, True
+        self._head_has_come()
         super().on_headers_complete()
         cycle = self.cycle
         # The base class names the class of its cycles in a global; the task that runs this one has not begun.
         cycle.__class__ = UploadCycle
         assert isinstance(cycle, UploadCycle)
         cycle.adopt(self)
-        extensions: Any = {ARRIVALS: cycle}
+        extensions: Any = {ARRIVALS: cycle, INFORMATIONAL: {}}
         cycle.scope["extensions"] = extensions
 
     def on_body(self, body: bytes) -> None:
@@ -134,10 +217,12 @@ class UploadProtocol(HttpToolsProtocol):
         """The parser still waits for a body that did not pass it: go on with a new one after the body's end."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._in_body = False
         self.cycle.more_body = False
         self.cycle.message_event.set()
 
 
-def upload_protocol(connections_changed: Callable[[int], None]) -> type[UploadProtocol]:
+def upload_protocol(connections_changed: Callable[[int], None], header_timeout: float) -> type[UploadProtocol]:
     """The protocol class of one server, which reports every connection that opens (1) or closes (-1)."""
-    return type("UploadProtocol", (UploadProtocol,), {"connections_changed": staticmethod(connections_changed)})
+    settings = {"connections_changed": staticmethod(connections_changed), "header_timeout": header_timeout}
+    return type("UploadProtocol", (UploadProtocol,), settings)

@@ -37,7 +37,7 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        http=upload_protocol(app.state.tus.metrics.connections_changed),
+        http=upload_protocol(app.state.tus.metrics.connections_changed, settings.header_timeout),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -50,7 +50,7 @@ DELETE = "DELETE FROM uploads WHERE id = ? AND token <= ?"
 
 @dataclass(slots=True)
 class Job:
-    """Work for the writer thread and the future that waits for its result."""
+    """One statement for the writer thread and the future that waits for its result."""
 
     work: Callable[[sqlite3.Connection], Any]
     durable: bool
@@ -139,11 +139,17 @@ class SQLiteState:
 
     def _run(self) -> None:
         connection: sqlite3.Connection | None = None
+        synchronous = ""
         while jobs := self._take():
             try:
                 if connection is None:
                     connection = self._connect()
                     connection.executescript(SCHEMA)
+                # FULL syncs the log at the commit, NORMAL leaves that to the kernel.
+                wanted = "FULL" if any(job.durable for job in jobs) else "NORMAL"
+                if synchronous != wanted:
+                    connection.execute(f"PRAGMA synchronous = {wanted}")
+                    synchronous = wanted
                 _transact(connection, jobs)
             except sqlite3.Error as error:
                 if connection is not None and connection.in_transaction:
@@ -169,16 +175,16 @@ class SQLiteState:
 
 
 def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-    # FULL syncs the log at the commit, NORMAL leaves that to the kernel; it can only be changed between transactions.
-    durable = any(job.durable for job in jobs)
-    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-    connection.execute("BEGIN IMMEDIATE")
+    """Run the jobs, several in one transaction; a single one is a single statement and so a transaction by itself."""
+    if len(jobs) > 1:
+        connection.execute("BEGIN IMMEDIATE")
     for job in jobs:
         try:
             job.result = job.work(connection)
         except UploadError as error:  # this job's own; it changed nothing
             job.error = error
-    connection.execute("COMMIT")
+    if len(jobs) > 1:
+        connection.execute("COMMIT")
 
 
 def _deliver(jobs: Sequence[Job]) -> None:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 THREADS = 8
 READ_SIZE = 1 << 20
 COPY_SIZE = 1 << 30  # bytes one copy_file_range is asked for
+FILE_MODE = 0o664
 MOST_BUFFERS = 1024  # IOV_MAX
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -239,11 +240,11 @@ class DiskWriter:
                 buffers[0] = memoryview(buffers[0])[written:]
 
     def _open(self) -> None:
-        try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
-        except FileNotFoundError:  # the first upload of a day
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        if self._start == 0:
+            with contextlib.suppress(FileExistsError):
+                self._descriptor = self._open_file(os.O_CREAT | os.O_EXCL)
+                return
+        descriptor = self._open_file(os.O_CREAT)
         size = os.fstat(descriptor).st_size
         if size < self._start:
             os.close(descriptor)
@@ -251,6 +252,14 @@ class DiskWriter:
         if size > self._start:  # bytes that were never committed
             os.ftruncate(descriptor, self._start)
         self._descriptor = descriptor
+
+    def _open_file(self, flags: int) -> int:
+        flags |= os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(self._path, flags, FILE_MODE)
+        except FileNotFoundError:  # the first upload of a day
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(self._path, flags, FILE_MODE)
 
     def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
@@ -283,7 +292,7 @@ class DiskWriter:
 def _opened(path: Path, flags: int) -> Iterator[int]:
     if flags & os.O_CREAT:
         path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o664)
+    descriptor = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
     try:
         yield descriptor
     finally:

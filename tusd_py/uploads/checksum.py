@@ -41,8 +41,18 @@ ALGORITHMS: dict[str, Callable[[], Digest]] = {
 }
 
 
-class Verification:
-    """The digest of a request's bytes beside the one that its client announced."""
+class Verification(Protocol):
+    """Compares the bytes of a request with what its client says of them."""
+
+    def update(self, data: Bytes, /) -> object:
+        """The next bytes; called outside the event loop."""
+
+    def matches(self) -> bool:
+        """Whether they are the right ones, once all have come; may raise what is wrong with the client's word."""
+
+
+class AnnouncedChecksum:
+    """A checksum that was known before the bytes."""
 
     def __init__(self, algorithm: str, expected: bytes) -> None:
         self._digest = ALGORITHMS[algorithm]()
@@ -51,3 +61,22 @@ class Verification:
 
     def matches(self) -> bool:
         return hmac.compare_digest(self._digest.digest(), self._expected)
+
+
+class TrailingChecksum:
+    """A checksum that follows the bytes: which algorithm it is of is not known before, so that each one runs."""
+
+    def __init__(self, checksum: Callable[[], tuple[str, bytes] | None]) -> None:
+        self._digests = {name: algorithm() for name, algorithm in ALGORITHMS.items()}
+        self._checksum = checksum
+
+    def update(self, data: Bytes, /) -> None:
+        for digest in self._digests.values():
+            digest.update(data)
+
+    def matches(self) -> bool:
+        checksum = self._checksum()
+        if checksum is None:  # promised, but it never came
+            return False
+        algorithm, expected = checksum
+        return hmac.compare_digest(self._digests[algorithm].digest(), expected)
