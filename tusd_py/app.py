@@ -22,7 +22,7 @@ from tusd_py.events.base import EventBus, Subscriber
 from tusd_py.events.logs import log_requests
 from tusd_py.events.metrics import CONTENT_TYPE, Metrics
 from tusd_py.http.cors import with_cors
-from tusd_py.http.endpoint import TusEndpoint, with_common_headers
+from tusd_py.http.endpoint import OUTSIDE, TusEndpoint, with_common_headers
 from tusd_py.http.headers import MetadataLimits
 from tusd_py.http.tus import Features, TusEndpoints
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
@@ -148,6 +148,10 @@ class TusServer:
             await self.startup()
         await self._application(scope, receive, with_common_headers(send))
 
+    async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 404 to any request."""
+        await self({**scope, OUTSIDE: True}, receive, send)
+
     def route(self, path: str) -> BaseRoute:
         """A route for this server that takes the creation URL with and without a slash at its end."""
         return EndpointRoute(path, app=self)
@@ -241,5 +245,6 @@ def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
     if not server.settings.disable_metrics:
         routes.append(Route("/metrics", metrics))
     app = Starlette(routes=routes, lifespan=server.lifespan)
+    app.router.default = server.not_found  # in the format of every other answer
     app.state.tus = server
     return app

@@ -24,8 +24,9 @@ INLINE_TYPES = frozenset(
 TYPE = re.compile(
     r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:\s*;\s*[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*"
 )
-RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
-UNSAFE_IN_NAME = re.compile(r'[\x00-\x1f\x7f"\\/]')
+RANGE = re.compile(r"bytes=([0-9]{0,1000})-([0-9]{0,1000})")
+NO_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")  # what no file name may hold
+NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')  # what clients read differently in a quoted string
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,13 @@ def entity_tag(upload: Upload) -> str:
 
 
 def content_disposition(kind: str, name: str) -> str:
-    name = UNSAFE_IN_NAME.sub("_", name)[:255]
+    """A plain name for every client, and the true one for those that know RFC 8187."""
+    name = NO_NAME.sub("_", name)[:255]
     if not name:
         return kind
-    plain = name.encode("ascii", "replace").decode().replace("?", "_")
+    plain = NOT_PLAIN.sub("_", name)
     parameters = f'{kind}; filename="{plain}"'
-    return parameters if name.isascii() else f"{parameters}; filename*=UTF-8''{quote(name, safe='')}"
+    return parameters if plain == name else f"{parameters}; filename*=UTF-8''{quote(name, safe='')}"
 
 
 def select(upload: Upload, headers: Mapping[str, str]) -> Selection:

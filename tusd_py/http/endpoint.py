@@ -13,9 +13,9 @@ from tusd_py.errors import ClientDisconnected, OffsetMismatch, ReadTimeout, Uplo
 from tusd_py.events.base import EventBus, RequestFinished
 from tusd_py.http.body import ARRIVALS, RequestBody
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
-from tusd_py.http.headers import single_values
+from tusd_py.http.headers import format_date, single_values
 from tusd_py.http.messages import Request, Response, declared_size, method_of
-from tusd_py.http.tus import VERSION, Endpoint, TusEndpoints
+from tusd_py.http.tus import VERSION, Endpoint, RangeNotSatisfiable, TusEndpoints
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.storage.base import Buffer
 from tusd_py.upload import is_upload_id
@@ -24,6 +24,7 @@ from tusd_py.uploads.budget import BlockPool
 logger = logging.getLogger("tusd_py.http")
 
 COMMON_HEADERS = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
+OUTSIDE = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
 IGNORED_BODY = 64 << 10  # bytes of a refused body that the server swallows on a connection it keeps
 LINGER = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
 REQUEST_ID_LENGTH = 64
@@ -135,11 +136,16 @@ class TusEndpoint:
 
     def _route(self, request: Request, method: str) -> Endpoint:
         scope = request.scope
-        path = scope["path"].removeprefix(scope.get("root_path", "")).strip("/")
-        if path and not is_upload_id(path):
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if OUTSIDE in scope:
+            raise RequestRefused(404, "ERR_NOT_FOUND", "there is nothing here")
+        if path in ("", "/"):
+            methods = self._endpoints.on_endpoint
+        elif is_upload_id(path[1:]):
+            request.upload_id = path[1:]
+            methods = self._endpoints.on_upload
+        else:
             raise UploadNotFound
-        request.upload_id = path
-        methods = self._endpoints.on_upload if path else self._endpoints.on_endpoint
         if method not in methods:
             raise MethodNotAllowed(list(methods))
         return methods[method]
@@ -161,6 +167,10 @@ def _refusal(request: Request, answer: Answer, error: UploadError | None = None)
         request.offset_after = error.offset
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.length}"
+    if request.expires_at is not None:
+        headers["Upload-Expires"] = format_date(request.expires_at)
     if answer.status == 412:
         headers["Tus-Version"] = VERSION
     if answer.retry:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from tusd_py import errors
 from tusd_py.http.headers import InvalidHeader
 
+ZERO_WEIGHT = re.compile(r"q\s*=\s*0(?:\.0*)?")
 RETRY_AFTER = "1"  # seconds
 
 
@@ -55,7 +57,6 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.StorageUnavailable: (500, True, False),
     errors.StateUnavailable: (503, True, False),
 }
-REASONS = {460: "Checksum Mismatch"}
 
 
 def answer_for(error: errors.UploadError) -> Answer:
@@ -73,9 +74,21 @@ INTERNAL_ERROR = Answer(500, "ERR_INTERNAL_SERVER_ERROR", "something went wrong 
 TRY_LATER = Answer(423, "ERR_TRY_LATER", "the upload cannot be looked at now; try again", retry=True)
 
 
+JSON_TYPES = ("application/problem+json", "application/json")
+
+
 def render(answer: Answer, accept: str) -> tuple[str, bytes]:
     """Content type and body: problem details for who asks for JSON, else `CODE: sentence`."""
-    if "application/json" in accept or "application/problem+json" in accept:
+    if any(_accepts(accept, media_type) for media_type in JSON_TYPES):
         problem = {"title": answer.message, "status": answer.status, "code": answer.code}
         return "application/problem+json", json.dumps(problem).encode()
     return "text/plain; charset=utf-8", f"{answer.code}: {answer.message}\n".encode()
+
+
+def _accepts(accept: str, media_type: str) -> bool:
+    """Whether Accept names this type, with a weight above zero (RFC 9110, section 12.5.1)."""
+    for item in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        if name == media_type:
+            return not any(ZERO_WEIGHT.fullmatch(parameter) for parameter in parameters)
+    return False

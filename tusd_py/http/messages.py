@@ -23,6 +23,7 @@ class Request:
         # What is told of the request when it has ended.
         self.offset_before: int | None = None
         self.offset_after: int | None = None
+        self.expires_at: float | None = None  # for a refusal that has to tell
 
     @property
     def has_body(self) -> bool:

@@ -228,9 +228,14 @@ class TusEndpoints:
         length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")
         addition = Addition(offset, request.body, length, self._verification(request))
         request.offset_before = offset
-        upload = await self._service.append(request.upload_id, addition)
+        try:
+            upload = await self._service.append(request.upload_id, addition)
+        except UploadError:
+            # The protocol wants Upload-Expires on every answer to a PATCH.
+            request.expires_at = await self._service.expires_at(request.upload_id)
+            raise
         request.offset_after = upload.offset
-        if upload.offset == offset and not upload.is_complete:
+        if upload.offset == offset and length is None and not upload.is_complete:
             await asyncio.sleep(EMPTY_PATCH_DELAY)
         return Response(204, _offset(upload) | _expires(upload))
 
@@ -248,13 +253,21 @@ class TusEndpoints:
         if selection.status in (304, 412):
             return Response(selection.status, headers)
         if selection.status == 416:
-            return Response(416, headers | {"Content-Range": f"bytes */{upload.length}", "Content-Length": "0"})
+            raise RangeNotSatisfiable(upload.length or 0)
         headers["Content-Length"] = str(selection.end - selection.start)
         if selection.status == 206:
             headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"
         stream = self._service.storage.read(upload, selection.start, selection.end)
         first = await anext(stream, b"")  # before the answer starts: the bytes may be gone
         return Response(selection.status, headers, stream=_chain(first, stream))
+
+
+class RangeNotSatisfiable(RequestRefused):
+    """the range lies outside the upload"""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(416, "ERR_RANGE_NOT_SATISFIABLE", f"the upload has {length} bytes")
+        self.length = length
 
 
 def check_version(request: Request) -> None:

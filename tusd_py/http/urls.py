@@ -15,7 +15,7 @@ from tusd_py.upload import is_upload_id
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 FORWARDED_PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"([^"]*)"|([^";,\s]*))\s*')
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -67,7 +67,7 @@ class UrlBuilder:
         if scheme not in DEFAULT_PORTS:
             scheme = scope.get("scheme", "http")
         host = forwarded.get("host", "")
-        if not HOST.fullmatch(host):
+        if not _is_host(host):
             host = _own_host(scope, headers)
         host = host.removesuffix(DEFAULT_PORTS.get(scheme, "-"))
         prefix = forwarded.get("prefix", "").rstrip("/")
@@ -84,7 +84,11 @@ class UrlBuilder:
 
         Raises `InvalidHeader` if it is not one.
         """
-        parts, endpoint = urlsplit(url), urlsplit(base)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise InvalidHeader("Upload-Concat names something that is not a URL", "ERR_INVALID_CONCAT") from None
+        endpoint = urlsplit(base)
         if parts.netloc and _canonical_host(parts.netloc) != _canonical_host(endpoint.netloc):
             raise InvalidHeader("Upload-Concat names an upload of another server", "ERR_INVALID_CONCAT")
         folder, _, upload_id = parts.path.rpartition("/")
@@ -116,6 +120,11 @@ class UrlBuilder:
         return said
 
 
+def _is_host(text: str) -> bool:
+    match = HOST.fullmatch(text)
+    return match is not None and int(match[1] or 0) < 1 << 16
+
+
 def _list(text: str) -> list[str]:
     return [value.strip() for value in text.split(",") if value.strip()]
 
@@ -143,7 +152,7 @@ def _peer(scope: Scope) -> str:
 
 def _own_host(scope: Scope, headers: Mapping[str, str]) -> str:
     host = headers.get("host", "")
-    if HOST.fullmatch(host):
+    if _is_host(host):
         return host
     server = scope.get("server")
     if not server:

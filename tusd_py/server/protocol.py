@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from tusd_py.http.body import ARRIVALS
+from tusd_py.http.tus import VERSION
 from tusd_py.server.blocks import BlockReceiver
 from tusd_py.storage.base import Buffer
 from tusd_py.uploads.budget import BlockPool
@@ -143,13 +144,16 @@ class UploadProtocol(HttpToolsProtocol):
         if was_in_head and self._in_head:
             self._head_size += len(data)
             if self._head_size > MOST_HEADER_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large")
+                self._refuse(
+                    "431 Request Header Fields Too Large", "ERR_HEADERS_TOO_LARGE: the request head is too long"
+                )
         if not self._in_body and self._is_waiting():
             self._await_head()
 
     def _await_head(self) -> None:
         if self._header_timer is None and self.header_timeout:
-            self._header_timer = self.loop.call_later(self.header_timeout, self._refuse, b"408 Request Timeout")
+            text = "ERR_HEADER_TIMEOUT: the request head did not come in time"
+            self._header_timer = self.loop.call_later(self.header_timeout, self._refuse, "408 Request Timeout", text)
 
     def _is_waiting(self) -> bool:
         """Whether there is no request that is being answered."""
@@ -161,10 +165,22 @@ class UploadProtocol(HttpToolsProtocol):
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _refuse(self, status: bytes) -> None:
-        """A connection whose client does not get to the point."""
+    def send_400_response(self, msg: str) -> None:
+        self._refuse("400 Bad Request", f"ERR_INVALID_REQUEST: {msg}")
+
+    def _refuse(self, status: str, text: str) -> None:
+        """Answer what never became a request, and close."""
         if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            body = f"{text}\n"
+            headers = {
+                "content-type": "text/plain; charset=utf-8",
+                "content-length": len(body),
+                "connection": "close",
+                "tus-resumable": VERSION,
+                "x-content-type-options": "nosniff",
+            }
+            lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items()), "", body]
+            self.transport.write("\r\n".join(lines).encode())
             self.transport.close()
 
     def on_message_begin(self) -> None:

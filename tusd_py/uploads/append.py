@@ -169,6 +169,7 @@ class Append:
         """After a failure: commit what had arrived before it; with a checksum, none of it."""
         if self._verification is not None:
             await self._blocks.discard(self._stored_record.offset)
+            self.upload = self._stored_record  # without a length that the request declared, too
             await self._commit_upload(self._commit_requested)
             return
         try:

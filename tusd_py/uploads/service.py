@@ -14,6 +14,7 @@ from tusd_py.errors import (
     OffsetMismatch,
     PartialUnfinished,
     ServerShutdown,
+    SizeExceeded,
     StorageBehind,
     UploadError,
     UploadGone,
@@ -170,16 +171,16 @@ class UploadService:
         """
         upload = await self.get(upload_id)
         if upload.is_complete or upload.is_final:  # nothing to lock: it cannot change any more
-            return check_addition(upload, addition, self.policy)
+            return await self._append_nothing(upload, addition)
         self._refuse_when_draining()
         holder = Relay()
         async with self._locked(upload_id, holder, self.policy.lock_timeout) as lock:
             record = await self.get(upload_id)
             if record.status is Status.FINISHING:
                 record = await self._finish(record, lock.token)
-            upload = check_addition(record, addition, self.policy)
             if record.is_complete:
-                return record
+                return await self._append_nothing(record, addition)
+            upload = check_addition(record, addition, self.policy)
             self._refuse_when_draining()
             append = self._new_append(upload, addition, lock)
             holder.target = append
@@ -197,6 +198,19 @@ class UploadService:
                 elif append.upload.status is Status.FINISHING:  # also when more bytes came than the length allows
                     append.upload = await self._finish(append.upload, lock.token)
             return append.upload
+
+    async def _append_nothing(self, upload: Upload, addition: Addition) -> Upload:
+        """A repeated request at the end of a complete upload is fine, if it brings nothing more."""
+        check_addition(upload, addition, self.policy)
+        while (data := await addition.source.read()) is not None:
+            if data:
+                raise SizeExceeded
+        return upload
+
+    async def expires_at(self, upload_id: str) -> float | None:
+        """When the upload expires, in seconds since the epoch; None if it does not, or does not exist."""
+        upload = await self.state.get(upload_id)
+        return None if upload is None or upload.has_ended(time.time()) else upload.expires_at
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
