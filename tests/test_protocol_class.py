@@ -15,6 +15,8 @@ import pytest
 
 from tests.harness import ServerProcess
 
+pytestmark = pytest.mark.integrated
+
 TUS = "Host: 127.0.0.1\r\nTus-Resumable: 1.0.0\r\n"
 CHUNKED = "Transfer-Encoding: chunked\r\nContent-Type: application/offset+octet-stream\r\n"
 

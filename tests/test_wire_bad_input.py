@@ -394,6 +394,7 @@ def test_what_is_no_http_creates_nothing(site: ServerProcess, data: bytes) -> No
     assert ask("OPTIONS", site.url).status == 200
 
 
+@pytest.mark.integrated
 @pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", CREATION + b"Upload-Metadata: a\x7fb eA==\r\n\r\n"], ids=shown)
 def test_the_answer_to_what_is_no_http_has_the_headers_of_every_answer(site: ServerProcess, data: bytes) -> None:
     with Connection(site.url) as connection:

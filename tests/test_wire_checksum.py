@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import hashlib
 import zlib
 from collections.abc import Iterator
@@ -199,6 +200,7 @@ def test_a_body_past_the_length_with_its_checksum_stores_nothing(site: ServerPro
     assert offset_of(location) == 0
 
 
+@pytest.mark.integrated
 @pytest.mark.parametrize(
     ("trailer", "status"),
     [
@@ -212,8 +214,7 @@ def test_a_body_past_the_length_with_its_checksum_stores_nothing(site: ServerPro
     ids=shown,
 )
 def test_a_checksum_in_a_trailer(site: ServerProcess, trailer: str, status: int) -> None:
-    if "checksum-trailer" not in ask("OPTIONS", site.url).listed("Tus-Extension"):
-        pytest.skip("the server does not announce checksum-trailer")
+    assert "checksum-trailer" in ask("OPTIONS", site.url).listed("Tus-Extension")
     location = create(site.url, 10)
     headers = patch_headers(0) | {"Transfer-Encoding": "chunked", "Trailer": "Upload-Checksum"}
     with Connection(site.url) as connection:
@@ -223,6 +224,17 @@ def test_a_checksum_in_a_trailer(site: ServerProcess, trailer: str, status: int)
         connection.send(b"0\r\nUpload-Checksum: " + trailer.encode() + b"\r\n\r\n")
         assert connection.answer("PATCH").status == status
     assert offset_of(location) == (5 if status == 204 else 0)
+
+
+@pytest.mark.skipif(not os.environ.get("PLAIN_ASGI"), reason="trailers can be seen")
+def test_a_trailer_that_cannot_be_seen_is_refused_before_the_body(site: ServerProcess) -> None:
+    assert "checksum-trailer" not in ask("OPTIONS", site.url).listed("Tus-Extension")
+    location = create(site.url, 10)
+    headers = patch_headers(0) | {"Transfer-Encoding": "chunked", "Trailer": "Upload-Checksum"}
+    with Connection(site.url) as connection:
+        connection.send_head("PATCH", location, headers)
+        assert connection.answer("PATCH").status == 400
+    assert offset_of(location) == 0
 
 
 def test_switched_off_checksums_are_not_announced(unverified: ServerProcess) -> None:

@@ -29,7 +29,14 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 def worker_pids(server: ServerProcess) -> set[int]:
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return {pid for pid in map(int, children) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()}
+    return {pid for pid in map(int, children) if "spawn_main" in command_line(pid)}
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return ""
 
 
 def socket_count(pid: int) -> int:

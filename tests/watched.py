@@ -1,10 +1,16 @@
-"""`tusd-py` as the tests run it: a blocking call in the event loop is an error."""
+"""`tusd-py` as the tests run it: a blocking call in the event loop is an error.
 
+With PLAIN_ASGI in the environment it runs under uvicorn's own protocol class, as under any other ASGI server.
+"""
+
+import os
 import sys
 
 from blockbuster import BlockBuster
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tusd_py.cli import main
+from tusd_py.server import run
 
 
 def watch() -> BlockBuster:
@@ -16,6 +22,9 @@ def watch() -> BlockBuster:
     blockbuster.activate()
     return blockbuster
 
+
+if os.environ.get("PLAIN_ASGI"):  # in worker processes too, which import this module again
+    vars(run)["upload_protocol"] = lambda *_: HttpToolsProtocol
 
 if __name__ == "__main__":
     watch()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -110,7 +109,7 @@ class EventBus:
         for subscriber in self._subscribers.get(type(event), ()):
             try:
                 outcome = subscriber(event)
-                if inspect.isawaitable(outcome):
+                if outcome is not None:
                     await outcome
             except Exception:  # whatever a subscriber raises concerns the subscriber only
                 logger.exception("a subscriber of %s failed", type(event).__name__)

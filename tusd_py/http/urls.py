@@ -29,8 +29,8 @@ class TrustedProxies:
         self._networks: list[Network] = [ipaddress.ip_network(entry, strict=False) for entry in entries if entry != "*"]
 
     def trusts(self, address: str) -> bool:
-        if self._all:
-            return True
+        if self._all or not self._networks:
+            return self._all
         try:
             ip = ipaddress.ip_address(address.strip("[]"))
         except ValueError:

@@ -105,7 +105,7 @@ class SQLiteState:
         return self._reader.execute(SELECT_ONE, (upload_id,)).fetchone()
 
     async def update(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
-        stored = replace(after, token=token)
+        stored = after if after.token == token else replace(after, token=token)
 
         def change(connection: sqlite3.Connection) -> Upload:
             condition = (before.id, token, before.offset, before.status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tusd_py.errors import FinalUploadModified, InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
+from tusd_py.errors import InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
 from tusd_py.upload import Concatenation, Upload
 from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.policy import Policy
@@ -34,8 +34,6 @@ class Addition:
 
 def check_addition(upload: Upload, addition: Addition, policy: Policy) -> Upload:
     """The upload with the length that the addition declares; raises what speaks against the addition."""
-    if upload.is_final:
-        raise FinalUploadModified
     if addition.offset != upload.offset:
         raise OffsetMismatch(upload.offset)
     if addition.length is not None:
@@ -45,6 +43,15 @@ def check_addition(upload: Upload, addition: Addition, policy: Policy) -> Upload
         raise SizeExceeded
     if upload.length is None:
         check_size(end, policy)
+    return upload
+
+
+async def append_nothing(upload: Upload, addition: Addition, policy: Policy) -> Upload:
+    """A repeated request at the end of a complete upload is fine, if it brings nothing more."""
+    check_addition(upload, addition, policy)
+    while (data := await addition.source.read()) is not None:
+        if data:
+            raise SizeExceeded
     return upload
 
 

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from tusd_py.errors import (
+    FinalUploadModified,
     LockTimeout,
     MaxSizeExceeded,
     OffsetMismatch,
     PartialUnfinished,
     ServerShutdown,
-    SizeExceeded,
     StorageBehind,
     UploadError,
     UploadGone,
@@ -40,7 +40,7 @@ from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.concatenation import new_final, with_length
 from tusd_py.uploads.holders import Relay, Undisturbed
 from tusd_py.uploads.policy import Durability, Policy
-from tusd_py.uploads.requests import Addition, NewUpload, check_addition, check_size
+from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_addition, check_size
 
 INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
@@ -169,43 +169,37 @@ class UploadService:
         `OffsetMismatch`, `SizeExceeded`, `MaxSizeExceeded`, `InvalidLength`, `ChecksumMismatch`,
         `FinalUploadModified`, `LockTimeout`, `UploadNotFound`, `UploadGone`.
         """
-        upload = await self.get(upload_id)
-        if upload.is_complete or upload.is_final:  # nothing to lock: it cannot change any more
-            return await self._append_nothing(upload, addition)
         self._refuse_when_draining()
         holder = Relay()
         async with self._locked(upload_id, holder, self.policy.lock_timeout) as lock:
             record = await self.get(upload_id)
+            if record.is_final:
+                raise FinalUploadModified
             if record.status is Status.FINISHING:
                 record = await self._finish(record, lock.token)
-            if record.is_complete:
-                return await self._append_nothing(record, addition)
-            upload = check_addition(record, addition, self.policy)
-            self._refuse_when_draining()
-            append = self._new_append(upload, addition, lock)
-            holder.target = append
-            self._appends.add(append)
-            await self.events.publish(AppendStarted(upload))
-            try:
-                await append.run(record)
-            finally:
-                self._appends.discard(append)
-                if not self._appends:
-                    self._no_appends.set()
-                await self.events.publish(AppendEnded(append.upload))
-                if append.upload.is_complete:
-                    await self._publish_finished(append.upload)
-                elif append.upload.status is Status.FINISHING:  # also when more bytes came than the length allows
-                    append.upload = await self._finish(append.upload, lock.token)
-            return append.upload
+            if not record.is_complete:
+                return await self._append(record, addition, lock, holder)
+        return await append_nothing(record, addition, self.policy)
 
-    async def _append_nothing(self, upload: Upload, addition: Addition) -> Upload:
-        """A repeated request at the end of a complete upload is fine, if it brings nothing more."""
-        check_addition(upload, addition, self.policy)
-        while (data := await addition.source.read()) is not None:
-            if data:
-                raise SizeExceeded
-        return upload
+    async def _append(self, record: Upload, addition: Addition, lock: Lock, holder: Relay) -> Upload:
+        upload = check_addition(record, addition, self.policy)
+        self._refuse_when_draining()
+        append = self._new_append(upload, addition, lock)
+        holder.target = append
+        self._appends.add(append)
+        await self.events.publish(AppendStarted(upload))
+        try:
+            await append.run(record)
+        finally:
+            self._appends.discard(append)
+            if not self._appends:
+                self._no_appends.set()
+            await self.events.publish(AppendEnded(append.upload))
+            if append.upload.is_complete:
+                await self._publish_finished(append.upload)
+            elif append.upload.status is Status.FINISHING:  # also when more bytes came than the length allows
+                append.upload = await self._finish(append.upload, lock.token)
+        return append.upload
 
     async def expires_at(self, upload_id: str) -> float | None:
         """When the upload expires, in seconds since the epoch; None if it does not, or does not exist."""
@@ -226,11 +220,11 @@ class UploadService:
         async def commit(before: Upload, after: Upload, whole: bool) -> Upload:
             now = time.time()
             if whole:
-                after = self._completed(after, now)
+                after = self._completed(after, now, lock.token)
             elif after.has_all_bytes:
-                after = replace(after, status=Status.FINISHING)
+                after = replace(after, status=Status.FINISHING, token=lock.token)
             else:
-                after = replace(after, expires_at=self._expiry(now))
+                after = replace(after, expires_at=self._expiry(now), token=lock.token)
             durable = sync or (whole and self.policy.durability is not Durability.NEVER)
             stored = await self.state.update(before, after, lock.token, durable=durable)
             await self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
@@ -262,14 +256,14 @@ class UploadService:
             back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self._expiry(time.time()))
             await self.state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
-        complete = self._completed(assembled, time.time())
+        complete = self._completed(assembled, time.time(), token)
         complete = await self.state.update(upload, complete, token, durable=sync)
         await self._publish_finished(complete)
         return complete
 
-    def _completed(self, upload: Upload, now: float) -> Upload:
+    def _completed(self, upload: Upload, now: float, token: int) -> Upload:
         expires_at = self._expiry(now) if upload.is_partial else None
-        return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at)
+        return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at, token=token)
 
     async def _publish_finished(self, upload: Upload) -> None:
         await self.events.publish(UploadFinished(upload))

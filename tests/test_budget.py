@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from tusd_py.uploads.budget import LARGEST_BLOCK, SMALLEST_BLOCK, BlockPool, ByteBudget
+
+
+class Waiters:
+    """Tasks that reserve bytes, and the names of those that got them, in order."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.got: list[str] = []
+
+    async def _reserve(self, name: str, size: int) -> None:
+        await self._budget.reserve(size)
+        self.got.append(name)
+
+    def start(self, name: str, size: int) -> asyncio.Task[None]:
+        return asyncio.create_task(self._reserve(name, size))
+
+
+async def others_run() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def budget() -> ByteBudget:
+    return ByteBudget(100)
+
+
+@pytest.fixture
+def waiters(budget: ByteBudget) -> Waiters:
+    return Waiters(budget)
+
+
+async def test_what_fits_is_granted_at_once(budget: ByteBudget) -> None:
+    await budget.reserve(60)
+    assert budget.try_reserve(40)
+    assert budget.used == 100
+    assert not budget.try_reserve(1)
+    assert budget.try_reserve(0)
+    budget.release(60)
+    assert budget.try_reserve(60)
+    budget.release(100)
+    assert budget.used == 0
+
+
+async def test_who_wants_more_than_is_left_waits(budget: ByteBudget, waiters: Waiters) -> None:
+    await budget.reserve(80)
+    waiting = waiters.start("late", 30)
+    await others_run()
+    assert waiters.got == []
+    budget.release(5)
+    await others_run()
+    assert waiters.got == []
+    budget.release(5)
+    await waiting
+    assert budget.used == 100
+
+
+async def test_nobody_overtakes(budget: ByteBudget, waiters: Waiters) -> None:
+    await budget.reserve(90)
+    large, small = waiters.start("large", 50), waiters.start("small", 5)
+    await others_run()
+    assert not budget.try_reserve(5)
+    assert waiters.got == []
+    budget.release(40)
+    await large
+    assert waiters.got == ["large"]
+    budget.release(50)
+    await small
+    assert waiters.got == ["large", "small"]
+    assert budget.used == 55
+
+
+async def test_one_release_may_serve_several(budget: ByteBudget, waiters: Waiters) -> None:
+    await budget.reserve(100)
+    tasks = [waiters.start(str(number), 20) for number in range(8)]
+    await others_run()
+    budget.release(100)
+    await others_run()
+    assert waiters.got == ["0", "1", "2", "3", "4"]
+    assert budget.used == 100
+    budget.release(60)
+    await asyncio.gather(*tasks)
+    assert waiters.got == [str(number) for number in range(8)]
+
+
+async def test_what_is_larger_than_all_passes_alone(budget: ByteBudget, waiters: Waiters) -> None:
+    await budget.reserve(1)
+    huge = waiters.start("huge", 1000)
+    await others_run()
+    assert waiters.got == []
+    behind = waiters.start("behind", 1)
+    budget.release(1)
+    await huge
+    await others_run()
+    assert waiters.got == ["huge"]
+    assert budget.used == 1000
+    budget.release(1000)
+    await behind
+    assert budget.used == 1
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+async def test_a_cancelled_wait_takes_nothing(budget: ByteBudget, waiters: Waiters, cancelled: int) -> None:
+    await budget.reserve(100)
+    tasks = [waiters.start(str(number), 30) for number in range(3)]
+    await others_run()
+    tasks.pop(cancelled).cancel()
+    await others_run()
+    assert budget.used == 100
+    budget.release(100)
+    await asyncio.gather(*tasks)
+    assert budget.used == 60
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+async def test_a_wait_that_is_cancelled_when_its_turn_has_come(
+    budget: ByteBudget, waiters: Waiters, cancelled: int
+) -> None:
+    await budget.reserve(100)
+    tasks = [waiters.start(str(number), 40) for number in range(3)]
+    await others_run()
+    budget.release(100)  # two of them have it and do not know yet
+    tasks.pop(cancelled).cancel()
+    await asyncio.gather(*tasks)
+    assert budget.used == 80
+
+
+async def test_a_large_one_that_gives_up_lets_the_small_ones_behind_it_pass(
+    budget: ByteBudget, waiters: Waiters
+) -> None:
+    await budget.reserve(80)
+    large, small = waiters.start("large", 50), waiters.start("small", 10)
+    await others_run()
+    large.cancel()
+    await small
+    assert budget.used == 90
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_it_holds_and_leaks_nothing_whatever_happens(budget: ByteBudget, seed: int) -> None:
+    choose = random.Random(seed)
+    buffered = 0
+
+    async def use(size: int) -> None:
+        nonlocal buffered
+        await budget.reserve(size)
+        buffered += size
+        assert buffered <= 100 or buffered == size
+        try:
+            await asyncio.sleep(choose.choice([0, 0, 0.001]))
+        finally:
+            buffered -= size
+            budget.release(size)
+
+    tasks = []
+    for _ in range(400):
+        tasks.append(asyncio.create_task(use(choose.choice([1, 10, 40, 99, 150]))))
+        if choose.random() < 0.4:
+            choose.choice(tasks).cancel()
+        if choose.random() < 0.5:
+            await asyncio.sleep(0)
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert result is None or isinstance(result, asyncio.CancelledError)
+    assert budget.used == buffered == 0
+    assert budget.try_reserve(100)
+
+
+@pytest.mark.parametrize(
+    ("total", "writers", "expected"),
+    [
+        (1 << 30, 0, LARGEST_BLOCK),
+        (1 << 30, 1, LARGEST_BLOCK),
+        (32 << 20, 4, 4 << 20),
+        (32 << 20, 16, 1 << 20),
+        (32 << 20, 10_000, SMALLEST_BLOCK),
+        (1 << 20, 1, 512 << 10),
+    ],
+)
+def test_blocks_are_a_fair_share(total: int, writers: int, expected: int) -> None:
+    budget = ByteBudget(total)
+    budget.writers = writers
+    assert budget.block_size() == expected
+
+
+# Blocks of memory.
+
+MEBI = 1 << 20
+
+
+def test_a_block_counts_while_it_is_being_filled() -> None:
+    budget = ByteBudget(32 * MEBI)
+    pool = BlockPool(budget)
+    block = pool.acquire()
+    assert len(block) == LARGEST_BLOCK
+    assert budget.used == len(block)
+    pool.hand_over(block)
+    assert budget.used == 0
+
+
+def test_blocks_are_used_again() -> None:
+    budget = ByteBudget(32 * MEBI)
+    pool = BlockPool(budget)
+    first, second = pool.acquire(), pool.acquire()
+    assert first is not second
+    for block in (first, second):
+        pool.hand_over(block)
+        pool.recycle(block)
+    assert {id(pool.acquire()), id(pool.acquire())} == {id(first), id(second)}
+    assert pool.acquire() is not first
+
+
+@pytest.mark.parametrize("writers", [1, 3, 5, 16, 100, 5000])
+def test_blocks_are_a_fair_share_too(writers: int) -> None:
+    budget = ByteBudget(32 * MEBI)
+    budget.writers = writers
+    block = BlockPool(budget).acquire()
+    assert SMALLEST_BLOCK <= len(block) <= budget.block_size()
+    assert len(block) * 2 > budget.block_size()
+
+
+def test_blocks_get_smaller_where_little_is_left() -> None:
+    budget = ByteBudget(32 * MEBI)
+    pool = BlockPool(budget)
+    assert budget.try_reserve(32 * MEBI - 100_000)
+    assert len(pool.acquire()) == 65536
+    assert len(pool.acquire()) == 32768
+    assert budget.used <= budget.total
+
+
+async def test_there_is_always_a_smallest_block_but_then_others_wait() -> None:
+    """A connection has to read something to learn that its client has gone."""
+    budget = ByteBudget(MEBI)
+    pool = BlockPool(budget)
+    await budget.reserve(MEBI)
+    blocks = [pool.acquire(), pool.acquire()]
+    assert [len(block) for block in blocks] == [SMALLEST_BLOCK] * 2
+    assert budget.used == MEBI + 2 * SMALLEST_BLOCK
+    assert not budget.try_reserve(1)
+    waiters = Waiters(budget)
+    waiting = waiters.start("late", 1)
+    budget.release(MEBI)
+    await waiting
+    for block in blocks:
+        pool.hand_over(block)
+    assert budget.used == 1
+
+
+def test_the_pool_keeps_no_more_than_the_budget() -> None:
+    budget = ByteBudget(2 * MEBI)
+    pool = BlockPool(budget)
+    blocks = [bytearray(MEBI) for _ in range(5)]
+    for block in blocks:
+        pool.recycle(block)
+    got = [pool.acquire() for _ in range(2)]  # 1 MiB each
+    assert [len(block) for block in got] == [MEBI, MEBI]
+    for block in got:
+        pool.hand_over(block)
+    kept = {id(block) for block in blocks} & {id(pool.acquire()) for _ in range(2)}
+    assert not kept  # two were kept, and these are in use

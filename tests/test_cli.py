@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ROOT, ServerProcess
+from tusd_py import Settings, Upload, __version__
+from tusd_py.app import build_service, close_service, open_service
+from tusd_py.cli import main
+from tusd_py.events.base import EventBus
+from tusd_py.upload import Status
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`tusd-py` as an operator runs it, to its end."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_PY_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tusd_py", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_refused_in_one_line(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("tusd-py: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+# Version, help and mistakes.
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out == f"tusd-py {__version__}\n"
+
+
+def test_the_installed_command() -> None:
+    result = subprocess.run(
+        [Path(sys.executable).with_name("tusd-py"), "version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout == f"tusd-py {__version__}\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["serve", "sweep", "config"])
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert (field.description or "").split()[0] in text
+    assert ("--dry-run" in text) is (command == "sweep")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["no-such-command"], ["serve", "--no-such-option"], ["serve", "--port"], ["serve", "--upload", "x"], ["--port"]]
+    + [["serve", "--dry-run"], ["version", "--port", "1"]],
+)
+def test_commands_and_options_that_do_not_exist(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "error: " in printed.err
+
+
+def test_config_touches_nothing(tmp_path: Path) -> None:
+    result = run("config", "--upload-dir", "uploads", "--port", "1234", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert re.search(r"^port = 1234  # --port$", result.stdout, re.MULTILINE)
+    assert not list(tmp_path.iterdir())
+
+
+# Serving where that is not possible.
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_in_use(tmp_path: Path, busy_port: int, workers: str) -> None:
+    result = run("serve", "--upload-dir", str(tmp_path), "--port", str(busy_port), "--workers", workers)
+    assert_refused_in_one_line(result, 1, "--port", str(busy_port), "in use")
+
+
+@pytest.mark.parametrize("host", ["256.0.0.1", "192.0.2.1", "no-such-host.invalid", "::ffff:zz", "a..b", "a b"])
+def test_a_host_that_is_not_ours(tmp_path: Path, host: str) -> None:
+    result = run("serve", "--upload-dir", str(tmp_path), "--port", "0", "--host", host)
+    assert_refused_in_one_line(result, 1, "--host", host)
+
+
+@pytest.mark.parametrize("command", ["serve", "sweep"])
+@pytest.mark.parametrize(
+    ("in_the_way", "reason"),
+    [
+        ("uploads", "File exists"),
+        ("uploads/.tusd-py", "File exists"),
+        ("uploads/.tusd-py/uploads.sqlite3", "not a database"),
+    ],
+)
+def test_an_upload_directory_that_cannot_be_used(
+    tmp_path: Path, command: str, in_the_way: str, reason: str
+) -> None:
+    path = tmp_path / in_the_way
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("something else " * 1000)
+    uploads = tmp_path / "uploads"
+    result = run(command, "--upload-dir", str(uploads), *(["--port", "0"] if command == "serve" else []))
+    assert_refused_in_one_line(result, 1, str(uploads), reason)
+
+
+# Serving.
+
+
+def test_where_it_listens_and_how_it_ends(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "uploads", base_path="/deep/uploads") as server:
+        assert server.url == f"{server.origin}/deep/uploads"
+        assert not [line for line in server.log if "ERROR" in line]
+        assert server.terminate() == 0
+    assert "Traceback" not in "".join(server.log)
+
+
+def test_interrupting_ends_it_too(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "uploads") as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+    assert "Traceback" not in "".join(server.log)
+
+
+# Sweeping.
+
+NOW = time.time()
+EXPIRED = Upload(id="expired", created_at=NOW - 100, length=10, offset=4, expires_at=NOW - 50)
+FRESH = Upload(id="fresh", created_at=NOW - 100, length=10, offset=5, expires_at=NOW + 3600)
+COMPLETE = Upload(id="complete", created_at=NOW - 100, length=6, offset=6, status=Status.COMPLETE, completed_at=NOW)
+FINISHING = replace(COMPLETE, id="finishing", status=Status.FINISHING, completed_at=None)
+UPLOADS = [EXPIRED, FRESH, COMPLETE, FINISHING]
+
+
+@contextmanager
+def uploads_in(directory: Path) -> Iterator[None]:
+    """Uploads of every kind, with their bytes."""
+
+    async def make() -> None:
+        settings = Settings(upload_dir=directory)
+        service = build_service(settings, EventBus())
+        await open_service(service, settings)
+        for upload in UPLOADS:
+            await service.state.create(upload)
+            writer = service.storage.writer(upload.at(0), 1)
+            await writer.flush([b"x" * upload.offset], sync=False)
+            await writer.close()
+        await close_service(service)
+
+    asyncio.run(make())
+    yield
+
+
+async def records(directory: Path) -> dict[str, Status]:
+    settings = Settings(upload_dir=directory)
+    service = build_service(settings, EventBus())
+    await open_service(service, settings)
+    found = [await service.state.get(upload.id) for upload in UPLOADS]
+    await close_service(service)
+    return {upload.id: upload.status for upload in found if upload is not None}
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir() if path.is_file()}
+
+
+def test_sweeping(tmp_path: Path) -> None:
+    directory = tmp_path / "uploads"
+    with uploads_in(directory):
+        before = asyncio.run(records(directory))
+        result = run("sweep", "--dry-run", "--upload-dir", str(directory))
+        assert (result.returncode, result.stdout, result.stderr) == (0, "expired 4 bytes\n", "")
+        assert asyncio.run(records(directory)) == before
+        assert files(directory) == {"expired", "fresh", "complete", "finishing"}
+
+        result = run("sweep", "--upload-dir", str(directory))
+        assert result.returncode == 0
+        assert result.stdout == "2 removed or finished\n"
+        assert asyncio.run(records(directory)) == {
+            "fresh": Status.ACTIVE,
+            "complete": Status.COMPLETE,
+            "finishing": Status.COMPLETE,
+        }
+        assert files(directory) == {"fresh", "complete", "finishing"}
+
+        result = run("sweep", "--upload-dir", str(directory))
+        assert result.stdout == "0 removed or finished\n"
+
+
+def test_sweeping_beside_a_running_server(tmp_path: Path) -> None:
+    directory = tmp_path / "uploads"
+    with uploads_in(directory), ServerProcess(directory, sweep_interval=0):
+        result = run("sweep", "--upload-dir", str(directory))
+        assert result.returncode == 0
+        assert result.stdout == "2 removed or finished\n"
+    assert files(directory) == {"fresh", "complete", "finishing"}
+
+
+def test_sweeping_an_empty_directory(tmp_path: Path) -> None:
+    for arguments in (["--dry-run"], []):
+        result = run("sweep", "--upload-dir", str(tmp_path / "new"), *arguments)
+        assert result.returncode == 0
+        assert result.stderr == ""
+        assert result.stdout == ("" if arguments else "0 removed or finished\n")

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from tests.harness import ROOT
+from tests.properties import on_any_machine
+from tusd_py.cli import main
+from tusd_py.settings import (
+    ENV_PREFIX,
+    InvalidSettings,
+    Settings,
+    flag_name,
+    load,
+    parse_duration,
+    parse_size,
+    split_list,
+)
+
+KIBI, MEBI, GIBI = 1 << 10, 1 << 20, 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(ENV_PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("512", 512),
+        ("512B", 512),
+        ("1KB", 1000),
+        ("1k", 1000),
+        ("1KiB", KIBI),
+        ("1Ki", KIBI),
+        ("10MB", 10_000_000),
+        ("10MiB", 10 * MEBI),
+        ("5GiB", 5 * GIBI),
+        ("5gib", 5 * GIBI),
+        ("5 GiB", 5 * GIBI),
+        (" 2TB ", 2 * 10**12),
+        ("1.5KiB", 1536),
+        ("0.5GiB", GIBI // 2),
+        ("1TiB", 1 << 40),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_size(text) == expected
+
+
+@on_any_machine
+@given(st.integers(0, (1 << 63) - 1))
+def test_sizes_are_exact(size: int) -> None:
+    assert parse_size(str(size)) == size
+    assert parse_size(f"{size >> 10}KiB") == size >> 10 << 10
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "+1", "1PiB", "1KK", "1e6", "1,5KB", "1 2", "KB", ".5KB", "1.KB", "0x10", "1\nKB", "٣"]
+)
+def test_what_is_not_a_size(text: str) -> None:
+    with pytest.raises(ValueError, match="5GiB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("30", 30),
+        ("30s", 30),
+        ("1.5", 1.5),
+        ("250ms", 0.25),
+        ("15m", 900),
+        ("1.5m", 90),
+        ("24h", 86400),
+        ("7d", 604800),
+        (" 7 d ", 604800),
+    ],
+)
+def test_durations(text: str, expected: float) -> None:
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "+1s", "1y", "1M", "1h30m", "1e3", "1:30", "s", "inf", "nan"])
+def test_what_is_not_a_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="24h"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", ()), (" , ", ()), ("a", ("a",)), ("a,b", ("a", "b")), (" a , b ,", ("a", "b")), ("*", ("*",))],
+)
+def test_lists(text: str, expected: tuple[str, ...]) -> None:
+    assert split_list(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("port", "0", 0),
+        ("max_size", "5GiB", 5 * GIBI),
+        ("max_size", 5, 5),
+        ("expires_after", "24h", 86400),
+        ("expires_after", 1.5, 1.5),
+        ("date_folders", "true", True),
+        ("date_folders", "no", False),
+        ("upload_dir", "/srv/uploads", Path("/srv/uploads")),
+        ("base_path", "uploads", "/uploads"),
+        ("base_path", "/a/b/", "/a/b"),
+        ("public_url", "https://example.org/", "https://example.org"),
+        ("public_url", "https://example.org:8443/up", "https://example.org:8443/up"),
+        ("trusted_proxies", "127.0.0.1, 10.0.0.0/8", ("127.0.0.1", "10.0.0.0/8")),
+        ("trusted_proxies", "*", ("*",)),
+        ("trusted_proxies", "", ()),
+        ("trusted_proxies", ["::1"], ("::1",)),
+        ("cors_origins", "https://*.example.org", ("https://*.example.org",)),
+        ("cors_origins", "", ()),
+        ("durability", "always", "always"),
+        ("log_level", "debug", "debug"),
+    ],
+)
+def test_accepted_values(name: str, value: Any, expected: object) -> None:
+    assert getattr(load({name: value}).settings, name) == expected
+
+
+# What is not accepted: one line, which names the option and says what is accepted.
+
+WRONG = [
+    ("port", "abc", "integer"),
+    ("port", "65536", "65535"),
+    ("port", "-1", "greater than or equal to 0"),
+    ("workers", "0", "greater than or equal to 1"),
+    ("base_path", "/", "a path such as /files"),
+    ("base_path", "/a b", "a path such as /files"),
+    ("base_path", "/a?b", "a path such as /files"),
+    ("public_url", "example.org", "https://uploads.example.org"),
+    ("public_url", "ftp://example.org", "https://uploads.example.org"),
+    ("public_url", "https://", "https://uploads.example.org"),
+    ("public_url", "https://a,b", "https://uploads.example.org"),
+    ("public_url", "https://example.org?x", "https://uploads.example.org"),
+    ("public_url", "https://[example.org", "https://uploads.example.org"),
+    ("public_url", "https://exa mple.org", "https://uploads.example.org"),
+    ("trusted_proxies", "example.org", "addresses or networks"),
+    ("trusted_proxies", "127.0.0.1,10.0.0.0/99", "addresses or networks"),
+    ("max_size", "5 apples", "a size in bytes such as"),
+    ("max_size", "-5", "a size in bytes such as"),
+    ("max_size", "", "a size in bytes such as"),
+    ("max_size", "9" * 400, "a size in bytes such as"),
+    ("buffer_size", "1KiB", "1048576"),
+    ("expires_after", "soon", "a time such as"),
+    ("expires_after", "9" * 400, "a time such as"),
+    ("lock_timeout", "0", "greater than 0"),
+    ("durability", "sometimes", "'complete', 'always' or 'never'"),
+    ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
+    ("metadata_pairs", "-1", "greater than or equal to 0"),
+]
+
+
+def assert_one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("tusd-py: ")
+    assert printed.err.count("\n") == 1, printed.err
+    assert printed.err.endswith("\n")
+    for part in parts:
+        assert part in printed.err
+
+
+@pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
+def test_a_wrong_flag(capsys: pytest.CaptureFixture[str], name: str, value: str, accepted: str) -> None:
+    assert main(["serve", f"{flag_name(name)}={value}"]) == 2
+    assert_one_line(capsys, flag_name(name), accepted)
+
+
+@pytest.mark.parametrize("command", ["serve", "sweep", "config"])
+def test_a_wrong_variable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("TUSD_PY_DISABLE_METRICS", "perhaps")
+    assert main([command]) == 2
+    assert_one_line(capsys, "--disable-metrics", "TUSD_PY_DISABLE_METRICS", "boolean", "perhaps")
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ('port = "abc"', "--port"),
+        ("port = 70000", "--port"),
+        ("port = [1]", "--port"),
+        ("port = true", "--port"),
+        ("max_size = 1.5", "--max-size"),
+        ("max_size = true", "--max-size"),
+        ("max_size = -1", "--max-size"),
+        ("idle_timeout = -1", "--idle-timeout"),
+        ("idle_timeout = nan", "--idle-timeout"),
+        ("expires_after = inf", "--expires-after"),
+        ("idle_timeout = 2026-01-31", "--idle-timeout"),
+        ("durability = 1", "--durability"),
+        ('cors_origins = { a = "b" }', "--cors-origins"),
+        ("host = 1", "--host"),
+        ('"base-path" = "/"', "--base-path"),
+    ],
+)
+def test_a_wrong_line_in_the_file(capsys: pytest.CaptureFixture[str], config: Path, line: str, option: str) -> None:
+    config.write_text(line)
+    assert main(["config", "--config", str(config)]) == 2
+    assert_one_line(capsys, option, str(config))
+
+
+def test_several_wrong_values_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--port", "x", "--max-size", "y\nz"]) == 2
+    assert_one_line(capsys, "--port", "--max-size")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no_such_setting = 1", "there is no setting 'no_such_setting'"),
+        (b"[server]\nport = 1", "there is no setting 'server'"),
+        (b"Port = 1", "there is no setting 'Port'"),
+        (b"port 8080", "is not TOML"),
+        (b"port = 1\nport = 2", "is not TOML"),
+        (b"host = '\xff'", "is not TOML"),
+    ],
+)
+def test_a_file_that_is_not_understood(
+    capsys: pytest.CaptureFixture[str], config: Path, content: bytes, reason: str
+) -> None:
+    config.write_bytes(content)
+    assert main(["config", "--config", str(config)]) == 2
+    assert_one_line(capsys, str(config), reason)
+
+
+@pytest.mark.parametrize(("place", "reason"), [("missing.toml", "No such file"), ("", "Is a directory")])
+def test_a_file_that_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str, reason: str
+) -> None:
+    path = str(tmp_path / place)
+    assert main(["config", "--config", path]) == 2
+    assert_one_line(capsys, "--config", path, reason)
+
+
+def test_a_mistake_in_code_is_an_error_too() -> None:
+    with pytest.raises(InvalidSettings, match="--port"):
+        load({"port": "abc"})
+    with pytest.raises(ValueError, match="no_such_setting"):
+        Settings(no_such_setting=1)  # type: ignore[call-arg]
+
+
+# Where values come from.
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, tuple[str, str]]:
+    """What `tusd-py config` prints: for every setting its value and where that comes from."""
+    assert main(["config", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    settings = {}
+    for line in printed.out.splitlines():
+        match = re.fullmatch(r"(\w+) = (.*?)  # (.+)", line)
+        assert match, line
+        settings[match[1]] = (match[2], match[3])
+    return settings
+
+
+def test_every_setting_is_printed_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = printed_config(capsys)
+    assert list(settings) == list(Settings.model_fields)
+    assert {origin for _, origin in settings.values()} == {"default"}
+    assert settings["port"] == ("8080", "default")
+    assert settings["cors_origins"] == ("*", "default")
+    assert settings["max_size"] == ("", "default")
+    assert settings["date_folders"] == ("False", "default")
+
+
+def test_flags_win_over_variables_over_the_file_over_defaults(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
+    config.write_text("port = 1\nmax_size = '1KiB'\nbase-path = '/one'\n")
+    monkeypatch.setenv("TUSD_PY_PORT", "2")
+    monkeypatch.setenv("TUSD_PY_MAX_SIZE", "2KiB")
+    settings = printed_config(capsys, "--config", str(config), "--port", "3", "--date-folders")
+    assert settings["port"] == ("3", "--port")
+    assert settings["max_size"] == ("2048", "TUSD_PY_MAX_SIZE")
+    assert settings["base_path"] == ("/one", str(config))
+    assert settings["date_folders"] == ("True", "--date-folders")
+    assert settings["workers"] == ("1", "default")
+
+
+def test_a_flag_switches_off_what_a_variable_switched_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUSD_PY_DISABLE_DOWNLOAD", "true")
+    assert printed_config(capsys)["disable_download"] == ("True", "TUSD_PY_DISABLE_DOWNLOAD")
+    settings = printed_config(capsys, "--no-disable-download")
+    assert settings["disable_download"][0] == "False"
+
+
+def test_an_empty_list_is_a_value(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUSD_PY_CORS_ORIGINS", "")
+    assert printed_config(capsys)["cors_origins"] == ("", "TUSD_PY_CORS_ORIGINS")
+    assert printed_config(capsys, "--cors-origins", "https://a.example")["cors_origins"] == (
+        "https://a.example",
+        "--cors-origins",
+    )
+
+
+def test_what_is_printed_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables are named in capitals, whatever else is in the environment."""
+    monkeypatch.setenv("tusd_py_port", "9")
+    loaded = load()
+    assert (loaded.settings.port, loaded.origins["port"]) == (8080, "default")
+
+
+def test_the_file_may_hold_every_setting(config: Path) -> None:
+    defaults = load().settings
+    lines = []
+    for name in Settings.model_fields:
+        value = getattr(defaults, name)
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif not isinstance(value, int | float):
+            value = f"'{value}'"
+        lines.append(f"{name} = {value}")
+    config.write_text("\n".join(lines))
+    loaded = load(config=config)
+    assert loaded.settings == defaults
+    assert set(loaded.origins.values()) == {str(config), "default"}
+
+
+def test_every_setting_is_documented() -> None:
+    table = (ROOT / "docs" / "configuration.md").read_text()
+    assert re.findall(r"^\| `--([a-z-]+)`", table, re.MULTILINE) == [
+        name.replace("_", "-") for name in Settings.model_fields
+    ]
+    assert all(field.description for field in Settings.model_fields.values())
