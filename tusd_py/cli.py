@@ -15,7 +15,7 @@ from tusd_py.app import build_service, close_service, open_service
 from tusd_py.errors import UploadError
 from tusd_py.events.base import EventBus
 from tusd_py.events.logs import configure
-from tusd_py.server.run import bind, run_server
+from tusd_py.server.run import bind, reserve, run_server
 from tusd_py.server.supervisor import Supervisor
 from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load
 from tusd_py.uploads.expiration import due_uploads, sweep
@@ -90,7 +90,7 @@ def run_serve(settings: Settings) -> int:
     except UploadError as error:
         return fail(error.message, 1)
     try:
-        listener = bind((settings.host, settings.port), shared=settings.workers > 1)
+        listener = (reserve if settings.workers > 1 else bind)((settings.host, settings.port))
     except OSError as error:
         return fail(f"--host {settings.host} --port {settings.port}: {error.strerror}", 1)
     host, port = listener.getsockname()[:2]

@@ -8,39 +8,61 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+PUBLIC_URL = re.compile(
+    r"https?://(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%-]+)*"
+)
 ENV_PREFIX = "TUSD_PY_"
-SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 SIZE_UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
-DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?")
+DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d)?")
+LONGEST = 100 * 366 * 86400.0  # seconds; dates stay within four digits
 DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_size(value: object) -> object:
     """Bytes from `5GiB`, `10MB`, `512`."""
+    if isinstance(value, bool):
+        raise ValueError("a size in bytes such as 1048576, 10MB or 5GiB")
     if not isinstance(value, str):
         return value
     match = SIZE.fullmatch(value.strip())
     if not match:
         raise ValueError("a size in bytes such as 1048576, 10MB or 5GiB")
-    return int(float(match[1]) * SIZE_UNITS[(match[2] or "").lower()])
+    return int(Decimal(match[1]) * SIZE_UNITS[(match[2] or "").lower()])
 
 
 def parse_duration(value: object) -> object:
     """Seconds from `24h`, `90s`, `1.5m`, `30`."""
+    if isinstance(value, bool):
+        raise ValueError("a time such as 30s, 15m, 24h or 7d")
     if not isinstance(value, str):
         return value
     match = DURATION.fullmatch(value.strip())
     if not match:
         raise ValueError("a time such as 30s, 15m, 24h or 7d")
     return float(match[1]) * DURATION_UNITS[match[2] or ""]
+
+
+def refuse_switch(value: object) -> object:
+    """True and false are integers to Python, but not to who writes a configuration file."""
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    return value
 
 
 def split_list(value: object) -> object:
@@ -58,9 +80,12 @@ def _check_base_path(value: str) -> str:
 
 
 def _check_public_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "," in value:
+    if not PUBLIC_URL.fullmatch(value.rstrip("/")):
         raise ValueError("a URL such as https://uploads.example.org")
+    try:
+        urlsplit(value).port  # noqa: B018 - raises for what is none
+    except ValueError:
+        raise ValueError("a URL such as https://uploads.example.org") from None
     return value.rstrip("/")
 
 
@@ -74,61 +99,83 @@ def _check_proxies(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
-Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
-Seconds: TypeAlias = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=(1 << 63) - 1)]
+Seconds: TypeAlias = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=LONGEST, allow_inf_nan=False)]
+Number: TypeAlias = Annotated[int, BeforeValidator(refuse_switch)]
 Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 
 
 class Settings(BaseSettings):
     """The settings of a server. Sizes are bytes, times are seconds; a time of zero switches that limit off."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    workers: int = Field(1, ge=1, le=256, description="server processes")
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then variables in capitals: pydantic's own source takes them in any case, as nobody expects."""
+        variables = InitSettingsSource(settings_cls, from_environment(settings_cls))
+        return init_settings, variables
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: Number = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: Number = Field(default=1, ge=1, le=256, description="server processes")
     base_path: Annotated[str, AfterValidator(_check_base_path)] = Field(
         "/files", description="path of the creation URL"
     )
-    upload_dir: Path = Field(Path("data"), description="directory of the uploads and their records")
-    date_folders: bool = Field(False, description="store uploads in folders by day, as 2026/01/31")
+    upload_dir: Path = Field(default=Path("data"), description="directory of the uploads and their records")
+    date_folders: bool = Field(default=False, description="store uploads in folders by day, as 2026/01/31")
     public_url: Annotated[str, AfterValidator(_check_public_url)] | None = Field(
-        None, description="URL under which clients reach this server, in front of the base path"
+        default=None, description="URL under which clients reach this server, in front of the base path"
     )
     trusted_proxies: Annotated[Names, AfterValidator(_check_proxies)] = Field(
-        (), description="proxies whose Forwarded and X-Forwarded-* are believed: addresses, networks, or *"
+        default=(), description="proxies whose Forwarded and X-Forwarded-* are believed: addresses, networks, or *"
     )
-    cors_origins: Names = Field(("*",), description="origins browsers may upload from; * stands for any part")
-    cors_credentials: bool = Field(False, description="let browsers send cookies from those origins")
-    max_size: Size | None = Field(None, description="largest upload")
-    expires_after: Seconds = Field(86400, description="unfinished uploads expire so long after their last byte")
-    gone_for: Seconds = Field(0, description="answer 410 instead of 404 for uploads that ended so long ago")
-    partial_grace: Seconds = Field(3600, description="partial uploads stay so long after their concatenation")
-    sweep_interval: Seconds = Field(60, description="time between two looks for expired uploads; 0: never")
+    cors_origins: Names = Field(default=("*",), description="origins browsers may upload from; * stands for any part")
+    cors_credentials: bool = Field(default=False, description="let browsers send cookies from those origins")
+    max_size: Size | None = Field(default=None, description="largest upload")
+    expires_after: Seconds = Field(default=86400, description="unfinished uploads expire so long after their last byte")
+    gone_for: Seconds = Field(default=0, description="answer 410 instead of 404 for uploads that ended so long ago")
+    partial_grace: Seconds = Field(default=3600, description="partial uploads stay so long after their concatenation")
+    sweep_interval: Seconds = Field(default=60, description="time between two looks for expired uploads; 0: never")
     durability: Literal["complete", "always", "never"] = Field(
-        "complete", description="sync to the device when an upload completes, at every answer, or never"
+        default="complete", description="sync to the device when an upload completes, at every answer, or never"
     )
-    buffer_size: Size = Field(32 << 20, ge=1 << 20, description="memory for bytes on their way to the storage")
-    metadata_size: Size = Field(16 << 10, description="longest Upload-Metadata header")
-    metadata_pairs: int = Field(64, ge=0, description="most pairs in Upload-Metadata")
-    lock_timeout: Seconds = Field(10, gt=0, description="wait so long for another request on the same upload to end")
-    header_timeout: Seconds = Field(30, description="close a connection whose request head is not complete by then")
-    idle_timeout: Seconds = Field(60, description="end a request that sends nothing for so long")
-    minimum_rate: Size = Field(1 << 10, description="end a request slower than so many bytes a second, over a minute")
-    shutdown_grace: Seconds = Field(10, gt=0, description="time running requests have to end at shutdown")
-    log_format: Literal["text", "json"] = Field("text", description="format of the log lines")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe lines to log")
-    disable_malloc_tuning: bool = Field(False, description="leave the C library's memory settings as they are")
-    disable_metrics: bool = Field(False, description="do not serve /metrics")
-    disable_download: bool = Field(False, description="do not serve finished uploads")
-    disable_termination: bool = Field(False, description="do not let clients remove uploads")
-    disable_concatenation: bool = Field(False, description="do not put partial uploads together")
+    buffer_size: Size = Field(default=32 << 20, ge=1 << 20, description="memory for bytes on their way to the storage")
+    metadata_size: Size = Field(default=16 << 10, description="longest Upload-Metadata header")
+    metadata_pairs: Number = Field(default=64, ge=0, description="most pairs in Upload-Metadata")
+    lock_timeout: Seconds = Field(
+        default=10, gt=0, description="wait so long for another request on the same upload to end"
+    )
+    header_timeout: Seconds = Field(
+        default=30, description="close a connection whose request head is not complete by then"
+    )
+    idle_timeout: Seconds = Field(default=60, description="end a request that sends nothing for so long")
+    minimum_rate: Size = Field(
+        default=1 << 10, description="end a request slower than so many bytes a second, over a minute"
+    )
+    shutdown_grace: Seconds = Field(default=10, gt=0, description="time running requests have to end at shutdown")
+    log_format: Literal["text", "json"] = Field(default="text", description="format of the log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe lines to log"
+    )
+    disable_malloc_tuning: bool = Field(default=False, description="leave the C library's memory settings as they are")
+    disable_metrics: bool = Field(default=False, description="do not serve /metrics")
+    disable_download: bool = Field(default=False, description="do not serve finished uploads")
+    disable_termination: bool = Field(default=False, description="do not let clients remove uploads")
+    disable_concatenation: bool = Field(default=False, description="do not put partial uploads together")
     concatenation_unfinished: bool = Field(
         False, description="let final uploads be made before their parts are finished"
     )
-    disable_checksum: bool = Field(False, description="do not verify checksums")
-    disable_creation_with_upload: bool = Field(False, description="take no bytes with the creation")
-    disable_creation_defer_length: bool = Field(False, description="demand the length at the creation")
+    disable_checksum: bool = Field(default=False, description="do not verify checksums")
+    disable_creation_with_upload: bool = Field(default=False, description="take no bytes with the creation")
+    disable_creation_defer_length: bool = Field(default=False, description="demand the length at the creation")
 
 
 class InvalidSettings(Exception):
@@ -150,16 +197,23 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
     if config is not None:
         for name, value in _read_file(config).items():
             values[name], origins[name] = value, str(config)
-    for name in Settings.model_fields:
-        variable = ENV_PREFIX + name.upper()
-        if variable in os.environ:
-            values[name], origins[name] = os.environ[variable], variable
+    for name, value in from_environment(Settings).items():
+        values[name], origins[name] = value, variable_name(name)
     for name, value in (flags or {}).items():
         values[name], origins[name] = value, flag_name(name)
     try:
         return Loaded(Settings(**values), origins)
     except ValidationError as error:
         raise InvalidSettings("; ".join(_explain(detail, origins) for detail in error.errors())) from None
+
+
+def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
+    variables = {name: variable_name(name) for name in settings.model_fields}
+    return {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
+
+
+def variable_name(name: str) -> str:
+    return ENV_PREFIX + name.upper()
 
 
 def flag_name(name: str) -> str:

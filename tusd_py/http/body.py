@@ -60,7 +60,7 @@ class RequestBody:
         self._woken = False
         self._task: asyncio.Task[object] | None = None  # while it waits for the client
         self._kicked = False
-        self._waiting_since = 0.0
+        self._silent_since: float | None = None  # began to wait for what has not come yet
         self._window_waited = 0.0
         self._window_received = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -88,9 +88,10 @@ class RequestBody:
 
     def _accept(self, message: Message) -> Buffer:
         if message["type"] == "http.disconnect":
-            self.ended = True
-            raise ClientDisconnected
+            self._stop = ClientDisconnected()
+            raise self._stop
         self.ended = not message.get("more_body", False)
+        self._silent_since = None
         data: Buffer = message.get("body", b"")
         self._count(len(data))
         return data
@@ -98,6 +99,8 @@ class RequestBody:
     def _take_arrived(self) -> Buffer:
         """What has arrived but was not handed over yet, where the server can be asked."""
         data = self._arrivals.take() if self._arrivals is not None else b""
+        if data:
+            self._silent_since = None
         self._count(len(data))
         return data
 
@@ -120,12 +123,11 @@ class RequestBody:
         return values[0] if len(values) == 1 else None
 
     def silent_for(self) -> float:
-        if self._task is None:
+        if self._silent_since is None:
             return 0.0
-        since = self._waiting_since
-        if self._arrivals is not None:
-            since = max(since, self._arrivals.last_arrival)
-        return time.monotonic() - since
+        if self._arrivals is not None and self._arrivals.last_arrival > self._silent_since:
+            return time.monotonic() - self._arrivals.last_arrival
+        return time.monotonic() - self._silent_since
 
     def interrupt(self, reason: UploadError) -> None:
         if self._stop is None:
@@ -144,7 +146,9 @@ class RequestBody:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._waiting_since = time.monotonic()
+        started = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = started
         self._arm()
         try:
             return await self._receive()
@@ -160,7 +164,7 @@ class RequestBody:
                 self._kicked = False
                 task.uncancel()
             self._task = None
-            self._window_waited += time.monotonic() - self._waiting_since
+            self._window_waited += time.monotonic() - started
 
     def _kick(self) -> None:
         if self._task is not None and not self._kicked:
@@ -186,7 +190,7 @@ class RequestBody:
         self.bytes_received += received
         self._window_received += received
         if self._window_waited >= RATE_WINDOW and not self.ended:
-            if self._window_received < self._minimum_rate * RATE_WINDOW:
+            if self._window_received < self._minimum_rate * self._window_waited:
                 self.interrupt(ReadTimeout())
             self._window_waited = 0.0
             self._window_received = 0

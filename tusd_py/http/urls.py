@@ -35,6 +35,8 @@ class TrustedProxies:
             ip = ipaddress.ip_address(address.strip("[]"))
         except ValueError:
             return False
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped  # an IPv4 peer on a socket for both families
         return any(ip in network for network in self._networks)
 
     def hops(self, peer: str, forwarded_for: Sequence[str]) -> int:
@@ -77,7 +79,7 @@ class UrlBuilder:
 
     def client(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """The address of the client, as far as the proxies in between are believed."""
-        return self._forwarded(scope, headers).get("for") or _peer(scope)
+        return _without_port(self._forwarded(scope, headers).get("for", "")) or _peer(scope)
 
     def upload_id(self, url: str, base: str) -> str:
         """The id in the URL of an upload of this endpoint: absolute, or a path, with or without a query.
@@ -104,9 +106,7 @@ class UrlBuilder:
         if "forwarded" in headers:
             elements = [_parse_forwarded(element) for element in headers["forwarded"].split(",")]
             hops = self._proxies.hops(peer, [element.get("for", "") for element in elements])
-            said = dict(elements[-min(hops, len(elements))])
-            said["for"] = _without_port(said.get("for", ""))
-            return said
+            return elements[-min(hops, len(elements))]
         addresses = _list(headers.get("x-forwarded-for", ""))
         hops = self._proxies.hops(peer, addresses)
         said = {}

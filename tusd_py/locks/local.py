@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -41,6 +42,12 @@ class LocalLock:
         self.token = token
         self.holder = holder
         self.release_was_requested = False
+
+    def request_release(self) -> None:
+        """Tell the holder, once, that somebody waits."""
+        if not self.release_was_requested:
+            self.release_was_requested = True
+            self.holder.release_requested()
 
     async def release(self) -> None:
         self._locker._release(self)
@@ -102,9 +109,7 @@ class LocalLocker:
         waiters = self._waiters.setdefault(lock.upload_id, deque())
         released = asyncio.get_running_loop().create_future()
         waiters.append(released)
-        if not lock.release_was_requested:
-            lock.release_was_requested = True
-            lock.holder.release_requested()
+        lock.request_release()
         try:
             await released
         except asyncio.CancelledError:
@@ -114,8 +119,8 @@ class LocalLocker:
         finally:
             with contextlib.suppress(ValueError):
                 waiters.remove(released)
-            if not waiters:
-                self._waiters.pop(lock.upload_id, None)
+            if not waiters and self._waiters.get(lock.upload_id) is waiters:
+                del self._waiters[lock.upload_id]
 
     def _try(self, upload_id: str, holder: LockHolder) -> LocalLock | None:
         position = _position(upload_id) + HELD
@@ -127,6 +132,8 @@ class LocalLocker:
             return None
         lock = LocalLock(self, upload_id, token, holder)
         self._held[upload_id] = lock
+        if self._waiters.get(upload_id):  # they asked the holder before this one
+            lock.request_release()
         if self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._watch_other_processes())
         return lock
@@ -136,7 +143,8 @@ class LocalLocker:
         if not try_lock(self._descriptor, TOKEN_POSITION):
             return None
         try:
-            token = int.from_bytes(os.pread(self._descriptor, 8, 0)) + 1
+            # The counter may be lost in a power cut; by the clock it is then still beyond every token used before.
+            token = max(int.from_bytes(os.pread(self._descriptor, 8, 0)) + 1, time.time_ns())
             os.pwrite(self._descriptor, token.to_bytes(8), 0)
         finally:
             unlock(self._descriptor, TOKEN_POSITION)
@@ -146,6 +154,8 @@ class LocalLocker:
         if self._held.get(lock.upload_id) is not lock:
             return
         del self._held[lock.upload_id]
+        if self._descriptor < 0:  # closed: the kernel has let go of every lock
+            return
         unlock(self._descriptor, _position(lock.upload_id) + HELD)
         self._wake_next(lock.upload_id)
 
@@ -193,8 +203,7 @@ class LocalLocker:
             for lock in list(self._held.values()):
                 position = _position(lock.upload_id)
                 if not lock.release_was_requested and is_locked_elsewhere(self._descriptor, position + RELEASE_WANTED):
-                    lock.release_was_requested = True
-                    lock.holder.release_requested()
+                    lock.request_release()
                 elif is_locked_elsewhere(self._descriptor, position + COMMIT_WANTED):
                     lock.holder.commit_requested()
             await asyncio.sleep(POLL_INTERVAL)

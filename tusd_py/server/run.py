@@ -65,3 +65,10 @@ def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def reserve(address: tuple[str, int]) -> socket.socket:
+    """A shared socket on a host and port that nobody else listens on; raises OSError."""
+    with bind(address) as probe:  # a shared one would not notice another server
+        name = probe.getsockname()
+    return bind((name[0], name[1]), shared=True)

@@ -31,7 +31,7 @@ class StateStore(Protocol):
         """Replace `before` by `after`; returns the record as stored, with `token` as its token."""
 
     async def delete(self, upload_id: str, token: int) -> None:
-        """Remove a record; one that does not exist is fine."""
+        """Remove a record; one that does not exist is fine, one with a newer token raises `LockLost`."""
 
     async def due(self, now: float, limit: int) -> Sequence[Upload]:
         """Uploads the sweeper has to look at: past their expiry, or left in the middle of finishing or ending."""

@@ -56,7 +56,7 @@ class Job:
     durable: bool
     done: asyncio.Future[Any]
     result: Any = None
-    error: UploadError | None = None
+    error: Exception | None = None
 
 
 class SQLiteState:
@@ -96,7 +96,7 @@ class SQLiteState:
     async def get(self, upload_id: str) -> Upload | None:
         try:
             row = self._read_inline(upload_id)
-        except sqlite3.OperationalError:  # the file is busy (a recovery in another process) or broken: wait elsewhere
+        except sqlite3.Error:  # the file is busy (a recovery in another process) or broken: wait elsewhere
             row = await self._submit(lambda connection: connection.execute(SELECT_ONE, (upload_id,)).fetchone())
         return None if row is None else _upload(row)
 
@@ -117,7 +117,12 @@ class SQLiteState:
         return result
 
     async def delete(self, upload_id: str, token: int) -> None:
-        await self._submit(lambda connection: connection.execute(DELETE, (upload_id, token)))
+        def remove(connection: sqlite3.Connection) -> None:
+            deleted = connection.execute(DELETE, (upload_id, token)).rowcount
+            if not deleted and connection.execute(SELECT_ONE, (upload_id,)).fetchone() is not None:
+                raise LockLost
+
+        await self._submit(remove)
 
     async def due(self, now: float, limit: int) -> Sequence[Upload]:
         rows: list[Any] = await self._submit(
@@ -126,6 +131,8 @@ class SQLiteState:
         return [_upload(row) for row in rows]
 
     def _submit(self, work: Callable[[sqlite3.Connection], Any], durable: bool = False) -> asyncio.Future[Any]:
+        if self._thread is None:
+            raise StateUnavailable
         job = Job(work, durable, self._loop.create_future())
         self._jobs.put(job)
         return job.done
@@ -181,7 +188,9 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
     for job in jobs:
         try:
             job.result = job.work(connection)
-        except UploadError as error:  # this job's own; it changed nothing
+        except sqlite3.Error:
+            raise
+        except Exception as error:  # this job's own (a lost lock, a value that no column takes); it changed nothing
             job.error = error
     if len(jobs) > 1:
         connection.execute("COMMIT")

@@ -27,7 +27,10 @@ class Writer(Protocol):
         """
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
-        """Like `flush`, for the last bytes of the upload; True if nothing is left for `Storage.complete` to do."""
+        """Like `flush`, for the last bytes of the upload; True if nothing is left for `Storage.complete` to do.
+
+        No more bytes may follow.
+        """
 
     @property
     def stored(self) -> int:
@@ -64,7 +67,10 @@ class Storage(Protocol):
         """Remove every byte; nothing to remove is fine."""
 
     def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
-        """The bytes from `start` up to but not including `end` of a complete upload."""
+        """The bytes from `start` up to but not including `end` of a complete upload.
+
+        Raises `UploadNotFound` if they are no longer there.
+        """
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -133,11 +134,15 @@ class DiskStorage:
                 except FileNotFoundError:
                     raise UploadNotFound from None
 
+        def read_at(position: int) -> bytes:
+            with _file_errors():
+                return os.pread(descriptor, min(READ_SIZE, end - position), position)
+
         descriptor = await self.run(open_file)
         try:
             position = start
             while position < end:
-                data = await self.run(lambda at=position: os.pread(descriptor, min(READ_SIZE, end - at), at))  # type: ignore[misc]
+                data = await self.run(partial(read_at, position))
                 if not data:
                     raise StorageUnavailable("the stored file is shorter than the upload")
                 position += len(data)
@@ -212,10 +217,11 @@ class DiskWriter:
             await asyncio.wait((self._pending,))
             pending, self._pending = self._pending, None
             error = pending.exception()
-            if isinstance(error, UploadError):
-                self._failure = error
-            elif error is not None:
-                raise error
+            if error is not None and not isinstance(error, UploadError):
+                failure = StorageUnavailable()
+                failure.__cause__ = error
+                error = failure
+            self._failure = self._failure or error
 
     # What follows runs in a thread of the storage, one call at a time.
 

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.parts import LOCKERS, STATE_STORES, STORAGES, Instances
+from tests.watched import watch
+from tusd_py.locks.base import Locker
+from tusd_py.state.base import StateStore
+from tusd_py.storage.base import Concatenates, Storage
+
+
+@pytest.fixture(autouse=True)
+def _watched() -> Iterator[None]:
+    """Blocking calls in the event loop are errors."""
+    blockbuster = watch()
+    yield
+    blockbuster.deactivate()
+
+
+@pytest.fixture(params=STATE_STORES)
+async def states(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Instances[StateStore]]:
+    instances = Instances(STATE_STORES[request.param], tmp_path)
+    yield instances
+    await instances.close_all()
+
+
+@pytest.fixture
+async def state(states: Instances[StateStore]) -> StateStore:
+    return await states.open()
+
+
+@pytest.fixture
+async def other_state(states: Instances[StateStore], state: StateStore) -> StateStore:
+    """The same records, seen from another process."""
+    return await states.open()
+
+
+@pytest.fixture(params=LOCKERS)
+async def lockers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Instances[Locker]]:
+    instances = Instances(LOCKERS[request.param], tmp_path)
+    yield instances
+    await instances.close_all()
+
+
+@pytest.fixture
+async def locker(lockers: Instances[Locker]) -> Locker:
+    return await lockers.open()
+
+
+@pytest.fixture(params=["same process", "other process"])
+async def neighbour(request: pytest.FixtureRequest, lockers: Instances[Locker], locker: Locker) -> Locker:
+    """Where the next request arrives: in the process of `locker`, or in another one."""
+    return locker if request.param == "same process" else await lockers.open()
+
+
+@pytest.fixture(params=STORAGES)
+async def storages(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Instances[Storage]]:
+    instances = Instances(STORAGES[request.param], tmp_path)
+    yield instances
+    await instances.close_all()
+
+
+@pytest.fixture
+async def storage(storages: Instances[Storage]) -> Storage:
+    return await storages.open()
+
+
+@pytest.fixture
+def concatenates(storage: Storage) -> Concatenates:
+    if not isinstance(storage, Concatenates):
+        pytest.skip("this storage does not put uploads together")
+    return storage

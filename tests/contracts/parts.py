@@ -1,0 +1,92 @@
+"""Every implementation of a contract. Naming a new one here is all that it takes to have it tested."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from tests.harness import ROOT
+from tusd_py.locks.base import Locker
+from tusd_py.locks.local import LocalLocker
+from tusd_py.state.base import StateStore
+from tusd_py.state.sqlite import SQLiteState
+from tusd_py.storage.base import Storage
+from tusd_py.storage.disk import DiskStorage
+
+# Each makes one instance, not opened yet, as one process has it. Instances of the same place see the same things; a
+# place is a directory of its own, and its name will do as a prefix where there are no directories.
+STATE_STORES: dict[str, Callable[[Path], StateStore]] = {
+    "sqlite": lambda place: SQLiteState(place / "uploads.sqlite3"),
+}
+LOCKERS: dict[str, Callable[[Path], Locker]] = {
+    "local": lambda place: LocalLocker(place / "locks"),
+}
+STORAGES: dict[str, Callable[[Path], Storage]] = {
+    "disk": lambda place: DiskStorage(place / "uploads"),
+    "disk-by-date": lambda place: DiskStorage(place / "uploads", date_folders=True),
+}
+
+PATIENCE = 30.0  # seconds for anything that has to happen
+T = TypeVar("T")
+
+
+class Part(Protocol):
+    """What all the contracts have in common."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+P = TypeVar("P", bound=Part)
+
+
+class Instances(Generic[P]):
+    """Opens instances of one part on one place, as if each were in another process."""
+
+    def __init__(self, make: Callable[[Path], P], place: Path) -> None:
+        self._make = make
+        self._place = place
+        self._opened: list[P] = []
+
+    async def open(self) -> P:
+        instance = self._make(self._place)
+        self._opened.append(instance)
+        await instance.open()
+        return instance
+
+    async def close(self, instance: P) -> None:
+        self._opened.remove(instance)
+        await instance.close()
+
+    async def close_all(self) -> None:
+        while self._opened:
+            await self._opened.pop().close()
+
+
+async def within(work: Awaitable[T]) -> T:
+    """What must end, and soon does."""
+    async with asyncio.timeout(PATIENCE):
+        return await work
+
+
+@contextlib.contextmanager
+def other_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A real other process, to be killed: `other_process.py` with these arguments."""
+    command = [sys.executable, "-W", "error", "-m", "tests.contracts.other_process", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that another process prints; empty at its end."""
+    assert process.stdout is not None
+    return (await within(asyncio.to_thread(process.stdout.readline))).strip()

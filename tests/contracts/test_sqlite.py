@@ -1,0 +1,112 @@
+"""What can go wrong with a SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contracts.parts import within
+from tusd_py.errors import StateFull, StateUnavailable
+from tusd_py.state.sqlite import SQLiteState
+from tusd_py.upload import Upload
+
+UPLOAD = Upload(id="upload", created_at=1.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "uploads.sqlite3"
+
+
+@pytest.fixture
+async def state(path: Path) -> AsyncIterator[SQLiteState]:
+    state = SQLiteState(path)
+    await state.open()
+    yield state
+    await state.close()
+
+
+async def assert_does_not_open(path: Path) -> None:
+    state = SQLiteState(path)
+    with pytest.raises(StateUnavailable):
+        await within(state.open())
+    await within(state.close())
+
+
+async def test_a_missing_directory(tmp_path: Path) -> None:
+    await assert_does_not_open(tmp_path / "missing" / "uploads.sqlite3")
+
+
+async def test_a_directory_in_place_of_the_file(tmp_path: Path) -> None:
+    await assert_does_not_open(tmp_path)
+
+
+@pytest.fixture
+def something_else(path: Path) -> Path:
+    path.write_bytes(b"this is not a database" * 1000)
+    return path
+
+
+async def test_a_file_that_is_something_else(something_else: Path) -> None:
+    await assert_does_not_open(something_else)
+
+
+async def test_a_full_device(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def connect_to_little_room(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 16")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect_to_little_room)
+    state = SQLiteState(path)
+    await state.open()
+    try:
+        await state.create(UPLOAD)
+        with pytest.raises(StateFull):
+            await within(state.create(replace(UPLOAD, id="large", metadata="m" * (1 << 20))))
+        assert await state.get("large") is None
+        assert await state.get(UPLOAD.id) == UPLOAD
+        await within(state.create(replace(UPLOAD, id="small")))
+        assert await state.get("small") is not None
+    finally:
+        await state.close()
+
+
+async def test_a_file_that_another_process_keeps_locked(
+    path: Path, state: SQLiteState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await state.create(UPLOAD)
+    monkeypatch.setattr("tusd_py.state.sqlite.BUSY_TIMEOUT", 0.1)
+    impatient = SQLiteState(path)
+    await impatient.open()
+    other = sqlite3.connect(path, isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StateUnavailable):
+            await within(impatient.create(replace(UPLOAD, id="later")))
+        assert await impatient.get(UPLOAD.id) == UPLOAD
+        other.execute("ROLLBACK")
+        await within(impatient.create(replace(UPLOAD, id="later")))
+    finally:
+        other.close()
+        await impatient.close()
+
+
+async def test_a_file_that_breaks_while_in_use(path: Path, state: SQLiteState) -> None:
+    await state.create(UPLOAD)
+    for file in path.parent.iterdir():
+        with file.open("r+b") as content:
+            content.write(b"x" * max(8192, file.stat().st_size))
+    with pytest.raises(StateUnavailable):
+        await within(state.get("another"))
+    with pytest.raises(StateUnavailable):
+        await within(state.create(replace(UPLOAD, id="another")))
+    with pytest.raises(StateUnavailable):
+        await within(state.due(1.0, 10))

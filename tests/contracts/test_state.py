@@ -1,0 +1,362 @@
+"""What every state store has to do (tusd_py/state/base.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contracts.parts import STATE_STORES, Instances, line_of, other_process, within
+from tusd_py.errors import LockLost, UploadExists
+from tusd_py.state.base import StateStore
+from tusd_py.upload import Concatenation, Status, Upload
+
+LARGEST = (1 << 63) - 1
+UPLOAD = Upload(id="upload", created_at=1_700_000_000.125)
+STORED = replace(UPLOAD, length=100, offset=10, token=5)
+FULL = Upload(
+    id="A-z_0" * 25,
+    created_at=1_700_000_000.123456,
+    length=1000,
+    offset=999,
+    status=Status.FINISHING,
+    metadata="filename d29ybGQ=,is_confidential",
+    concatenation=Concatenation.FINAL,
+    concat_header="final;/files/a /files/b",
+    partial_ids=("a", "b", "a"),
+    expires_at=1_700_000_600.654321,
+    completed_at=1_700_000_300.5,
+    checkpoint=3,
+    token=17,
+)
+
+RECORDS: dict[str, Upload] = {
+    "smallest": UPLOAD,
+    "full": FULL,
+    "zeros": replace(UPLOAD, created_at=0.0, length=0, expires_at=0.0, completed_at=0.0),
+    "empty texts": replace(UPLOAD, metadata="", concat_header=""),
+    "unicode": replace(UPLOAD, metadata="ключ 值,🗂 a", concat_header="final;/файлы/é"),
+    "latin-1": replace(UPLOAD, metadata="".join(map(chr, range(256))), concat_header="\xff\x80 ' \" ; -- %s ?"),
+    "long": replace(UPLOAD, metadata="m" * (1 << 20), partial_ids=tuple("p" * 120 + f"{n:08}" for n in range(1000))),
+    "largest": replace(UPLOAD, length=LARGEST, offset=LARGEST, checkpoint=LARGEST, token=LARGEST),
+    **{status: replace(UPLOAD, status=status) for status in Status},
+    **{f"concatenation {kind}": replace(UPLOAD, concatenation=kind) for kind in Concatenation},
+}
+
+
+@pytest.mark.parametrize("upload", RECORDS.values(), ids=RECORDS)
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_created_record_is_read_as_it_was(
+    state: StateStore, other_state: StateStore, upload: Upload, durable: bool
+) -> None:
+    await state.create(upload, durable=durable)
+    assert await state.get(upload.id) == upload
+    assert await other_state.get(upload.id) == upload
+
+
+@pytest.mark.parametrize("upload", RECORDS.values(), ids=RECORDS)
+@pytest.mark.parametrize("durable", [False, True])
+async def test_an_updated_record_is_read_as_it_was(
+    state: StateStore, other_state: StateStore, upload: Upload, durable: bool
+) -> None:
+    before = Upload(id=upload.id, created_at=1.0)
+    await state.create(before)
+    stored = await state.update(before, upload, LARGEST, durable=durable)
+    assert stored == replace(upload, token=LARGEST)
+    assert await state.get(upload.id) == stored
+    assert await other_state.get(upload.id) == stored
+
+
+async def test_values_come_back_with_their_types(state: StateStore) -> None:
+    await state.create(FULL)
+    found = await state.get(FULL.id)
+    assert found is not None
+    for name in FULL.__slots__:
+        assert type(getattr(found, name)) is type(getattr(FULL, name)), name
+
+
+async def test_an_unknown_upload_is_none(state: StateStore) -> None:
+    await state.create(UPLOAD)
+    assert await state.get("another") is None
+    assert await state.get("UPLOAD") is None
+    assert await state.get("") is None
+
+
+async def test_records_outlive_the_store(states: Instances[StateStore], state: StateStore) -> None:
+    await state.create(FULL)
+    await states.close(state)
+    assert await (await states.open()).get(FULL.id) == FULL
+
+
+# Creating.
+
+
+async def test_creating_a_known_id_is_refused_and_changes_nothing(state: StateStore, other_state: StateStore) -> None:
+    await state.create(STORED)
+    for store in (state, other_state):
+        with pytest.raises(UploadExists):
+            await store.create(replace(UPLOAD, metadata="another", token=99))
+    assert await state.get(UPLOAD.id) == STORED
+
+
+async def test_one_of_many_creations_of_an_id_wins(state: StateStore, other_state: StateStore) -> None:
+    uploads = [replace(UPLOAD, metadata=str(number)) for number in range(20)]
+    stores = [state, other_state] * 10
+    results = await asyncio.gather(
+        *(store.create(upload) for store, upload in zip(stores, uploads, strict=True)), return_exceptions=True
+    )
+    winners = [upload for upload, result in zip(uploads, results, strict=True) if result is None]
+    assert len(winners) == 1
+    assert sum(isinstance(result, UploadExists) for result in results) == 19
+    assert await state.get(UPLOAD.id) == winners[0]
+
+
+async def test_a_refused_creation_does_not_undo_its_neighbours(state: StateStore) -> None:
+    await state.create(UPLOAD)
+    others = [replace(UPLOAD, id=f"other-{number}") for number in range(10)]
+    results = await asyncio.gather(
+        *(state.create(upload) for upload in [*others[:5], UPLOAD, *others[5:]]), return_exceptions=True
+    )
+    assert [type(result) for result in results if result is not None] == [UploadExists]
+    assert [await state.get(upload.id) for upload in others] == others
+
+
+# Updating.
+
+
+@pytest.mark.parametrize("token", [STORED.token, STORED.token + 1, LARGEST])
+async def test_an_update_carries_the_token_of_its_lock(state: StateStore, token: int) -> None:
+    await state.create(STORED)
+    after = replace(STORED, offset=50, expires_at=7.0, token=1)
+    stored = await state.update(STORED, after, token)
+    assert stored == replace(after, token=token)
+    assert await state.get(STORED.id) == stored
+
+
+async def assert_update_is_refused(state: StateStore, before: Upload, token: int) -> None:
+    expected = await state.get(before.id)
+    with pytest.raises(LockLost):
+        await state.update(before, replace(before, offset=77, metadata="changed"), token)
+    assert await state.get(before.id) == expected
+
+
+@pytest.mark.parametrize("token", [STORED.token - 1, 0])
+async def test_an_older_token_has_lost_the_lock(state: StateStore, token: int) -> None:
+    await state.create(STORED)
+    await assert_update_is_refused(state, STORED, token)
+
+
+async def test_a_holder_is_fenced_off_by_what_the_next_one_did(state: StateStore, other_state: StateStore) -> None:
+    await state.create(STORED)
+    await other_state.update(STORED, STORED, 7)  # the same offset, but a newer lock
+    await assert_update_is_refused(state, STORED, 6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"offset": 11}, {"offset": 9}, {"status": Status.FINISHING}, {"status": Status.EXPIRED}]
+)
+async def test_a_record_that_is_no_longer_as_it_was_read_is_not_changed(
+    state: StateStore, other_state: StateStore, change: dict[str, Any]
+) -> None:
+    await state.create(STORED)
+    await other_state.update(STORED, replace(STORED, **change), STORED.token)
+    await assert_update_is_refused(state, STORED, STORED.token)
+    await assert_update_is_refused(state, STORED, LARGEST)
+
+
+async def test_a_record_that_is_gone_is_not_made_again(state: StateStore) -> None:
+    await assert_update_is_refused(state, STORED, LARGEST)
+    await state.create(STORED)
+    await state.delete(STORED.id, STORED.token)
+    await assert_update_is_refused(state, STORED, LARGEST)
+
+
+async def test_one_of_many_updates_of_the_same_record_wins(state: StateStore, other_state: StateStore) -> None:
+    await state.create(STORED)
+    stores = [state, other_state] * 15
+    results = await asyncio.gather(
+        *(store.update(STORED, STORED.at(20 + number), 6) for number, store in enumerate(stores)),
+        return_exceptions=True,
+    )
+    winners = [result for result in results if isinstance(result, Upload)]
+    assert len(winners) == 1
+    assert sum(isinstance(result, LockLost) for result in results) == len(stores) - 1
+    assert await state.get(STORED.id) == winners[0]
+
+
+async def test_many_updates_of_different_uploads_at_once(state: StateStore, other_state: StateStore) -> None:
+    uploads = [replace(UPLOAD, id=f"upload-{number}") for number in range(100)]
+
+    async def live(store: StateStore, upload: Upload) -> Upload:
+        await store.create(upload)
+        for offset in range(1, 6):
+            upload = await store.update(upload, upload.at(offset), offset, durable=offset == 5)
+        return upload
+
+    stores = [state, other_state] * 50
+    lived = await asyncio.gather(*map(live, stores, uploads))
+    assert lived == [replace(upload, offset=5, token=5) for upload in uploads]
+    assert [await other_state.get(upload.id) for upload in uploads] == lived
+
+
+async def test_a_refused_update_does_not_undo_its_neighbours(state: StateStore) -> None:
+    uploads = [replace(STORED, id=f"upload-{number}") for number in range(10)]
+    await asyncio.gather(*map(state.create, uploads))
+    tokens = [4 if number % 2 else 6 for number in range(10)]
+    results = await asyncio.gather(
+        *(state.update(upload, upload.at(11), token) for upload, token in zip(uploads, tokens, strict=True)),
+        return_exceptions=True,
+    )
+    assert [isinstance(result, LockLost) for result in results] == [token == 4 for token in tokens]
+    found = [await state.get(upload.id) for upload in uploads]
+    assert [upload.offset for upload in found if upload] == [10 if token == 4 else 11 for token in tokens]
+
+
+async def test_every_instance_sees_the_other_ones_commits_at_once(state: StateStore, other_state: StateStore) -> None:
+    current = STORED
+    await state.create(current)
+    for offset in range(11, 41):
+        writer, reader = (state, other_state) if offset % 2 else (other_state, state)
+        current = await writer.update(current, current.at(offset), offset)
+        assert await reader.get(current.id) == current
+    await other_state.delete(current.id, 100)
+    assert await state.get(current.id) is None
+
+
+# Deleting.
+
+
+async def test_a_deleted_record_is_gone_and_its_id_free(state: StateStore, other_state: StateStore) -> None:
+    await state.create(STORED)
+    await state.create(replace(STORED, id="neighbour"))
+    await state.delete(STORED.id, STORED.token)
+    assert await state.get(STORED.id) is None
+    assert await other_state.get(STORED.id) is None
+    assert await state.get("neighbour") is not None
+    await other_state.create(UPLOAD)
+    assert await state.get(UPLOAD.id) == UPLOAD
+
+
+async def test_deleting_what_is_not_there_is_fine(state: StateStore) -> None:
+    await state.delete(STORED.id, 1)
+    await state.create(STORED)
+    await state.delete(STORED.id, LARGEST)
+    await state.delete(STORED.id, 1)
+
+
+async def test_a_holder_that_lost_its_lock_does_not_delete(state: StateStore) -> None:
+    await state.create(STORED)
+    with pytest.raises(LockLost):
+        await state.delete(STORED.id, STORED.token - 1)
+    assert await state.get(STORED.id) == STORED
+
+
+# What is due.
+
+NOW = 1000.0
+DUE = [
+    replace(UPLOAD, id="expired", expires_at=NOW - 1),
+    replace(UPLOAD, id="expires-now", expires_at=NOW),
+    replace(UPLOAD, id="expired-partial", status=Status.COMPLETE, expires_at=1.0, concatenation=Concatenation.PARTIAL),
+    replace(UPLOAD, id="terminated", status=Status.TERMINATED, expires_at=NOW - 1),
+    replace(UPLOAD, id="ended-by-the-sweeper", status=Status.EXPIRED, expires_at=NOW - 1),
+    replace(UPLOAD, id="finishing", status=Status.FINISHING),
+    replace(UPLOAD, id="finishing-and-to-expire", status=Status.FINISHING, expires_at=NOW + 1),
+    replace(UPLOAD, id="finishing-and-expired", status=Status.FINISHING, expires_at=NOW - 1),
+]
+NOT_DUE = [
+    replace(UPLOAD, id="active", expires_at=NOW + 0.001),
+    replace(UPLOAD, id="never-expires"),
+    replace(UPLOAD, id="complete", status=Status.COMPLETE, completed_at=1.0),
+    replace(UPLOAD, id="partial", status=Status.COMPLETE, expires_at=NOW + 1, concatenation=Concatenation.PARTIAL),
+]
+
+
+async def test_due_is_what_has_expired_or_is_finishing(state: StateStore, other_state: StateStore) -> None:
+    await asyncio.gather(*map(state.create, [*DUE, *NOT_DUE]))
+    for store in (state, other_state):
+        due = await store.due(NOW, 100)
+        assert sorted(due, key=lambda upload: upload.id) == sorted(DUE, key=lambda upload: upload.id)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, len(DUE), 1 << 31])
+async def test_at_most_so_many_are_due(state: StateStore, limit: int) -> None:
+    await asyncio.gather(*map(state.create, [*DUE, *NOT_DUE]))
+    due = await state.due(NOW, limit)
+    assert len(due) == min(limit, len(DUE))
+    assert len({upload.id for upload in due}) == len(due)
+    assert all(upload in DUE for upload in due)
+
+
+async def test_what_was_dealt_with_is_no_longer_due(state: StateStore) -> None:
+    await asyncio.gather(*map(state.create, DUE))
+    seen = set()
+    while due := await state.due(NOW, 3):
+        for upload in due:
+            seen.add(upload.id)
+            if upload.status is Status.FINISHING:
+                complete = replace(upload, status=Status.COMPLETE, expires_at=None)
+                await state.update(upload, complete, upload.token)
+            else:
+                await state.delete(upload.id, upload.token)
+    assert seen == {upload.id for upload in DUE}
+
+
+async def test_nothing_is_due_in_an_empty_store(state: StateStore) -> None:
+    assert list(await state.due(NOW, 10)) == []
+
+
+# Trouble.
+
+
+async def test_many_processes_open_a_new_store_at_once(states: Instances[StateStore]) -> None:
+    stores = await asyncio.gather(*(states.open() for _ in range(8)))
+    await asyncio.gather(*(store.create(replace(UPLOAD, id=str(number))) for number, store in enumerate(stores)))
+    assert all([await stores[0].get(str(number)) for number in range(8)])
+
+
+async def test_a_cancelled_request_leaves_the_store_in_order(state: StateStore) -> None:
+    await state.create(STORED)
+    updating = asyncio.ensure_future(state.update(STORED, STORED.at(11), 6))
+    await asyncio.sleep(0)
+    updating.cancel()
+    await asyncio.wait([updating])
+
+    async def go_on() -> Upload:
+        while True:
+            current = await state.get(STORED.id)
+            assert current is not None
+            assert current.offset in (10, 11)  # it was made, or it was not, or it still will be
+            with contextlib.suppress(LockLost):
+                return await state.update(current, current.at(12), 7)
+
+    stored = await within(go_on())
+    assert await state.get(STORED.id) == stored
+
+
+async def test_a_record_that_cannot_be_stored_does_not_stop_the_store(state: StateStore) -> None:
+    for impossible in (replace(UPLOAD, id="huge", length=1 << 80), replace(UPLOAD, id="torn", metadata="\ud800")):
+        with pytest.raises((ValueError, OverflowError)):
+            await within(state.create(impossible))
+    await within(state.create(UPLOAD))
+    assert await within(state.get(UPLOAD.id)) == UPLOAD
+
+
+async def test_what_was_acknowledged_outlives_a_killed_process(
+    states: Instances[StateStore], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.params["states"]
+    assert name in STATE_STORES
+    with other_process("create", name, str(tmp_path)) as process:
+        acknowledged = [await line_of(process) for _ in range(50)]
+        process.kill()
+        while line := await line_of(process):
+            acknowledged.append(line)
+    assert acknowledged[0] == "upload-0"
+    state = await states.open()
+    assert all([await state.get(upload_id) for upload_id in acknowledged])
+    await state.create(UPLOAD)

@@ -1,0 +1,561 @@
+"""What every storage has to do (tusd_py/storage/base.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from tests.contracts.parts import PATIENCE, Instances, within
+from tusd_py.errors import StorageBehind, UploadError, UploadNotFound
+from tusd_py.storage.base import Buffer, Concatenates, Storage, Writer
+from tusd_py.upload import Concatenation, Status, Upload
+
+UPLOAD = Upload(id="upload", created_at=1_700_000_000.0)
+LARGE = random.Random(1).randbytes((5 << 20) + 12345)
+
+
+async def append(storage: Storage, upload: Upload, *blocks: Sequence[Buffer], sync: bool = False) -> Upload:
+    """One request's worth of bytes; the upload as it is committed after it."""
+    writer = storage.writer(upload, 1)
+    try:
+        for block in blocks:
+            await writer.write(block)
+        await within(writer.flush(sync=sync))
+    finally:
+        await writer.close()
+    assert writer.stored == upload.offset + sum(len(buffer) for block in blocks for buffer in block)
+    return upload.at(writer.stored)
+
+
+async def finish(storage: Storage, upload: Upload) -> Upload:
+    await storage.complete(upload, sync=True)
+    return replace(upload, length=upload.offset, status=Status.COMPLETE)
+
+
+async def store(storage: Storage, upload_id: str, data: bytes) -> Upload:
+    """A complete upload of this data."""
+    return await finish(storage, await append(storage, replace(UPLOAD, id=upload_id), [data]))
+
+
+async def content(storage: Storage, upload: Upload, start: int = 0, end: int | None = None) -> bytes:
+    end = upload.offset if end is None else end
+    return b"".join([bytes(data) async for data in storage.read(upload, start, end)])
+
+
+# Writing.
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_what_was_written_is_read(storage: Storage, sync: bool) -> None:
+    writer = storage.writer(UPLOAD, 1)
+    assert writer.stored == 0
+    await writer.write([b"one ", b"two "])
+    await writer.flush(sync=sync)
+    assert writer.stored == 8
+    await writer.write([b"three"])
+    await writer.write([b" four"])
+    await writer.flush([b" five", b" six"], sync=sync)
+    assert writer.stored == 27
+    await writer.flush([], sync=sync)
+    assert writer.stored == 27
+    await writer.close()
+    upload = UPLOAD.at(27)
+    assert await storage.stored(upload) == 27
+    assert await content(storage, await finish(storage, upload)) == b"one two three four five six"
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_nothing_written_is_nothing_stored(storage: Storage, sync: bool) -> None:
+    writer = storage.writer(UPLOAD, 1)
+    await writer.flush(sync=sync)
+    assert writer.stored == 0
+    await writer.close()
+    assert await storage.stored(UPLOAD) == 0
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize(
+    ("before", "written", "last"),
+    [
+        pytest.param([], [], [b"all ", b"of it"], id="all at once"),
+        pytest.param([], [b"almost all"], [b" of it"], id="the rest"),
+        pytest.param([], [b"all ", b"of it"], [], id="nothing more"),
+        pytest.param([b"half"], [], [b" and half"], id="of a second request"),
+        pytest.param([b"half"], [b" and", b" half"], [], id="nothing more of a second request"),
+        pytest.param([b"all of it"], [], [], id="nothing at all"),
+        pytest.param([], [], [], id="no bytes"),
+        pytest.param([], [LARGE], [LARGE, LARGE], id="large"),
+    ],
+)
+async def test_the_last_bytes_of_an_upload(
+    storages: Instances[Storage],
+    storage: Storage,
+    before: list[bytes],
+    written: list[bytes],
+    last: list[bytes],
+    sync: bool,
+) -> None:
+    expected = b"".join([*before, *written, *last])
+    upload = await append(storage, UPLOAD, before)
+    await append(storage, upload, [b"never committed"])
+    upload = upload.at(len(b"".join(before)))
+    writer = storage.writer(upload, 1)
+    if written:
+        await writer.write(written)
+    whole = await writer.finish(last, sync=sync)
+    assert writer.stored == len(expected)
+    await writer.close()
+    upload = upload.at(len(expected))
+    reader = await storages.open()
+    if not whole:
+        await reader.complete(upload, sync=sync)
+    assert await reader.stored(upload) == len(expected)
+    assert await content(reader, upload) == expected
+    await reader.complete(upload, sync=sync)  # as after a crash before this was recorded
+    assert await content(storage, upload) == expected
+
+
+async def test_uploads_go_on_where_they_were(storages: Instances[Storage], storage: Storage) -> None:
+    upload = await append(storage, UPLOAD, [b"one "])
+    upload = await append(await storages.open(), upload, [b"two "])
+    upload = await append(storage, upload)
+    upload = await append(storage, upload, [b"three"])
+    assert upload.offset == 13
+    assert await content(await storages.open(), await finish(storage, upload)) == b"one two three"
+
+
+@pytest.mark.parametrize("committed", [0, 1, 4, 9, 10])
+async def test_a_new_writer_drops_what_was_not_committed(storage: Storage, committed: int) -> None:
+    await append(storage, UPLOAD, [b"0123456789"])
+    upload = await append(storage, UPLOAD.at(committed), [b"new"])
+    assert upload.offset == committed + 3
+    assert await storage.stored(upload) == committed + 3
+    assert await content(storage, await finish(storage, upload)) == b"0123456789"[:committed] + b"new"
+
+
+async def write_and_flush(writer: Writer) -> None:
+    await writer.write([b"more"])
+    await writer.flush(sync=False)
+
+
+async def flush(writer: Writer) -> None:
+    await writer.flush([b"more"], sync=True)
+
+
+async def finish_writing(writer: Writer) -> None:
+    await writer.finish([b"more"], sync=True)
+
+
+Write = Callable[[Writer], Awaitable[None]]
+WAYS_TO_WRITE = pytest.mark.parametrize("write", [write_and_flush, flush, finish_writing])
+
+
+@WAYS_TO_WRITE
+@pytest.mark.parametrize("stored", [0, 3, 9])
+async def test_fewer_bytes_than_were_committed_are_noticed(storage: Storage, stored: int, write: Write) -> None:
+    if stored:
+        await append(storage, UPLOAD, [b"x" * stored])
+    writer = storage.writer(UPLOAD.at(10), 1)
+    with pytest.raises(StorageBehind) as raised:
+        await write(writer)
+    await writer.close()
+    assert raised.value.stored == stored
+    assert await storage.stored(UPLOAD.at(10)) == stored
+    await append(storage, UPLOAD.at(stored), [b"more"])
+    assert await storage.stored(UPLOAD) == stored + 4
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param([], id="none"),
+        pytest.param([b""], id="empty"),
+        pytest.param([b"", b"a", b"", b"", b"b", b""], id="some empty"),
+        pytest.param([bytearray(b"ab"), memoryview(b"cdef")[1:3], b"g", memoryview(bytearray(b"h"))], id="kinds"),
+        pytest.param([b"%d," % number for number in range(5000)], id="many"),
+        pytest.param([LARGE, b"between", memoryview(LARGE)[12345:]], id="large"),
+    ],
+)
+async def test_blocks_of_every_shape(storage: Storage, block: list[Buffer]) -> None:
+    upload = await append(storage, UPLOAD, [b"before "], block, [b" after"])
+    expected = b"before " + b"".join(block) + b" after"
+    assert upload.offset == len(expected)
+    assert await content(storage, await finish(storage, upload)) == expected
+
+
+async def test_many_uploads_at_once(storage: Storage) -> None:
+    async def upload(number: int) -> bytes:
+        upload = replace(UPLOAD, id=f"upload-{number}")
+        for part in range(4):
+            upload = await append(storage, upload, [b"%d." % number] * (part + 1), [b"%d" % part])
+        return await content(storage, await finish(storage, upload))
+
+    contents = await asyncio.gather(*map(upload, range(20)))
+    for number, found in enumerate(contents):
+        name = b"%d." % number
+        assert found == name + b"0" + name * 2 + b"1" + name * 3 + b"2" + name * 4 + b"3"
+
+
+# Flow control and order.
+
+
+class Gate:
+    """An observer that holds up the storage until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def __call__(self, data: Buffer) -> None:
+        assert self.opened.wait(PATIENCE)
+
+
+@pytest.fixture
+async def gate() -> AsyncIterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.opened.set()
+
+
+async def assert_waits(work: asyncio.Future[None]) -> None:
+    done, _ = await asyncio.wait((work,), timeout=0.2)
+    assert not done
+
+
+async def test_one_block_is_stored_while_the_next_one_waits(storage: Storage, gate: Gate) -> None:
+    writer = storage.writer(UPLOAD, 1, gate)
+    await within(writer.write([b"one"]))
+    writing = asyncio.ensure_future(writer.write([b"two"]))
+    await assert_waits(writing)
+    assert writer.stored == 0
+    gate.opened.set()
+    await within(writing)
+    assert writer.stored >= 3
+    await within(writer.flush(sync=False))
+    assert writer.stored == 6
+    await writer.close()
+
+
+async def test_a_slow_upload_does_not_hold_up_the_others(storage: Storage, gate: Gate) -> None:
+    slow = storage.writer(replace(UPLOAD, id="slow"), 1, gate)
+    await slow.write([b"slow"])
+    assert await content(storage, await store(storage, "quick", b"quick")) == b"quick"
+    gate.opened.set()
+    await slow.close()
+
+
+@WAYS_TO_WRITE
+async def test_nothing_is_written_any_more_after_closing(storage: Storage, gate: Gate, write: Write) -> None:
+    """A request that is cancelled releases its lock after this: nothing may be written any more then."""
+    writer = storage.writer(UPLOAD, 1, gate)
+    waiting = asyncio.ensure_future(write(writer))
+    await assert_waits(waiting)
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    closing = asyncio.ensure_future(writer.close())
+    await assert_waits(closing)
+    gate.opened.set()
+    await within(closing)
+    assert await storage.stored(UPLOAD) == writer.stored == 4
+
+
+async def test_the_observer_sees_every_byte_in_order_outside_the_event_loop(storage: Storage) -> None:
+    seen: list[bytes] = []
+    threads: set[int] = set()
+
+    def observe(data: Buffer) -> None:
+        seen.append(bytes(data))
+        threads.add(threading.get_ident())
+
+    writer = storage.writer(UPLOAD, 1, observe)
+    expected = b""
+    for number in range(20):
+        block: list[Buffer] = [b"%d " % number, bytearray(b"x" * number), memoryview(b"yz")]
+        await writer.write(block)
+        expected += b"".join(block)
+        if number % 7 == 0:
+            await writer.flush(sync=False)
+            assert b"".join(seen) == expected
+    await writer.flush(sync=True)
+    await writer.close()
+    assert b"".join(seen) == expected
+    assert threading.get_ident() not in threads
+
+
+async def test_the_observer_sees_only_what_is_new(storage: Storage) -> None:
+    await append(storage, UPLOAD, [b"0123456789"])
+    seen: list[bytes] = []
+    writer = storage.writer(UPLOAD.at(4), 1, lambda data: seen.append(bytes(data)))
+    await writer.write([b"new"])
+    await writer.flush(sync=False)
+    await writer.close()
+    assert seen == [b"new"]
+
+
+# Discarding.
+
+
+@pytest.mark.parametrize("offset", [4, 5, 11, 12])
+@pytest.mark.parametrize("flushed", [False, True])
+async def test_discarding(storage: Storage, offset: int, flushed: bool) -> None:
+    upload = await append(storage, UPLOAD, [b"kept"])
+    writer = storage.writer(upload, 1)
+    await writer.write([b"more"])
+    await writer.write([b"more"])
+    if flushed:
+        await writer.flush(sync=False)
+    await writer.discard(offset)
+    assert writer.stored == offset
+    assert await storage.stored(upload) == offset
+    await writer.flush([b"!"], sync=True)
+    assert writer.stored == offset + 1
+    await writer.close()
+    complete = await finish(storage, upload.at(offset + 1))
+    assert await content(storage, complete) == b"keptmoremore"[:offset] + b"!"
+
+
+async def test_discarding_where_nothing_was_written(storage: Storage) -> None:
+    writer = storage.writer(UPLOAD, 1)
+    await writer.discard(0)
+    await writer.flush(sync=False)
+    assert writer.stored == 0
+    await writer.close()
+    assert await storage.stored(UPLOAD) == 0
+
+
+# After an error.
+
+
+async def assert_takes_no_more(writer: Writer) -> None:
+    for _ in range(2):
+        with pytest.raises(UploadError):
+            await writer.write([b"more"])
+        with pytest.raises(UploadError):
+            await writer.flush(sync=False)
+        with pytest.raises(UploadError):
+            await writer.flush([b"more"], sync=True)
+        with pytest.raises(UploadError):
+            await writer.finish([b"more"], sync=True)
+
+
+@WAYS_TO_WRITE
+async def test_after_an_error_no_more_bytes_are_taken(storage: Storage, write: Write) -> None:
+    await append(storage, UPLOAD, [b"abc"])
+    writer = storage.writer(UPLOAD.at(10), 1)
+    with pytest.raises(StorageBehind):
+        await write(writer)
+    await assert_takes_no_more(writer)
+    await writer.close()
+    assert await storage.stored(UPLOAD) == 3
+
+
+# Completing.
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_completing_may_be_repeated(storages: Instances[Storage], storage: Storage, sync: bool) -> None:
+    upload = await append(storage, UPLOAD, [b"content"])
+    await storage.complete(upload, sync=sync)
+    await storage.complete(upload, sync=sync)
+    await (await storages.open()).complete(upload, sync=sync)
+    assert await content(storage, upload) == b"content"
+    assert await storage.stored(upload) == 7
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_an_upload_of_no_bytes_is_complete_too(storage: Storage, sync: bool) -> None:
+    await storage.complete(UPLOAD, sync=sync)
+    assert await content(storage, UPLOAD) == b""
+    assert await storage.stored(UPLOAD) == 0
+
+
+async def test_completing_drops_what_was_not_committed(storage: Storage) -> None:
+    await append(storage, UPLOAD, [b"0123456789"])
+    complete = await finish(storage, UPLOAD.at(4))
+    assert await content(storage, complete, 0, 4) == b"0123"
+    assert await storage.stored(complete) == 4
+
+
+@pytest.mark.parametrize("stored", [0, 3])
+async def test_an_upload_with_bytes_missing_is_not_complete(storage: Storage, stored: int) -> None:
+    if stored:
+        await append(storage, UPLOAD, [b"x" * stored])
+    for _ in range(2):
+        with pytest.raises(StorageBehind) as raised:
+            await storage.complete(UPLOAD.at(10), sync=True)
+        assert raised.value.stored == stored
+    upload = await append(storage, UPLOAD.at(stored), [b"y" * (10 - stored)])
+    assert await content(storage, await finish(storage, upload)) == b"x" * stored + b"y" * (10 - stored)
+
+
+# Deleting.
+
+
+async def test_deleted_bytes_are_gone(storages: Instances[Storage], storage: Storage) -> None:
+    complete = await store(storage, "complete", b"content")
+    unfinished = await append(storage, UPLOAD, [b"half"])
+    neighbour = await store(storage, "neighbour", b"stays")
+    for upload in (complete, unfinished):
+        await storage.delete(upload)
+        assert await storage.stored(upload) == 0
+        await storage.delete(upload)
+        await (await storages.open()).delete(upload)
+    with pytest.raises(UploadNotFound):
+        await content(storage, complete)
+    assert await content(storage, neighbour) == b"stays"
+
+
+async def test_nothing_to_delete_is_fine(storage: Storage) -> None:
+    await storage.delete(UPLOAD)
+    await storage.delete(UPLOAD.at(10))
+
+
+async def test_a_deleted_upload_may_start_again(storage: Storage) -> None:
+    await storage.delete(await append(storage, UPLOAD, [b"before"]))
+    upload = await append(storage, UPLOAD, [b"new"])
+    assert await content(storage, await finish(storage, upload)) == b"new"
+
+
+# Reading.
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (0, 0),
+        (0, 1),
+        (0, len(LARGE)),
+        (1, len(LARGE) - 1),
+        (12345, 12345),
+        (12345, 67890),
+        ((1 << 20) - 1, (1 << 20) + 1),
+        (1 << 20, 3 << 20),
+        (len(LARGE) - 1, len(LARGE)),
+        (len(LARGE), len(LARGE)),
+    ],
+)
+async def test_reading_ranges(storage: Storage, start: int, end: int) -> None:
+    upload = await store(storage, "large", LARGE)
+    pieces = [bytes(data) async for data in storage.read(upload, start, end)]
+    assert b"".join(pieces) == LARGE[start:end]
+    assert all(pieces)
+
+
+async def test_many_readers_at_once(storage: Storage) -> None:
+    upload = await store(storage, "large", LARGE)
+    contents = await asyncio.gather(*(content(storage, upload, start) for start in range(0, 2400, 200)))
+    assert contents == [LARGE[start:] for start in range(0, 2400, 200)]
+
+
+async def test_a_reader_that_goes_away(storage: Storage) -> None:
+    upload = await store(storage, "large", LARGE)
+    for _ in range(20):
+        reading = storage.read(upload, 0, upload.offset)
+        assert LARGE.startswith(bytes(await anext(reading)))
+        await reading.aclose()  # type: ignore[attr-defined]
+    assert await content(storage, upload) == LARGE
+
+
+async def test_what_is_not_there_cannot_be_read(storage: Storage) -> None:
+    with pytest.raises(UploadNotFound):
+        await content(storage, UPLOAD.at(10))
+
+
+# Concatenating.
+
+
+async def partials(storage: Storage, *contents: bytes) -> list[Upload]:
+    return [
+        replace(await store(storage, f"partial-{number}", data), concatenation=Concatenation.PARTIAL)
+        for number, data in enumerate(contents)
+    ]
+
+
+def final_of(parts: Sequence[Upload]) -> Upload:
+    length = sum(part.offset for part in parts)
+    return Upload(
+        id="final",
+        created_at=UPLOAD.created_at + 86400 * 40,
+        length=length,
+        offset=length,
+        status=Status.FINISHING,
+        concatenation=Concatenation.FINAL,
+        partial_ids=tuple(part.id for part in parts),
+    )
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize(
+    ("contents", "order"),
+    [
+        pytest.param([b"one ", b"two ", b"three"], [0, 1, 2], id="in order"),
+        pytest.param([b"one ", b"two ", b"three"], [2, 0, 1], id="in another order"),
+        pytest.param([b"once"], [0], id="one"),
+        pytest.param([b"same ", b"other "], [0, 1, 0, 0], id="one several times"),
+        pytest.param([b"", b"a", b"", b"b", b""], [0, 1, 2, 3, 4], id="some without bytes"),
+        pytest.param([b""], [0, 0], id="no bytes at all"),
+        pytest.param([LARGE, b"between", LARGE[::-1]], [0, 1, 2, 0], id="large"),
+        pytest.param([b"%d" % number for number in range(50)], list(range(50)), id="many"),
+    ],
+)
+async def test_concatenating(
+    storage: Storage, concatenates: Concatenates, contents: list[bytes], order: list[int], sync: bool
+) -> None:
+    stored = await partials(storage, *contents)
+    parts = [stored[number] for number in order]
+    final = final_of(parts)
+    await concatenates.concatenate(final, parts, sync=sync)
+    assert await storage.stored(final) == final.length
+    assert await content(storage, final) == b"".join(contents[number] for number in order)
+    for part, data in zip(stored, contents, strict=True):
+        assert await content(storage, part) == data
+
+
+async def test_a_final_upload_does_not_need_its_partials_any_more(storage: Storage, concatenates: Concatenates) -> None:
+    parts = await partials(storage, b"one ", b"two")
+    final = final_of(parts)
+    await concatenates.concatenate(final, parts, sync=True)
+    for part in parts:
+        await storage.delete(part)
+    assert await content(storage, final) == b"one two"
+    await storage.delete(final)
+    assert await storage.stored(final) == 0
+
+
+async def test_concatenating_may_be_repeated(
+    storages: Instances[Storage], storage: Storage, concatenates: Concatenates
+) -> None:
+    parts = await partials(storage, b"one ", b"two")
+    final = final_of(parts)
+    await concatenates.concatenate(final, parts, sync=False)
+    other = await storages.open()
+    assert isinstance(other, Concatenates)
+    await other.concatenate(final, parts, sync=True)
+    assert await content(storage, final) == b"one two"
+
+
+async def test_a_partial_that_is_gone(storage: Storage, concatenates: Concatenates) -> None:
+    parts = await partials(storage, b"one ", b"two ", b"three")
+    final = final_of(parts)
+    await storage.delete(parts[1])
+    for _ in range(2):
+        with pytest.raises(UploadNotFound):
+            await concatenates.concatenate(final, parts, sync=True)
+    parts[1] = await store(storage, parts[1].id, b"TWO ")
+    await concatenates.concatenate(final, parts, sync=True)
+    assert await content(storage, final) == b"one TWO three"
+
+
+async def test_what_a_failed_concatenation_left_can_be_deleted(storage: Storage, concatenates: Concatenates) -> None:
+    parts = await partials(storage, b"one ", b"two")
+    final = final_of(parts)
+    await storage.delete(parts[1])
+    with pytest.raises(UploadNotFound):
+        await concatenates.concatenate(final, parts, sync=True)
+    await storage.delete(final)
+    assert await storage.stored(final) == 0
+    assert await content(storage, parts[0]) == b"one "
