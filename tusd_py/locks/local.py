@@ -24,6 +24,7 @@ from tusd_py.locks.ranges import is_locked_elsewhere, try_lock, unlock
 POLL_INTERVAL = 0.02  # seconds between two looks at what other processes did
 HELD, RELEASE_WANTED, COMMIT_WANTED = 0, 1, 2
 TOKEN_POSITION = 0  # the byte that guards the token counter; the counter is the file's only content
+COUNTER_SIZE = 8  # bytes
 FIRST_UPLOAD_POSITION = 4096
 
 
@@ -66,11 +67,15 @@ class LocalLocker:
 
     async def open(self) -> None:
         try:
-            self._descriptor = await asyncio.to_thread(
-                os.open, self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
+            self._descriptor = await asyncio.to_thread(self._open_file)
         except OSError as error:
             raise StateUnavailable from error
+
+    def _open_file(self) -> int:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(descriptor).st_size < COUNTER_SIZE:  # now, so that a full disk is no obstacle later
+            os.pwrite(descriptor, bytes(COUNTER_SIZE), 0)
+        return descriptor
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -126,7 +131,11 @@ class LocalLocker:
         position = _position(upload_id) + HELD
         if upload_id in self._held or not try_lock(self._descriptor, position):
             return None
-        token = self._next_token()
+        try:
+            token = self._next_token()
+        except OSError as error:
+            unlock(self._descriptor, position)
+            raise StateUnavailable from error
         if token is None:
             unlock(self._descriptor, position)
             return None
@@ -144,8 +153,8 @@ class LocalLocker:
             return None
         try:
             # The counter may be lost in a power cut; by the clock it is then still beyond every token used before.
-            token = max(int.from_bytes(os.pread(self._descriptor, 8, 0)) + 1, time.time_ns())
-            os.pwrite(self._descriptor, token.to_bytes(8), 0)
+            token = max(int.from_bytes(os.pread(self._descriptor, COUNTER_SIZE, 0)) + 1, time.time_ns())
+            os.pwrite(self._descriptor, token.to_bytes(COUNTER_SIZE), 0)
         finally:
             unlock(self._descriptor, TOKEN_POSITION)
         return token

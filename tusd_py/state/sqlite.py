@@ -10,6 +10,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
@@ -22,6 +23,8 @@ from tusd_py.upload import Concatenation, Status, Upload
 FIELDS = tuple(field.name for field in fields(Upload))
 VALUES = attrgetter(*FIELDS)
 PARTIAL_IDS = FIELDS.index("partial_ids")  # kept as one text, separated by spaces
+BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+BUSY_PAUSE = 0.02  # seconds
 BUSY_TIMEOUT = 5.0  # seconds a write waits for another process's
 MOST_WRITES_IN_A_TRANSACTION = 256
 
@@ -141,8 +144,18 @@ class SQLiteState:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        return connection
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(SCHEMA)
+                return connection
+            except sqlite3.OperationalError as error:
+                # Processes that start together meet here, where SQLite does not wait by itself.
+                if error.sqlite_errorcode not in BUSY or time.monotonic() > deadline:
+                    connection.close()
+                    raise
+                time.sleep(BUSY_PAUSE)
 
     def _run(self) -> None:
         connection: sqlite3.Connection | None = None
@@ -151,7 +164,6 @@ class SQLiteState:
             try:
                 if connection is None:
                     connection = self._connect()
-                    connection.executescript(SCHEMA)
                 # FULL syncs the log at the commit, NORMAL leaves that to the kernel.
                 wanted = "FULL" if any(job.durable for job in jobs) else "NORMAL"
                 if synchronous != wanted:
