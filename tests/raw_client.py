@@ -183,6 +183,18 @@ def start_patch(port: int, path: str, offset: int, size: int | None, headers: He
     return connection
 
 
+def stalled_patch(port: int, path: str, data: bytes, sent: int) -> Connection:
+    """A PATCH for all of the data that is silent after the byte at `sent`, all of which the server has read."""
+    connection = start_patch(port, path, 0, len(data))
+    try:
+        connection.send(data[:sent])
+        connection.wait_until_read()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def chunk(data: bytes) -> bytes:
     """One chunk of a chunked body; the empty one ends it."""
     return b"%x\r\n%b\r\n" % (len(data), data)

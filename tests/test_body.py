@@ -43,6 +43,8 @@ class Arrived:
         data, self._data = self._data, b""
         return data
 
+    def close(self) -> None: ...
+
     def use_blocks(self, pool: BlockPool) -> None:
         self.pools.append(pool)
 
@@ -602,6 +604,7 @@ async def test_only_blocks_are_recycled(make: Make) -> None:
     pool = BlockPool(ByteBudget(8 << 20))
     body = make(pool=pool)
     block = pool.acquire()
+    pool.hand_over(block)
     body.recycle([b"bytes", bytearray(b"of the parser"), memoryview(b"not a block"), memoryview(block)[:10]])
     assert pool.acquire() is block
     make().recycle([memoryview(block)])

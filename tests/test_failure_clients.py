@@ -30,6 +30,7 @@ from tests.raw_client import (
     payload,
     promptly,
     request,
+    stalled_patch,
     start_patch,
     wait_until,
 )
@@ -46,14 +47,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-def begin(server: ServerProcess, path: str, data: bytes, sent: int, *, offset: int = 0) -> Connection:
-    """A PATCH for all of the data that is silent after the byte at `sent`, all of which the server has read."""
-    connection = start_patch(server.port, path, offset, len(data) - offset)
-    connection.send(data[offset:sent])
-    connection.wait_until_read()
-    return connection
-
-
 # Stalls.
 
 
@@ -61,7 +54,7 @@ def begin(server: ServerProcess, path: str, data: bytes, sent: int, *, offset: i
 def test_a_stalled_patch_does_not_block_the_client_that_comes_back(server: ServerProcess, sent: int) -> None:
     data = payload(sent + 256 * KIBI)
     path = create(server.port, len(data))
-    with begin(server, path, data, sent) as stalled:
+    with stalled_patch(server.port, path, data, sent) as stalled:
         with promptly("HEAD"):
             offset = offset_of(server.port, path)
         assert offset == sent
@@ -73,7 +66,7 @@ def test_a_stalled_patch_does_not_block_the_client_that_comes_back(server: Serve
 def test_a_patch_that_has_stalled_for_long_is_ended_by_head(server: ServerProcess) -> None:
     data = payload(2 * MEBI)
     path = create(server.port, len(data))
-    with begin(server, path, data, MEBI) as stalled:
+    with stalled_patch(server.port, path, data, MEBI) as stalled:
         time.sleep(1.5)  # longer than a holder may be silent
         with promptly("HEAD"):
             assert offset_of(server.port, path) == MEBI
@@ -85,7 +78,7 @@ def test_a_patch_that_has_stalled_for_long_is_ended_by_head(server: ServerProces
 def test_looking_at_a_stalled_patch_does_not_keep_it_alive(server: ServerProcess) -> None:
     data = payload(MEBI)
     path = create(server.port, len(data))
-    with begin(server, path, data, 300_000) as stalled, ThreadPoolExecutor(1) as executor:
+    with stalled_patch(server.port, path, data, 300_000) as stalled, ThreadPoolExecutor(1) as executor:
         ended = executor.submit(stalled.answer_or_closed, 10)
         deadline = time.monotonic() + 5
         while not ended.done():
@@ -100,7 +93,7 @@ def test_looking_at_a_stalled_patch_does_not_keep_it_alive(server: ServerProcess
 def test_a_newcomer_needs_no_head_to_take_over_from_a_stalled_patch(server: ServerProcess) -> None:
     data = payload(MEBI)
     path = create(server.port, len(data))
-    with begin(server, path, data, 700_000):
+    with stalled_patch(server.port, path, data, 700_000):
         with promptly("the PATCH"):
             answer = patch(server.port, path, 700_000, data[700_000:])
         assert (answer.status, answer.offset) == (204, len(data))
@@ -110,7 +103,7 @@ def test_a_newcomer_needs_no_head_to_take_over_from_a_stalled_patch(server: Serv
 def test_a_wrong_offset_is_answered_with_the_right_one_while_another_patch_is_stalled(server: ServerProcess) -> None:
     data = payload(MEBI)
     path = create(server.port, len(data))
-    with begin(server, path, data, 700_000):
+    with stalled_patch(server.port, path, data, 700_000):
         with promptly("the PATCH"):
             answer = patch(server.port, path, 0, data)
         assert (answer.status, answer.offset) == (409, 700_000)
@@ -145,7 +138,7 @@ def test_a_stalled_patch_with_a_checksum_keeps_nothing(server: ServerProcess) ->
 def test_an_upload_whose_patch_is_stalled_can_be_terminated(server: ServerProcess) -> None:
     data = payload(MEBI)
     path = create(server.port, len(data))
-    with begin(server, path, data, 500_000) as stalled:
+    with stalled_patch(server.port, path, data, 500_000) as stalled:
         with promptly("DELETE"):
             assert request(server.port, "DELETE", path).status == 204
         assert head(server.port, path).status == 404
@@ -157,17 +150,33 @@ def test_an_upload_whose_patch_is_stalled_can_be_terminated(server: ServerProces
     assert not (server.upload_dir / path.rpartition("/")[2]).exists()
 
 
-def test_many_stalled_patches_at_once_block_nobody(server: ServerProcess) -> None:
-    data = payload(200 * KIBI)
+@pytest.mark.parametrize("size", [200 * KIBI, 3 * MEBI])
+@pytest.mark.parametrize("sent", [0, 1, 100 * KIBI])
+def test_many_stalled_patches_at_once_block_nobody(server: ServerProcess, size: int, sent: int) -> None:
+    data = payload(size)
     paths = [create(server.port, len(data)) for _ in range(40)]
     with ExitStack() as stack:
         for path in paths:
-            stack.enter_context(begin(server, path, data, 100 * KIBI))
+            stack.enter_context(stalled_patch(server.port, path, data, sent))
+        complete(server.port, create(server.port, len(data)), data)
         for path in paths[::4]:
             complete(server.port, path, data)
-    for path in paths:
-        if path not in paths[::4]:
-            complete(server.port, path, data)
+    for path in paths[1::4]:
+        complete(server.port, path, data)
+
+
+def test_a_small_buffer_is_shared_by_many_uploads(tmp_path: Path) -> None:
+    """At the limit the server reads more slowly; it neither fails nor stands still."""
+    data = payload(3 * MEBI)
+    with ServerProcess(tmp_path / "uploads", buffer_size="1MiB") as server, ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(stalled_patch(server.port, create(server.port, len(data)), data, 70 * KIBI))
+        paths = [create(server.port, len(data)) for _ in range(24)]
+        with ThreadPoolExecutor(len(paths)) as executor:
+            for answer in executor.map(lambda path: patch(server.port, path, 0, data), paths):
+                assert (answer.status, answer.offset) == (204, len(data))
+        for path in paths:
+            assert_content(server.port, path, data)
 
 
 # Broken connections.
@@ -180,7 +189,7 @@ def test_bytes_that_the_server_has_read_survive_the_end_of_their_connection(
 ) -> None:
     data = payload(sent + 256 * KIBI)
     path = create(server.port, len(data))
-    with begin(server, path, data, sent) as connection:
+    with stalled_patch(server.port, path, data, sent) as connection:
         CUTS[cut](connection)
         with promptly("HEAD"):
             assert offset_of(server.port, path) == sent
@@ -237,7 +246,7 @@ def test_broken_connections_do_not_wear_the_server_out(tmp_path: Path, cut: str)
         for number in range(30):
             path = create(server.port, len(data))
             sent = (0, 1, 100 * KIBI, 500 * KIBI)[number % 4]
-            with begin(server, path, data, sent) as connection:
+            with stalled_patch(server.port, path, data, sent) as connection:
                 CUTS[cut](connection)
                 complete(server.port, path, data)
 
@@ -346,7 +355,7 @@ def test_head_of_a_running_patch_with_a_checksum_answers_where_it_began(server: 
 def test_a_second_patch_takes_over_a_live_one(server: ServerProcess) -> None:
     old, new = payload(2 * MEBI, 1), payload(2 * MEBI, 2)
     path = create(server.port, len(old))
-    with begin(server, path, old, MEBI) as first:
+    with stalled_patch(server.port, path, old, MEBI) as first:
         with promptly("HEAD"):
             offset = offset_of(server.port, path)
         assert offset == MEBI
@@ -449,7 +458,7 @@ def test_a_silent_request_is_ended_and_its_bytes_are_kept(tmp_path: Path) -> Non
     data = payload(MEBI)
     with ServerProcess(tmp_path / "uploads", idle_timeout="1s") as server:
         path = create(server.port, len(data))
-        with begin(server, path, data, 300_000) as silent:
+        with stalled_patch(server.port, path, data, 300_000) as silent:
             started = time.monotonic()
             answer = silent.answer_or_closed(10)
             assert answer is None or (answer.status, answer.headers["connection"]) == (503, "close")

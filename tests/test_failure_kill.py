@@ -34,6 +34,7 @@ from tests.raw_client import (
     payload,
     request,
     sha256,
+    stalled_patch,
     start_patch,
     wait_until,
 )
@@ -224,9 +225,7 @@ def test_what_the_server_had_read_but_not_acknowledged_is_a_prefix(tmp_path: Pat
         paths = [create(server.port, len(data)) for _ in range(4)]
         acknowledged = {}
         for number, path in enumerate(paths):
-            connection = stack.enter_context(start_patch(server.port, path, 0, len(data)))
-            connection.send(data[: (2 * number + 1) * MEBI])
-            connection.wait_until_read()
+            connection = stack.enter_context(stalled_patch(server.port, path, data, (2 * number + 1) * MEBI))
             acknowledged[path] = offset_of(server.port, path)
             connection.send(data[(2 * number + 1) * MEBI :][: 500 * KIBI])
         server.restart()

@@ -35,6 +35,7 @@ from tests.raw_client import (
     payload,
     promptly,
     request,
+    stalled_patch,
     start_patch,
     wait_until,
 )
@@ -53,19 +54,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def several(directory: Path, count: int, **options: object) -> Iterator[Cluster]:
     uploads = directory / "uploads"
     with ExitStack() as stack, ThreadPoolExecutor(count) as executor:
-        servers = [ServerProcess(uploads, port=0, env={}, **options) for _ in range(count)]
-        list(executor.map(ServerProcess.start, servers))
-        for server in servers:
-            stack.push(server.__exit__)
-        yield servers
-
-
-def begin(server: ServerProcess, path: str, data: bytes, sent: int) -> Connection:
-    """A PATCH that is silent after the byte at `sent`, all of which the process has read."""
-    connection = start_patch(server.port, path, 0, len(data))
-    connection.send(data[:sent])
-    connection.wait_until_read()
-    return connection
+        starts = [executor.submit(ServerProcess(uploads, port=0, env={}, **options).start) for _ in range(count)]
+        for start in starts:
+            if start.exception() is None:
+                stack.push(start.result().__exit__)
+        yield [start.result() for start in starts]
 
 
 def test_every_request_may_meet_another_process(cluster: Cluster) -> None:
@@ -109,7 +102,7 @@ def test_a_client_resumes_at_another_process(cluster: Cluster) -> None:
 def test_a_patch_that_stalls_in_one_process_is_taken_over_by_another(cluster: Cluster, silence: float) -> None:
     data = payload(2 * MEBI)
     path = create(cluster[0].port, len(data))
-    with begin(cluster[0], path, data, 700_000) as stalled:
+    with stalled_patch(cluster[0].port, path, data, 700_000) as stalled:
         time.sleep(silence)
         with promptly("HEAD"):
             assert offset_of(cluster[1].port, path) == 700_000
@@ -121,7 +114,7 @@ def test_a_patch_that_stalls_in_one_process_is_taken_over_by_another(cluster: Cl
 def test_a_second_patch_takes_over_a_live_one_of_another_process(cluster: Cluster) -> None:
     old, new = payload(2 * MEBI, 1), payload(2 * MEBI, 2)
     path = create(cluster[0].port, len(old))
-    with begin(cluster[0], path, old, MEBI) as first:
+    with stalled_patch(cluster[0].port, path, old, MEBI) as first:
         with promptly("HEAD"):
             offset = offset_of(cluster[1].port, path)
         assert offset == MEBI
@@ -170,7 +163,7 @@ def test_partials_of_different_processes_are_concatenated(cluster: Cluster) -> N
 def test_a_termination_is_known_to_every_process(cluster: Cluster) -> None:
     data = payload(MEBI)
     path = create(cluster[0].port, len(data))
-    with begin(cluster[0], path, data, 300_000) as stalled:
+    with stalled_patch(cluster[0].port, path, data, 300_000) as stalled:
         with promptly("DELETE"):
             assert request(cluster[1].port, "DELETE", path).status == 204
         for server in cluster:
@@ -225,7 +218,7 @@ def test_the_death_of_the_process_that_writes_lets_another_go_on(tmp_path: Path)
         acknowledged = []
         with ExitStack() as stack:
             for number, path in enumerate(paths):
-                connection = stack.enter_context(begin(first, path, data, (number + 1) * MEBI))
+                connection = stack.enter_context(stalled_patch(first.port, path, data, (number + 1) * MEBI))
                 acknowledged.append(offset_of(second.port, path))
                 assert acknowledged[-1] == (number + 1) * MEBI
                 connection.send(data[(number + 1) * MEBI :][: 200 * KIBI])
@@ -259,7 +252,7 @@ def test_a_process_that_is_stopped_changes_nothing_and_blocks_no_head(tmp_path: 
     data = payload(2 * MEBI)
     with several(tmp_path, 2, lock_timeout="1s") as (first, second):
         path = create(first.port, len(data))
-        with begin(first, path, data, MEBI) as frozen:
+        with stalled_patch(first.port, path, data, MEBI) as frozen:
             acknowledged = offset_of(second.port, path)
             assert acknowledged == MEBI
             frozen.send(data[MEBI : MEBI + 1000])
@@ -284,7 +277,7 @@ def test_a_process_that_shuts_down_hands_its_uploads_to_the_others(tmp_path: Pat
     data = payload(2 * MEBI)
     with several(tmp_path, 2) as (first, second):
         path = create(first.port, len(data))
-        with begin(first, path, data, 900_000) as connection:
+        with stalled_patch(first.port, path, data, 900_000) as connection:
             first.process.terminate()
             wait_until(lambda: not _is_served(first.port), "the process accepts no more connections")
             complete(second.port, path, data)
@@ -301,7 +294,8 @@ def _is_served(port: int) -> bool:
     return True
 
 
-def test_processes_that_start_at_once_share_a_new_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attempt", range(4))
+def test_processes_that_start_at_once_share_a_new_directory(tmp_path: Path, attempt: int) -> None:
     with several(tmp_path, 4) as servers:
         data = payload(50_000)
         paths = [create(server.port, len(data), body=data) for server in servers]

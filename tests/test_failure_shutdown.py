@@ -30,6 +30,7 @@ from tests.raw_client import (
     payload,
     promptly,
     request,
+    stalled_patch,
     start_patch,
     wait_until,
 )
@@ -101,11 +102,7 @@ def test_silent_patches_are_committed_and_told_to_come_back(
         stalled = {}
         for sent in (0, 1, 100_000, MEBI + 1, 2 * MEBI - 1):
             path = create(server.port, len(data))
-            connection = stack.enter_context(start_patch(server.port, path, 0, len(data)))
-            connection.send(data[:sent])
-            stalled[path] = (connection, sent)
-        for connection, _ in stalled.values():
-            connection.wait_until_read()
+            stalled[path] = (stack.enter_context(stalled_patch(server.port, path, data, sent)), sent)
         stop(server, number)
         assert "Traceback" not in "".join(server.log), "".join(server.log)
         for connection, _ in stalled.values():

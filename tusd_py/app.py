@@ -49,7 +49,7 @@ def build_service(settings: Settings, events: EventBus) -> UploadService:
         locker=LocalLocker(private / "locks"),
         storage=DiskStorage(settings.upload_dir, date_folders=settings.date_folders),
         events=events,
-        budget=ByteBudget(settings.buffer_size),
+        budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
         policy=Policy(
             max_size=settings.max_size,
             expires_after=settings.expires_after,

@@ -26,6 +26,9 @@ class Arrivals(Protocol):
     def take(self) -> Buffer:
         """The bytes that have arrived, without waiting."""
 
+    def close(self) -> None:
+        """No more bytes are wanted."""
+
     def use_blocks(self, pool: BlockPool) -> None:
         """Receive into blocks of this pool from now on; messages are then whole blocks, as memoryviews."""
 
@@ -99,8 +102,8 @@ class RequestBody:
     def _take_arrived(self) -> Buffer:
         """What has arrived but was not handed over yet, where the server can be asked."""
         data = self._arrivals.take() if self._arrivals is not None else b""
-        if data:
-            self._silent_since = None
+        if data and self._arrivals is not None:
+            self._silent_since = self._arrivals.last_arrival
         self._count(len(data))
         return data
 
@@ -196,6 +199,9 @@ class RequestBody:
             self._window_received = 0
 
     def close(self) -> None:
+        """The application is done with the request."""
+        if self._arrivals is not None:
+            self._arrivals.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -54,33 +54,39 @@ class BlockReceiver(asyncio.BufferedProtocol):
             self.filled = 0
 
     def take(self) -> Buffer:
-        """The bytes received so far; mostly the block itself, which the caller gives back to the pool."""
-        if self._block is None or self.filled == 0:
-            return b""
-        if self.filled * SMALL_SHARE < len(self._block) and self._remaining:
-            data = bytes(self._view[: self.filled])
-            self.filled = 0
-            return data
-        view = self._view[: self.filled]
-        # Nothing may be received into what the caller now has: reading goes on with the next block.
-        if self._remaining:
-            self._cycle.flow.pause_reading()
-        self._view = memoryview(b"")
-        self._pool.hand_over(self._block)
-        self._block = None
-        self.filled = 0
-        return view
+        """The bytes received so far; mostly the block itself, which the caller gives back to the pool.
 
-    def response_complete(self) -> None:
-        """The application wants no more: what still comes is thrown away, up to the end of the body."""
-        self._view = memoryview(b"")
+        The next block has the size that is fair then.
+        """
+        block, view = self._block, self._view[: self.filled]
+        if block is None:
+            return b""
+        self._give_up_block()
+        if len(view) * SMALL_SHARE >= len(block):
+            return view
+        data = bytes(view)
+        self._pool.recycle(block)
+        return data
+
+    def close(self) -> None:
+        """No more is wanted: what still comes is thrown away, up to the end of the body."""
         if self._block is not None:
-            self._pool.hand_over(self._block)
-            self._pool.recycle(self._block)
-            self._block = None
-        if self._remaining and not self._transport.is_closing():
+            block = self._block
+            self._give_up_block()
+            self._pool.recycle(block)
+        if self._remaining and not self._discarding and not self._transport.is_closing():
             self._discarding = True
             self._view = memoryview(bytearray(SCRATCH_SIZE))
+            self._cycle.flow.resume_reading()
+
+    def _give_up_block(self) -> None:
+        """Nothing may be received into it any more: reading goes on with the next one."""
+        assert self._block is not None
+        if self._remaining:
+            self._cycle.flow.pause_reading()
+        self._pool.hand_over(self._block)
+        self._block = None
+        self._view = memoryview(b"")
         self.filled = 0
 
     # The transport's side.

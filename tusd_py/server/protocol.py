@@ -104,6 +104,10 @@ class UploadCycle(RequestResponseCycle):
             return body
         return self.receiver.take()
 
+    def close(self) -> None:
+        if self.receiver is not None:
+            self.receiver.close()
+
     def use_blocks(self, pool: BlockPool) -> None:
         self.pool = pool
 
@@ -219,7 +223,7 @@ class UploadProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         cycle = self.cycle
         if isinstance(cycle, UploadCycle) and cycle.receiver is not None:
-            cycle.receiver.response_complete()
+            cycle.receiver.close()
         super().on_response_complete()
 
     def content_length(self) -> int:

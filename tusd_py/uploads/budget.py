@@ -60,25 +60,25 @@ class ByteBudget:
 
 
 class BlockPool:
-    """Blocks of memory that are used again, so that their pages are touched for the first time only once.
+    """Blocks of memory to receive into, used again so that their pages are touched for the first time only once.
 
-    A block counts against the budget while it is being filled; once it is handed over, its bytes count where they
-    are held then.
+    A block belongs to a connection while it is being filled, however slowly that goes. So that slow clients never make
+    others wait, blocks have a bound of their own (half of the budget), beyond which only the smallest are given out.
     """
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
+        self._limit = budget.total // 2
+        self._lent = 0
         self._free: dict[int, list[bytearray]] = {}
         self._free_size = 0
 
     def acquire(self) -> bytearray:
-        """A block of a fair size, or of what the budget has left, but never less than the smallest."""
+        """A block of a fair size, or of what is left, but never less than the smallest."""
         size = 1 << (self._budget.block_size().bit_length() - 1)
-        while not self._budget.try_reserve(size):
-            if size <= SMALLEST_BLOCK:
-                self._budget.used += size  # so little that back-pressure sets in with the next block
-                break
+        while size > SMALLEST_BLOCK and self._lent + size > self._limit:
             size //= 2
+        self._lent += size
         blocks = self._free.get(size)
         if not blocks:
             return bytearray(size)
@@ -86,11 +86,11 @@ class BlockPool:
         return blocks.pop()
 
     def hand_over(self, block: bytearray) -> None:
-        """Its bytes are the receiver's to count from now on."""
-        self._budget.release(len(block))
+        """It has been filled; its bytes count against the budget of who has them now."""
+        self._lent -= len(block)
 
     def recycle(self, block: bytearray) -> None:
         """Nobody looks at the block any more."""
-        if self._free_size + len(block) <= self._budget.total:
+        if self._free_size + len(block) <= self._limit:
             self._free_size += len(block)
             self._free.setdefault(len(block), []).append(block)

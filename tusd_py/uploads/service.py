@@ -44,6 +44,7 @@ from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_
 
 INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
+SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
 MOST_WAITING = 1000  # uploads looked through for finals that wait for a partial
 
 
@@ -117,14 +118,27 @@ class UploadService:
         upload = await self.get(upload_id)
         if upload.is_complete:
             return upload
-        async with self.locker.request_commit(upload_id) as held:
-            if held:
-                upload = await self._wait_for_checkpoint(upload)
+        upload, held = await self._committed_now(upload)
         if upload.status is Status.FINISHING:
             return await self._drive(upload_id)
         if not held and await self.storage.stored(upload) < upload.offset:
             return await self._drive(upload_id)
         return upload
+
+    async def _committed_now(self, upload: Upload) -> tuple[Upload, bool]:
+        """The upload after its lock holder, if there is one, has committed what it has; and whether there is one.
+
+        The connection of a client that comes back may have left bytes in the kernel that the holder is still
+        reading: while the offset moves, this asks again for a moment.
+        """
+        deadline = time.monotonic() + SETTLE_TIME
+        while True:
+            async with self.locker.request_commit(upload.id) as held:
+                before = upload
+                if held:
+                    upload = await self._wait_for_checkpoint(upload)
+            if not held or upload.offset == before.offset or upload.is_complete or time.monotonic() >= deadline:
+                return upload, held
 
     async def _wait_for_checkpoint(self, before: Upload) -> Upload:
         deadline = time.monotonic() + INSPECT_PATIENCE
