@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DRIVING_A_SERVER = tests/clients tests/test_block_receiver.py tests/test_failure_*.py tests/test_property.py \
+	tests/test_protocol_class.py tests/test_wire_*.py tests/test_workers.py
 NODE_MODULES := tests/clients/node_modules/.installed
 
 .PHONY: run test check bench lock clean
@@ -10,8 +12,10 @@ NODE_MODULES := tests/clients/node_modules/.installed
 run: $(INSTALLED)
 	$(BIN)/tusd-py serve --upload-dir data $(ARGS)
 
+# Everything, then what drives a server once more under a stock ASGI protocol class.
 test: $(INSTALLED) $(NODE_MODULES)
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	PLAIN_ASGI=1 $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS) $(DRIVING_A_SERVER)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
