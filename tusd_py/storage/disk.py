@@ -12,13 +12,13 @@ import errno
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from tusd_py.errors import StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer, Observer
+from tusd_py.storage.threads import Threads
 from tusd_py.upload import Upload
 
 T = TypeVar("T")
@@ -48,15 +48,15 @@ class DiskStorage:
         self._date_folders = date_folders
 
     async def open(self) -> None:
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="tusd-py-disk")
+        self._threads = Threads(THREADS, "tusd-py-disk")
         await self.run(self._check_directory)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.to_thread(self._threads.close)
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work in the threads of this storage."""
-        return asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return self._threads.run(work)
 
     def path(self, upload: Upload) -> Path:
         """The file of an upload, below the directory whatever its id."""
@@ -148,7 +148,7 @@ class DiskStorage:
                 position += len(data)
                 yield data
         finally:
-            self._executor.submit(os.close, descriptor)
+            self.run(lambda: os.close(descriptor))
 
     def _check_directory(self) -> None:
         with _file_errors():
@@ -213,15 +213,16 @@ class DiskWriter:
 
     async def _wait(self) -> None:
         """Wait for the write under way. A cancelled request does so too: its lock is released after its last write."""
-        if self._pending is not None:
-            await asyncio.wait((self._pending,))
-            pending, self._pending = self._pending, None
-            error = pending.exception()
-            if error is not None and not isinstance(error, UploadError):
-                failure = StorageUnavailable()
-                failure.__cause__ = error
-                error = failure
+        if self._pending is None:
+            return
+        try:
+            await asyncio.shield(self._pending)
+        except UploadError as error:
             self._failure = self._failure or error
+        except Exception as error:  # of an observer, say: the bytes after it may not be written either
+            self._failure = self._failure or StorageUnavailable()
+            self._failure.__cause__ = error
+        self._pending = None
 
     # What follows runs in a thread of the storage, one call at a time.
 

@@ -1,0 +1,72 @@
+"""Threads for blocking calls, lighter than `concurrent.futures`: one queue, and one wake-up of the loop per result."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+T = TypeVar("T")
+Job: TypeAlias = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
+
+
+class Threads:
+    """A fixed number of threads."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count = count
+        self._name = name
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Call this in a thread. A future that is cancelled does not stop the call."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+        if not self._threads:
+            self._start()
+        self._jobs.put((work, loop, result))
+        return result
+
+    def _start(self) -> None:
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
+            for number in range(self._count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Wait until every call has returned; blocks."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return
+            work, loop, result = job
+            try:
+                value, error = work(), None
+            except Exception as caught:  # whatever it is, it belongs to who waits for the result
+                value, error = None, caught
+            try:
+                loop.call_soon_threadsafe(_settle, result, value, error)
+            except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+                return
+            del job, work, result, value, error
+
+
+def _settle(result: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    if result.cancelled():
+        return
+    if error is not None:
+        result.set_exception(error)
+    else:
+        result.set_result(value)
