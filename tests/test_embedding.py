@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -173,3 +174,31 @@ def test_create_app_under_stock_uvicorn_ends_a_running_append_at_shutdown(tmp_pa
             assert response.headers["Retry-After"]
             response.read()
         assert application.process.wait(20) is not None
+
+
+INFORMED = """
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise RuntimeError("only HTTP")
+    assert "http.response.informational" in scope["extensions"]
+    await send({"type": "http.response.informational", "status": 104, "headers": [(b"upload-offset", b"5")]})
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.informational", "status": 104, "headers": []})
+    await send({"type": "http.response.body"})
+"""
+
+
+def test_interim_responses_can_be_sent_before_the_final_one(tmp_path: Path) -> None:
+    (tmp_path / "protocol.py").write_text(
+        "from tusd_py.server.protocol import upload_protocol\nProtocol = upload_protocol(lambda change: None, 30)\n"
+    )
+    with running(tmp_path, INFORMED, "--http", "protocol:Protocol", "--lifespan", "off") as application:
+        address = urlsplit(application.origin)
+        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b""
+            while data := connection.recv(65536):
+                answer += data
+    first, second = answer.split(b"\r\n\r\n")[:2]
+    assert first == b"HTTP/1.1 104 \r\nupload-offset: 5"
+    assert second.startswith(b"HTTP/1.1 204 ")

@@ -129,7 +129,7 @@ class TusServer:
     def on(self, kind: type[E]) -> Callable[[Subscriber[E]], Subscriber[E]]:
         """Call the decorated function, plain or async, for every event of this kind (`tusd_py.UploadFinished`, ...).
 
-        The client is answered after it has returned. What it raises is logged.
+        The client is answered after it has returned, or after half a minute. What it raises is logged.
         """
 
         def register(subscriber: Subscriber[E]) -> Subscriber[E]:

@@ -39,7 +39,8 @@ class Upload:
 
     id: str
     created_at: float
-    length: int | None = None  # None: deferred
+    length: int | None = None  # None: not known yet
+    deferred: bool = False  # the length was not known at the creation, as of a recording
     offset: int = 0  # committed: storage holds at least these bytes
     status: Status = Status.ACTIVE
     metadata: str | None = None  # Upload-Metadata byte for byte as the client sent it

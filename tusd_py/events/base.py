@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from tusd_py.upload import Upload
+
+SUBSCRIBER_TIMEOUT = 30.0  # seconds
 
 logger = logging.getLogger("tusd_py.events")
 
@@ -96,7 +99,8 @@ Subscriber: TypeAlias = Callable[[E], Awaitable[None] | None]
 class EventBus:
     """Subscribers by event type, called in the order they subscribed, before the request is answered.
 
-    A subscriber that fails is logged: it cannot undo what happened, and must not hide it from the client.
+    A subscriber that fails, or takes longer than half a minute, is logged: it cannot undo what happened, and must not
+    hide it from the client.
     """
 
     def __init__(self) -> None:
@@ -110,6 +114,7 @@ class EventBus:
             try:
                 outcome = subscriber(event)
                 if outcome is not None:
-                    await outcome
+                    async with asyncio.timeout(SUBSCRIBER_TIMEOUT):
+                        await outcome
             except Exception:  # whatever a subscriber raises concerns the subscriber only
                 logger.exception("a subscriber of %s failed", type(event).__name__)

@@ -30,9 +30,9 @@ MOST_WRITES_IN_A_TRANSACTION = 256
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS uploads (
-    id TEXT PRIMARY KEY, created_at REAL NOT NULL, length INTEGER, offset INTEGER NOT NULL, status TEXT NOT NULL,
-    metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT, partial_ids TEXT NOT NULL,
-    expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL, token INTEGER NOT NULL
+    id TEXT PRIMARY KEY, created_at REAL NOT NULL, length INTEGER, deferred INTEGER NOT NULL,
+    offset INTEGER NOT NULL, status TEXT NOT NULL, metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT,
+    partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL, token INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS uploads_finishing ON uploads (status) WHERE status = 'finishing';
@@ -232,6 +232,7 @@ def _row(upload: Upload) -> tuple[Any, ...]:
 
 def _upload(row: Sequence[Any]) -> Upload:
     values = dict(zip(FIELDS, row, strict=True))
+    values["deferred"] = bool(values["deferred"])
     values["status"] = Status(values["status"])
     values["concatenation"] = Concatenation(values["concatenation"])
     values["partial_ids"] = tuple(values["partial_ids"].split())

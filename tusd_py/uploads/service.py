@@ -84,6 +84,7 @@ class UploadService:
             id=new_upload_id(),
             created_at=now,
             length=new.length,
+            deferred=new.length is None,
             status=Status.FINISHING if new.length == 0 else Status.ACTIVE,
             metadata=new.metadata,
             concatenation=new.concatenation,
@@ -226,7 +227,7 @@ class UploadService:
 
     def _new_append(self, upload: Upload, addition: Addition, lock: Lock) -> Append:
         sync = self.policy.durability is Durability.ALWAYS or (
-            self.policy.durability is Durability.COMPLETE and upload.length is None
+            self.policy.durability is Durability.COMPLETE and upload.deferred
         )
         verification = addition.verification
         observer = verification.update if verification is not None else None
@@ -385,8 +386,8 @@ class UploadService:
             if timeout > 0:
                 await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=False))
             raise
-        await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=True))
         try:
+            await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=True))
             yield lock
         finally:
             await lock.release()
