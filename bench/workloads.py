@@ -25,6 +25,7 @@ from bench.servers import Target
 CHUNK_BYTES = 8 << 20
 SMALL_BYTES = 1 << 10
 PARALLEL = 8
+MANY = 50
 SMALL_CONNECTIONS = 8
 HEAD_CONNECTIONS = 16
 HEAD_UPLOADS = 100
@@ -121,24 +122,32 @@ def checksummed(target: Target, plan: Plan, payload: Payload, meter: Meter) -> W
 
 
 def parallel(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
-    size = plan.size // PARALLEL
+    return at_once(PARALLEL, plan.size // PARALLEL, target, payload, meter)
+
+
+def many(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
+    return at_once(MANY, plan.size // PARALLEL, target, payload, meter)
+
+
+def at_once(count: int, size: int, target: Target, payload: Payload, meter: Meter) -> Work:
+    """So many uploads of so many bytes, all at the same time; they share the payload's parts."""
 
     def send(connection: Connection, upload: Upload) -> None:
         send_patch(connection, payload, upload, 0, size)
 
-    connections = [Connection(target.port) for _ in range(PARALLEL)]
+    connections = [Connection(target.port) for _ in range(count)]
     try:
         uploads = [
-            Upload(create(connection, target.creation_path, size), number * size, size)
+            Upload(create(connection, target.creation_path, size), number * size % (payload.size - size + 1), size)
             for number, connection in enumerate(connections)
         ]
         # The threads are made inside the block, so that they inherit its core.
-        with meter, ThreadPoolExecutor(PARALLEL) as pool:
+        with meter, ThreadPoolExecutor(count) as pool:
             list(pool.map(send, connections, uploads))
     finally:
         for connection in connections:
             connection.socket.close()
-    return Work(size * PARALLEL, PARALLEL, uploads=uploads)
+    return Work(size * count, count, uploads=uploads)
 
 
 def small_piece(payload: Payload, number: int) -> tuple[int, bytes]:
@@ -278,6 +287,7 @@ def catalogue(plan: Plan) -> dict[str, Workload]:
         Workload("patch", f"One PATCH of {size}", "bulk", one_patch),
         Workload("chunks", f"{size} in PATCHes of 8 MiB", "chunks", chunked),
         Workload("parallel", f"{PARALLEL} parallel uploads of {part}", "bulk", parallel),
+        Workload("many", f"{MANY} parallel uploads of {part}", "bulk", many),
         Workload("checksum", f"{size} in PATCHes of 8 MiB with sha256", "chunks", checksummed, "checksum", "sha256"),
         Workload("download", f"Download of {size}", "bulk", download),
         Workload("small", f"{plan.small_uploads} uploads of 1 KiB: POST, PATCH", "small", small),

@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     durability: Literal["complete", "always", "never"] = Field(
         default="complete", description="sync to the device when an upload completes, at every answer, or never"
     )
-    buffer_size: Size = Field(default=32 << 20, ge=1 << 20, description="memory for bytes on their way to the storage")
+    buffer_size: Size = Field(default=24 << 20, ge=1 << 20, description="memory for bytes on their way to the storage")
     metadata_size: Size = Field(default=16 << 10, description="longest Upload-Metadata header")
     metadata_pairs: Number = Field(default=64, ge=0, description="most pairs in Upload-Metadata")
     lock_timeout: Seconds = Field(
