@@ -14,7 +14,7 @@ from tusd_py.http.headers import format_date
 from tusd_py.upload import Status, Upload
 
 COMPLETED = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT
-UPLOAD = Upload("abc", 784000000.0, 10, 10, Status.COMPLETE, completed_at=COMPLETED + 0.75)
+UPLOAD = Upload("abc", 784000000.0, length=10, offset=10, status=Status.COMPLETE, completed_at=COMPLETED + 0.75)
 TAG = '"abc-10"'
 BEFORE, AT, AFTER = (format_date(COMPLETED + seconds) for seconds in (-1, 0, 1))
 
