@@ -1,0 +1,38 @@
+"""What the documents say exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tusd_py
+from tests.harness import ROOT
+from tusd_py.settings import Settings, flag_name
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented(name: str) -> None:
+    assert f"| `{flag_name(name)}` |" in (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_every_flag_in_the_documents_exists() -> None:
+    flags = {flag_name(name) for name in Settings.model_fields}
+    switches = {flag.replace("--", "--no-", 1) for flag in flags}
+    others = {"--help", "--config", "--dry-run", "--workers", "--write", "--tusd", "--only"}
+    text = "".join(document.read_text() for document in DOCUMENTS if document.name != "performance.md")
+    mentioned = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", text))
+    assert mentioned <= flags | switches | others
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {tusd_py.__version__}" in (ROOT / "CHANGELOG.md").read_text()
