@@ -22,7 +22,7 @@ INLINE_TYPES = frozenset(
     ]
 )
 TYPE = re.compile(
-    r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:[ \t]*;[ \t]*[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*"
+    r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *; *[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*"
 )
 RANGE = re.compile(r"bytes=([0-9]{0,1000})-([0-9]{0,1000})")
 NO_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")  # what no file name may hold
