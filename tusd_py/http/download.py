@@ -21,9 +21,7 @@ INLINE_TYPES = frozenset(
         "application/ogg",
     ]
 )
-TYPE = re.compile(
-    r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *; *[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*"
-)
+TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *; *[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*")
 RANGE = re.compile(r"bytes=([0-9]{0,1000})-([0-9]{0,1000})")
 NO_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")  # what no file name may hold
 NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')  # what clients read differently in a quoted string
