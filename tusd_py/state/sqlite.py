@@ -150,9 +150,9 @@ class SQLiteState:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
                 return connection
-            except sqlite3.OperationalError as error:
+            except sqlite3.Error as error:
                 # Processes that start together meet here, where SQLite does not wait by itself.
-                if error.sqlite_errorcode not in BUSY or time.monotonic() > deadline:
+                if getattr(error, "sqlite_errorcode", None) not in BUSY or time.monotonic() > deadline:
                     connection.close()
                     raise
                 time.sleep(BUSY_PAUSE)
