@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tusd_py.errors import ClientDisconnected, UploadError, UploadGone, UploadNotFound
 from tusd_py.http.download import describe, select
-from tusd_py.http.errors import TRY_LATER, RequestRefused, answer_for
+from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, RequestRefused, answer_for
 from tusd_py.http.headers import (
     InvalidHeader,
     MetadataLimits,
@@ -23,7 +23,7 @@ from tusd_py.http.urls import UrlBuilder
 from tusd_py.storage.base import Buffer
 from tusd_py.upload import Concatenation, Upload
 from tusd_py.uploads.checksum import ALGORITHMS, AnnouncedChecksum, TrailingChecksum, Verification
-from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.uploads.requests import Addition, NewUpload, check_size
 from tusd_py.uploads.service import UploadService
 
 VERSION = "1.0.0"
@@ -172,9 +172,7 @@ class TusEndpoints:
         size = request.body.declared_size or 0
         if new.length is not None and size > new.length:
             raise RequestRefused(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
-        max_size = self._service.policy.max_size
-        if max_size is not None and max(size, new.length or 0) > max_size:
-            raise RequestRefused(413, "ERR_MAX_SIZE_EXCEEDED", f"uploads may have at most {max_size} bytes")
+        check_size(max(size, new.length or 0), self._service.policy)
         return Addition(0, request.body, verification=self._verification(request))
 
     def _verification(self, request: Request) -> Verification | None:
@@ -203,7 +201,7 @@ class TusEndpoints:
         except (UploadNotFound, UploadGone) as error:
             return Response(answer_for(error).status, no_store, error_code=error.code)
         except UploadError as error:
-            return Response(TRY_LATER.status, {**no_store, "Retry-After": "1"}, error_code=error.code)
+            return Response(TRY_LATER.status, {**no_store, "Retry-After": RETRY_AFTER}, error_code=error.code)
         request.offset_after = upload.offset
         headers = no_store | _expires(upload)
         if not upload.is_final or upload.is_complete:  # a final upload has no offset before its parts are put together

@@ -20,8 +20,6 @@ class Digest(Protocol):
 class CRC32:
     """CRC-32 as four bytes, most significant first."""
 
-    digest_size = 4
-
     def __init__(self) -> None:
         self._value = 0
 
