@@ -50,6 +50,7 @@ class Upload:
     expires_at: float | None = None  # None: never
     completed_at: float | None = None
     checkpoint: int = 0  # commits made because a reader asked the lock holder for one
+    layout: str = ""  # how the storage keeps the bytes; only the storage can read it
     token: int = 0  # fencing token of the last lock holder that changed the record
 
     @property
@@ -80,6 +81,16 @@ class Upload:
 
     def at(self, offset: int) -> Upload:
         return replace(self, offset=offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One entry of the ledger of an upload whose storage keeps it in parts."""
+
+    number: int  # ascending, not always by one
+    end: int  # the offset after its last byte
+    etag: str
+    checksum: str = ""
 
 
 def new_upload_id() -> str:

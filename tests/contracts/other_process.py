@@ -21,6 +21,8 @@ class Stubborn:
 
     def commit_requested(self) -> None: ...
 
+    def lock_lost(self) -> None: ...
+
 
 async def hold(name: str, place: Path, upload_id: str) -> None:
     locker = LOCKERS[name](place)

@@ -33,6 +33,8 @@ class Holder:
     def commit_requested(self) -> None:
         self.commit_asked.set()
 
+    def lock_lost(self) -> None: ...
+
 
 async def let_go_when_asked(lock: Lock, holder: Holder) -> None:
     await within(holder.release_asked.wait())

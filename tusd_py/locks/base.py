@@ -7,13 +7,16 @@ from typing import Protocol
 
 
 class LockHolder(Protocol):
-    """What a locker tells the request that holds a lock. Both calls return at once; the holder acts on them."""
+    """What a locker tells the request that holds a lock. The calls return at once; the holder acts on them."""
 
     def release_requested(self) -> None:
         """Another request wants to write: stop reading, commit what is there, release."""
 
     def commit_requested(self) -> None:
         """Another request wants to know the offset: commit what is there and go on."""
+
+    def lock_lost(self) -> None:
+        """The lock is, or may be, somebody else's: write nothing more, not even what is there."""
 
 
 class Lock(Protocol):
@@ -24,6 +27,10 @@ class Lock(Protocol):
 
     @property
     def token(self) -> int: ...
+
+    @property
+    def inherited(self) -> bool:
+        """True if the holder before did not release the lock: it may be alive and believe that it still has it."""
 
     async def release(self) -> None:
         """Let the next request in; calling it twice is fine."""

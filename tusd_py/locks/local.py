@@ -37,6 +37,8 @@ def _position(upload_id: str) -> int:
 class LocalLock:
     """One held lock."""
 
+    inherited = False  # the kernel takes a lock from dead processes only
+
     def __init__(self, locker: LocalLocker, upload_id: str, token: int, holder: LockHolder) -> None:
         self._locker = locker
         self.upload_id = upload_id

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from tusd_py.upload import Upload
+from tusd_py.upload import Part, Upload
 
 
 class StateStore(Protocol):
@@ -27,11 +27,23 @@ class StateStore(Protocol):
 
     async def get(self, upload_id: str) -> Upload | None: ...
 
-    async def update(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
-        """Replace `before` by `after`; returns the record as stored, with `token` as its token."""
+    async def update(
+        self, before: Upload, after: Upload, token: int, *, parts: Sequence[Part] = (), durable: bool = False
+    ) -> Upload:
+        """Replace `before` by `after`; returns the record as stored, with `token` as its token.
+
+        The parts are added to the upload's ledger in the same step, in place of those with the same number. A complete
+        upload has no ledger any more.
+        """
+
+    async def parts(self, upload_id: str) -> Sequence[Part]:
+        """The ledger of an upload, in the order of the numbers."""
 
     async def delete(self, upload_id: str, token: int) -> None:
         """Remove a record; one that does not exist is fine, one with a newer token raises `LockLost`."""
 
     async def due(self, now: float, limit: int) -> Sequence[Upload]:
         """Uploads the sweeper has to look at: past their expiry, or left in the middle of finishing or ending."""
+
+    def all(self) -> AsyncIterator[Upload]:
+        """Every record, in no particular order."""

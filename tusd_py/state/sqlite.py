@@ -11,14 +11,14 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from tusd_py.errors import LockLost, StateFull, StateUnavailable, UploadError, UploadExists
-from tusd_py.upload import Concatenation, Status, Upload
+from tusd_py.upload import Concatenation, Part, Status, Upload
 
 FIELDS = tuple(field.name for field in fields(Upload))
 VALUES = attrgetter(*FIELDS)
@@ -32,12 +32,18 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS uploads (
     id TEXT PRIMARY KEY, created_at REAL NOT NULL, length INTEGER, deferred INTEGER NOT NULL,
     offset INTEGER NOT NULL, status TEXT NOT NULL, metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT,
-    partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL, token INTEGER NOT NULL
+    partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL,
+    layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (
+    upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
+    PRIMARY KEY (upload_id, number)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS uploads_finishing ON uploads (status) WHERE status = 'finishing';
 """
 SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
+ADD_LAYOUT = "ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''"  # to a file of version 0.1
 SELECT_ONE = f"{SELECT} WHERE id = ?"
 SELECT_DUE = (
     f"{SELECT} WHERE expires_at <= ? UNION ALL "
@@ -49,15 +55,21 @@ UPDATE = (
     "WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
 )
 DELETE = "DELETE FROM uploads WHERE id = ? AND token <= ?"
+SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
+PAGE = 500  # records
+INSERT_PART = "INSERT OR REPLACE INTO parts (upload_id, number, end, etag, checksum) VALUES (?, ?, ?, ?, ?)"
+SELECT_PARTS = "SELECT number, end, etag, checksum FROM parts WHERE upload_id = ? ORDER BY number"
+DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
 
 
 @dataclass(slots=True)
 class Job:
-    """One statement for the writer thread and the future that waits for its result."""
+    """Work for the writer thread, one statement as a rule, and the future that waits for its result."""
 
     work: Callable[[sqlite3.Connection], Any]
     durable: bool
     done: asyncio.Future[Any]
+    compound: bool = False  # several statements
     result: Any = None
     error: Exception | None = None
 
@@ -107,25 +119,40 @@ class SQLiteState:
         assert self._reader is not None
         return self._reader.execute(SELECT_ONE, (upload_id,)).fetchone()
 
-    async def update(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
+    async def update(
+        self, before: Upload, after: Upload, token: int, *, parts: Sequence[Part] = (), durable: bool = False
+    ) -> Upload:
         stored = after if after.token == token else replace(after, token=token)
 
         def change(connection: sqlite3.Connection) -> Upload:
             condition = (before.id, token, before.offset, before.status)
             if connection.execute(UPDATE, (*_row(stored), *condition)).rowcount == 0:
                 raise LockLost
+            if parts:
+                rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
+                connection.executemany(INSERT_PART, rows)
+            if drop_ledger:
+                connection.execute(DELETE_PARTS, (before.id,))
             return stored
 
-        result: Upload = await self._submit(change, durable)
+        drop_ledger = bool(before.layout) and stored.is_complete
+        result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_ledger)
         return result
+
+    async def parts(self, upload_id: str) -> Sequence[Part]:
+        rows: list[Any] = await self._submit(
+            lambda connection: connection.execute(SELECT_PARTS, (upload_id,)).fetchall()
+        )
+        return [Part(*row) for row in rows]
 
     async def delete(self, upload_id: str, token: int) -> None:
         def remove(connection: sqlite3.Connection) -> None:
             deleted = connection.execute(DELETE, (upload_id, token)).rowcount
             if not deleted and connection.execute(SELECT_ONE, (upload_id,)).fetchone() is not None:
                 raise LockLost
+            connection.execute(DELETE_PARTS, (upload_id,))
 
-        await self._submit(remove)
+        await self._submit(remove, compound=True)
 
     async def due(self, now: float, limit: int) -> Sequence[Upload]:
         rows: list[Any] = await self._submit(
@@ -133,10 +160,22 @@ class SQLiteState:
         )
         return [_upload(row) for row in rows]
 
-    def _submit(self, work: Callable[[sqlite3.Connection], Any], durable: bool = False) -> asyncio.Future[Any]:
+    async def all(self) -> AsyncIterator[Upload]:
+        last = ""
+        while rows := await self._page(last):
+            for row in rows:
+                yield _upload(row)
+            last = rows[-1][FIELDS.index("id")]
+
+    def _page(self, last: str) -> asyncio.Future[Any]:
+        return self._submit(lambda connection: connection.execute(SELECT_AFTER, (last, PAGE)).fetchall())
+
+    def _submit(
+        self, work: Callable[[sqlite3.Connection], Any], durable: bool = False, *, compound: bool = False
+    ) -> asyncio.Future[Any]:
         if self._thread is None:
             raise StateUnavailable
-        job = Job(work, durable, self._loop.create_future())
+        job = Job(work, durable, self._loop.create_future(), compound)
         self._jobs.put(job)
         return job.done
 
@@ -149,6 +188,8 @@ class SQLiteState:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
+                if "layout" not in (row[1] for row in connection.execute("PRAGMA table_info(uploads)")):
+                    connection.execute(ADD_LAYOUT)
                 return connection
             except sqlite3.Error as error:
                 # Processes that start together meet here, where SQLite does not wait by itself.
@@ -194,8 +235,9 @@ class SQLiteState:
 
 
 def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-    """Run the jobs, several in one transaction; a single one is a single statement and so a transaction by itself."""
-    if len(jobs) > 1:
+    """Run the jobs in one transaction; a single statement is a transaction by itself."""
+    together = len(jobs) > 1 or jobs[0].compound
+    if together:
         connection.execute("BEGIN IMMEDIATE")
     for job in jobs:
         try:
@@ -204,7 +246,7 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
             raise
         except Exception as error:  # this job's own (a lost lock, a value that no column takes); it changed nothing
             job.error = error
-    if len(jobs) > 1:
+    if together:
         connection.execute("COMMIT")
 
 

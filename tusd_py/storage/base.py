@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
-from tusd_py.upload import Upload
+from tusd_py.upload import Part, Upload
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Observer: TypeAlias = Callable[[Buffer], object]
@@ -36,6 +36,13 @@ class Writer(Protocol):
     def stored(self) -> int:
         """The offset up to which bytes are stored without a gap."""
 
+    @property
+    def layout(self) -> str:
+        """What the record has to say of the bytes up to `stored` (`Upload.layout`)."""
+
+    def parts(self, after: int) -> Sequence[Part]:
+        """The parts that end beyond the offset `after` and not beyond `stored`."""
+
     async def discard(self, offset: int) -> None:
         """Forget every byte from `offset` on."""
 
@@ -51,17 +58,23 @@ class Storage(Protocol):
     async def close(self) -> None:
         """Let go of every resource."""
 
-    def writer(self, upload: Upload, token: int, observer: Observer | None = None) -> Writer:
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: bool = False
+    ) -> Writer:
         """A writer that appends at the upload's committed offset; bytes beyond it are dropped.
 
-        The observer sees every byte in order, outside the event loop (a digest, for example).
+        With `inherited` (`Lock.inherited`) the writer before may wake up and write on: it must do no harm. The
+        observer sees every byte in order, outside the event loop (a digest, for example).
         """
 
     async def stored(self, upload: Upload) -> int:
         """How many contiguous bytes of the upload there are."""
 
-    async def complete(self, upload: Upload, *, sync: bool) -> None:
-        """Every byte was written: make the upload whole. May be called again after a failure."""
+    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+        """Every byte was written, the parts are its ledger: make the upload whole; returns its layout then.
+
+        May be called again after a failure.
+        """
 
     async def delete(self, upload: Upload) -> None:
         """Remove every byte; nothing to remove is fine."""
@@ -77,8 +90,8 @@ class Storage(Protocol):
 class Concatenates(Protocol):
     """A storage that can put uploads together."""
 
-    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> None:
-        """Make `final` of the bytes of the partials in this order; may be called again after a failure.
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
+        """Make `final` of the bytes of the partials in this order; returns its layout.
 
-        Raises `UploadNotFound` if the bytes of a partial are no longer there.
+        May be called again after a failure. Raises `UploadNotFound` if the bytes of a partial are no longer there.
         """

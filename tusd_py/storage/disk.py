@@ -19,7 +19,7 @@ from typing import TypeVar
 from tusd_py.errors import StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer, Observer
 from tusd_py.storage.threads import Threads
-from tusd_py.upload import Upload
+from tusd_py.upload import Part, Upload
 
 T = TypeVar("T")
 
@@ -68,8 +68,10 @@ class DiskStorage:
             raise UploadNotFound
         return path
 
-    def writer(self, upload: Upload, token: int, observer: Observer | None = None) -> DiskWriter:
-        # The token is not needed: a lock of this host dies with its process, which then cannot write either.
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: bool = False
+    ) -> DiskWriter:
+        # No fencing is needed: a lock of this host dies with its process, which then cannot write either.
         return DiskWriter(self, self.path(upload), upload.offset, observer)
 
     async def stored(self, upload: Upload) -> int:
@@ -84,7 +86,7 @@ class DiskStorage:
 
         return await self.run(size)
 
-    async def complete(self, upload: Upload, *, sync: bool) -> None:
+    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
         path = self.path(upload)
         length = upload.offset
 
@@ -100,6 +102,7 @@ class DiskStorage:
                     self.sync_folders(path)
 
         await self.run(finish)
+        return ""
 
     async def delete(self, upload: Upload) -> None:
         path = self.path(upload)
@@ -110,7 +113,7 @@ class DiskStorage:
 
         await self.run(remove)
 
-    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> None:
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
         sources = [(self.path(partial), partial.offset) for partial in partials]
 
@@ -123,6 +126,7 @@ class DiskStorage:
                     self.sync_folders(path)
 
         await self.run(copy)
+        return ""
 
     async def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
         path = self.path(upload)
@@ -166,6 +170,8 @@ class DiskStorage:
 class DiskWriter:
     """Writes at explicit offsets; one block is written while the next one fills."""
 
+    layout = ""
+
     def __init__(self, storage: DiskStorage, path: Path, offset: int, observer: Observer | None) -> None:
         self._storage = storage
         self._path = path
@@ -175,6 +181,9 @@ class DiskWriter:
         self._pending: asyncio.Future[None] | None = None
         self._failure: UploadError | None = None
         self.stored = offset
+
+    def parts(self, after: int) -> Sequence[Part]:
+        return ()
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         await self._settle()

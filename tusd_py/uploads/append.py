@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from tusd_py.errors import (
     ChecksumMismatch,
+    LockLost,
     MaxSizeExceeded,
     OffsetMismatch,
     SizeExceeded,
@@ -16,7 +17,7 @@ from tusd_py.errors import (
     UploadInterrupted,
 )
 from tusd_py.storage.base import Buffer, Writer
-from tusd_py.upload import Upload
+from tusd_py.upload import Part, Upload
 from tusd_py.uploads.blocks import BlockWriter
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
@@ -25,8 +26,9 @@ from tusd_py.uploads.source import Source
 
 SILENT = 1.0  # seconds without a byte after which a reader's question ends the append
 
-# Commits the second record in place of the first; the flag says that the storage has nothing left to do for it.
-Commit = Callable[[Upload, Upload, bool], Awaitable[Upload]]
+# Commits the second record, and these parts, in place of the first; the flag says that the storage has nothing left
+# to do for it.
+Commit = Callable[[Upload, Upload, Sequence[Part], bool], Awaitable[Upload]]
 
 
 class Append:
@@ -76,6 +78,9 @@ class Append:
         self._commit_requested = True
         self._source.wake()
 
+    def lock_lost(self) -> None:
+        self._source.interrupt(LockLost())
+
     def interrupt(self, reason: UploadError) -> None:
         self._source.interrupt(reason)
 
@@ -92,7 +97,7 @@ class Append:
             try:
                 await self._receive()
                 return await self._finish()
-            except StorageBehind:
+            except (StorageBehind, LockLost):
                 raise
             except UploadError:
                 await self._keep()
@@ -142,14 +147,19 @@ class Append:
         self._bytes_at_commit = self._position
         await self._blocks.flush(sync=self._sync and self._verification is None)
         if self._verification is None:
-            self.upload = self.upload.at(self._blocks.stored)
+            self._advance()
         return await self._commit_upload(requested)
+
+    def _advance(self) -> None:
+        self.upload = replace(self.upload, offset=self._blocks.stored, layout=self._blocks.layout)
 
     async def _commit_upload(self, requested: bool = False, *, whole: bool = False) -> Upload:
         if requested:
             self.upload = replace(self.upload, checkpoint=self._stored_record.checkpoint + 1)
         if self.upload != self._stored_record or self.upload.has_all_bytes:
-            self.upload = self._stored_record = await self._commit_record(self._stored_record, self.upload, whole)
+            before = self._stored_record
+            parts = self._blocks.parts(before.offset) if self.upload.offset > before.offset else ()
+            self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, whole)
         return self.upload
 
     async def _finish(self) -> Upload:
@@ -162,7 +172,7 @@ class Append:
         if self._position != self.upload.length:
             return await self._commit()
         whole = await self._blocks.finish(sync=self._policy.durability is not Durability.NEVER)
-        self.upload = self.upload.at(self._blocks.stored)
+        self._advance()
         return await self._commit_upload(self._commit_requested, whole=whole)
 
     async def _keep(self) -> None:
@@ -179,7 +189,7 @@ class Append:
         except UploadError:  # the storage is what fails; `stored` says how far it got
             if self._sync:
                 return  # and what is not synced does not count
-        self.upload = self.upload.at(self._blocks.stored)
+        self._advance()
         await self._commit_upload(self._commit_requested)
 
     async def _go_back(self, stored: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tusd_py.storage.base import Buffer, Writer
+from tusd_py.upload import Part
 from tusd_py.uploads.budget import ByteBudget
 
 
@@ -24,6 +25,15 @@ class BlockWriter:
     def stored(self) -> int:
         """The offset up to which bytes are stored without a gap."""
         return self._writer.stored
+
+    @property
+    def layout(self) -> str:
+        """What the record has to say of the stored bytes."""
+        return self._writer.layout
+
+    def parts(self, after: int) -> Sequence[Part]:
+        """The stored parts that end beyond the offset `after`."""
+        return self._writer.parts(after)
 
     async def add(self, data: Buffer) -> None:
         """Take the next bytes; raises what the storage says of earlier ones."""

@@ -12,6 +12,8 @@ class Undisturbed:
 
     def commit_requested(self) -> None: ...
 
+    def lock_lost(self) -> None: ...
+
 
 class Relay:
     """Holds the lock for an append that is still being made, and remembers what is asked of it meanwhile."""
@@ -20,6 +22,7 @@ class Relay:
         self._target: Append | None = None
         self._release = False
         self._commit = False
+        self._lost = False
 
     @property
     def target(self) -> Append | None:
@@ -28,7 +31,9 @@ class Relay:
     @target.setter
     def target(self, append: Append) -> None:
         self._target = append
-        if self._release:
+        if self._lost:
+            append.lock_lost()
+        elif self._release:
             append.release_requested()
         elif self._commit:
             append.commit_requested()
@@ -42,3 +47,8 @@ class Relay:
         self._commit = True
         if self._target is not None:
             self._target.commit_requested()
+
+    def lock_lost(self) -> None:
+        self._lost = True
+        if self._target is not None:
+            self._target.lock_lost()

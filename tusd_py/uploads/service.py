@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from tusd_py.errors import (
@@ -34,7 +34,7 @@ from tusd_py.events.base import (
 from tusd_py.locks.base import Lock, Locker, LockHolder
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Concatenates, Storage
-from tusd_py.upload import Status, Upload, final_upload_id, new_upload_id
+from tusd_py.upload import Part, Status, Upload, final_upload_id, new_upload_id
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.concatenation import new_final, with_length
@@ -232,7 +232,7 @@ class UploadService:
         verification = addition.verification
         observer = verification.update if verification is not None else None
 
-        async def commit(before: Upload, after: Upload, whole: bool) -> Upload:
+        async def commit(before: Upload, after: Upload, parts: Sequence[Part], whole: bool) -> Upload:
             now = time.time()
             if whole:
                 after = self._completed(after, now, lock.token)
@@ -241,14 +241,14 @@ class UploadService:
             else:
                 after = replace(after, expires_at=self._expiry(now), token=lock.token)
             durable = sync or (whole and self.policy.durability is not Durability.NEVER)
-            stored = await self.state.update(before, after, lock.token, durable=durable)
+            stored = await self.state.update(before, after, lock.token, parts=parts, durable=durable)
             await self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
             return stored
 
         return Append(
             upload,
             addition.source,
-            self.storage.writer(upload, lock.token, observer),
+            self.storage.writer(upload, lock.token, observer, inherited=lock.inherited),
             self.budget,
             self.policy,
             commit,
@@ -265,8 +265,8 @@ class UploadService:
             if upload.is_final:
                 assembled = await self._assemble(upload, sync=sync)
             else:
-                await self.storage.complete(upload, sync=sync)
-                assembled = upload
+                parts = await self.state.parts(upload.id) if upload.layout else ()
+                assembled = replace(upload, layout=await self.storage.complete(upload, parts, sync=sync))
         except StorageBehind as error:
             back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self._expiry(time.time()))
             await self.state.update(upload, back, token)
@@ -317,7 +317,7 @@ class UploadService:
         assert isinstance(self.storage, Concatenates)
         partials = [await self.get(partial_id) for partial_id in final.partial_ids]
         final = with_length(final, partials, self.policy)
-        await self.storage.concatenate(final, partials, sync=sync)
+        final = replace(final, layout=await self.storage.concatenate(final, partials, sync=sync))
         grace_end = time.time() + self.policy.partial_grace
         for partial in {partial.id: partial for partial in partials}.values():
             if partial.expires_at is None or partial.expires_at > grace_end:
