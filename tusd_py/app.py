@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from tusd_py.errors import StateUnavailable, StorageUnavailable
+from tusd_py.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.events.base import EventBus, Subscriber
 from tusd_py.events.logs import log_requests
 from tusd_py.events.metrics import CONTENT_TYPE, Metrics
@@ -26,10 +26,14 @@ from tusd_py.http.endpoint import OUTSIDE, TusEndpoint, with_common_headers
 from tusd_py.http.headers import MetadataLimits
 from tusd_py.http.tus import Features, TusEndpoints
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
+from tusd_py.locks.base import Locker
 from tusd_py.locks.local import LocalLocker
-from tusd_py.settings import Settings
+from tusd_py.settings import Settings, without_password
+from tusd_py.state.base import StateStore
 from tusd_py.state.sqlite import SQLiteState
+from tusd_py.storage.base import Storage
 from tusd_py.storage.disk import DiskStorage
+from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.uploads.budget import BlockPool, ByteBudget
 from tusd_py.uploads.expiration import sweep_forever
 from tusd_py.uploads.policy import Durability, Policy
@@ -41,13 +45,13 @@ PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with
 E = TypeVar("E")
 
 
-def build_service(settings: Settings, events: EventBus) -> UploadService:
+def build_service(settings: Settings, events: EventBus, metrics: Metrics | None = None) -> UploadService:
     """The domain on the parts that the settings choose."""
-    private = settings.upload_dir / PRIVATE_FOLDER
+    state, locker = build_state_and_locker(settings, metrics)
     return UploadService(
-        state=SQLiteState(private / "uploads.sqlite3"),
-        locker=LocalLocker(private / "locks"),
-        storage=DiskStorage(settings.upload_dir, date_folders=settings.date_folders),
+        state=state,
+        locker=locker,
+        storage=build_storage(settings),
         events=events,
         budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
         policy=Policy(
@@ -62,18 +66,59 @@ def build_service(settings: Settings, events: EventBus) -> UploadService:
     )
 
 
+def build_state_and_locker(settings: Settings, metrics: Metrics | None) -> tuple[StateStore, Locker]:
+    if settings.redis_url is None:
+        return build_state(settings, "sqlite"), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / "locks")
+    from tusd_py.locks.redis import RedisLocker  # Redis is an extra
+    from tusd_py.redis_connection import RedisConnection
+    from tusd_py.state.redis import RedisState
+
+    connection = RedisConnection(settings.redis_url, metrics.redis_called if metrics else None)
+    return (
+        RedisState(connection, settings.redis_prefix, patience=settings.lock_ttl),
+        RedisLocker(connection, settings.redis_prefix, settings.lock_ttl, metrics.lease_lost if metrics else None),
+    )
+
+
+def build_state(settings: Settings, kind: Literal["sqlite", "redis"]) -> StateStore:
+    """Where records are kept."""
+    if kind == "sqlite":
+        return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / "uploads.sqlite3")
+    return build_state_and_locker(settings, None)[0]
+
+
+def build_storage(settings: Settings) -> Storage:
+    if settings.redis_url is None:
+        return DiskStorage(settings.upload_dir, date_folders=settings.date_folders)
+    notes = settings.upload_dir / PRIVATE_FOLDER / "finished"
+    return SharedDiskStorage(settings.upload_dir, notes, date_folders=settings.date_folders)
+
+
 async def open_service(service: UploadService, settings: Settings) -> None:
     """Make every part ready; raises `StorageUnavailable` or `StateUnavailable` with a sentence that says where."""
     private = settings.upload_dir / PRIVATE_FOLDER
     try:
         await service.storage.open()
         await asyncio.to_thread(private.mkdir, mode=0o700, exist_ok=True)
-        await service.locker.open()
-        await service.state.open()
+        if settings.redis_url is None:
+            await service.locker.open()
+            await service.state.open()
     except (StorageUnavailable, StateUnavailable, OSError) as error:
-        reason = error.__cause__ or error
-        text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        raise StorageUnavailable(f"the upload directory {settings.upload_dir} cannot be used: {text}") from error
+        raise StorageUnavailable(
+            f"the upload directory {settings.upload_dir} cannot be used: {_reason(error)}"
+        ) from error
+    if settings.redis_url is not None:
+        try:
+            await service.state.open()
+            await service.locker.open()
+        except StateUnavailable as error:
+            url = without_password(settings.redis_url)
+            raise StateUnavailable(f"Redis at {url} cannot be used: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    reason = error.__cause__ or error
+    return reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
 
 
 async def close_service(service: UploadService) -> None:
@@ -94,7 +139,7 @@ class TusServer:
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)
-        self.service = build_service(self.settings, self.events)
+        self.service = build_service(self.settings, self.events, self.metrics)
         self._application = with_cors(
             self._endpoint(), self.settings.cors_origins, credentials=self.settings.cors_credentials
         )
@@ -232,16 +277,25 @@ class EndpointRoute(Mount):
 
 
 def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
-    """The application that `tusd-py serve` runs: the tus endpoint, /healthz and /metrics."""
+    """The application that `tusd-py serve` runs: the tus endpoint, /healthz, /readyz and /metrics."""
     server = TusServer(settings, **overrides)
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
+    async def readyz(request: Request) -> Response:
+        try:
+            await server.startup()
+            await server.service.check()
+        except UploadError as error:
+            return PlainTextResponse(f"{error.message}\n", 503)
+        return PlainTextResponse("ready\n")
+
     async def metrics(request: Request) -> Response:
         return Response(await asyncio.to_thread(server.metrics.render), media_type=CONTENT_TYPE)
 
     routes: list[BaseRoute] = [server.route(server.settings.base_path), Route("/healthz", healthz)]
+    routes.append(Route("/readyz", readyz))
     if not server.settings.disable_metrics:
         routes.append(Route("/metrics", metrics))
     app = Starlette(routes=routes, lifespan=server.lifespan)

@@ -148,6 +148,12 @@ class StorageBehind(UploadError):
         self.stored = stored
 
 
+class StorageAhead(UploadError):
+    """the storage has the finished upload, of which the record knows nothing"""
+
+    code = "ERR_STORAGE_AHEAD"
+
+
 class StateUnavailable(UploadError):
     """the records of the uploads cannot be used now"""
 

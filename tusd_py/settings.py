@@ -22,9 +22,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+REDIS_URL = re.compile(r"(?:(?:redis|valkey)s?(?:\+sentinel|\+cluster)?://[^/\s]+(?:/\S*)?)|unix:/\S+")
+REDIS_PREFIX = re.compile(r"[A-Za-z0-9:._-]{0,64}")
 PUBLIC_URL = re.compile(
     r"https?://(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%-]+)*"
 )
+PASSWORD = re.compile(r"(://[^:@/\s]*:)[^@/\s]*@")
 ENV_PREFIX = "TUSD_PY_"
 SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -89,6 +92,18 @@ def _check_public_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _check_redis_url(value: str) -> str:
+    if not REDIS_URL.fullmatch(value):
+        raise ValueError("a URL such as redis://127.0.0.1:6379/0, rediss:// or redis+sentinel://")
+    return value
+
+
+def _check_redis_prefix(value: str) -> str:
+    if not REDIS_PREFIX.fullmatch(value):
+        raise ValueError("up to 64 letters, digits and :._-")
+    return value
+
+
 def _check_proxies(entries: tuple[str, ...]) -> tuple[str, ...]:
     for entry in entries:
         if entry != "*":
@@ -131,6 +146,15 @@ class Settings(BaseSettings):
     )
     upload_dir: Path = Field(default=Path("data"), description="directory of the uploads and their records")
     date_folders: bool = Field(default=False, description="store uploads in folders by day, as 2026/01/31")
+    redis_url: Annotated[str, AfterValidator(_check_redis_url)] | None = Field(
+        default=None, description="Redis for records and locks, which several hosts can share: redis://, rediss://, ..."
+    )
+    redis_prefix: Annotated[str, AfterValidator(_check_redis_prefix)] = Field(
+        default="tus:", description="what the keys in Redis begin with"
+    )
+    lock_ttl: Seconds = Field(
+        default=6, ge=1, le=3600, description="a lock in Redis ends so long after its holder was last heard of"
+    )
     public_url: Annotated[str, AfterValidator(_check_public_url)] | None = Field(
         default=None, description="URL under which clients reach this server, in front of the base path"
     )
@@ -238,5 +262,11 @@ def _explain(detail: Any, origins: Mapping[str, str]) -> str:
     origin = origins.get(name, "")
     where = flag_name(name) if origin in ("default", flag_name(name)) else f"{flag_name(name)} (from {origin})"
     reason = str(detail["msg"]).removeprefix("Value error, ")
+    shown = without_password(detail["input"]) if isinstance(detail["input"], str) else detail["input"]
     verb = "must be" if str(detail["type"]) == "value_error" else "is not accepted:"
-    return f"{where} {verb} {reason}, not {detail['input']!r}"
+    return f"{where} {verb} {reason}, not {shown!r}"
+
+
+def without_password(text: str) -> str:
+    """A URL that may be shown."""
+    return PASSWORD.sub(r"\1***@", text)

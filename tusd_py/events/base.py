@@ -52,6 +52,7 @@ class LockWaited:
     upload_id: str
     seconds: float
     obtained: bool
+    inherited: bool = False  # from a holder that never released it
 
 
 @dataclass(frozen=True, slots=True)

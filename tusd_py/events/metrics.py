@@ -32,6 +32,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 DURATIONS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample beside every counter that nobody reads
+CALLS = (0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1)
 LOCK_WAITS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10)
 
 
@@ -49,6 +50,14 @@ class Metrics:
         self._lock_waits = Histogram(
             "tusd_lock_wait_seconds", "Time to obtain the lock of an upload.", buckets=LOCK_WAITS, registry=registry
         )
+        self._takeovers = Counter(
+            "tusd_lock_takeovers", "Locks taken over from a holder that vanished.", registry=registry
+        )
+        self._lost_leases = Counter("tusd_leases_lost", "Leases that could not be renewed in time.", registry=registry)
+        self._redis_calls = Histogram(
+            "tusd_redis_call_duration_seconds", "Calls to Redis.", ["call"], buckets=CALLS, registry=registry
+        )
+        self._redis_errors = Counter("tusd_redis_errors", "Calls to Redis that failed.", ["call"], registry=registry)
         self._lock_timeouts = Counter("tusd_lock_timeouts", "Locks that were not obtained in time.", registry=registry)
         self._active = Gauge(
             "tusd_uploads_active", "Uploads being written to.", registry=registry, multiprocess_mode="livesum"
@@ -60,6 +69,14 @@ class Metrics:
 
     def connections_changed(self, change: int) -> None:
         self._connections.inc(change)
+
+    def lease_lost(self) -> None:
+        self._lost_leases.inc()
+
+    def redis_called(self, call: str, seconds: float, succeeded: bool) -> None:
+        self._redis_calls.labels(call).observe(seconds)
+        if not succeeded:
+            self._redis_errors.labels(call).inc()
 
     def render(self) -> bytes:
         """The metrics in Prometheus's text format; reads files when there are several processes."""
@@ -95,3 +112,5 @@ class Metrics:
         self._lock_waits.observe(event.seconds)
         if not event.obtained:
             self._lock_timeouts.inc()
+        if event.inherited:
+            self._takeovers.inc()

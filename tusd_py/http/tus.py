@@ -243,9 +243,7 @@ class TusEndpoints:
         return Response(204)
 
     async def get(self, request: Request) -> Response:
-        upload = await self._service.get(request.upload_id)
-        if not upload.is_complete:
-            raise UploadNotFound("the upload is not finished yet")
+        upload = await self._service.finished(request.upload_id)
         selection = select(upload, request.headers)
         headers = describe(upload)
         if selection.status in (304, 412):

@@ -23,7 +23,7 @@ class Writer(Protocol):
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         """Hand over more bytes and wait until all are stored (with `sync`: survive a power cut).
 
-        Raises `StorageFull`, `StorageUnavailable`, `StorageBehind`; `stored` then tells how far it got.
+        Raises `StorageFull`, `StorageUnavailable`, `StorageBehind`, `StorageAhead`; `stored` then tells how far it got.
         """
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
@@ -84,6 +84,17 @@ class Storage(Protocol):
 
         Raises `UploadNotFound` if they are no longer there.
         """
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A storage that can tell of a finished upload although its record was lost."""
+
+    async def remember(self, upload: Upload) -> None:
+        """Keep the record of an upload that is about to be complete."""
+
+    async def remembered(self, upload_id: str) -> Upload | None:
+        """The record that was kept, if the bytes are there too."""
 
 
 @runtime_checkable

@@ -32,7 +32,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def _file_errors() -> Iterator[None]:
+def file_errors() -> Iterator[None]:
     """Errors of the operating system as errors of an upload."""
     try:
         yield
@@ -78,7 +78,7 @@ class DiskStorage:
         path = self.path(upload)
 
         def size() -> int:
-            with _file_errors():
+            with file_errors():
                 try:
                     return path.stat().st_size
                 except FileNotFoundError:
@@ -91,7 +91,7 @@ class DiskStorage:
         length = upload.offset
 
         def finish() -> None:
-            with _file_errors(), _opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
+            with file_errors(), opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
                 size = os.fstat(descriptor).st_size
                 if size < length:
                     raise StorageBehind(size)
@@ -108,7 +108,7 @@ class DiskStorage:
         path = self.path(upload)
 
         def remove() -> None:
-            with _file_errors():
+            with file_errors():
                 path.unlink(missing_ok=True)
 
         await self.run(remove)
@@ -118,9 +118,9 @@ class DiskStorage:
         sources = [(self.path(partial), partial.offset) for partial in partials]
 
         def copy() -> None:
-            with _file_errors(), _opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as target:
+            with file_errors(), opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as target:
                 for source, length in sources:
-                    _append_file(target, source, length)
+                    copy_range(target, source, 0, length)
                 if sync:
                     os.fsync(target)
                     self.sync_folders(path)
@@ -132,14 +132,14 @@ class DiskStorage:
         path = self.path(upload)
 
         def open_file() -> int:
-            with _file_errors():
+            with file_errors():
                 try:
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
                     raise UploadNotFound from None
 
         def read_at(position: int) -> bytes:
-            with _file_errors():
+            with file_errors():
                 return os.pread(descriptor, min(READ_SIZE, end - position), position)
 
         descriptor = await self.run(open_file)
@@ -155,7 +155,7 @@ class DiskStorage:
             self.run(lambda: os.close(descriptor))
 
     def _check_directory(self) -> None:
-        with _file_errors():
+        with file_errors():
             self._directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._directory))
@@ -163,7 +163,7 @@ class DiskStorage:
     def sync_folders(self, path: Path) -> None:
         """Make the name of a file survive a power cut; call it in a thread."""
         for folder in _folders(path, self._directory):
-            with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
                 os.fsync(descriptor)
 
 
@@ -180,6 +180,7 @@ class DiskWriter:
         self._descriptor = -1
         self._pending: asyncio.Future[None] | None = None
         self._failure: UploadError | None = None
+        self._new_name = offset == 0  # this writer may make the file
         self.stored = offset
 
     def parts(self, after: int) -> Sequence[Part]:
@@ -201,7 +202,7 @@ class DiskWriter:
             return False  # this writer has not even opened the file
         self._pending = self._storage.run(lambda: self._finish(buffers, sync))
         await self._settle()
-        return True
+        return not self.layout
 
     async def discard(self, offset: int) -> None:
         await self._wait()
@@ -236,7 +237,7 @@ class DiskWriter:
     # What follows runs in a thread of the storage, one call at a time.
 
     def _write(self, buffers: Sequence[Buffer]) -> None:
-        with _file_errors():
+        with file_errors():
             if self._descriptor < 0:
                 self._open()
             if self._observer is not None:
@@ -258,9 +259,9 @@ class DiskWriter:
     def _open(self) -> None:
         if self._start == 0:
             with contextlib.suppress(FileExistsError):
-                self._descriptor = self._open_file(os.O_CREAT | os.O_EXCL)
+                self._descriptor = open_file(self._path, os.O_CREAT | os.O_EXCL)
                 return
-        descriptor = self._open_file(os.O_CREAT)
+        descriptor = open_file(self._path, os.O_CREAT)
         size = os.fstat(descriptor).st_size
         if size < self._start:
             os.close(descriptor)
@@ -269,28 +270,20 @@ class DiskWriter:
             os.ftruncate(descriptor, self._start)
         self._descriptor = descriptor
 
-    def _open_file(self, flags: int) -> int:
-        flags |= os.O_RDWR | os.O_CLOEXEC
-        try:
-            return os.open(self._path, flags, FILE_MODE)
-        except FileNotFoundError:  # the first upload of a day
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self._path, flags, FILE_MODE)
-
     def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
             self._write(buffers)
         if sync:
-            with _file_errors():
+            with file_errors():
                 os.fdatasync(self._descriptor)
-                if self._start == 0:  # this writer may have made the file
+                if self._new_name:
                     self._storage.sync_folders(self._path)
 
     def _finish(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
             self._write(buffers)
         if sync:
-            with _file_errors():
+            with file_errors():
                 os.fsync(self._descriptor)
                 self._storage.sync_folders(self._path)
         self._close()
@@ -300,12 +293,24 @@ class DiskWriter:
         os.close(descriptor)
 
     def _truncate(self, offset: int) -> None:
-        with _file_errors():
+        with file_errors():
             os.ftruncate(self._descriptor, offset)
 
 
+def open_file(path: Path, flags: int) -> int:
+    """A descriptor for reading and writing; a file that is made gets its folders too."""
+    flags |= os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, FILE_MODE)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+        path.parent.mkdir(parents=True, exist_ok=True)  # the first upload of a day
+        return os.open(path, flags, FILE_MODE)
+
+
 @contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
+def opened(path: Path, flags: int) -> Iterator[int]:
     if flags & os.O_CREAT:
         path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
@@ -323,37 +328,37 @@ def _folders(path: Path, top: Path) -> list[Path]:
     return folders
 
 
-def _append_file(target: int, source: Path, length: int) -> None:
-    """Append the first `length` bytes of a file, in the kernel where it can."""
-    if length == 0:
+def copy_range(target: int, source: Path, start: int, end: int) -> None:
+    """Append the bytes of a file from `start` up to but not including `end`, in the kernel where it can."""
+    if start == end:
         return
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise UploadNotFound("a partial upload is no longer there") from None
     try:
-        copied = _copy_in_kernel(descriptor, target, length)
-        while copied < length:
-            data = os.pread(descriptor, min(READ_SIZE, length - copied), copied)
+        position = _copy_in_kernel(descriptor, target, start, end)
+        while position < end:
+            data = os.pread(descriptor, min(READ_SIZE, end - position), position)
             if not data:
                 raise StorageUnavailable("a partial upload is shorter than its record says")
-            copied += os.write(target, data)
+            position += os.write(target, data)
     finally:
         os.close(descriptor)
 
 
-def _copy_in_kernel(source: int, target: int, length: int) -> int:
+def _copy_in_kernel(source: int, target: int, start: int, end: int) -> int:
     """Copy by copy_file_range (a reflink on file systems that have it); returns how far that went."""
-    copied = 0
+    position = start
     if not hasattr(os, "copy_file_range"):
-        return copied
+        return position
     try:
-        while copied < length:
-            count = os.copy_file_range(source, target, min(COPY_SIZE, length - copied), copied)
+        while position < end:
+            count = os.copy_file_range(source, target, min(COPY_SIZE, end - position), position)
             if count == 0:
                 break
-            copied += count
+            position += count
     except OSError as error:
         if error.errno in NO_ROOM:
             raise
-    return copied
+    return position

@@ -7,13 +7,15 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-from tusd_py.errors import UploadError
+from tusd_py.errors import LockTimeout, UploadError
 from tusd_py.upload import Upload
+from tusd_py.uploads.holders import Undisturbed
 from tusd_py.uploads.service import UploadService
 
 logger = logging.getLogger("tusd_py.sweeper")
 
 BATCH = 100
+LEADER = ".sweeper"  # a lock like that of an upload, whose id never begins with a dot
 
 
 async def due_uploads(service: UploadService, now: float) -> AsyncIterator[Upload]:
@@ -40,11 +42,23 @@ async def sweep(service: UploadService) -> int:
                 logger.warning("upload %s could not be swept: %s", upload.id, error.message)
 
 
+async def sweep_as_leader(service: UploadService) -> int:
+    """Sweep unless another process does. Two that believe they lead are harmless: every upload is locked."""
+    try:
+        lock = await service.locker.acquire(LEADER, Undisturbed(), 0)
+    except LockTimeout:
+        return 0
+    try:
+        return await sweep(service)
+    finally:
+        await lock.release()
+
+
 async def sweep_forever(service: UploadService, interval: float) -> None:
     """Sweep at once, then every `interval` seconds."""
     while True:
         try:
-            await sweep(service)
+            await sweep_as_leader(service)
         except Exception:  # the records are out of reach, say: the next round may do better, and must come
             logger.exception("the sweep failed")
         await asyncio.sleep(interval)

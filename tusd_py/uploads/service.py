@@ -15,8 +15,10 @@ from tusd_py.errors import (
     OffsetMismatch,
     PartialUnfinished,
     ServerShutdown,
+    StorageAhead,
     StorageBehind,
     UploadError,
+    UploadExists,
     UploadGone,
     UploadNotFound,
 )
@@ -33,7 +35,7 @@ from tusd_py.events.base import (
 )
 from tusd_py.locks.base import Lock, Locker, LockHolder
 from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Concatenates, Storage
+from tusd_py.storage.base import Concatenates, Remembers, Storage
 from tusd_py.upload import Part, Status, Upload, final_upload_id, new_upload_id
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.budget import ByteBudget
@@ -45,6 +47,7 @@ from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_
 INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
 SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
+NOBODY = "-"  # the id of no upload
 MOST_WAITING = 1000  # uploads looked through for finals that wait for a partial
 
 
@@ -106,9 +109,32 @@ class UploadService:
         """The record as committed; raises `UploadNotFound` or `UploadGone`."""
         upload = await self.state.get(upload_id)
         if upload is None:
-            raise UploadNotFound
+            upload = await self._restore(upload_id)
         if upload.has_ended(time.time()):
             raise UploadGone if self.policy.gone_for else UploadNotFound
+        return upload
+
+    async def _restore(self, upload_id: str) -> Upload:
+        """A finished upload whose record was lost; raises `UploadNotFound` if there is none."""
+        upload = await self._remembered(upload_id)
+        if upload is None:
+            raise UploadNotFound
+        with contextlib.suppress(UploadExists):
+            await self.state.create(upload)
+        return upload
+
+    async def _remembered(self, upload_id: str) -> Upload | None:
+        """What the storage knows of an upload that was finished before its record was lost, or went back in time."""
+        upload = await self.storage.remembered(upload_id) if isinstance(self.storage, Remembers) else None
+        return None if upload is None else replace(upload, token=0)
+
+    async def finished(self, upload_id: str) -> Upload:
+        """The record of an upload that is complete; raises `UploadNotFound` otherwise."""
+        upload = await self.get(upload_id)
+        if not upload.is_complete and await self._remembered(upload_id) is not None:
+            upload = await self._drive(upload_id)
+        if not upload.is_complete:
+            raise UploadNotFound("the upload is not finished yet")
         return upload
 
     async def inspect(self, upload_id: str) -> Upload:
@@ -122,8 +148,11 @@ class UploadService:
         upload, held = await self._committed_now(upload)
         if upload.status is Status.FINISHING:
             return await self._drive(upload_id)
-        if not held and await self.storage.stored(upload) < upload.offset:
-            return await self._drive(upload_id)
+        if not held:
+            stored = await self.storage.stored(upload)
+            ahead = stored > upload.offset and await self._remembered(upload_id) is not None
+            if stored < upload.offset or ahead:
+                return await self._drive(upload_id)
         return upload
 
     async def _committed_now(self, upload: Upload) -> tuple[Upload, bool]:
@@ -164,6 +193,9 @@ class UploadService:
         stored = await self.storage.stored(upload) if upload.status is Status.ACTIVE else upload.offset
         if stored < upload.offset:
             return await self.state.update(upload, upload.at(stored), token)
+        finished = None if upload.is_complete else await self._remembered(upload.id)
+        if finished is not None:
+            return await self.state.update(upload, finished, token)
         return upload
 
     async def _recover_final(self, upload: Upload, token: int) -> Upload:
@@ -193,7 +225,11 @@ class UploadService:
             if record.status is Status.FINISHING:
                 record = await self._finish(record, lock.token)
             if not record.is_complete:
-                return await self._append(record, addition, lock, holder)
+                try:
+                    return await self._append(record, addition, lock, holder)
+                except StorageAhead as error:
+                    record = await self._recover(await self.get(upload_id), lock.token)
+                    raise OffsetMismatch(record.offset) from error
         return await append_nothing(record, addition, self.policy)
 
     async def _append(self, record: Upload, addition: Addition, lock: Lock, holder: Relay) -> Upload:
@@ -240,6 +276,8 @@ class UploadService:
                 after = replace(after, status=Status.FINISHING, token=lock.token)
             else:
                 after = replace(after, expires_at=self._expiry(now), token=lock.token)
+            if whole:
+                await self._remember(after)
             durable = sync or (whole and self.policy.durability is not Durability.NEVER)
             stored = await self.state.update(before, after, lock.token, parts=parts, durable=durable)
             await self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
@@ -272,6 +310,7 @@ class UploadService:
             await self.state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
         complete = self._completed(assembled, time.time(), token)
+        await self._remember(complete)
         complete = await self.state.update(upload, complete, token, durable=sync)
         await self._publish_finished(complete)
         return complete
@@ -279,6 +318,10 @@ class UploadService:
     def _completed(self, upload: Upload, now: float, token: int) -> Upload:
         expires_at = self._expiry(now) if upload.is_partial else None
         return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at, token=token)
+
+    async def _remember(self, complete: Upload) -> None:
+        if isinstance(self.storage, Remembers) and not complete.is_partial:
+            await self.storage.remember(complete)
 
     async def _publish_finished(self, upload: Upload) -> None:
         await self.events.publish(UploadFinished(upload))
@@ -349,6 +392,8 @@ class UploadService:
                     return (await self._recover(current, lock.token)).is_complete
                 if not current.has_ended(time.time()):
                     return False
+                if current.status is Status.ACTIVE and await self._remembered(current.id) is not None:
+                    return (await self._recover(current, lock.token)).is_complete
                 expired = current.status in (Status.ACTIVE, Status.COMPLETE)
                 status = Status.EXPIRED if expired else current.status
                 await self._remove(current, lock.token, status, remember=expired)
@@ -366,7 +411,12 @@ class UploadService:
         if not (remember and self.policy.gone_for):
             await self.state.delete(ended.id, token)
 
-    # Shutting down.
+    # Running.
+
+    async def check(self) -> None:
+        """Whether requests can be served now; raises `StateUnavailable`, `ServerShutdown`."""
+        self._refuse_when_draining()
+        await self.state.get(NOBODY)
 
     async def drain(self) -> None:
         """Running appends commit what they have and end, new ones are refused; returns when none is left."""
@@ -387,7 +437,8 @@ class UploadService:
                 await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=False))
             raise
         try:
-            await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=True))
+            waited = time.monotonic() - started
+            await self.events.publish(LockWaited(upload_id, waited, obtained=True, inherited=lock.inherited))
             yield lock
         finally:
             await lock.release()

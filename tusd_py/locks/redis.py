@@ -1,0 +1,360 @@
+"""Locks between hosts: leases in Redis, with fencing tokens.
+
+`{prefix}{<id>}:lock` names the holder and expires unless it is renewed, which happens at a third of its life. The
+newest token that was given out, and the one that was released last, are noted in the record of the upload: if they
+differ, the holder before has not let go by itself and may still be alive (`Lock.inherited`), and so for every later
+holder until one of them has moved the offset: from then on the bytes of the earlier one are out of the way.
+
+Wishes ("release", "commit") go to the holder as messages; it also sees them when it renews the lease, in case a message
+got lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from tusd_py.errors import LockTimeout, StateUnavailable
+from tusd_py.locks.base import LockHolder
+from tusd_py.redis_connection import RedisConnection, Script
+
+logger = logging.getLogger("tusd_py.locks")
+
+POLL_INTERVAL = 0.5  # seconds between two tries while a lock is waited for, if no message comes
+WISH_TTL = 2000  # milliseconds
+RENEWALS = 3  # in the life of a lease
+TICKS = 12  # looks at the clock in the life of a lease
+MARGIN = 0.1  # of its life that a lease counts as ended early
+RELEASE_PATIENCE = 1.0  # seconds; a lease that cannot be released ends by itself
+RECONNECT_PAUSE = 0.2  # seconds
+LISTEN_TIMEOUT = 5.0  # seconds
+
+# `lock` holds "nonce:token:inherited"; the nonce makes a repeated attempt find its own lock. Without a record the
+# clock of Redis alone makes tokens grow: nothing is fenced by them.
+ACQUIRE = Script(
+    "acquire",
+    """
+local nonce, ttl, id, channel, wish_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local held = redis.call('GET', KEYS[1])
+if held then
+  local owner, token, inherited = string.match(held, '^(%x+):(%d+):(%d)$')
+  if owner == nonce then
+    redis.call('PEXPIRE', KEYS[1], ttl)
+    return {token, inherited}
+  end
+  if wish_ttl ~= '0' then
+    redis.call('SET', KEYS[3], owner, 'PX', wish_ttl)
+    redis.call('PUBLISH', channel, 'release ' .. id .. ' ' .. owner)
+  end
+  return {'', redis.call('PTTL', KEYS[1])}
+end
+local time = redis.call('TIME')
+local token = time[1] * 1000000 + time[2]
+local inherited = 0
+local record = redis.call('HMGET', KEYS[2], 'id', 'token', 'fence', 'released', 'suspect')
+if record[1] then
+  local fence = record[3] or record[2]
+  token = math.max(token, tonumber(record[2]) + 1, tonumber(fence) + 1)
+  if record[5] or (record[3] and record[3] ~= record[4]) or (not record[3] and record[2] ~= '0') then
+    inherited = 1
+    redis.call('HSET', KEYS[2], 'suspect', 1)
+  end
+end
+token = string.format('%.0f', token)
+if record[1] then redis.call('HSET', KEYS[2], 'fence', token) end
+redis.call('SET', KEYS[1], nonce .. ':' .. token .. ':' .. inherited, 'PX', ttl)
+return {token, tostring(inherited)}
+""",
+)
+# A lease that ran out is taken up again if nobody came in between, which the record tells.
+RENEW = Script(
+    "renew",
+    """
+local nonce, token, ttl = ARGV[1], ARGV[2], ARGV[3]
+local held = redis.call('GET', KEYS[1])
+if held and string.match(held, '^%x+') == nonce then
+  redis.call('PEXPIRE', KEYS[1], ttl)
+elseif held then
+  return {0, 0, 0}
+else
+  local record = redis.call('HMGET', KEYS[2], 'fence', 'released')
+  if record[1] ~= token or record[2] == token then return {0, 0, 0} end
+  redis.call('SET', KEYS[1], nonce .. ':' .. token .. ':0', 'PX', ttl)
+end
+local release, commit = redis.call('GET', KEYS[3]), redis.call('GET', KEYS[4])
+return {1, release == nonce and 1 or 0, commit == nonce and 1 or 0}
+""",
+)
+RELEASE = Script(
+    "release",
+    """
+local nonce, token, id, channel, clean = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local held = redis.call('GET', KEYS[1])
+if held and string.match(held, '^%x+') == nonce then redis.call('DEL', KEYS[1]) end
+local record = redis.call('HMGET', KEYS[2], 'fence', 'token')
+if clean == '1' and (record[1] or record[2]) == token then  -- made under the lock, a record has no fence yet
+  redis.call('HSET', KEYS[2], 'fence', token, 'released', token)
+end
+redis.call('PUBLISH', channel, 'released ' .. id .. ' -')
+return 1
+""",
+)
+ASK_FOR_COMMIT = Script(
+    "commit",
+    """
+local held = redis.call('GET', KEYS[1])
+if not held then return 0 end
+local owner = string.match(held, '^%x+')
+redis.call('SET', KEYS[2], owner, 'PX', ARGV[3])
+redis.call('PUBLISH', ARGV[2], 'commit ' .. ARGV[1] .. ' ' .. owner)
+return 1
+""",
+)
+
+
+class RedisLock:
+    """One lease that is held."""
+
+    def __init__(self, locker: RedisLocker, upload_id: str, nonce: str, holder: LockHolder) -> None:
+        self._locker = locker
+        self.upload_id = upload_id
+        self.nonce = nonce
+        self.holder = holder
+        self.token = 0
+        self.inherited = False
+        self.renewed_at = 0.0  # on the monotonic clock, before the request was sent
+        self.renewing = False
+        self.lost = False
+        self.release_was_requested = False
+
+    def request_release(self) -> None:
+        if not self.release_was_requested:
+            self.release_was_requested = True
+            self.holder.release_requested()
+
+    def lose(self) -> None:
+        if not self.lost:
+            self.lost = True
+            logger.warning("the lease of upload %s was lost", self.upload_id)
+            self.holder.lock_lost()
+
+    async def release(self) -> None:
+        await self._locker._release(self)
+
+
+class RedisLocker:
+    """The locker of one process. All processes with the same Redis and prefix exclude each other."""
+
+    def __init__(
+        self,
+        connection: RedisConnection,
+        prefix: str = "tus:",
+        ttl: float = 6.0,
+        on_lost: Callable[[], object] | None = None,
+    ) -> None:
+        """A lease lives for `ttl` seconds without being renewed."""
+        self._redis = connection
+        self._prefix = prefix
+        self._channel = f"{prefix}wishes"
+        self._ttl = ttl
+        self._on_lost = on_lost
+        self._held: dict[str, RedisLock] = {}  # by nonce
+        self._waiters: dict[str, set[asyncio.Event]] = {}  # by upload
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._listener: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self._redis.open()
+        subscribed = asyncio.Event()
+        self._listener = asyncio.create_task(self._listen(subscribed))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LISTEN_TIMEOUT):
+                await subscribed.wait()
+
+    async def close(self) -> None:
+        for task in (self._listener, self._watch):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait((task,))
+        self._listener = self._watch = None
+        # Who still holds a lock has not said that it is done: the next holder is not told otherwise.
+        await asyncio.gather(*(self._let_go(lock, clean=False) for lock in list(self._held.values())))
+        self._held.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._redis.close()
+
+    def _keys(self, upload_id: str, *names: str) -> list[str]:
+        return [f"{self._prefix}{{{upload_id}}}:{name}" for name in names]
+
+    async def acquire(self, upload_id: str, holder: LockHolder, timeout: float) -> RedisLock:
+        deadline = time.monotonic() + timeout
+        lock = RedisLock(self, upload_id, secrets.token_hex(8), holder)
+        released = asyncio.Event()
+        self._waiters.setdefault(upload_id, set()).add(released)
+        try:
+            while True:
+                released.clear()
+                expires_in = await self._try_safely(lock, wish=timeout > 0)
+                if lock.token:
+                    return lock
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise LockTimeout
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(POLL_INTERVAL, remaining, expires_in)):
+                        await released.wait()
+        finally:
+            waiters = self._waiters[upload_id]
+            waiters.discard(released)
+            if not waiters:
+                del self._waiters[upload_id]
+
+    async def _try_safely(self, lock: RedisLock, *, wish: bool) -> float:
+        """Like `_try`; what a cancelled request obtains nevertheless is given back."""
+        attempt = self._start(self._try(lock, wish=wish))
+        try:
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            self._start(self._give_back(lock, attempt))
+            raise
+        except StateUnavailable:
+            self._start(self._let_go(lock, clean=True))  # it may have been obtained, but the answer was lost
+            raise
+
+    async def _try(self, lock: RedisLock, *, wish: bool) -> float:
+        """Take the lock, or return after how many seconds it ends at the latest."""
+        sent_at = time.monotonic()
+        ttl = round(self._ttl * 1000)
+        arguments = [lock.nonce, ttl, lock.upload_id, self._channel, WISH_TTL if wish else 0]
+        token, rest = await self._redis.run(ACQUIRE, self._keys(lock.upload_id, "lock", "record", "release"), arguments)
+        if not token:
+            return max(0.001, int(rest) / 1000)
+        lock.token = int(token)
+        lock.inherited = rest == "1"
+        lock.renewed_at = sent_at
+        self._held[lock.nonce] = lock
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._keep())
+        return 0.0
+
+    async def _give_back(self, lock: RedisLock, attempt: asyncio.Future[float]) -> None:
+        await asyncio.wait((attempt,))
+        await self._release(lock)
+
+    async def _release(self, lock: RedisLock) -> None:
+        if self._held.pop(lock.nonce, None) is not None or not lock.token:
+            await self._let_go(lock, clean=True)
+
+    async def _let_go(self, lock: RedisLock, *, clean: bool) -> None:
+        arguments = [lock.nonce, lock.token, lock.upload_id, self._channel, int(clean)]
+        try:
+            await self._redis.run(RELEASE, self._keys(lock.upload_id, "lock", "record"), arguments, RELEASE_PATIENCE)
+        except StateUnavailable:
+            logger.warning("the lease of upload %s could not be released; it ends by itself", lock.upload_id)
+
+    @contextlib.asynccontextmanager
+    async def request_commit(self, upload_id: str) -> AsyncIterator[bool]:
+        keys = self._keys(upload_id, "lock", "commit")
+        yield bool(await self._redis.run(ASK_FOR_COMMIT, keys, [upload_id, self._channel, WISH_TTL]))
+
+    async def is_held(self, upload_id: str) -> bool:
+        return bool(await self._redis.command("EXISTS", *self._keys(upload_id, "lock")))
+
+    # Leases.
+
+    async def _keep(self) -> None:
+        """Renew the leases of this process, and give up those that could not be renewed in time."""
+        while self._held:
+            now = time.monotonic()
+            for lock in list(self._held.values()):
+                age = now - lock.renewed_at
+                if age >= self._ttl * (1 - MARGIN):
+                    self._lose(lock)
+                elif age >= self._ttl / RENEWALS and not lock.renewing:
+                    lock.renewing = True
+                    self._start(self._renew(lock))
+            await asyncio.sleep(self._ttl / TICKS)
+        self._watch = None
+
+    async def _renew(self, lock: RedisLock) -> None:
+        sent_at = time.monotonic()
+        keys = self._keys(lock.upload_id, "lock", "record", "release", "commit")
+        arguments = [lock.nonce, lock.token, round(self._ttl * 1000)]
+        try:
+            held, release, commit = await self._redis.run(RENEW, keys, arguments, self._ttl / RENEWALS)
+        except StateUnavailable:
+            return  # the next tick tries again, or gives up
+        finally:
+            lock.renewing = False
+        if lock.nonce not in self._held:
+            return
+        if not held:
+            self._lose(lock)
+            return
+        lock.renewed_at = sent_at
+        if release:
+            lock.request_release()
+        elif commit:
+            lock.holder.commit_requested()
+
+    def _lose(self, lock: RedisLock) -> None:
+        if not lock.lost and self._on_lost is not None:
+            self._on_lost()
+        lock.lose()
+
+    # Messages.
+
+    async def _listen(self, subscribed: asyncio.Event) -> None:
+        """Pass on what is published, on a connection that is made anew whenever it breaks."""
+        while True:
+            subscriber = self._redis.subscriber()
+            try:
+                await subscriber.subscribe(self._channel)
+                while True:
+                    message = await subscriber.get_message(timeout=LISTEN_TIMEOUT)
+                    if message is not None and message["type"] == "subscribe":
+                        subscribed.set()
+                        self._wake_all()  # a message may have been missed
+                    elif message is not None:
+                        self._received(str(message["data"]))
+            except Exception as error:  # whatever broke it; until it is back, renewals and polling do its work
+                logger.debug("the connection for messages broke: %s", error)
+            finally:
+                with contextlib.suppress(Exception):  # it is broken, or on its way out
+                    await subscriber.aclose()  # type: ignore[no-untyped-call]
+            await asyncio.sleep(RECONNECT_PAUSE)
+
+    def _received(self, text: str) -> None:
+        kind, _, rest = text.partition(" ")
+        upload_id, _, nonce = rest.partition(" ")
+        lock = self._held.get(nonce)
+        if kind == "released":
+            for waiter in self._waiters.get(upload_id, ()):
+                waiter.set()
+        elif lock is not None and kind == "release":
+            lock.request_release()
+        elif lock is not None and kind == "commit":
+            lock.holder.commit_requested()
+
+    def _wake_all(self) -> None:
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.set()
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # who waits for it has it too

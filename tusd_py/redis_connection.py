@@ -1,0 +1,251 @@
+"""One pool of connections to Redis, Valkey, a Sentinel group or a Cluster, shared by the records and the locks.
+
+Every call has a limit of time, and is tried again within it: whatever goes through here must be harmless to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from tusd_py.errors import StateFull, StateUnavailable
+
+try:
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.client import PubSub
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import Sentinel
+    from redis.backoff import NoBackoff
+    from redis.exceptions import (
+        AuthenticationError,
+        NoPermissionError,
+        NoScriptError,
+        OutOfMemoryError,
+        RedisError,
+        ResponseError,
+    )
+except ImportError as error:  # the extra is not installed
+    raise StateUnavailable("Redis needs the package redis: pip install 'tusd-py[redis]'") from error
+
+T = TypeVar("T")
+# Operation, seconds it took, whether it succeeded.
+Observe: TypeAlias = Callable[[str, float, bool], object]
+
+PATIENCE = 1.5  # seconds a call is tried for, unless said otherwise
+TRY_TIMEOUT = 1.0  # seconds one try has
+PAUSES = (0.02, 0.05, 0.1, 0.25)  # seconds between tries; the last one again and again
+MOST_CONNECTIONS = 64
+OLDEST_VERSION = (7, 0)
+SCAN_COUNT = 500
+# Answers that the next try repeats: what was asked is wrong, not the moment.
+FINAL_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError)
+PASSING = (
+    "LOADING",
+    "MASTERDOWN",
+    "READONLY",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "BUSY",
+    "UNBLOCKED",
+    "FAILOVER",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script that runs as a whole or not at all, on the keys of one upload."""
+
+    name: str  # in metrics
+    text: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+def is_redis_url(url: str) -> bool:
+    """Whether `RedisConnection` takes this URL."""
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    if scheme == "unix":
+        return not kind and bool(parts.path)
+    return scheme in ("redis", "rediss", "valkey", "valkeys") and kind in ("", "sentinel", "cluster")
+
+
+class RedisConnection:
+    """Calls to one Redis. `redis://`, `rediss://` (TLS) and `unix://` name a server; `redis+cluster://HOST:PORT,...`
+    a cluster, `redis+sentinel://HOST:PORT,.../SERVICE/DB` what sentinels watch. `valkey` stands for `redis` anywhere.
+    """
+
+    def __init__(self, url: str, observe: Observe | None = None) -> None:
+        self._url = url
+        self._observe = observe
+        self._client: Any = None
+        self._users = 0
+        self._opening = asyncio.Lock()
+        self._slots = asyncio.Semaphore(MOST_CONNECTIONS)
+        self.is_cluster = "+cluster" in urlsplit(url).scheme
+
+    async def open(self) -> None:
+        """Connect, unless somebody has. Raises `StateUnavailable` with a sentence on what is wrong."""
+        async with self._opening:
+            if self._users == 0:
+                try:
+                    self._client = _client(self._url)
+                    await self._check_version()
+                except BaseException:
+                    await self._disconnect()
+                    raise
+            self._users += 1
+
+    async def close(self) -> None:
+        """Disconnect when the last one who opened it closes it."""
+        async with self._opening:
+            self._users = max(0, self._users - 1)
+            if self._users == 0:
+                await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def run(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = PATIENCE
+    ) -> Any:
+        """What a script returns."""
+
+        async def call() -> Any:
+            try:
+                return await self._client.evalsha(script.digest, len(keys), *keys, *arguments)
+            except NoScriptError:
+                return await self._client.eval(script.text, len(keys), *keys, *arguments)
+
+        return await self._call(script.name, call, patience)
+
+    async def command(self, *words: Any, patience: float = PATIENCE) -> Any:
+        """What a single command answers."""
+        return await self._call(str(words[0]).lower(), lambda: self._client.execute_command(*words), patience)
+
+    async def commands(self, *commands: Sequence[Any], patience: float = PATIENCE) -> list[Any]:
+        """The answers of several commands, in this order, in one round trip where that is possible."""
+        if self.is_cluster:
+            return [await self.command(*words, patience=patience) for words in commands]
+
+        async def call() -> list[Any]:
+            pipeline = self._client.pipeline(transaction=False)
+            for words in commands:
+                pipeline.execute_command(*words)
+            answers: list[Any] = await pipeline.execute()
+            return answers
+
+        return await self._call(str(commands[0][0]).lower(), call, patience)
+
+    async def keys(self, pattern: str) -> AsyncIterator[str]:
+        """Every key that matches, some perhaps twice."""
+        try:
+            async for key in self._client.scan_iter(match=pattern, count=SCAN_COUNT):
+                yield key
+        except (RedisError, OSError) as error:
+            raise _state_error(error) from error
+
+    def subscriber(self) -> PubSub:
+        """A connection of its own for messages."""
+        subscriber: PubSub = self._client.pubsub()
+        return subscriber
+
+    async def _call(self, name: str, call: Callable[[], Awaitable[T]], patience: float) -> T:
+        if self._client is None:
+            raise StateUnavailable
+        started = time.monotonic()
+        pauses = iter(PAUSES)
+        while True:
+            tried = time.monotonic()
+            try:
+                async with asyncio.timeout(min(TRY_TIMEOUT, patience)), self._slots:
+                    result = await call()
+            except (RedisError, OSError, TimeoutError) as error:
+                now = time.monotonic()
+                self._observed(name, now - tried, succeeded=False)
+                pause = next(pauses, PAUSES[-1])
+                if not _may_pass(error) or now + pause - started >= patience:
+                    raise _state_error(error) from error
+                await asyncio.sleep(pause)
+            else:
+                self._observed(name, time.monotonic() - tried, succeeded=True)
+                return result
+
+    def _observed(self, name: str, seconds: float, *, succeeded: bool) -> None:
+        if self._observe is not None:
+            self._observe(name, seconds, succeeded)
+
+    async def _check_version(self) -> None:
+        try:
+            answer = await self.command("INFO", "server")
+        except StateUnavailable as error:
+            if isinstance(error.__cause__, NoPermissionError):
+                return  # then the scripts have to show what the server can do
+            raise
+        for information in answer.values() if self.is_cluster and "redis_version" not in answer else (answer,):
+            version = str(information.get("redis_version", "0"))
+            if tuple(int(number) for number in version.split(".")[:2]) < OLDEST_VERSION:
+                raise StateUnavailable(f"Redis 7.0 or later is needed, this is {version}")
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, FINAL_ERRORS):
+        return False
+    # Whatever else a server answers with is about the command, which the next try would only repeat.
+    return type(error) is not ResponseError or str(error).startswith(PASSING)
+
+
+def _state_error(error: Exception) -> StateUnavailable:
+    return StateFull() if isinstance(error, OutOfMemoryError) else StateUnavailable()
+
+
+def _client(url: str) -> Any:
+    parts = urlsplit(url)
+    scheme = parts.scheme.replace("valkey", "redis")
+    options: dict[str, Any] = {
+        "socket_timeout": TRY_TIMEOUT,
+        "socket_connect_timeout": TRY_TIMEOUT,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": True,
+        "encoding_errors": "surrogateescape",
+        "driver_info": None,  # its version is looked up in files, for every connection
+    }
+    scheme, _, kind = scheme.partition("+")
+    if not kind:
+        plain = parts._replace(scheme=scheme).geturl()
+        return Redis.from_url(plain, max_connections=MOST_CONNECTIONS, **options)
+    options |= _credentials(parts)
+    if scheme == "rediss":
+        options["ssl"] = True
+    if kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in _hosts(parts, 6379)]
+        return RedisCluster(startup_nodes=nodes, max_connections=MOST_CONNECTIONS, **options)
+    service, _, database = parts.path.strip("/").partition("/")
+    sentinels: Any = Sentinel(  # type: ignore[no-untyped-call]
+        _hosts(parts, 26379), sentinel_kwargs={"socket_timeout": TRY_TIMEOUT}, **options
+    )
+    return sentinels.master_for(service or "mymaster", db=int(database or 0))
+
+
+def _credentials(parts: SplitResult) -> dict[str, str]:
+    given = {"username": parts.username, "password": parts.password}
+    return {name: unquote(value) for name, value in given.items() if value}
+
+
+def _hosts(parts: SplitResult, port: int) -> list[tuple[str, int]]:
+    hosts = []
+    for name in parts.netloc.rpartition("@")[2].split(","):
+        host, colon, number = name.rpartition(":")
+        hosts.append((host.strip("[]"), int(number)) if colon else (name, port))
+    return hosts

@@ -1,0 +1,228 @@
+"""Bytes in files on a file system that several hosts share, where a lease can be lost without its holder knowing.
+
+A writer whose lease was not handed over may be stopped with the file open, and go on when it wakes up. So nobody ever
+writes to a file that such a writer may have open: the next one goes on in a file of its own, named by its token
+(`segments.py`), from the committed offset. What the earlier one then still writes is beyond that offset in a file that
+nobody reads beyond it. Bytes that are there already are never written over or cut off, and completion puts the files
+together under a new name before that takes the place of the first.
+
+A finished upload has a note beside the files, from which its record can be made again if the state store lost it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from tusd_py.errors import StorageAhead, StorageBehind
+from tusd_py.records import decode, encode
+from tusd_py.storage.base import Observer
+from tusd_py.storage.disk import DiskStorage, DiskWriter, copy_range, file_errors, open_file, opened
+from tusd_py.storage.segments import FIRST, Span, layout_of, spans
+from tusd_py.upload import Part, Upload, is_upload_id
+
+
+class SharedDiskStorage(DiskStorage):
+    """Files under one directory that all hosts have mounted; notes of finished uploads in the folder `notes`."""
+
+    def __init__(self, directory: Path, notes: Path, *, date_folders: bool = False) -> None:
+        super().__init__(directory, date_folders=date_folders)
+        self._notes = notes
+
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: bool = False
+    ) -> SharedDiskWriter:
+        return SharedDiskWriter(self, self.path(upload), upload, token, observer, inherited=inherited)
+
+    async def stored(self, upload: Upload) -> int:
+        path = self.path(upload)
+        held = spans(upload.layout, upload.offset)
+
+        def contiguous() -> int:
+            with file_errors():
+                for span in held[:-1]:
+                    if size_of(file_of(path, span.token)) < span.end:
+                        return max(span.start, size_of(file_of(path, span.token)))
+                return max(held[-1].start, size_of(file_of(path, held[-1].token)))
+
+        return await self.run(contiguous)
+
+    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+        path = self.path(upload)
+        held = spans(upload.layout, upload.offset)
+
+        def finish() -> None:
+            with file_errors():
+                whole = len(held) == 1 and size_of(path) == upload.offset
+                if whole and upload.offset == 0:  # perhaps there is no file yet
+                    with opened(path, os.O_WRONLY | os.O_CREAT):
+                        pass
+                if not whole and not self._is_assembled(path, held):
+                    self._assemble(
+                        path, [(file_of(path, span.token), span.start, span.end) for span in held], sync=sync
+                    )
+                elif sync:
+                    self._sync(path)
+                if len(held) > 1:
+                    remove_segments(path)
+
+        await self.run(finish)
+        return ""
+
+    @staticmethod
+    def _is_assembled(path: Path, held: Sequence[Span]) -> bool:
+        """Whether a completion before this one got as far as removing the segments; raises `StorageBehind`."""
+        short = [span for span in held if size_of(file_of(path, span.token)) < span.end]
+        if not short:
+            return False
+        if short[0].token == FIRST or size_of(path) < held[-1].end:
+            raise StorageBehind(max(short[0].start, size_of(file_of(path, short[0].token))))
+        return True
+
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
+        path = self.path(final)
+        pieces = [(self.path(partial), 0, partial.offset) for partial in partials]
+
+        def copy() -> None:
+            with file_errors():
+                self._assemble(path, pieces, sync=sync)
+
+        await self.run(copy)
+        return ""
+
+    def _assemble(self, path: Path, pieces: Sequence[tuple[Path, int, int]], *, sync: bool) -> None:
+        """Put ranges of files together under a new name, which then takes the place of `path`."""
+        new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        try:
+            with opened(new, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
+                for source, start, end in pieces:
+                    copy_range(target, source, start, end)
+                if sync:
+                    os.fsync(target)
+            new.rename(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        if sync:
+            self.sync_folders(path)
+
+    def _sync(self, path: Path) -> None:
+        with opened(path, os.O_RDONLY) as descriptor:
+            os.fsync(descriptor)
+        self.sync_folders(path)
+
+    async def delete(self, upload: Upload) -> None:
+        await super().delete(upload)
+        path, note = self.path(upload), self._note(upload.id)
+
+        def remove() -> None:
+            with file_errors():
+                note.unlink(missing_ok=True)
+                if upload.layout:
+                    remove_segments(path)
+
+        await self.run(remove)
+
+    # Notes of finished uploads.
+
+    def _note(self, upload_id: str) -> Path:
+        return self._notes / upload_id[:2] / f"{upload_id}.json"
+
+    def has_note(self, upload_id: str) -> bool:
+        """Whether the upload was finished; call it in a thread."""
+        return self._note(upload_id).exists()
+
+    async def remember(self, upload: Upload) -> None:
+        note = self._note(upload.id)
+        content = json.dumps(encode(upload)).encode()
+
+        def write() -> None:
+            with file_errors():
+                new = note.with_name(f"{note.name}.{secrets.token_hex(8)}")
+                with opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+                    os.write(descriptor, content)
+                new.rename(note)
+
+        await self.run(write)
+
+    async def remembered(self, upload_id: str) -> Upload | None:
+        if not is_upload_id(upload_id):
+            return None
+        note = self._note(upload_id)
+
+        def read() -> Upload | None:
+            with file_errors(), contextlib.suppress(FileNotFoundError, ValueError):
+                upload = decode(json.loads(note.read_bytes()))
+                if upload is not None and size_of(self.path(upload)) == upload.offset:
+                    return upload
+            return None
+
+        return await self.run(read)
+
+
+class SharedDiskWriter(DiskWriter):
+    """Goes on in the last file of an upload if that is certain to be its own, else in a new one."""
+
+    def __init__(
+        self,
+        storage: SharedDiskStorage,
+        path: Path,
+        upload: Upload,
+        token: int,
+        observer: Observer | None,
+        *,
+        inherited: bool,
+    ) -> None:
+        super().__init__(storage, path, upload.offset, observer)
+        self._shared = storage
+        self._token = token
+        self._inherited = inherited
+        self._held = spans(upload.layout, upload.offset)
+        self.layout = layout_of(self._held)
+
+    def _open(self) -> None:
+        last = file_of(self._path, self._held[-1].token)
+        if not self._inherited and self._open_if_own(last):
+            return
+        size = size_of(last)
+        if size < self._start:
+            raise StorageBehind(max(self._held[-1].start, size))
+        if self._shared.has_note(self._path.name):
+            raise StorageAhead
+        self._new_name = True
+        self._descriptor = open_file(file_of(self._path, self._token), os.O_CREAT | os.O_EXCL)
+        self.layout = layout_of([*self._held, Span(self._token, self._start, self._start)])
+
+    def _open_if_own(self, path: Path) -> bool:
+        """Open the file if it ends where this writer begins."""
+        try:
+            descriptor = open_file(path, os.O_CREAT if self._start == 0 else 0)
+        except FileNotFoundError:
+            return False
+        if os.fstat(descriptor).st_size == self._start:
+            self._descriptor = descriptor
+            return True
+        os.close(descriptor)
+        return False
+
+
+def file_of(path: Path, token: int) -> Path:
+    return path if token == FIRST else path.with_name(f"{path.name}.{token}")
+
+
+def remove_segments(path: Path) -> None:
+    """Remove every file of an upload but the first; an id holds no character that means something here."""
+    for segment in path.parent.glob(f"{path.name}.*"):
+        segment.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes in a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
