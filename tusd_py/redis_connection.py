@@ -1,4 +1,4 @@
-"""One pool of connections to Redis, Valkey, a Sentinel group or a Cluster, shared by the records and the locks.
+"""Calls to Redis, Valkey, a Sentinel group or a Cluster, shared by the records and the locks of a process.
 
 Every call has a limit of time, and is tried again within it: whatever goes through here must be harmless to repeat.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -27,9 +29,12 @@ try:
         NoPermissionError,
         NoScriptError,
         OutOfMemoryError,
+        ReadOnlyError,
         RedisError,
         ResponseError,
     )
+
+    from tusd_py.redis_pipe import Pipe
 except ImportError as error:  # the extra is not installed
     raise StateUnavailable("Redis needs the package redis: pip install 'tusd-py[redis]'") from error
 
@@ -42,6 +47,9 @@ TRY_TIMEOUT = 1.0  # seconds one try has
 PAUSES = (0.02, 0.05, 0.1, 0.25)  # seconds between tries; the last one again and again
 MOST_CONNECTIONS = 64
 OLDEST_VERSION = (7, 0)
+VERSION = re.compile(
+    r"redis_version'?: ?'?([0-9]+)\.([0-9]+)"
+)  # in the text of INFO, or in what a cluster's client makes of it
 SCAN_COUNT = 500
 # Answers that the next try repeats: what was asked is wrong, not the moment.
 FINAL_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError)
@@ -58,14 +66,14 @@ PASSING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Script:
     """A Lua script that runs as a whole or not at all, on the keys of one upload."""
 
     name: str  # in metrics
     text: str
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
@@ -88,9 +96,9 @@ class RedisConnection:
         self._url = url
         self._observe = observe
         self._client: Any = None
+        self._pipe: Pipe | None = None  # a cluster has none: its client knows which node to ask
         self._users = 0
         self._opening = asyncio.Lock()
-        self._slots = asyncio.Semaphore(MOST_CONNECTIONS)
         self.is_cluster = "+cluster" in urlsplit(url).scheme
 
     async def open(self) -> None:
@@ -99,6 +107,8 @@ class RedisConnection:
             if self._users == 0:
                 try:
                     self._client = _client(self._url)
+                    if not self.is_cluster:
+                        self._pipe = Pipe(_client(self._url, socket_timeout=None).connection_pool.make_connection)
                     await self._check_version()
                 except BaseException:
                     await self._disconnect()
@@ -114,6 +124,9 @@ class RedisConnection:
 
     async def _disconnect(self) -> None:
         client, self._client = self._client, None
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            await pipe.close()
         if client is not None:
             await client.aclose()
 
@@ -122,31 +135,32 @@ class RedisConnection:
     ) -> Any:
         """What a script returns."""
 
+        count = len(keys)
+
         async def call() -> Any:
             try:
-                return await self._client.evalsha(script.digest, len(keys), *keys, *arguments)
+                return await self._send(("EVALSHA", script.digest, count, *keys, *arguments))
             except NoScriptError:
-                return await self._client.eval(script.text, len(keys), *keys, *arguments)
+                return await self._send(("EVAL", script.text, count, *keys, *arguments))
 
         return await self._call(script.name, call, patience)
 
     async def command(self, *words: Any, patience: float = PATIENCE) -> Any:
         """What a single command answers."""
-        return await self._call(str(words[0]).lower(), lambda: self._client.execute_command(*words), patience)
+        return await self._call(str(words[0]).lower(), lambda: self._send(words), patience)
 
     async def commands(self, *commands: Sequence[Any], patience: float = PATIENCE) -> list[Any]:
         """The answers of several commands, in this order, in one round trip where that is possible."""
-        if self.is_cluster:
+        pipe = self._pipe
+        if pipe is None:
             return [await self.command(*words, patience=patience) for words in commands]
+        return await self._call(str(commands[0][0]).lower(), lambda: pipe.calls(commands), patience)
 
-        async def call() -> list[Any]:
-            pipeline = self._client.pipeline(transaction=False)
-            for words in commands:
-                pipeline.execute_command(*words)
-            answers: list[Any] = await pipeline.execute()
-            return answers
-
-        return await self._call(str(commands[0][0]).lower(), call, patience)
+    def _send(self, words: Sequence[Any]) -> Awaitable[Any]:
+        if self._pipe is not None:
+            return self._pipe.call(words)
+        answer: Awaitable[Any] = self._client.execute_command(*words)
+        return answer
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Every key that matches, some perhaps twice."""
@@ -169,10 +183,12 @@ class RedisConnection:
         while True:
             tried = time.monotonic()
             try:
-                async with asyncio.timeout(min(TRY_TIMEOUT, patience)), self._slots:
+                async with asyncio.timeout(min(TRY_TIMEOUT, patience)):
                     result = await call()
             except (RedisError, OSError, TimeoutError) as error:
                 now = time.monotonic()
+                if self._pipe is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
+                    self._pipe.drop()  # it is stuck, or leads to what was the master
                 self._observed(name, now - tried, succeeded=False)
                 pause = next(pauses, PAUSES[-1])
                 if not _may_pass(error) or now + pause - started >= patience:
@@ -193,10 +209,10 @@ class RedisConnection:
             if isinstance(error.__cause__, NoPermissionError):
                 return  # then the scripts have to show what the server can do
             raise
-        for information in answer.values() if self.is_cluster and "redis_version" not in answer else (answer,):
-            version = str(information.get("redis_version", "0"))
-            if tuple(int(number) for number in version.split(".")[:2]) < OLDEST_VERSION:
-                raise StateUnavailable(f"Redis 7.0 or later is needed, this is {version}")
+        match = VERSION.search(str(answer))
+        if match is None or (int(match[1]), int(match[2])) < OLDEST_VERSION:
+            version = "unknown" if match is None else f"{match[1]}.{match[2]}"
+            raise StateUnavailable(f"Redis 7.0 or later is needed, the version of this one is {version}")
 
 
 def _may_pass(error: Exception) -> bool:
@@ -210,15 +226,16 @@ def _state_error(error: Exception) -> StateUnavailable:
     return StateFull() if isinstance(error, OutOfMemoryError) else StateUnavailable()
 
 
-def _client(url: str) -> Any:
+def _client(url: str, socket_timeout: float | None = TRY_TIMEOUT) -> Any:
     parts = urlsplit(url)
     scheme = parts.scheme.replace("valkey", "redis")
     options: dict[str, Any] = {
-        "socket_timeout": TRY_TIMEOUT,
+        "socket_timeout": socket_timeout,
         "socket_connect_timeout": TRY_TIMEOUT,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
         "encoding_errors": "surrogateescape",
+        "protocol": 3,
         "driver_info": None,  # its version is looked up in files, for every connection
     }
     scheme, _, kind = scheme.partition("+")

@@ -95,7 +95,11 @@ RELEASE = Script(
     """
 local nonce, token, id, channel, clean = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local held = redis.call('GET', KEYS[1])
-if held and string.match(held, '^%x+') == nonce then redis.call('DEL', KEYS[1]) end
+local owner, given = string.match(held or '', '^(%x+):(%d+)')
+if owner == nonce then
+  token = given  -- the holder does not know it if the answer was lost
+  redis.call('DEL', KEYS[1])
+end
 local record = redis.call('HMGET', KEYS[2], 'fence', 'token')
 if clean == '1' and (record[1] or record[2]) == token then  -- made under the lock, a record has no fence yet
   redis.call('HSET', KEYS[2], 'fence', token, 'released', token)
@@ -217,15 +221,11 @@ class RedisLocker:
                 del self._waiters[upload_id]
 
     async def _try_safely(self, lock: RedisLock, *, wish: bool) -> float:
-        """Like `_try`; what a cancelled request obtains nevertheless is given back."""
-        attempt = self._start(self._try(lock, wish=wish))
+        """Like `_try`; what is obtained although the request was cancelled, or the answer was lost, is given back."""
         try:
-            return await asyncio.shield(attempt)
-        except asyncio.CancelledError:
-            self._start(self._give_back(lock, attempt))
-            raise
-        except StateUnavailable:
-            self._start(self._let_go(lock, clean=True))  # it may have been obtained, but the answer was lost
+            return await self._try(lock, wish=wish)
+        except (asyncio.CancelledError, StateUnavailable):
+            self._start(self._let_go(lock, clean=True))
             raise
 
     async def _try(self, lock: RedisLock, *, wish: bool) -> float:
@@ -244,12 +244,8 @@ class RedisLocker:
             self._watch = asyncio.create_task(self._keep())
         return 0.0
 
-    async def _give_back(self, lock: RedisLock, attempt: asyncio.Future[float]) -> None:
-        await asyncio.wait((attempt,))
-        await self._release(lock)
-
     async def _release(self, lock: RedisLock) -> None:
-        if self._held.pop(lock.nonce, None) is not None or not lock.token:
+        if self._held.pop(lock.nonce, None) is not None:
             await self._let_go(lock, clean=True)
 
     async def _let_go(self, lock: RedisLock, *, clean: bool) -> None:
