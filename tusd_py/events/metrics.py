@@ -57,6 +57,7 @@ class Metrics:
         self._redis_calls = Histogram(
             "tusd_redis_call_duration_seconds", "Calls to Redis.", ["call"], buckets=CALLS, registry=registry
         )
+        self._redis_call: dict[str, Histogram] = {}
         self._redis_errors = Counter("tusd_redis_errors", "Calls to Redis that failed.", ["call"], registry=registry)
         self._lock_timeouts = Counter("tusd_lock_timeouts", "Locks that were not obtained in time.", registry=registry)
         self._active = Gauge(
@@ -74,7 +75,10 @@ class Metrics:
         self._lost_leases.inc()
 
     def redis_called(self, call: str, seconds: float, succeeded: bool) -> None:
-        self._redis_calls.labels(call).observe(seconds)
+        histogram = self._redis_call.get(call)
+        if histogram is None:
+            histogram = self._redis_call[call] = self._redis_calls.labels(call)
+        histogram.observe(seconds)
         if not succeeded:
             self._redis_errors.labels(call).inc()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from tusd_py.upload import Upload
+
 
 class LockHolder(Protocol):
     """What a locker tells the request that holds a lock. The calls return at once; the holder acts on them."""
@@ -31,6 +33,10 @@ class Lock(Protocol):
     @property
     def inherited(self) -> bool:
         """True if the holder before did not release the lock: it may be alive and believe that it still has it."""
+
+    @property
+    def record(self) -> Upload | None:
+        """The record as it was when the lock was obtained, if the locker has seen it."""
 
     async def release(self) -> None:
         """Let the next request in; calling it twice is fine."""

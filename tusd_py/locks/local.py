@@ -38,6 +38,7 @@ class LocalLock:
     """One held lock."""
 
     inherited = False  # the kernel takes a lock from dead processes only
+    record = None  # the locker knows no records
 
     def __init__(self, locker: LocalLocker, upload_id: str, token: int, holder: LockHolder) -> None:
         self._locker = locker

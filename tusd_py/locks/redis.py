@@ -21,7 +21,9 @@ from typing import Any
 
 from tusd_py.errors import LockTimeout, StateUnavailable
 from tusd_py.locks.base import LockHolder
+from tusd_py.records import decode
 from tusd_py.redis_connection import RedisConnection, Script
+from tusd_py.upload import Upload
 
 logger = logging.getLogger("tusd_py.locks")
 
@@ -45,13 +47,13 @@ if held then
   local owner, token, inherited = string.match(held, '^(%x+):(%d+):(%d)$')
   if owner == nonce then
     redis.call('PEXPIRE', KEYS[1], ttl)
-    return {token, inherited}
+    return {token, inherited, {}}
   end
   if wish_ttl ~= '0' then
     redis.call('SET', KEYS[3], owner, 'PX', wish_ttl)
     redis.call('PUBLISH', channel, 'release ' .. id .. ' ' .. owner)
   end
-  return {'', redis.call('PTTL', KEYS[1])}
+  return {'', redis.call('PTTL', KEYS[1]), {}}
 end
 local time = redis.call('TIME')
 local token = time[1] * 1000000 + time[2]
@@ -68,7 +70,7 @@ end
 token = string.format('%.0f', token)
 if record[1] then redis.call('HSET', KEYS[2], 'fence', token) end
 redis.call('SET', KEYS[1], nonce .. ':' .. token .. ':' .. inherited, 'PX', ttl)
-return {token, tostring(inherited)}
+return {token, tostring(inherited), redis.call('HGETALL', KEYS[2])}
 """,
 )
 # A lease that ran out is taken up again if nobody came in between, which the record tells.
@@ -131,6 +133,7 @@ class RedisLock:
         self.holder = holder
         self.token = 0
         self.inherited = False
+        self.record: Upload | None = None
         self.renewed_at = 0.0  # on the monotonic clock, before the request was sent
         self.renewing = False
         self.lost = False
@@ -233,11 +236,13 @@ class RedisLocker:
         sent_at = time.monotonic()
         ttl = round(self._ttl * 1000)
         arguments = [lock.nonce, ttl, lock.upload_id, self._channel, WISH_TTL if wish else 0]
-        token, rest = await self._redis.run(ACQUIRE, self._keys(lock.upload_id, "lock", "record", "release"), arguments)
+        keys = self._keys(lock.upload_id, "lock", "record", "release")
+        token, rest, record = await self._redis.run(ACQUIRE, keys, arguments)
         if not token:
             return max(0.001, int(rest) / 1000)
         lock.token = int(token)
         lock.inherited = rest == "1"
+        lock.record = decode(dict(zip(record[::2], record[1::2], strict=True)))
         lock.renewed_at = sent_at
         self._held[lock.nonce] = lock
         if self._watch is None:

@@ -105,9 +105,9 @@ class UploadService:
 
     # Looking.
 
-    async def get(self, upload_id: str) -> Upload:
-        """The record as committed; raises `UploadNotFound` or `UploadGone`."""
-        upload = await self.state.get(upload_id)
+    async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
+        """The record as committed, as the lock brought it if it did; raises `UploadNotFound` or `UploadGone`."""
+        upload = (lock and lock.record) or await self.state.get(upload_id)
         if upload is None:
             upload = await self._restore(upload_id)
         if upload.has_ended(time.time()):
@@ -183,7 +183,7 @@ class UploadService:
     async def _drive(self, upload_id: str) -> Upload:
         """Under the lock: finish what was left unfinished, and go back to what storage really holds."""
         async with self._locked(upload_id, Undisturbed(), INSPECT_PATIENCE) as lock:
-            return await self._recover(await self.get(upload_id), lock.token)
+            return await self._recover(await self.get(upload_id, lock), lock.token)
 
     async def _recover(self, upload: Upload, token: int) -> Upload:
         if upload.is_final and not upload.is_complete:
@@ -219,7 +219,7 @@ class UploadService:
         self._refuse_when_draining()
         holder = Relay()
         async with self._locked(upload_id, holder, self.policy.lock_timeout) as lock:
-            record = await self.get(upload_id)
+            record = await self.get(upload_id, lock)
             if record.is_final:
                 raise FinalUploadModified
             if record.status is Status.FINISHING:
@@ -374,7 +374,7 @@ class UploadService:
         """Remove an upload and all that belongs to it."""
         await self.get(upload_id)
         async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout) as lock:
-            upload = await self.get(upload_id)
+            upload = await self.get(upload_id, lock)
             await self._remove(upload, lock.token, Status.TERMINATED)
         await self.events.publish(UploadTerminated(upload))
 

@@ -1,0 +1,121 @@
+"""What Redis costs (`python -m bench.hosts`): compared with the embedded default, and takeovers between hosts."""
+
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from urllib.request import urlopen
+
+from bench.client import Connection, Request, Response, build, build_creation, build_patch, create, location_path
+from bench.measure import Meter
+from bench.recipes import WORK, Recipe
+from bench.servers import Target, running
+from tests.redis_server import RedisServer
+
+ROUNDS = 3
+PATCHES = 2000
+PATCH_SIZE = 1024
+TAKEOVERS = 200
+CHUNK = 64 * 1024
+SETTLE_SECONDS = 0.1
+CALLS = re.compile(r'^tusd_redis_call_duration_seconds_count\{call="(\w+)"\} (\S+)', re.MULTILINE)
+
+
+def recipe(name: str, directory: Path | None, *arguments: str) -> Recipe:
+    """Our server; with a directory, as one of several on it."""
+
+    def command(port: int, own: Path) -> list[str]:
+        base = [sys.executable, "-m", "tusd_py", "serve", "--port", str(port), "--log-level", "warning"]
+        return [*base, "--upload-dir", str(directory or own), *arguments]
+
+    return Recipe(name, "", command, "/files", ours=True)
+
+
+def patch_cost(target: Target) -> float:
+    """Milliseconds of CPU for a PATCH of one KiB."""
+    with Connection(target.port) as connection:
+        path = create(connection, target.creation_path, (PATCHES + 1) * PATCH_SIZE)
+        meter = Meter(target.process)
+        with meter:
+            for number in range(PATCHES):
+                request = build_patch(path, number * PATCH_SIZE, bytes(PATCH_SIZE))
+                connection.exchange(request).expect(204, "a PATCH")
+    assert meter.usage is not None
+    return meter.usage.cpu_seconds / PATCHES * 1000
+
+
+def calls(target: Target) -> Counter[str]:
+    """Calls to Redis so far, by kind."""
+    with urlopen(f"http://127.0.0.1:{target.port}/metrics") as answer:
+        return Counter({name: round(float(count)) for name, count in CALLS.findall(answer.read().decode())})
+
+
+def calls_by_request(target: Target) -> dict[str, str]:
+    """What one request of each kind asks of Redis."""
+    counted: dict[str, str] = {}
+
+    def count(name: str, request: Request, status: int) -> Response:
+        before = calls(target)
+        response = connection.exchange(request).expect(status, name)
+        time.sleep(SETTLE_SECONDS)
+        made = calls(target) - before
+        counted[name] = f"{made.total()} ({', '.join(f'{count} {call}' for call, count in sorted(made.items()))})"
+        return response
+
+    with Connection(target.port) as connection:
+        path = location_path(count("POST", build_creation(target.creation_path, 2 * PATCH_SIZE), 201))
+        count("HEAD", build("HEAD", path), 200)
+        count("PATCH", build_patch(path, 0, bytes(PATCH_SIZE)), 204)
+        count("PATCH, the last", build_patch(path, PATCH_SIZE, bytes(PATCH_SIZE)), 204)
+        count("HEAD, complete", build("HEAD", path), 200)
+        count("DELETE", build("DELETE", path), 204)
+    return counted
+
+
+def takeovers(first: Target, second: Target) -> list[float]:
+    """Seconds from the HEAD of a client that comes back, to another host, to the answer of its PATCH."""
+    times = []
+    with Connection(first.port) as connection, Connection(second.port) as other:
+        for _ in range(TAKEOVERS):
+            path = create(connection, first.creation_path, 3 * CHUNK)
+            with Connection(first.port) as stalled:
+                stalled.socket.sendall(build_patch(path, 0, length=3 * CHUNK).data + bytes(CHUNK))
+                time.sleep(0.02)
+                started = time.perf_counter()
+                offset = int(other.exchange(build("HEAD", path)).expect(200, "a HEAD").headers["upload-offset"])
+                other.exchange(build_patch(path, offset, bytes(CHUNK))).expect(204, "a PATCH")
+                times.append(time.perf_counter() - started)
+    return sorted(times)
+
+
+def main() -> None:
+    WORK.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hosts-", dir=WORK) as name, RedisServer() as redis:
+        home = Path(name)
+        shared = home / "shared"
+        with_redis = ("--redis-url", redis.url)
+        embedded, hosted = [], []
+        for number in range(ROUNDS):
+            with running(recipe("embedded", None), home / f"embedded-{number}") as target:
+                embedded.append(patch_cost(target))
+            with running(recipe("redis", None, *with_redis), home / f"redis-{number}") as target:
+                hosted.append(patch_cost(target))
+        ratio = min(hosted) / min(embedded)
+        print(
+            f"PATCH of 1 KiB: {min(embedded):.2f} ms CPU embedded, {min(hosted):.2f} ms with Redis: {ratio:.2f} times"
+        )
+        with (
+            running(recipe("first", shared, *with_redis), home / "first") as first,
+            running(recipe("second", shared, *with_redis), home / "second") as second,
+        ):
+            for method, sent in calls_by_request(first).items():
+                print(f"{method}: {sent} calls")
+            times = takeovers(first, second)
+        middle, late = times[len(times) // 2], times[int(len(times) * 0.99)]
+        print(f"takeover by another host (HEAD and PATCH): p50 {middle * 1000:.1f} ms, p99 {late * 1000:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
