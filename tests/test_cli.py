@@ -63,7 +63,7 @@ def test_the_installed_command() -> None:
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["serve", "sweep", "config"])
+@pytest.mark.parametrize("command", ["serve", "sweep", "migrate", "import-tusd", "config"])
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -72,7 +72,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], command: s
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
         assert (field.description or "").split()[0] in text
-    assert ("--dry-run" in text) is (command == "sweep")
+    assert ("--dry-run" in text) is (command in ("sweep", "migrate", "import-tusd"))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,11 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], command: s
         ["--port"],
         ["serve", "--dry-run"],
         ["version", "--port", "1"],
+        ["migrate"],
+        ["migrate", "--from", "sqlite"],
+        ["migrate", "--from", "sqlite", "--to", "mysql"],
+        ["import-tusd"],
+        ["import-tusd", "a", "b"],
     ],
 )
 def test_commands_and_options_that_do_not_exist(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:

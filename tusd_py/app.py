@@ -41,6 +41,7 @@ from tusd_py.uploads.service import UploadService
 
 logger = logging.getLogger("tusd_py")
 
+RECORDS = "uploads.sqlite3"  # in the private folder
 PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with a dot
 E = TypeVar("E")
 
@@ -83,7 +84,7 @@ def build_state_and_locker(settings: Settings, metrics: Metrics | None) -> tuple
 def build_state(settings: Settings, kind: Literal["sqlite", "redis"]) -> StateStore:
     """Where records are kept."""
     if kind == "sqlite":
-        return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / "uploads.sqlite3")
+        return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / RECORDS)
     return build_state_and_locker(settings, None)[0]
 
 

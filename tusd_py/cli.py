@@ -1,4 +1,4 @@
-"""The command line: `tusd-py serve | sweep | config | version`."""
+"""The command line: `tusd-py serve | sweep | migrate | import-tusd | config | version`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,22 @@ from tusd_py.app import build_service, close_service, open_service
 from tusd_py.errors import UploadError
 from tusd_py.events.base import EventBus
 from tusd_py.events.logs import configure
+from tusd_py.migration.records import StateKind, migrate
+from tusd_py.migration.report import silent
+from tusd_py.migration.tusd_files import import_tusd
 from tusd_py.server.run import bind, reserve, run_server
 from tusd_py.server.supervisor import Supervisor
-from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load
+from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load, without_password
 from tusd_py.uploads.expiration import due_uploads, sweep
 
 COMMANDS = {
     "serve": "serve uploads",
     "sweep": "remove expired uploads once",
+    "migrate": "copy the records to another store, with the server stopped",
+    "import-tusd": "take over a directory of tusd",
     "config": "print the effective settings and where each came from",
 }
+OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy")
 USAGE_ERROR = 2
 
 
@@ -35,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "version":
         print(f"tusd-py {__version__}")
         return 0
-    config, dry_run = options.pop("config"), options.pop("dry_run", False)
+    config = options.pop("config")
+    own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
     try:
         loaded = load(options, config)
     except InvalidSettings as error:
@@ -43,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "config":
         return print_config(loaded)
     configure(loaded.settings.log_format, loaded.settings.log_level)
-    if command == "sweep":
-        return run_sweep(loaded.settings, dry_run=dry_run)
-    return run_serve(loaded.settings)
+    return RUN[command](loaded.settings, **own)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,10 +63,22 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML file with settings")
         add_settings(command)
-        if name == "sweep":
-            command.add_argument("--dry-run", action="store_true", help="only print what would be removed")
+        add_own_options(name, command)
     commands.add_parser("version", help="print the version")
     return parser
+
+
+def add_own_options(name: str, command: argparse.ArgumentParser) -> None:
+    """What is not a setting (`OWN_OPTIONS`)."""
+    if name in ("sweep", "migrate", "import-tusd"):
+        command.add_argument("--dry-run", action="store_true", default=False, help="only print what would be done")
+    if name == "migrate":
+        for flag, target in (("--from", "source"), ("--to", "target")):
+            text = f"the store to copy the records {flag[2:]}"
+            command.add_argument(flag, dest=target, required=True, choices=("sqlite", "redis"), help=text)
+    if name == "import-tusd":
+        command.add_argument("directory", type=Path, metavar="DIR", help="the upload directory of tusd")
+        command.add_argument("--copy", action="store_true", default=False, help="make no links to the files in DIR")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +97,7 @@ def print_config(loaded: Loaded) -> int:
     for name in Settings.model_fields:
         value = getattr(loaded.settings, name)
         text = ",".join(value) if isinstance(value, tuple) else "" if value is None else value
+        text = without_password(text) if isinstance(text, str) else text
         print(f"{name} = {text}  # {loaded.origins[name]}")
     return 0
 
@@ -134,6 +152,46 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
     return 0
 
 
+def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry_run: bool) -> int:
+    if source == target:
+        return fail(f"--from and --to are both {source}")
+    if settings.redis_url is None:
+        return fail("--redis-url is missing")
+    tell = print if dry_run else silent
+    try:
+        counts = asyncio.run(migrate(settings, source, target, dry_run=dry_run, tell=tell, complain=complain))
+    except UploadError as error:
+        return fail(error.message, 1)
+    print(f"{counts.done} {'to copy' if dry_run else 'copied'}, {counts.skipped} there already")
+    if counts.refused:
+        return fail(f"{counts.refused} not copied", 1)
+    if not dry_run:
+        print(f"now start the server {'with the same' if target == 'redis' else 'without'} --redis-url")
+    return 0
+
+
+def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool) -> int:
+    tell = print if dry_run else silent
+    try:
+        counts = asyncio.run(import_tusd(settings, directory, copy=copy, dry_run=dry_run, tell=tell, complain=complain))
+    except UploadError as error:
+        return fail(error.message, 1)
+    print(f"{counts.done} {'to import' if dry_run else 'imported'}, {counts.skipped} there already")
+    return fail(f"{counts.refused} not imported", 1) if counts.refused else 0
+
+
+def complain(message: str) -> None:
+    fail(message)
+
+
 def fail(message: str, code: int = USAGE_ERROR) -> int:
     print(f"tusd-py: {message}", file=sys.stderr)
     return code
+
+
+RUN: dict[str, Callable[..., int]] = {
+    "serve": run_serve,
+    "sweep": run_sweep,
+    "migrate": run_migrate,
+    "import-tusd": run_import,
+}

@@ -1,0 +1,202 @@
+"""From one state store to another: the records move, the bytes stay where they are.
+
+May be done again after an interruption: what was copied is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from tusd_py.app import PRIVATE_FOLDER, RECORDS, build_state, build_storage
+from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable
+from tusd_py.migration.report import Counts, Refused, Say, because, silent
+from tusd_py.settings import Settings, without_password
+from tusd_py.state.base import StateStore
+from tusd_py.storage.base import Remembers, Storage
+from tusd_py.storage.shared import SharedDiskStorage
+from tusd_py.upload import Part, Status, Upload
+
+StateKind: TypeAlias = Literal["sqlite", "redis"]
+
+UNFINISHED = (Status.ACTIVE, Status.FINISHING)
+
+
+async def migrate_records(
+    source: StateStore,
+    target: StateStore,
+    *,
+    joins: Storage | None = None,
+    remembers: Remembers | None = None,
+    dry_run: bool = False,
+    tell: Say = silent,
+    complain: Say = silent,
+) -> Counts:
+    """Copy every record with its ledger of parts; the source is only read.
+
+    A record that is there already is skipped; one that differs is refused and left as it is. The
+    storage `joins` makes the bytes of unfinished uploads one file first, for a server that cannot read their layout;
+    `remembers` is told of the finished ones. Tells of every upload that is copied, complains of every one that is
+    refused.
+    """
+    migration = Migration(source, target, joins, remembers, dry_run)
+    counts = Counts()
+    async for record in source.all():
+        try:
+            if await migration.copy(record):
+                tell(f"{record.id} {record.status} {record.offset} bytes")
+                counts.done += 1
+            else:
+                counts.skipped += 1
+        except Refused as error:
+            complain(f"upload {record.id} {error}")
+            counts.refused += 1
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """From where to where, and how."""
+
+    source: StateStore
+    target: StateStore
+    joins: Storage | None = None
+    remembers: Remembers | None = None
+    dry_run: bool = False
+
+    async def copy(self, record: Upload) -> bool:
+        """Copy one record; False if it is there already. Raises `Refused`."""
+        # The other locker counts its tokens anew. Those beside SQLite are nanoseconds: a change under a smaller token
+        # would be refused for ever, and Redis compares tokens as doubles, which cannot tell such large ones apart.
+        record = replace(record, token=0)
+        existing = await self.target.get(record.id)
+        parts = [] if record.is_complete else list(await self.source.parts(record.id))
+        if self.joins is not None and record.layout and record.status in UNFINISHED:
+            record, parts = replace(record, layout=await self._join(record, parts, existing)), []
+        if existing is not None:
+            copied = list(await self.target.parts(record.id))
+            if replace(existing, token=0) != record or copied not in ([], parts):
+                raise Refused("is there already, and differs")
+            if copied == parts:
+                return False
+        if not self.dry_run:
+            await self._store(existing, record, parts)
+        return True
+
+    async def _join(self, upload: Upload, parts: Sequence[Part], existing: Upload | None) -> str:
+        """Make one file of the bytes of an upload; returns its layout then."""
+        if existing is not None:  # that was done before; once more could cut off what came later
+            return existing.layout
+        if self.joins is None or self.dry_run:
+            return upload.layout
+        try:
+            return await self.joins.complete(upload, parts, sync=True)
+        except StorageBehind as error:
+            raise Refused(f"is at {upload.offset} bytes, but {error.message}") from None
+
+    async def _store(self, existing: Upload | None, record: Upload, parts: Sequence[Part]) -> None:
+        """In steps: after an interruption, the later ones may be missing."""
+        if existing is None:
+            if self.remembers is not None and record.is_complete and not record.is_partial:
+                await self.remembers.remember(record)
+            await self.target.create(record, durable=True)
+        if parts:
+            before = existing or record
+            await self.target.update(before, before, before.token, parts=parts, durable=True)
+
+
+async def migrate(
+    settings: Settings,
+    source: StateKind,
+    target: StateKind,
+    *,
+    dry_run: bool = False,
+    tell: Say = silent,
+    complain: Say = silent,
+) -> Counts:
+    """`migrate_records` between the stores that these settings name.
+
+    Raises `StateUnavailable` and `StorageUnavailable` with a sentence that says where.
+    """
+    if source == "sqlite" and not await asyncio.to_thread(records_file(settings).exists):
+        raise StateUnavailable(f"there are no records in {records_file(settings)}")
+    async with (
+        opened_state(settings, source) as old,
+        opened_state(settings, target, scratch=dry_run) as new,
+        opened_storage(settings, dry_run=dry_run) as storage,
+    ):
+        return await migrate_records(
+            old,
+            new,
+            joins=storage if target == "sqlite" and isinstance(storage, SharedDiskStorage) else None,
+            remembers=storage if target == "redis" and isinstance(storage, Remembers) else None,
+            dry_run=dry_run,
+            tell=tell,
+            complain=complain,
+        )
+
+
+@contextlib.asynccontextmanager
+async def opened_state(settings: Settings, kind: StateKind, *, scratch: bool = False) -> AsyncIterator[StateStore]:
+    """The state store of these settings; with `scratch` no new file is made for it, but an empty one elsewhere.
+
+    Raises `StateUnavailable` with a sentence that says where.
+    """
+    where = f"the upload directory {settings.upload_dir}"
+    if kind == "redis":
+        where = f"Redis at {without_password(settings.redis_url or '')}"
+    with contextlib.ExitStack() as stack:
+        if kind == "sqlite":
+            if scratch and not await asyncio.to_thread(records_file(settings).exists):
+                elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="tusd-py-"))
+                settings = settings.model_copy(update={"upload_dir": Path(elsewhere)})
+            await asyncio.to_thread(_make_private_folder, settings)
+        state = build_state(settings, kind)
+        try:
+            await _open(state, where)
+            yield state
+        finally:
+            await state.close()
+
+
+async def _open(state: StateStore, where: str) -> None:
+    try:
+        await state.open()
+    except StateUnavailable as error:
+        raise StateUnavailable(f"{where} cannot be used: {because(error)}") from error
+
+
+@contextlib.asynccontextmanager
+async def opened_storage(settings: Settings, *, dry_run: bool) -> AsyncIterator[Storage]:
+    """The storage of these settings, not opened for a dry run. Raises `StorageUnavailable`, which says where."""
+    storage = build_storage(settings)
+    if dry_run:
+        yield storage
+        return
+    try:
+        await storage.open()
+    except StorageUnavailable as error:
+        text = f"the upload directory {settings.upload_dir} cannot be used: {because(error)}"
+        raise StorageUnavailable(text) from error
+    try:
+        yield storage
+    finally:
+        await storage.close()
+
+
+def records_file(settings: Settings) -> Path:
+    return settings.upload_dir / PRIVATE_FOLDER / RECORDS
+
+
+def _make_private_folder(settings: Settings) -> None:
+    try:
+        settings.upload_dir.mkdir(parents=True, exist_ok=True)
+        (settings.upload_dir / PRIVATE_FOLDER).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        text = f"the upload directory {settings.upload_dir} cannot be used: {error.strerror}"
+        raise StateUnavailable(text) from error

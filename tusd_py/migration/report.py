@@ -1,0 +1,38 @@
+"""What is said of a migration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Say: TypeAlias = Callable[[str], None]
+
+
+class Refused(Exception):
+    """An upload that is not taken over; the text says why, and begins with a verb."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the uploads."""
+
+    done: int = 0
+    skipped: int = 0  # there already
+    refused: int = 0
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def shown(text: str) -> str:
+    """Whatever it is, for one line on a terminal."""
+    text = text if len(text) <= 200 else text[:200] + "..."
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def because(error: Exception) -> str:
+    """What went wrong underneath, without numbers and names of classes."""
+    cause = error.__cause__ or error
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
