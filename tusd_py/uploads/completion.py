@@ -1,0 +1,140 @@
+"""What becomes of an upload: read, restored, recovered, finished, removed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+
+from tusd_py.errors import (
+    MaxSizeExceeded,
+    OffsetMismatch,
+    PartialUnfinished,
+    StorageBehind,
+    UploadError,
+    UploadExists,
+    UploadGone,
+    UploadNotFound,
+)
+from tusd_py.events.base import EventBus, UploadFinished
+from tusd_py.locks.base import Lock
+from tusd_py.state.base import StateStore
+from tusd_py.storage.base import Concatenates, Remembers, Storage
+from tusd_py.upload import Status, Upload
+from tusd_py.uploads.concatenation import with_length
+from tusd_py.uploads.policy import Durability, Policy
+
+
+class Completion:
+    """Finishes, recovers and removes uploads. Who calls holds their lock, and gives its token."""
+
+    def __init__(self, state: StateStore, storage: Storage, events: EventBus, policy: Policy) -> None:
+        self._state = state
+        self._storage = storage
+        self._events = events
+        self._policy = policy
+
+    async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
+        """The record as committed, as the lock brought it if it did; raises `UploadNotFound` or `UploadGone`."""
+        upload = (lock and lock.record) or await self._state.get(upload_id)
+        if upload is None:
+            upload = await self.restore(upload_id)
+        if upload.has_ended(time.time()):
+            raise UploadGone if self._policy.gone_for else UploadNotFound
+        return upload
+
+    async def restore(self, upload_id: str) -> Upload:
+        """A finished upload whose record was lost; raises `UploadNotFound` if there is none."""
+        upload = await self.remembered(upload_id)
+        if upload is None:
+            raise UploadNotFound
+        with contextlib.suppress(UploadExists):
+            await self._state.create(upload)
+        return upload
+
+    async def remembered(self, upload_id: str) -> Upload | None:
+        """What the storage knows of an upload that was finished before its record was lost, or went back in time."""
+        upload = await self._storage.remembered(upload_id) if isinstance(self._storage, Remembers) else None
+        return None if upload is None else replace(upload, token=0)
+
+    # Going on.
+
+    async def recover(self, upload: Upload, token: int) -> Upload:
+        """Finish what was left unfinished, and go to the offset that storage really has."""
+        if upload.is_final and not upload.is_complete:
+            return await self._recover_final(upload, token)
+        if upload.status is Status.FINISHING:
+            return await self.finish(upload, token)
+        stored = await self._storage.stored(upload) if upload.status is Status.ACTIVE else upload.offset
+        if stored < upload.offset:
+            return await self._state.update(upload, upload.at(stored), token)
+        finished = None if upload.is_complete else await self.remembered(upload.id)
+        if finished is not None:
+            return await self._state.update(upload, finished, token)
+        return upload
+
+    async def _recover_final(self, upload: Upload, token: int) -> Upload:
+        try:
+            return await self.finish(upload, token)
+        except PartialUnfinished:
+            return upload  # it waits for its parts; the policy allowed that when it was made
+        except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be made any more
+            await self.remove(upload, token, Status.TERMINATED)
+            raise
+
+    # Finishing.
+
+    async def finish(self, upload: Upload, token: int) -> Upload:
+        """All bytes are stored: make the upload complete. Left in `finishing` if that fails."""
+        sync = self._policy.durability is not Durability.NEVER
+        try:
+            if upload.is_final:
+                assembled = await self._assemble(upload, sync=sync)
+            else:
+                parts = await self._state.parts(upload.id) if upload.layout else ()
+                assembled = replace(upload, layout=await self._storage.complete(upload, parts, sync=sync))
+        except StorageBehind as error:
+            back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self.expiry(time.time()))
+            await self._state.update(upload, back, token)
+            raise OffsetMismatch(error.stored) from error
+        complete = self.completed(assembled, time.time(), token)
+        await self.remember(complete)
+        complete = await self._state.update(upload, complete, token, durable=sync)
+        await self._events.publish(UploadFinished(complete))
+        return complete
+
+    def completed(self, upload: Upload, now: float, token: int) -> Upload:
+        expires_at = self.expiry(now) if upload.is_partial else None
+        return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at, token=token)
+
+    async def remember(self, complete: Upload) -> None:
+        if isinstance(self._storage, Remembers) and not complete.is_partial:
+            await self._storage.remember(complete)
+
+    async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
+        """Put the partial uploads together; returns the final one with its length."""
+        assert isinstance(self._storage, Concatenates)
+        partials = [await self.get(partial_id) for partial_id in final.partial_ids]
+        final = with_length(final, partials, self._policy)
+        final = replace(final, layout=await self._storage.concatenate(final, partials, sync=sync))
+        grace_end = time.time() + self._policy.partial_grace
+        for partial in {partial.id: partial for partial in partials}.values():
+            if partial.expires_at is None or partial.expires_at > grace_end:
+                with contextlib.suppress(UploadError):  # it was terminated meanwhile, or is about to be
+                    await self._state.update(partial, replace(partial, expires_at=grace_end), partial.token)
+        return final
+
+    # Ending.
+
+    async def remove(self, upload: Upload, token: int, status: Status, *, remember: bool = True) -> None:
+        """Remove an upload, and its record unless ended uploads are remembered for a time."""
+        # First the record says that the upload has ended, so that a crash on the way is cleaned up by the sweeper.
+        gone_until = time.time() + (self._policy.gone_for if remember else 0)
+        ended = await self._state.update(upload, replace(upload, status=status, expires_at=gone_until), token)
+        await self._storage.delete(ended)
+        if not (remember and self._policy.gone_for):
+            await self._state.delete(ended.id, token)
+
+    def expiry(self, now: float) -> float | None:
+        """When an upload expires that is written to now, in seconds since the epoch."""
+        return now + self._policy.expires_after if self._policy.expires_after else None
