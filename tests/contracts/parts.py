@@ -11,24 +11,45 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from tests.harness import ROOT
+from tests.redis_server import shared_redis_url
+from tests.s3_server import s3_config, seaweedfs
 from tusd_py.locks.base import Locker
 from tusd_py.locks.local import LocalLocker
+from tusd_py.locks.redis import RedisLocker
+from tusd_py.redis_connection import RedisConnection
 from tusd_py.state.base import StateStore
+from tusd_py.state.redis import RedisState
 from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage.base import Storage
 from tusd_py.storage.disk import DiskStorage
+from tusd_py.storage.s3 import S3Storage
+from tusd_py.storage.shared import SharedDiskStorage
+
+
+def redis() -> RedisConnection:
+    """A connection to the Redis of this test run."""
+    return RedisConnection(shared_redis_url())
+
+
+def prefix_of(place: Path) -> str:
+    return f"{place}:"
+
 
 # Each makes one instance, not opened yet, as one process has it. Instances of the same place see the same things; a
 # place is a directory of its own, and its name will do as a prefix where there are no directories.
 STATE_STORES: dict[str, Callable[[Path], StateStore]] = {
     "sqlite": lambda place: SQLiteState(place / "uploads.sqlite3"),
+    "redis": lambda place: RedisState(redis(), prefix_of(place)),
 }
 LOCKERS: dict[str, Callable[[Path], Locker]] = {
     "local": lambda place: LocalLocker(place / "locks"),
+    "redis": lambda place: RedisLocker(redis(), prefix_of(place), ttl=2),
 }
 STORAGES: dict[str, Callable[[Path], Storage]] = {
     "disk": lambda place: DiskStorage(place / "uploads"),
+    "shared-disk": lambda place: SharedDiskStorage(place / "uploads", place / "notes"),
     "disk-by-date": lambda place: DiskStorage(place / "uploads", date_folders=True),
+    "s3": lambda place: S3Storage(s3_config(seaweedfs(), place)),
 }
 
 PATIENCE = 30.0  # seconds for anything that has to happen

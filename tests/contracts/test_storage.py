@@ -6,38 +6,62 @@ import asyncio
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
 from tests.contracts.parts import PATIENCE, Instances, within
 from tusd_py.errors import StorageBehind, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer, Concatenates, Storage, Writer
-from tusd_py.upload import Concatenation, Status, Upload
+from tusd_py.upload import Concatenation, Part, Status, Upload
 
-UPLOAD = Upload(id="upload", created_at=1_700_000_000.0)
+
+@dataclass(frozen=True, slots=True)
+class Record(Upload):
+    """An upload with its ledger, as a state store keeps them."""
+
+    ledger: tuple[Part, ...] = ()
+
+
+UPLOAD = Record(id="upload", created_at=1_700_000_000.0)
+TOKEN = 1  # of every lock
 LARGE = random.Random(1).randbytes((5 << 20) + 12345)
 
 
-async def append(storage: Storage, upload: Upload, *blocks: Sequence[Buffer], sync: bool = False) -> Upload:
+def record_of(upload: Upload) -> Record:
+    return upload if isinstance(upload, Record) else Record(**{f.name: getattr(upload, f.name) for f in fields(Upload)})
+
+
+def committed(upload: Upload, writer: Writer) -> Record:
+    """The upload as it is once what the writer stored is committed."""
+    record = record_of(upload)
+    offset, layout = writer.stored, writer.layout
+    ledger = {part.number: part for part in (*record.ledger, *writer.parts(upload.offset))}
+    parts = tuple(ledger[number] for number in sorted(ledger))
+    return replace(record, offset=offset, layout=layout, ledger=parts, token=TOKEN)
+
+
+async def append(storage: Storage, upload: Upload, *blocks: Sequence[Buffer], sync: bool = False) -> Record:
     """One request's worth of bytes; the upload as it is committed after it."""
-    writer = storage.writer(upload, 1)
+    writer = storage.writer(upload, TOKEN)
     try:
         for block in blocks:
             await writer.write(block)
         await within(writer.flush(sync=sync))
+        record = committed(upload, writer)
     finally:
         await writer.close()
-    assert writer.stored == upload.offset + sum(len(buffer) for block in blocks for buffer in block)
-    return upload.at(writer.stored)
+    assert record.offset == upload.offset + sum(len(buffer) for block in blocks for buffer in block)
+    return record
 
 
-async def finish(storage: Storage, upload: Upload) -> Upload:
-    await storage.complete(upload, sync=True)
-    return replace(upload, length=upload.offset, status=Status.COMPLETE)
+async def finish(storage: Storage, upload: Upload, *, sync: bool = True) -> Record:
+    record = record_of(upload)
+    layout = await storage.complete(record, record.ledger, sync=sync)
+    return replace(record, length=upload.offset, status=Status.COMPLETE, layout=layout, ledger=())
 
 
-async def store(storage: Storage, upload_id: str, data: bytes) -> Upload:
+async def store(storage: Storage, upload_id: str, data: bytes) -> Record:
     """A complete upload of this data."""
     return await finish(storage, await append(storage, replace(UPLOAD, id=upload_id), [data]))
 
@@ -52,7 +76,7 @@ async def content(storage: Storage, upload: Upload, start: int = 0, end: int | N
 
 @pytest.mark.parametrize("sync", [False, True])
 async def test_what_was_written_is_read(storage: Storage, sync: bool) -> None:
-    writer = storage.writer(UPLOAD, 1)
+    writer = storage.writer(UPLOAD, TOKEN)
     assert writer.stored == 0
     await writer.write([b"one ", b"two "])
     await writer.flush(sync=sync)
@@ -63,19 +87,21 @@ async def test_what_was_written_is_read(storage: Storage, sync: bool) -> None:
     assert writer.stored == 27
     await writer.flush([], sync=sync)
     assert writer.stored == 27
+    upload = committed(UPLOAD, writer)
     await writer.close()
-    upload = UPLOAD.at(27)
+    assert upload.offset == 27
     assert await storage.stored(upload) == 27
     assert await content(storage, await finish(storage, upload)) == b"one two three four five six"
 
 
 @pytest.mark.parametrize("sync", [False, True])
 async def test_nothing_written_is_nothing_stored(storage: Storage, sync: bool) -> None:
-    writer = storage.writer(UPLOAD, 1)
+    writer = storage.writer(UPLOAD, TOKEN)
     await writer.flush(sync=sync)
     assert writer.stored == 0
+    upload = committed(UPLOAD, writer)
     await writer.close()
-    assert await storage.stored(UPLOAD) == 0
+    assert await storage.stored(upload) == 0
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -103,21 +129,20 @@ async def test_the_last_bytes_of_an_upload(
     expected = b"".join([*before, *written, *last])
     upload = await append(storage, UPLOAD, before)
     await append(storage, upload, [b"never committed"])
-    upload = upload.at(len(b"".join(before)))
-    writer = storage.writer(upload, 1)
+    writer = storage.writer(upload, TOKEN)
     if written:
         await writer.write(written)
     whole = await writer.finish(last, sync=sync)
     assert writer.stored == len(expected)
+    upload = complete = committed(upload, writer)
     await writer.close()
-    upload = upload.at(len(expected))
     reader = await storages.open()
     if not whole:
-        await reader.complete(upload, sync=sync)
-    assert await reader.stored(upload) == len(expected)
-    assert await content(reader, upload) == expected
-    await reader.complete(upload, sync=sync)  # as after a crash before this was recorded
-    assert await content(storage, upload) == expected
+        complete = await finish(reader, upload, sync=sync)
+    assert await reader.stored(complete) == len(expected)
+    assert await content(reader, complete) == expected
+    complete = await finish(reader, upload, sync=sync)  # as after a crash before this was recorded
+    assert await content(storage, complete) == expected
 
 
 async def test_uploads_go_on_where_they_were(storages: Instances[Storage], storage: Storage) -> None:
@@ -129,13 +154,15 @@ async def test_uploads_go_on_where_they_were(storages: Instances[Storage], stora
     assert await content(await storages.open(), await finish(storage, upload)) == b"one two three"
 
 
-@pytest.mark.parametrize("committed", [0, 1, 4, 9, 10])
-async def test_a_new_writer_drops_what_was_not_committed(storage: Storage, committed: int) -> None:
-    await append(storage, UPLOAD, [b"0123456789"])
-    upload = await append(storage, UPLOAD.at(committed), [b"new"])
-    assert upload.offset == committed + 3
-    assert await storage.stored(upload) == committed + 3
-    assert await content(storage, await finish(storage, upload)) == b"0123456789"[:committed] + b"new"
+@pytest.mark.parametrize("kept", [0, 1, 4, 9, 10])
+async def test_a_new_writer_drops_what_was_not_committed(storage: Storage, kept: int) -> None:
+    data = b"0123456789"
+    upload = await append(storage, UPLOAD, [data[:kept]])
+    await append(storage, upload, [data[kept:]])
+    upload = await append(storage, upload, [b"new"])
+    assert upload.offset == kept + 3
+    assert await storage.stored(upload) == kept + 3
+    assert await content(storage, await finish(storage, upload)) == b"0123456789"[:kept] + b"new"
 
 
 async def write_and_flush(writer: Writer) -> None:
@@ -158,16 +185,15 @@ WAYS_TO_WRITE = pytest.mark.parametrize("write", [write_and_flush, flush, finish
 @WAYS_TO_WRITE
 @pytest.mark.parametrize("stored", [0, 3, 9])
 async def test_fewer_bytes_than_were_committed_are_noticed(storage: Storage, stored: int, write: Write) -> None:
-    if stored:
-        await append(storage, UPLOAD, [b"x" * stored])
-    writer = storage.writer(UPLOAD.at(10), 1)
+    upload = await append(storage, UPLOAD, [b"x" * stored]) if stored else UPLOAD
+    writer = storage.writer(upload.at(10), TOKEN)
     with pytest.raises(StorageBehind) as raised:
         await write(writer)
     await writer.close()
     assert raised.value.stored == stored
-    assert await storage.stored(UPLOAD.at(10)) == stored
-    await append(storage, UPLOAD.at(stored), [b"more"])
-    assert await storage.stored(UPLOAD) == stored + 4
+    assert await storage.stored(upload.at(10)) == stored
+    upload = await append(storage, upload, [b"more"])
+    assert await storage.stored(upload) == stored + 4
 
 
 @pytest.mark.parametrize(
@@ -209,9 +235,11 @@ class Gate:
 
     def __init__(self) -> None:
         self.opened = threading.Event()
+        self.passed = 0  # bytes
 
     def __call__(self, data: Buffer) -> None:
         assert self.opened.wait(PATIENCE)
+        self.passed += len(data)
 
 
 @pytest.fixture
@@ -227,21 +255,21 @@ async def assert_waits(work: asyncio.Future[None]) -> None:
 
 
 async def test_one_block_is_stored_while_the_next_one_waits(storage: Storage, gate: Gate) -> None:
-    writer = storage.writer(UPLOAD, 1, gate)
+    writer = storage.writer(UPLOAD, TOKEN, gate)
     await within(writer.write([b"one"]))
     writing = asyncio.ensure_future(writer.write([b"two"]))
     await assert_waits(writing)
     assert writer.stored == 0
     gate.opened.set()
     await within(writing)
-    assert writer.stored >= 3
+    assert gate.passed >= 3
     await within(writer.flush(sync=False))
     assert writer.stored == 6
     await writer.close()
 
 
 async def test_a_slow_upload_does_not_hold_up_the_others(storage: Storage, gate: Gate) -> None:
-    slow = storage.writer(replace(UPLOAD, id="slow"), 1, gate)
+    slow = storage.writer(replace(UPLOAD, id="slow"), TOKEN, gate)
     await slow.write([b"slow"])
     assert await content(storage, await store(storage, "quick", b"quick")) == b"quick"
     gate.opened.set()
@@ -251,7 +279,7 @@ async def test_a_slow_upload_does_not_hold_up_the_others(storage: Storage, gate:
 @WAYS_TO_WRITE
 async def test_nothing_is_written_any_more_after_closing(storage: Storage, gate: Gate, write: Write) -> None:
     """A request that is cancelled releases its lock after this: nothing may be written any more then."""
-    writer = storage.writer(UPLOAD, 1, gate)
+    writer = storage.writer(UPLOAD, TOKEN, gate)
     waiting = asyncio.ensure_future(write(writer))
     await assert_waits(waiting)
     waiting.cancel()
@@ -260,7 +288,9 @@ async def test_nothing_is_written_any_more_after_closing(storage: Storage, gate:
     await assert_waits(closing)
     gate.opened.set()
     await within(closing)
-    assert await storage.stored(UPLOAD) == writer.stored == 4
+    assert gate.passed == 4
+    upload = await append(storage, UPLOAD, [b"next"])  # whoever has the lock now
+    assert await content(storage, await finish(storage, upload)) == b"next"
 
 
 async def test_the_observer_sees_every_byte_in_order_outside_the_event_loop(storage: Storage) -> None:
@@ -271,7 +301,7 @@ async def test_the_observer_sees_every_byte_in_order_outside_the_event_loop(stor
         seen.append(bytes(data))
         threads.add(threading.get_ident())
 
-    writer = storage.writer(UPLOAD, 1, observe)
+    writer = storage.writer(UPLOAD, TOKEN, observe)
     expected = b""
     for number in range(20):
         block: list[Buffer] = [b"%d " % number, bytearray(b"x" * number), memoryview(b"yz")]
@@ -287,9 +317,10 @@ async def test_the_observer_sees_every_byte_in_order_outside_the_event_loop(stor
 
 
 async def test_the_observer_sees_only_what_is_new(storage: Storage) -> None:
-    await append(storage, UPLOAD, [b"0123456789"])
+    upload = await append(storage, UPLOAD, [b"0123"])
+    await append(storage, upload, [b"456789"])
     seen: list[bytes] = []
-    writer = storage.writer(UPLOAD.at(4), 1, lambda data: seen.append(bytes(data)))
+    writer = storage.writer(upload, TOKEN, lambda data: seen.append(bytes(data)))
     await writer.write([b"new"])
     await writer.flush(sync=False)
     await writer.close()
@@ -303,23 +334,26 @@ async def test_the_observer_sees_only_what_is_new(storage: Storage) -> None:
 @pytest.mark.parametrize("flushed", [False, True])
 async def test_discarding(storage: Storage, offset: int, flushed: bool) -> None:
     upload = await append(storage, UPLOAD, [b"kept"])
-    writer = storage.writer(upload, 1)
+    writer = storage.writer(upload, TOKEN)
     await writer.write([b"more"])
     await writer.write([b"more"])
     if flushed:
         await writer.flush(sync=False)
     await writer.discard(offset)
+    assert writer.stored <= offset
+    await writer.flush(sync=True)
     assert writer.stored == offset
-    assert await storage.stored(upload) == offset
+    assert await storage.stored(committed(upload, writer)) == offset
     await writer.flush([b"!"], sync=True)
     assert writer.stored == offset + 1
+    upload = committed(upload, writer)
     await writer.close()
-    complete = await finish(storage, upload.at(offset + 1))
+    complete = await finish(storage, upload)
     assert await content(storage, complete) == b"keptmoremore"[:offset] + b"!"
 
 
 async def test_discarding_where_nothing_was_written(storage: Storage) -> None:
-    writer = storage.writer(UPLOAD, 1)
+    writer = storage.writer(UPLOAD, TOKEN)
     await writer.discard(0)
     await writer.flush(sync=False)
     assert writer.stored == 0
@@ -344,13 +378,13 @@ async def assert_takes_no_more(writer: Writer) -> None:
 
 @WAYS_TO_WRITE
 async def test_after_an_error_no_more_bytes_are_taken(storage: Storage, write: Write) -> None:
-    await append(storage, UPLOAD, [b"abc"])
-    writer = storage.writer(UPLOAD.at(10), 1)
+    upload = await append(storage, UPLOAD, [b"abc"])
+    writer = storage.writer(upload.at(10), TOKEN)
     with pytest.raises(StorageBehind):
         await write(writer)
     await assert_takes_no_more(writer)
     await writer.close()
-    assert await storage.stored(UPLOAD) == 3
+    assert await storage.stored(upload) == 3
 
 
 # Completing.
@@ -359,36 +393,35 @@ async def test_after_an_error_no_more_bytes_are_taken(storage: Storage, write: W
 @pytest.mark.parametrize("sync", [False, True])
 async def test_completing_may_be_repeated(storages: Instances[Storage], storage: Storage, sync: bool) -> None:
     upload = await append(storage, UPLOAD, [b"content"])
-    await storage.complete(upload, sync=sync)
-    await storage.complete(upload, sync=sync)
-    await (await storages.open()).complete(upload, sync=sync)
-    assert await content(storage, upload) == b"content"
-    assert await storage.stored(upload) == 7
+    for instance in (storage, storage, await storages.open()):
+        complete = await finish(instance, upload, sync=sync)
+        assert await content(storage, complete) == b"content"
+        assert await storage.stored(complete) == 7
 
 
 @pytest.mark.parametrize("sync", [False, True])
 async def test_an_upload_of_no_bytes_is_complete_too(storage: Storage, sync: bool) -> None:
-    await storage.complete(UPLOAD, sync=sync)
-    assert await content(storage, UPLOAD) == b""
-    assert await storage.stored(UPLOAD) == 0
+    upload = await finish(storage, UPLOAD, sync=sync)
+    assert await content(storage, upload) == b""
+    assert await storage.stored(upload) == 0
 
 
 async def test_completing_drops_what_was_not_committed(storage: Storage) -> None:
-    await append(storage, UPLOAD, [b"0123456789"])
-    complete = await finish(storage, UPLOAD.at(4))
+    upload = await append(storage, UPLOAD, [b"0123"])
+    await append(storage, upload, [b"456789"])
+    complete = await finish(storage, upload)
     assert await content(storage, complete, 0, 4) == b"0123"
     assert await storage.stored(complete) == 4
 
 
 @pytest.mark.parametrize("stored", [0, 3])
 async def test_an_upload_with_bytes_missing_is_not_complete(storage: Storage, stored: int) -> None:
-    if stored:
-        await append(storage, UPLOAD, [b"x" * stored])
+    upload = await append(storage, UPLOAD, [b"x" * stored]) if stored else UPLOAD
     for _ in range(2):
         with pytest.raises(StorageBehind) as raised:
-            await storage.complete(UPLOAD.at(10), sync=True)
+            await finish(storage, upload.at(10))
         assert raised.value.stored == stored
-    upload = await append(storage, UPLOAD.at(stored), [b"y" * (10 - stored)])
+    upload = await append(storage, upload, [b"y" * (10 - stored)])
     assert await content(storage, await finish(storage, upload)) == b"x" * stored + b"y" * (10 - stored)
 
 
@@ -508,7 +541,7 @@ async def test_concatenating(
     stored = await partials(storage, *contents)
     parts = [stored[number] for number in order]
     final = final_of(parts)
-    await concatenates.concatenate(final, parts, sync=sync)
+    final = replace(final, layout=await concatenates.concatenate(final, parts, sync=sync))
     assert await storage.stored(final) == final.length
     assert await content(storage, final) == b"".join(contents[number] for number in order)
     for part, data in zip(stored, contents, strict=True):
@@ -518,7 +551,7 @@ async def test_concatenating(
 async def test_a_final_upload_does_not_need_its_partials_any_more(storage: Storage, concatenates: Concatenates) -> None:
     parts = await partials(storage, b"one ", b"two")
     final = final_of(parts)
-    await concatenates.concatenate(final, parts, sync=True)
+    final = replace(final, layout=await concatenates.concatenate(final, parts, sync=True))
     for part in parts:
         await storage.delete(part)
     assert await content(storage, final) == b"one two"
@@ -534,7 +567,7 @@ async def test_concatenating_may_be_repeated(
     await concatenates.concatenate(final, parts, sync=False)
     other = await storages.open()
     assert isinstance(other, Concatenates)
-    await other.concatenate(final, parts, sync=True)
+    final = replace(final, layout=await other.concatenate(final, parts, sync=True))
     assert await content(storage, final) == b"one two"
 
 
@@ -546,7 +579,7 @@ async def test_a_partial_that_is_gone(storage: Storage, concatenates: Concatenat
         with pytest.raises(UploadNotFound):
             await concatenates.concatenate(final, parts, sync=True)
     parts[1] = await store(storage, parts[1].id, b"TWO ")
-    await concatenates.concatenate(final, parts, sync=True)
+    final = replace(final, layout=await concatenates.concatenate(final, parts, sync=True))
     assert await content(storage, final) == b"one TWO three"
 
 

@@ -91,7 +91,7 @@ class Remembers(Protocol):
     """A storage that can tell of a finished upload although its record was lost."""
 
     async def remember(self, upload: Upload) -> None:
-        """Keep the record of an upload that is about to be complete."""
+        """Keep the record of a complete upload."""
 
     async def remembered(self, upload_id: str) -> Upload | None:
         """The record that was kept, if the bytes are there too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from dataclasses import replace
 
@@ -23,6 +24,9 @@ from tusd_py.storage.base import Concatenates, Remembers, Storage
 from tusd_py.upload import Status, Upload
 from tusd_py.uploads.concatenation import with_length
 from tusd_py.uploads.policy import Durability, Policy
+
+
+logger = logging.getLogger("tusd_py.uploads")
 
 
 class Completion:
@@ -98,8 +102,8 @@ class Completion:
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
         complete = self.completed(assembled, time.time(), token)
-        await self.remember(complete)
         complete = await self._state.update(upload, complete, token, durable=sync)
+        await self.remember(complete)
         await self._events.publish(UploadFinished(complete))
         return complete
 
@@ -108,8 +112,12 @@ class Completion:
         return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at, token=token)
 
     async def remember(self, complete: Upload) -> None:
+        """Have the storage remember a complete upload; not earlier, since who lost the lock completes nothing."""
         if isinstance(self._storage, Remembers) and not complete.is_partial:
-            await self._storage.remember(complete)
+            try:
+                await self._storage.remember(complete)
+            except UploadError as error:  # the upload is complete all the same
+                logger.warning("upload %s has no note: %s", complete.id, error.message)
 
     async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
         """Put the partial uploads together; returns the final one with its length."""

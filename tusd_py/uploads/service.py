@@ -231,10 +231,10 @@ class UploadService:
                 after = replace(after, status=Status.FINISHING, token=lock.token)
             else:
                 after = replace(after, expires_at=self._completion.expiry(now), token=lock.token)
-            if whole:
-                await self._completion.remember(after)
             durable = sync or (whole and self.policy.durability is not Durability.NEVER)
             stored = await self.state.update(before, after, lock.token, parts=parts, durable=durable)
+            if whole:
+                await self._completion.remember(stored)
             await self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
             return stored
 
