@@ -7,7 +7,8 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeVar
 
@@ -52,7 +53,7 @@ def build_service(settings: Settings, events: EventBus, metrics: Metrics | None 
     return UploadService(
         state=state,
         locker=locker,
-        storage=build_storage(settings),
+        storage=build_storage(settings, metrics),
         events=events,
         budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
         policy=Policy(
@@ -88,37 +89,79 @@ def build_state(settings: Settings, kind: Literal["sqlite", "redis"]) -> StateSt
     return build_state_and_locker(settings, None)[0]
 
 
-def build_storage(settings: Settings) -> Storage:
+def build_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
+    """Where bytes are kept; raises `StorageUnavailable` for settings of S3 that contradict each other."""
+    if settings.s3_bucket:
+        return build_s3_storage(settings, metrics)
     if settings.redis_url is None:
         return DiskStorage(settings.upload_dir, date_folders=settings.date_folders)
     notes = settings.upload_dir / PRIVATE_FOLDER / "finished"
     return SharedDiskStorage(settings.upload_dir, notes, date_folders=settings.date_folders)
 
 
+def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
+    from tusd_py.storage.s3 import S3Config, S3Storage  # S3 is an extra
+
+    try:
+        config = S3Config(
+            bucket=settings.s3_bucket,
+            endpoint=settings.s3_endpoint,
+            region=settings.s3_region,
+            prefix=settings.s3_prefix,
+            key=settings.s3_key,
+            addressing=settings.s3_addressing,
+            preset=settings.s3_preset,
+            part_size=settings.s3_part_size,
+            buffer_size=settings.s3_buffer_size,
+            concurrency=settings.s3_concurrency,
+            storage_class=settings.s3_storage_class,
+            encryption=settings.s3_encryption,
+            kms_key=settings.s3_kms_key,
+            acl=settings.s3_acl,
+            tags=tuple((name, value) for name, _, value in (tag.partition("=") for tag in settings.s3_tags)),
+            download=settings.s3_download,
+        )
+    except ValueError as error:
+        raise StorageUnavailable(f"S3 cannot be used: {error}") from None
+    storage = S3Storage(config, metrics.s3_called if metrics else None)
+    if metrics is not None:
+        metrics.s3_buffers(lambda: storage.buffered_bytes, lambda: storage.parts_in_flight)
+    return storage
+
+
 async def open_service(service: UploadService, settings: Settings) -> None:
     """Make every part ready; raises `StorageUnavailable` or `StateUnavailable` with a sentence that says where."""
-    private = settings.upload_dir / PRIVATE_FOLDER
-    try:
+    directory = f"the upload directory {settings.upload_dir}"
+    bucket = f"the S3 bucket {settings.s3_bucket}"
+    redis = f"Redis at {without_password(settings.redis_url or '')}"
+    with _said_where(bucket if settings.s3_bucket else directory):
         await service.storage.open()
-        await asyncio.to_thread(private.mkdir, mode=0o700, exist_ok=True)
-        if settings.redis_url is None:
-            await service.locker.open()
-            await service.state.open()
+    if not (settings.s3_bucket and settings.redis_url):
+        with _said_where(directory):
+            await asyncio.to_thread(_make_private_folder, settings.upload_dir / PRIVATE_FOLDER)
+    with _said_where(redis if settings.redis_url else directory):
+        await service.locker.open()
+        await service.state.open()
+
+
+def _make_private_folder(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _said_where(what: str) -> Iterator[None]:
+    try:
+        yield
     except (StorageUnavailable, StateUnavailable, OSError) as error:
-        raise StorageUnavailable(
-            f"the upload directory {settings.upload_dir} cannot be used: {_reason(error)}"
-        ) from error
-    if settings.redis_url is not None:
-        try:
-            await service.state.open()
-            await service.locker.open()
-        except StateUnavailable as error:
-            url = without_password(settings.redis_url)
-            raise StateUnavailable(f"Redis at {url} cannot be used: {_reason(error)}") from error
+        kind = StateUnavailable if isinstance(error, StateUnavailable) else StorageUnavailable
+        raise kind(f"{what} cannot be used: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    reason = error.__cause__ or error
+    """What a user can do something about: an error of the system below, or the sentence of the error itself."""
+    reason = error.__cause__ if isinstance(error.__cause__, OSError) or str(error) == type(error).__doc__ else error
+    reason = reason or error
     return reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
 
 

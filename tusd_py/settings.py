@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+ENDPOINT = re.compile(r"https?://[^/\s?#]+/?")
 REDIS_URL = re.compile(r"(?:(?:redis|valkey)s?(?:\+sentinel|\+cluster)?://[^/\s]+(?:/\S*)?)|unix:/\S+")
 REDIS_PREFIX = re.compile(r"[A-Za-z0-9:._-]{0,64}")
 PUBLIC_URL = re.compile(
@@ -92,6 +93,18 @@ def _check_public_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _check_endpoint(value: str) -> str:
+    if not ENDPOINT.fullmatch(value):
+        raise ValueError("a URL such as https://s3.example.org")
+    return value
+
+
+def _check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"[^=]+=[^=]*", tag) for tag in tags):
+        raise ValueError("pairs such as project=press,kind=upload")
+    return tags
+
+
 def _check_redis_url(value: str) -> str:
     if not REDIS_URL.fullmatch(value):
         raise ValueError("a URL such as redis://127.0.0.1:6379/0, rediss:// or redis+sentinel://")
@@ -154,6 +167,40 @@ class Settings(BaseSettings):
     )
     lock_ttl: Seconds = Field(
         default=6, ge=1, le=3600, description="a lock in Redis ends so long after its holder was last heard of"
+    )
+    s3_bucket: str = Field(default="", description="store the bytes in this S3 bucket instead of the upload directory")
+    s3_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
+        default=None, description="URL of the S3 server, if it is not AWS"
+    )
+    s3_region: str | None = Field(default=None, description="region of the bucket")
+    s3_preset: Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"] = Field(
+        default="aws", description="what the S3 server is; plain for the least common denominator"
+    )
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="where the bucket is named: in the path or in the host name"
+    )
+    s3_prefix: str = Field(default="", description="what the keys of all objects begin with")
+    s3_key: str = Field(
+        default="{prefix}{id}", description="key of a finished object; {metadata.NAME} stands for a value of the client"
+    )
+    s3_part_size: Size = Field(
+        default=8 << 20, ge=5 << 20, le=5 << 30, description="size of parts; larger if an upload would need too many"
+    )
+    s3_buffer_size: Size = Field(
+        default=32 << 20, ge=5 << 20, description="memory for parts on their way to S3, of all uploads together"
+    )
+    s3_concurrency: Number = Field(default=16, ge=6, le=256, description="requests to S3 at a time")
+    s3_storage_class: str = Field(default="", description="storage class of objects")
+    s3_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = Field(
+        default="", description="server-side encryption"
+    )
+    s3_kms_key: str = Field(default="", description="key for aws:kms")
+    s3_acl: str = Field(default="", description="canned ACL of objects")
+    s3_tags: Annotated[Names, AfterValidator(_check_tags)] = Field(
+        default=(), description="tags of objects: name=value,..."
+    )
+    s3_download: Literal["proxy", "redirect"] = Field(
+        default="proxy", description="send downloads through this server, or clients to a presigned URL"
     )
     public_url: Annotated[str, AfterValidator(_check_public_url)] | None = Field(
         default=None, description="URL under which clients reach this server, in front of the base path"

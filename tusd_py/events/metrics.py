@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -32,6 +33,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 DURATIONS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample beside every counter that nobody reads
+S3_CALLS = (0.005, 0.025, 0.1, 0.5, 2, 10, 60)
 CALLS = (0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1)
 LOCK_WAITS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10)
 
@@ -57,6 +59,20 @@ class Metrics:
         self._redis_calls = Histogram(
             "tusd_redis_call_duration_seconds", "Calls to Redis.", ["call"], buckets=CALLS, registry=registry
         )
+        self._s3_calls = Histogram(
+            "tusd_s3_call_duration_seconds",
+            "Requests to S3.",
+            ["operation", "result"],
+            buckets=S3_CALLS,
+            registry=registry,
+        )
+        self._s3_buffered = Gauge(
+            "tusd_s3_buffered_bytes", "Bytes of parts in memory.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._s3_parts = Gauge(
+            "tusd_s3_parts_in_flight", "Parts being sent to S3.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._measured: list[tuple[Gauge, Callable[[], int]]] = []
         self._redis_call: dict[str, Histogram] = {}
         self._redis_errors = Counter("tusd_redis_errors", "Calls to Redis that failed.", ["call"], registry=registry)
         self._lock_timeouts = Counter("tusd_lock_timeouts", "Locks that were not obtained in time.", registry=registry)
@@ -71,6 +87,13 @@ class Metrics:
     def connections_changed(self, change: int) -> None:
         self._connections.inc(change)
 
+    def s3_called(self, operation: str, result: str, seconds: float) -> None:
+        self._s3_calls.labels(operation, result).observe(seconds)
+
+    def s3_buffers(self, bytes_held: Callable[[], int], parts: Callable[[], int]) -> None:
+        """Where to ask for what is on its way to S3."""
+        self._measured += [(self._s3_buffered, bytes_held), (self._s3_parts, parts)]
+
     def lease_lost(self) -> None:
         self._lost_leases.inc()
 
@@ -84,6 +107,8 @@ class Metrics:
 
     def render(self) -> bytes:
         """The metrics in Prometheus's text format; reads files when there are several processes."""
+        for gauge, measure in self._measured:
+            gauge.set(measure())
         registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()

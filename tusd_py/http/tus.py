@@ -250,6 +250,9 @@ class TusEndpoints:
             return Response(selection.status, headers)
         if selection.status == 416:
             raise RangeNotSatisfiable(upload.length or 0)
+        url = await self._service.download_url(upload, headers["Content-Disposition"], headers["Content-Type"])
+        if url is not None:
+            return Response(302, {"Location": url, "Cache-Control": "no-store"})
         headers["Content-Length"] = str(selection.end - selection.start)
         if selection.status == 206:
             headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"

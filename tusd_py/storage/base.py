@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from tusd_py.upload import Part, Upload
@@ -98,6 +99,36 @@ class Remembers(Protocol):
 
 
 @runtime_checkable
+class Redirects(Protocol):
+    """A storage that clients can download from directly."""
+
+    async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
+        """A URL of a complete upload that works for a while; None if clients are to download from this server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something in a storage that belongs to no upload any more."""
+
+    kind: str
+    name: str
+    upload_id: str
+    created_at: float  # seconds since the epoch
+
+
+# The layout of an upload's record; None if there is no record.
+LayoutOf: TypeAlias = Callable[[str], Awaitable[str | None]]
+
+
+@runtime_checkable
+class HasJanitor(Protocol):
+    """A storage in which crashes can leave something that no record names."""
+
+    async def clean(self, layout_of: LayoutOf, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+        """Remove orphans at least `older_than` seconds old; with `dry_run` only find them."""
+
+
+@runtime_checkable
 class Concatenates(Protocol):
     """A storage that can put uploads together."""
 
@@ -105,4 +136,37 @@ class Concatenates(Protocol):
         """Make `final` of the bytes of the partials in this order; returns its layout.
 
         May be called again after a failure. Raises `UploadNotFound` if the bytes of a partial are no longer there.
+        """
+
+
+@runtime_checkable
+class Redirects(Protocol):
+    """A storage that clients can download from themselves."""
+
+    async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
+        """Where a client may fetch a complete upload for a while, with these header fields; None: not from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something in the storage that belongs to no upload any more."""
+
+    kind: str
+    name: str
+    upload_id: str
+    created_at: float  # seconds since the epoch
+
+
+# The layout in the record of an upload; None if there is no record.
+IsKnown: TypeAlias = Callable[[str], Awaitable[str | None]]
+
+
+@runtime_checkable
+class CleansUp(Protocol):
+    """A storage in which crashes may leave something behind."""
+
+    async def janitor(self, is_known: IsKnown, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+        """Remove what no record names and is at least `older_than` seconds old; with `dry_run` only find it.
+
+        Returns what was found.
         """

@@ -25,7 +25,6 @@ from tusd_py.upload import Status, Upload
 from tusd_py.uploads.concatenation import with_length
 from tusd_py.uploads.policy import Durability, Policy
 
-
 logger = logging.getLogger("tusd_py.uploads")
 
 

@@ -30,7 +30,7 @@ from tusd_py.events.base import (
 )
 from tusd_py.locks.base import Lock, Locker, LockHolder
 from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Concatenates, Storage
+from tusd_py.storage.base import Concatenates, Redirects, Storage
 from tusd_py.upload import Part, Status, Upload, final_upload_id, new_upload_id
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.budget import ByteBudget
@@ -113,6 +113,12 @@ class UploadService:
         if not upload.is_complete:
             raise UploadNotFound("the upload is not finished yet")
         return upload
+
+    async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
+        """Where a client can download a complete upload without this server; None if it cannot."""
+        if not isinstance(self.storage, Redirects):
+            return None
+        return await self.storage.download_url(upload, disposition, content_type)
 
     async def inspect(self, upload_id: str) -> Upload:
         """The upload with the offset that the next append needs, within two seconds.
