@@ -16,9 +16,9 @@ class Writer(Protocol):
     """Appends to one upload from a given offset on. Used by one lock holder, from one task."""
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
-        """Hand over the next bytes. Returns once the buffers before these are stored, so that at most two blocks of
-        an upload are in memory. Raises like `flush`, for earlier bytes; after an error no more bytes are taken, since
-        they would not follow the ones before them.
+        """Hand over the next bytes. Returns once the buffers before these are no longer needed, so that at most two
+        blocks of an upload are in memory. Raises like `flush`, for earlier bytes; after an error no more bytes are
+        taken, since they would not follow the ones before them.
         """
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
@@ -26,6 +26,9 @@ class Writer(Protocol):
 
         Raises `StorageFull`, `StorageUnavailable`, `StorageBehind`, `StorageAhead`; `stored` then tells how far it got.
         """
+
+    async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        """Hand over more bytes and have as much stored as comes cheap: all of them where `flush` costs little."""
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
         """Like `flush`, for the last bytes of the upload; True if nothing is left for `Storage.complete` to do.
@@ -42,7 +45,7 @@ class Writer(Protocol):
         """What the record has to say of the bytes up to `stored` (`Upload.layout`)."""
 
     def parts(self, after: int) -> Sequence[Part]:
-        """The parts that end beyond the offset `after` and not beyond `stored`."""
+        """The parts that end beyond the offset `after`, that of the committed record, and not beyond `stored`."""
 
     async def discard(self, offset: int) -> None:
         """Forget every byte from `offset` on."""
@@ -136,37 +139,4 @@ class Concatenates(Protocol):
         """Make `final` of the bytes of the partials in this order; returns its layout.
 
         May be called again after a failure. Raises `UploadNotFound` if the bytes of a partial are no longer there.
-        """
-
-
-@runtime_checkable
-class Redirects(Protocol):
-    """A storage that clients can download from themselves."""
-
-    async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
-        """Where a client may fetch a complete upload for a while, with these header fields; None: not from there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Orphan:
-    """Something in the storage that belongs to no upload any more."""
-
-    kind: str
-    name: str
-    upload_id: str
-    created_at: float  # seconds since the epoch
-
-
-# The layout in the record of an upload; None if there is no record.
-IsKnown: TypeAlias = Callable[[str], Awaitable[str | None]]
-
-
-@runtime_checkable
-class CleansUp(Protocol):
-    """A storage in which crashes may leave something behind."""
-
-    async def janitor(self, is_known: IsKnown, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
-        """Remove what no record names and is at least `older_than` seconds old; with `dry_run` only find it.
-
-        Returns what was found.
         """

@@ -188,13 +188,17 @@ class DiskWriter:
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         await self._settle()
-        self._pending = self._storage.run(lambda: self._write(buffers))
+        if buffers:
+            self._pending = self._storage.run(lambda: self._write(buffers))
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         await self._settle()
         if buffers or (sync and self._descriptor >= 0):
             self._pending = self._storage.run(lambda: self._flush(buffers, sync))
             await self._settle()
+
+    async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        await self.flush(buffers, sync=sync)
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
         await self._settle()

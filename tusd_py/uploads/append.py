@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.source import Source
 
+FLUSH_INTERVAL = 10.0  # seconds after which everything is stored even where that is not cheap
 SILENT = 1.0  # seconds without a byte after which a reader's question ends the append
 
 # Commits the second record, and these parts, in place of the first; the flag says that the storage has nothing left
@@ -65,6 +67,7 @@ class Append:
         self._commit_due = False
         self._commit_requested = False
         self._bytes_at_commit = upload.offset
+        self._flushed_at = time.monotonic()
 
     # The holder of the lock.
 
@@ -140,12 +143,17 @@ class Append:
         self._commit_due = True
         self._source.wake()
 
-    async def _commit(self) -> Upload:
+    async def _commit(self, *, everything: bool = False) -> Upload:
         """Make what has arrived part of the upload; with a checksum only the request for a commit is answered."""
         requested, self._commit_requested = self._commit_requested, False
         self._commit_due = False
         self._bytes_at_commit = self._position
-        await self._blocks.flush(sync=self._sync and self._verification is None)
+        now = time.monotonic()
+        if everything or requested or now - self._flushed_at >= FLUSH_INTERVAL:
+            self._flushed_at = now
+            await self._blocks.flush(sync=self._sync and self._verification is None)
+        else:
+            await self._blocks.checkpoint(sync=self._sync and self._verification is None)
         if self._verification is None:
             self._advance()
         return await self._commit_upload(requested)
@@ -170,7 +178,7 @@ class Append:
                 raise ChecksumMismatch
             self._verification = None
         if self._position != self.upload.length:
-            return await self._commit()
+            return await self._commit(everything=True)
         whole = await self._blocks.finish(sync=self._policy.durability is not Durability.NEVER)
         self._advance()
         return await self._commit_upload(self._commit_requested, whole=whole)
@@ -179,7 +187,8 @@ class Append:
         """After a failure: commit what had arrived before it; with a checksum, none of it."""
         if self._verification is not None:
             await self._blocks.discard(self._stored_record.offset)
-            self.upload = self._stored_record  # without a length that the request declared, too
+            # Without a length that the request declared, too; but the storage may have used up something for good.
+            self.upload = replace(self._stored_record, layout=self._blocks.layout)
             await self._commit_upload(self._commit_requested)
             return
         try:

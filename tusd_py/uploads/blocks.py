@@ -39,7 +39,7 @@ class BlockWriter:
         """Take the next bytes; raises what the storage says of earlier ones."""
         if not self._budget.try_reserve(len(data)):
             # Only who holds nothing may wait, or all could wait for each other.
-            await self.flush(sync=False)
+            await self._hand_over()
             await self._budget.reserve(len(data))
         self._gathered.append(data)
         self._gathered_size += len(data)
@@ -50,6 +50,13 @@ class BlockWriter:
         """Have everything stored."""
         gathered = self._start_writing()
         await self._writer.flush(gathered, sync=sync)
+        self._written()
+
+    async def checkpoint(self, *, sync: bool) -> None:
+        """Have as much stored as comes cheap."""
+        gathered = self._start_writing()
+        await self._writer.checkpoint(gathered, sync=sync)
+        await self._writer.write(())
         self._written()
 
     async def finish(self, *, sync: bool) -> bool:
@@ -74,6 +81,13 @@ class BlockWriter:
             self._budget.release(self._writing_size)
             self._writing, self._writing_size = [], 0
             raise
+        self._written()
+
+    async def _hand_over(self) -> None:
+        """Hold nothing any more."""
+        gathered = self._start_writing()
+        await self._writer.write(gathered)
+        await self._writer.write(())
         self._written()
 
     async def _write(self) -> None:

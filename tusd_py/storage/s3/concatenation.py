@@ -1,0 +1,128 @@
+"""Objects become one: copied by S3 as far as it can, through memory where a part would be too small."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
+from tusd_py.storage.base import Buffer
+from tusd_py.storage.s3.body import multipart_etag
+from tusd_py.storage.s3.config import MAX_OBJECT, S3Config
+from tusd_py.storage.s3.engine import Engine, Multipart
+from tusd_py.storage.s3.errors import ObjectMissing
+from tusd_py.storage.s3.layout import Layout, parse
+from tusd_py.storage.s3.objects import object_key
+from tusd_py.storage.s3.sizes import COPY_SIZE, MIB, Piece, Slice, choose_sizes, plan_copies, plan_equal
+from tusd_py.upload import Part, Upload
+
+ONE_COPY = 64 << 20  # bytes; a single source up to this size is copied in one request
+
+
+async def concatenate(engine: Engine, final: Upload, partials: Sequence[Upload]) -> Layout:
+    """Make the object of `final`; returns its layout.
+
+    Raises `UploadNotFound` if a partial upload is no longer there.
+    """
+    key = object_key(engine.config, final)
+    sources = [Slice(_source(engine.config, partial), 0, partial.offset) for partial in partials if partial.offset]
+    length = sum(source.size for source in sources)
+    try:
+        if length <= engine.config.part_size and (len(sources) != 1 or not engine.config.abilities.part_copy):
+            await _put(engine, final, key, sources, length)
+        elif len(sources) == 1 and length <= ONE_COPY and engine.config.abilities.part_copy:
+            await engine.copy_object(final, key, sources[0].key)
+        else:
+            await _assemble(engine, final.at(length), key, plan(engine.config, sources, length))
+    except (ObjectMissing, StorageBehind):
+        raise UploadNotFound("a partial upload is no longer there") from None
+    return Layout(key=key, whole=True)
+
+
+def _source(config: S3Config, partial: Upload) -> str:
+    return parse(partial.layout).key or object_key(config, partial)
+
+
+def plan(config: S3Config, sources: Sequence[Slice], length: int) -> list[Piece]:
+    """The parts of the object."""
+    if length > MAX_OBJECT:
+        raise StorageUnavailable("the storage takes no object of this size")
+    abilities = config.abilities
+    if abilities.part_copy and not abilities.equal_parts:
+        copy_size = max(COPY_SIZE, -(-length // (abilities.max_parts // 2) // MIB + 1) * MIB)
+        pieces = plan_copies(sources, copy_size)
+        if len(pieces) <= abilities.max_parts:
+            return pieces
+    sizes = choose_sizes(length, config.part_size, abilities.max_parts, equal=True)
+    return plan_equal(sources, sizes.first)
+
+
+async def _put(engine: Engine, final: Upload, key: str, sources: Sequence[Slice], length: int) -> None:
+    await engine.memory.take(length)
+    try:
+        await engine.put_object(final, key, await _fetch(engine, sources), final.token)
+    finally:
+        engine.memory.release(length)
+
+
+async def _fetch(engine: Engine, slices: Sequence[Slice]) -> list[Buffer]:
+    pieces: list[Buffer] = []
+    for piece in slices:
+        data = await engine.client.get(piece.key, piece.start, piece.end)
+        if len(data) < piece.size:
+            raise StorageUnavailable("a partial upload is shorter than its record says")
+        pieces.append(data)
+    return pieces
+
+
+async def _assemble(engine: Engine, final: Upload, key: str, pieces: Sequence[Piece]) -> None:
+    multipart = await engine.create_multipart(final, key)
+    try:
+        parts = await _make_parts(engine, multipart, pieces)
+        await engine.complete_multipart(multipart, parts)
+    except UploadError:
+        try:
+            await engine.abort(key, multipart.id)
+        except UploadError:
+            pass  # the janitor finds it
+        raise
+    if not await engine.is_placed(final, key, multipart.marker, multipart_etag([part.etag for part in parts])):
+        raise StorageUnavailable("the stored object is not what the parts should make")
+
+
+async def _make_parts(engine: Engine, multipart: Multipart, pieces: Sequence[Piece]) -> list[Part]:
+    """All parts, a few at a time; waits for all of them even if one fails."""
+    free = asyncio.Semaphore(engine.config.parts_in_flight)
+    failed = False
+
+    async def make(number: int, start: int, piece: Piece) -> Part:
+        nonlocal failed
+        async with free:
+            if failed:
+                raise StorageUnavailable
+            try:
+                return await _make_part(engine, multipart, number, start, piece)
+            except UploadError:
+                failed = True
+                raise
+
+    making = []
+    start = 0
+    for number, piece in enumerate(pieces, 1):
+        making.append(make(number, start, piece))
+        start += piece.size
+    results = await asyncio.gather(*making, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise next((error for error in errors if isinstance(error, ObjectMissing)), errors[0])
+    return [result for result in results if isinstance(result, Part)]
+
+
+async def _make_part(engine: Engine, multipart: Multipart, number: int, start: int, piece: Piece) -> Part:
+    if piece.can_be_copied and engine.config.abilities.part_copy:
+        return await engine.copy_part(multipart, number, start, piece.slices[0])
+    await engine.memory.take(piece.size)
+    try:
+        return await engine.upload_part(multipart, number, start, await _fetch(engine, piece.slices))
+    finally:
+        engine.memory.release(piece.size)

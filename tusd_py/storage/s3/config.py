@@ -1,0 +1,92 @@
+"""Where the bucket is, what its server can do, and what objects are stored with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+MIN_PART = 5 << 20  # bytes; only the last part of an object may be smaller
+MAX_PART = 5 << 30
+MAX_OBJECT = 5 << 40
+MAX_PARTS = 10_000
+FIELD = re.compile(r"\{([^{}]*)\}")
+FIELD_NAME = re.compile(r"id|prefix|metadata\.[A-Za-z0-9_.-]+")
+
+Preset = Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What an S3 server can do beyond what all of them can."""
+
+    checksum: Literal["crc32", "md5"] = "md5"  # how the bytes of a request are protected on their way
+    conditional_put: bool = False  # If-None-Match and If-Match of PutObject
+    part_copy: bool = True  # UploadPartCopy and CopyObject
+    equal_parts: bool = False  # all parts but the last must be of one size
+    max_parts: int = MAX_PARTS
+
+
+ABILITIES: dict[Preset, Abilities] = {
+    "aws": Abilities(checksum="crc32", conditional_put=True),
+    "minio": Abilities(checksum="crc32", conditional_put=True),
+    "r2": Abilities(conditional_put=True, equal_parts=True),
+    "scaleway": Abilities(max_parts=1000),
+    "ceph": Abilities(),
+    "plain": Abilities(part_copy=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class S3Config:
+    """Sizes are bytes, times are seconds. Credentials come from where every AWS client looks for them.
+
+    Raises `ValueError` for what cannot work.
+    """
+
+    bucket: str
+    endpoint: str | None = None  # None: AWS
+    region: str | None = None
+    prefix: str = ""
+    key: str = "{prefix}{id}"  # of the finished object; {metadata.NAME} stands for a value of Upload-Metadata
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    preset: Preset = "aws"
+    part_size: int = 8 << 20
+    buffer_size: int = 32 << 20  # bytes of parts in memory, of all uploads together
+    parts_in_flight: int = 4  # of one upload
+    concurrency: int = 16  # requests to S3 at a time
+    storage_class: str = ""
+    encryption: str = ""  # AES256, aws:kms, aws:kms:dsse
+    kms_key: str = ""
+    acl: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
+    download: Literal["proxy", "redirect"] = "proxy"
+    redirect_expires: int = 900  # life of a presigned URL
+    connect_timeout: float = 5
+    read_timeout: float = 30
+    attempts: int = 5  # of one request
+
+    def __post_init__(self) -> None:
+        if not self.bucket:
+            raise ValueError("the bucket has no name")
+        if self.preset not in ABILITIES:
+            raise ValueError(f"there is no preset {self.preset!r}")
+        if not MIN_PART <= self.part_size <= MAX_PART:
+            raise ValueError(f"the part size must be from {MIN_PART} to {MAX_PART} bytes")
+        if min(self.parts_in_flight, self.concurrency, self.attempts, self.buffer_size) < 1:
+            raise ValueError("the number of parts, requests, attempts and buffered bytes must be positive")
+        fields = FIELD.findall(self.key)
+        if fields.count("id") != 1:
+            raise ValueError("the key must hold {id} once, or objects could take each other's place")
+        unknown = [field for field in fields if not FIELD_NAME.fullmatch(field)]
+        if unknown or set(FIELD.sub("", self.key)) & set("{}"):
+            raise ValueError("a key is made of text, {prefix}, {id} and {metadata.NAME}")
+
+    @property
+    def abilities(self) -> Abilities:
+        return ABILITIES[self.preset]
+
+    @property
+    def tails(self) -> str:
+        """What the names of all tail objects begin with."""
+        return f"{self.prefix}.tusd-py/tails/"

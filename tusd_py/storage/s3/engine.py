@@ -1,0 +1,230 @@
+"""What a storage and its writers do with S3, request by request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError
+from tusd_py.storage.base import Buffer
+from tusd_py.storage.s3.client import Client, OnCall
+from tusd_py.storage.s3.config import S3Config
+from tusd_py.storage.s3.errors import MultipartMissing, NotSatisfied, ObjectMissing
+from tusd_py.storage.s3.layout import Layout, Tail, checksum_of, entry
+from tusd_py.storage.s3.memory import PartMemory
+from tusd_py.storage.s3.objects import MARKER, OWNER, owner, properties, protection, token_of
+from tusd_py.storage.s3.sizes import PartSizes, Slice, choose_sizes, skipped
+from tusd_py.storage.threads import Threads
+from tusd_py.upload import Part, Upload
+
+COPY_THREADS = 4
+RESERVED = 4  # threads that parts leave to small requests
+DELETE_AT_ONCE = 1000  # keys of one DeleteObjects
+
+
+@dataclass(frozen=True, slots=True)
+class Multipart:
+    """One multipart upload."""
+
+    key: str
+    id: str
+    marker: str
+
+
+class Engine:
+    """Requests to one bucket, with the memory and the threads behind them."""
+
+    def __init__(self, config: S3Config, on_call: OnCall | None) -> None:
+        self.config = config
+        self.client = Client(config, on_call)
+        self.memory = PartMemory(config.buffer_size)
+        self.parts_in_flight = 0
+        # The next unused part number of uploads whose record does not know it, since nothing was committed.
+        self.used_numbers: dict[str, int] = {}
+
+    async def open(self) -> None:
+        self.copying = Threads(COPY_THREADS, "tusd-py-s3-copy")
+        self._slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED))
+        await self.client.open()
+
+    async def close(self) -> None:
+        await self.client.close()
+        if hasattr(self, "copying"):
+            await asyncio.to_thread(self.copying.close)
+
+    # Sizes and numbers of parts.
+
+    def sizes_of(self, upload: Upload, layout: Layout) -> PartSizes:
+        """As they were chosen with the first byte, which may be now."""
+        abilities = self.config.abilities
+        if layout.part_size:
+            return PartSizes(layout.part_size, layout.growing, abilities.max_parts)
+        return choose_sizes(upload.length, self.config.part_size, abilities.max_parts, equal=abilities.equal_parts)
+
+    def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, inherited: bool) -> int:
+        """The number of the next part, that no request of an earlier writer may have."""
+        number = max(layout.next_number, self.used_numbers.get(upload.id, 1))
+        if inherited:
+            number += skipped(sizes, number, None if upload.length is None else upload.length - upload.offset)
+        return number
+
+    # Parts.
+
+    async def create_multipart(self, upload: Upload, key: str) -> Multipart:
+        marker = f"mpu-{secrets.token_hex(8)}"
+        parameters = properties(self.config, upload, marker)
+        if self.config.abilities.checksum == "crc32":
+            parameters["ChecksumAlgorithm"] = "CRC32"
+        answer = await self.client.call("create_multipart_upload", Key=key, **parameters)
+        return Multipart(key, answer["UploadId"], marker)
+
+    async def upload_part(self, multipart: Multipart, number: int, start: int, pieces: Sequence[Buffer]) -> Part:
+        """One part from memory; returns its entry in the ledger."""
+        end = start + sum(map(len, pieces))
+        async with self._slots:
+            self.parts_in_flight += 1
+            try:
+                answer, checksum = await self.client.send(
+                    "upload_part", pieces, Key=multipart.key, UploadId=multipart.id, PartNumber=number
+                )
+            except ObjectMissing:  # some servers know the multipart upload by the key only
+                raise MultipartMissing from None
+            finally:
+                self.parts_in_flight -= 1
+        return entry(number, start, end, answer["ETag"], checksum)
+
+    async def copy_part(self, multipart: Multipart, number: int, start: int, source: Slice) -> Part:
+        """One part that S3 copies from another object."""
+        answer = await self.client.call(
+            "upload_part_copy",
+            Key=multipart.key,
+            UploadId=multipart.id,
+            PartNumber=number,
+            CopySource={"Bucket": self.config.bucket, "Key": source.key},
+            CopySourceRange=f"bytes={source.start}-{source.end - 1}",
+        )
+        result = answer["CopyPartResult"]
+        return entry(number, start, start + source.size, result["ETag"], result.get("ChecksumCRC32", ""))
+
+    async def complete_multipart(self, multipart: Multipart, parts: Sequence[Part]) -> None:
+        listed = []
+        for part in parts:
+            fields = {"PartNumber": part.number, "ETag": part.etag}
+            if self.config.abilities.checksum == "crc32" and checksum_of(part):
+                fields["ChecksumCRC32"] = checksum_of(part)
+            listed.append(fields)
+        await self.client.call(
+            "complete_multipart_upload", Key=multipart.key, UploadId=multipart.id, MultipartUpload={"Parts": listed}
+        )
+
+    async def abort(self, key: str, multipart_id: str) -> None:
+        with contextlib.suppress(MultipartMissing, ObjectMissing):
+            await self.client.call("abort_multipart_upload", Key=key, UploadId=multipart_id)
+
+    # Tails.
+
+    def tail_key(self, upload_id: str, name: str) -> str:
+        return f"{self.config.tails}{upload_id}.{name}"
+
+    async def put_tail(self, upload_id: str, start: int, pieces: Sequence[Buffer]) -> Tail:
+        name = secrets.token_urlsafe(9)
+        await self.client.send("put_object", pieces, Key=self.tail_key(upload_id, name), **protection(self.config))
+        return Tail(name, start, start + sum(map(len, pieces)))
+
+    async def get_tails(self, upload_id: str, tails: Sequence[Tail]) -> list[bytes]:
+        """The bytes of tails that follow each other; raises `StorageBehind` if one is no longer there."""
+
+        async def get(tail: Tail) -> bytes:
+            try:
+                data = await self.client.get(self.tail_key(upload_id, tail.name), 0, tail.size)
+            except ObjectMissing:
+                raise StorageBehind(tail.start) from None
+            if len(data) < tail.size:
+                raise StorageBehind(tail.start)
+            return data
+
+        results = await asyncio.gather(*map(get, tails), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, bytes)]
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        """Delete objects; those that are not there are fine."""
+        if len(keys) == 1 or self.config.abilities.checksum == "md5":  # botocore sends no Content-MD5 with the other
+            await asyncio.gather(*(self.client.call("delete_object", Key=key) for key in keys))
+            return
+        for first in range(0, len(keys), DELETE_AT_ONCE):
+            batch = [{"Key": key} for key in keys[first : first + DELETE_AT_ONCE]]
+            answer = await self.client.call("delete_objects", Delete={"Objects": batch, "Quiet": True})
+            failed = [error.get("Code") for error in answer.get("Errors", []) if error.get("Code") != "NoSuchKey"]
+            if failed:
+                raise StorageUnavailable(f"the storage answered {failed[0]}")
+
+    async def remove_tails(self, upload_id: str, names: Sequence[str]) -> bool:
+        """Delete tails that nothing needs any more; False if that failed, which does no harm."""
+        try:
+            await self.remove([self.tail_key(upload_id, name) for name in names])
+        except UploadError:
+            return False
+        return True
+
+    # Objects.
+
+    async def head(self, key: str) -> dict[str, Any] | None:
+        """What S3 knows of an object; None if there is none."""
+        try:
+            found = await self.client.call("head_object", Key=key)
+        except ObjectMissing:
+            return None
+        found["Metadata"] = {name.lower(): value for name, value in found.get("Metadata", {}).items()}
+        return found
+
+    async def put_object(self, upload: Upload, key: str, pieces: Sequence[Buffer], token: int) -> str:
+        """The whole object in one request; returns its marker.
+
+        Where the server has conditions, a writer that lost its lock (an older token) cannot replace an object, and
+        raises `StorageUnavailable`.
+        """
+        marker = f"{token}-{secrets.token_hex(8)}"
+        parameters = {"Key": key, **properties(self.config, upload, marker)}
+        condition = {"IfNoneMatch": "*"} if self.config.abilities.conditional_put else {}
+        for _ in range(3):
+            try:
+                await self.client.send("put_object", pieces, **parameters, **condition)
+                return marker
+            except NotSatisfied:
+                found = await self.head(key)
+                if found is None:
+                    condition = {"IfNoneMatch": "*"}
+                    continue
+                metadata = found["Metadata"]
+                if metadata.get(MARKER) == marker:  # an answer was lost
+                    return marker
+                if metadata.get(OWNER) == owner(upload) and token_of(metadata.get(MARKER, "")) > token:
+                    raise
+                condition = {"IfMatch": found["ETag"]}
+        raise NotSatisfied
+
+    async def copy_object(self, upload: Upload, key: str, source: str) -> None:
+        """The whole object as a copy of another one."""
+        parameters = properties(self.config, upload, f"copy-{secrets.token_hex(8)}")
+        parameters["CopySource"] = {"Bucket": self.config.bucket, "Key": source}
+        if "Tagging" in parameters:
+            parameters["TaggingDirective"] = "REPLACE"
+        await self.client.call("copy_object", Key=key, MetadataDirective="REPLACE", **parameters)
+
+    async def is_placed(self, upload: Upload, key: str, marker: str, etag: str = "") -> bool:
+        """Whether the object is there, made by the request with this marker, and as long as the upload.
+
+        For servers that keep no metadata the ETag counts.
+        """
+        found = await self.head(key)
+        if found is None or found["ContentLength"] != upload.offset:
+            return False
+        known = found["Metadata"].get(MARKER)
+        return known == marker if known is not None else not etag or found.get("ETag") == etag

@@ -1,0 +1,59 @@
+"""Errors of S3 and of the way to it, as errors of an upload."""
+
+from __future__ import annotations
+
+from tusd_py.errors import StorageFull, StorageUnavailable, UploadError, UploadGone, UploadNotFound
+
+NO_ROOM = frozenset(["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "StorageFull", "507"])
+DENIED = frozenset(
+    ["AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"]
+)
+MISSING = frozenset(["NoSuchKey", "404", "NotFound"])
+
+
+class ObjectMissing(UploadNotFound):
+    """the object is no longer there"""
+
+
+class MultipartMissing(UploadGone):
+    """the multipart upload was aborted; its bytes are lost"""
+
+
+class NotSatisfied(StorageUnavailable):
+    """another object has this key"""
+
+
+class PartsRefused(StorageUnavailable):
+    """the storage does not have the parts that were stored"""
+
+
+def code_of(error: BaseException) -> str:
+    """A short stable name of what went wrong."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code") or "Unknown")
+    return type(error).__name__
+
+
+def translate(error: Exception, bucket: str) -> UploadError:
+    """The error of an upload that stands for an error of botocore."""
+    code = code_of(error)
+    if code == "NoSuchBucket":
+        return StorageUnavailable(f"there is no bucket {bucket}")
+    if code == "NoSuchUpload":
+        return MultipartMissing()
+    if code in MISSING:
+        return ObjectMissing()
+    if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+        return NotSatisfied()
+    if code in ("InvalidPart", "InvalidPartOrder", "EntityTooSmall"):
+        return PartsRefused()
+    if code in NO_ROOM:
+        return StorageFull()
+    if code in DENIED or code in ("403", "Forbidden"):
+        return StorageUnavailable(f"the storage refused the credentials for bucket {bucket} ({code})")
+    if code in ("NoCredentialsError", "PartialCredentialsError"):
+        return StorageUnavailable("there are no credentials for the storage")
+    if getattr(error, "response", None) is not None:
+        return StorageUnavailable(f"the storage answered {code}")
+    return StorageUnavailable(f"the storage cannot be reached ({code})")

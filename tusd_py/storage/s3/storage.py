@@ -1,0 +1,119 @@
+"""Uploads in an S3 bucket.
+
+An upload is a multipart upload whose parts leave memory while the body still arrives, or one object if it fits into a
+part. What does not fill a part yet is stored in objects of its own (tails) when it has to be durable. The record says
+which parts and tails count (`layout.py`); S3 is asked only whether they are still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from tusd_py.errors import StorageUnavailable
+from tusd_py.storage.base import Buffer, LayoutOf, Observer, Orphan
+from tusd_py.storage.s3.client import OnCall
+from tusd_py.storage.s3.completion import complete
+from tusd_py.storage.s3.concatenation import concatenate
+from tusd_py.storage.s3.config import S3Config
+from tusd_py.storage.s3.engine import Engine
+from tusd_py.storage.s3.errors import ObjectMissing
+from tusd_py.storage.s3.janitor import clean
+from tusd_py.storage.s3.layout import dump, parse
+from tusd_py.storage.s3.objects import object_key
+from tusd_py.storage.s3.writer import S3Writer
+from tusd_py.upload import Part, Upload
+
+READ_SIZE = 1 << 20
+
+
+class S3Storage:
+    """Uploads in one bucket. `on_call` is called in a thread after every request to S3."""
+
+    def __init__(self, config: S3Config, on_call: OnCall | None = None) -> None:
+        self.config = config
+        self._engine = Engine(config, on_call)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of parts in memory now."""
+        return self._engine.memory.used
+
+    @property
+    def parts_in_flight(self) -> int:
+        """Parts that are being sent to S3 now."""
+        return self._engine.parts_in_flight
+
+    async def open(self) -> None:
+        await self._engine.open()
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: bool = False
+    ) -> S3Writer:
+        return S3Writer(self._engine, upload, token, observer, inherited=inherited)
+
+    async def stored(self, upload: Upload) -> int:
+        """One request, none if nothing was stored yet; raises `UploadGone` if the multipart upload was aborted."""
+        layout = parse(upload.layout)
+        if layout.whole:
+            found = await self._engine.head(layout.key)
+            return 0 if found is None else min(found["ContentLength"], upload.offset)
+        covered = layout.covered(upload.offset)
+        if layout.multipart:
+            await self._engine.client.call("list_parts", Key=layout.key, UploadId=layout.multipart, MaxParts=1)
+            return covered
+        for tail in reversed(layout.tails_from(layout.parts_end, covered)):
+            if await self._engine.head(self._engine.tail_key(upload.id, tail.name)) is not None:
+                return tail.end
+        return min(covered, layout.parts_end)
+
+    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+        return dump(await complete(self._engine, upload, parse(upload.layout), parts))
+
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
+        return dump(await concatenate(self._engine, final, partials))
+
+    async def delete(self, upload: Upload) -> None:
+        layout = parse(upload.layout)
+        key = layout.key or object_key(self.config, upload)
+        engine = self._engine
+        engine.memory.forget(upload.id)
+        engine.used_numbers.pop(upload.id, None)
+        if layout.multipart:
+            await engine.abort(key, layout.multipart)
+        await engine.remove([key, *(engine.tail_key(upload.id, name) for name in layout.tail_names)])
+
+    async def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
+        key = self._key(upload)
+        if start == end and await self._engine.head(key) is None:
+            raise ObjectMissing
+        while start < end:
+            data = await self._engine.client.get(key, start, min(end, start + READ_SIZE))
+            if not data:
+                raise StorageUnavailable("the stored object is shorter than the upload")
+            start += len(data)
+            yield data
+
+    async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
+        """A presigned URL, if the configuration has clients download from S3 itself."""
+        if self.config.download != "redirect":
+            return None
+        return await self._engine.client.presign(
+            "get_object",
+            self.config.redirect_expires,
+            Key=self._key(upload),
+            ResponseContentDisposition=disposition,
+            ResponseContentType=content_type,
+        )
+
+    async def clean(self, layout_of: LayoutOf, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+        """Remove multipart uploads and tails that no record names, at least `older_than` seconds old.
+
+        Returns what was found, with `dry_run` without removing anything.
+        """
+        return await clean(self._engine, layout_of, older_than=older_than, dry_run=dry_run)
+
+    def _key(self, upload: Upload) -> str:
+        return parse(upload.layout).key or object_key(self.config, upload)
