@@ -21,11 +21,11 @@ from tusd_py.migration.tusd_files import import_tusd
 from tusd_py.server.run import bind, reserve, run_server
 from tusd_py.server.supervisor import Supervisor
 from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load, without_password
-from tusd_py.uploads.expiration import due_uploads, sweep
+from tusd_py.uploads.expiration import clean, due_uploads, sweep
 
 COMMANDS = {
     "serve": "serve uploads",
-    "sweep": "remove expired uploads once",
+    "sweep": "remove expired uploads, and what crashes left behind, once",
     "migrate": "copy the records to another store, with the server stopped",
     "import-tusd": "take over a directory of tusd",
     "config": "print the effective settings and where each came from",
@@ -142,6 +142,8 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
                     print(f"{upload.id} {upload.offset} bytes")
             else:
                 print(f"{await sweep(service)} removed or finished")
+            for orphan in await clean(service, dry_run=dry_run):
+                print(f"orphaned {orphan.kind} {orphan.name}")
         finally:
             await close_service(service)
 

@@ -14,16 +14,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tusd_py.errors import StorageAhead, StorageBehind
 from tusd_py.records import decode, encode
-from tusd_py.storage.base import Observer
+from tusd_py.storage.base import LayoutOf, Observer, Orphan
 from tusd_py.storage.disk import DiskStorage, DiskWriter, copy_range, file_errors, open_file, opened
 from tusd_py.storage.segments import FIRST, Span, layout_of, spans
-from tusd_py.upload import Part, Upload, is_upload_id
+from tusd_py.upload import UPLOAD_ID, Part, Upload, is_upload_id
+
+SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
 
 
 class SharedDiskStorage(DiskStorage):
@@ -127,6 +131,31 @@ class SharedDiskStorage(DiskStorage):
 
         await self.run(remove)
 
+    async def clean(self, layout_of: LayoutOf, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+        """Segments that no layout names: a writer that woke up late made them, or a crash left them."""
+        before = time.time() - older_than
+        orphans = []
+        for path, changed_at in await self.run(self._segments):
+            upload_id, _, token = path.name.partition(".")
+            named = [word.partition(":")[2] for word in (await layout_of(upload_id) or "").split()]
+            if changed_at <= before and token not in named:
+                orphans.append(Orphan("file", str(path), upload_id, changed_at))
+        if not dry_run:
+            await self.run(lambda: remove_files(orphan.name for orphan in orphans))
+        return orphans
+
+    def _segments(self) -> list[tuple[Path, float]]:
+        """Every file that is not the first of its upload, and when it was changed last."""
+        found = []
+        for folder, folders, names in os.walk(self._directory):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                if SEGMENT.fullmatch(name):
+                    with contextlib.suppress(FileNotFoundError):
+                        path = Path(folder, name)
+                        found.append((path, path.stat().st_mtime))
+        return found
+
     # Notes of finished uploads.
 
     def _note(self, upload_id: str) -> Path:
@@ -216,8 +245,12 @@ def file_of(path: Path, token: int) -> Path:
 
 def remove_segments(path: Path) -> None:
     """Remove every file of an upload but the first; an id holds no character that means something here."""
-    for segment in path.parent.glob(f"{path.name}.*"):
-        segment.unlink(missing_ok=True)
+    remove_files(path.parent.glob(f"{path.name}.*"))
+
+
+def remove_files(paths: Iterable[Path | str]) -> None:
+    for path in paths:
+        Path(path).unlink(missing_ok=True)
 
 
 def size_of(path: Path) -> int:

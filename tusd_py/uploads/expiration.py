@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from tusd_py.errors import LockTimeout, UploadError
+from tusd_py.storage.base import HasJanitor, Orphan
 from tusd_py.upload import Upload
 from tusd_py.uploads.holders import Undisturbed
 from tusd_py.uploads.service import UploadService
@@ -15,6 +17,8 @@ from tusd_py.uploads.service import UploadService
 logger = logging.getLogger("tusd_py.sweeper")
 
 BATCH = 100
+ORPHAN_AGE = 86400.0  # seconds
+CLEAN_INTERVAL = 3600.0  # seconds
 LEADER = ".sweeper"  # a lock like that of an upload, whose id never begins with a dot
 
 
@@ -44,21 +48,52 @@ async def sweep(service: UploadService) -> int:
 
 async def sweep_as_leader(service: UploadService) -> int:
     """Sweep unless another process does. Two that believe they lead are harmless: every upload is locked."""
+    async with leading(service) as leads:
+        return await sweep(service) if leads else 0
+
+
+async def clean_as_leader(service: UploadService) -> None:
+    async with leading(service) as leads:
+        orphans = await clean(service) if leads else ()
+    for orphan in orphans:
+        logger.info("removed the orphaned %s %s", orphan.kind, orphan.name)
+
+
+@contextlib.asynccontextmanager
+async def leading(service: UploadService) -> AsyncIterator[bool]:
+    """Whether this process is the one that sweeps, for as long as the context lasts."""
     try:
         lock = await service.locker.acquire(LEADER, Undisturbed(), 0)
     except LockTimeout:
-        return 0
+        yield False
+        return
     try:
-        return await sweep(service)
+        yield True
     finally:
         await lock.release()
 
 
+async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_run: bool = False) -> Sequence[Orphan]:
+    """Remove what crashes left in the storage and no record names; with `dry_run` only find it."""
+    if not isinstance(service.storage, HasJanitor):
+        return ()
+
+    async def layout_of(upload_id: str) -> str | None:
+        upload = await service.state.get(upload_id)
+        return None if upload is None else upload.layout
+
+    return await service.storage.clean(layout_of, older_than=older_than, dry_run=dry_run)
+
+
 async def sweep_forever(service: UploadService, interval: float) -> None:
     """Sweep at once, then every `interval` seconds."""
+    cleaned_at = time.monotonic()
     while True:
         try:
             await sweep_as_leader(service)
+            if time.monotonic() - cleaned_at >= CLEAN_INTERVAL:
+                cleaned_at = time.monotonic()
+                await clean_as_leader(service)
         except Exception:  # the records are out of reach, say: the next round may do better, and must come
             logger.exception("the sweep failed")
         await asyncio.sleep(interval)

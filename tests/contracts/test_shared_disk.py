@@ -1,0 +1,164 @@
+"""What is particular to files that several hosts share."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tusd_py.errors import StorageAhead, StorageBehind
+from tusd_py.storage.segments import Span, layout_of, spans
+from tusd_py.storage.shared import SharedDiskStorage
+from tusd_py.upload import Status, Upload
+
+UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=10)
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[SharedDiskStorage]:
+    storage = SharedDiskStorage(tmp_path / "uploads", tmp_path / "notes")
+    await storage.open()
+    yield storage
+    await storage.close()
+
+
+async def append(storage: SharedDiskStorage, upload: Upload, data: bytes, token: int, *, inherited: bool) -> Upload:
+    writer = storage.writer(upload, token, inherited=inherited)
+    await writer.flush([data], sync=True)
+    await writer.close()
+    return replace(upload, offset=writer.stored, layout=writer.layout)
+
+
+async def content(storage: SharedDiskStorage, upload: Upload) -> bytes:
+    return b"".join([bytes(data) async for data in storage.read(upload, 0, upload.offset)])
+
+
+def files(storage: SharedDiskStorage) -> list[str]:
+    return sorted(path.name for path in storage.path(UPLOAD).parent.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("layout", "offset", "expected"),
+    [
+        ("", 0, [Span(0, 0, 0)]),
+        ("", 9, [Span(0, 0, 9)]),
+        ("4:7", 9, [Span(0, 0, 4), Span(7, 4, 9)]),
+        ("0:7", 9, [Span(0, 0, 0), Span(7, 0, 9)]),
+        ("4:7 6:9", 9, [Span(0, 0, 4), Span(7, 4, 6), Span(9, 6, 9)]),
+        ("4:7 6:9", 6, [Span(0, 0, 4), Span(7, 4, 6)]),  # what began beyond the offset holds nothing that counts
+        ("4:7 6:9", 2, [Span(0, 0, 2)]),
+    ],
+)
+def test_which_file_holds_which_bytes(layout: str, offset: int, expected: list[Span]) -> None:
+    assert spans(layout, offset) == expected
+    assert spans(layout_of(expected), offset) == expected
+
+
+async def test_who_was_handed_the_lock_goes_on_in_the_same_file(storage: SharedDiskStorage) -> None:
+    upload = await append(storage, UPLOAD, b"01234", 5, inherited=False)
+    upload = await append(storage, upload, b"56789", 6, inherited=False)
+    assert upload.layout == ""
+    assert await storage.complete(upload, sync=True) == ""
+    assert files(storage) == ["upload"]
+    assert await content(storage, upload) == b"0123456789"
+
+
+@pytest.mark.parametrize("woken", [b"", b"x", b"xxxxx", b"xxxxxxxxxx"])
+async def test_a_writer_that_wakes_up_changes_nothing(storage: SharedDiskStorage, woken: bytes) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    sleeper = storage.writer(upload, 6)
+    await sleeper.flush([b"34"], sync=False)  # stored, but never committed
+    upload = await append(storage, upload, b"3456", 7, inherited=True)
+    await sleeper.flush([woken], sync=False)
+    assert await storage.stored(upload) == 7
+    await sleeper.discard(3)
+    upload = await append(storage, upload, b"789", 8, inherited=True)
+    assert upload.layout == "3:7 7:8"
+    await sleeper.write([woken])
+    assert await storage.complete(upload, sync=True) == ""
+    await sleeper.flush([woken], sync=False)
+    await sleeper.close()
+    assert await content(storage, replace(upload, layout="")) == b"0123456789"
+    assert files(storage) == ["upload"]
+
+
+async def test_a_writer_that_opens_its_file_only_after_waking_up(storage: SharedDiskStorage) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    sleeper = storage.writer(upload, 6)
+    upload = await append(storage, upload, b"3456789", 7, inherited=True)
+    await storage.complete(upload, sync=True)
+    await sleeper.flush([b"xxx"], sync=False)
+    await sleeper.close()
+    assert await content(storage, replace(upload, layout="")) == b"0123456789"
+
+
+async def test_bytes_beyond_the_offset_are_left_alone(storage: SharedDiskStorage) -> None:
+    """The records went back in time."""
+    longer = await append(storage, UPLOAD, b"01234567", 5, inherited=False)
+    earlier = await append(storage, longer.at(4), b"456", 6, inherited=False)
+    assert earlier.layout == "4:6"
+    assert storage.path(UPLOAD).read_bytes() == b"01234567"
+
+
+async def test_completing_again_after_every_step(storage: SharedDiskStorage) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    upload = await append(storage, upload, b"3456789", 6, inherited=True)
+    for _ in range(3):
+        await storage.complete(upload, sync=True)
+        assert await content(storage, replace(upload, layout="")) == b"0123456789"
+    assert files(storage) == ["upload"]
+
+
+@pytest.mark.parametrize(("lost", "left"), [("upload", 0), ("upload.6", 3), ("upload.7", 6)])
+async def test_a_lost_segment_puts_the_offset_back(storage: SharedDiskStorage, lost: str, left: int) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    upload = await append(storage, upload, b"345", 6, inherited=True)
+    upload = await append(storage, upload, b"6789", 7, inherited=True)
+    storage.path(UPLOAD).with_name(lost).unlink()
+    assert await storage.stored(upload) == left
+    with pytest.raises(StorageBehind) as behind:
+        await storage.complete(upload, sync=True)
+    assert behind.value.stored == left
+
+
+async def test_a_finished_upload_is_remembered(storage: SharedDiskStorage) -> None:
+    upload = await append(storage, UPLOAD, b"0123456789", 5, inherited=False)
+    assert await storage.remembered(UPLOAD.id) is None
+    complete = replace(upload, status=Status.COMPLETE, metadata="filename YQ==")
+    await storage.remember(complete)
+    assert await storage.remembered(UPLOAD.id) == complete
+    for inherited in (False, True):
+        writer = storage.writer(upload.at(4), 9, inherited=inherited)
+        with pytest.raises(StorageAhead):
+            await writer.flush([b"x"], sync=False)
+        await writer.close()
+    await storage.delete(complete)
+    assert await storage.remembered(UPLOAD.id) is None
+
+
+@pytest.mark.parametrize("upload_id", ["../secret", "a/b", ".", "", "a" * 129, "\0"])
+async def test_nothing_is_remembered_of_what_is_no_id(storage: SharedDiskStorage, upload_id: str) -> None:
+    assert await storage.remembered(upload_id) is None
+
+
+async def test_segments_that_no_layout_names_are_removed(storage: SharedDiskStorage) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    upload = await append(storage, upload, b"345", 6, inherited=True)
+    folder = storage.path(UPLOAD).parent
+    old = time.time() - 100_000
+    for name in ("upload.7", "upload.6", "unknown.9", "upload", "notes.txt"):
+        (folder / name).touch()
+        os.utime(folder / name, (old, old))
+    (folder / "upload.8").touch()
+
+    async def layout(upload_id: str) -> str | None:
+        return upload.layout if upload_id == UPLOAD.id else None
+
+    for dry_run in (True, False):
+        orphans = await storage.clean(layout, older_than=86400, dry_run=dry_run)
+        assert sorted(Path(orphan.name).name for orphan in orphans) == ["unknown.9", "upload.7"]
+    assert files(storage) == ["notes.txt", "upload", "upload.6", "upload.8"]
