@@ -53,6 +53,7 @@ VERSION = re.compile(
 SCAN_COUNT = 500
 # Answers that the next try repeats: what was asked is wrong, not the moment.
 FINAL_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError)
+NO_PASSWORD = ("NOAUTH", "HELLO must be called with the client already authenticated")
 PASSING = (
     "LOADING",
     "MASTERDOWN",
@@ -223,7 +224,11 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _state_error(error: Exception) -> StateUnavailable:
-    return StateFull() if isinstance(error, OutOfMemoryError) else StateUnavailable()
+    if isinstance(error, OutOfMemoryError):
+        return StateFull()
+    if isinstance(error, AuthenticationError) or str(error).startswith(NO_PASSWORD):
+        return StateUnavailable("it refuses the user or the password")
+    return StateUnavailable()
 
 
 def _client(url: str, socket_timeout: float | None = TRY_TIMEOUT) -> Any:
@@ -250,7 +255,7 @@ def _client(url: str, socket_timeout: float | None = TRY_TIMEOUT) -> Any:
         return RedisCluster(startup_nodes=nodes, max_connections=MOST_CONNECTIONS, **options)
     service, _, database = parts.path.strip("/").partition("/")
     sentinels: Any = Sentinel(  # type: ignore[no-untyped-call]
-        _hosts(parts, 26379), sentinel_kwargs={"socket_timeout": TRY_TIMEOUT}, **options
+        _hosts(parts, 26379), sentinel_kwargs={"socket_timeout": TRY_TIMEOUT, "driver_info": None}, **options
     )
     return sentinels.master_for(service or "mymaster", db=int(database or 0))
 
