@@ -1,0 +1,56 @@
+"""What the tests do in a process that they freeze: `URL PREFIX UPLOAD` takes the lock of an upload in Redis.
+
+It prints its token, then whatever it is told, and when the lock is lost, what becomes of a change of the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from tests.contracts.parts import PATIENCE
+from tusd_py.errors import UploadError
+from tusd_py.locks.redis import RedisLocker
+from tusd_py.redis_connection import RedisConnection
+from tusd_py.state.redis import RedisState
+
+LEASE = 2.0  # seconds
+
+
+class Talkative:
+    """Says what is asked of it, and does not let go."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def release_requested(self) -> None:
+        print("release", flush=True)
+
+    def commit_requested(self) -> None:
+        print("commit", flush=True)
+
+    def lock_lost(self) -> None:
+        print("lost", flush=True)
+        self.lost.set()
+
+
+async def hold(url: str, prefix: str, upload_id: str) -> None:
+    redis = RedisConnection(url)
+    state, locker = RedisState(redis, prefix), RedisLocker(redis, prefix, LEASE)
+    await state.open()
+    await locker.open()
+    holder = Talkative()
+    lock = await locker.acquire(upload_id, holder, PATIENCE)
+    record = await state.get(upload_id)
+    assert record is not None
+    print(lock.token, flush=True)
+    await holder.lost.wait()
+    try:
+        await state.update(record, record.at(record.offset + 1), lock.token)
+        print("changed", flush=True)
+    except UploadError as error:
+        print(type(error).__name__, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(hold(*sys.argv[1:]))
