@@ -35,6 +35,7 @@ MARGIN = 0.1  # of its life that a lease counts as ended early
 RELEASE_PATIENCE = 1.0  # seconds; a lease that cannot be released ends by itself
 RECONNECT_PAUSE = 0.2  # seconds
 LISTEN_TIMEOUT = 5.0  # seconds
+CANCEL_INTERVAL = 0.2  # seconds
 
 # `lock` holds "nonce:token:inherited"; the nonce makes a repeated attempt find its own lock. Without a record the
 # clock of Redis alone makes tokens grow: nothing is fenced by them.
@@ -186,9 +187,9 @@ class RedisLocker:
 
     async def close(self) -> None:
         for task in (self._listener, self._watch):
-            if task is not None:
+            while task is not None and not task.done():  # before Python 3.12, wait_for can lose a cancellation
                 task.cancel()
-                await asyncio.wait((task,))
+                await asyncio.wait((task,), timeout=CANCEL_INTERVAL)
         self._listener = self._watch = None
         # Who still holds a lock has not said that it is done: the next holder is not told otherwise.
         await asyncio.gather(*(self._let_go(lock, clean=False) for lock in list(self._held.values())))
