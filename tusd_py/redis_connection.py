@@ -97,6 +97,7 @@ class RedisConnection:
         self._url = url
         self._observe = observe
         self._client: Any = None
+        self._clients: list[Any] = []  # all that have to be closed
         self._pipe: Pipe | None = None  # a cluster has none: its client knows which node to ask
         self._users = 0
         self._opening = asyncio.Lock()
@@ -107,9 +108,9 @@ class RedisConnection:
         async with self._opening:
             if self._users == 0:
                 try:
-                    self._client = _client(self._url)
+                    self._client = self._make_client()
                     if not self.is_cluster:
-                        self._pipe = Pipe(_client(self._url, socket_timeout=None).connection_pool.make_connection)
+                        self._pipe = Pipe(self._make_client(socket_timeout=None).connection_pool.make_connection)
                     await self._check_version()
                 except BaseException:
                     await self._disconnect()
@@ -124,12 +125,16 @@ class RedisConnection:
                 await self._disconnect()
 
     async def _disconnect(self) -> None:
-        client, self._client = self._client, None
+        self._client = None
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             await pipe.close()
-        if client is not None:
-            await client.aclose()
+        while self._clients:
+            await self._clients.pop().aclose()
+
+    def _make_client(self, socket_timeout: float | None = TRY_TIMEOUT) -> Any:
+        self._clients += _clients(self._url, socket_timeout)
+        return self._clients[-1]
 
     async def run(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = PATIENCE
@@ -231,7 +236,8 @@ def _state_error(error: Exception) -> StateUnavailable:
     return StateUnavailable()
 
 
-def _client(url: str, socket_timeout: float | None = TRY_TIMEOUT) -> Any:
+def _clients(url: str, socket_timeout: float | None) -> list[Any]:
+    """A client for this URL, after those that it needs itself."""
     parts = urlsplit(url)
     scheme = parts.scheme.replace("valkey", "redis")
     options: dict[str, Any] = {
@@ -246,18 +252,18 @@ def _client(url: str, socket_timeout: float | None = TRY_TIMEOUT) -> Any:
     scheme, _, kind = scheme.partition("+")
     if not kind:
         plain = parts._replace(scheme=scheme).geturl()
-        return Redis.from_url(plain, max_connections=MOST_CONNECTIONS, **options)
+        return [Redis.from_url(plain, max_connections=MOST_CONNECTIONS, **options)]
     options |= _credentials(parts)
     if scheme == "rediss":
         options["ssl"] = True
     if kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in _hosts(parts, 6379)]
-        return RedisCluster(startup_nodes=nodes, max_connections=MOST_CONNECTIONS, **options)
+        return [RedisCluster(startup_nodes=nodes, max_connections=MOST_CONNECTIONS, **options)]
     service, _, database = parts.path.strip("/").partition("/")
     sentinels: Any = Sentinel(  # type: ignore[no-untyped-call]
         _hosts(parts, 26379), sentinel_kwargs={"socket_timeout": TRY_TIMEOUT, "driver_info": None}, **options
     )
-    return sentinels.master_for(service or "mymaster", db=int(database or 0))
+    return [*sentinels.sentinels, sentinels.master_for(service or "mymaster", db=int(database or 0))]
 
 
 def _credentials(parts: SplitResult) -> dict[str, str]:
