@@ -44,6 +44,7 @@ logger = logging.getLogger("tusd_py")
 
 RECORDS = "uploads.sqlite3"  # in the private folder
 PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with a dot
+LAST_MOMENT = 1.0  # seconds
 E = TypeVar("E")
 
 
@@ -191,6 +192,7 @@ class TusServer:
         self._started = False
         self._sweeper: asyncio.Task[None] | None = None
         self._signal_handlers: dict[int, Any] = {}
+        self._drain_began: float | None = None
 
     def _endpoint(self) -> TusEndpoint:
         settings = self.settings
@@ -270,7 +272,7 @@ class TusServer:
                 return
             self._started = False
             try:
-                async with asyncio.timeout(self.settings.shutdown_grace):
+                async with asyncio.timeout_at(self._end_of_grace()):
                     await self.service.drain()
             except TimeoutError:
                 logger.error(
@@ -306,7 +308,14 @@ class TusServer:
         watch(signal.SIGINT)
 
     def _drain_soon(self) -> None:
+        self._drain_began = asyncio.get_running_loop().time()
         self._drain = asyncio.ensure_future(self.service.drain())
+
+    def _end_of_grace(self) -> float:
+        """In the time of the loop. What the web server cancelled only now has a moment to commit what it has."""
+        now = asyncio.get_running_loop().time()
+        began = now if self._drain_began is None else self._drain_began
+        return max(began + self.settings.shutdown_grace, now + LAST_MOMENT)
 
 
 class EndpointRoute(Mount):

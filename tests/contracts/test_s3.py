@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -31,8 +32,10 @@ from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, Uploa
 from tusd_py.storage.base import Buffer, HasJanitor, Redirects
 from tusd_py.storage.s3 import S3Config, S3Storage
 from tusd_py.storage.s3.config import MAX_PART, MIN_PART
+from tusd_py.storage.s3.engine import SEEN_FOR
 from tusd_py.storage.s3.layout import Tail, contiguous, entry, parse
 from tusd_py.storage.s3.objects import content_disposition, content_type, key_pattern, object_key
+from tusd_py.storage.s3.recent import Recent
 from tusd_py.storage.s3.sizes import MIB, PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
 from tusd_py.upload import Concatenation, Upload
 
@@ -485,6 +488,33 @@ async def test_a_multipart_upload_that_was_aborted_is_gone(
     await storage.delete(upload)
     await storage.delete(all_parts)
     assert server.keys(storage.config.prefix) == []
+
+
+async def test_a_multipart_upload_is_looked_for_again_after_a_while(
+    storage: S3Storage, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA[:PART])
+    calls.clear()
+    upload = await send(storage, upload, b"a")
+    assert calls == {"put_object": 1}
+    now = time.monotonic()
+    monkeypatch.setattr("tusd_py.storage.s3.recent.time.monotonic", lambda: now + SEEN_FOR)
+    calls.clear()
+    upload = await send(storage, upload, b"b")
+    upload = await send(storage, upload, b"c")
+    assert calls == {"put_object": 2, "list_parts": 1}
+
+
+def test_what_was_seen_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("tusd_py.storage.s3.recent.time.monotonic", lambda: now)
+    recent = Recent(10)
+    for now in range(100):
+        recent.note(str(now))
+        recent.note("always")
+    assert all(name in recent for name in ("always", "90", "99"))
+    assert "89" not in recent
+    assert len(recent) == 11
 
 
 @pytest.mark.parametrize("start", [seaweedfs, moto])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from collections.abc import Callable
 
@@ -46,7 +47,7 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(settings.shutdown_grace) + 1,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
     )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again that ended it
         Server(config, ready).run(sockets=[listener])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
@@ -38,12 +39,13 @@ class Threads:
         for thread in self._threads:
             thread.start()
 
-    def close(self) -> None:
-        """Wait until every call has returned; blocks."""
+    def close(self, patience: float | None = None) -> None:
+        """Wait until every call has returned, at most `patience` seconds; blocks."""
         for _ in self._threads:
             self._jobs.put(None)
+        deadline = None if patience is None else time.monotonic() + patience
         for thread in self._threads:
-            thread.join()
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         self._threads.clear()
 
     def _work(self) -> None:

@@ -14,6 +14,7 @@ from tusd_py.errors import (
     OffsetMismatch,
     ServerShutdown,
     StorageAhead,
+    StorageUnavailable,
     UploadError,
     UploadNotFound,
 )
@@ -68,6 +69,7 @@ class UploadService:
         self._appends: set[Append] = set()
         self._no_appends = asyncio.Event()
         self._draining = False
+        self._driving: set[asyncio.Task[Upload]] = set()
         self._completion = Completion(state, storage, events, policy)
         if policy.concatenation_unfinished:
             events.subscribe(UploadFinished, self._finish_finals_of)
@@ -132,11 +134,18 @@ class UploadService:
         if upload.status is Status.FINISHING:
             return await self._drive(upload_id)
         if not held:
-            stored = await self.storage.stored(upload)
+            stored = await self._stored(upload)
             ahead = stored > upload.offset and await self._completion.remembered(upload_id) is not None
             if stored < upload.offset or ahead:
                 return await self._drive(upload_id)
         return upload
+
+    async def _stored(self, upload: Upload) -> int:
+        try:
+            async with asyncio.timeout(INSPECT_PATIENCE):
+                return await self.storage.stored(upload)
+        except TimeoutError:
+            raise StorageUnavailable from None
 
     async def _committed_now(self, upload: Upload) -> tuple[Upload, bool]:
         """The upload after its lock holder, if there is one, has committed what it has; and whether there is one.
@@ -164,7 +173,24 @@ class UploadService:
             await asyncio.sleep(INSPECT_POLL)
 
     async def _drive(self, upload_id: str) -> Upload:
-        """Under the lock: finish what was left unfinished, and go back to what storage really holds."""
+        """Finish what was left unfinished, and go back to what storage really holds.
+
+        That goes on if it takes longer than a reader waits, who is told to come back by `LockTimeout`.
+        """
+        driving = asyncio.create_task(self._drive_now(upload_id))
+        self._driving.add(driving)
+        driving.add_done_callback(self._driven)
+        done, _ = await asyncio.wait((driving,), timeout=2 * INSPECT_PATIENCE)
+        if not done:
+            raise LockTimeout
+        return driving.result()
+
+    def _driven(self, driving: asyncio.Task[Upload]) -> None:
+        self._driving.discard(driving)
+        if not driving.cancelled():
+            driving.exception()  # perhaps nobody waits any more
+
+    async def _drive_now(self, upload_id: str) -> Upload:
         async with self._locked(upload_id, Undisturbed(), INSPECT_PATIENCE) as lock:
             return await self._completion.recover(await self.get(upload_id, lock), lock.token)
 

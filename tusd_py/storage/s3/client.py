@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 # Told of every call: the operation in snake case, "ok" or the code of the error, seconds.
 OnCall: TypeAlias = Callable[[str, str, float], None]
+CLOSE_PATIENCE = 2.0  # seconds for requests that nobody waits for any more
 BODY_ATTEMPTS = 3  # a body that breaks off is asked for again, which botocore does not do
 
 
@@ -41,7 +43,7 @@ class Client:
             await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        self._threads.close()
+        self._threads.close(CLOSE_PATIENCE)
         if self._client is not None:
             self._client.close()
 
@@ -136,6 +138,8 @@ def _build(config: S3Config) -> Any:
         response_checksum_validation="when_required",
         s3={"addressing_style": config.addressing, "payload_signing_enabled": False},
     )
+    for library in ("boto3", "botocore"):  # they tell where credentials were found, among other things
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         session = boto3.session.Session()
         return session.client(

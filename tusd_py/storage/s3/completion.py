@@ -63,7 +63,8 @@ async def _complete_multipart(engine: Engine, upload: Upload, layout: Layout, le
     multipart = Multipart(layout.key, layout.multipart, layout.marker)
     try:
         if end < upload.offset:
-            parts.append(await _last_part(engine, upload, layout, multipart, end))
+            previous = parts[-1].number if parts else 0
+            parts.append(await _last_part(engine, upload, layout, multipart, end, previous))
         await _join(engine, upload, multipart, parts)
     except (MultipartMissing, StorageBehind):
         # An earlier try may have gone through although its answer never came.
@@ -79,14 +80,17 @@ def _etag(parts: Sequence[Part], upload: Upload) -> str:
     return multipart_etag([part.etag for part in parts]) if whole else "unknown"
 
 
-async def _last_part(engine: Engine, upload: Upload, layout: Layout, multipart: Multipart, start: int) -> Part:
+async def _last_part(
+    engine: Engine, upload: Upload, layout: Layout, multipart: Multipart, start: int, previous: int
+) -> Part:
     """The tails are the last part."""
     tails = layout.tails_from(start, upload.offset)
     size = upload.offset - start
+    number = layout.next_number if engine.config.abilities.number_gaps else previous + 1
     await engine.memory.take(size)
     try:
         pieces = await engine.get_tails(upload.id, tails)
-        return await engine.upload_part(multipart, layout.next_number, start, pieces)
+        return await engine.upload_part(multipart, number, start, pieces)
     finally:
         engine.memory.release(size)
 

@@ -25,6 +25,7 @@ class Abilities:
     part_copy: bool = True  # UploadPartCopy and CopyObject
     equal_parts: bool = False  # all parts but the last must be of one size
     max_parts: int = MAX_PARTS
+    number_gaps: bool = True  # part numbers only have to ascend
 
 
 ABILITIES: dict[Preset, Abilities] = {
@@ -33,7 +34,7 @@ ABILITIES: dict[Preset, Abilities] = {
     "r2": Abilities(conditional_put=True, equal_parts=True),
     "scaleway": Abilities(max_parts=1000),
     "ceph": Abilities(),
-    "plain": Abilities(part_copy=False),
+    "plain": Abilities(part_copy=False, number_gaps=False),
 }
 
 
@@ -63,8 +64,8 @@ class S3Config:
     download: Literal["proxy", "redirect"] = "proxy"
     redirect_expires: int = 900  # life of a presigned URL
     connect_timeout: float = 5
-    read_timeout: float = 30
-    attempts: int = 5  # of one request
+    read_timeout: float = 20
+    attempts: int = 4  # of one request
 
     def __post_init__(self) -> None:
         if not self.bucket:

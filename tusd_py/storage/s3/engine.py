@@ -17,12 +17,14 @@ from tusd_py.storage.s3.errors import MultipartMissing, NotSatisfied, ObjectMiss
 from tusd_py.storage.s3.layout import Layout, Tail, checksum_of, entry
 from tusd_py.storage.s3.memory import PartMemory
 from tusd_py.storage.s3.objects import MARKER, OWNER, owner, properties, protection, token_of
+from tusd_py.storage.s3.recent import Recent
 from tusd_py.storage.s3.sizes import PartSizes, Slice, choose_sizes, skipped
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload
 
 COPY_THREADS = 4
 RESERVED = 4  # threads that parts leave to small requests
+SEEN_FOR = 10.0  # seconds that a multipart upload is not looked for again
 DELETE_AT_ONCE = 1000  # keys of one DeleteObjects
 
 
@@ -43,6 +45,7 @@ class Engine:
         self.client = Client(config, on_call)
         self.memory = PartMemory(config.buffer_size)
         self.parts_in_flight = 0
+        self.seen = Recent(SEEN_FOR)  # multipart uploads that were there a moment ago
         # The next unused part number of uploads whose record does not know it, since nothing was committed.
         self.used_numbers: dict[str, int] = {}
 
@@ -67,10 +70,17 @@ class Engine:
 
     def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, inherited: bool) -> int:
         """The number of the next part, that no request of an earlier writer may have."""
+        if not self.config.abilities.number_gaps:  # then only the identical bytes of a retry keep parts what they are
+            return sizes.number_at(min(layout.parts_end, upload.offset))
         number = max(layout.next_number, self.used_numbers.get(upload.id, 1))
         if inherited:
             number += skipped(sizes, number, None if upload.length is None else upload.length - upload.offset)
         return number
+
+    async def check_multipart(self, key: str, multipart_id: str) -> None:
+        """See that a multipart upload is still there; raises `UploadGone` if somebody has aborted it."""
+        await self.client.call("list_parts", Key=key, UploadId=multipart_id, MaxParts=1)
+        self.seen.note(multipart_id)
 
     # Parts.
 
@@ -95,6 +105,7 @@ class Engine:
                 raise MultipartMissing from None
             finally:
                 self.parts_in_flight -= 1
+        self.seen.note(multipart.id)
         return entry(number, start, end, answer["ETag"], checksum)
 
     async def copy_part(self, multipart: Multipart, number: int, start: int, source: Slice) -> Part:

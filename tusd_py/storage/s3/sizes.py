@@ -28,6 +28,16 @@ class PartSizes:
         doubled = (number - 1) * STEPS // self.max_parts
         return min(MAX_PART, self.first << doubled)
 
+    def number_at(self, offset: int) -> int:
+        """The number of the part that begins at this offset, if none was left out."""
+        if not self.growing:
+            return -(-offset // self.first) + 1
+        number, end = 1, 0
+        while end < offset:
+            end += self.size(number)
+            number += 1
+        return number
+
     def left(self, number: int) -> int:
         """Bytes that fit into parts from this number on."""
         if not self.growing:

@@ -7,6 +7,7 @@ which parts and tails count (`layout.py`); S3 is asked only whether they are sti
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from tusd_py.errors import StorageUnavailable
@@ -24,6 +25,7 @@ from tusd_py.storage.s3.writer import S3Writer
 from tusd_py.upload import Part, Upload
 
 READ_SIZE = 1 << 20
+MOST_PROBES = 4  # requests at a time that only look; the others are for bytes
 
 
 class S3Storage:
@@ -32,6 +34,8 @@ class S3Storage:
     def __init__(self, config: S3Config, on_call: OnCall | None = None) -> None:
         self.config = config
         self._engine = Engine(config, on_call)
+        self._probes: dict[str, asyncio.Task[int]] = {}
+        self._probing = asyncio.Semaphore(MOST_PROBES)
 
     @property
     def buffered_bytes(self) -> int:
@@ -47,6 +51,8 @@ class S3Storage:
         await self._engine.open()
 
     async def close(self) -> None:
+        for probe in list(self._probes.values()):
+            probe.cancel()
         await self._engine.close()
 
     def writer(
@@ -55,6 +61,23 @@ class S3Storage:
         return S3Writer(self._engine, upload, token, observer, inherited=inherited)
 
     async def stored(self, upload: Upload) -> int:
+        """How far the bytes are there. Many who ask for the same wait for one answer, and go when they like."""
+        probe = self._probes.get(upload.id)
+        if probe is None:
+            probe = self._probes[upload.id] = asyncio.create_task(self._probe(upload))
+            probe.add_done_callback(lambda probe: self._probed(upload.id, probe))
+        return await asyncio.shield(probe)
+
+    def _probed(self, upload_id: str, probe: asyncio.Task[int]) -> None:
+        del self._probes[upload_id]
+        if not probe.cancelled():
+            probe.exception()  # perhaps nobody waits any more
+
+    async def _probe(self, upload: Upload) -> int:
+        async with self._probing:
+            return await self._look(upload)
+
+    async def _look(self, upload: Upload) -> int:
         """One request, none if nothing was stored yet; raises `UploadGone` if the multipart upload was aborted."""
         layout = parse(upload.layout)
         if layout.whole:
@@ -62,7 +85,7 @@ class S3Storage:
             return 0 if found is None else min(found["ContentLength"], upload.offset)
         covered = layout.covered(upload.offset)
         if layout.multipart:
-            await self._engine.client.call("list_parts", Key=layout.key, UploadId=layout.multipart, MaxParts=1)
+            await self._engine.check_multipart(layout.key, layout.multipart)
             return covered
         for tail in reversed(layout.tails_from(layout.parts_end, covered)):
             if await self._engine.head(self._engine.tail_key(upload.id, tail.name)) is not None:

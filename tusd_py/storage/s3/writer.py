@@ -53,6 +53,7 @@ class S3Writer:
         self._jobs = Jobs()
         self._admitted_at: float | None = None
         self._begun = self._changed = self._closed = False
+        self._unchecked = bool(layout.multipart)  # the multipart upload of earlier writers
         self._published: set[str] = set()  # names that a layout told of
         self._published_next = layout.next_number
         self._made: list[str] = []
@@ -123,7 +124,7 @@ class S3Writer:
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         await self._jobs.settle()
-        if buffers or self._begun:
+        if buffers or self._begun or self._unchecked:
             self._jobs.start(self._flush(buffers))
             await self._jobs.settle()
 
@@ -157,6 +158,8 @@ class S3Writer:
         self._made = [name for name in self._made if name not in unused]
         self._tails = list(tails)
         self._flights.forget()
+        if not self._engine.config.abilities.number_gaps:
+            self._next = self._sizes.number_at(self._parts_end)
         self.stored = tails[-1].end if tails else min(offset, self._parts_end)
         if kept is not self._open or kept.start != self._parts_end:
             kept = OpenPart(self._parts_end, self.stored, self.stored)
@@ -229,9 +232,19 @@ class S3Writer:
         """Whether this is the last byte of an upload that fits into one part, and so needs no multipart upload."""
         return self._open.start == 0 and self._open.end == self._upload.length
 
+    async def _check_multipart(self) -> None:
+        """Nothing should be acknowledged on top of parts that are gone."""
+        if self._unchecked and self._opened.multipart not in self._engine.seen:
+            await self._engine.check_multipart(self._key, self._opened.multipart)
+        self._unchecked = False
+
     async def _flush(self, buffers: Sequence[Buffer]) -> None:
         await self._take(buffers)
-        _, tail = await asyncio.gather(self._flights.land(), self._store_tail(), return_exceptions=True)
+        check, _, tail = await asyncio.gather(
+            self._check_multipart(), self._flights.land(), self._store_tail(), return_exceptions=True
+        )
+        if isinstance(check, BaseException):
+            raise check
         self._advance()
         self._jobs.check()
         if isinstance(tail, BaseException):

@@ -1,0 +1,33 @@
+"""What was seen a moment ago."""
+
+from __future__ import annotations
+
+import time
+
+
+class Recent:
+    """Names and when they were noted last; forgets them after `period` seconds."""
+
+    def __init__(self, period: float) -> None:
+        self._period = period
+        self._noted: dict[str, float] = {}  # the oldest first
+
+    def note(self, name: str) -> None:
+        now = time.monotonic()
+        self._noted.pop(name, None)
+        self._noted[name] = now
+        self._forget(now)
+
+    def __contains__(self, name: str) -> bool:
+        self._forget(time.monotonic())
+        return name in self._noted
+
+    def __len__(self) -> int:
+        return len(self._noted)
+
+    def _forget(self, now: float) -> None:
+        while self._noted:
+            name, noted = next(iter(self._noted.items()))
+            if now - noted < self._period:
+                return
+            del self._noted[name]
