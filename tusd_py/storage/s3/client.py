@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from tusd_py.errors import StorageUnavailable, UploadError
 from tusd_py.storage.base import Buffer
-from tusd_py.storage.s3.body import Body, crc32, md5
+from tusd_py.storage.s3.body import body_of, crc32, md5
 from tusd_py.storage.s3.config import S3Config
 from tusd_py.storage.s3.errors import code_of, translate
 from tusd_py.storage.threads import Threads
@@ -77,7 +77,7 @@ class Client:
     def _send(self, operation: str, pieces: Sequence[Buffer], parameters: dict[str, Any]) -> tuple[dict[str, Any], str]:
         name, digest = ("ChecksumCRC32", crc32) if self._config.abilities.checksum == "crc32" else ("ContentMD5", md5)
         checksum = digest(pieces)
-        body = Body(pieces)
+        body = body_of(pieces)
         return self._call(operation, parameters | {name: checksum, "Body": body, "ContentLength": len(body)}), checksum
 
     def _get(self, key: str, start: int, end: int) -> bytes:
