@@ -21,6 +21,7 @@ TAKEOVERS = 200
 CHUNK = 64 * 1024
 SETTLE_SECONDS = 0.1
 CALLS = re.compile(r'^tusd_redis_call_duration_seconds_count\{call="(\w+)"\} (\S+)', re.MULTILINE)
+LOCK_WAITS = re.compile(r"^tusd_lock_wait_seconds_(sum|count) (\S+)", re.MULTILINE)
 
 
 def recipe(name: str, directory: Path | None, *arguments: str) -> Recipe:
@@ -46,10 +47,21 @@ def patch_cost(target: Target) -> float:
     return meter.usage.cpu_seconds / PATCHES * 1000
 
 
+def metrics(target: Target) -> str:
+    with urlopen(f"http://127.0.0.1:{target.port}/metrics") as answer:
+        text: str = answer.read().decode()
+    return text
+
+
 def calls(target: Target) -> Counter[str]:
     """Calls to Redis so far, by kind."""
-    with urlopen(f"http://127.0.0.1:{target.port}/metrics") as answer:
-        return Counter({name: round(float(count)) for name, count in CALLS.findall(answer.read().decode())})
+    return Counter({name: round(float(count)) for name, count in CALLS.findall(metrics(target))})
+
+
+def lock_wait(target: Target) -> float:
+    """Seconds that a lock took on average."""
+    waits = {name: float(value) for name, value in LOCK_WAITS.findall(metrics(target))}
+    return waits["sum"] / waits["count"]
 
 
 def calls_by_request(target: Target) -> dict[str, str]:
@@ -113,8 +125,10 @@ def main() -> None:
             for method, sent in calls_by_request(first).items():
                 print(f"{method}: {sent} calls")
             times = takeovers(first, second)
+            wait = lock_wait(second)
         middle, late = times[len(times) // 2], times[int(len(times) * 0.99)]
         print(f"takeover by another host (HEAD and PATCH): p50 {middle * 1000:.1f} ms, p99 {late * 1000:.1f} ms")
+        print(f"of that the lock: {wait * 1000:.1f} ms")
 
 
 if __name__ == "__main__":
