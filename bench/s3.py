@@ -36,7 +36,7 @@ from bench.report import CPU_EACH, CPU_PER_GIB, GIB, MIB, PEAK, RATE, SPEED, Met
 from bench.runner import Sample, sample, say, touch_memory
 from bench.servers import Target, running
 from bench.workloads import PARALLEL, SMALL_BYTES, SMALL_CONNECTIONS, Plan, Work, Workload, catalogue, human
-from tests.s3_server import BUCKET, CREDENTIALS, Process, S3Server, free_ports, program
+from tests.s3_server import BUCKET, CREDENTIALS, S3Server, free_ports, start_seaweedfs
 from tusd_py.storage.s3.config import S3Config
 from tusd_py.storage.s3.engine import RESERVED
 
@@ -87,20 +87,14 @@ class Storage:
 def storage(directory: Path) -> Iterator[Storage]:
     """seaweedfs, empty at first; its bytes go with it."""
     directory.mkdir(parents=True)
-    names = ["s3", "master", "volume", "filer", "admin"]
-    ports = free_ports(2 * len(names) + 1)
-    options = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
-    options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=False)]
-    options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", f"-bucket={BUCKET}"]
-    options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={directory}", "-master.telemetry=false"]
-    process = Process([program("weed"), "mini", *options, f"-metricsPort={ports[-1]}"], directory)
-    server = S3Server(f"http://127.0.0.1:{ports[0]}")
+    (metrics_port,) = free_ports(1)
+    process, server = start_seaweedfs(directory, f"-metricsPort={metrics_port}")
     try:
         process.wait_for_bucket(server)
         with contextlib.closing(server.client()) as client:
             # Its first volumes are made with the first bytes, and nobody's upload should wait for them.
             client.put_object(Bucket=BUCKET, Key="warm", Body=bytes(BLOCK_BYTES))
-            yield Storage(server, client, ports[-1])
+            yield Storage(server, client, metrics_port)
     finally:
         process.stop()
 

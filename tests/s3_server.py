@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -103,8 +103,11 @@ def s3_config(server: S3Server, place: Path, **changes: Any) -> S3Config:
 class Process:
     """A server process in a directory of its own."""
 
-    def __init__(self, command: list[str], directory: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], directory: Path, env: dict[str, str] | None = None, sockets: Iterable[Path] = ()
+    ) -> None:
         self._directory = directory
+        self._sockets = list(sockets)  # that it leaves behind
         self._log = open(directory / "log", "wb")  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
@@ -141,6 +144,8 @@ class Process:
         self._process.wait(10)
         self._log.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+        for socket_file in self._sockets:
+            socket_file.unlink(missing_ok=True)
 
 
 _running: dict[str, S3Server] = {}
@@ -161,7 +166,7 @@ def _once(name: str, start: Callable[[Path], tuple[Process, S3Server]]) -> S3Ser
 
 def seaweedfs() -> S3Server:
     """The one that behaves most like S3."""
-    return _once("seaweedfs", _start_seaweedfs)
+    return _once("seaweedfs", start_seaweedfs)
 
 
 def moto() -> S3Server:
@@ -174,14 +179,17 @@ def rclone() -> S3Server:
     return _once("rclone", _start_rclone)
 
 
-def _start_seaweedfs(directory: Path) -> tuple[Process, S3Server]:
-    names = ["s3", "master", "volume", "filer", "admin"]
-    ports = free_ports(2 * len(names))
-    options = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)]
-    options += [f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)]
+def start_seaweedfs(directory: Path, *arguments: str) -> tuple[Process, S3Server]:
+    """One more, which answers soon (`Process.wait_for_bucket`)."""
+    servers = ["s3", "master", "volume", "filer", "admin"]
+    ports = free_ports(2 * len(servers))
+    options, sockets = [], []
+    for name, port, grpc_port in zip(servers, ports, ports[len(servers) :], strict=False):
+        options += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc_port}"]
+        sockets += [Path(f"/tmp/seaweedfs-{name}-{port}.sock"), Path(f"/tmp/seaweedfs-{name}-grpc-{grpc_port}.sock")]
     options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", f"-bucket={BUCKET}"]
     options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={directory}", "-master.telemetry=false"]
-    process = Process([program("weed"), "mini", *options], directory)
+    process = Process([program("weed"), "mini", *options, *arguments], directory, sockets=sockets)
     return process, S3Server(f"http://127.0.0.1:{ports[0]}")
 
 
