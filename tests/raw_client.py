@@ -264,6 +264,26 @@ def look_at_a_running_patch(patched_port: int, asked_port: int, data: bytes) -> 
     assert_content(asked_port, path, data)
 
 
+def take_over(ports: Sequence[int]) -> None:
+    """A second PATCH ends one that is still alive, at another server: the bytes of each are where they belong."""
+    old, new = payload(2 * MEBI, 1), payload(2 * MEBI, 2)
+    path = create(ports[0], len(old))
+    with stalled_patch(ports[0], path, old, MEBI) as first:
+        with promptly("HEAD"):
+            offset = offset_of(ports[1], path)
+        assert offset == MEBI
+        with start_patch(ports[1], path, offset, len(new) - offset) as second:
+            second.send(new[offset : offset + 1000])
+            ended = first.answer_or_closed(PROMPT)
+            assert ended is None or ended.status == 423
+            with contextlib.suppress(ConnectionError):
+                first.send(old[MEBI:])  # too late
+            second.send(new[offset + 1000 :])
+            answer = second.answer()
+    assert (answer.status, answer.offset) == (204, len(new))
+    assert_content(ports[2], path, old[:offset] + new[offset:])
+
+
 def contend(ports: Sequence[int], reference: bytes, writers: int) -> None:
     """Many clients PATCH one upload at once, each with bytes of its own, so that the file tells who wrote what."""
     contents = [reference.translate(bytes(byte ^ key for byte in range(256))) for key in range(writers)]

@@ -32,6 +32,7 @@ from tests.raw_client import (
     request,
     stalled_patch,
     start_patch,
+    take_over,
     wait_until,
 )
 
@@ -353,22 +354,7 @@ def test_head_of_a_running_patch_with_a_checksum_answers_where_it_began(server: 
 
 
 def test_a_second_patch_takes_over_a_live_one(server: ServerProcess) -> None:
-    old, new = payload(2 * MEBI, 1), payload(2 * MEBI, 2)
-    path = create(server.port, len(old))
-    with stalled_patch(server.port, path, old, MEBI) as first:
-        with promptly("HEAD"):
-            offset = offset_of(server.port, path)
-        assert offset == MEBI
-        with start_patch(server.port, path, offset, len(new) - offset) as second:
-            second.send(new[offset : offset + 1000])
-            ended = first.answer_or_closed(PROMPT)
-            assert ended is None or ended.status == 423
-            with suppress(ConnectionError):
-                first.send(old[MEBI:])  # too late
-            second.send(new[offset + 1000 :])
-            answer = second.answer()
-    assert (answer.status, answer.offset) == (204, len(new))
-    assert_content(server.port, path, old[:offset] + new[offset:])
+    take_over([server.port] * 3)
 
 
 def test_a_taken_over_client_that_goes_on_sending_changes_nothing(server: ServerProcess) -> None:

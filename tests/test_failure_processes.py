@@ -37,6 +37,7 @@ from tests.raw_client import (
     request,
     stalled_patch,
     start_patch,
+    take_over,
     wait_until,
 )
 
@@ -112,22 +113,7 @@ def test_a_patch_that_stalls_in_one_process_is_taken_over_by_another(cluster: Cl
 
 
 def test_a_second_patch_takes_over_a_live_one_of_another_process(cluster: Cluster) -> None:
-    old, new = payload(2 * MEBI, 1), payload(2 * MEBI, 2)
-    path = create(cluster[0].port, len(old))
-    with stalled_patch(cluster[0].port, path, old, MEBI) as first:
-        with promptly("HEAD"):
-            offset = offset_of(cluster[1].port, path)
-        assert offset == MEBI
-        with start_patch(cluster[1].port, path, offset, len(new) - offset) as second:
-            second.send(new[offset : offset + 1000])
-            ended = first.answer_or_closed(PROMPT)
-            assert ended is None or ended.status == 423
-            with suppress(ConnectionError):
-                first.send(old[MEBI:])  # too late
-            second.send(new[offset + 1000 :])
-            answer = second.answer()
-    assert (answer.status, answer.offset) == (204, len(new))
-    assert_content(cluster[2].port, path, old[:offset] + new[offset:])
+    take_over([server.port for server in cluster])
 
 
 def test_head_at_another_process_neither_waits_for_a_running_patch_nor_ends_it(cluster: Cluster) -> None:

@@ -35,6 +35,7 @@ from tests.raw_client import (
     request,
     stalled_patch,
     start_patch,
+    take_over,
     wait_until,
 )
 from tests.redis_server import RedisServer
@@ -222,22 +223,7 @@ def test_a_newcomer_at_another_host_needs_no_head(hosts: Hosts) -> None:
 
 
 def test_a_second_patch_takes_over_a_live_one_of_another_host(hosts: Hosts) -> None:
-    old, new = payload(2 * MEBI, 1), payload(2 * MEBI, 2)
-    path = create(hosts[0].port, len(old))
-    with stalled_patch(hosts[0].port, path, old, MEBI) as first:
-        with promptly("HEAD"):
-            offset = offset_of(hosts[1].port, path)
-        assert offset == MEBI
-        with start_patch(hosts[1].port, path, offset, len(new) - offset) as second:
-            second.send(new[offset : offset + 1000])
-            ended = first.answer_or_closed(PROMPT)
-            assert ended is None or ended.status == 423
-            with suppress(ConnectionError):
-                first.send(old[MEBI:])  # too late
-            second.send(new[offset + 1000 :])
-            answer = second.answer()
-    assert (answer.status, answer.offset) == (204, len(new))
-    assert_content(hosts[2].port, path, old[:offset] + new[offset:])
+    take_over([host.port for host in hosts])
 
 
 def test_a_stalled_patch_with_a_checksum_keeps_nothing_at_any_host(hosts: Hosts) -> None:
