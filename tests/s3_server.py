@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +28,7 @@ from urllib.parse import parse_qsl, urlsplit
 import boto3  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 
-from tusd_py.storage.s3.config import MIN_PART, S3Config
+from tusd_py.storage.s3.config import MIN_PART, Preset, S3Config
 
 ACCESS_KEY, SECRET_KEY = "tests", "only-for-tests"
 BUCKET = "uploads"
@@ -67,6 +67,7 @@ class S3Server:
 
     endpoint: str
     bucket: str = BUCKET
+    preset: Preset = "aws"
 
     @property
     def port(self) -> int:
@@ -89,14 +90,16 @@ class S3Server:
 
     def multiparts(self, prefix: str) -> list[str]:
         """The ids of the multipart uploads below a prefix."""
+        below = {} if self.preset == "minio" else {"Prefix": prefix}  # which knows whole keys only
         with contextlib.closing(self.client()) as client:
-            answer = client.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix)
-            return [found["UploadId"] for found in answer.get("Uploads", [])]
+            answer = client.list_multipart_uploads(Bucket=self.bucket, **below)
+            return [found["UploadId"] for found in answer.get("Uploads", []) if found["Key"].startswith(prefix)]
 
 
 def s3_config(server: S3Server, place: Path, **changes: Any) -> S3Config:
     """A configuration with the smallest parts, for a place of its own in the bucket."""
-    given: dict[str, Any] = {"bucket": server.bucket, "endpoint": server.endpoint, "prefix": f"{place}/".lstrip("/")}
+    given: dict[str, Any] = {"bucket": server.bucket, "endpoint": server.endpoint, "preset": server.preset}
+    given["prefix"] = f"{place}/".lstrip("/")
     return S3Config(**(given | {"addressing": "path", "part_size": MIN_PART} | changes))
 
 
@@ -164,8 +167,10 @@ def _once(name: str, start: Callable[[Path], tuple[Process, S3Server]]) -> S3Ser
         return _running[name]
 
 
-def seaweedfs() -> S3Server:
-    """The one that behaves most like S3."""
+def s3_server() -> S3Server:
+    """The one that behaves most like S3: seaweedfs, or with TEST_S3=minio the `minio` that is in the PATH."""
+    if os.environ.get("TEST_S3") == "minio":
+        return _once("minio", _start_minio)
     return _once("seaweedfs", start_seaweedfs)
 
 
@@ -191,6 +196,14 @@ def start_seaweedfs(directory: Path, *arguments: str) -> tuple[Process, S3Server
     options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={directory}", "-master.telemetry=false"]
     process = Process([program("weed"), "mini", *options, *arguments], directory, sockets=sockets)
     return process, S3Server(f"http://127.0.0.1:{ports[0]}")
+
+
+def _start_minio(directory: Path) -> tuple[Process, S3Server]:
+    port, console_port = free_ports(2)
+    options = ["--address", f"127.0.0.1:{port}", "--console-address", f"127.0.0.1:{console_port}", "--quiet"]
+    environment = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY, "MINIO_UPDATE": "off"}
+    command = [program("minio"), "server", *options, str(directory / "data")]
+    return Process(command, directory, environment), S3Server(f"http://127.0.0.1:{port}", preset="minio")
 
 
 def _start_moto(directory: Path) -> tuple[Process, S3Server]:
@@ -222,6 +235,7 @@ class Fault(StrEnum):
     SLOW_DOWN = "slow down"  # 503
     LOST = "lost"  # the server does it, the answer is lost
     TWICE = "twice"  # the server gets it twice
+    UNKNOWN = "unknown"  # 404: the server does not know the multipart upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +263,12 @@ class Request:
 
 
 Faults: TypeAlias = Callable[[Request], Fault]
-STATUS = {Fault.ERROR: (500, "InternalError"), Fault.SLOW_DOWN: (503, "SlowDown")}
+STATUS = {
+    Fault.ERROR: (500, "InternalError"),
+    Fault.SLOW_DOWN: (503, "SlowDown"),
+    Fault.UNKNOWN: (404, "NoSuchUpload"),
+}
+PASSING = [fault for fault in Fault if fault not in (Fault.NONE, Fault.UNKNOWN)]  # worth another try
 DELAY = 0.2  # seconds
 
 
@@ -262,7 +281,7 @@ class FaultyProxy:
         self._upstream = server.port
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Forwarder, self))
         self._http.daemon_threads = True
-        self.server = S3Server(f"http://127.0.0.1:{self._http.server_address[1]}", server.bucket)
+        self.server = replace(server, endpoint=f"http://127.0.0.1:{self._http.server_address[1]}")
 
     def __enter__(self) -> FaultyProxy:
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
@@ -356,13 +375,12 @@ class Forwarder(BaseHTTPRequestHandler):
 
 
 def random_faults(seed: int, probability: float = 0.2) -> Faults:
-    """Every kind of fault, again and again in the same order."""
+    """Every kind of fault that passes, again and again in the same order."""
     random_ = random.Random(seed)
-    kinds = [fault for fault in Fault if fault is not Fault.NONE]
     lock = threading.Lock()
 
     def choose(request: Request) -> Fault:
         with lock:
-            return random_.choice(kinds) if random_.random() < probability else Fault.NONE
+            return random_.choice(PASSING) if random_.random() < probability else Fault.NONE
 
     return choose

@@ -49,6 +49,7 @@ class Place:
         return {
             "s3_bucket": self.server.bucket,
             "s3_endpoint": endpoint or self.server.endpoint,
+            "s3_preset": self.server.preset,
             "s3_addressing": "path",
             "s3_prefix": self.prefix,
             "s3_part_size": "5MiB",
@@ -73,16 +74,12 @@ class Place:
 
     @property
     def multiparts(self) -> list[str]:
-        return self._multiparts(self.prefix)
-
-    def _multiparts(self, prefix: str) -> list[str]:
-        found = self._client.list_multipart_uploads(Bucket=self.server.bucket, Prefix=prefix)
-        return [one["UploadId"] for one in found.get("Uploads", [])]
+        return self.server.multiparts(self.prefix)
 
     def traces_of(self, path: str) -> list[str]:
         """The keys of everything that belongs to an upload, and the ids of its multipart uploads."""
         upload_id = id_of(path)
-        return [key for key in self.keys if upload_id in key] + self._multiparts(self.prefix + upload_id)
+        return [key for key in self.keys if upload_id in key] + self.server.multiparts(self.prefix + upload_id)
 
     def key_of(self, path: str) -> str:
         return self.prefix + id_of(path)
@@ -120,7 +117,7 @@ class Place:
     def abort_multiparts(self, path: str) -> int:
         """Abort the multipart uploads of an upload; returns how many there were."""
         key = self.key_of(path)
-        ids = self._multiparts(key)
+        ids = self.server.multiparts(key)
         for upload_id in ids:
             self._client.abort_multipart_upload(Bucket=self.server.bucket, Key=key, UploadId=upload_id)
         return len(ids)

@@ -39,11 +39,12 @@ from tests.raw_client import (
     wait_until,
 )
 from tests.redis_server import shared_redis_url
-from tests.s3_server import CREDENTIALS, free_ports, rclone, seaweedfs
+from tests.s3_server import CREDENTIALS, free_ports, rclone, s3_server
 from tests.s3_uploads import PART, Place, calls_of, digest_of, fetch, id_of, peak_memory, serving
 from tests.wire import metadata
 
 LARGEST_MEMORY = 150 * 10**6  # bytes resident, however large an upload is
+STORAGE_CLASS = "REDUCED_REDUNDANCY"
 MEMORY_MIB = int(os.environ.get("S3_MEMORY_MIB", "512"))  # of the upload in one PATCH
 MEMORY_PATCHES_MIB = int(os.environ.get("S3_MEMORY_PATCHES_MIB", "200"))  # of the upload in 100 KiB PATCHes
 HOSTILE: dict[str, str | bytes] = {
@@ -66,7 +67,7 @@ HOSTILE: dict[str, str | bytes] = {
 
 @pytest.fixture(scope="module")
 def place() -> Place:
-    return Place(seaweedfs())
+    return Place(s3_server())
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def server(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[tuple[ServerProcess, Place]]:
     """A server and a prefix for one test."""
-    place = Place(seaweedfs())
+    place = Place(s3_server())
     with serving(tmp_path, place) as server:
         yield server, place
 
@@ -433,7 +434,7 @@ def test_nothing_is_left_of_an_upload_that_is_terminated_under_way(server: Serve
 
 def test_nothing_is_left_of_an_expired_upload(tmp_path: Path) -> None:
     data = payload(2 * PART)
-    place = Place(seaweedfs())
+    place = Place(s3_server())
     with serving(tmp_path, place, expires_after="1.5s", sweep_interval="0.2s") as server:
         finished = create(server.port, 1000, body=data[:1000])
         paths = [create(server.port, len(data), body=data[:size]) for size in (0, 1000, PART, PART + 1000)]
@@ -482,7 +483,7 @@ def test_an_object_that_somebody_removed_cannot_be_downloaded(server: ServerProc
 
 def test_downloads_by_redirect(tmp_path: Path) -> None:
     data = payload(PART + 1000)
-    place = Place(seaweedfs())
+    place = Place(s3_server())
     with serving(tmp_path, place, s3_download="redirect") as server:
         fields = metadata(filename="Prüfung, 100%.html", filetype="text/html")
         path = create(server.port, len(data), {"Upload-Metadata": fields}, data)
@@ -515,7 +516,7 @@ def test_downloads_by_redirect(tmp_path: Path) -> None:
 
 def test_keys_from_hostile_metadata(tmp_path: Path) -> None:
     """Whatever clients say, an object is below the prefix, at a place that only one upload has."""
-    place = Place(seaweedfs())
+    place = Place(s3_server())
     template = "{prefix}by/{metadata.folder}/{metadata.filename}-{id}.bin"
     data = payload(500)
     with serving(tmp_path, place, s3_key=template) as server:
@@ -571,13 +572,13 @@ def test_hostile_types_and_names_are_no_header_fields(server: ServerProcess, pla
 
 
 def test_tags_and_storage_class_of_the_object(tmp_path: Path) -> None:
-    place = Place(seaweedfs())
-    with serving(tmp_path, place, s3_tags="project=press & more,kind=upload", s3_storage_class="STANDARD_IA") as server:
+    place = Place(s3_server())
+    with serving(tmp_path, place, s3_tags="project=press + more,kind=upload", s3_storage_class=STORAGE_CLASS) as server:
         for length in (10, PART + 10):
             path = create(server.port, length, body=payload(length))
-            assert place.tags_of(place.key_of(path)) == {"project": "press & more", "kind": "upload"}
+            assert place.tags_of(place.key_of(path)) == {"project": "press + more", "kind": "upload"}
             place.assert_alone(path, payload(length))
-            assert place.describe(place.key_of(path)).get("StorageClass", "STANDARD_IA") == "STANDARD_IA"
+            assert place.describe(place.key_of(path)).get("StorageClass", STORAGE_CLASS) == STORAGE_CLASS
 
 
 # Two hosts with one Redis.
@@ -678,7 +679,7 @@ def test_mistakes_are_one_clear_line(
 ) -> None:
     if "s3_endpoint" in changes:
         changes = {"s3_endpoint": f"http://127.0.0.1:{free_ports(1)[0]}"}
-    options = Place(seaweedfs()).options() | {"workers": workers} | changes
+    options = Place(s3_server()).options() | {"workers": workers} | changes
     environment = CREDENTIALS | environment
     del options["env"]
     server = ServerProcess(tmp_path / "records", **options)

@@ -18,6 +18,7 @@ from tusd_py.events.logs import configure
 from tusd_py.migration.records import StateKind, migrate
 from tusd_py.migration.report import silent
 from tusd_py.migration.tusd_files import import_tusd
+from tusd_py.server.memory import keep_freed_memory
 from tusd_py.server.run import bind, reserve, run_server
 from tusd_py.server.supervisor import Supervisor
 from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load, without_password
@@ -103,6 +104,8 @@ def print_config(loaded: Loaded) -> int:
 
 
 def run_serve(settings: Settings) -> int:
+    if not settings.disable_malloc_tuning:
+        keep_freed_memory()
     try:
         asyncio.run(check(settings))
     except UploadError as error:

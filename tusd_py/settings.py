@@ -22,6 +22,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+MOST_TAGS = 10  # S3 takes no more, and only these characters
+TAG = re.compile(r"[\w +\-.:/@]{1,128}=[\w +\-=.:/@]{0,256}")
 ENDPOINT = re.compile(r"https?://[^/\s?#]+/?")
 REDIS_URL = re.compile(r"(?:(?:redis|valkey)s?(?:\+sentinel|\+cluster)?://[^/\s]+(?:/\S*)?)|unix:/\S+")
 REDIS_PREFIX = re.compile(r"[A-Za-z0-9:._-]{0,64}")
@@ -100,8 +102,10 @@ def _check_endpoint(value: str) -> str:
 
 
 def _check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(re.fullmatch(r"[^=]+=[^=]*", tag) for tag in tags):
-        raise ValueError("pairs such as project=press,kind=upload")
+    if len(tags) > MOST_TAGS or not all(TAG.fullmatch(tag) for tag in tags):
+        raise ValueError(
+            f"at most {MOST_TAGS} pairs such as project=press,kind=upload, of letters, digits, spaces and +-=._:/@"
+        )
     return tags
 
 

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from tests.harness import ROOT
 from tests.redis_server import shared_redis_url
-from tests.s3_server import s3_config, seaweedfs
+from tests.s3_server import s3_config, s3_server
 from tusd_py.locks.base import Locker
 from tusd_py.locks.local import LocalLocker
 from tusd_py.locks.redis import RedisLocker
@@ -49,7 +49,7 @@ STORAGES: dict[str, Callable[[Path], Storage]] = {
     "disk": lambda place: DiskStorage(place / "uploads"),
     "shared-disk": lambda place: SharedDiskStorage(place / "uploads", place / "notes"),
     "disk-by-date": lambda place: DiskStorage(place / "uploads", date_folders=True),
-    "s3": lambda place: S3Storage(s3_config(seaweedfs(), place)),
+    "s3": lambda place: S3Storage(s3_config(s3_server(), place)),
 }
 
 PATIENCE = 30.0  # seconds for anything that has to happen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 from tests.contracts.parts import PATIENCE, within
 from tests.contracts.test_storage import TOKEN, UPLOAD, Record, append, committed, content, final_of, finish, partials
 from tests.s3_server import (
+    PASSING,
     Fault,
     Faults,
     FaultyProxy,
@@ -26,7 +28,7 @@ from tests.s3_server import (
     random_faults,
     rclone,
     s3_config,
-    seaweedfs,
+    s3_server,
 )
 from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, UploadGone
 from tusd_py.storage.base import Buffer, HasJanitor, Redirects
@@ -61,7 +63,7 @@ class Calls(Counter[str]):
 
 @pytest.fixture
 def server() -> S3Server:
-    return seaweedfs()
+    return s3_server()
 
 
 @pytest.fixture
@@ -432,7 +434,7 @@ async def test_a_part_that_fails_while_the_next_ones_arrive(opened: Opener, prox
     assert await content(storage, upload) == DATA
 
 
-@pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.NONE])
+@pytest.mark.parametrize("fault", PASSING)
 @pytest.mark.parametrize(
     "operation",
     ["CreateMultipartUpload", "UploadPart", "PutObject", "GetObject", "CompleteMultipartUpload", "HeadObject"],
@@ -517,7 +519,7 @@ def test_what_was_seen_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(recent) == 11
 
 
-@pytest.mark.parametrize("start", [seaweedfs, moto])
+@pytest.mark.parametrize("start", [s3_server, moto])
 async def test_a_part_that_was_replaced_does_not_count(opened: Opener, start: Callable[[], S3Server]) -> None:
     """One server has both and takes the one of the ledger, the other refuses."""
     server = start()
@@ -728,6 +730,46 @@ async def test_a_concatenation_that_fails_leaves_nothing(
     with pytest.raises(StorageUnavailable):
         await storage.concatenate(final, stored, sync=True)
     assert server.multiparts(storage.config.prefix) == []
+    final = replace(final, layout=await storage.concatenate(final, stored, sync=True))
+    assert await content(storage, final) == DATA[:PART] + DATA[: PART + 1]
+
+
+@pytest.mark.parametrize("fault", [Fault.NONE, Fault.UNKNOWN])
+async def test_a_concatenation_whose_end_was_not_heard_of(opened: Opener, proxy: FaultyProxy, fault: Fault) -> None:
+    """The request is repeated; some servers do not know the multipart upload any more."""
+    storage = await opened(proxy.server)
+    stored: list[Upload] = [
+        await send_all(storage, replace(UPLOAD, id=f"p{number}"), DATA[: PART + number]) for number in range(2)
+    ]
+    final = final_of(stored)
+    answers = iter([Fault.LOST, fault])
+    proxy.faults = lambda request: next(answers) if request.operation == "CompleteMultipartUpload" else Fault.NONE
+    final = replace(final, layout=await storage.concatenate(final, stored, sync=True))
+    assert await content(storage, final) == DATA[:PART] + DATA[: PART + 1]
+
+
+async def test_a_concatenation_that_somebody_aborts_can_be_repeated(
+    opened: Opener, proxy: FaultyProxy, server: S3Server
+) -> None:
+    storage = await opened(proxy.server)
+    stored: list[Upload] = [
+        await send_all(storage, replace(UPLOAD, id=f"p{number}"), DATA[: PART + number]) for number in range(2)
+    ]
+    final = final_of(stored)
+
+    def abort(request: Request) -> Fault:
+        if request.operation == "CompleteMultipartUpload":
+            with contextlib.closing(server.client()) as client:
+                for upload_id in server.multiparts(storage.config.prefix):
+                    client.abort_multipart_upload(
+                        Bucket=server.bucket, Key=object_key(storage.config, final), UploadId=upload_id
+                    )
+        return Fault.NONE
+
+    proxy.faults = abort
+    with pytest.raises(StorageUnavailable):
+        await storage.concatenate(final, stored, sync=True)
+    proxy.faults = lambda request: Fault.NONE
     final = replace(final, layout=await storage.concatenate(final, stored, sync=True))
     assert await content(storage, final) == DATA[:PART] + DATA[: PART + 1]
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import uvicorn
 
 from tusd_py.app import create_app
-from tusd_py.server.memory import keep_freed_memory
 from tusd_py.server.protocol import upload_protocol
 from tusd_py.settings import Settings
 
@@ -33,8 +32,6 @@ class Server(uvicorn.Server):
 
 def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
     """Serve on a bound socket until a signal says to stop."""
-    if not settings.disable_malloc_tuning:
-        keep_freed_memory()
     app = create_app(settings)
     config = uvicorn.Config(
         app,

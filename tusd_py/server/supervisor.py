@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from prometheus_client.multiprocess import mark_process_dead
 
 from tusd_py.events.logs import configure
+from tusd_py.server.memory import keep_freed_memory
 from tusd_py.server.run import bind, run_server
 from tusd_py.settings import Settings
 
@@ -51,6 +52,8 @@ class Worker:
 
 def run_worker(settings: Settings, address: tuple[str, int], pipe: Connection) -> None:
     """The life of one server process."""
+    if not settings.disable_malloc_tuning:
+        keep_freed_memory()
     configure(settings.log_format, settings.log_level)
     listener = bind(address, shared=True)
     threading.Thread(target=_end_with_supervisor, args=(pipe,), daemon=True).start()

@@ -1,19 +1,22 @@
-"""The body of a request made of pieces of memory, and its checksum."""
+"""Bodies made of pieces of memory, and their checksums."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from tusd_py.storage.base import Buffer
+from tusd_py.storage.s3.memory import BLOCK
 
 try:
     from zlib_ng.zlib_ng import crc32 as add_crc32  # several times as fast
 except ImportError:
     from zlib import crc32 as add_crc32
 
+Reader: TypeAlias = Callable[..., bytes]  # of so many bytes, or of all
 SMALLEST_BODY = 256 << 10  # bytes; less is joined, and sent without asking first (Expect: 100-continue)
 LARGEST_READ = 256 << 10  # bytes; who sends asks for 16 KiB at a time, one call to the kernel each
 
@@ -62,6 +65,23 @@ class Body(io.RawIOBase):
 
 def body_of(pieces: Sequence[Buffer]) -> Body | bytes:
     return b"".join(pieces) if sum(map(len, pieces)) < SMALLEST_BODY else Body(pieces)
+
+
+def read_all(read: Reader) -> bytes:
+    return read()
+
+
+def read_pieces(read: Reader, new_block: Callable[[], bytearray]) -> list[Buffer]:
+    """All bytes, in whole blocks as far as possible."""
+    pieces: list[Buffer] = []
+    while data := read(BLOCK):
+        if len(data) == BLOCK:
+            block = new_block()
+            block[:] = data
+            pieces.append(block)
+        else:
+            pieces.append(data)
+    return pieces
 
 
 def crc32(pieces: Iterable[Buffer]) -> str:

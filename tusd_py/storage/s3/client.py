@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from tusd_py.errors import StorageUnavailable, UploadError
 from tusd_py.storage.base import Buffer
-from tusd_py.storage.s3.body import body_of, crc32, md5
+from tusd_py.storage.s3.body import Reader, body_of, crc32, md5, read_all, read_pieces
 from tusd_py.storage.s3.config import S3Config
 from tusd_py.storage.s3.errors import code_of, translate
 from tusd_py.storage.threads import Threads
@@ -62,7 +62,11 @@ class Client:
 
     async def get(self, key: str, start: int, end: int) -> bytes:
         """The bytes of an object between two offsets; fewer if it is shorter."""
-        return await self._threads.run(partial(self._get, key, start, end))
+        return await self._threads.run(partial(self._get, key, start, end, read_all))
+
+    async def get_pieces(self, key: str, start: int, end: int, new_block: Callable[[], bytearray]) -> list[Buffer]:
+        """The same in blocks of memory that are used again."""
+        return await self._threads.run(partial(self._get, key, start, end, partial(read_pieces, new_block=new_block)))
 
     async def presign(self, operation: str, expires: int, **parameters: Any) -> str:
         parameters["Bucket"] = self._config.bucket
@@ -80,25 +84,24 @@ class Client:
         body = body_of(pieces)
         return self._call(operation, parameters | {name: checksum, "Body": body, "ContentLength": len(body)}), checksum
 
-    def _get(self, key: str, start: int, end: int) -> bytes:
+    def _get(self, key: str, start: int, end: int, read: Callable[[Reader], T]) -> T:
         attempt = 1
         while True:
             try:
-                return self._observed("get_object", partial(self._fetch, key, start, end))
+                return self._observed("get_object", partial(self._fetch, key, start, end, read))
             except BrokenBody:
                 if attempt == BODY_ATTEMPTS:
                     raise
                 attempt += 1
 
-    def _fetch(self, key: str, start: int, end: int) -> bytes:
+    def _fetch(self, key: str, start: int, end: int, read: Callable[[Reader], T]) -> T:
         parameters = {"Bucket": self._config.bucket, "Key": key, "Range": f"bytes={start}-{end - 1}"}
         body = self._client.get_object(**parameters)["Body"]
         with body:
             try:
-                data: bytes = body.read()
+                return read(body.read)
             except Exception as error:
                 raise BrokenBody from error
-        return data
 
     def _observed(self, operation: str, work: Callable[[], T]) -> T:
         started = time.monotonic()

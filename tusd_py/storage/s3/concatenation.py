@@ -10,7 +10,7 @@ from tusd_py.storage.base import Buffer
 from tusd_py.storage.s3.body import multipart_etag
 from tusd_py.storage.s3.config import MAX_OBJECT, S3Config
 from tusd_py.storage.s3.engine import Engine, Multipart
-from tusd_py.storage.s3.errors import ObjectMissing
+from tusd_py.storage.s3.errors import MultipartMissing, ObjectMissing
 from tusd_py.storage.s3.layout import Layout, parse
 from tusd_py.storage.s3.objects import object_key
 from tusd_py.storage.s3.sizes import COPY_SIZE, MIB, Piece, Slice, choose_sizes, plan_copies, plan_equal
@@ -68,25 +68,36 @@ async def _put(engine: Engine, final: Upload, key: str, sources: Sequence[Slice]
 async def _fetch(engine: Engine, slices: Sequence[Slice]) -> list[Buffer]:
     pieces: list[Buffer] = []
     for piece in slices:
-        data = await engine.client.get(piece.key, piece.start, piece.end)
-        if len(data) < piece.size:
+        found = await engine.fetch(piece)
+        if sum(map(len, found)) < piece.size:
             raise StorageUnavailable("a partial upload is shorter than its record says")
-        pieces.append(data)
+        pieces += found
     return pieces
 
 
 async def _assemble(engine: Engine, final: Upload, key: str, pieces: Sequence[Piece]) -> None:
-    multipart = await engine.create_multipart(final, key)
+    copied = engine.config.abilities.part_copy and any(piece.can_be_copied for piece in pieces)
+    multipart = await engine.create_multipart(final, key, copied=copied)
     try:
         parts = await _make_parts(engine, multipart, pieces)
-        await engine.complete_multipart(multipart, parts)
-    except UploadError:
+        await _complete(engine, final, multipart, parts)
+    except UploadError as error:
         try:
             await engine.abort(key, multipart.id)
         except UploadError:
             pass  # the janitor finds it
+        if isinstance(error, MultipartMissing):  # which costs nothing but another try
+            raise StorageUnavailable("the multipart upload was aborted") from None
         raise
-    if not await engine.is_placed(final, key, multipart.marker, multipart_etag([part.etag for part in parts])):
+
+
+async def _complete(engine: Engine, final: Upload, multipart: Multipart, parts: Sequence[Part]) -> None:
+    try:
+        await engine.complete_multipart(multipart, parts)
+    except MultipartMissing:
+        pass  # perhaps because an earlier try went through, whose answer never came
+    etag = multipart_etag([part.etag for part in parts])
+    if not await engine.is_placed(final, multipart.key, multipart.marker, etag):
         raise StorageUnavailable("the stored object is not what the parts should make")
 
 

@@ -26,11 +26,13 @@ class Abilities:
     equal_parts: bool = False  # all parts but the last must be of one size
     max_parts: int = MAX_PARTS
     number_gaps: bool = True  # part numbers only have to ascend
+    copied_checksums: bool = True  # copied parts have the checksums that others were announced to have
+    multipart_prefixes: bool = True  # multipart uploads can be listed by the beginning of their key
 
 
 ABILITIES: dict[Preset, Abilities] = {
     "aws": Abilities(checksum="crc32", conditional_put=True),
-    "minio": Abilities(checksum="crc32", conditional_put=True),
+    "minio": Abilities(checksum="crc32", conditional_put=True, copied_checksums=False, multipart_prefixes=False),
     "r2": Abilities(conditional_put=True, equal_parts=True),
     "scaleway": Abilities(max_parts=1000),
     "ceph": Abilities(),

@@ -84,10 +84,12 @@ class Engine:
 
     # Parts.
 
-    async def create_multipart(self, upload: Upload, key: str) -> Multipart:
+    async def create_multipart(self, upload: Upload, key: str, *, copied: bool = False) -> Multipart:
+        """A multipart upload, some of whose parts will be `copied`."""
         marker = f"mpu-{secrets.token_hex(8)}"
         parameters = properties(self.config, upload, marker)
-        if self.config.abilities.checksum == "crc32":
+        abilities = self.config.abilities
+        if abilities.checksum == "crc32" and (abilities.copied_checksums or not copied):
             parameters["ChecksumAlgorithm"] = "CRC32"
         answer = await self.client.call("create_multipart_upload", Key=key, **parameters)
         return Multipart(key, answer["UploadId"], marker)
@@ -146,23 +148,28 @@ class Engine:
         await self.client.send("put_object", pieces, Key=self.tail_key(upload_id, name), **protection(self.config))
         return Tail(name, start, start + sum(map(len, pieces)))
 
-    async def get_tails(self, upload_id: str, tails: Sequence[Tail]) -> list[bytes]:
+    async def get_tails(self, upload_id: str, tails: Sequence[Tail]) -> list[Buffer]:
         """The bytes of tails that follow each other; raises `StorageBehind` if one is no longer there."""
 
-        async def get(tail: Tail) -> bytes:
+        async def get(tail: Tail) -> list[Buffer]:
             try:
-                data = await self.client.get(self.tail_key(upload_id, tail.name), 0, tail.size)
+                pieces = await self.fetch(Slice(self.tail_key(upload_id, tail.name), 0, tail.size))
             except ObjectMissing:
                 raise StorageBehind(tail.start) from None
-            if len(data) < tail.size:
+            if sum(map(len, pieces)) < tail.size:
                 raise StorageBehind(tail.start)
-            return data
+            return pieces
 
-        results = await asyncio.gather(*map(get, tails), return_exceptions=True)
-        for result in results:
+        found: list[Buffer] = []
+        for result in await asyncio.gather(*map(get, tails), return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-        return [result for result in results if isinstance(result, bytes)]
+            found += result
+        return found
+
+    async def fetch(self, piece: Slice) -> list[Buffer]:
+        """Bytes of an object in memory that `PartMemory.recycle` takes back; fewer if it is shorter."""
+        return await self.client.get_pieces(piece.key, piece.start, piece.end, self.memory.block)
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are not there are fine."""

@@ -54,9 +54,10 @@ async def _candidates(engine: Engine) -> AsyncIterator[Finding]:
 
 async def _multipart_uploads(engine: Engine) -> AsyncIterator[Finding]:
     fixed, pattern = key_pattern(engine.config)
+    below = {"Prefix": fixed} if engine.config.abilities.multipart_prefixes else {}
     marker: dict[str, str] = {}
     while True:
-        answer = await engine.client.call("list_multipart_uploads", Prefix=fixed, **marker)
+        answer = await engine.client.call("list_multipart_uploads", **below, **marker)
         for upload in answer.get("Uploads", []):
             match = pattern.fullmatch(upload["Key"])
             if match:
