@@ -63,9 +63,8 @@ class Place:
 
     @property
     def keys(self) -> list[str]:
-        found = self._client.list_objects_v2(Bucket=self.server.bucket, Prefix=self.prefix)
-        assert not found["IsTruncated"]
-        return [one["Key"] for one in found.get("Contents", [])]
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.server.bucket, Prefix=self.prefix)
+        return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
     @property
     def objects(self) -> list[str]:
