@@ -263,6 +263,15 @@ async def test_looking_costs_one_request_at_most(storage: S3Storage, calls: Call
         assert calls.total() == 1
 
 
+async def test_who_looks_gets_the_answer_for_the_record_that_they_have(opened: Opener, proxy: FaultyProxy) -> None:
+    storage = await opened(proxy.server)
+    before = await send(storage, UPLOAD, b"before")
+    after = await send(storage, before, b" and after")
+    proxy.faults = lambda request: Fault.DELAY
+    looking = [asyncio.create_task(storage.stored(upload)) for upload in (before, before, after)]
+    assert await asyncio.gather(*looking) == [before.offset, before.offset, after.offset]
+
+
 async def test_parts_leave_at_the_same_time_and_before_the_body_has_ended(opened: Opener, proxy: FaultyProxy) -> None:
     storage = await opened(proxy.server)
     arrived = threading.Barrier(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -40,6 +41,8 @@ from tusd_py.uploads.concatenation import new_final
 from tusd_py.uploads.holders import Relay, Undisturbed
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_addition, check_size
+
+logger = logging.getLogger("tusd_py.uploads")
 
 INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
@@ -187,8 +190,9 @@ class UploadService:
 
     def _driven(self, driving: asyncio.Task[Upload]) -> None:
         self._driving.discard(driving)
-        if not driving.cancelled():
-            driving.exception()  # perhaps nobody waits any more
+        error = None if driving.cancelled() else driving.exception()
+        if error is not None and not isinstance(error, UploadError):  # perhaps nobody waits for it any more
+            logger.error("an upload could not be driven on", exc_info=error)
 
     async def _drive_now(self, upload_id: str) -> Upload:
         async with self._locked(upload_id, Undisturbed(), INSPECT_PATIENCE) as lock:

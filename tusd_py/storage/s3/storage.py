@@ -34,7 +34,7 @@ class S3Storage:
     def __init__(self, config: S3Config, on_call: OnCall | None = None) -> None:
         self.config = config
         self._engine = Engine(config, on_call)
-        self._probes: dict[str, asyncio.Task[int]] = {}
+        self._probes: dict[tuple[str, str, int], asyncio.Task[int]] = {}
         self._probing = asyncio.Semaphore(MOST_PROBES)
 
     @property
@@ -62,14 +62,15 @@ class S3Storage:
 
     async def stored(self, upload: Upload) -> int:
         """How far the bytes are there. Many who ask for the same wait for one answer, and go when they like."""
-        probe = self._probes.get(upload.id)
+        record = (upload.id, upload.layout, upload.offset)
+        probe = self._probes.get(record)
         if probe is None:
-            probe = self._probes[upload.id] = asyncio.create_task(self._probe(upload))
-            probe.add_done_callback(lambda probe: self._probed(upload.id, probe))
+            probe = self._probes[record] = asyncio.create_task(self._probe(upload))
+            probe.add_done_callback(lambda probe: self._probed(record, probe))
         return await asyncio.shield(probe)
 
-    def _probed(self, upload_id: str, probe: asyncio.Task[int]) -> None:
-        del self._probes[upload_id]
+    def _probed(self, record: tuple[str, str, int], probe: asyncio.Task[int]) -> None:
+        del self._probes[record]
         if not probe.cancelled():
             probe.exception()  # perhaps nobody waits any more
 
