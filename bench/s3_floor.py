@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from tusd_py.storage.s3.body import crc32
+from tusd_py.storage.s3.body import crc32, crc32_text
 from tusd_py.storage.s3.client import Client
 from tusd_py.storage.s3.config import S3Config
 
@@ -23,7 +23,7 @@ async def connect(config: S3Config) -> Any:
 
 def put(client: Any, config: S3Config, file: int, start: int, size: int, key: str) -> None:
     data = os.pread(file, size, start)
-    client.put_object(Bucket=config.bucket, Key=key, Body=data, ChecksumCRC32=crc32([data]))
+    client.put_object(Bucket=config.bucket, Key=key, Body=data, ChecksumCRC32=crc32_text(crc32([data])))
 
 
 def multipart(
@@ -34,7 +34,7 @@ def multipart(
 
     def send(offset: int) -> dict[str, Any]:
         data = os.pread(file, min(config.part_size, size - offset), start + offset)
-        number, checksum = offset // config.part_size + 1, crc32([data])
+        number, checksum = offset // config.part_size + 1, crc32_text(crc32([data]))
         answer = client.upload_part(**place, PartNumber=number, Body=data, ChecksumCRC32=checksum)
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": checksum}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import random
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -35,7 +37,7 @@ from tusd_py.storage.base import Buffer, HasJanitor, Redirects
 from tusd_py.storage.s3 import S3Config, S3Storage
 from tusd_py.storage.s3.config import MAX_PART, MIN_PART
 from tusd_py.storage.s3.engine import SEEN_FOR
-from tusd_py.storage.s3.layout import Tail, contiguous, entry, parse
+from tusd_py.storage.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
 from tusd_py.storage.s3.objects import content_disposition, content_type, key_pattern, object_key
 from tusd_py.storage.s3.recent import Recent
 from tusd_py.storage.s3.sizes import MIB, PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
@@ -411,6 +413,47 @@ async def test_parts_that_were_discarded_are_not_numbered_again(storage: S3Stora
     upload = await send(storage, upload, DATA[PART : 3 * PART])
     assert [part.number for part in upload.ledger] == [1, 4, 5]
     assert await content(storage, await send_all(storage, upload, DATA[3 * PART :])) == DATA
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_checksum_of_a_part_is_that_of_its_bytes(opened: Opener, server: S3Server, seed: int) -> None:
+    """However they came together: in small pieces, by way of tails, beside some that were discarded."""
+    storage = await opened(server, buffer_size=2 * PART)
+
+    async def request(record: Record, data: bytes, chance: random.Random) -> Record:
+        writer = storage.writer(record, TOKEN)
+        position = record.offset
+        if chance.random() < 0.5:
+            await writer.write([b"x" * chance.choice([5, 300_000, PART])])
+            if chance.random() < 0.5:
+                await writer.flush(sync=False)
+            await writer.discard(position)
+        for _ in range(chance.randint(1, 30)):
+            end = min(len(data), position + chance.choice([10, 70_000, 300_000, 1 << 20]))
+            await writer.write([data[position:end]])
+            position = end
+            if chance.random() < 0.2:
+                await writer.flush(sync=True)
+                record = committed(record, writer)
+        await writer.flush(sync=True)
+        record = committed(record, writer)
+        await writer.close()
+        return record
+
+    async def upload(number: int) -> None:
+        chance = random.Random(f"{seed} {number}")
+        data = DATA[number:]
+        record: Record = replace(UPLOAD, id=f"upload-{number}", length=len(data))
+        while record.offset < len(data):
+            record = await request(record, data, chance)
+        parts = contiguous(record.ledger, record.offset)
+        assert [checksum_of(part) for part in parts] == [
+            base64.b64encode(zlib.crc32(data[part.end - size_of(part) : part.end]).to_bytes(4)).decode()
+            for part in parts
+        ]
+        assert await content(storage, await finish(storage, record)) == data
+
+    await asyncio.wait_for(asyncio.gather(*map(upload, range(4))), 100)
 
 
 # Faults.

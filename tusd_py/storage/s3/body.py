@@ -84,10 +84,14 @@ def read_pieces(read: Reader, new_block: Callable[[], bytearray]) -> list[Buffer
     return pieces
 
 
-def crc32(pieces: Iterable[Buffer]) -> str:
-    value = 0
+def crc32(pieces: Iterable[Buffer], value: int = 0) -> int:
+    """Of bytes that follow others with this value."""
     for piece in pieces:
         value = add_crc32(piece, value)
+    return value
+
+
+def crc32_text(value: int) -> str:
     return base64.b64encode(value.to_bytes(4)).decode()
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from tusd_py.errors import StorageUnavailable, UploadError
 from tusd_py.storage.base import Buffer
-from tusd_py.storage.s3.body import Reader, body_of, crc32, md5, read_all, read_pieces
+from tusd_py.storage.s3.body import Reader, body_of, crc32, crc32_text, md5, read_all, read_pieces
 from tusd_py.storage.s3.config import S3Config
 from tusd_py.storage.s3.errors import code_of, translate
 from tusd_py.storage.threads import Threads
@@ -56,9 +56,11 @@ class Client:
         """One request, tried again as often as it makes sense."""
         return await self._threads.run(partial(self._call, operation, parameters))
 
-    async def send(self, operation: str, pieces: Sequence[Buffer], **parameters: Any) -> tuple[dict[str, Any], str]:
-        """A request with a body; returns the answer and the checksum that protected it."""
-        return await self._threads.run(partial(self._send, operation, pieces, parameters))
+    async def send(
+        self, operation: str, pieces: Sequence[Buffer], crc: int | None = None, **parameters: Any
+    ) -> tuple[dict[str, Any], str]:
+        """A request with a body, whose CRC-32 may be known; returns the answer and the checksum that protected it."""
+        return await self._threads.run(partial(self._send, operation, pieces, crc, parameters))
 
     async def get(self, key: str, start: int, end: int) -> bytes:
         """The bytes of an object between two offsets; fewer if it is shorter."""
@@ -78,9 +80,13 @@ class Client:
         method = getattr(self._client, operation)
         return self._observed(operation, partial(method, Bucket=self._config.bucket, **parameters))
 
-    def _send(self, operation: str, pieces: Sequence[Buffer], parameters: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        name, digest = ("ChecksumCRC32", crc32) if self._config.abilities.checksum == "crc32" else ("ContentMD5", md5)
-        checksum = digest(pieces)
+    def _send(
+        self, operation: str, pieces: Sequence[Buffer], crc: int | None, parameters: dict[str, Any]
+    ) -> tuple[dict[str, Any], str]:
+        if self._config.abilities.checksum == "md5":
+            name, checksum = "ContentMD5", md5(pieces)
+        else:
+            name, checksum = "ChecksumCRC32", crc32_text(crc32(pieces) if crc is None else crc)
         body = body_of(pieces)
         return self._call(operation, parameters | {name: checksum, "Body": body, "ContentLength": len(body)}), checksum
 

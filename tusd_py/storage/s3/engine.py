@@ -44,6 +44,7 @@ class Engine:
         self.config = config
         self.client = Client(config, on_call)
         self.memory = PartMemory(config.buffer_size)
+        self.wants_crc = config.abilities.checksum == "crc32"
         self.parts_in_flight = 0
         self.seen = Recent(SEEN_FOR)  # multipart uploads that were there a moment ago
         # The next unused part number of uploads whose record does not know it, since nothing was committed.
@@ -89,19 +90,21 @@ class Engine:
         marker = f"mpu-{secrets.token_hex(8)}"
         parameters = properties(self.config, upload, marker)
         abilities = self.config.abilities
-        if abilities.checksum == "crc32" and (abilities.copied_checksums or not copied):
+        if self.wants_crc and (abilities.copied_checksums or not copied):
             parameters["ChecksumAlgorithm"] = "CRC32"
         answer = await self.client.call("create_multipart_upload", Key=key, **parameters)
         return Multipart(key, answer["UploadId"], marker)
 
-    async def upload_part(self, multipart: Multipart, number: int, start: int, pieces: Sequence[Buffer]) -> Part:
-        """One part from memory; returns its entry in the ledger."""
+    async def upload_part(
+        self, multipart: Multipart, number: int, start: int, pieces: Sequence[Buffer], crc: int | None = None
+    ) -> Part:
+        """One part from memory, with its CRC-32 if that is known; returns its entry in the ledger."""
         end = start + sum(map(len, pieces))
         async with self._slots:
             self.parts_in_flight += 1
             try:
                 answer, checksum = await self.client.send(
-                    "upload_part", pieces, Key=multipart.key, UploadId=multipart.id, PartNumber=number
+                    "upload_part", pieces, crc, Key=multipart.key, UploadId=multipart.id, PartNumber=number
                 )
             except ObjectMissing:  # some servers know the multipart upload by the key only
                 raise MultipartMissing from None
@@ -127,7 +130,7 @@ class Engine:
         listed = []
         for part in parts:
             fields = {"PartNumber": part.number, "ETag": part.etag}
-            if self.config.abilities.checksum == "crc32" and checksum_of(part):
+            if self.wants_crc and checksum_of(part):
                 fields["ChecksumCRC32"] = checksum_of(part)
             listed.append(fields)
         await self.client.call(
@@ -173,7 +176,7 @@ class Engine:
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are not there are fine."""
-        if len(keys) == 1 or self.config.abilities.checksum == "md5":  # botocore sends no Content-MD5 with the other
+        if len(keys) == 1 or not self.wants_crc:  # botocore sends no Content-MD5 with the other
             await asyncio.gather(*(self.client.call("delete_object", Key=key) for key in keys))
             return
         for first in range(0, len(keys), DELETE_AT_ONCE):
@@ -202,7 +205,9 @@ class Engine:
         found["Metadata"] = {name.lower(): value for name, value in found.get("Metadata", {}).items()}
         return found
 
-    async def put_object(self, upload: Upload, key: str, pieces: Sequence[Buffer], token: int) -> str:
+    async def put_object(
+        self, upload: Upload, key: str, pieces: Sequence[Buffer], token: int, crc: int | None = None
+    ) -> str:
         """The whole object in one request; returns its marker.
 
         Where the server has conditions, a writer that lost its lock (an older token) cannot replace an object, and
@@ -213,7 +218,7 @@ class Engine:
         condition = {"IfNoneMatch": "*"} if self.config.abilities.conditional_put else {}
         for _ in range(3):
             try:
-                await self.client.send("put_object", pieces, **parameters, **condition)
+                await self.client.send("put_object", pieces, crc, **parameters, **condition)
                 return marker
             except NotSatisfied:
                 found = await self.head(key)

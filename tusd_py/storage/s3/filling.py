@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tusd_py.storage.base import Buffer, Observer
+from tusd_py.storage.s3.body import crc32
 from tusd_py.storage.s3.layout import Tail
 from tusd_py.storage.s3.memory import BLOCK
 from tusd_py.upload import Part
@@ -22,6 +23,10 @@ class OpenPart:
     memory_start: int
     end: int
     pieces: list[Buffer] = field(default_factory=list)
+    crc: int | None = field(init=False)  # CRC-32 of all its bytes, if that is known
+
+    def __post_init__(self) -> None:
+        self.crc = 0 if self.start == self.end else None
 
     @property
     def size(self) -> int:
@@ -68,7 +73,9 @@ class OpenPart:
         freed = max(0, self.end - end)
         left = self.in_memory - freed
         views = [memoryview(piece) for piece in self.pieces]
-        self.pieces = [bytes(view) for view in cut(views, left)] if freed else self.pieces
+        if freed:
+            self.pieces = [bytes(view) for view in cut(views, left)]
+            self.crc = None
         self.end -= freed
         return freed
 
@@ -82,6 +89,7 @@ class Flight:
     end: int
     memory_start: int
     pieces: list[Buffer]
+    crc: int | None
     tails: tuple[Tail, ...]  # where the bytes are that are not in memory
     held: int  # bytes counted as used
     part: Part | None = None
@@ -101,24 +109,36 @@ def cut(views: list[memoryview], size: int) -> list[memoryview]:
     return taken
 
 
-def copied(views: list[memoryview], observer: Observer | None, new_block: Callable[[], bytearray]) -> list[Buffer]:
-    """The bytes as memory of our own, in whole blocks as far as possible; takes the views out of the list."""
+def copied(
+    views: list[memoryview], observer: Observer | None, new_block: Callable[[], bytearray], crc: int | None
+) -> tuple[list[Buffer], int | None]:
+    """The bytes as memory of our own, in whole blocks as far as possible; takes the views out of the list.
+
+    Also returns the CRC-32 that goes on from that of the bytes before, if it is wanted: what is about to be copied
+    has to come into the cache of the processor anyway.
+    """
     if observer is not None:
         for view in views:
             observer(view)
     pieces: list[Buffer] = []
     while views:
         taken = cut(views, BLOCK)
-        if sum(map(len, taken)) < BLOCK:
-            pieces.append(b"".join(taken))
-            continue
-        block = new_block()
-        position = 0
-        for view in taken:
-            block[position : position + len(view)] = view
-            position += len(view)
-        pieces.append(block)
-    return pieces
+        if crc is not None:
+            crc = crc32(taken, crc)
+        pieces.append(joined(taken, new_block))
+    return pieces, crc
+
+
+def joined(views: Sequence[memoryview], new_block: Callable[[], bytearray]) -> Buffer:
+    """A copy, in a block if it fills one."""
+    if sum(map(len, views)) < BLOCK:
+        return b"".join(views)
+    block = new_block()
+    position = 0
+    for view in views:
+        block[position : position + len(view)] = view
+        position += len(view)
+    return block
 
 
 def worth_merging(tails: Sequence[Tail], start: int, end: int) -> list[Tail]:

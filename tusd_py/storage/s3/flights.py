@@ -98,7 +98,9 @@ class Flights:
             memory.moving += 1
             try:
                 multipart = await self._ensure_multipart()
-                flight.part = await self._engine.upload_part(multipart, flight.number, flight.start, flight.pieces)
+                flight.part = await self._engine.upload_part(
+                    multipart, flight.number, flight.start, flight.pieces, flight.crc
+                )
             finally:
                 memory.moving -= 1
             memory.recycle(flight.pieces)

@@ -206,14 +206,16 @@ class S3Writer:
             await self._engine.memory.take(size)
             try:
                 self._jobs.check()
-                pieces = await self._engine.copying.run(
-                    partial(copied, taken, self._observer, self._engine.memory.block)
+                crc = self._open.crc if self._engine.wants_crc else None
+                pieces, crc = await self._engine.copying.run(
+                    partial(copied, taken, self._observer, self._engine.memory.block, crc)
                 )
             except BaseException:
                 self._engine.memory.release(size)
                 raise
             for piece in pieces:
                 self._open.add(piece)
+            self._open.crc = crc
             if size == room and not self._ends_here():
                 await self._launch()
 
@@ -269,7 +271,7 @@ class S3Writer:
             flight = self._flight()
         try:
             await self._flights.load(flight)
-            marker = await self._engine.put_object(self._upload, self._key, flight.pieces, self._token)
+            marker = await self._engine.put_object(self._upload, self._key, flight.pieces, self._token, flight.crc)
             self._engine.memory.recycle(flight.pieces)
         finally:
             self._engine.memory.release(flight.held)
@@ -288,7 +290,7 @@ class S3Writer:
         self._admitted_at = None
         self._open = OpenPart(part.end, part.end, part.end)
         tails = tuple(tail for tail in self._tails if part.start <= tail.start < part.memory_start)
-        return Flight(self._next, part.start, part.end, part.memory_start, part.pieces, tails, part.in_memory)
+        return Flight(self._next, part.start, part.end, part.memory_start, part.pieces, part.crc, tails, part.in_memory)
 
     async def _launch(self) -> None:
         await self._flights.wait_for_turn()
