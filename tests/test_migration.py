@@ -364,7 +364,7 @@ def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
     assert upload.layout
     assert len(list((site.folder / "uploads").glob("split*"))) == 2
     site.assert_migrated("redis", "sqlite", 1)
-    assert [path.name for path in (site.folder / "uploads").glob("split*")] == ["split"]
+    assert len(list((site.folder / "uploads").glob("split*"))) == 2  # who stays with Redis needs both
     site.assert_migrated("redis", "sqlite", 0, 1)
     with serving(site.folder) as server:
         assert offset_of(f"{server.url}/split") == LATER

@@ -138,6 +138,10 @@ class StorageUnavailable(UploadError):
     code = "ERR_STORAGE_UNAVAILABLE"
 
 
+class StoredElsewhere(StorageUnavailable):
+    """the bytes of this upload are in another storage than the one that is configured"""
+
+
 class StorageBehind(UploadError):
     """the storage holds fewer bytes than were committed"""
 

@@ -30,6 +30,7 @@ try:
         NoScriptError,
         OutOfMemoryError,
         ReadOnlyError,
+        RedisClusterException,
         RedisError,
         ResponseError,
     )
@@ -44,6 +45,8 @@ Observe: TypeAlias = Callable[[str, float, bool], object]
 
 PATIENCE = 1.5  # seconds a call is tried for, unless said otherwise
 TRY_TIMEOUT = 1.0  # seconds one try has
+# A client that knows several nodes must see by itself, within one try, that one of them does not answer.
+PATIENCE_WITH_A_NODE = {"socket_timeout": TRY_TIMEOUT / 4, "socket_connect_timeout": TRY_TIMEOUT / 4}
 PAUSES = (0.02, 0.05, 0.1, 0.25)  # seconds between tries; the last one again and again
 MOST_CONNECTIONS = 64
 OLDEST_VERSION = (7, 0)
@@ -51,6 +54,8 @@ VERSION = re.compile(
     r"redis_version'?: ?'?([0-9]+)\.([0-9]+)"
 )  # in the text of INFO, or in what a cluster's client makes of it
 SCAN_COUNT = 500
+# Not to be had, or not for this; the client of a cluster has an exception of its own.
+FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 # Answers that the next try repeats: what was asked is wrong, not the moment.
 FINAL_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError)
 NO_PASSWORD = ("NOAUTH", "HELLO must be called with the client already authenticated")
@@ -173,7 +178,7 @@ class RedisConnection:
         try:
             async for key in self._client.scan_iter(match=pattern, count=SCAN_COUNT):
                 yield key
-        except (RedisError, OSError) as error:
+        except FAILURES as error:
             raise _state_error(error) from error
 
     def subscriber(self) -> PubSub:
@@ -191,7 +196,7 @@ class RedisConnection:
             try:
                 async with asyncio.timeout(min(TRY_TIMEOUT, patience)):
                     result = await call()
-            except (RedisError, OSError, TimeoutError) as error:
+            except FAILURES as error:
                 now = time.monotonic()
                 if self._pipe is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
                     self._pipe.drop()  # it is stuck, or leads to what was the master
@@ -258,10 +263,13 @@ def _clients(url: str, socket_timeout: float | None) -> list[Any]:
         options["ssl"] = True
     if kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in _hosts(parts, 6379)]
+        options |= PATIENCE_WITH_A_NODE
         return [RedisCluster(startup_nodes=nodes, max_connections=MOST_CONNECTIONS, **options)]
     service, _, database = parts.path.strip("/").partition("/")
     sentinels: Any = Sentinel(  # type: ignore[no-untyped-call]
-        _hosts(parts, 26379), sentinel_kwargs={"socket_timeout": TRY_TIMEOUT, "driver_info": None}, **options
+        _hosts(parts, 26379),
+        sentinel_kwargs={"retry": Retry(NoBackoff(), 0), "driver_info": None} | PATIENCE_WITH_A_NODE,
+        **options,
     )
     return [*sentinels.sentinels, sentinels.master_for(service or "mymaster", db=int(database or 0))]
 

@@ -28,9 +28,9 @@ class Link:
         return not self._broken and self._connection.is_connected
 
     async def calls(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        answers = [asyncio.get_running_loop().create_future() for _ in commands]
-        self._answers.extend(answers)
         packed = [chunk for words in commands for chunk in self._connection.pack_command(*words)]
+        answers = [asyncio.get_running_loop().create_future() for _ in commands]
+        self._answers.extend(answers)  # whatever is in this list is sent
         await self._connection.send_packed_command(packed, check_health=False)
         return [await answer for answer in answers]
 

@@ -304,13 +304,15 @@ async def test_a_clean_release_is_not_inherited(host: Host, other: Host) -> None
         await lock.release()
 
 
-async def test_what_a_vanished_holder_leaves_is_inherited_until_bytes_are_added(prefix: str, other: Host) -> None:
+async def test_what_vanished_holders_leave_is_inherited_until_bytes_are_added(prefix: str, other: Host) -> None:
     await other.state.create(UPLOAD)
-    async with Host(shared_redis_url(), prefix) as vanishing:
-        await vanishing.locker.acquire(UPLOAD.id, Holder(), 1)
-    for _ in range(2):  # nobody has moved the offset: the first one may still write where the next would
+    for vanished in range(2):
+        async with Host(shared_redis_url(), prefix) as vanishing:
+            lock = await vanishing.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
+            assert lock.inherited == vanished
+    for _ in range(2):  # nobody has moved the offset: the first ones may still write where the next would
         lock = await other.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
-        assert lock.inherited
+        assert lock.inherited == 2
         await lock.release()
     lock = await other.locker.acquire(UPLOAD.id, Holder(), 1)
     await other.state.update(UPLOAD, UPLOAD.at(10), lock.token)

@@ -80,6 +80,7 @@ async def test_a_writer_that_wakes_up_changes_nothing(storage: SharedDiskStorage
     assert upload.layout == "3:7 7:8"
     await sleeper.write([woken])
     assert await storage.complete(upload, sync=True) == ""
+    await storage.tidy(upload)
     await sleeper.flush([woken], sync=False)
     await sleeper.close()
     assert await content(storage, replace(upload, layout="")) == b"0123456789"
@@ -110,6 +111,8 @@ async def test_completing_again_after_every_step(storage: SharedDiskStorage) -> 
     for _ in range(3):
         await storage.complete(upload, sync=True)
         assert await content(storage, replace(upload, layout="")) == b"0123456789"
+    for _ in range(2):
+        await storage.tidy(upload)
     assert files(storage) == ["upload"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from tests.contracts.parts import PATIENCE, Instances, within
-from tusd_py.errors import StorageBehind, UploadError, UploadNotFound
+from tusd_py.errors import StorageBehind, StoredElsewhere, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer, Concatenates, Storage, Writer
 from tusd_py.upload import Concatenation, Part, Status, Upload
 
@@ -183,9 +183,9 @@ WAYS_TO_WRITE = pytest.mark.parametrize("write", [write_and_flush, flush, finish
 
 
 @WAYS_TO_WRITE
-@pytest.mark.parametrize("stored", [0, 3, 9])
+@pytest.mark.parametrize("stored", [1, 3, 9])
 async def test_fewer_bytes_than_were_committed_are_noticed(storage: Storage, stored: int, write: Write) -> None:
-    upload = await append(storage, UPLOAD, [b"x" * stored]) if stored else UPLOAD
+    upload = await append(storage, UPLOAD, [b"x" * stored])
     writer = storage.writer(upload.at(10), TOKEN)
     with pytest.raises(StorageBehind) as raised:
         await write(writer)
@@ -414,15 +414,27 @@ async def test_completing_drops_what_was_not_committed(storage: Storage) -> None
     assert await storage.stored(complete) == 4
 
 
-@pytest.mark.parametrize("stored", [0, 3])
+@pytest.mark.parametrize("stored", [1, 3])
 async def test_an_upload_with_bytes_missing_is_not_complete(storage: Storage, stored: int) -> None:
-    upload = await append(storage, UPLOAD, [b"x" * stored]) if stored else UPLOAD
+    upload = await append(storage, UPLOAD, [b"x" * stored])
     for _ in range(2):
         with pytest.raises(StorageBehind) as raised:
             await finish(storage, upload.at(10))
         assert raised.value.stored == stored
     upload = await append(storage, upload, [b"y" * (10 - stored)])
     assert await content(storage, await finish(storage, upload)) == b"x" * stored + b"y" * (10 - stored)
+
+
+async def test_what_another_storage_has_is_not_missed(storage: Storage) -> None:
+    """An operator who starts the server once with other settings does not put every offset back."""
+    own = (await append(storage, UPLOAD, [b"content"])).layout
+    foreign = replace(UPLOAD.at(7), layout="" if own.startswith("{") else '{"key":"upload"}')
+    with pytest.raises(StoredElsewhere):
+        await storage.stored(foreign)
+    with pytest.raises(StoredElsewhere):
+        await storage.complete(foreign, sync=False)
+    with pytest.raises(StoredElsewhere):
+        storage.writer(foreign, TOKEN)
 
 
 # Deleting.

@@ -31,8 +31,8 @@ class Lock(Protocol):
     def token(self) -> int: ...
 
     @property
-    def inherited(self) -> bool:
-        """True if the holder before did not release the lock: it may be alive and believe that it still has it."""
+    def inherited(self) -> int:
+        """How many earlier holders did not release the lock: they may be alive and believe that they still have it."""
 
     @property
     def record(self) -> Upload | None:

@@ -37,7 +37,7 @@ def _position(upload_id: str) -> int:
 class LocalLock:
     """One held lock."""
 
-    inherited = False  # the kernel takes a lock from dead processes only
+    inherited = 0  # the kernel takes a lock from dead processes only
     record = None  # the locker knows no records
 
     def __init__(self, locker: LocalLocker, upload_id: str, token: int, holder: LockHolder) -> None:

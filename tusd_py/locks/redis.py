@@ -45,7 +45,7 @@ ACQUIRE = Script(
 local nonce, ttl, id, channel, wish_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local held = redis.call('GET', KEYS[1])
 if held then
-  local owner, token, inherited = string.match(held, '^(%x+):(%d+):(%d)$')
+  local owner, token, inherited = string.match(held, '^(%x+):(%d+):(%d+)$')
   if owner == nonce then
     redis.call('PEXPIRE', KEYS[1], ttl)
     return {token, inherited, {}}
@@ -63,9 +63,12 @@ local record = redis.call('HMGET', KEYS[2], 'id', 'token', 'fence', 'released', 
 if record[1] then
   local fence = record[3] or record[2]
   token = math.max(token, tonumber(record[2]) + 1, tonumber(fence) + 1)
-  if record[5] or (record[3] and record[3] ~= record[4]) or (not record[3] and record[2] ~= '0') then
-    inherited = 1
-    redis.call('HSET', KEYS[2], 'suspect', 1)
+  inherited = tonumber(record[5] or 0)
+  local forgotten = not record[3] and record[2] ~= '0'  -- Redis lost what it knew of a lock: its token is in the record
+  local older = record[3] and tonumber(record[3]) < tonumber(record[2])
+  if forgotten or older or (record[3] and record[3] ~= record[4]) then
+    inherited = inherited + 1
+    redis.call('HSET', KEYS[2], 'suspect', inherited)
   end
 end
 token = string.format('%.0f', token)
@@ -133,7 +136,7 @@ class RedisLock:
         self.nonce = nonce
         self.holder = holder
         self.token = 0
-        self.inherited = False
+        self.inherited = 0
         self.record: Upload | None = None
         self.renewed_at = 0.0  # on the monotonic clock, before the request was sent
         self.renewing = False
@@ -242,7 +245,7 @@ class RedisLocker:
         if not token:
             return max(0.001, int(rest) / 1000)
         lock.token = int(token)
-        lock.inherited = rest == "1"
+        lock.inherited = int(rest)
         lock.record = decode(dict(zip(record[::2], record[1::2], strict=True)))
         lock.renewed_at = sent_at
         self._held[lock.nonce] = lock
@@ -319,13 +322,19 @@ class RedisLocker:
             subscriber = self._redis.subscriber()
             try:
                 await subscriber.subscribe(self._channel)
+                silent = False
                 while True:
                     message = await subscriber.get_message(timeout=LISTEN_TIMEOUT)
-                    if message is not None and message["type"] == "subscribe":
+                    if message is None:
+                        if silent:
+                            raise TimeoutError("the server has gone without a word")
+                        await subscriber.subscribe(self._channel)  # once more: that is answered
+                    elif message["type"] == "subscribe":
                         subscribed.set()
                         self._wake_all()  # a message may have been missed
-                    elif message is not None:
+                    else:
                         self._received(str(message["data"]))
+                    silent = message is None
             except Exception as error:  # whatever broke it; until it is back, renewals and polling do its work
                 logger.debug("the connection for messages broke: %s", error)
             finally:

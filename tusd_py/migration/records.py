@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tusd_py.app import PRIVATE_FOLDER, RECORDS, build_state, build_storage
-from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable
+from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
 from tusd_py.migration.report import Counts, Refused, Say, because, silent
 from tusd_py.settings import Settings, without_password
 from tusd_py.state.base import StateStore
@@ -98,6 +98,8 @@ class Migration:
             return await self.joins.complete(upload, parts, sync=True)
         except StorageBehind as error:
             raise Refused(f"is at {upload.offset} bytes, but {error.message}") from None
+        except StoredElsewhere as error:
+            raise Refused(f"cannot be joined: {error.message}") from None
 
     async def _store(self, existing: Upload | None, record: Upload, parts: Sequence[Part]) -> None:
         """In steps: after an interruption, the later ones may be missing."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -21,7 +22,8 @@ from tusd_py.redis_connection import PATIENCE, RedisConnection, Script
 from tusd_py.upload import Part, Status, Upload
 
 PAGE = 200  # records fetched at once
-NOW = 0.0  # in the index: to be looked at whenever the sweeper comes
+FRESH = 60.0  # seconds; for so long the record that an entry of the index speaks of may be on its way
+NOW = 0.0  # to be looked at whenever the sweeper comes; in the index, less than that by the time of the entry
 
 CREATE = Script(
     "create",
@@ -34,7 +36,8 @@ return 1
 """,
 )
 # A change that was made already (its answer was lost) is a success. The newest token given out, `fence`, may be larger
-# than the record's. New bytes are out of reach of an earlier holder, who is then no longer suspected (locks/redis.py).
+# than the record's. New bytes are out of reach of an earlier holder, who is then no longer suspected (locks/redis.py),
+# until they are lost.
 UPDATE = Script(
     "update",
     """
@@ -48,6 +51,7 @@ if record[5] ~= arguments.offset or record[6] ~= arguments.status then return 0 
 redis.call('HSET', KEYS[1], 'change', arguments.change, unpack(arguments.set))
 if #arguments.remove > 0 then redis.call('HDEL', KEYS[1], unpack(arguments.remove)) end
 if arguments.advances then redis.call('HDEL', KEYS[1], 'suspect') end
+if arguments.retreats then redis.call('HINCRBY', KEYS[1], 'suspect', 1) end
 for _, part in ipairs(arguments.parts) do redis.call('HSET', KEYS[2], part[1], part[2]) end
 if arguments.complete then redis.call('DEL', KEYS[2]) end
 return 1
@@ -122,6 +126,7 @@ class RedisState:
             ],
             "remove": [name for name in old if name not in new],
             "advances": stored.offset > before.offset,
+            "retreats": stored.offset < before.offset,
             "parts": [(part.number, json.dumps((part.end, part.etag, part.checksum))) for part in parts],
             "complete": bool(before.layout) and stored.is_complete,
         }
@@ -152,6 +157,8 @@ class RedisState:
             for (upload_id, score), upload in zip(entries, uploads, strict=True):
                 if upload is not None and (when := _due_at(upload)) is not None and when <= now:
                     found.append(upload)
+                    passed += 1
+                elif score < 0 and -score > time.time() - FRESH:
                     passed += 1
                 else:
                     await self._correct(upload_id, score, upload)
@@ -184,7 +191,7 @@ class RedisState:
         when = _due_at(after)
         if when is None or (before is not None and (earlier := _due_at(before)) is not None and earlier <= when):
             return
-        await self._redis.command("ZADD", self._due, repr(when), after.id)
+        await self._redis.command("ZADD", self._due, repr(when or -time.time()), after.id)
 
     async def _correct(self, upload_id: str, score: float, upload: Upload | None) -> None:
         """Move an entry of the index to where the record says."""

@@ -45,7 +45,10 @@ class Writer(Protocol):
         """What the record has to say of the bytes up to `stored` (`Upload.layout`)."""
 
     def parts(self, after: int) -> Sequence[Part]:
-        """The parts that end beyond the offset `after`, that of the committed record, and not beyond `stored`."""
+        """What the ledger of the committed record, which is at the offset `after`, lacks of the parts up to `stored`.
+
+        There may be parts among them that it has.
+        """
 
     async def discard(self, offset: int) -> None:
         """Forget every byte from `offset` on."""
@@ -54,7 +57,11 @@ class Writer(Protocol):
 
 
 class Storage(Protocol):
-    """Bytes by upload. Methods raise `StorageFull` and `StorageUnavailable`."""
+    """Bytes by upload. Methods raise `StorageFull` and `StorageUnavailable`.
+
+    Nothing is concluded from the absence of bytes that this storage never had: where an offset would go back because of
+    them, `StoredElsewhere` (a `StorageUnavailable`) is raised.
+    """
 
     async def open(self) -> None:
         """Make the storage ready; called once, before any other method."""
@@ -62,12 +69,10 @@ class Storage(Protocol):
     async def close(self) -> None:
         """Let go of every resource."""
 
-    def writer(
-        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: bool = False
-    ) -> Writer:
+    def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> Writer:
         """A writer that appends at the upload's committed offset; bytes beyond it are dropped.
 
-        With `inherited` (`Lock.inherited`) the writer before may wake up and write on: it must do no harm. The
+        `inherited` earlier writers (`Lock.inherited`) may wake up and write on: they must do no harm. The
         observer sees every byte in order, outside the event loop (a digest, for example).
         """
 
@@ -79,6 +84,9 @@ class Storage(Protocol):
 
         May be called again after a failure.
         """
+
+    async def tidy(self, upload: Upload) -> None:
+        """The record says that the upload is whole: remove what only `upload`, the record before that one, needed."""
 
     async def delete(self, upload: Upload) -> None:
         """Remove every byte; nothing to remove is fine."""

@@ -16,7 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tusd_py.errors import StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
+from tusd_py.errors import (
+    StorageBehind,
+    StorageFull,
+    StorageUnavailable,
+    StoredElsewhere,
+    UploadError,
+    UploadNotFound,
+)
 from tusd_py.storage.base import Buffer, Observer
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload
@@ -58,8 +65,19 @@ class DiskStorage:
         """Run blocking work in the threads of this storage."""
         return self._threads.run(work)
 
+    async def finished(self, work: Callable[[], T]) -> T:
+        """Run blocking work that has to be over before the lock of the upload is released, even if it is cancelled."""
+        job = self.run(work)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            await asyncio.wait((job,))
+            raise
+
     def path(self, upload: Upload) -> Path:
-        """The file of an upload, below the directory whatever its id."""
+        """The file of an upload, below the directory whatever its id; raises `StoredElsewhere`."""
+        if not self._can_read(upload.layout):
+            raise StoredElsewhere
         folder = self._directory
         if self._date_folders:
             folder = folder / time.strftime("%Y/%m/%d", time.gmtime(upload.created_at))
@@ -68,9 +86,10 @@ class DiskStorage:
             raise UploadNotFound
         return path
 
-    def writer(
-        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: bool = False
-    ) -> DiskWriter:
+    def _can_read(self, layout: str) -> bool:
+        return not layout
+
+    def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> DiskWriter:
         # No fencing is needed: a lock of this host dies with its process, which then cannot write either.
         return DiskWriter(self, self.path(upload), upload.offset, observer)
 
@@ -101,8 +120,11 @@ class DiskStorage:
                     os.fsync(descriptor)
                     self.sync_folders(path)
 
-        await self.run(finish)
+        await self.finished(finish)
         return ""
+
+    async def tidy(self, upload: Upload) -> None:
+        """There is one file."""
 
     async def delete(self, upload: Upload) -> None:
         path = self.path(upload)
@@ -111,7 +133,7 @@ class DiskStorage:
             with file_errors():
                 path.unlink(missing_ok=True)
 
-        await self.run(remove)
+        await self.finished(remove)
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
@@ -125,7 +147,7 @@ class DiskStorage:
                     os.fsync(target)
                     self.sync_folders(path)
 
-        await self.run(copy)
+        await self.finished(copy)
         return ""
 
     async def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:

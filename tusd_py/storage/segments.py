@@ -7,8 +7,10 @@ a hole.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+LAYOUT = re.compile(r"[0-9: ]*")
 FIRST = 0  # no token: the file that is named by the id alone
 
 

@@ -12,6 +12,7 @@ A finished upload has a note beside the files, from which its record can be made
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -20,11 +21,11 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tusd_py.errors import StorageAhead, StorageBehind
+from tusd_py.errors import StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
 from tusd_py.records import decode, encode
 from tusd_py.storage.base import LayoutOf, Observer, Orphan
 from tusd_py.storage.disk import DiskStorage, DiskWriter, copy_range, file_errors, open_file, opened
-from tusd_py.storage.segments import FIRST, Span, layout_of, spans
+from tusd_py.storage.segments import FIRST, LAYOUT, Span, layout_of, spans
 from tusd_py.upload import UPLOAD_ID, Part, Upload, is_upload_id
 
 SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
@@ -37,8 +38,11 @@ class SharedDiskStorage(DiskStorage):
         super().__init__(directory, date_folders=date_folders)
         self._notes = notes
 
+    def _can_read(self, layout: str) -> bool:
+        return LAYOUT.fullmatch(layout) is not None
+
     def writer(
-        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: bool = False
+        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0
     ) -> SharedDiskWriter:
         return SharedDiskWriter(self, self.path(upload), upload, token, observer, inherited=inherited)
 
@@ -61,31 +65,35 @@ class SharedDiskStorage(DiskStorage):
 
         def finish() -> None:
             with file_errors():
-                whole = len(held) == 1 and size_of(path) == upload.offset
-                if whole and upload.offset == 0:  # perhaps there is no file yet
+                short = [span for span in held if size_of(file_of(path, span.token)) < span.end]
+                if short:
+                    raise StorageBehind(max(short[0].start, size_of(file_of(path, short[0].token))))
+                if upload.offset == 0:  # perhaps there is no file yet
                     with opened(path, os.O_WRONLY | os.O_CREAT):
                         pass
-                if not whole and not self._is_assembled(path, held):
-                    self._assemble(
-                        path, [(file_of(path, span.token), span.start, span.end) for span in held], sync=sync
-                    )
+                if len(held) > 1 or size_of(path) != upload.offset:
+                    self._join(path, held, sync=sync)
                 elif sync:
                     self._sync(path)
-                if len(held) > 1:
-                    remove_segments(path)
 
-        await self.run(finish)
+        await self.finished(finish)
         return ""
 
-    @staticmethod
-    def _is_assembled(path: Path, held: Sequence[Span]) -> bool:
-        """Whether a completion before this one got as far as removing the segments; raises `StorageBehind`."""
-        short = [span for span in held if size_of(file_of(path, span.token)) < span.end]
-        if not short:
-            return False
-        if short[0].token == FIRST or size_of(path) < held[-1].end:
-            raise StorageBehind(max(short[0].start, size_of(file_of(path, short[0].token))))
-        return True
+    def _join(self, path: Path, held: Sequence[Span], *, sync: bool) -> None:
+        try:
+            self._assemble(path, [(file_of(path, span.token), span.start, span.end) for span in held], sync=sync)
+        except UploadNotFound as error:  # somebody else has done it meanwhile, or it is for HEAD to tell what is left
+            raise StorageUnavailable from error
+
+    async def tidy(self, upload: Upload) -> None:
+        path = self.path(upload)
+
+        def remove() -> None:
+            with file_errors():
+                remove_segments(path)
+
+        if upload.layout:
+            await self.finished(remove)
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
@@ -95,7 +103,7 @@ class SharedDiskStorage(DiskStorage):
             with file_errors():
                 self._assemble(path, pieces, sync=sync)
 
-        await self.run(copy)
+        await self.finished(copy)
         return ""
 
     def _assemble(self, path: Path, pieces: Sequence[tuple[Path, int, int]], *, sync: bool) -> None:
@@ -129,7 +137,7 @@ class SharedDiskStorage(DiskStorage):
                 if upload.layout:
                     remove_segments(path)
 
-        await self.run(remove)
+        await self.finished(remove)
 
     async def clean(self, layout_of: LayoutOf, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
         """Segments that no layout names: a writer that woke up late made them, or a crash left them."""
@@ -161,9 +169,13 @@ class SharedDiskStorage(DiskStorage):
     def _note(self, upload_id: str) -> Path:
         return self._notes / upload_id[:2] / f"{upload_id}.json"
 
-    def has_note(self, upload_id: str) -> bool:
-        """Whether the upload was finished; call it in a thread."""
-        return self._note(upload_id).exists()
+    def read_note(self, upload_id: str) -> Upload | None:
+        """The record of an upload that was finished and whose bytes are there; call it in a thread."""
+        with file_errors(), contextlib.suppress(FileNotFoundError, ValueError):
+            upload = decode(json.loads(self._note(upload_id).read_bytes()))
+            if upload is not None and size_of(self.path(upload)) == upload.offset:
+                return upload
+        return None
 
     async def remember(self, upload: Upload) -> None:
         note = self._note(upload.id)
@@ -173,7 +185,8 @@ class SharedDiskStorage(DiskStorage):
             with file_errors():
                 new = note.with_name(f"{note.name}.{secrets.token_hex(8)}")
                 with opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
-                    os.write(descriptor, content)
+                    if os.write(descriptor, content) < len(content):
+                        raise OSError(errno.ENOSPC, "the note was cut off")
                 new.rename(note)
 
         await self.run(write)
@@ -181,16 +194,7 @@ class SharedDiskStorage(DiskStorage):
     async def remembered(self, upload_id: str) -> Upload | None:
         if not is_upload_id(upload_id):
             return None
-        note = self._note(upload_id)
-
-        def read() -> Upload | None:
-            with file_errors(), contextlib.suppress(FileNotFoundError, ValueError):
-                upload = decode(json.loads(note.read_bytes()))
-                if upload is not None and size_of(self.path(upload)) == upload.offset:
-                    return upload
-            return None
-
-        return await self.run(read)
+        return await self.run(lambda: self.read_note(upload_id))
 
 
 class SharedDiskWriter(DiskWriter):
@@ -204,7 +208,7 @@ class SharedDiskWriter(DiskWriter):
         token: int,
         observer: Observer | None,
         *,
-        inherited: bool,
+        inherited: int,
     ) -> None:
         super().__init__(storage, path, upload.offset, observer)
         self._shared = storage
@@ -220,7 +224,7 @@ class SharedDiskWriter(DiskWriter):
         size = size_of(last)
         if size < self._start:
             raise StorageBehind(max(self._held[-1].start, size))
-        if self._shared.has_note(self._path.name):
+        if self._shared.read_note(self._path.name) is not None:
             raise StorageAhead
         self._new_name = True
         self._descriptor = open_file(file_of(self._path, self._token), os.O_CREAT | os.O_EXCL)
@@ -254,8 +258,12 @@ def remove_files(paths: Iterable[Path | str]) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes in a file; 0 if there is none."""
+    """Bytes in a file; 0 if there is none.
+
+    NFS answers `stat` from what it remembers, but asks the server when a file or folder is opened.
+    """
     try:
-        return path.stat().st_size
+        with opened(path.parent, os.O_RDONLY | os.O_DIRECTORY), opened(path, os.O_RDONLY) as descriptor:
+            return os.fstat(descriptor).st_size
     except FileNotFoundError:
         return 0

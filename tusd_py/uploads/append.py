@@ -107,7 +107,7 @@ class Append:
                 raise
         except StorageBehind as error:
             await self._go_back(error.stored)
-            raise OffsetMismatch(error.stored) from error
+            raise OffsetMismatch(self.upload.offset) from error
         finally:
             self._budget.writers -= 1
             await self._close()
@@ -166,7 +166,8 @@ class Append:
             self.upload = replace(self.upload, checkpoint=self._stored_record.checkpoint + 1)
         if self.upload != self._stored_record or self.upload.has_all_bytes:
             before = self._stored_record
-            parts = self._blocks.parts(before.offset) if self.upload.offset > before.offset else ()
+            changed = self.upload.offset > before.offset or self.upload.layout != before.layout
+            parts = self._blocks.parts(before.offset) if changed else ()
             self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, whole)
         return self.upload
 
@@ -203,7 +204,7 @@ class Append:
 
     async def _go_back(self, stored: int) -> None:
         """The storage lost bytes (a power cut): the offset goes back to what is really there."""
-        self.upload = replace(self._stored_record, offset=stored)
+        self.upload = replace(self._stored_record, offset=min(stored, self._stored_record.offset))
         await self._commit_upload()
 
     async def _close(self) -> None:

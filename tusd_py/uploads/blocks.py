@@ -32,7 +32,7 @@ class BlockWriter:
         return self._writer.layout
 
     def parts(self, after: int) -> Sequence[Part]:
-        """The stored parts that end beyond the offset `after`."""
+        """The stored parts that the ledger of a record at the offset `after` may lack."""
         return self._writer.parts(after)
 
     async def add(self, data: Buffer) -> None:

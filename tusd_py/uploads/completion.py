@@ -27,6 +27,8 @@ from tusd_py.uploads.policy import Durability, Policy
 
 logger = logging.getLogger("tusd_py.uploads")
 
+REMEMBERED_AGAIN = 3600.0  # seconds after its completion
+
 
 class Completion:
     """Finishes, recovers and removes uploads. Who calls holds their lock, and gives its token."""
@@ -65,6 +67,9 @@ class Completion:
     async def recover(self, upload: Upload, token: int) -> Upload:
         """Finish what was left unfinished, and go to the offset that storage really has."""
         if upload.is_final and not upload.is_complete:
+            finished = await self.remembered(upload.id)  # its parts may have been removed since
+            if finished is not None:
+                return await self._state.update(upload, finished, token)
             return await self._recover_final(upload, token)
         if upload.status is Status.FINISHING:
             return await self.finish(upload, token)
@@ -103,6 +108,7 @@ class Completion:
         complete = self.completed(assembled, time.time(), token)
         complete = await self._state.update(upload, complete, token, durable=sync)
         await self.remember(complete)
+        await self._storage.tidy(upload)
         await self._events.publish(UploadFinished(complete))
         return complete
 
@@ -117,6 +123,13 @@ class Completion:
                 await self._storage.remember(complete)
             except UploadError as error:  # the upload is complete all the same
                 logger.warning("upload %s has no note: %s", complete.id, error.message)
+
+    async def remember_again(self, complete: Upload) -> None:
+        """A crash may have come between the record and what the storage remembers: a client that saw it asks soon."""
+        if not isinstance(self._storage, Remembers) or (complete.completed_at or 0) < time.time() - REMEMBERED_AGAIN:
+            return
+        if await self._storage.remembered(complete.id) is None:
+            await self.remember(complete)
 
     async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
         """Put the partial uploads together; returns the final one with its length."""

@@ -132,12 +132,18 @@ class UploadService:
         """
         upload = await self.get(upload_id)
         if upload.is_complete:
+            await self._completion.remember_again(upload)
             return upload
         upload, held = await self._committed_now(upload)
         if upload.status is Status.FINISHING:
             return await self._drive(upload_id)
         if not held:
-            stored = await self._stored(upload)
+            try:
+                stored = await self._stored(upload)
+            except UploadError:
+                if await self.get(upload_id) != upload:  # what storage holds goes with the new record
+                    raise LockTimeout from None
+                raise
             ahead = stored > upload.offset and await self._completion.remembered(upload_id) is not None
             if stored < upload.offset or ahead:
                 return await self._drive(upload_id)
@@ -301,6 +307,7 @@ class UploadService:
             upload = new_final(upload_id, new, partials, self.policy)
             if existing is not None:
                 await self.state.delete(upload_id, lock.token)
+            upload = replace(upload, token=lock.token)
             await self.state.create(upload)
             await self.events.publish(UploadCreated(upload))
             return await self._completion.recover(upload, lock.token)
@@ -374,7 +381,7 @@ class UploadService:
             raise
         try:
             waited = time.monotonic() - started
-            await self.events.publish(LockWaited(upload_id, waited, obtained=True, inherited=lock.inherited))
+            await self.events.publish(LockWaited(upload_id, waited, obtained=True, inherited=lock.inherited > 0))
             yield lock
         finally:
             await lock.release()

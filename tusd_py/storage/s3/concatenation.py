@@ -11,7 +11,7 @@ from tusd_py.storage.s3.body import multipart_etag
 from tusd_py.storage.s3.config import MAX_OBJECT, S3Config
 from tusd_py.storage.s3.engine import Engine, Multipart
 from tusd_py.storage.s3.errors import MultipartMissing, ObjectMissing
-from tusd_py.storage.s3.layout import Layout, parse
+from tusd_py.storage.s3.layout import Layout, layout_of
 from tusd_py.storage.s3.objects import object_key
 from tusd_py.storage.s3.sizes import COPY_SIZE, MIB, Piece, Slice, choose_sizes, plan_copies, plan_equal
 from tusd_py.upload import Part, Upload
@@ -40,7 +40,7 @@ async def concatenate(engine: Engine, final: Upload, partials: Sequence[Upload])
 
 
 def _source(config: S3Config, partial: Upload) -> str:
-    return parse(partial.layout).key or object_key(config, partial)
+    return layout_of(partial).key or object_key(config, partial)
 
 
 def plan(config: S3Config, sources: Sequence[Slice], length: int) -> list[Piece]:

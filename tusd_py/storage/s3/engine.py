@@ -69,12 +69,12 @@ class Engine:
             return PartSizes(layout.part_size, layout.growing, abilities.max_parts)
         return choose_sizes(upload.length, self.config.part_size, abilities.max_parts, equal=abilities.equal_parts)
 
-    def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, inherited: bool) -> int:
+    def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, inherited: int) -> int:
         """The number of the next part, that no request of an earlier writer may have."""
         if not self.config.abilities.number_gaps:  # then only the identical bytes of a retry keep parts what they are
             return sizes.number_at(min(layout.parts_end, upload.offset))
         number = max(layout.next_number, self.used_numbers.get(upload.id, 1))
-        if inherited:
+        for _ in range(inherited):
             number += skipped(sizes, number, None if upload.length is None else upload.length - upload.offset)
         return number
 
@@ -201,9 +201,16 @@ class Engine:
         try:
             found = await self.client.call("head_object", Key=key)
         except ObjectMissing:
+            await self._confirm_missing(key)
             return None
         found["Metadata"] = {name.lower(): value for name, value in found.get("Metadata", {}).items()}
         return found
+
+    async def _confirm_missing(self, key: str) -> None:
+        """See that it is S3 who misses an object: the answer to HEAD may be that of a gateway that misses S3."""
+        with contextlib.suppress(ObjectMissing):
+            await self.client.get(key, 0, 1)
+            raise StorageUnavailable("the storage is not sure of an object")
 
     async def put_object(
         self, upload: Upload, key: str, pieces: Sequence[Buffer], token: int, crc: int | None = None

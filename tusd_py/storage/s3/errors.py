@@ -8,7 +8,8 @@ NO_ROOM = frozenset(["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"
 DENIED = frozenset(
     ["AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"]
 )
-MISSING = frozenset(["NoSuchKey", "404", "NotFound"])
+# Of an answer without a body. With one it is not S3 who answers but a gateway that does not find S3.
+NAMELESS = frozenset(["404", "NotFound"])
 
 
 class ObjectMissing(UploadNotFound):
@@ -17,6 +18,10 @@ class ObjectMissing(UploadNotFound):
 
 class MultipartMissing(UploadGone):
     """the multipart upload was aborted; its bytes are lost"""
+
+
+class BytesMissing(StorageUnavailable):
+    """bytes on their way to the storage were lost"""
 
 
 class NotSatisfied(StorageUnavailable):
@@ -42,7 +47,7 @@ def translate(error: Exception, bucket: str) -> UploadError:
         return StorageUnavailable(f"there is no bucket {bucket}")
     if code == "NoSuchUpload":
         return MultipartMissing()
-    if code in MISSING:
+    if code == "NoSuchKey" or (code in NAMELESS and getattr(error, "operation_name", "") == "HeadObject"):
         return ObjectMissing()
     if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
         return NotSatisfied()

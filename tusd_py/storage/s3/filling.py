@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tusd_py.storage.base import Buffer, Observer
 from tusd_py.storage.s3.body import crc32
+from tusd_py.storage.s3.errors import BytesMissing
 from tusd_py.storage.s3.layout import Tail
 from tusd_py.storage.s3.memory import BLOCK
 from tusd_py.upload import Part
@@ -51,6 +52,8 @@ class OpenPart:
     def since(self, start: int) -> list[Buffer]:
         """The bytes in memory from this offset on."""
         skip = start - self.memory_start
+        if skip < 0:
+            raise BytesMissing
         found: list[Buffer] = []
         for piece in self.pieces:
             if skip >= len(piece):

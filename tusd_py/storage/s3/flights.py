@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tusd_py.errors import UploadError
 from tusd_py.storage.s3.engine import Engine, Multipart
+from tusd_py.storage.s3.errors import BytesMissing
 from tusd_py.storage.s3.filling import Flight
 from tusd_py.upload import Part, Upload
 
@@ -72,8 +73,12 @@ class Flights:
     async def load(self, flight: Flight) -> None:
         """Have all bytes of the part in memory. Only who holds none may wait, or all could wait for each other."""
         missing = flight.memory_start - flight.start
-        if not missing:
-            return
+        if missing:
+            await self._load(flight, missing)
+        if sum(map(len, flight.pieces)) != flight.end - flight.start:
+            raise BytesMissing
+
+    async def _load(self, flight: Flight, missing: int) -> None:
         engine, memory = self._engine, self._engine.memory
         tails = flight.tails
         if memory.try_take(missing):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tusd_py.upload import Part
+from tusd_py.errors import StoredElsewhere
+from tusd_py.upload import Part, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,13 @@ def dump(layout: Layout) -> str:
         "whole": layout.whole,
     }
     return json.dumps({name: value for name, value in fields.items() if value}, separators=(",", ":"))
+
+
+def layout_of(upload: Upload) -> Layout:
+    """The layout of a record; raises `StoredElsewhere` if S3 has not its bytes."""
+    if upload.offset and not upload.is_final and not upload.layout.startswith("{"):
+        raise StoredElsewhere
+    return parse(upload.layout)
 
 
 def parse(text: str) -> Layout:

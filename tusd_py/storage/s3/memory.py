@@ -63,9 +63,9 @@ class PartMemory:
         self._filling: dict[int, Filling] = {}
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._kept_size = 0
-        self._queue: deque[tuple[Filling, int, asyncio.Future[None]]] = deque()  # to be admitted
+        self._queue: deque[tuple[Filling, int, asyncio.Future[None], float]] = deque()  # to be admitted
         self._ticking = False
-        self._released_at = 0.0
+        self._admitted_at = 0.0
         self._blocks: list[bytearray] = []
 
     @property
@@ -104,7 +104,6 @@ class PartMemory:
 
     def release(self, size: int) -> None:
         self.used -= size
-        self._released_at = time.monotonic()
         self.relieve()
 
     async def admit(self, filling: Filling, size: int) -> None:
@@ -112,8 +111,7 @@ class PartMemory:
         if not self._queue and self._has_room(filling, size):
             return
         admitted = asyncio.get_running_loop().create_future()
-        self._queue.append((filling, size, admitted))
-        self._released_at = max(self._released_at, time.monotonic() - STALLED / 2)
+        self._queue.append((filling, size, admitted, time.monotonic()))
         self._poll()
         await admitted
 
@@ -130,13 +128,14 @@ class PartMemory:
 
     def _admit(self) -> None:
         while self._queue:
-            filling, size, admitted = self._queue[0]
-            stalled = time.monotonic() - self._released_at > STALLED
+            filling, size, admitted, since = self._queue[0]
+            stalled = not self.moving and time.monotonic() - max(since, self._admitted_at) > STALLED
             if not admitted.done() and not stalled and not self._has_room(filling, size):
                 return
             self._queue.popleft()
             if not admitted.done():
                 admitted.set_result(None)
+                self._admitted_at = time.monotonic()
                 return  # what it expects to add counts from its next step on
 
     def _has_room(self, filling: Filling, size: int) -> bool:

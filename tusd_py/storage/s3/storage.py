@@ -19,7 +19,7 @@ from tusd_py.storage.s3.config import S3Config
 from tusd_py.storage.s3.engine import Engine
 from tusd_py.storage.s3.errors import ObjectMissing
 from tusd_py.storage.s3.janitor import clean
-from tusd_py.storage.s3.layout import dump, parse
+from tusd_py.storage.s3.layout import dump, layout_of, parse
 from tusd_py.storage.s3.objects import object_key
 from tusd_py.storage.s3.writer import S3Writer
 from tusd_py.upload import Part, Upload
@@ -55,9 +55,7 @@ class S3Storage:
             probe.cancel()
         await self._engine.close()
 
-    def writer(
-        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: bool = False
-    ) -> S3Writer:
+    def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> S3Writer:
         return S3Writer(self._engine, upload, token, observer, inherited=inherited)
 
     async def stored(self, upload: Upload) -> int:
@@ -80,7 +78,7 @@ class S3Storage:
 
     async def _look(self, upload: Upload) -> int:
         """One request, none if nothing was stored yet; raises `UploadGone` if the multipart upload was aborted."""
-        layout = parse(upload.layout)
+        layout = layout_of(upload)
         if layout.whole:
             found = await self._engine.head(layout.key)
             return 0 if found is None else min(found["ContentLength"], upload.offset)
@@ -94,7 +92,10 @@ class S3Storage:
         return min(covered, layout.parts_end)
 
     async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
-        return dump(await complete(self._engine, upload, parse(upload.layout), parts))
+        return dump(await complete(self._engine, upload, layout_of(upload), parts))
+
+    async def tidy(self, upload: Upload) -> None:
+        """Nothing is left to do: a completion that is repeated finds the object."""
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         return dump(await concatenate(self._engine, final, partials))

@@ -14,7 +14,7 @@ from tusd_py.storage.s3.engine import Engine, Multipart
 from tusd_py.storage.s3.filling import Flight, OpenPart, copied, cut, worth_merging
 from tusd_py.storage.s3.flights import Flights
 from tusd_py.storage.s3.jobs import Jobs
-from tusd_py.storage.s3.layout import Layout, Tail, dump, parse
+from tusd_py.storage.s3.layout import Layout, Tail, dump, layout_of
 from tusd_py.storage.s3.memory import Kept
 from tusd_py.storage.s3.objects import object_key
 from tusd_py.upload import Part, Upload
@@ -28,13 +28,13 @@ class S3Writer:
     """One job at a time runs for the caller; parts on their way to S3 have tasks of their own."""
 
     def __init__(
-        self, engine: Engine, upload: Upload, token: int, observer: Observer | None, *, inherited: bool
+        self, engine: Engine, upload: Upload, token: int, observer: Observer | None, *, inherited: int
     ) -> None:
         self._engine = engine
         self._upload = upload
         self._token = token
         self._observer = observer
-        layout = parse(upload.layout)
+        layout = layout_of(upload)
         self._opened = layout
         self._key = layout.key or object_key(engine.config, upload)
         self._sizes = engine.sizes_of(upload, layout)
@@ -57,6 +57,8 @@ class S3Writer:
         self._published: set[str] = set()  # names that a layout told of
         self._published_next = layout.next_number
         self._made: list[str] = []
+        self._told = {upload.offset: 0}  # how many parts a layout told of that goes with a record at this offset
+        self._closing: asyncio.Task[None] | None = None
         self._placed, self._whole = "", False
         self.stored = upload.offset
 
@@ -72,6 +74,7 @@ class S3Writer:
         self._published.add(layout.multipart)
         self._published_next = layout.next_number
         self._dropped.told(self.stored)
+        self._told.setdefault(self.stored, sum(part.end <= self.stored for part in self._parts))
         return dump(layout)
 
     def _describe(self) -> Layout:
@@ -92,10 +95,13 @@ class S3Writer:
 
     def parts(self, after: int) -> Sequence[Part]:
         self._dropped.committed(after)
-        return [part for part in self._parts if after < part.end <= self.stored]
+        # Not by their ends: a part may hold bytes that were committed as tails before.
+        return [part for part in self._parts[self._told.get(after, 0) :] if part.end <= self.stored]
 
     def _advance(self) -> None:
         """Take in the parts that arrived, as far as they follow each other."""
+        if self._placed or self._whole:  # the object is there
+            return
         for part in self._flights.arrived():
             self._parts.append(part)
             self._parts_end = part.end
@@ -146,6 +152,7 @@ class S3Writer:
             self._engine.memory.release(self._open.in_memory)
         self._engine.memory.release(kept.forget_from(offset))
         self._parts = [part for part in self._parts if part.end <= offset]
+        self._told = {self._upload.offset: 0}
         self._parts_end = max([min(self._opened.parts_end, self._upload.offset), *(part.end for part in self._parts)])
         layouts = (Layout(tails=tuple(self._tails)), self._opened)
         candidates = [layout.tails_from(self._parts_end, offset) for layout in layouts]
@@ -167,6 +174,11 @@ class S3Writer:
         await self._remove(unused)
 
     async def close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         await self._jobs.wait()
         await self._flights.land()
         if self._closed:
@@ -210,12 +222,14 @@ class S3Writer:
                 pieces, crc = await self._engine.copying.run(
                     partial(copied, taken, self._observer, self._engine.memory.block, crc)
                 )
+                self._jobs.check()
             except BaseException:
                 self._engine.memory.release(size)
                 raise
             for piece in pieces:
                 self._open.add(piece)
             self._open.crc = crc
+            self._engine.memory.relieve()  # these can be spilled now
             if size == room and not self._ends_here():
                 await self._launch()
 
@@ -245,6 +259,7 @@ class S3Writer:
         check, _, tail = await asyncio.gather(
             self._check_multipart(), self._flights.land(), self._store_tail(), return_exceptions=True
         )
+        self._engine.memory.relieve()  # while the tail was on its way, nothing could be spilled
         if isinstance(check, BaseException):
             raise check
         self._advance()
@@ -285,7 +300,8 @@ class S3Writer:
     # Parts.
 
     def _flight(self) -> Flight:
-        """The open part leaves, the next one begins."""
+        """The open part leaves, the next one begins. Raises what has failed: a spill that did took bytes with it."""
+        self._jobs.check()
         part = self._open
         self._admitted_at = None
         self._open = OpenPart(part.end, part.end, part.end)
@@ -294,7 +310,6 @@ class S3Writer:
 
     async def _launch(self) -> None:
         await self._flights.wait_for_turn()
-        self._jobs.check()
         if self._next > self._sizes.max_parts:
             raise StorageFull(f"the storage takes no more than {self._sizes.max_parts} parts of an upload")
         async with self._tail_lock:
@@ -317,6 +332,7 @@ class S3Writer:
     async def _store_tail(self) -> None:
         """Store what does not fill a part yet, if it is not stored already."""
         async with self._tail_lock:
+            self._jobs.check()  # as in _flight
             part = self._open
             end = part.end
             tails = [tail for tail in self._tails if tail.start >= part.start]
