@@ -23,7 +23,7 @@ from redis import Redis
 
 from tests.conftest import require
 
-SHARED_URL = "TUSD_PY_TEST_REDIS_URL"  # in the environment of this process and of those that it starts
+SHARED_URL = "SHARED_REDIS_URL"  # in the environment of this process and of those that it starts
 SERVICE = "uploads"  # what the sentinels call what they watch
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0

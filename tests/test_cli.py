@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT, ServerProcess
+from tests.redis_server import RedisServer
 from tusd_py import Settings, Upload, __version__
 from tusd_py.app import build_service, close_service, open_service
 from tusd_py.cli import main
@@ -24,13 +25,13 @@ from tusd_py.settings import load
 from tusd_py.upload import Status
 
 
-def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     """`tusd-py` as an operator runs it, to its end."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_PY_")}
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "tusd_py", *arguments],
         cwd=cwd,
-        env=environment,
+        env=environment | variables,
         capture_output=True,
         text=True,
         timeout=60,
@@ -241,9 +242,57 @@ def test_sweeping_beside_a_running_server(tmp_path: Path) -> None:
     assert files(directory) == {"fresh", "complete", "finishing"}
 
 
-def test_sweeping_an_empty_directory(tmp_path: Path) -> None:
-    for arguments in (["--dry-run"], []):
-        result = run("sweep", "--upload-dir", str(tmp_path / "new"), *arguments)
-        assert result.returncode == 0
-        assert result.stderr == ""
-        assert result.stdout == ("" if arguments else "0 removed or finished\n")
+def test_sweeping_with_the_wrong_records(tmp_path: Path) -> None:
+    """What these do not name is no orphan: they name nothing at all."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    orphan = uploads / "upload.77"
+    orphan.write_bytes(b"content")
+    os.utime(orphan, (0, 0))
+    with RedisServer() as redis:
+        arguments = ["sweep", "--upload-dir", str(uploads), "--redis-url", redis.url]
+        result = run(*arguments)
+        assert (result.returncode, result.stdout) == (0, "0 removed or finished\n")
+        assert orphan.exists()
+        redis.command("HSET", "tus:{another}:record", "id", "another", "created_at", "1", "status", "active")
+        result = run(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"0 removed or finished\nremoved the orphaned file {orphan}\n"
+    assert not orphan.exists()
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+cluster://{place}", "redis://{place}/0?colour=red", "redis+cluster://127.0.0.1:1"]
+)
+def test_a_redis_that_cannot_be_used(tmp_path: Path, url: str) -> None:
+    with RedisServer() as redis:
+        url = url.format(place=redis.url.split("/")[2])
+        result = run("serve", "--port", "0", "--upload-dir", str(tmp_path / "uploads"), "--redis-url", url)
+    assert_refused_in_one_line(result, 1, f"Redis at {url} cannot be used: ")
+
+
+@pytest.mark.parametrize("directory", ["new", "misspelt"])
+@pytest.mark.parametrize("arguments", [["--dry-run"], []])
+def test_sweeping_where_there_are_no_records(tmp_path: Path, directory: str, arguments: list[str]) -> None:
+    """A directory that was misspelt is not made."""
+    (tmp_path / "new").mkdir()
+    result = run("sweep", "--upload-dir", str(tmp_path / directory), *arguments)
+    assert_refused_in_one_line(result, 1, str(tmp_path / directory), "no records")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+
+
+def test_what_looks_like_a_setting_and_is_none() -> None:
+    result = run("config", TUSD_PY_MAX_SISE="5")
+    assert (result.returncode, result.stderr) == (0, "tusd-py: there is no setting for the variable TUSD_PY_MAX_SISE\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["--s3-endpoint", "http://127.0.0.1:1"], "--s3-bucket"),
+        (["--s3-part-size", "16MiB"], "--s3-bucket"),
+        (["--redis-prefix", "other:"], "--redis-url"),
+    ],
+)
+def test_settings_that_are_nothing_without_another(arguments: list[str], needed: str) -> None:
+    assert_refused_in_one_line(run("config", *arguments), 2, arguments[0], needed)

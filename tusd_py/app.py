@@ -163,7 +163,8 @@ def _reason(error: Exception) -> str:
     """What a user can do something about: an error of the system below, or the sentence of the error itself."""
     reason = error.__cause__ if isinstance(error.__cause__, OSError) or str(error) == type(error).__doc__ else error
     reason = reason or error
-    return reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    return text or f"it does not answer ({type(reason).__name__})"
 
 
 async def close_service(service: UploadService) -> None:

@@ -15,13 +15,13 @@ from tusd_py.app import build_service, close_service, open_service
 from tusd_py.errors import UploadError
 from tusd_py.events.base import EventBus
 from tusd_py.events.logs import configure
-from tusd_py.migration.records import StateKind, migrate
+from tusd_py.migration.records import StateKind, migrate, records_file
 from tusd_py.migration.report import silent
 from tusd_py.migration.tusd_files import import_tusd
 from tusd_py.server.memory import keep_freed_memory
 from tusd_py.server.run import bind, reserve, run_server
 from tusd_py.server.supervisor import Supervisor
-from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load, without_password
+from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load, unknown_variables, without_password
 from tusd_py.uploads.expiration import clean, due_uploads, sweep
 
 COMMANDS = {
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loaded = load(options, config)
     except InvalidSettings as error:
         return fail(str(error))
+    for name in unknown_variables():
+        complain(f"there is no setting for the variable {name}")
     if command == "config":
         return print_config(loaded)
     configure(loaded.settings.log_format, loaded.settings.log_level)
@@ -146,10 +148,14 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
             else:
                 print(f"{await sweep(service)} removed or finished")
             for orphan in await clean(service, dry_run=dry_run):
-                print(f"orphaned {orphan.kind} {orphan.name}")
+                print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
         finally:
             await close_service(service)
 
+    records = records_file(settings)
+    obstructed = any(path.exists() and not path.is_dir() for path in (records.parent, settings.upload_dir))
+    if settings.redis_url is None and not records.exists() and not obstructed:
+        return fail(f"there are no records in {records}", 1)
     try:
         asyncio.run(run())
     except UploadError as error:

@@ -117,6 +117,9 @@ class RedisConnection:
                     if not self.is_cluster:
                         self._pipe = Pipe(self._make_client(socket_timeout=None).connection_pool.make_connection)
                     await self._check_version()
+                except (TypeError, ValueError) as error:  # of an option in the URL
+                    await self._disconnect()
+                    raise StateUnavailable(f"its URL cannot be used: {error}") from None
                 except BaseException:
                     await self._disconnect()
                     raise

@@ -32,6 +32,7 @@ PUBLIC_URL = re.compile(
 )
 PASSWORD = re.compile(r"(://[^:@/\s]*:)[^@/\s]*@")
 ENV_PREFIX = "TUSD_PY_"
+NEEDED = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
 SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 SIZE_UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -78,6 +79,13 @@ def split_list(value: object) -> object:
     return value
 
 
+def refuse_nothing(value: object) -> object:
+    """An empty path would be the working directory."""
+    if value == "":
+        raise ValueError("a directory")
+    return value
+
+
 def _check_base_path(value: str) -> str:
     path = "/" + value.strip("/")
     if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
@@ -102,9 +110,11 @@ def _check_endpoint(value: str) -> str:
 
 
 def _check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    if len(tags) > MOST_TAGS or not all(TAG.fullmatch(tag) for tag in tags):
+    names = {tag.partition("=")[0] for tag in tags}
+    if len(tags) > MOST_TAGS or len(names) < len(tags) or not all(TAG.fullmatch(tag) for tag in tags):
         raise ValueError(
-            f"at most {MOST_TAGS} pairs such as project=press,kind=upload, of letters, digits, spaces and +-=._:/@"
+            f"at most {MOST_TAGS} different pairs such as project=press,kind=upload,"
+            " of letters, digits, spaces and +-=._:/@"
         )
     return tags
 
@@ -161,7 +171,9 @@ class Settings(BaseSettings):
     base_path: Annotated[str, AfterValidator(_check_base_path)] = Field(
         "/files", description="path of the creation URL"
     )
-    upload_dir: Path = Field(default=Path("data"), description="directory of the uploads and their records")
+    upload_dir: Annotated[Path, BeforeValidator(refuse_nothing)] = Field(
+        default=Path("data"), description="directory of the uploads and their records"
+    )
     date_folders: bool = Field(default=False, description="store uploads in folders by day, as 2026/01/31")
     redis_url: Annotated[str, AfterValidator(_check_redis_url)] | None = Field(
         default=None, description="Redis for records and locks, which several hosts can share: redis://, rediss://, ..."
@@ -277,14 +289,30 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
     for name, value in (flags or {}).items():
         values[name], origins[name] = value, flag_name(name)
     try:
-        return Loaded(Settings(**values), origins)
+        settings = Settings(**values)
     except ValidationError as error:
         raise InvalidSettings("; ".join(_explain(detail, origins) for detail in error.errors())) from None
+    for needed in NEEDED:
+        family = f"{needed.partition('_')[0]}_"
+        given = [name for name in values if name.startswith(family) and getattr(settings, name) != default_of(name)]
+        if given and not getattr(settings, needed):
+            raise InvalidSettings(f"{_where(given[0], origins)} needs {flag_name(needed)}")
+    return Loaded(settings, origins)
 
 
 def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
     variables = {name: variable_name(name) for name in settings.model_fields}
     return {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
+
+
+def default_of(name: str) -> object:
+    return Settings.model_fields[name].default
+
+
+def unknown_variables() -> list[str]:
+    """Variables that look like settings and are none: misspelt, perhaps."""
+    known = {variable_name(name) for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
 
 
 def variable_name(name: str) -> str:
@@ -310,12 +338,16 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _explain(detail: Any, origins: Mapping[str, str]) -> str:
     name = str(detail["loc"][0])
-    origin = origins.get(name, "")
-    where = flag_name(name) if origin in ("default", flag_name(name)) else f"{flag_name(name)} (from {origin})"
+    where = _where(name, origins)
     reason = str(detail["msg"]).removeprefix("Value error, ")
     shown = without_password(detail["input"]) if isinstance(detail["input"], str) else detail["input"]
     verb = "must be" if str(detail["type"]) == "value_error" else "is not accepted:"
     return f"{where} {verb} {reason}, not {shown!r}"
+
+
+def _where(name: str, origins: Mapping[str, str]) -> str:
+    origin = origins.get(name, "")
+    return flag_name(name) if origin in ("default", flag_name(name)) else f"{flag_name(name)} (from {origin})"
 
 
 def without_password(text: str) -> str:

@@ -114,12 +114,27 @@ async def test_a_directory_without_permission(
     await denied.close()
 
 
-async def test_a_directory_that_vanishes(storage: DiskStorage, directory: Path) -> None:
-    os.rmdir(directory)
-    assert await storage.stored(UPLOAD) == 0
-    await storage.delete(UPLOAD)
-    upload = await finish(storage, await append(storage, UPLOAD, [b"content"], sync=True))
-    assert await content(storage, upload) == b"content"
+@pytest.mark.parametrize("left", ["nothing", "an empty directory"])
+async def test_a_directory_that_went_away_is_no_reason_to_begin_anew(
+    storage: DiskStorage, directory: Path, left: str
+) -> None:
+    """A disk that was unmounted, say: nothing is written to what is beneath, and no offset goes back."""
+    upload = await append(storage, UPLOAD, [b"content"])
+    away = directory.with_name("away")
+    os.rename(directory, away)
+    if left == "an empty directory":
+        os.mkdir(directory)
+    with pytest.raises(StorageUnavailable):
+        await storage.stored(upload)
+    with pytest.raises(StorageUnavailable):
+        await append(storage, upload, [b"more"])
+    with pytest.raises(StorageUnavailable):
+        await append(storage, replace(UPLOAD, id="another"), [b"content"])
+    if left == "an empty directory":
+        assert os.listdir(directory) == []
+        os.rmdir(directory)
+    os.rename(away, directory)
+    assert await storage.stored(upload) == 7
 
 
 async def test_something_else_in_place_of_the_file(storage: DiskStorage, directory: Path) -> None:

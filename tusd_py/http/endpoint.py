@@ -99,7 +99,8 @@ class TusEndpoint:
             return None
         except UploadError as error:
             if error.__cause__ is not None:
-                logger.error("%s: %s", error.code, error.message, exc_info=error)
+                details = error if logger.isEnabledFor(logging.DEBUG) else None
+                logger.error("%s: %s (%s)", error.code, error.message, first_cause(error), exc_info=details)
             return _refusal(request, answer_for(error), error)
         except Exception:  # a bug: the client gets a plain answer, the log the traceback
             logger.exception("a request failed")
@@ -149,6 +150,13 @@ class TusEndpoint:
         if method not in methods:
             raise MethodNotAllowed(list(methods))
         return methods[method]
+
+
+def first_cause(error: BaseException) -> str:
+    """What began it, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class MethodNotAllowed(RequestRefused):

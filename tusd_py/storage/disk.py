@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from tusd_py.errors import (
 from tusd_py.storage.base import Buffer, Observer
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload
+
+logger = logging.getLogger("tusd_py.storage")
 
 T = TypeVar("T")
 
@@ -101,6 +104,7 @@ class DiskStorage:
                 try:
                     return path.stat().st_size
                 except FileNotFoundError:
+                    self.check_place()
                     return 0
 
         return await self.run(size)
@@ -113,6 +117,7 @@ class DiskStorage:
             with file_errors(), opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
                 size = os.fstat(descriptor).st_size
                 if size < length:
+                    self.check_place()
                     raise StorageBehind(size)
                 if size > length:
                     os.ftruncate(descriptor, length)
@@ -158,6 +163,7 @@ class DiskStorage:
                 try:
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
+                    self.check_place()
                     raise UploadNotFound from None
 
         def read_at(position: int) -> bytes:
@@ -181,6 +187,16 @@ class DiskStorage:
             self._directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._directory))
+            self._inode = self._directory.stat().st_ino
+
+    def check_place(self) -> None:
+        """See that the directory is the one that was opened, and not what is left without its mount; in a thread.
+
+        Otherwise bytes would go where nobody looks for them, and those that are away would count as lost.
+        """
+        with file_errors():
+            if self._directory.stat().st_ino != self._inode:
+                raise StorageUnavailable("the upload directory is not the one that this server was started with")
 
     def sync_folders(self, path: Path) -> None:
         """Make the name of a file survive a power cut; call it in a thread."""
@@ -256,6 +272,7 @@ class DiskWriter:
         except UploadError as error:
             self._failure = self._failure or error
         except Exception as error:  # of an observer, say: the bytes after it may not be written either
+            logger.error("bytes could not be written", exc_info=error)
             self._failure = self._failure or StorageUnavailable()
             self._failure.__cause__ = error
         self._pending = None
@@ -265,6 +282,7 @@ class DiskWriter:
     def _write(self, buffers: Sequence[Buffer]) -> None:
         with file_errors():
             if self._descriptor < 0:
+                self._storage.check_place()
                 self._open()
             if self._observer is not None:
                 for buffer in buffers:

@@ -52,10 +52,12 @@ class SharedDiskStorage(DiskStorage):
 
         def contiguous() -> int:
             with file_errors():
-                for span in held[:-1]:
-                    if size_of(file_of(path, span.token)) < span.end:
-                        return max(span.start, size_of(file_of(path, span.token)))
-                return max(held[-1].start, size_of(file_of(path, held[-1].token)))
+                for span in held:
+                    size = size_of(file_of(path, span.token))
+                    if size < span.end:
+                        self.check_place()
+                        return max(span.start, size)
+                return size
 
         return await self.run(contiguous)
 
@@ -67,6 +69,7 @@ class SharedDiskStorage(DiskStorage):
             with file_errors():
                 short = [span for span in held if size_of(file_of(path, span.token)) < span.end]
                 if short:
+                    self.check_place()
                     raise StorageBehind(max(short[0].start, size_of(file_of(path, short[0].token))))
                 if upload.offset == 0:  # perhaps there is no file yet
                     with opened(path, os.O_WRONLY | os.O_CREAT):

@@ -74,8 +74,11 @@ async def leading(service: UploadService) -> AsyncIterator[bool]:
 
 
 async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_run: bool = False) -> Sequence[Orphan]:
-    """Remove what crashes left in the storage and no record names; with `dry_run` only find it."""
-    if not isinstance(service.storage, HasJanitor):
+    """Remove what crashes left in the storage and no record names; with `dry_run` only find it.
+
+    Where there are no records at all, nothing is found: perhaps they are elsewhere.
+    """
+    if not isinstance(service.storage, HasJanitor) or await anext(service.state.all(), None) is None:
         return ()
 
     async def layout_of(upload_id: str) -> str | None:
@@ -94,6 +97,8 @@ async def sweep_forever(service: UploadService, interval: float) -> None:
             if time.monotonic() - cleaned_at >= CLEAN_INTERVAL:
                 cleaned_at = time.monotonic()
                 await clean_as_leader(service)
-        except Exception:  # the records are out of reach, say: the next round may do better, and must come
+        except UploadError as error:
+            logger.warning("the sweep failed: %s", error.message)
+        except Exception:  # whatever it is: the next round may do better, and must come
             logger.exception("the sweep failed")
         await asyncio.sleep(interval)

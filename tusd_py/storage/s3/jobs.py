@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
 from tusd_py.errors import StorageUnavailable, UploadError
+
+logger = logging.getLogger("tusd_py.storage")
 
 
 class Jobs:
@@ -41,6 +44,7 @@ class Jobs:
         if isinstance(error, UploadError):
             self.failure = error
         else:  # of an observer, say: the bytes after it may not be stored either
+            logger.error("bytes could not be stored", exc_info=error)
             self.failure = StorageUnavailable()
             self.failure.__cause__ = error
 
