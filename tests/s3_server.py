@@ -236,6 +236,7 @@ class Fault(StrEnum):
     LOST = "lost"  # the server does it, the answer is lost
     TWICE = "twice"  # the server gets it twice
     UNKNOWN = "unknown"  # 404: the server does not know the multipart upload
+    NO_SERVER = "no server"  # 404 of a gateway that does not find the server
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +269,9 @@ STATUS = {
     Fault.SLOW_DOWN: (503, "SlowDown"),
     Fault.UNKNOWN: (404, "NoSuchUpload"),
 }
-PASSING = [fault for fault in Fault if fault not in (Fault.NONE, Fault.UNKNOWN)]  # worth another try
+PASSING = [fault for fault in Fault if fault not in (Fault.NONE, Fault.UNKNOWN, Fault.NO_SERVER)]  # worth another try
 DELAY = 0.2  # seconds
+HELD = 60.0  # seconds after which a request goes on although nobody lets it go
 
 
 class FaultyProxy:
@@ -342,6 +344,9 @@ class Forwarder(BaseHTTPRequestHandler):
             status, code = STATUS[fault]
             self._answer(status, {"Content-Type": "application/xml"}, f"<Error><Code>{code}</Code></Error>".encode())
             return
+        if fault is Fault.NO_SERVER:
+            self._answer(404, {"Content-Type": "text/plain"}, b"404 page not found\n")
+            return
         if fault is Fault.RESET:
             self._proxy.forward_half(*forwarded)
             self._reset()
@@ -384,3 +389,32 @@ def random_faults(seed: int, probability: float = 0.2) -> Faults:
             return random_.choice(PASSING) if random_.random() < probability else Fault.NONE
 
     return choose
+
+
+class Held:
+    """Faults that hold the requests that `choose` picks until they are released; these then have a fate."""
+
+    def __init__(self, choose: Callable[[Request], bool], fate: Fault = Fault.NONE) -> None:
+        self._choose = choose
+        self._fate = fate
+        self._reached = threading.Event()
+        self._released = threading.Event()
+
+    def __call__(self, request: Request) -> Fault:
+        if not self._choose(request):
+            return Fault.NONE
+        self._reached.set()
+        self._released.wait(HELD)
+        return self._fate
+
+    @property
+    def reached(self) -> bool:
+        """Whether there was such a request."""
+        return self._reached.is_set()
+
+    def wait(self) -> None:
+        """Return once there is such a request."""
+        assert self._reached.wait(HELD / 2), "there was no such request"
+
+    def release(self) -> None:
+        self._released.set()
