@@ -42,7 +42,7 @@ from tests.raw_client import (
     wait_until,
 )
 from tests.redis_server import RedisServer
-from tests.s3_server import PASSING, Fault, Faults, FaultyProxy, Request, random_faults, s3_server
+from tests.s3_server import PASSING, Fault, Faults, FaultyProxy, Held, Request, random_faults, s3_server
 from tests.s3_uploads import PART, Place, clean, digest_of, id_of, serving
 
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "25"))
@@ -120,21 +120,8 @@ def again(action: Callable[[], Answer], seconds: float = PATIENCE) -> Answer:
         time.sleep(0.05)
 
 
-class Holding:
-    """Faults that hold requests of one operation until they are let go, or for ever."""
-
-    def __init__(self, operation: str, fate: Fault = Fault.NONE) -> None:
-        self.operation = operation
-        self.fate = fate  # of those that were held
-        self.reached = threading.Event()
-        self.released = threading.Event()
-
-    def __call__(self, request: Request) -> Fault:
-        if request.operation != self.operation:
-            return Fault.NONE
-        self.reached.set()
-        self.released.wait(60)
-        return self.fate
+def called(operation: str) -> Callable[[Request], bool]:
+    return lambda request: request.operation == operation
 
 
 def times(count: int, fault: Fault, operation: str, part: int | None = None) -> Faults:
@@ -237,12 +224,12 @@ def test_a_crash_while_a_tail_is_stored(rig: Rig, fate: Fault) -> None:
     """The tail before it, that the new one would have replaced, is still there."""
     path = create(rig.port, len(DATA))
     assert patch(rig.port, path, 0, DATA[:1000]).offset == 1000
-    rig.proxy.faults = holding = Holding("PutObject", fate)
+    rig.proxy.faults = holding = Held(called("PutObject"), fate)
     with start_patch(rig.port, path, 1000, 500) as connection:
         connection.send(DATA[1000:1500])
-        assert holding.reached.wait(PATIENCE)
+        holding.wait()
         rig.server.kill()
-    holding.released.set()
+    holding.release()
     rig.proxy.faults = no_fault
     rig.revive()
     finish(rig, path, DATA, acknowledged=1000, sent=1500)
@@ -278,12 +265,12 @@ def test_tails_that_cannot_be_removed_do_no_harm(rig: Rig, fault: Fault) -> None
 @pytest.mark.parametrize("asked", ["HEAD", "PATCH"])
 def test_a_crash_between_the_last_part_and_the_object(rig: Rig, fate: Fault, asked: str) -> None:
     path = create(rig.port, len(DATA))
-    rig.proxy.faults = holding = Holding("CompleteMultipartUpload", fate)
+    rig.proxy.faults = holding = Held(called("CompleteMultipartUpload"), fate)
     with start_patch(rig.port, path, 0, len(DATA)) as connection:
         connection.send(DATA)
-        assert holding.reached.wait(PATIENCE)
+        holding.wait()
         rig.server.kill()
-    holding.released.set()
+    holding.release()
     rig.proxy.faults = no_fault
     rig.revive()
     assert request(rig.port, "GET", path).status in (200, 404)
@@ -299,12 +286,12 @@ def test_a_crash_between_the_last_part_and_the_object(rig: Rig, fate: Fault, ask
 @pytest.mark.parametrize("fate", [Fault.NONE, Fault.REFUSE], ids=["made", "not made"])
 def test_a_crash_before_the_object_of_a_small_upload(rig: Rig, fate: Fault) -> None:
     path = create(rig.port, 10_000, body=DATA[:4000])
-    rig.proxy.faults = holding = Holding("PutObject", fate)
+    rig.proxy.faults = holding = Held(called("PutObject"), fate)
     with start_patch(rig.port, path, 4000, 6000) as connection:
         connection.send(DATA[4000:10_000])
-        assert holding.reached.wait(PATIENCE)
+        holding.wait()
         rig.server.kill()
-    holding.released.set()
+    holding.release()
     rig.proxy.faults = no_fault
     rig.revive()
     finish(rig, path, DATA[:10_000], acknowledged=4000)
@@ -382,7 +369,7 @@ def test_a_concatenation_that_fails_or_is_killed(rig: Rig, operation: str) -> No
     headers = {"Upload-Concat": "final;" + " ".join(paths)}
     rig.proxy.faults = always(Fault.ERROR, operation)
     assert request(rig.port, "POST", "/files", headers).status in (500, 503)
-    rig.proxy.faults = holding = Holding(operation, Fault.REFUSE)
+    rig.proxy.faults = holding = Held(called(operation), Fault.REFUSE)
     with ThreadPoolExecutor(1) as executor:
 
         def ask() -> None:
@@ -390,10 +377,10 @@ def test_a_concatenation_that_fails_or_is_killed(rig: Rig, operation: str) -> No
                 request(rig.port, "POST", "/files", headers)
 
         asking = executor.submit(ask)
-        assert holding.reached.wait(PATIENCE)
+        holding.wait()
         rig.server.kill()
         asking.result(PATIENCE)
-    holding.released.set()
+    holding.release()
     rig.proxy.faults = no_fault
     rig.revive()
     answer = again(lambda: request(rig.port, "POST", "/files", headers))
@@ -428,12 +415,12 @@ def test_a_multipart_upload_that_was_aborted(rig: Rig, restarted: bool, sent: in
 
 def test_a_multipart_upload_that_is_aborted_before_the_object_is_made(rig: Rig) -> None:
     path = create(rig.port, len(DATA))
-    rig.proxy.faults = holding = Holding("CompleteMultipartUpload")
+    rig.proxy.faults = holding = Held(called("CompleteMultipartUpload"))
     with start_patch(rig.port, path, 0, len(DATA)) as connection:
         connection.send(DATA)
-        assert holding.reached.wait(PATIENCE)
+        holding.wait()
         assert rig.place.abort_multiparts(path) == 1
-        holding.released.set()
+        holding.release()
         answer = connection.answer(GIVE_UP)
     assert answer.status in (404, 409, 410), answer
     assert head(rig.port, path).status in (404, 410)
@@ -600,9 +587,9 @@ def test_a_frozen_writer_that_wakes_up_changes_nothing(tmp_path: Path, wakes: st
         sent = PART + 3 * MEBI
         connection = stack.enter_context(stalled_patch(first.port, path, old, sent))
         assert offset_of(second.port, path) == sent
-        proxy.faults = holding = Holding("UploadPart")
+        proxy.faults = holding = Held(called("UploadPart"))
         connection.send(old[sent : 2 * PART + 1000])  # a part leaves, and is held up
-        assert holding.reached.wait(PATIENCE)
+        holding.wait()
         with stopped(first):
             offset = again(lambda: head(second.port, path)).offset
             assert offset == sent
@@ -610,7 +597,7 @@ def test_a_frozen_writer_that_wakes_up_changes_nothing(tmp_path: Path, wakes: st
             assert (answer.status, answer.offset) == (204, 2 * PART), answer
             if wakes == "at the end":
                 assert patch(second.port, path, 2 * PART, new[2 * PART :]).offset == len(new)
-            holding.released.set()
+            holding.release()
         proxy.faults = no_fault
         with suppress(ConnectionError):
             connection.send(old[2 * PART + 1000 :])
@@ -637,12 +624,12 @@ def test_the_janitor_removes_what_crashes_left_and_nothing_else(tmp_path: Path) 
             small = create(server.port, len(DATA), body=DATA[:1000])
             large = create(server.port, len(DATA), body=DATA[: 2 * PART + 1000])
             killed = create(server.port, len(DATA))
-            proxy.faults = holding = Holding("UploadPart")
+            proxy.faults = holding = Held(called("UploadPart"))
             with start_patch(server.port, killed, 0, len(DATA)) as connection:
                 connection.send(DATA[:PART])
-                assert holding.reached.wait(PATIENCE)
+                holding.wait()
                 server.kill()  # the record does not know of the multipart upload
-            holding.released.set()
+            holding.release()
             proxy.faults = no_fault
             server.origin = server.url = ""
             server.start()
