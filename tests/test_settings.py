@@ -159,6 +159,7 @@ WRONG = [
     ("workers", "0", "greater than or equal to 1"),
     ("base_path", "/", "a path such as /files"),
     ("base_path", "/a b", "a path such as /files"),
+    ("base_path", "/metrics/", "another path"),
     ("base_path", "/a?b", "a path such as /files"),
     ("public_url", "example.org", "https://uploads.example.org"),
     ("public_url", "ftp://example.org", "https://uploads.example.org"),

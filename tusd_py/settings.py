@@ -32,6 +32,7 @@ PUBLIC_URL = re.compile(
 )
 PASSWORD = re.compile(r"(://[^:@/\s]*:)[^@/\s]*@")
 ENV_PREFIX = "TUSD_PY_"
+OWN_PATHS = ("/healthz", "/readyz", "/metrics")
 NEEDED = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
 SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -90,6 +91,8 @@ def _check_base_path(value: str) -> str:
     path = "/" + value.strip("/")
     if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
         raise ValueError("a path such as /files")
+    if path in OWN_PATHS:
+        raise ValueError(f"another path than {', '.join(OWN_PATHS)}")
     return path
 
 

@@ -837,6 +837,7 @@ async def test_a_concatenation_that_somebody_aborts_can_be_repeated(
         ({}, {"AWS_ACCESS_KEY_ID": "unknown"}, "refused the credentials"),
         ({"endpoint": "http://127.0.0.1:9"}, {}, "cannot be reached"),
         ({"endpoint": "no address"}, {}, "cannot be set up"),
+        ({"bucket": "not/a/name"}, {}, "a name is not valid"),
     ],
 )
 async def test_mistakes_are_told_at_the_start(

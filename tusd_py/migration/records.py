@@ -125,7 +125,12 @@ async def migrate(
 
     Raises `StateUnavailable` and `StorageUnavailable` with a sentence that says where.
     """
-    if source == "sqlite" and not await asyncio.to_thread(records_file(settings).exists):
+    try:
+        there = await asyncio.to_thread(records_file(settings).exists)
+    except OSError as error:
+        text = f"the upload directory {settings.upload_dir} cannot be used: {error.strerror}"
+        raise StateUnavailable(text) from error
+    if source == "sqlite" and not there:
         raise StateUnavailable(f"there are no records in {records_file(settings)}")
     async with (
         opened_state(settings, source) as old,

@@ -57,6 +57,8 @@ def translate(error: Exception, bucket: str) -> UploadError:
         return StorageFull()
     if code in DENIED or code in ("403", "Forbidden"):
         return StorageUnavailable(f"the storage refused the credentials for bucket {bucket} ({code})")
+    if code == "ParamValidationError":
+        return StorageUnavailable(f"a name is not valid: {' '.join(str(error).split())}")
     if code in ("NoCredentialsError", "PartialCredentialsError"):
         return StorageUnavailable("there are no credentials for the storage")
     if getattr(error, "response", None) is not None:
