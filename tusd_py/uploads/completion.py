@@ -128,8 +128,9 @@ class Completion:
         """A crash may have come between the record and what the storage remembers: a client that saw it asks soon."""
         if not isinstance(self._storage, Remembers) or (complete.completed_at or 0) < time.time() - REMEMBERED_AGAIN:
             return
-        if await self._storage.remembered(complete.id) is None:
-            await self.remember(complete)
+        with contextlib.suppress(UploadError):  # the upload is complete all the same
+            if await self._storage.remembered(complete.id) is None:
+                await self.remember(complete)
 
     async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
         """Put the partial uploads together; returns the final one with its length."""
