@@ -40,7 +40,8 @@ def several_hosts(folder: Path, redis: str | Sequence[str], count: int = 3, **op
         except BaseException:
             print(*bugs_of(servers), sep="\n")  # it may be why
             raise
-    assert bugs_of(servers) == []
+    bugs = bugs_of(servers)
+    assert not bugs, "\n".join(bugs)
 
 
 def bugs_of(servers: Hosts) -> list[str]:

@@ -31,7 +31,11 @@ class Link:
         packed = [chunk for words in commands for chunk in self._connection.pack_command(*words)]
         answers = [asyncio.get_running_loop().create_future() for _ in commands]
         self._answers.extend(answers)  # whatever is in this list is sent
-        await self._connection.send_packed_command(packed, check_health=False)
+        try:
+            await self._connection.send_packed_command(packed, check_health=False)
+        except RuntimeError as error:  # uvloop's word for a transport that it has closed already
+            self._broken = True
+            raise RedisConnectionError(str(error)) from error
         return [await answer for answer in answers]
 
     async def _read(self) -> None:

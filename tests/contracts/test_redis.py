@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -59,9 +60,9 @@ class Host:
     """The records and the locks of one process."""
 
     def __init__(self, url: str, prefix: str, ttl: float = LEASE) -> None:
-        redis = RedisConnection(url)
-        self.state = RedisState(redis, prefix)
-        self.locker = RedisLocker(redis, prefix, ttl)
+        self.connection = RedisConnection(url)
+        self.state = RedisState(self.connection, prefix)
+        self.locker = RedisLocker(self.connection, prefix, ttl)
 
     async def __aenter__(self) -> Host:
         await self.state.open()
@@ -247,7 +248,28 @@ async def test_a_deletion_whose_answer_is_lost_is_a_deletion(troubled: Host, net
     assert await troubled.state.get(UPLOAD.id) is None
 
 
-@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+LOOPS = pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+
+@LOOPS
+def test_a_connection_that_the_loop_has_just_closed(
+    prefix: str, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """It is found out by writing to it, before whoever reads from it is told."""
+
+    async def ask() -> None:
+        async with Host(shared_redis_url(), prefix) as one:
+            await one.state.create(UPLOAD)
+            pipe: Any = one.connection._pipe
+            pipe._link._connection._writer.transport.abort()
+            await asyncio.sleep(0)  # the loop closes it, the reader is told in the next round
+            assert await one.state.get(UPLOAD.id) == UPLOAD
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(ask())
+
+
+@LOOPS
 def test_answers_go_to_who_asked_whatever_is_cancelled_or_cut(
     network: Trouble, prefix: str, make_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
