@@ -14,6 +14,8 @@ from typing import Any
 
 from tests.harness import ServerProcess
 from tests.raw_client import request
+from tusd_py.errors import UploadError
+from tusd_py.storage.base import Buffer
 
 # Of a bug; what else a server logs with a stack trace is why it could not serve a request.
 BUGS = ("a request failed", "Exception in ASGI", "never retrieved", "was never awaited", "Warning")
@@ -92,3 +94,23 @@ def seeded_random() -> random.Random:
     seed = os.environ.get("FAILURE_SEED") or str(random.randrange(1 << 32))
     print(f"FAILURE_SEED={seed}")
     return random.Random(seed)
+
+
+class Body:
+    """The body of a request, all of which has arrived: nothing can interrupt it any more."""
+
+    def __init__(self, data: bytes) -> None:
+        self.declared_size = len(data)
+        self._rest = [data]
+
+    async def read(self) -> Buffer | None:
+        return self._rest.pop() if self._rest else None
+
+    def recycle(self, buffers: Sequence[Buffer]) -> None: ...
+
+    def silent_for(self) -> float:
+        return 0.0
+
+    def interrupt(self, reason: UploadError) -> None: ...
+
+    def wake(self) -> None: ...

@@ -18,7 +18,18 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ServerProcess
-from tests.hosts import LEASE, Hosts, counted, files_of, is_ready, seeded_random, several_hosts, stopped, traces_of
+from tests.hosts import (
+    LEASE,
+    Body,
+    Hosts,
+    counted,
+    files_of,
+    is_ready,
+    seeded_random,
+    several_hosts,
+    stopped,
+    traces_of,
+)
 from tests.proxies import Trouble
 from tests.raw_client import (
     KIBI,
@@ -47,7 +58,7 @@ from tests.raw_client import (
 )
 from tests.redis_server import RedisServer
 from tusd_py.app import build_service, close_service, open_service
-from tusd_py.errors import LockLost, UploadError, UploadNotFound
+from tusd_py.errors import LockLost, UploadNotFound
 from tusd_py.events.base import EventBus
 from tusd_py.settings import load
 from tusd_py.storage.base import Buffer
@@ -304,26 +315,6 @@ async def test_a_writer_that_wakes_up_after_completion_does_not_reach_the_finish
     assert stored == old[:start] + new[start:]
 
 
-class Given:
-    """The body of a request that has arrived already: nothing can interrupt it any more."""
-
-    def __init__(self, data: bytes) -> None:
-        self.declared_size = len(data)
-        self._data: list[bytes] = [data]
-
-    async def read(self) -> bytes | None:
-        return self._data.pop() if self._data else None
-
-    def recycle(self, buffers: Sequence[Buffer]) -> None: ...
-
-    def silent_for(self) -> float:
-        return 0.0
-
-    def interrupt(self, reason: UploadError) -> None: ...
-
-    def wake(self) -> None: ...
-
-
 @contextlib.asynccontextmanager
 async def service_of_a_host(folder: Path, redis: RedisServer) -> AsyncIterator[UploadService]:
     settings = load({"upload_dir": folder / "uploads", "redis_url": redis.url, "lock_ttl": 60}).settings
@@ -357,11 +348,11 @@ async def test_a_writer_that_froze_before_its_last_commit_finishes_nothing(
     old, new = OLD[:3000], OLD[:1000] + NEW[1000:3000]
     async with service_of_a_host(tmp_path, redis) as first, service_of_a_host(tmp_path, redis) as second:
         upload = await first.create(NewUpload(length=3000))
-        await first.append(upload.id, Addition(0, Given(old[:1000])))
-        freezing = asyncio.create_task(first.append(upload.id, Addition(1000, Given(old[1000:]))))
+        await first.append(upload.id, Addition(0, Body(old[:1000])))
+        freezing = asyncio.create_task(first.append(upload.id, Addition(1000, Body(old[1000:]))))
         await stored.wait()
         end_lease(redis, upload.id)
-        assert (await second.append(upload.id, Addition(1000, Given(new[1000:2000])))).offset == 2000
+        assert (await second.append(upload.id, Addition(1000, Body(new[1000:2000])))).offset == 2000
         wake_up.set()
         with pytest.raises(LockLost):
             await freezing
@@ -369,7 +360,7 @@ async def test_a_writer_that_froze_before_its_last_commit_finishes_nothing(
             with pytest.raises(UploadNotFound):  # a download, before the end
                 await service.finished(upload.id)
             assert (await service.inspect(upload.id)).offset == 2000
-        assert (await second.append(upload.id, Addition(2000, Given(new[2000:])))).is_complete
+        assert (await second.append(upload.id, Addition(2000, Body(new[2000:])))).is_complete
         for service in (first, second):
             found = await service.finished(upload.id)
             content_of = [bytes(data) async for data in service.storage.read(found, 0, 3000)]

@@ -15,7 +15,7 @@ from tusd_py.app import build_service, close_service, open_service
 from tusd_py.errors import UploadError
 from tusd_py.events.base import EventBus
 from tusd_py.events.logs import configure
-from tusd_py.migration.records import StateKind, migrate, records_file
+from tusd_py.migration.records import StateKind, has_records, migrate, records_file
 from tusd_py.migration.report import silent
 from tusd_py.migration.tusd_files import import_tusd
 from tusd_py.server.memory import keep_freed_memory
@@ -152,11 +152,9 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
         finally:
             await close_service(service)
 
-    records = records_file(settings)
-    obstructed = any(path.exists() and not path.is_dir() for path in (records.parent, settings.upload_dir))
-    if settings.redis_url is None and not records.exists() and not obstructed:
-        return fail(f"there are no records in {records}", 1)
     try:
+        if settings.redis_url is None and not has_records(settings):
+            return fail(f"there are no records in {records_file(settings)}", 1)
         asyncio.run(run())
     except UploadError as error:
         return fail(error.message, 1)

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
     redis,
 )
 from tests.contracts.test_shared_disk import UPLOAD, append, content, storage  # noqa: F401 (fixtures)
+from tests.hosts import Body
 from tests.redis_server import RedisServer, shared_redis_url
 from tusd_py.app import build_service, close_service, open_service
 from tusd_py.errors import LockLost, LockTimeout, StorageBehind, StorageUnavailable, UploadError
@@ -41,7 +42,6 @@ from tusd_py.settings import Settings
 from tusd_py.state.redis import RedisState
 from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage import shared
-from tusd_py.storage.base import Buffer
 from tusd_py.storage.disk import THREADS, DiskStorage, copy_range
 from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.upload import Concatenation, Status, Upload
@@ -80,26 +80,6 @@ async def other_service(tmp_path: Path, prefix: str) -> AsyncIterator[UploadServ
 def disk_of(service: UploadService) -> SharedDiskStorage:
     assert isinstance(service.storage, SharedDiskStorage)
     return service.storage
-
-
-class Body:
-    """The body of a request, all of which has arrived."""
-
-    def __init__(self, data: bytes) -> None:
-        self.declared_size = len(data)
-        self._rest = [data]
-
-    async def read(self) -> Buffer | None:
-        return self._rest.pop() if self._rest else None
-
-    def recycle(self, buffers: Sequence[Buffer]) -> None: ...
-
-    def silent_for(self) -> float:
-        return 0.0
-
-    def interrupt(self, reason: UploadError) -> None: ...
-
-    def wake(self) -> None: ...
 
 
 def body(start: int, end: int = len(DATA)) -> Addition:

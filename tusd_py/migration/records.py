@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -125,12 +125,7 @@ async def migrate(
 
     Raises `StateUnavailable` and `StorageUnavailable` with a sentence that says where.
     """
-    try:
-        there = await asyncio.to_thread(records_file(settings).exists)
-    except OSError as error:
-        text = f"the upload directory {settings.upload_dir} cannot be used: {error.strerror}"
-        raise StateUnavailable(text) from error
-    if source == "sqlite" and not there:
+    if source == "sqlite" and not await asyncio.to_thread(has_records, settings):
         raise StateUnavailable(f"there are no records in {records_file(settings)}")
     async with (
         opened_state(settings, source) as old,
@@ -159,7 +154,7 @@ async def opened_state(settings: Settings, kind: StateKind, *, scratch: bool = F
         where = f"Redis at {without_password(settings.redis_url or '')}"
     with contextlib.ExitStack() as stack:
         if kind == "sqlite":
-            if scratch and not await asyncio.to_thread(records_file(settings).exists):
+            if scratch and not await asyncio.to_thread(has_records, settings):
                 elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="tusd-py-"))
                 settings = settings.model_copy(update={"upload_dir": Path(elsewhere)})
             await asyncio.to_thread(_make_private_folder, settings)
@@ -200,10 +195,32 @@ def records_file(settings: Settings) -> Path:
     return settings.upload_dir / PRIVATE_FOLDER / RECORDS
 
 
+def has_records(settings: Settings) -> bool:
+    """Whether there is a file of records, or something in its place, which shows when it is opened.
+
+    Raises `StateUnavailable` if that cannot be seen.
+    """
+    with _upload_directory(settings):
+        try:
+            records_file(settings).stat()
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
+    return True
+
+
 def _make_private_folder(settings: Settings) -> None:
-    try:
+    with _upload_directory(settings):
         settings.upload_dir.mkdir(parents=True, exist_ok=True)
         (settings.upload_dir / PRIVATE_FOLDER).mkdir(mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _upload_directory(settings: Settings) -> Iterator[None]:
+    """What the system refuses is said with the name of the directory."""
+    try:
+        yield
     except OSError as error:
         text = f"the upload directory {settings.upload_dir} cannot be used: {error.strerror}"
         raise StateUnavailable(text) from error

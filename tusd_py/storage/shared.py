@@ -50,16 +50,20 @@ class SharedDiskStorage(DiskStorage):
         path = self.path(upload)
         held = spans(upload.layout, upload.offset)
 
-        def contiguous() -> int:
+        def look() -> int:
             with file_errors():
-                for span in held:
-                    size = size_of(file_of(path, span.token))
-                    if size < span.end:
-                        self.check_place()
-                        return max(span.start, size)
-                return size
+                return self._contiguous(path, held)
 
-        return await self.run(contiguous)
+        return await self.run(look)
+
+    def _contiguous(self, path: Path, held: Sequence[Span]) -> int:
+        """Up to which offset the bytes are there; more than the record says if the last file is longer."""
+        for span in held:
+            size = size_of(file_of(path, span.token))
+            if size < span.end:
+                self.check_place()
+                return max(span.start, size)
+        return size
 
     async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
         path = self.path(upload)
@@ -67,14 +71,13 @@ class SharedDiskStorage(DiskStorage):
 
         def finish() -> None:
             with file_errors():
-                short = [span for span in held if size_of(file_of(path, span.token)) < span.end]
-                if short:
-                    self.check_place()
-                    raise StorageBehind(max(short[0].start, size_of(file_of(path, short[0].token))))
+                stored = self._contiguous(path, held)
+                if stored < upload.offset:
+                    raise StorageBehind(stored)
                 if upload.offset == 0:  # perhaps there is no file yet
                     with opened(path, os.O_WRONLY | os.O_CREAT):
                         pass
-                if len(held) > 1 or size_of(path) != upload.offset:
+                if len(held) > 1 or stored != upload.offset:
                     self._join(path, held, sync=sync)
                 elif sync:
                     self._sync(path)

@@ -181,8 +181,6 @@ class S3Writer:
     async def _close(self) -> None:
         await self._jobs.wait()
         await self._flights.land()
-        if self._closed:
-            return
         self._closed = True
         if self._begun:
             await self._let_go()
