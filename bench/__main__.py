@@ -58,6 +58,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, default=WORK, help="where uploads are stored (default bench/.work)")
     parser.add_argument("--tusd", type=Path, metavar="BINARY", help="a tusd binary (default: built with go install)")
     parser.add_argument("--rustus", type=Path, metavar="BINARY", help="a rustus binary")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="a checkout of another revision of this server, with its .venv"
+    )
     parser.add_argument("--ours-arguments", default="", metavar="TEXT", help="more arguments for our own server")
     return parser.parse_args(arguments)
 
@@ -116,7 +119,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     plan = make_plan(options)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    wishes = Wishes(options.workers, options.tusd, options.rustus, tuple(shlex.split(options.ours_arguments)))
+    extra = tuple(shlex.split(options.ours_arguments))
+    wishes = Wishes(options.workers, options.tusd, options.rustus, options.baseline, extra)
     known = catalogue(plan)
     workloads = [known[name] for name in chosen(options.only, known, "workload")]
     server_names = chosen(options.servers, recipes.catalogue(wishes), "server")

@@ -45,6 +45,7 @@ class Wishes:
     workers: int = 0
     tusd: Path | None = None
     rustus: Path | None = None
+    baseline: Path | None = None
     extra: tuple[str, ...] = field(default=())
 
 
@@ -82,9 +83,10 @@ def needed(program: str) -> str:
     return found
 
 
-def our_command(*arguments: str) -> Command:
+def our_command(*arguments: str, python: str | Path = sys.executable) -> Command:
     def command(port: int, directory: Path) -> list[str]:
-        server = [sys.executable, "-m", "tusd_py", "serve", "--host", "127.0.0.1"]
+        # Without -P the package of the working directory would run, whichever interpreter is asked.
+        server = [str(python), "-P", "-m", "tusd_py", "serve", "--host", "127.0.0.1"]
         return [*server, "--port", str(port), "--upload-dir", str(directory), *QUIET, *arguments]
 
     return command
@@ -98,6 +100,17 @@ def our_version() -> str:
 
 def ours(name: str, *arguments: str) -> Recipe:
     return Recipe(name, our_version(), our_command(*arguments), "/files", ours=True)
+
+
+def baseline(name: str, checkout: Path | None, *arguments: str) -> Recipe:
+    """Another revision of this server: a checkout in which `make run` or `make test` has made a `.venv`."""
+    if checkout is None:
+        raise Unavailable("no checkout was named with --baseline")
+    python = checkout.resolve() / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise Unavailable(f"{checkout} has no .venv")
+    revision = run(["git", "-C", checkout, "rev-parse", "--short", "HEAD"]).strip()
+    return Recipe(name, revision, our_command(*arguments, python=python), "/files")
 
 
 def floor(name: str, *arguments: str) -> Recipe:
@@ -182,6 +195,8 @@ def catalogue(wishes: Wishes) -> dict[str, Callable[[], Recipe]]:
     entries: dict[str, Callable[[], Recipe]] = {
         "ours": lambda: ours("ours", *wishes.extra),
         "ours-nosync": lambda: ours("ours-nosync", *unsynced, *wishes.extra),
+        "baseline": lambda: baseline("baseline", wishes.baseline, *wishes.extra),
+        "baseline-nosync": lambda: baseline("baseline-nosync", wishes.baseline, *unsynced, *wishes.extra),
     }
     if wishes.workers:
         name = f"ours x{wishes.workers}"
