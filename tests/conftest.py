@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.preload import build
+from tests.faults.stalls import OSFaults
 from tests.harness import ServerProcess
 
 
@@ -24,6 +26,20 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
     """A server with its default settings."""
     with ServerProcess(tmp_path / "uploads") as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def preload_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that makes system calls of server processes fail (`tests.faults.preload`)."""
+    return build(require("gcc"), tmp_path_factory.mktemp("preload"))
+
+
+@pytest.fixture
+def os_faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[OSFaults]:
+    """Faults in the system calls of this process; all are lifted at the end."""
+    faults = OSFaults(monkeypatch)
+    yield faults
+    faults.clear()
 
 
 def require(program: str) -> str:
