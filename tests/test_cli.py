@@ -64,6 +64,46 @@ def test_the_installed_command() -> None:
     assert result.stderr == ""
 
 
+def test_version_as_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"tusd-py {__version__}\n"
+
+
+def test_help_shows_choices_and_defaults_with_units(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "aws, minio, r2, scaleway, ceph, plain (default: aws)" in text
+    assert "debug, info, warning, error (default: info)" in text
+    for default in ("8MiB", "32MiB", "24MiB", "24h", "60s", "1KiB"):
+        assert f"(default: {default})" in text
+    assert "86400" not in text
+    assert "8388608" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["serve", "--prot", "1"], "did you mean --port?"),
+        (["serve", "--max_size", "4"], "did you mean --max-size?"),
+        (["serve", "--upload-dirs=x"], "did you mean --upload-dir?"),
+        (["sweep", "--dryrun"], "did you mean --dry-run?"),
+        (["srve"], "did you mean serve?"),
+    ],
+)
+def test_a_misspelt_flag_or_command_names_what_was_meant(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], hint: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert hint in printed
+    assert printed.count("\n") == 2, printed
+
+
 @pytest.mark.parametrize("command", ["serve", "sweep", "migrate", "import-tusd", "config"])
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -283,7 +323,10 @@ def test_sweeping_where_there_are_no_records(tmp_path: Path, directory: str, arg
 
 def test_what_looks_like_a_setting_and_is_none() -> None:
     result = run("config", TUSD_PY_MAX_SISE="5")
-    assert (result.returncode, result.stderr) == (0, "tusd-py: there is no setting for the variable TUSD_PY_MAX_SISE\n")
+    assert result.returncode == 0
+    assert result.stderr == (
+        "tusd-py: there is no setting for the variable TUSD_PY_MAX_SISE; did you mean TUSD_PY_MAX_SIZE?\n"
+    )
 
 
 @pytest.mark.parametrize(

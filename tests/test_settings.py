@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ from hypothesis import given, strategies as st
 
 from tests.harness import ROOT
 from tests.properties import on_any_machine
+from tusd_py import TusServer, create_app
 from tusd_py.cli import main
+from tusd_py.redaction import without_password
 from tusd_py.settings import (
     ENV_PREFIX,
     InvalidSettings,
     Settings,
     flag_name,
+    from_arguments,
     load,
     parse_duration,
     parse_size,
     split_list,
 )
+from tusd_py.settings_help import readable_default
 
 KIBI, MEBI, GIBI = 1 << 10, 1 << 20, 1 << 30
 
@@ -134,6 +139,12 @@ def test_lists(text: str, expected: tuple[str, ...]) -> None:
         ("trusted_proxies", ["::1"], ("::1",)),
         ("cors_origins", "https://*.example.org", ("https://*.example.org",)),
         ("cors_origins", "", ()),
+        ("cors_origins", "http://localhost:*,null", ("http://localhost:*", "null")),
+        ("cors_origins", "capacitor://localhost,https://[::1]:8080/", ("capacitor://localhost", "https://[::1]:8080/")),
+        ("host", "::1", "::1"),
+        ("host", "[::1]", "::1"),
+        ("redis_url", "redis://:p%2Fw@localhost:6379/0?password=a@b", "redis://:p%2Fw@localhost:6379/0?password=a@b"),
+        ("redis_url", "redis+cluster://[::1]:1,b:2", "redis+cluster://[::1]:1,b:2"),
         ("s3_tags", "project=press + radio,Größe=", ("project=press + radio", "Größe=")),
         ("s3_tags", "kind=a:b/c@d_e-f.g,equal===", ("kind=a:b/c@d_e-f.g", "equal===")),
         ("durability", "always", "always"),
@@ -181,6 +192,19 @@ WRONG = [
     ("durability", "sometimes", "'complete', 'always' or 'never'"),
     ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
     ("metadata_pairs", "-1", "greater than or equal to 0"),
+    ("host", "", "0.0.0.0 for every address"),
+    ("host", " ", "0.0.0.0 for every address"),
+    ("host", "http://127.0.0.1", "an address or the name of a host"),
+    ("cors_origins", "example.org", "https://app.example.org, without a path"),
+    ("cors_origins", "https://example.org,app.example.org", "https://app.example.org, without a path"),
+    ("cors_origins", "https://example.org/app", "https://app.example.org, without a path"),
+    ("cors_origins", "https://", "https://app.example.org, without a path"),
+    ("redis_url", "redis://:pass/word@localhost:6379/0", "%2F"),
+    ("redis_url", "redis://:pass@word@local/host", "%40"),
+    ("redis_url", "redis://:pass?word@localhost", "%3F"),
+    ("redis_url", "redis://:pass#word@localhost", "%23"),
+    ("redis_url", "redis+sentinel://:pass/word@localhost:6379,b/0", "%2F"),
+    ("redis_url", "redis://localhost:port", "a URL"),
 ]
 
 
@@ -329,6 +353,111 @@ def test_an_empty_list_is_a_value(capsys: pytest.CaptureFixture[str], monkeypatc
         "https://a.example",
         "--cors-origins",
     )
+
+
+@pytest.mark.parametrize("name", ["host", "max_size", "redis_url", "expires_after", "workers", "durability"])
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, config: Path, name: str) -> None:
+    """Compose files set variables to nothing where the machine has none."""
+    monkeypatch.setenv(f"{ENV_PREFIX}{name.upper()}", "")
+    loaded = load()
+    assert getattr(loaded.settings, name) == Settings.model_fields[name].default
+    assert loaded.origins[name] == "default"
+    config.write_text("host = '127.0.0.2'")
+    assert load(config=config).settings.host == "127.0.0.2"
+
+
+def test_an_empty_variable_for_the_directory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, uploads would go where nobody expects them."""
+    monkeypatch.setenv("TUSD_PY_UPLOAD_DIR", "")
+    with pytest.raises(InvalidSettings, match="a directory"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:6379/0", "redis://user:***@host:6379/0"),
+        ("redis://:secret@host", "redis://:***@host"),
+        ("redis://:sec@ret@host/0", "redis://:***@host/0"),
+        ("redis://:sec/ret@host/0", "redis://:***@host/0"),
+        ("redis://:sec:ret@host/0", "redis://:***@host/0"),
+        ("redis://:sec?ret@host/0", "redis://:***@host/0"),
+        ("redis://:sec#ret@host/0", "redis://:***@host/0"),
+        ("redis://host/0?password=secret", "redis://host/0?password=***"),
+        ("redis://host/0?db=1&Password=sec@ret&x=1", "redis://host/0?db=1&Password=***&x=1"),
+        ("redis+sentinel://:s@a:1,b:2/m?sentinel_password=t", "redis+sentinel://:***@a:1,b:2/m?sentinel_password=***"),
+        ("unix://user:secret@/run/redis.sock?db=1", "unix://user:***@/run/redis.sock?db=1"),
+        ("redis://host/0?client_name=a@b", "redis://host/0?client_name=a@b"),
+        ("project=a:b@c", "project=a:b@c"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:se/cret@host/0", "redis://:se@cret@host/0", ":se/cret@host", "redis://host/0 0?password=se/cret"]
+)
+def test_a_refused_url_does_not_show_its_password(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    main(["config", "--redis-url", url])
+    assert "cret" not in "".join(capsys.readouterr())
+
+
+def test_settings_do_not_show_their_password_in_a_debugger() -> None:
+    assert "secret" not in repr(load({"redis_url": "redis://:secret@localhost"}).settings)
+
+
+@pytest.mark.parametrize("origins", ["*", "https://*", "http://*:*", "https://a.example,*", "null"])
+def test_credentials_for_every_origin_are_refused(capsys: pytest.CaptureFixture[str], origins: str) -> None:
+    assert main(["config", "--cors-credentials", "--cors-origins", origins]) == 2
+    assert_one_line(capsys, "--cors-credentials needs --cors-origins that names the origins", origins)
+    with pytest.raises(InvalidSettings, match="cors_credentials needs cors_origins"):
+        from_arguments({"cors_credentials": True, "cors_origins": origins})
+
+
+@pytest.mark.parametrize("origins", ["https://a.example", "https://*.a.example,http://localhost:*", ""])
+def test_credentials_for_named_origins_are_accepted(origins: str) -> None:
+    assert load({"cors_credentials": True, "cors_origins": origins}).settings.cors_credentials
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_documented_default_is_the_one_in_the_help(name: str) -> None:
+    table = (ROOT / "docs" / "configuration.md").read_text()
+    match = re.search(rf"^\| `{flag_name(name)}` \| *`?([^|`]*?)`? *\|", table, re.MULTILINE)
+    assert match
+    assert match[1] == {"False": "off", "True": "on"}.get(readable_default(name), readable_default(name))
+
+
+# Arguments in code.
+
+
+@pytest.mark.parametrize("build", [TusServer, create_app])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"redis_ulr": "redis://localhost"}, r"^there is no setting 'redis_ulr'; did you mean redis_url\?$"),
+        ({"max_size": "much"}, r"^max_size must be a size in bytes such as 1048576, 10MB or 5GiB, not 'much'$"),
+        ({"s3_region": "eu-central-1"}, r"^s3_region needs s3_bucket$"),
+        ({"redis_prefix": "other:"}, r"^redis_prefix needs redis_url$"),
+        ({"settings": Settings(s3_region="eu-central-1")}, r"^s3_region needs s3_bucket$"),
+        ({"settings": Settings(cors_credentials=True)}, r"^cors_credentials needs cors_origins"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_one_sentence(
+    tmp_path: Path, build: Callable[..., object], arguments: dict[str, Any], sentence: str
+) -> None:
+    if "settings" not in arguments:
+        arguments = {"upload_dir": tmp_path, **arguments}
+    with pytest.raises(InvalidSettings, match=sentence) as raised:
+        build(**arguments)
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+    assert isinstance(raised.value, ValueError)
+
+
+def test_arguments_are_checked_together_with_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUSD_PY_S3_REGION", "eu-central-1")
+    with pytest.raises(InvalidSettings, match=r"^s3_region \(from TUSD_PY_S3_REGION\) needs s3_bucket$"):
+        TusServer()
 
 
 def test_what_is_printed_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:

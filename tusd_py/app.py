@@ -29,7 +29,8 @@ from tusd_py.http.tus import Features, TusEndpoints
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.locks.base import Locker
 from tusd_py.locks.local import LocalLocker
-from tusd_py.settings import Settings, without_password
+from tusd_py.redaction import without_password
+from tusd_py.settings import Settings, cross_check, from_arguments
 from tusd_py.state.base import StateStore
 from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage.base import Storage
@@ -181,7 +182,12 @@ class TusServer:
     """
 
     def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
-        self.settings = settings if settings is not None else Settings(**overrides)
+        """Build every part; raises `InvalidSettings`. A setting that is not given comes from its variable, if set."""
+        if settings is None:
+            settings = from_arguments(overrides)
+        else:
+            cross_check(settings, settings.model_fields_set)
+        self.settings = settings
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tusd_py import __version__
 from tusd_py.app import build_service, close_service, open_service
@@ -18,10 +19,12 @@ from tusd_py.events.logs import configure
 from tusd_py.migration.records import StateKind, has_records, migrate, records_file
 from tusd_py.migration.report import silent
 from tusd_py.migration.tusd_files import import_tusd
+from tusd_py.redaction import without_password
 from tusd_py.server.memory import keep_freed_memory
 from tusd_py.server.run import bind, reserve, run_server
 from tusd_py.server.supervisor import Supervisor
-from tusd_py.settings import InvalidSettings, Loaded, Settings, flag_name, load, unknown_variables, without_password
+from tusd_py.settings import InvalidSettings, Loaded, Settings, did_you_mean, flag_name, load, unknown_variables
+from tusd_py.settings_help import choices, readable_default
 from tusd_py.uploads.expiration import clean, due_uploads, sweep
 
 COMMANDS = {
@@ -30,6 +33,11 @@ COMMANDS = {
     "migrate": "copy the records to another store, with the server stopped",
     "import-tusd": "take over a directory of tusd",
     "config": "print the effective settings and where each came from",
+}
+USAGE = {
+    "sweep": "[--dry-run] ",
+    "migrate": "--from STORE --to STORE [--dry-run] ",
+    "import-tusd": "DIR [--copy] [--dry-run] ",
 }
 OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy")
 USAGE_ERROR = 2
@@ -48,21 +56,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loaded = load(options, config)
     except InvalidSettings as error:
         return fail(str(error))
-    for name in unknown_variables():
-        complain(f"there is no setting for the variable {name}")
+    for name, hint in unknown_variables().items():
+        complain(f"there is no setting for the variable {name}{hint}")
     if command == "config":
         return print_config(loaded)
     configure(loaded.settings.log_format, loaded.settings.log_level)
     return RUN[command](loaded.settings, **own)
 
 
+class Parser(argparse.ArgumentParser):
+    """Refuses a mistake in two lines, with the flag or command that was perhaps meant."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message}{_meant(message)}\nSee: {self.prog} --help\n")
+
+
+def _meant(message: str) -> str:
+    """A hint for a message of argparse that names something that does not exist."""
+    command = re.search(r"argument COMMAND: invalid choice: '([^']*)'", message)
+    if command:
+        return did_you_mean(command[1], [*COMMANDS, "version"])
+    flags = [flag_name(name) for name in Settings.model_fields] + ["--config", "--help", "--version", "--dry-run"]
+    for word in message.removeprefix("unrecognized arguments: ").split():
+        flag = word.partition("=")[0]
+        if flag.startswith("-") and flag not in flags:
+            return did_you_mean("--" + flag.lstrip("-").replace("_", "-"), flags)
+    return ""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """One flag for every setting; a flag that is not given is not in the result."""
-    parser = argparse.ArgumentParser(prog="tusd-py", description="A tus server: resumable uploads over HTTP.")
+    parser = Parser(prog="tusd-py", description="A tus server: resumable uploads over HTTP.")
+    parser.add_argument("--version", action="version", version=f"tusd-py {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(
-            name, help=text, description=text, argument_default=argparse.SUPPRESS, allow_abbrev=False
+            name,
+            help=text,
+            description=text,
+            usage=f"tusd-py {name} {USAGE.get(name, '')}[--SETTING VALUE]...",
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
         )
         command.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML file with settings")
         add_settings(command)
@@ -90,9 +124,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         extra: dict[str, Any] = {"metavar": "VALUE"}
         if field.annotation is bool:
             extra = {"action": argparse.BooleanOptionalAction}
-        elif field.default not in (None, ()):
-            default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-            text += f" (default: {default})"
+        else:
+            if choices(name):
+                text += f": {', '.join(filter(None, choices(name)))}"
+            default = readable_default(name).replace("%", "%%")
+            text += f" (default: {default})" if default else ""
         parser.add_argument(flag_name(name), dest=name, help=text, **extra)
 
 

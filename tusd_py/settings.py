@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +23,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from tusd_py.redaction import QUERY, without_password
+
 MOST_TAGS = 10  # S3 takes no more, and only these characters
 TAG = re.compile(r"[\w +\-.:/@]{1,128}=[\w +\-=.:/@]{0,256}")
 ENDPOINT = re.compile(r"https?://[^/\s?#]+/?")
@@ -30,7 +33,10 @@ REDIS_PREFIX = re.compile(r"[A-Za-z0-9:._-]{0,64}")
 PUBLIC_URL = re.compile(
     r"https?://(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%-]+)*"
 )
-PASSWORD = re.compile(r"(://[^:@/\s]*:)[^@/\s]*@")
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?/?")
+ANY_HOST = re.compile(r"[^:]+://\*+(?::.*)?/?")  # an origin that leaves the host open
+HOST = re.compile(r"[^\s/?#@\[\]]+|\[[0-9A-Fa-f:.%]+[^\s\[\]]*\]")
+HOST_AND_PORT = re.compile(r"(?:[^:,@\[\]\s]*|\[[0-9A-Fa-f:.%a-z]+\])(?::[0-9]{1,5})?")
 ENV_PREFIX = "TUSD_PY_"
 OWN_PATHS = ("/healthz", "/readyz", "/metrics")
 NEEDED = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
@@ -87,6 +93,20 @@ def refuse_nothing(value: object) -> object:
     return value
 
 
+def _check_host(value: str) -> str:
+    """An empty host would be every address of this machine to the system."""
+    if not HOST.fullmatch(value):
+        raise ValueError("an address or the name of a host, such as 127.0.0.1, or 0.0.0.0 for every address")
+    return value.strip("[]")
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
+            raise ValueError("* or origins as browsers send them, such as https://app.example.org, without a path")
+    return origins
+
+
 def _check_base_path(value: str) -> str:
     path = "/" + value.strip("/")
     if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
@@ -125,7 +145,20 @@ def _check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
 def _check_redis_url(value: str) -> str:
     if not REDIS_URL.fullmatch(value):
         raise ValueError("a URL such as redis://127.0.0.1:6379/0, rediss:// or redis+sentinel://")
+    if not value.startswith("unix:") and not _names_hosts(value):
+        raise ValueError("a URL in which / ? # and @ of a password are written as %2F %3F %23 and %40")
     return value
+
+
+def _names_hosts(url: str) -> bool:
+    """Whether a URL reads as hosts and ports; with a bare `/` or `@` in a password it reads as something else."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    misread = "@" in credentials + parts.path + parts.fragment or ("@" in parts.query and not QUERY.match(parts.query))
+    return not misread and all(HOST_AND_PORT.fullmatch(host) for host in hosts.split(","))
 
 
 def _check_redis_prefix(value: str) -> str:
@@ -168,18 +201,20 @@ class Settings(BaseSettings):
         variables = InitSettingsSource(settings_cls, from_environment(settings_cls))
         return init_settings, variables
 
-    host: str = Field(default="127.0.0.1", description="address to listen on")
+    host: Annotated[str, AfterValidator(_check_host)] = Field(default="127.0.0.1", description="address to listen on")
     port: Number = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     workers: Number = Field(default=1, ge=1, le=256, description="server processes")
     base_path: Annotated[str, AfterValidator(_check_base_path)] = Field(
-        "/files", description="path of the creation URL"
+        default="/files", description="path of the creation URL"
     )
     upload_dir: Annotated[Path, BeforeValidator(refuse_nothing)] = Field(
         default=Path("data"), description="directory of the uploads and their records"
     )
     date_folders: bool = Field(default=False, description="store uploads in folders by day, as 2026/01/31")
     redis_url: Annotated[str, AfterValidator(_check_redis_url)] | None = Field(
-        default=None, description="Redis for records and locks, which several hosts can share: redis://, rediss://, ..."
+        default=None,
+        repr=False,
+        description="Redis for records and locks, which several hosts can share: redis://, rediss://, ...",
     )
     redis_prefix: Annotated[str, AfterValidator(_check_redis_prefix)] = Field(
         default="tus:", description="what the keys in Redis begin with"
@@ -227,7 +262,9 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[Names, AfterValidator(_check_proxies)] = Field(
         default=(), description="proxies whose Forwarded and X-Forwarded-* are believed: addresses, networks, or *"
     )
-    cors_origins: Names = Field(default=("*",), description="origins browsers may upload from; * stands for any part")
+    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
+        default=("*",), description="origins browsers may upload from; * stands for any part"
+    )
     cors_credentials: bool = Field(default=False, description="let browsers send cookies from those origins")
     max_size: Size | None = Field(default=None, description="largest upload")
     expires_after: Seconds = Field(default=86400, description="unfinished uploads expire so long after their last byte")
@@ -261,14 +298,14 @@ class Settings(BaseSettings):
     disable_termination: bool = Field(default=False, description="do not let clients remove uploads")
     disable_concatenation: bool = Field(default=False, description="do not put partial uploads together")
     concatenation_unfinished: bool = Field(
-        False, description="let final uploads be made before their parts are finished"
+        default=False, description="let final uploads be made before their parts are finished"
     )
     disable_checksum: bool = Field(default=False, description="do not verify checksums")
     disable_creation_with_upload: bool = Field(default=False, description="take no bytes with the creation")
     disable_creation_defer_length: bool = Field(default=False, description="demand the length at the creation")
 
 
-class InvalidSettings(Exception):
+class InvalidSettings(ValueError):
     """A setting that is not accepted; the text names it and says what is."""
 
 
@@ -282,6 +319,19 @@ class Loaded:
 
 def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Loaded:
     """Settings from flags, then variables, then the file, then defaults. Raises `InvalidSettings`."""
+    return _load(flags or {}, config, flag_name)
+
+
+def from_arguments(arguments: Mapping[str, Any]) -> Settings:
+    """Settings from arguments of a function, then variables, then defaults. Raises `InvalidSettings`."""
+    for name in arguments:
+        if name not in Settings.model_fields:
+            raise InvalidSettings(f"there is no setting {name!r}{did_you_mean(name, Settings.model_fields)}")
+    return _load(arguments, None, str).settings
+
+
+def _load(given: Mapping[str, Any], config: Path | None, name_of: Callable[[str], str]) -> Loaded:
+    """Settings; `name_of` says what the caller calls a setting."""
     values: dict[str, Any] = {}
     origins = dict.fromkeys(Settings.model_fields, "default")
     if config is not None:
@@ -289,33 +339,74 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
             values[name], origins[name] = value, str(config)
     for name, value in from_environment(Settings).items():
         values[name], origins[name] = value, variable_name(name)
-    for name, value in (flags or {}).items():
-        values[name], origins[name] = value, flag_name(name)
+    for name, value in given.items():
+        values[name], origins[name] = value, name_of(name)
+
+    def where(name: str) -> str:
+        origin = origins.get(name, "")
+        return name_of(name) if origin in ("default", name_of(name)) else f"{name_of(name)} (from {origin})"
+
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        raise InvalidSettings("; ".join(_explain(detail, origins) for detail in error.errors())) from None
-    for needed in NEEDED:
-        family = f"{needed.partition('_')[0]}_"
-        given = [name for name in values if name.startswith(family) and getattr(settings, name) != default_of(name)]
-        if given and not getattr(settings, needed):
-            raise InvalidSettings(f"{_where(given[0], origins)} needs {flag_name(needed)}")
+        raise InvalidSettings("; ".join(_explain(detail, where) for detail in error.errors())) from None
+    cross_check(settings, values, where, name_of)
     return Loaded(settings, origins)
 
 
+def cross_check(
+    settings: Settings,
+    given: Iterable[str],
+    where: Callable[[str], str] = str,
+    name_of: Callable[[str], str] = str,
+) -> None:
+    """Raise `InvalidSettings` where settings contradict each other; `given` are the names that have been set."""
+    for needed in NEEDED:
+        family = f"{needed.partition('_')[0]}_"
+        idle = [name for name in given if name.startswith(family) and getattr(settings, name) != default_of(name)]
+        if idle and not getattr(settings, needed):
+            raise InvalidSettings(f"{where(idle[0])} needs {name_of(needed)}")
+    if settings.cors_credentials and any(_is_anyone(origin) for origin in settings.cors_origins):
+        raise InvalidSettings(
+            f"{where('cors_credentials')} needs {name_of('cors_origins')} that names the origins:"
+            f" {','.join(settings.cors_origins)} would let every site act for those who are logged in"
+        )
+
+
+def _is_anyone(origin: str) -> bool:
+    return origin in ("*", "null") or ANY_HOST.fullmatch(origin) is not None
+
+
 def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
-    variables = {name: variable_name(name) for name in settings.model_fields}
-    return {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
+    """Values of the variables; one that is empty is not set, as in compose files, unless empty is a value."""
+    values = {}
+    for name in settings.model_fields:
+        value = os.environ.get(variable_name(name))
+        if value or (value is not None and _is_value_when_empty(name)):
+            values[name] = value
+    return values
+
+
+def _is_value_when_empty(name: str) -> bool:
+    """Lists may be empty, and so may the prefix; without its variable the upload directory would be another one."""
+    return isinstance(default_of(name), tuple) or name in ("redis_prefix", "upload_dir")
 
 
 def default_of(name: str) -> object:
     return Settings.model_fields[name].default
 
 
-def unknown_variables() -> list[str]:
-    """Variables that look like settings and are none: misspelt, perhaps."""
-    known = {variable_name(name) for name in Settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` if there is an X much like the word, else nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def unknown_variables() -> dict[str, str]:
+    """Variables that look like settings and are none: misspelt, perhaps. For each, the hint of `did_you_mean`."""
+    known = [variable_name(name) for name in Settings.model_fields]
+    unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
+    return {name: did_you_mean(name, known) for name in unknown}
 
 
 def variable_name(name: str) -> str:
@@ -335,24 +426,23 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise InvalidSettings(f"--config: {path} is not TOML: {error}") from None
     for name in content:
         if name.replace("-", "_") not in Settings.model_fields:
-            raise InvalidSettings(f"{path}: there is no setting {name!r}")
+            hint = did_you_mean(name.replace("-", "_"), Settings.model_fields)
+            raise InvalidSettings(f"{path}: there is no setting {name!r}{hint}")
     return {name.replace("-", "_"): value for name, value in content.items()}
 
 
-def _explain(detail: Any, origins: Mapping[str, str]) -> str:
+def _explain(detail: Any, where: Callable[[str], str]) -> str:
     name = str(detail["loc"][0])
-    where = _where(name, origins)
     reason = str(detail["msg"]).removeprefix("Value error, ")
-    shown = without_password(detail["input"]) if isinstance(detail["input"], str) else detail["input"]
+    shown = _shown(name, detail["input"])
     verb = "must be" if str(detail["type"]) == "value_error" else "is not accepted:"
-    return f"{where} {verb} {reason}, not {shown!r}"
+    return f"{where(name)} {verb} {reason}, not {shown!r}"
 
 
-def _where(name: str, origins: Mapping[str, str]) -> str:
-    origin = origins.get(name, "")
-    return flag_name(name) if origin in ("default", flag_name(name)) else f"{flag_name(name)} (from {origin})"
-
-
-def without_password(text: str) -> str:
-    """A URL that may be shown."""
-    return PASSWORD.sub(r"\1***@", text)
+def _shown(name: str, value: object) -> object:
+    """A refused value without the password it may hold, also where its scheme is missing."""
+    if not isinstance(value, str):
+        return value
+    if name == "redis_url" and "://" not in value:
+        return without_password(f"://{value}").removeprefix("://")
+    return without_password(value)

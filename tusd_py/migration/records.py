@@ -16,7 +16,8 @@ from typing import Literal, TypeAlias
 from tusd_py.app import PRIVATE_FOLDER, RECORDS, build_state, build_storage
 from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
 from tusd_py.migration.report import Counts, Refused, Say, because, silent
-from tusd_py.settings import Settings, without_password
+from tusd_py.redaction import without_password
+from tusd_py.settings import Settings
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Remembers, Storage
 from tusd_py.storage.shared import SharedDiskStorage
