@@ -19,9 +19,11 @@ from tests.harness import ServerProcess
 from tests.hosts import bugs_of
 from tests.raw_client import MEBI, Answer, request
 from tests.s3_server import CREDENTIALS, S3Server, s3_config
+from tusd_py.locks.local import LocalLocker
 from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage.base import Orphan
 from tusd_py.storage.s3 import S3Config, S3Storage
+from tusd_py.uploads.expiration import Records
 
 PART = 5 * MEBI  # of all servers here: the smallest that S3 takes
 READ_SIZE = MEBI
@@ -178,13 +180,11 @@ async def clean(records: Path, place: Place, *, dry_run: bool = False) -> list[O
     storage = S3Storage(place.config())
     await state.open()
     await storage.open()
-
-    async def layout_of(upload_id: str) -> str | None:
-        record = await state.get(upload_id)
-        return None if record is None else record.layout
-
+    locker = LocalLocker(records / ".tusd-py" / "locks")
+    await locker.open()
     try:
-        return list(await storage.clean(layout_of, older_than=0, dry_run=dry_run))
+        return list(await storage.clean(Records(state, locker), older_than=0, dry_run=dry_run))
     finally:
+        await locker.close()
         await storage.close()
         await state.close()

@@ -32,6 +32,7 @@ from tests.s3_server import (
     s3_config,
     s3_server,
 )
+from tests.upload_records import FixedRecords
 from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, UploadGone
 from tusd_py.storage.base import Buffer, HasJanitor, Redirects
 from tusd_py.storage.s3 import S3Config, S3Storage
@@ -687,11 +688,7 @@ async def test_random_faults(opened: Opener, proxy: FaultyProxy, server: S3Serve
     assert complete is not None
     proxy.faults = lambda request: Fault.NONE
     assert await content(instances[0], complete) == data
-
-    async def layout_of(upload_id: str) -> str | None:
-        return complete.layout if upload_id == complete.id else None
-
-    await instances[0].clean(layout_of, older_than=-60)
+    await instances[0].clean(FixedRecords(complete), older_than=-60)
     assert server.keys(instances[0].config.prefix) == [parse(complete.layout).key]
     assert server.multiparts(instances[0].config.prefix) == []
 
@@ -703,27 +700,109 @@ async def test_the_janitor_removes_what_no_record_names(storage: S3Storage, serv
     has_janitor: object = storage
     assert isinstance(has_janitor, HasJanitor)
     kept = await send(storage, replace(UPLOAD, id="kept"), DATA[: PART + 1])
-    await send(storage, replace(UPLOAD, id="forgotten"), DATA[: PART + 1])
+    forgotten = "f" * 32
+    await send(storage, replace(UPLOAD, id=forgotten), DATA[: PART + 1])
     finished = await send_all(storage, replace(UPLOAD, id="finished"), b"finished")
     prefix = storage.config.prefix
-
-    async def layout_of(upload_id: str) -> str | None:
-        return {kept.id: kept.layout, finished.id: finished.layout}.get(upload_id)
-
-    assert await storage.clean(layout_of, older_than=3600) == []
+    records = FixedRecords(kept, finished)
+    assert await storage.clean(records, older_than=3600) == []
     before = server.keys(prefix), server.multiparts(prefix)
-    found = await storage.clean(layout_of, older_than=-60, dry_run=True)
+    found = await storage.clean(records, older_than=-60, dry_run=True)
     assert sorted((finding.kind, finding.upload_id) for finding in found) == [
-        ("multipart upload", "forgotten"),
-        ("tail", "forgotten"),
+        ("multipart upload", forgotten),
+        ("tail", forgotten),
     ]
     assert (server.keys(prefix), server.multiparts(prefix)) == before
-    assert await storage.clean(layout_of, older_than=-60) == found
-    assert await storage.clean(layout_of, older_than=-60) == []
+    assert await storage.clean(records, older_than=-60) == found
+    assert await storage.clean(records, older_than=-60) == []
     assert await storage.stored(kept) == kept.offset
     assert server.multiparts(prefix) == [parse(kept.layout).multipart]
     assert await content(storage, await finish(storage, kept)) == DATA[: PART + 1]
     assert await content(storage, finished) == b"finished"
+
+
+NAMED = "{prefix}{id}-{metadata.filename}"
+HOLIDAY = "filename aG9saWRheS12aWRlby0yMDI2Lm1wNA=="  # holiday-video-2026.mp4
+
+
+@pytest.mark.parametrize("key", [NAMED, "{prefix}{metadata.filename}-{id}", "{prefix}{id}{metadata.filename}"])
+async def test_clean_with_metadata_beside_the_id_keeps_the_living_multipart(
+    opened: Opener, server: S3Server, key: str
+) -> None:
+    storage = await opened(server, key=key)
+    upload = await send(storage, replace(UPLOAD, id="a" * 32, metadata=HOLIDAY), DATA[: PART + 1])
+    assert await storage.clean(FixedRecords(upload), older_than=-60) == []
+    assert await content(storage, await finish(storage, upload)) == DATA[: PART + 1]
+
+
+@pytest.mark.parametrize("key", [NAMED, "{prefix}{metadata.filename}-{id}"])
+async def test_clean_finds_a_multipart_that_the_record_of_its_key_does_not_name(
+    opened: Opener, server: S3Server, key: str
+) -> None:
+    storage = await opened(server, key=key)
+    created = replace(UPLOAD, id="a" * 32, metadata=HOLIDAY)
+    await send(storage, created, DATA[:PART])  # and the server dies before it commits that
+    records = FixedRecords(created, replace(UPLOAD, id="b" * 32))
+    records.in_use.add(created.id)
+    assert await storage.clean(records, older_than=-60) == []
+    records.in_use.clear()
+    (orphan,) = await storage.clean(records, older_than=-60)
+    assert (orphan.kind, orphan.upload_id) == ("multipart upload", created.id)
+    assert server.multiparts(storage.config.prefix) == []
+
+
+class CommittedMeanwhile(FixedRecords):
+    """The writer commits between the first look and the second one."""
+
+    def __init__(self, before: Upload, after: Upload) -> None:
+        super().__init__(before)
+        self.after = after
+
+    @contextlib.asynccontextmanager
+    async def locked(self, upload_id: str) -> AsyncIterator[Upload | None]:
+        yield self.after
+
+
+async def test_clean_keeps_what_is_committed_after_the_first_look(storage: S3Storage) -> None:
+    upload = await send(storage, UPLOAD, DATA[: PART + 1])
+    assert await storage.clean(CommittedMeanwhile(UPLOAD, upload), older_than=-60) == []
+    assert await content(storage, await finish(storage, upload)) == DATA[: PART + 1]
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("{prefix}{metadata.filename}-{id}", "uploads-"),  # a prefix that begins as ours does, or a name of a file
+        ("{prefix}{id}", "uploads/"),
+        ("{prefix}{id}/{metadata.filename}", "uploads/"),
+        ("{prefix}{id}{metadata.filename}", "backup-"),
+    ],
+)
+async def test_clean_leaves_multiparts_of_others_alone(opened: Opener, server: S3Server, key: str, other: str) -> None:
+    storage = await opened(server, key=key)
+    name = f"{storage.config.prefix}{other}{'c' * 32}"
+    with contextlib.closing(server.client()) as client:
+        client.create_multipart_upload(Bucket=server.bucket, Key=name)
+    records = FixedRecords(replace(UPLOAD, id="a" * 32))
+    assert await storage.clean(records, older_than=-60) == []
+    assert len(server.multiparts(storage.config.prefix)) == 1
+
+
+async def test_clean_leaves_an_upload_of_tusd_alone(storage: S3Storage, server: S3Server) -> None:
+    name = f"{storage.config.prefix}{'c' * 32}"
+    with contextlib.closing(server.client()) as client:
+        client.create_multipart_upload(Bucket=server.bucket, Key=name)
+        client.put_object(Bucket=server.bucket, Key=f"{name}.info", Body=b"{}")
+    assert await storage.clean(FixedRecords(UPLOAD), older_than=-60) == []
+    assert len(server.multiparts(storage.config.prefix)) == 1
+
+
+async def test_clean_judges_ages_by_the_clock_of_s3(
+    storage: S3Storage, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(storage, replace(UPLOAD, id="a" * 32), DATA[: PART + 1])
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() + 2 * 86400)
+    assert await storage.clean(FixedRecords(UPLOAD), older_than=86400) == []
 
 
 # Concatenation.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.upload_records import FixedRecords
 from tusd_py.errors import StorageAhead, StorageBehind
 from tusd_py.storage.segments import Span, layout_of, spans
 from tusd_py.storage.shared import SharedDiskStorage
@@ -157,11 +158,19 @@ async def test_segments_that_no_layout_names_are_removed(storage: SharedDiskStor
         (folder / name).touch()
         os.utime(folder / name, (old, old))
     (folder / "upload.8").touch()
-
-    async def layout(upload_id: str) -> str | None:
-        return upload.layout if upload_id == UPLOAD.id else None
-
+    records = FixedRecords(upload)
     for dry_run in (True, False):
-        orphans = await storage.clean(layout, older_than=86400, dry_run=dry_run)
+        orphans = await storage.clean(records, older_than=86400, dry_run=dry_run)
         assert sorted(Path(orphan.name).name for orphan in orphans) == ["unknown.9", "upload.7"]
     assert files(storage) == ["notes.txt", "upload", "upload.6", "upload.8"]
+
+
+async def test_segments_of_an_upload_in_use_are_kept(storage: SharedDiskStorage) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    segment = storage.path(UPLOAD).with_name("upload.7")
+    segment.touch()
+    os.utime(segment, (0, 0))
+    records = FixedRecords(upload)
+    records.in_use.add(UPLOAD.id)
+    assert await storage.clean(records, older_than=86400) == []
+    assert segment.exists()

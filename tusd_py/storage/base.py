@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -127,16 +128,31 @@ class Orphan:
     created_at: float  # seconds since the epoch
 
 
-# The layout of an upload's record; None if there is no record.
-LayoutOf: TypeAlias = Callable[[str], Awaitable[str | None]]
+class UploadRecords(Protocol):
+    """The records that decide what is an orphan. Methods raise `StateUnavailable`."""
+
+    async def get(self, upload_id: str) -> Upload | None: ...
+
+    def all(self) -> AsyncIterator[Upload]:
+        """Every record, in no particular order."""
+
+    def locked(self, upload_id: str) -> AbstractAsyncContextManager[Upload | None]:
+        """The record of an upload that nobody writes to for as long as the context lasts.
+
+        Raises `LockTimeout` at once if somebody does.
+        """
 
 
 @runtime_checkable
 class HasJanitor(Protocol):
     """A storage in which crashes can leave something that no record names."""
 
-    async def clean(self, layout_of: LayoutOf, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
-        """Remove orphans at least `older_than` seconds old; with `dry_run` only find them."""
+    async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+        """Remove orphans at least `older_than` seconds old; with `dry_run` only find them.
+
+        An orphan is named by no record when the storage was listed before the records were asked, nor at a second
+        look under the lock of its upload.
+        """
 
 
 @runtime_checkable

@@ -21,9 +21,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tusd_py.errors import StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
+from tusd_py.errors import LockTimeout, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
 from tusd_py.records import decode, encode
-from tusd_py.storage.base import LayoutOf, Observer, Orphan
+from tusd_py.storage.base import Observer, Orphan, UploadRecords
 from tusd_py.storage.disk import DiskStorage, DiskWriter, copy_range, file_errors, open_file, opened
 from tusd_py.storage.segments import FIRST, LAYOUT, Span, layout_of, spans
 from tusd_py.upload import UPLOAD_ID, Part, Upload, is_upload_id
@@ -145,18 +145,29 @@ class SharedDiskStorage(DiskStorage):
 
         await self.finished(remove)
 
-    async def clean(self, layout_of: LayoutOf, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+    async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
         """Segments that no layout names: a writer that woke up late made them, or a crash left them."""
         before = time.time() - older_than
         orphans = []
         for path, changed_at in await self.run(self._segments):
             upload_id, _, token = path.name.partition(".")
-            named = [word.partition(":")[2] for word in (await layout_of(upload_id) or "").split()]
-            if changed_at <= before and token not in named:
-                orphans.append(Orphan("file", str(path), upload_id, changed_at))
-        if not dry_run:
-            await self.run(lambda: remove_files(orphan.name for orphan in orphans))
+            orphan = Orphan("file", str(path), upload_id, changed_at)
+            if changed_at > before or _names(await records.get(upload_id), token):
+                continue
+            if dry_run or await self._remove_orphan(orphan, token, records):
+                orphans.append(orphan)
         return orphans
+
+    async def _remove_orphan(self, orphan: Orphan, token: str, records: UploadRecords) -> bool:
+        """Remove a segment unless its upload is in use, or has come to name it; whether it was removed."""
+        try:
+            async with records.locked(orphan.upload_id) as upload:
+                if _names(upload, token):
+                    return False
+                await self.run(lambda: remove_files([orphan.name]))
+        except LockTimeout:
+            return False
+        return True
 
     def _segments(self) -> list[tuple[Path, float]]:
         """Every file that is not the first of its upload, and when it was changed last."""
@@ -247,6 +258,11 @@ class SharedDiskWriter(DiskWriter):
             return True
         os.close(descriptor)
         return False
+
+
+def _names(upload: Upload | None, token: str) -> bool:
+    """Whether the record counts the segment with this token as one of its upload."""
+    return upload is not None and token in [word.partition(":")[2] for word in upload.layout.split()]
 
 
 def file_of(path: Path, token: int) -> Path:

@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from tusd_py.errors import LockTimeout, UploadError
+from tusd_py.locks.base import Locker
+from tusd_py.state.base import StateStore
 from tusd_py.storage.base import HasJanitor, Orphan
 from tusd_py.upload import Upload
 from tusd_py.uploads.holders import Undisturbed
@@ -81,11 +83,29 @@ async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_r
     if not isinstance(service.storage, HasJanitor) or await anext(service.state.all(), None) is None:
         return ()
 
-    async def layout_of(upload_id: str) -> str | None:
-        upload = await service.state.get(upload_id)
-        return None if upload is None else upload.layout
+    return await service.storage.clean(Records(service.state, service.locker), older_than=older_than, dry_run=dry_run)
 
-    return await service.storage.clean(layout_of, older_than=older_than, dry_run=dry_run)
+
+class Records:
+    """What the orphan cleanup of a storage may ask (`UploadRecords`)."""
+
+    def __init__(self, state: StateStore, locker: Locker) -> None:
+        self._state = state
+        self._locker = locker
+
+    async def get(self, upload_id: str) -> Upload | None:
+        return await self._state.get(upload_id)
+
+    def all(self) -> AsyncIterator[Upload]:
+        return self._state.all()
+
+    @contextlib.asynccontextmanager
+    async def locked(self, upload_id: str) -> AsyncIterator[Upload | None]:
+        lock = await self._locker.acquire(upload_id, Undisturbed(), 0)
+        try:
+            yield await self._state.get(upload_id)
+        finally:
+            await lock.release()
 
 
 async def sweep_forever(service: UploadService, interval: float) -> None:

@@ -17,6 +17,8 @@ TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
 UNSAFE_IN_KEY = re.compile(r"[^A-Za-z0-9!_.*'()-]+")
 UNSAFE_IN_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
 NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')
+ANY_ID = r"(?P<id>[A-Za-z0-9_-]{1,128})"
+GENERATED_ID = r"(?P<id>[0-9a-f]{32})"
 LONGEST_VALUE = 128  # characters of a metadata value in a key
 OWNER = "tusd-py-upload"  # metadata of an object: a digest of the upload's id
 MARKER = "tusd-py-put"  # metadata of an object: the request that made it
@@ -63,9 +65,21 @@ def key_pattern(config: S3Config) -> tuple[str, re.Pattern[str]]:
         fixed += "" if open_end else text
         if field[1] != "prefix":
             open_end = True
-            pattern += r"(?P<id>[A-Za-z0-9_-]{1,128})" if field[1] == "id" else r"[^/]*"
+            pattern += ANY_ID if field[1] == "id" else r"[^/]*"
     pattern += re.escape(config.key[last:])
     return fixed, re.compile(pattern)
+
+
+def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
+    """Keys that only a server with this configuration makes: the id, as servers choose it, follows fixed text at once.
+
+    None where metadata comes first, which could be the beginning of another server's prefix.
+    """
+    fields = [field for field in FIELD.finditer(config.key) if field[1] != "prefix"]
+    if fields[0][1] != "id":
+        return None
+    _, pattern = key_pattern(config)
+    return re.compile(pattern.pattern.replace(ANY_ID, GENERATED_ID, 1))
 
 
 def owner(upload: Upload) -> str:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from tusd_py.errors import StorageUnavailable
-from tusd_py.storage.base import Buffer, LayoutOf, Observer, Orphan
+from tusd_py.storage.base import Buffer, Observer, Orphan, UploadRecords
 from tusd_py.storage.s3.client import OnCall
 from tusd_py.storage.s3.completion import complete
 from tusd_py.storage.s3.concatenation import concatenate
@@ -133,12 +133,12 @@ class S3Storage:
             ResponseContentType=content_type,
         )
 
-    async def clean(self, layout_of: LayoutOf, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+    async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
         """Remove multipart uploads and tails that no record names, at least `older_than` seconds old.
 
         Returns what was found, with `dry_run` without removing anything.
         """
-        return await clean(self._engine, layout_of, older_than=older_than, dry_run=dry_run)
+        return await clean(self._engine, records, older_than=older_than, dry_run=dry_run)
 
     def _key(self, upload: Upload) -> str:
         return parse(upload.layout).key or object_key(self.config, upload)

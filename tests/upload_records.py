@@ -1,0 +1,30 @@
+"""Records for tests of the orphan cleanup, without a state store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from tusd_py.errors import LockTimeout
+from tusd_py.upload import Upload
+
+
+class FixedRecords:
+    """The records of these uploads; those whose ids are in `in_use` are locked by somebody else."""
+
+    def __init__(self, *uploads: Upload) -> None:
+        self.uploads = {upload.id: upload for upload in uploads}
+        self.in_use: set[str] = set()
+
+    async def get(self, upload_id: str) -> Upload | None:
+        return self.uploads.get(upload_id)
+
+    async def all(self) -> AsyncIterator[Upload]:
+        for upload in list(self.uploads.values()):
+            yield upload
+
+    @contextlib.asynccontextmanager
+    async def locked(self, upload_id: str) -> AsyncIterator[Upload | None]:
+        if upload_id in self.in_use:
+            raise LockTimeout
+        yield await self.get(upload_id)
