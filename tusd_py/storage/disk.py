@@ -26,6 +26,7 @@ from tusd_py.errors import (
     UploadNotFound,
 )
 from tusd_py.storage.base import Buffer, Observer
+from tusd_py.storage.copying import CopyTools, FileCopier, FileRange
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload
 
@@ -59,9 +60,11 @@ class DiskStorage:
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
+        self._copier = FileCopier()
         await self.run(self._check_directory)
 
     async def close(self) -> None:
+        await self._copier.close()
         await asyncio.to_thread(self._threads.close)
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
@@ -137,23 +140,25 @@ class DiskStorage:
         def remove() -> None:
             with file_errors():
                 path.unlink(missing_ok=True)
+                _unfinished(path).unlink(missing_ok=True)
 
         await self.finished(remove)
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
-        sources = [(self.path(partial), partial.offset) for partial in partials]
-
-        def copy() -> None:
-            with file_errors(), opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as target:
-                for source, length in sources:
-                    copy_range(target, source, 0, length)
-                if sync:
-                    os.fsync(target)
-                    self.sync_folders(path)
-
-        await self.finished(copy)
+        ranges = [FileRange(self.path(partial), 0, partial.offset) for partial in partials]
+        # The lock of the upload sees to it that one name is enough, and the next try writes over what a crash left.
+        await self.assemble(_unfinished(path), path, ranges, sync=sync)
         return ""
+
+    async def assemble(self, new: Path, path: Path, ranges: Sequence[FileRange], *, sync: bool) -> None:
+        """Put ranges of files together under the name `new`, which then takes the place of `path`."""
+        tools = CopyTools(file_errors, self._create, copy_range, self.sync_folders)
+        await self._copier.run(self._copier.steps(new, path, ranges, tools, sync=sync))
+
+    def _create(self, path: Path) -> int:
+        self.check_place()
+        return open_file(path, os.O_CREAT | os.O_TRUNC)
 
     async def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
         path = self.path(upload)
@@ -362,6 +367,11 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _unfinished(path: Path) -> Path:
+    """The file that a concatenation fills; no upload id starts with a dot."""
+    return path.with_name(f".{path.name}.concatenation")
 
 
 def _folders(path: Path, top: Path) -> list[Path]:

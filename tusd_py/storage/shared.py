@@ -24,7 +24,8 @@ from pathlib import Path
 from tusd_py.errors import LockTimeout, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
 from tusd_py.records import decode, encode
 from tusd_py.storage.base import Observer, Orphan, UploadRecords
-from tusd_py.storage.disk import DiskStorage, DiskWriter, copy_range, file_errors, open_file, opened
+from tusd_py.storage.copying import FileRange
+from tusd_py.storage.disk import DiskStorage, DiskWriter, file_errors, open_file, opened
 from tusd_py.storage.segments import FIRST, LAYOUT, Span, layout_of, spans
 from tusd_py.upload import UPLOAD_ID, Part, Upload, is_upload_id
 
@@ -69,7 +70,7 @@ class SharedDiskStorage(DiskStorage):
         path = self.path(upload)
         held = spans(upload.layout, upload.offset)
 
-        def finish() -> None:
+        def finish() -> bool:
             with file_errors():
                 stored = self._contiguous(path, held)
                 if stored < upload.offset:
@@ -78,16 +79,19 @@ class SharedDiskStorage(DiskStorage):
                     with opened(path, os.O_WRONLY | os.O_CREAT):
                         pass
                 if len(held) > 1 or stored != upload.offset:
-                    self._join(path, held, sync=sync)
-                elif sync:
+                    return False
+                if sync:
                     self._sync(path)
+                return True
 
-        await self.finished(finish)
+        if not await self.finished(finish):
+            await self._join(path, held, sync=sync)
         return ""
 
-    def _join(self, path: Path, held: Sequence[Span], *, sync: bool) -> None:
+    async def _join(self, path: Path, held: Sequence[Span], *, sync: bool) -> None:
+        ranges = [FileRange(file_of(path, span.token), span.start, span.end) for span in held]
         try:
-            self._assemble(path, [(file_of(path, span.token), span.start, span.end) for span in held], sync=sync)
+            await self.assemble(_new_name(path), path, ranges, sync=sync)
         except UploadNotFound as error:  # somebody else has done it meanwhile, or it is for HEAD to tell what is left
             raise StorageUnavailable from error
 
@@ -103,30 +107,9 @@ class SharedDiskStorage(DiskStorage):
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
-        pieces = [(self.path(partial), 0, partial.offset) for partial in partials]
-
-        def copy() -> None:
-            with file_errors():
-                self._assemble(path, pieces, sync=sync)
-
-        await self.finished(copy)
+        ranges = [FileRange(self.path(partial), 0, partial.offset) for partial in partials]
+        await self.assemble(_new_name(path), path, ranges, sync=sync)
         return ""
-
-    def _assemble(self, path: Path, pieces: Sequence[tuple[Path, int, int]], *, sync: bool) -> None:
-        """Put ranges of files together under a new name, which then takes the place of `path`."""
-        new = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-        try:
-            with opened(new, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
-                for source, start, end in pieces:
-                    copy_range(target, source, start, end)
-                if sync:
-                    os.fsync(target)
-            new.rename(path)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
-        if sync:
-            self.sync_folders(path)
 
     def _sync(self, path: Path) -> None:
         with opened(path, os.O_RDONLY) as descriptor:
@@ -267,6 +250,11 @@ def _names(upload: Upload | None, token: str) -> bool:
 
 def file_of(path: Path, token: int) -> Path:
     return path if token == FIRST else path.with_name(f"{path.name}.{token}")
+
+
+def _new_name(path: Path) -> Path:
+    """A name that no other host uses: whoever lost the lease may still be at it."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}")
 
 
 def remove_segments(path: Path) -> None:
