@@ -162,7 +162,8 @@ def _said_where(what: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """What a user can do something about: an error of the system below, or the sentence of the error itself."""
-    reason = error.__cause__ if isinstance(error.__cause__, OSError) or str(error) == type(error).__doc__ else error
+    says_nothing = isinstance(error, UploadError) and error.message == error.default_message
+    reason = error.__cause__ if says_nothing or isinstance(error.__cause__, OSError) else error
     reason = reason or error
     text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
     return text or f"it does not answer ({type(reason).__name__})"

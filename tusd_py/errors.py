@@ -11,9 +11,10 @@ class UploadError(Exception):
     """Base of every error that a request to the service can end with."""
 
     code = "ERR_INTERNAL_SERVER_ERROR"
+    default_message = "something went wrong in the server"
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        super().__init__(message or self.default_message)
 
     @property
     def message(self) -> str:
@@ -21,26 +22,22 @@ class UploadError(Exception):
 
 
 class UploadNotFound(UploadError):
-    """there is no such upload"""
-
+    default_message = "there is no such upload"
     code = "ERR_UPLOAD_NOT_FOUND"
 
 
 class UploadGone(UploadError):
-    """the upload has expired or was terminated"""
-
+    default_message = "the upload has expired or was terminated"
     code = "ERR_UPLOAD_GONE"
 
 
 class UploadExists(UploadError):
-    """an upload with this id exists already"""
-
+    default_message = "an upload with this id exists already"
     code = "ERR_UPLOAD_EXISTS"
 
 
 class OffsetMismatch(UploadError):
-    """the given offset is not the offset of the upload"""
-
+    default_message = "the given offset is not the offset of the upload"
     code = "ERR_MISMATCHED_OFFSET"
 
     def __init__(self, offset: int) -> None:
@@ -49,102 +46,86 @@ class OffsetMismatch(UploadError):
 
 
 class SizeExceeded(UploadError):
-    """the request holds more bytes than the length of the upload leaves room for"""
-
+    default_message = "the request holds more bytes than the length of the upload leaves room for"
     code = "ERR_UPLOAD_SIZE_EXCEEDED"
 
 
 class MaxSizeExceeded(UploadError):
-    """the upload is larger than this server accepts"""
-
+    default_message = "the upload is larger than this server accepts"
     code = "ERR_MAX_SIZE_EXCEEDED"
 
 
 class InvalidLength(UploadError):
-    """the declared length contradicts what is known of the upload"""
-
+    default_message = "the declared length contradicts what is known of the upload"
     code = "ERR_INVALID_UPLOAD_LENGTH"
 
 
 class FinalUploadModified(UploadError):
-    """a final upload cannot be modified"""
-
+    default_message = "a final upload cannot be modified"
     code = "ERR_MODIFY_FINAL"
 
 
 class ChecksumMismatch(UploadError):
-    """the checksum does not match the bytes received; they were discarded"""
-
+    default_message = "the checksum does not match the bytes received; they were discarded"
     code = "ERR_CHECKSUM_MISMATCH"
 
 
 class InvalidConcatenation(UploadError):
-    """the uploads cannot be concatenated"""
-
+    default_message = "the uploads cannot be concatenated"
     code = "ERR_INVALID_CONCAT"
 
 
 class PartialUnfinished(UploadError):
-    """a partial upload is not finished yet"""
-
+    default_message = "a partial upload is not finished yet"
     code = "ERR_UPLOAD_NOT_FINISHED"
 
 
 class LockTimeout(UploadError):
-    """another request is using the upload; try again"""
-
+    default_message = "another request is using the upload; try again"
     code = "ERR_UPLOAD_LOCKED"
 
 
 class LockLost(UploadError):
-    """this request no longer holds the lock of the upload; nothing was changed"""
-
+    default_message = "this request no longer holds the lock of the upload; nothing was changed"
     code = "ERR_LOCK_LOST"
 
 
 class UploadInterrupted(UploadError):
-    """another request took over the upload; the bytes received so far are kept"""
-
+    default_message = "another request took over the upload; the bytes received so far are kept"
     code = "ERR_UPLOAD_INTERRUPTED"
 
 
 class ReadTimeout(UploadError):
-    """the client sent too little for too long; the bytes received so far are kept"""
-
+    default_message = "the client sent too little for too long; the bytes received so far are kept"
     code = "ERR_READ_TIMEOUT"
 
 
 class ServerShutdown(UploadError):
-    """the server is shutting down; the bytes received so far are kept"""
-
+    default_message = "the server is shutting down; the bytes received so far are kept"
     code = "ERR_SERVER_SHUTDOWN"
 
 
 class ClientDisconnected(UploadError):
-    """the client closed the connection; the bytes received so far are kept"""
-
+    default_message = "the client closed the connection; the bytes received so far are kept"
     code = "ERR_CLIENT_DISCONNECTED"
 
 
 class StorageFull(UploadError):
-    """the storage is full; the bytes stored so far are kept"""
-
+    default_message = "the storage is full; the bytes stored so far are kept"
     code = "ERR_STORAGE_FULL"
 
 
 class StorageUnavailable(UploadError):
-    """the storage cannot be used now"""
-
+    default_message = "the storage cannot be used now"
     code = "ERR_STORAGE_UNAVAILABLE"
 
 
 class StoredElsewhere(StorageUnavailable):
-    """the bytes of this upload are in another storage than the one that is configured"""
+    default_message = "the bytes of this upload are in another storage than the one that is configured"
 
 
 class StorageBehind(UploadError):
-    """the storage holds fewer bytes than were committed"""
-
+    default_message = "the storage holds fewer bytes than were committed"
     code = "ERR_STORAGE_BEHIND"
 
     def __init__(self, stored: int) -> None:
@@ -153,18 +134,15 @@ class StorageBehind(UploadError):
 
 
 class StorageAhead(UploadError):
-    """the storage has the finished upload, of which the record knows nothing"""
-
+    default_message = "the storage has the finished upload, of which the record knows nothing"
     code = "ERR_STORAGE_AHEAD"
 
 
 class StateUnavailable(UploadError):
-    """the records of the uploads cannot be used now"""
-
+    default_message = "the records of the uploads cannot be used now"
     code = "ERR_STATE_UNAVAILABLE"
 
 
 class StateFull(StateUnavailable):
-    """there is no room for the records of the uploads"""
-
+    default_message = "there is no room for the records of the uploads"
     code = "ERR_STORAGE_FULL"

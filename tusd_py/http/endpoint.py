@@ -160,8 +160,6 @@ def first_cause(error: BaseException) -> str:
 
 
 class MethodNotAllowed(RequestRefused):
-    """the method is not one of this resource"""
-
     def __init__(self, allowed: Sequence[str]) -> None:
         super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"the methods here are {', '.join(allowed)}")
         self.allowed = allowed

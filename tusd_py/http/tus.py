@@ -262,8 +262,6 @@ class TusEndpoints:
 
 
 class RangeNotSatisfiable(RequestRefused):
-    """the range lies outside the upload"""
-
     def __init__(self, length: int) -> None:
         super().__init__(416, "ERR_RANGE_NOT_SATISFIABLE", f"the upload has {length} bytes")
         self.length = length

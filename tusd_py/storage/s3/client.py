@@ -126,7 +126,7 @@ class Client:
 
 
 class BrokenBody(StorageUnavailable):
-    """the storage broke off in the middle of an object"""
+    default_message = "the storage broke off in the middle of an object"
 
 
 def _build(config: S3Config) -> Any:

@@ -13,23 +13,23 @@ NAMELESS = frozenset(["404", "NotFound"])
 
 
 class ObjectMissing(UploadNotFound):
-    """the object is no longer there"""
+    default_message = "the object is no longer there"
 
 
 class MultipartMissing(UploadGone):
-    """the multipart upload was aborted; its bytes are lost"""
+    default_message = "the multipart upload was aborted; its bytes are lost"
 
 
 class BytesMissing(StorageUnavailable):
-    """bytes on their way to the storage were lost"""
+    default_message = "bytes on their way to the storage were lost"
 
 
 class NotSatisfied(StorageUnavailable):
-    """another object has this key"""
+    default_message = "another object has this key"
 
 
 class PartsRefused(StorageUnavailable):
-    """the storage does not have the parts that were stored"""
+    default_message = "the storage does not have the parts that were stored"
 
 
 def code_of(error: BaseException) -> str:
