@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -22,8 +23,8 @@ from tusd_py.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.events.base import EventBus, Subscriber
 from tusd_py.events.logs import log_requests
 from tusd_py.events.metrics import CONTENT_TYPE, Metrics
-from tusd_py.http.cors import with_cors
-from tusd_py.http.endpoint import OUTSIDE, TusEndpoint, with_common_headers
+from tusd_py.http.cors import missing_in_middleware, with_cors
+from tusd_py.http.endpoint import NOT_READY, OUTSIDE, TusEndpoint, with_common_headers
 from tusd_py.http.headers import MetadataLimits
 from tusd_py.http.tus import Features, TusEndpoints
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
@@ -46,6 +47,8 @@ logger = logging.getLogger("tusd_py")
 RECORDS = "uploads.sqlite3"  # in the private folder
 PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with a dot
 LAST_MOMENT = 1.0  # seconds
+START_PATIENCE = 1.5  # seconds a request waits for the start of the server
+START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of requests
 E = TypeVar("E")
 
 
@@ -136,14 +139,19 @@ async def open_service(service: UploadService, settings: Settings) -> None:
     directory = f"the upload directory {settings.upload_dir}"
     bucket = f"the S3 bucket {settings.s3_bucket}"
     redis = f"Redis at {without_password(settings.redis_url or '')}"
-    with _said_where(bucket if settings.s3_bucket else directory):
-        await service.storage.open()
-    if not (settings.s3_bucket and settings.redis_url):
-        with _said_where(directory):
-            await asyncio.to_thread(_make_private_folder, settings.upload_dir / PRIVATE_FOLDER)
-    with _said_where(redis if settings.redis_url else directory):
-        await service.locker.open()
-        await service.state.open()
+    async with contextlib.AsyncExitStack() as undo:  # what was opened before something failed is closed again
+        undo.push_async_callback(service.storage.close)
+        with _said_where(bucket if settings.s3_bucket else directory):
+            await service.storage.open()
+        if not (settings.s3_bucket and settings.redis_url):
+            with _said_where(directory):
+                await asyncio.to_thread(_make_private_folder, settings.upload_dir / PRIVATE_FOLDER)
+        with _said_where(redis if settings.redis_url else directory):
+            undo.push_async_callback(service.locker.close)
+            await service.locker.open()
+            undo.push_async_callback(service.state.close)
+            await service.state.open()
+        undo.pop_all()
 
 
 def _make_private_folder(folder: Path) -> None:
@@ -178,8 +186,9 @@ async def close_service(service: UploadService) -> None:
 class TusServer:
     """A tus server as an ASGI application, for mounting in a Starlette or FastAPI application.
 
-    It starts with the first request. Give `lifespan` to the application as well, so that it starts with it, and at
-    shutdown commits what is in flight and lets go of everything.
+    It starts with the first request; while it cannot (Redis is away), requests are answered with 503, HEAD with 423,
+    and later ones try again. Give `lifespan` to the application as well, so that it starts with it, and at shutdown
+    commits what is in flight and lets go of everything.
     """
 
     def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
@@ -198,6 +207,10 @@ class TusServer:
         )
         self._start = asyncio.Lock()
         self._started = False
+        self._attempt: asyncio.Task[None] | None = None  # to start, on behalf of requests
+        self._next_attempt = 0.0  # on the monotonic clock
+        self._told = ""  # why the last attempt failed
+        self._looked_around = False
         self._sweeper: asyncio.Task[None] | None = None
         self._signal_handlers: dict[int, Any] = {}
         self._drain_began: float | None = None
@@ -241,10 +254,14 @@ class TusServer:
         if scope["type"] == "lifespan":
             await Starlette(lifespan=self.lifespan)(scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})  # before it is accepted: the client gets 403
+            return
         if scope["type"] != "http":
             raise RuntimeError("a tus server speaks HTTP only")
-        if not self._started:
-            await self.startup()
+        self._look_around(scope.get("app"))
+        if not self._started and await self.start_error() is not None:
+            scope = {**scope, NOT_READY: True}
         await self._application(scope, receive, with_common_headers(send))
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -258,13 +275,53 @@ class TusServer:
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Start now, and at the end commit what is in flight and close; for `Starlette(lifespan=...)`."""
+        self._look_around(app)
         await self.startup()
         try:
             yield
         finally:
             await self.shutdown()
 
+    async def start_error(self) -> UploadError | None:
+        """Start unless that has been done; the reason if it failed now or a moment ago, or takes long.
+
+        The attempt is no request's own: one that goes away does not stop it, and many share one.
+        """
+        if self._started:
+            return None
+        if self._attempt is None or (self._attempt.done() and time.monotonic() >= self._next_attempt):
+            self._attempt = asyncio.create_task(self.startup())
+            self._attempt.add_done_callback(self._attempted)
+        done, _ = await asyncio.wait((self._attempt,), timeout=START_PATIENCE)
+        error = next(iter(done)).exception() if done else None
+        if error is None:
+            return None if self._started else StateUnavailable("the server is starting")
+        return error if isinstance(error, UploadError) else StateUnavailable("the server could not start")
+
+    def _attempted(self, attempt: asyncio.Task[None]) -> None:
+        """Tell once of a reason not to start, however many requests come upon it."""
+        self._next_attempt = time.monotonic() + START_PAUSE
+        error = None if attempt.cancelled() else attempt.exception()
+        if error is None:
+            if self._told:
+                logger.info("the server has started")
+            self._told = ""
+        elif str(error) != self._told:
+            self._told = str(error)
+            unknown = None if isinstance(error, UploadError) else error
+            logger.error("the server could not start, requests try it again: %s", error, exc_info=unknown)
+
+    def _look_around(self, app: object) -> None:
+        """Warn, once, of a CORSMiddleware of the application around this server that stops browsers."""
+        if self._looked_around or app is None:
+            return
+        self._looked_around = True
+        missing = missing_in_middleware(app)
+        if missing:
+            logger.warning("browsers cannot upload through the CORSMiddleware of this application: give it %s", missing)
+
     async def startup(self) -> None:
+        """Make every part ready; raises `StorageUnavailable` or `StateUnavailable`, then nothing is left open."""
         async with self._start:
             if self._started:
                 return
@@ -345,12 +402,13 @@ def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
+        error = await server.start_error()
         try:
-            await server.startup()
-            await server.service.check()
-        except UploadError as error:
-            return PlainTextResponse(f"{error.message}\n", 503)
-        return PlainTextResponse("ready\n")
+            if error is None:
+                await server.service.check()
+        except UploadError as failure:
+            error = failure
+        return PlainTextResponse("ready\n") if error is None else PlainTextResponse(f"{error.message}\n", 503)
 
     async def metrics(request: Request) -> Response:
         return Response(await asyncio.to_thread(server.metrics.render), media_type=CONTENT_TYPE)

@@ -105,6 +105,12 @@ class ServerShutdown(UploadError):
     code = "ERR_SERVER_SHUTDOWN"
 
 
+class NotReady(UploadError):
+    """the server is not ready yet; try again"""
+
+    code = "ERR_NOT_READY"
+
+
 class ClientDisconnected(UploadError):
     default_message = "the client closed the connection; the bytes received so far are kept"
     code = "ERR_CLIENT_DISCONNECTED"

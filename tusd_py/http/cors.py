@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -25,6 +26,8 @@ EXPOSED_HEADERS = (
     "Retry-After",
     "X-Request-ID",
 )
+NEEDED_METHODS = ("POST", "HEAD", "PATCH", "DELETE")
+NEEDED_HEADERS = ("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Concat")
 MAX_AGE = 86400  # seconds; browsers cap it themselves
 
 
@@ -49,3 +52,30 @@ def origin_pattern(origins: Sequence[str]) -> str:
     """An anchored pattern: each origin as it stands, where `*` is one or more labels of a host name, or a port."""
     alternatives = (re.escape(origin.rstrip("/")).replace(r"\*", r"[A-Za-z0-9.-]+") for origin in origins)
     return "|".join(f"(?:{alternative})" for alternative in alternatives)
+
+
+def missing_in_middleware(app: object) -> str:
+    """The arguments that a CORSMiddleware of the application around this server lacks; empty if browsers can upload.
+
+    Such a middleware answers preflights itself, so that no request would ever tell of it.
+    """
+    for middleware in getattr(app, "user_middleware", ()):
+        if isinstance(middleware.cls, type) and issubclass(middleware.cls, CORSMiddleware):
+            given = (
+                inspect.signature(CORSMiddleware).bind_partial(None, *middleware.args, **middleware.kwargs).arguments
+            )
+            return _missing(given.get("allow_methods", ()), given.get("allow_headers", ()), given.get("expose_headers"))
+    return ""
+
+
+def _missing(methods: Iterable[str], headers: Iterable[str], exposed: Iterable[str] | None) -> str:
+    lacks = []
+    if "*" not in methods and not set(NEEDED_METHODS) <= set(methods):
+        lacks.append('allow_methods=["*"]')
+    allowed = {name.lower() for name in headers}
+    if "*" not in allowed and not {name.lower() for name in NEEDED_HEADERS} <= allowed:
+        lacks.append('allow_headers=["*"]')
+    shown = {name.lower() for name in exposed or ()}  # they take the place of those that this server exposes
+    if shown and "*" not in shown and not {name.lower() for name in EXPOSED_HEADERS} <= shown:
+        lacks.append(f"no expose_headers, or with {', '.join(EXPOSED_HEADERS)}")
+    return ", ".join(lacks)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py.errors import ClientDisconnected, OffsetMismatch, ReadTimeout, UploadError, UploadNotFound
+from tusd_py.errors import ClientDisconnected, NotReady, OffsetMismatch, ReadTimeout, UploadError, UploadNotFound
 from tusd_py.events.base import EventBus, RequestFinished
 from tusd_py.http.body import ARRIVALS, RequestBody
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
@@ -25,6 +25,7 @@ logger = logging.getLogger("tusd_py.http")
 
 COMMON_HEADERS = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
 OUTSIDE = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
+NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server could start
 IGNORED_BODY = 64 << 10  # bytes of a refused body that the server swallows on a connection it keeps
 LINGER = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
 REQUEST_ID_LENGTH = 64
@@ -101,7 +102,10 @@ class TusEndpoint:
             if error.__cause__ is not None:
                 details = error if logger.isEnabledFor(logging.DEBUG) else None
                 logger.error("%s: %s (%s)", error.code, error.message, first_cause(error), exc_info=details)
-            return _refusal(request, answer_for(error), error)
+            answer = answer_for(error)
+            if method == "HEAD" and answer.status >= 500:
+                answer = TRY_LATER
+            return _refusal(request, answer, error)
         except Exception:  # a bug: the client gets a plain answer, the log the traceback
             logger.exception("a request failed")
             return _refusal(request, TRY_LATER if method == "HEAD" else INTERNAL_ERROR)
@@ -149,6 +153,8 @@ class TusEndpoint:
             raise UploadNotFound
         if method not in methods:
             raise MethodNotAllowed(list(methods))
+        if NOT_READY in scope and method != "OPTIONS":
+            raise NotReady
         return methods[method]
 
 

@@ -52,6 +52,7 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.UploadInterrupted: (423, True, True),
     errors.ReadTimeout: (503, True, True),
     errors.ServerShutdown: (503, True, True),
+    errors.NotReady: (503, True, False),
     errors.StorageFull: (507, True, False),
     errors.StateFull: (507, True, False),
     errors.StorageUnavailable: (500, True, False),
