@@ -69,6 +69,8 @@ def build_service(settings: Settings, events: EventBus, metrics: Metrics | None 
             partial_grace=settings.partial_grace,
             gone_for=settings.gone_for,
             concatenation_unfinished=settings.concatenation_unfinished,
+            concatenation_parts=settings.concatenation_parts,
+            concatenation_repeats=settings.concatenation_repeats,
         ),
     )
 

@@ -300,6 +300,12 @@ class Settings(BaseSettings):
     concatenation_unfinished: bool = Field(
         default=False, description="let final uploads be made before their parts are finished"
     )
+    concatenation_parts: Number = Field(
+        default=1000, ge=1, le=10_000, description="most partial uploads that a final upload may name"
+    )
+    concatenation_repeats: Number = Field(
+        default=10, ge=1, le=10_000, description="most times that a final upload may name the same partial upload"
+    )
     disable_checksum: bool = Field(default=False, description="do not verify checksums")
     disable_creation_with_upload: bool = Field(default=False, description="take no bytes with the creation")
     disable_creation_defer_length: bool = Field(default=False, description="demand the length at the creation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,20 @@ from tusd_py.errors import InvalidConcatenation, PartialUnfinished
 from tusd_py.upload import Concatenation, Status, Upload
 from tusd_py.uploads.policy import Policy
 from tusd_py.uploads.requests import NewUpload, check_size
+
+
+def check_partial_ids(partial_ids: Sequence[str], policy: Policy) -> None:
+    """Raise `InvalidConcatenation` if a final upload may not be made of so many: a small request makes large copies."""
+    if len(partial_ids) > policy.concatenation_parts:
+        raise InvalidConcatenation(
+            f"a final upload may name at most {policy.concatenation_parts} partial uploads, not {len(partial_ids)}"
+        )
+    _, repeats = Counter(partial_ids).most_common(1)[0]
+    if repeats > policy.concatenation_repeats:
+        raise InvalidConcatenation(
+            f"a final upload may name the same partial upload at most {policy.concatenation_repeats} times,"
+            f" not {repeats} times"
+        )
 
 
 def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy: Policy) -> Upload:

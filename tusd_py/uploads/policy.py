@@ -27,3 +27,5 @@ class Policy:
     partial_grace: float = 3600  # concatenated partial uploads live this long
     gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
     concatenation_unfinished: bool = False
+    concatenation_parts: int = 1000  # most partial uploads that a final one may name
+    concatenation_repeats: int = 10  # so often it may name the same one

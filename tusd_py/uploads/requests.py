@@ -10,6 +10,8 @@ from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.policy import Policy
 from tusd_py.uploads.source import Source
 
+MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes: what headers and records can tell
+
 
 @dataclass(frozen=True, slots=True)
 class NewUpload:
@@ -68,5 +70,7 @@ def _declare_length(upload: Upload, length: int, policy: Policy) -> Upload:
 
 def check_size(size: int | None, policy: Policy) -> None:
     """Raise `MaxSizeExceeded` if an upload of so many bytes is not accepted."""
+    if size is not None and size > MAX_UPLOAD_SIZE:
+        raise MaxSizeExceeded(f"no upload can have more than {MAX_UPLOAD_SIZE} bytes")
     if size is not None and policy.max_size is not None and size > policy.max_size:
         raise MaxSizeExceeded(f"uploads may have at most {policy.max_size} bytes")

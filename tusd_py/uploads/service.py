@@ -37,7 +37,7 @@ from tusd_py.upload import Part, Status, Upload, final_upload_id, new_upload_id
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.completion import Completion
-from tusd_py.uploads.concatenation import new_final
+from tusd_py.uploads.concatenation import check_partial_ids, new_final
 from tusd_py.uploads.holders import Relay, Undisturbed
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_addition, check_size
@@ -298,6 +298,7 @@ class UploadService:
 
         Raises `UploadNotFound`, `InvalidConcatenation`, `PartialUnfinished`, `MaxSizeExceeded`.
         """
+        check_partial_ids(new.partial_ids, self.policy)
         upload_id = final_upload_id(new.partial_ids, new.metadata)
         async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout) as lock:
             existing = await self.state.get(upload_id)
