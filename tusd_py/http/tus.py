@@ -19,7 +19,7 @@ from tusd_py.http.headers import (
     parse_metadata,
 )
 from tusd_py.http.messages import Request, Response
-from tusd_py.http.urls import UrlBuilder
+from tusd_py.http.urls import UrlBuilder, upload_id_of
 from tusd_py.storage.base import Buffer
 from tusd_py.upload import Concatenation, Upload
 from tusd_py.uploads.checksum import ALGORITHMS, AnnouncedChecksum, TrailingChecksum, Verification
@@ -137,8 +137,7 @@ class TusEndpoints:
             raise InvalidHeader('Upload-Concat must be "partial" or "final;" and URLs', "ERR_INVALID_CONCAT")
         if request.has_body:
             raise RequestRefused(403, "ERR_MODIFY_FINAL", "a final upload takes no bytes of its own")
-        base = self._urls.base(request.scope, request.headers)
-        return Concatenation.FINAL, tuple(self._urls.upload_id(url, base) for url in parse_final_concat(header))
+        return Concatenation.FINAL, tuple(upload_id_of(url) for url in parse_final_concat(header))
 
     def _new_length(self, request: Request, concatenation: Concatenation) -> int | None:
         length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")

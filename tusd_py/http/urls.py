@@ -6,7 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.types import Scope
 
@@ -52,7 +52,7 @@ class TrustedProxies:
 
 
 class UrlBuilder:
-    """Builds and takes apart the URLs of one endpoint."""
+    """Builds the URLs of one endpoint."""
 
     def __init__(self, public_url: str | None, proxies: TrustedProxies) -> None:
         self._public_url = public_url.rstrip("/") if public_url else None
@@ -81,23 +81,6 @@ class UrlBuilder:
         """The address of the client, as far as the proxies in between are believed."""
         return _without_port(self._forwarded(scope, headers).get("for", "")) or _peer(scope)
 
-    def upload_id(self, url: str, base: str) -> str:
-        """The id in the URL of an upload of this endpoint: absolute, or a path, with or without a query.
-
-        Raises `InvalidHeader` if it is not one.
-        """
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            raise InvalidHeader("Upload-Concat names something that is not a URL", "ERR_INVALID_CONCAT") from None
-        endpoint = urlsplit(base)
-        if parts.netloc and _canonical_host(parts.netloc) != _canonical_host(endpoint.netloc):
-            raise InvalidHeader("Upload-Concat names an upload of another server", "ERR_INVALID_CONCAT")
-        folder, _, upload_id = parts.path.rpartition("/")
-        if (parts.scheme or "http") not in DEFAULT_PORTS or folder != endpoint.path or not is_upload_id(upload_id):
-            raise InvalidHeader("Upload-Concat names something that is not an upload", "ERR_INVALID_CONCAT")
-        return upload_id
-
     def _forwarded(self, scope: Scope, headers: Mapping[str, str]) -> dict[str, str]:
         """What trusted proxies say: for, proto, host, prefix. `Forwarded` (RFC 7239) wins over `X-Forwarded-*`."""
         peer = _peer(scope)
@@ -118,6 +101,23 @@ class UrlBuilder:
         if "host" in said and ":" not in said["host"] and port:
             said["host"] += f":{port[-min(hops, len(port))]}"
         return said
+
+
+def upload_id_of(url: str) -> str:
+    """The id in the URL of an upload: its last segment, with or without a slash after it.
+
+    Host and folder decide nothing: a proxy may have rewritten them on their way to the client. Raises `InvalidHeader`
+    if there is no id.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidHeader("Upload-Concat names something that is not a URL", "ERR_INVALID_CONCAT") from None
+    upload_id = unquote(parts.path.removesuffix("/").rpartition("/")[2])
+    is_list = "," in parts.path  # of several header fields that became one: no URL of an upload has a comma
+    if is_list or (parts.scheme or "http") not in DEFAULT_PORTS or not is_upload_id(upload_id):
+        raise InvalidHeader("Upload-Concat names something that is not an upload", "ERR_INVALID_CONCAT")
+    return upload_id
 
 
 def _is_host(text: str) -> bool:
@@ -160,8 +160,3 @@ def _own_host(scope: Scope, headers: Mapping[str, str]) -> str:
     name, port = server
     name = f"[{name}]" if ":" in name else name
     return f"{name}:{port}" if port else "localhost"
-
-
-def _canonical_host(netloc: str) -> str:
-    host = netloc.rpartition("@")[2].lower()
-    return host.removesuffix(":80").removesuffix(":443")
