@@ -78,10 +78,15 @@ class Script:
 
     name: str  # in metrics
     text: str
+    allow_oom: bool = False  # run although Redis has reached `maxmemory`; for what adds little and makes room
+
+    @cached_property
+    def source(self) -> str:
+        return f"#!lua flags=allow-oom\n{self.text}" if self.allow_oom else self.text
 
     @cached_property
     def digest(self) -> str:
-        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
 def is_redis_url(url: str) -> bool:
@@ -155,7 +160,7 @@ class RedisConnection:
             try:
                 return await self._send(("EVALSHA", script.digest, count, *keys, *arguments))
             except NoScriptError:
-                return await self._send(("EVAL", script.text, count, *keys, *arguments))
+                return await self._send(("EVAL", script.source, count, *keys, *arguments))
 
         return await self._call(script.name, call, patience)
 

@@ -51,10 +51,11 @@ class Locker(Protocol):
     async def close(self) -> None:
         """Let go of every resource."""
 
-    async def acquire(self, upload_id: str, holder: LockHolder, timeout: float) -> Lock:
+    async def acquire(self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False) -> Lock:
         """Take the lock within `timeout` seconds, asking its holder to release it meanwhile.
 
-        A timeout of zero tries once and disturbs nobody. Raises `LockTimeout`.
+        A timeout of zero tries once and disturbs nobody. A caller who is going to remove something (`to_remove`) gets
+        the lock even where there is no room for anything new. Raises `LockTimeout`, `StateFull`.
         """
 
     def request_commit(self, upload_id: str) -> AbstractAsyncContextManager[bool]:

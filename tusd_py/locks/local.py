@@ -88,7 +88,9 @@ class LocalLocker:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    async def acquire(self, upload_id: str, holder: LockHolder, timeout: float) -> LocalLock:
+    async def acquire(
+        self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
+    ) -> LocalLock:
         if timeout <= 0 or upload_id not in self._held:
             lock = self._try(upload_id, holder)
             if lock is not None:

@@ -77,6 +77,8 @@ redis.call('SET', KEYS[1], nonce .. ':' .. token .. ':' .. inherited, 'PX', ttl)
 return {token, tostring(inherited), redis.call('HGETALL', KEYS[2])}
 """,
 )
+# With this one an upload is removed, or looked at: it is had from a Redis that is full, too.
+ACQUIRE_WITHOUT_ROOM = Script("acquire", ACQUIRE.text, allow_oom=True)
 # A lease that ran out is taken up again if nobody came in between, which the record tells.
 RENEW = Script(
     "renew",
@@ -95,6 +97,7 @@ end
 local release, commit = redis.call('GET', KEYS[3]), redis.call('GET', KEYS[4])
 return {1, release == nonce and 1 or 0, commit == nonce and 1 or 0}
 """,
+    allow_oom=True,
 )
 RELEASE = Script(
     "release",
@@ -113,6 +116,7 @@ end
 redis.call('PUBLISH', channel, 'released ' .. id .. ' -')
 return 1
 """,
+    allow_oom=True,
 )
 ASK_FOR_COMMIT = Script(
     "commit",
@@ -124,6 +128,7 @@ redis.call('SET', KEYS[2], owner, 'PX', ARGV[3])
 redis.call('PUBLISH', ARGV[2], 'commit ' .. ARGV[1] .. ' ' .. owner)
 return 1
 """,
+    allow_oom=True,
 )
 
 
@@ -204,15 +209,18 @@ class RedisLocker:
     def _keys(self, upload_id: str, *names: str) -> list[str]:
         return [f"{self._prefix}{{{upload_id}}}:{name}" for name in names]
 
-    async def acquire(self, upload_id: str, holder: LockHolder, timeout: float) -> RedisLock:
+    async def acquire(
+        self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
+    ) -> RedisLock:
         deadline = time.monotonic() + timeout
+        script = ACQUIRE_WITHOUT_ROOM if to_remove else ACQUIRE
         lock = RedisLock(self, upload_id, secrets.token_hex(8), holder)
         released = asyncio.Event()
         self._waiters.setdefault(upload_id, set()).add(released)
         try:
             while True:
                 released.clear()
-                expires_in = await self._try_safely(lock, wish=timeout > 0)
+                expires_in = await self._try_safely(lock, script, wish=timeout > 0)
                 if lock.token:
                     return lock
                 remaining = deadline - time.monotonic()
@@ -227,21 +235,21 @@ class RedisLocker:
             if not waiters:
                 del self._waiters[upload_id]
 
-    async def _try_safely(self, lock: RedisLock, *, wish: bool) -> float:
+    async def _try_safely(self, lock: RedisLock, script: Script, *, wish: bool) -> float:
         """Like `_try`; what is obtained although the request was cancelled, or the answer was lost, is given back."""
         try:
-            return await self._try(lock, wish=wish)
+            return await self._try(lock, script, wish=wish)
         except (asyncio.CancelledError, StateUnavailable):
             self._start(self._let_go(lock, clean=True))
             raise
 
-    async def _try(self, lock: RedisLock, *, wish: bool) -> float:
+    async def _try(self, lock: RedisLock, script: Script, *, wish: bool) -> float:
         """Take the lock, or return after how many seconds it ends at the latest."""
         sent_at = time.monotonic()
         ttl = round(self._ttl * 1000)
         arguments = [lock.nonce, ttl, lock.upload_id, self._channel, WISH_TTL if wish else 0]
         keys = self._keys(lock.upload_id, "lock", "record", "release")
-        token, rest, record = await self._redis.run(ACQUIRE, keys, arguments)
+        token, rest, record = await self._redis.run(script, keys, arguments)
         if not token:
             return max(0.001, int(rest) / 1000)
         lock.token = int(token)

@@ -23,6 +23,7 @@ from tusd_py.upload import Part, Status, Upload
 
 PAGE = 200  # records fetched at once
 FRESH = 60.0  # seconds; for so long the record that an entry of the index speaks of may be on its way
+ENDED = (Status.TERMINATED, Status.EXPIRED)  # removing works although there is no memory left
 NOW = 0.0  # to be looked at whenever the sweeper comes; in the index, less than that by the time of the entry
 
 CREATE = Script(
@@ -57,6 +58,7 @@ if arguments.complete then redis.call('DEL', KEYS[2]) end
 return 1
 """,
 )
+END = Script("update", UPDATE.text, allow_oom=True)  # the step before the removal of an upload
 DELETE = Script(
     "delete",
     """
@@ -66,7 +68,10 @@ if tonumber(record[1] or 0) > token or tonumber(record[2] or 0) > token then ret
 redis.call('DEL', KEYS[1], KEYS[2])
 return 1
 """,
+    allow_oom=True,
 )
+# Earlier than the index knows; it may have lost the entry.
+NOTE = Script("note", "return redis.call('ZADD', KEYS[1], 'LT', ARGV[1], ARGV[2])", allow_oom=True)
 # Only if nobody has moved the entry meanwhile.
 MOVE = Script(
     "move",
@@ -76,6 +81,7 @@ if ARGV[3] == '' then return redis.call('ZREM', KEYS[1], ARGV[1]) end
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
 return 1
 """,
+    allow_oom=True,
 )
 
 
@@ -131,7 +137,8 @@ class RedisState:
             "complete": bool(before.layout) and stored.is_complete,
         }
         await self._note_due(before, stored)
-        if not await self._redis.run(UPDATE, self._keys(before.id), [json.dumps(arguments)], self._patience):
+        script = END if stored.status in ENDED else UPDATE
+        if not await self._redis.run(script, self._keys(before.id), [json.dumps(arguments)], self._patience):
             raise LockLost
         return stored
 
@@ -191,7 +198,11 @@ class RedisState:
         when = _due_at(after)
         if when is None or (before is not None and (earlier := _due_at(before)) is not None and earlier <= when):
             return
-        await self._redis.command("ZADD", self._due, repr(when or -time.time()), after.id)
+        score = repr(when or -time.time())
+        if after.status in ENDED:
+            await self._redis.run(NOTE, [self._due], [score, after.id])
+        else:
+            await self._redis.command("ZADD", self._due, score, after.id)
 
     async def _correct(self, upload_id: str, score: float, upload: Upload | None) -> None:
         """Move an entry of the index to where the record says."""

@@ -65,7 +65,7 @@ async def clean_as_leader(service: UploadService) -> None:
 async def leading(service: UploadService) -> AsyncIterator[bool]:
     """Whether this process is the one that sweeps, for as long as the context lasts."""
     try:
-        lock = await service.locker.acquire(LEADER, Undisturbed(), 0)
+        lock = await service.locker.acquire(LEADER, Undisturbed(), 0, to_remove=True)
     except LockTimeout:
         yield False
         return
@@ -101,7 +101,7 @@ class Records:
 
     @contextlib.asynccontextmanager
     async def locked(self, upload_id: str) -> AsyncIterator[Upload | None]:
-        lock = await self._locker.acquire(upload_id, Undisturbed(), 0)
+        lock = await self._locker.acquire(upload_id, Undisturbed(), 0, to_remove=True)
         try:
             yield await self._state.get(upload_id)
         finally:

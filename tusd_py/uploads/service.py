@@ -325,7 +325,7 @@ class UploadService:
     async def terminate(self, upload_id: str) -> None:
         """Remove an upload and all that belongs to it."""
         await self.get(upload_id)
-        async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout) as lock:
+        async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout, to_remove=True) as lock:
             upload = await self.get(upload_id, lock)
             await self._completion.remove(upload, lock.token, Status.TERMINATED)
         await self.events.publish(UploadTerminated(upload))
@@ -336,7 +336,7 @@ class UploadService:
         False if somebody is using it, or nothing was to be done.
         """
         try:
-            async with self._locked(upload.id, Undisturbed(), 0) as lock:
+            async with self._locked(upload.id, Undisturbed(), 0, to_remove=True) as lock:
                 current = await self.state.get(upload.id)
                 if current is None:
                     return False
@@ -372,10 +372,12 @@ class UploadService:
             await self._no_appends.wait()
 
     @contextlib.asynccontextmanager
-    async def _locked(self, upload_id: str, holder: LockHolder, timeout: float) -> AsyncIterator[Lock]:
+    async def _locked(
+        self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
+    ) -> AsyncIterator[Lock]:
         started = time.monotonic()
         try:
-            lock = await self.locker.acquire(upload_id, holder, timeout)
+            lock = await self.locker.acquire(upload_id, holder, timeout, to_remove=to_remove)
         except LockTimeout:
             if timeout > 0:
                 await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=False))
