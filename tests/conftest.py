@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import clocks
 from tests.faults.preload import build
 from tests.faults.stalls import OSFaults
 from tests.harness import ServerProcess
@@ -32,6 +33,12 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 def preload_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that makes system calls of server processes fail (`tests.faults.preload`)."""
     return build(require("gcc"), tmp_path_factory.mktemp("preload"))
+
+
+@pytest.fixture(scope="session")
+def clock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that makes the wall clock of server processes wrong (`tests.faults.clocks`)."""
+    return clocks.build(require("gcc"), tmp_path_factory.mktemp("clock"))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from tusd_py.clock import Clock, SteadyClock
 from tusd_py.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.events.base import EventBus, Subscriber
 from tusd_py.events.logs import log_requests
@@ -41,6 +42,7 @@ from tusd_py.uploads.budget import BlockPool, ByteBudget
 from tusd_py.uploads.expiration import sweep_forever
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.timekeeping import resume_time
 
 logger = logging.getLogger("tusd_py")
 
@@ -52,9 +54,11 @@ START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of request
 E = TypeVar("E")
 
 
-def build_service(settings: Settings, events: EventBus, metrics: Metrics | None = None) -> UploadService:
+def build_service(
+    settings: Settings, events: EventBus, metrics: Metrics | None = None, clock: Clock | None = None
+) -> UploadService:
     """The domain on the parts that the settings choose."""
-    state, locker = build_state_and_locker(settings, metrics)
+    state, locker = build_state_and_locker(settings, metrics, clock)
     return UploadService(
         state=state,
         locker=locker,
@@ -72,28 +76,32 @@ def build_service(settings: Settings, events: EventBus, metrics: Metrics | None 
             concatenation_parts=settings.concatenation_parts,
             concatenation_repeats=settings.concatenation_repeats,
         ),
+        clock=SteadyClock(state.clock, hold=settings.expires_after),
     )
 
 
-def build_state_and_locker(settings: Settings, metrics: Metrics | None) -> tuple[StateStore, Locker]:
+def build_state_and_locker(
+    settings: Settings, metrics: Metrics | None, clock: Clock | None = None
+) -> tuple[StateStore, Locker]:
+    """The parts that tell what is true; the clock of this host is `clock`, for tests, or that of the system."""
     if settings.redis_url is None:
-        return build_state(settings, "sqlite"), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / "locks")
+        return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / "locks")
     from tusd_py.locks.redis import RedisLocker  # Redis is an extra
     from tusd_py.redis_connection import RedisConnection
     from tusd_py.state.redis import RedisState
 
-    connection = RedisConnection(settings.redis_url, metrics.redis_called if metrics else None)
+    connection = RedisConnection(settings.redis_url, metrics.redis_called if metrics else None, clock)
     return (
         RedisState(connection, settings.redis_prefix, patience=settings.lock_ttl),
         RedisLocker(connection, settings.redis_prefix, settings.lock_ttl, metrics.lease_lost if metrics else None),
     )
 
 
-def build_state(settings: Settings, kind: Literal["sqlite", "redis"]) -> StateStore:
+def build_state(settings: Settings, kind: Literal["sqlite", "redis"], clock: Clock | None = None) -> StateStore:
     """Where records are kept."""
     if kind == "sqlite":
-        return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / RECORDS)
-    return build_state_and_locker(settings, None)[0]
+        return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / RECORDS, clock)
+    return build_state_and_locker(settings, None, clock)[0]
 
 
 def build_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
@@ -153,6 +161,7 @@ async def open_service(service: UploadService, settings: Settings) -> None:
             await service.locker.open()
             undo.push_async_callback(service.state.close)
             await service.state.open()
+            await resume_time(service.state, service.clock)
         undo.pop_all()
 
 

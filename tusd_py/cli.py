@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -179,7 +178,7 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
         await open_service(service, settings)
         try:
             if dry_run:
-                async for upload in due_uploads(service, time.time()):
+                async for upload in due_uploads(service, service.clock.steady()):
                     print(f"{upload.id} {upload.offset} bytes")
             else:
                 print(f"{await sweep(service)} removed or finished")

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from tusd_py.clock import Clock, RemoteClock, SystemClock
 from tusd_py.errors import StateFull, StateUnavailable
 
 try:
@@ -103,8 +104,9 @@ class RedisConnection:
     a cluster, `redis+sentinel://HOST:PORT,.../SERVICE/DB` what sentinels watch. `valkey` stands for `redis` anywhere.
     """
 
-    def __init__(self, url: str, observe: Observe | None = None) -> None:
+    def __init__(self, url: str, observe: Observe | None = None, clock: Clock | None = None) -> None:
         self._url = url
+        self.clock = RemoteClock(clock or SystemClock())  # of Redis
         self._observe = observe
         self._client: Any = None
         self._clients: list[Any] = []  # all that have to be closed
@@ -122,6 +124,7 @@ class RedisConnection:
                     if not self.is_cluster:
                         self._pipe = Pipe(self._make_client(socket_timeout=None).connection_pool.make_connection)
                     await self._check_version()
+                    await self.ask_for_time()
                 except (TypeError, ValueError) as error:  # of an option in the URL
                     await self._disconnect()
                     raise StateUnavailable(f"its URL cannot be used: {error}") from None
@@ -163,6 +166,13 @@ class RedisConnection:
                 return await self._send(("EVAL", script.source, count, *keys, *arguments))
 
         return await self._call(script.name, call, patience)
+
+    async def ask_for_time(self) -> None:
+        """Set the clock by that of Redis."""
+        asked_at = self.clock.monotonic()
+        answer = await self.command("TIME")
+        times = answer.values() if isinstance(answer, dict) else [answer]  # of a cluster, those of all its nodes
+        self.clock.heard(min(seconds_of(time) for time in times), asked_at)
 
     async def command(self, *words: Any, patience: float = PATIENCE) -> Any:
         """What a single command answers."""
@@ -232,6 +242,12 @@ class RedisConnection:
         if match is None or (int(match[1]), int(match[2])) < OLDEST_VERSION:
             version = "unknown" if match is None else f"{match[1]}.{match[2]}"
             raise StateUnavailable(f"Redis 7.0 or later is needed, the version of this one is {version}")
+
+
+def seconds_of(answer: Sequence[str]) -> float:
+    """Seconds since the epoch from what TIME answers."""
+    seconds, microseconds = answer
+    return int(seconds) + int(microseconds) / 1e6
 
 
 def _may_pass(error: Exception) -> bool:

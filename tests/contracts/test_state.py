@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -423,3 +424,32 @@ async def test_what_was_acknowledged_outlives_a_killed_process(
     state = await states.open()
     assert all([await state.get(upload_id) for upload_id in acknowledged])
     await state.create(UPLOAD)
+
+
+async def test_metadata_is_changed_only_by_who_knows_it(state: StateStore, other_state: StateStore) -> None:
+    assert await state.read_metadata("name") is None
+    assert not await state.write_metadata("name", "two", before="one")
+    assert await state.write_metadata("name", "one", before=None)
+    assert await other_state.read_metadata("name") == "one"
+    assert not await other_state.write_metadata("name", "two", before=None)
+    assert not await other_state.write_metadata("name", "two", before="three")
+    assert await other_state.write_metadata("name", "two", before="one")
+    assert await state.read_metadata("name") == "two"
+    assert await state.read_metadata("other") is None
+
+
+async def test_of_several_who_set_metadata_first_one_succeeds(states: Instances[StateStore]) -> None:
+    stores = [await states.open() for _ in range(4)]
+    won = await asyncio.gather(*(store.write_metadata("name", f"{n}", before=None) for n, store in enumerate(stores)))
+    assert won.count(True) == 1
+    assert await stores[0].read_metadata("name") == f"{won.index(True)}"
+
+
+async def test_metadata_is_no_record(state: StateStore) -> None:
+    await state.write_metadata("name", "value", before=None)
+    assert [upload async for upload in state.all()] == []
+
+
+async def test_the_clock_of_a_store_tells_the_time(state: StateStore) -> None:
+    await state.refresh_clock()
+    assert abs(state.clock.wall() - time.time()) < 30

@@ -38,6 +38,9 @@ class Lock(Protocol):
     def record(self) -> Upload | None:
         """The record as it was when the lock was obtained, if the locker has seen it."""
 
+    async def outdo(self, token: int) -> None:
+        """Have a token larger than this one, which the record has: the locker may have lost count."""
+
     async def release(self) -> None:
         """Let the next request in; calling it twice is fine."""
 

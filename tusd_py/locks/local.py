@@ -1,6 +1,6 @@
 """Locks between the processes of one host: bytes of one file, locked in the kernel, that die with their process.
 
-Every upload has three bytes in the (empty) lock file, at a place made from its id. Whoever holds a write lock on the
+Every upload has three bytes beyond the end of the lock file, at a place made from its id. Who has a write lock on the
 first holds the upload. Who wants the holder to release, or to commit, holds a read lock on the second or third for
 as long as the wish lasts: it too disappears with its process, so no stale request is ever left behind. Requests of
 the same process reach the holder directly; those of other processes when the holder next looks.
@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,11 +19,10 @@ from pathlib import Path
 from tusd_py.errors import LockTimeout, StateUnavailable
 from tusd_py.locks.base import LockHolder
 from tusd_py.locks.ranges import is_locked_elsewhere, try_lock, unlock
+from tusd_py.locks.tokens import TokenCounter
 
 POLL_INTERVAL = 0.02  # seconds between two looks at what other processes did
 HELD, RELEASE_WANTED, COMMIT_WANTED = 0, 1, 2
-TOKEN_POSITION = 0  # the byte that guards the token counter; the counter is the file's only content
-COUNTER_SIZE = 8  # bytes
 FIRST_UPLOAD_POSITION = 4096
 
 
@@ -53,6 +51,12 @@ class LocalLock:
             self.release_was_requested = True
             self.holder.release_requested()
 
+    async def outdo(self, token: int) -> None:
+        while self.token <= token:
+            self.token = self._locker._next_token(token) or self.token
+            if self.token <= token:
+                await asyncio.sleep(POLL_INTERVAL)
+
     async def release(self) -> None:
         self._locker._release(self)
 
@@ -76,8 +80,11 @@ class LocalLocker:
 
     def _open_file(self) -> int:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(descriptor).st_size < COUNTER_SIZE:  # now, so that a full disk is no obstacle later
-            os.pwrite(descriptor, bytes(COUNTER_SIZE), 0)
+        try:
+            self._tokens = TokenCounter(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
 
     async def close(self) -> None:
@@ -138,9 +145,9 @@ class LocalLocker:
             return None
         try:
             token = self._next_token()
-        except OSError as error:
+        except StateUnavailable:
             unlock(self._descriptor, position)
-            raise StateUnavailable from error
+            raise
         if token is None:
             unlock(self._descriptor, position)
             return None
@@ -152,17 +159,12 @@ class LocalLocker:
             self._watch = asyncio.get_running_loop().create_task(self._watch_other_processes())
         return lock
 
-    def _next_token(self) -> int | None:
+    def _next_token(self, above: int = 0) -> int | None:
         """A number larger than any before it, in whichever process; None if another process is just taking one."""
-        if not try_lock(self._descriptor, TOKEN_POSITION):
-            return None
         try:
-            # The counter may be lost in a power cut; by the clock it is then still beyond every token used before.
-            token = max(int.from_bytes(os.pread(self._descriptor, COUNTER_SIZE, 0)) + 1, time.time_ns())
-            os.pwrite(self._descriptor, token.to_bytes(COUNTER_SIZE), 0)
-        finally:
-            unlock(self._descriptor, TOKEN_POSITION)
-        return token
+            return self._tokens.next(above)
+        except OSError as error:
+            raise StateUnavailable from error
 
     def _release(self, lock: LocalLock) -> None:
         if self._held.get(lock.upload_id) is not lock:

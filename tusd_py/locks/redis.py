@@ -22,7 +22,7 @@ from typing import Any
 from tusd_py.errors import LockTimeout, StateUnavailable
 from tusd_py.locks.base import LockHolder
 from tusd_py.records import decode
-from tusd_py.redis_connection import RedisConnection, Script
+from tusd_py.redis_connection import RedisConnection, Script, seconds_of
 from tusd_py.upload import Upload
 
 logger = logging.getLogger("tusd_py.locks")
@@ -48,13 +48,13 @@ if held then
   local owner, token, inherited = string.match(held, '^(%x+):(%d+):(%d+)$')
   if owner == nonce then
     redis.call('PEXPIRE', KEYS[1], ttl)
-    return {token, inherited, {}}
+    return {token, inherited, {}, {}}
   end
   if wish_ttl ~= '0' then
     redis.call('SET', KEYS[3], owner, 'PX', wish_ttl)
     redis.call('PUBLISH', channel, 'release ' .. id .. ' ' .. owner)
   end
-  return {'', redis.call('PTTL', KEYS[1]), {}}
+  return {'', redis.call('PTTL', KEYS[1]), {}, {}}
 end
 local time = redis.call('TIME')
 local token = time[1] * 1000000 + time[2]
@@ -74,7 +74,7 @@ end
 token = string.format('%.0f', token)
 if record[1] then redis.call('HSET', KEYS[2], 'fence', token) end
 redis.call('SET', KEYS[1], nonce .. ':' .. token .. ':' .. inherited, 'PX', ttl)
-return {token, tostring(inherited), redis.call('HGETALL', KEYS[2])}
+return {token, tostring(inherited), redis.call('HGETALL', KEYS[2]), time}
 """,
 )
 # With this one an upload is removed, or looked at: it is had from a Redis that is full, too.
@@ -158,6 +158,9 @@ class RedisLock:
             self.lost = True
             logger.warning("the lease of upload %s was lost", self.upload_id)
             self.holder.lock_lost()
+
+    async def outdo(self, token: int) -> None:
+        """Do nothing: the script that takes a lock looks at the record."""
 
     async def release(self) -> None:
         await self._locker._release(self)
@@ -249,9 +252,12 @@ class RedisLocker:
         ttl = round(self._ttl * 1000)
         arguments = [lock.nonce, ttl, lock.upload_id, self._channel, WISH_TTL if wish else 0]
         keys = self._keys(lock.upload_id, "lock", "record", "release")
-        token, rest, record = await self._redis.run(script, keys, arguments)
+        asked_at = self._redis.clock.monotonic()
+        token, rest, record, now = await self._redis.run(script, keys, arguments)
         if not token:
             return max(0.001, int(rest) / 1000)
+        if now:  # so that what this lock is taken for is stamped by the clock of Redis
+            self._redis.clock.heard(seconds_of(now), asked_at)
         lock.token = int(token)
         lock.inherited = int(rest)
         lock.record = decode(dict(zip(record[::2], record[1::2], strict=True)))

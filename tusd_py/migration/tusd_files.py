@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +121,7 @@ class Import:
         if await self._state.get(info.id) is not None:
             return None
         data = await asyncio.to_thread(find_data, info, path, written_at)
-        times = {"created_at": written_at, "modified_at": data.modified_at, "now": time.time()}
+        times = {"created_at": written_at, "modified_at": data.modified_at, "now": self._state.clock.wall()}
         upload = to_upload(info, data.size, **times, settings=self._settings)
         if not self._dry_run:
             # An unfinished upload must not share its file with the original, which would be written to as well.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from tusd_py.clock import Clock
 from tusd_py.upload import Part, Upload
 
 
@@ -15,6 +16,13 @@ class StateStore(Protocol):
     as the caller read it (same offset and status); otherwise `LockLost` is raised and nothing changes.
     With `durable`, a change survives a power cut once the call returns; without, it survives the death of the process.
     """
+
+    @property
+    def clock(self) -> Clock:
+        """What records are stamped with: all who share this store see the same time."""
+
+    async def refresh_clock(self) -> None:
+        """Have the clock tell the time as exactly as it can."""
 
     async def open(self) -> None:
         """Make the store ready; called once, before any other method."""
@@ -44,6 +52,12 @@ class StateStore(Protocol):
 
     async def due(self, now: float, limit: int) -> Sequence[Upload]:
         """Uploads the sweeper has to look at: past their expiry, or left in the middle of finishing or ending."""
+
+    async def read_metadata(self, name: str) -> str | None:
+        """A text that is kept beside the records."""
+
+    async def write_metadata(self, name: str, value: str, *, before: str | None) -> bool:
+        """Replace a text, which survives a power cut; False if it was not `before` (None: there was none)."""
 
     def all(self) -> AsyncIterator[Upload]:
         """Every record, in no particular order."""

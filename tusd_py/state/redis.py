@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from tusd_py.clock import Clock
 from tusd_py.errors import LockLost, UploadExists
 from tusd_py.records import decode, encode
 from tusd_py.redis_connection import PATIENCE, RedisConnection, Script
@@ -83,6 +83,17 @@ return 1
 """,
     allow_oom=True,
 )
+# A repeated attempt, whose answer was lost, finds its own value.
+WRITE_METADATA = Script(
+    "write_metadata",
+    """
+local held = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+if held == ARGV[2] then return 1 end
+if held ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return 1
+""",
+)
 
 
 class RedisState:
@@ -94,6 +105,15 @@ class RedisState:
         self._prefix = prefix
         self._patience = patience
         self._due = f"{prefix}due"
+        self._metadata = f"{prefix}metadata"
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of Redis."""
+        return self._redis.clock
+
+    async def refresh_clock(self) -> None:
+        await self._redis.ask_for_time()
 
     async def open(self) -> None:
         await self._redis.open()
@@ -165,13 +185,20 @@ class RedisState:
                 if upload is not None and (when := _due_at(upload)) is not None and when <= now:
                     found.append(upload)
                     passed += 1
-                elif score < 0 and -score > time.time() - FRESH:
+                elif score < 0 and -score > self.clock.wall() - FRESH:
                     passed += 1
                 else:
                     await self._correct(upload_id, score, upload)
             if len(entries) < count:
                 break
         return found
+
+    async def read_metadata(self, name: str) -> str | None:
+        value: str | None = await self._redis.command("HGET", self._metadata, name)
+        return value
+
+    async def write_metadata(self, name: str, value: str, *, before: str | None) -> bool:
+        return bool(await self._redis.run(WRITE_METADATA, [self._metadata], [name, value, before or ""]))
 
     async def all(self) -> AsyncIterator[Upload]:
         escaped = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in self._prefix)
@@ -198,7 +225,7 @@ class RedisState:
         when = _due_at(after)
         if when is None or (before is not None and (earlier := _due_at(before)) is not None and earlier <= when):
             return
-        score = repr(when or -time.time())
+        score = repr(when or -self.clock.wall())
         if after.status in ENDED:
             await self._redis.run(NOTE, [self._due], [score, after.id])
         else:

@@ -17,6 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from tusd_py.clock import Clock, SystemClock
 from tusd_py.errors import LockLost, StateFull, StateUnavailable, UploadError, UploadExists
 from tusd_py.upload import Concatenation, Part, Status, Upload
 
@@ -39,6 +40,7 @@ CREATE TABLE IF NOT EXISTS parts (
     upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
     PRIMARY KEY (upload_id, number)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS metadata (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS uploads_finishing ON uploads (status) WHERE status = 'finishing';
 """
@@ -59,6 +61,9 @@ SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
 PAGE = 500  # records
 INSERT_PART = "INSERT OR REPLACE INTO parts (upload_id, number, end, etag, checksum) VALUES (?, ?, ?, ?, ?)"
 SELECT_PARTS = "SELECT number, end, etag, checksum FROM parts WHERE upload_id = ? ORDER BY number"
+SELECT_METADATA = "SELECT value FROM metadata WHERE name = ?"
+INSERT_METADATA = "INSERT OR IGNORE INTO metadata (name, value) VALUES (?, ?)"
+UPDATE_METADATA = "UPDATE metadata SET value = ? WHERE name = ? AND value = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
 
 
@@ -77,8 +82,9 @@ class Job:
 class SQLiteState:
     """The embedded state store."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock | None = None) -> None:
         self._path = path
+        self.clock: Clock = clock or SystemClock()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._reader: sqlite3.Connection | None = None
@@ -159,6 +165,20 @@ class SQLiteState:
             lambda connection: connection.execute(SELECT_DUE, (now, now, limit)).fetchall()
         )
         return [_upload(row) for row in rows]
+
+    async def refresh_clock(self) -> None:
+        """The clock of this host needs no asking."""
+
+    async def read_metadata(self, name: str) -> str | None:
+        row = await self._submit(lambda connection: connection.execute(SELECT_METADATA, (name,)).fetchone())
+        return None if row is None else str(row[0])
+
+    async def write_metadata(self, name: str, value: str, *, before: str | None) -> bool:
+        statement, values = (
+            (INSERT_METADATA, (name, value)) if before is None else (UPDATE_METADATA, (value, name, before))
+        )
+        changed: int = await self._submit(lambda connection: connection.execute(statement, values).rowcount, True)
+        return changed > 0
 
     async def all(self) -> AsyncIterator[Upload]:
         last = ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from dataclasses import replace
 
+from tusd_py.clock import SteadyClock
 from tusd_py.errors import (
     MaxSizeExceeded,
     OffsetMismatch,
@@ -33,18 +33,23 @@ REMEMBERED_AGAIN = 3600.0  # seconds after its completion
 class Completion:
     """Finishes, recovers and removes uploads. Who calls holds their lock, and gives its token."""
 
-    def __init__(self, state: StateStore, storage: Storage, events: EventBus, policy: Policy) -> None:
+    def __init__(
+        self, state: StateStore, storage: Storage, events: EventBus, policy: Policy, clock: SteadyClock
+    ) -> None:
         self._state = state
         self._storage = storage
         self._events = events
         self._policy = policy
+        self._clock = clock
 
     async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
         """The record as committed, as the lock brought it if it did; raises `UploadNotFound` or `UploadGone`."""
         upload = (lock and lock.record) or await self._state.get(upload_id)
+        if lock is not None and upload is not None:
+            await lock.outdo(upload.token)
         if upload is None:
             upload = await self.restore(upload_id)
-        if upload.has_ended(time.time()):
+        if upload.has_ended(self._clock.steady()):
             raise UploadGone if self._policy.gone_for else UploadNotFound
         return upload
 
@@ -102,18 +107,19 @@ class Completion:
                 parts = await self._state.parts(upload.id) if upload.layout else ()
                 assembled = replace(upload, layout=await self._storage.complete(upload, parts, sync=sync))
         except StorageBehind as error:
-            back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self.expiry(time.time()))
+            back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self.extended(upload))
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
-        complete = self.completed(assembled, time.time(), token)
+        complete = self.completed(assembled, token)
         complete = await self._state.update(upload, complete, token, durable=sync)
         await self.remember(complete)
         await self._storage.tidy(upload)
         await self._events.publish(UploadFinished(complete))
         return complete
 
-    def completed(self, upload: Upload, now: float, token: int) -> Upload:
-        expires_at = self.expiry(now) if upload.is_partial else None
+    def completed(self, upload: Upload, token: int) -> Upload:
+        now = self._clock.wall()
+        expires_at = self.extended(upload) if upload.is_partial else None
         return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at, token=token)
 
     async def remember(self, complete: Upload) -> None:
@@ -126,7 +132,10 @@ class Completion:
 
     async def remember_again(self, complete: Upload) -> None:
         """A crash may have come between the record and what the storage remembers: a client that saw it asks soon."""
-        if not isinstance(self._storage, Remembers) or (complete.completed_at or 0) < time.time() - REMEMBERED_AGAIN:
+        if (
+            not isinstance(self._storage, Remembers)
+            or (complete.completed_at or 0) < self._clock.wall() - REMEMBERED_AGAIN
+        ):
             return
         with contextlib.suppress(UploadError):  # the upload is complete all the same
             if await self._storage.remembered(complete.id) is None:
@@ -138,7 +147,7 @@ class Completion:
         partials = [await self.get(partial_id) for partial_id in final.partial_ids]
         final = with_length(final, partials, self._policy)
         final = replace(final, layout=await self._storage.concatenate(final, partials, sync=sync))
-        grace_end = time.time() + self._policy.partial_grace
+        grace_end = self._clock.wall() + self._policy.partial_grace
         for partial in {partial.id: partial for partial in partials}.values():
             if partial.expires_at is None or partial.expires_at > grace_end:
                 with contextlib.suppress(UploadError):  # it was terminated meanwhile, or is about to be
@@ -150,7 +159,7 @@ class Completion:
     async def remove(self, upload: Upload, token: int, status: Status, *, remember: bool = True) -> None:
         """Remove an upload, and its record unless ended uploads are remembered for a time."""
         # First the record says that the upload has ended, so that a crash on the way is cleaned up by the sweeper.
-        gone_until = time.time() + (self._policy.gone_for if remember else 0)
+        gone_until = self._clock.wall() + (self._policy.gone_for if remember else 0)
         ended = await self._state.update(upload, replace(upload, status=status, expires_at=gone_until), token)
         await self._storage.delete(ended)
         if not (remember and self._policy.gone_for):
@@ -159,3 +168,10 @@ class Completion:
     def expiry(self, now: float) -> float | None:
         """When an upload expires that is written to now, in seconds since the epoch."""
         return now + self._policy.expires_after if self._policy.expires_after else None
+
+    def extended(self, upload: Upload) -> float | None:
+        """When an upload expires that was written to just now: never earlier than it did before, whatever the clock."""
+        expires_at = self.expiry(self._clock.wall())
+        if expires_at is None or upload.expires_at is None:
+            return expires_at
+        return max(expires_at, upload.expires_at)

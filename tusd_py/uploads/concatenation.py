@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ def check_partial_ids(partial_ids: Sequence[str], policy: Policy) -> None:
         )
 
 
-def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy: Policy) -> Upload:
+def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy: Policy, now: float) -> Upload:
     """The record of a final upload, in `finishing` from the start: all that is left to do is to put it together.
 
     Raises `InvalidConcatenation`, `MaxSizeExceeded`, and `PartialUnfinished` unless the policy lets it wait.
@@ -41,7 +40,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy
     check_size(length, policy)
     return Upload(
         id=upload_id,
-        created_at=time.time(),
+        created_at=now,
         length=length,
         status=Status.FINISHING,
         metadata=new.metadata,

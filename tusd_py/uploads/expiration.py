@@ -15,6 +15,7 @@ from tusd_py.storage.base import HasJanitor, Orphan
 from tusd_py.upload import Upload
 from tusd_py.uploads.holders import Undisturbed
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.timekeeping import keep_time
 
 logger = logging.getLogger("tusd_py.sweeper")
 
@@ -33,11 +34,16 @@ async def due_uploads(service: UploadService, now: float) -> AsyncIterator[Uploa
 
 async def sweep(service: UploadService) -> int:
     """Look once at everything that is due; returns how many uploads were dealt with."""
+    await keep_time(service.state, service.clock)
     swept = 0
     seen: set[str] = set()
     while True:
         # What could not be dealt with (it is being written to) stays due: stop when a batch holds nothing new.
-        batch = [upload for upload in await service.state.due(time.time(), BATCH + len(seen)) if upload.id not in seen]
+        batch = [
+            upload
+            for upload in await service.state.due(service.clock.steady(), BATCH + len(seen))
+            if upload.id not in seen
+        ]
         if not batch:
             return swept
         for upload in batch:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from tusd_py.clock import SteadyClock
 from tusd_py.errors import (
     FinalUploadModified,
     LockTimeout,
@@ -62,6 +63,7 @@ class UploadService:
         events: EventBus,
         budget: ByteBudget,
         policy: Policy,
+        clock: SteadyClock,
     ) -> None:
         self.state = state
         self.locker = locker
@@ -69,11 +71,12 @@ class UploadService:
         self.events = events
         self.budget = budget
         self.policy = policy
+        self.clock = clock
         self._appends: set[Append] = set()
         self._no_appends = asyncio.Event()
         self._draining = False
         self._driving: set[asyncio.Task[Upload]] = set()
-        self._completion = Completion(state, storage, events, policy)
+        self._completion = Completion(state, storage, events, policy, clock)
         if policy.concatenation_unfinished:
             events.subscribe(UploadFinished, self._finish_finals_of)
 
@@ -86,7 +89,7 @@ class UploadService:
     async def create(self, new: NewUpload) -> Upload:
         """A new upload, complete at once if its length is zero."""
         check_size(new.length, self.policy)
-        now = time.time()
+        now = self.clock.wall()
         upload = Upload(
             id=new_upload_id(),
             created_at=now,
@@ -252,7 +255,7 @@ class UploadService:
     async def expires_at(self, upload_id: str) -> float | None:
         """When the upload expires, in seconds since the epoch; None if it does not, or does not exist."""
         upload = await self.state.get(upload_id)
-        return None if upload is None or upload.has_ended(time.time()) else upload.expires_at
+        return None if upload is None or upload.has_ended(self.clock.steady()) else upload.expires_at
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -266,13 +269,12 @@ class UploadService:
         observer = verification.update if verification is not None else None
 
         async def commit(before: Upload, after: Upload, parts: Sequence[Part], whole: bool) -> Upload:
-            now = time.time()
             if whole:
-                after = self._completion.completed(after, now, lock.token)
+                after = self._completion.completed(after, lock.token)
             elif after.has_all_bytes:
                 after = replace(after, status=Status.FINISHING, token=lock.token)
             else:
-                after = replace(after, expires_at=self._completion.expiry(now), token=lock.token)
+                after = replace(after, expires_at=self._completion.extended(before), token=lock.token)
             durable = sync or (whole and self.policy.durability is not Durability.NEVER)
             stored = await self.state.update(before, after, lock.token, parts=parts, durable=durable)
             if whole:
@@ -301,11 +303,11 @@ class UploadService:
         check_partial_ids(new.partial_ids, self.policy)
         upload_id = final_upload_id(new.partial_ids, new.metadata)
         async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout) as lock:
-            existing = await self.state.get(upload_id)
-            if existing is not None and not existing.has_ended(time.time()):
+            existing = await self._record_under(lock)
+            if existing is not None and not existing.has_ended(self.clock.steady()):
                 return await self._completion.recover(existing, lock.token)
             partials = [await self.get(partial_id) for partial_id in new.partial_ids]
-            upload = new_final(upload_id, new, partials, self.policy)
+            upload = new_final(upload_id, new, partials, self.policy, self.clock.wall())
             if existing is not None:
                 await self.state.delete(upload_id, lock.token)
             upload = replace(upload, token=lock.token)
@@ -315,7 +317,7 @@ class UploadService:
 
     async def _finish_finals_of(self, event: UploadFinished) -> None:
         """The last of its parts is complete: a final upload that waited can be made."""
-        for upload in await self.state.due(time.time(), MOST_WAITING):
+        for upload in await self.state.due(self.clock.steady(), MOST_WAITING):
             if event.upload.id in upload.partial_ids:
                 with contextlib.suppress(UploadError):  # the sweeper tries again
                     await self.sweep(upload)
@@ -337,12 +339,12 @@ class UploadService:
         """
         try:
             async with self._locked(upload.id, Undisturbed(), 0, to_remove=True) as lock:
-                current = await self.state.get(upload.id)
+                current = await self._record_under(lock)
                 if current is None:
                     return False
                 if current.status is Status.FINISHING:
                     return (await self._completion.recover(current, lock.token)).is_complete
-                if not current.has_ended(time.time()):
+                if not current.has_ended(self.clock.steady()):
                     return False
                 if current.status is Status.ACTIVE and await self._completion.remembered(current.id) is not None:
                     return (await self._completion.recover(current, lock.token)).is_complete
@@ -370,6 +372,12 @@ class UploadService:
             append.interrupt(ServerShutdown())
         if self._appends:
             await self._no_appends.wait()
+
+    async def _record_under(self, lock: Lock) -> Upload | None:
+        record = await self.state.get(lock.upload_id)
+        if record is not None:
+            await lock.outdo(record.token)
+        return record
 
     @contextlib.asynccontextmanager
     async def _locked(

@@ -1,0 +1,33 @@
+"""The steady clock beside the records, so that it goes on where the last process left it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from tusd_py.clock import SteadyClock
+from tusd_py.errors import StateFull
+from tusd_py.state.base import StateStore
+
+CLOCK = "clock"  # the metadata that holds it
+
+
+async def resume_time(state: StateStore, clock: SteadyClock) -> None:
+    """Set a clock that was just made as the last process left it."""
+    await asyncio.to_thread(clock.era)  # which is read from a file, once
+    text = await state.read_metadata(CLOCK)
+    if text is not None:
+        clock.restore(text)
+    await _write_down(state, clock)
+
+
+async def keep_time(state: StateStore, clock: SteadyClock) -> None:
+    """Have the clock tell the time exactly, and write down what it tells."""
+    await state.refresh_clock()
+    await _write_down(state, clock)
+
+
+async def _write_down(state: StateStore, clock: SteadyClock) -> None:
+    before = await state.read_metadata(CLOCK)
+    with contextlib.suppress(StateFull):  # removing what has expired makes room
+        await state.write_metadata(CLOCK, clock.save(), before=before)  # if not, another process has done it just now
