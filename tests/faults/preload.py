@@ -54,6 +54,10 @@ class PreloadedFaults:
         """The calls fail with this errno."""
         return self._add(calls, pattern, f"error:{error}", skip, times)
 
+    def lose(self, calls: str, pattern: str, error: int = errno.EIO, *, skip: int = 0, times: int = 0) -> Fault:
+        """The syncs fail, and what the process wrote to the file since its last good sync becomes zeros."""
+        return self._add(calls, pattern, f"lose:{error}", skip, times)
+
     def stall(self, calls: str, pattern: str, *, after: bool = False, skip: int = 0, times: int = 0) -> Fault:
         """The calls do nothing until the fault is lifted, and then what they should; `after`: the reverse."""
         return self._add(calls, pattern, "stall-after" if after else "stall", skip, times)

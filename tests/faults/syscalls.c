@@ -7,7 +7,8 @@
  *
  * A rule applies to calls whose path matches the glob PATTERN (`*` matches `/` too); the path of a descriptor is
  * what /proc/self/fd says. The first SKIP matching calls of the process pass, the next TIMES are affected (0: all).
- * Actions: `error:N` (errno N), `stall` and `stall-after` (before or after the real call, until the rule has gone from
+ * Actions: `error:N` (errno N), `lose:N` (of a sync: what the process wrote since its last good one becomes zeros,
+ * then errno N, as after a device error that the page cache forgets), `stall` and `stall-after` (before or after the real call, until the rule has gone from
  * the file), `slow:N` (N milliseconds, then the call), `drop` (success without the call), `short:N` (writes at most N
  * bytes), `kill` and `kill-after` (SIGKILL).
  *
@@ -47,6 +48,18 @@ struct count {
 };
 
 enum effect { PASS, FAIL, DROP };
+
+/* The bytes of a file that this process has written and not synced yet. */
+struct dirty {
+    dev_t device;
+    ino_t inode;
+    off_t start, end;
+};
+
+#define MOST_DIRTY 4096
+
+static struct dirty dirty_files[MOST_DIRTY];
+static pthread_mutex_t marking = PTHREAD_MUTEX_INITIALIZER;
 
 static struct count counts[MOST_RULES];
 static pthread_mutex_t counting = PTHREAD_MUTEX_INITIALIZER;
@@ -132,6 +145,73 @@ static void stall(const struct rule *rule, const char *call, const char *path) {
     report(rule, call, "begin", path);
     while (is_there(rule)) pause_milliseconds(5);
     report(rule, call, "end", path);
+}
+
+static struct dirty *dirty_entry(int descriptor) {
+    struct stat status;
+    if (fstat(descriptor, &status) || !S_ISREG(status.st_mode)) return NULL;
+    struct dirty *unused = NULL;
+    for (int i = 0; i < MOST_DIRTY; i++) {
+        struct dirty *entry = &dirty_files[i];
+        if (entry->end > entry->start) {
+            if (entry->device == status.st_dev && entry->inode == status.st_ino) return entry;
+        } else if (!unused) {
+            unused = entry;
+        }
+    }
+    if (unused) *unused = (struct dirty){status.st_dev, status.st_ino, 0, 0};
+    return unused;
+}
+
+/* After a write of `size` bytes at `offset`. */
+static void mark_dirty(int descriptor, off_t offset, ssize_t size) {
+    if (size <= 0 || !rules_file()) return;
+    int error = errno;
+    pthread_mutex_lock(&marking);
+    struct dirty *entry = dirty_entry(descriptor);
+    if (entry && entry->end == entry->start) {
+        entry->start = offset;
+        entry->end = offset + size;
+    } else if (entry) {
+        if (offset < entry->start) entry->start = offset;
+        if (offset + size > entry->end) entry->end = offset + size;
+    }
+    pthread_mutex_unlock(&marking);
+    errno = error;
+}
+
+/* After a sync: its bytes are safe, or with `lose` zeros. */
+static void mark_clean(int descriptor, int lose) {
+    static const char zeros[65536];
+    int error = errno;
+    pthread_mutex_lock(&marking);
+    struct dirty *entry = rules_file() ? dirty_entry(descriptor) : NULL;
+    struct stat status;
+    if (entry && lose && !fstat(descriptor, &status)) {
+        off_t end = entry->end < status.st_size ? entry->end : status.st_size;
+        for (off_t at = entry->start; at < end; at += sizeof zeros) {
+            size_t size = end - at < (off_t)sizeof zeros ? (size_t)(end - at) : sizeof zeros;
+            syscall(SYS_pwrite64, descriptor, zeros, size, at);
+        }
+    }
+    if (entry) entry->end = entry->start;
+    pthread_mutex_unlock(&marking);
+    errno = error;
+}
+
+static int synced(int descriptor, int result, const struct rule *rule) {
+    if (!strncmp(rule->action, "lose:", 5)) {
+        mark_clean(descriptor, 1);
+        errno = atoi(rule->action + 5);
+        return -1;
+    }
+    if (!result) mark_clean(descriptor, 0);
+    return result;
+}
+
+static ssize_t written(int descriptor, off_t offset, ssize_t size) {
+    mark_dirty(descriptor, offset, size);
+    return size;
 }
 
 /* Before the real call. */
@@ -227,9 +307,9 @@ static ssize_t write_vector(int descriptor, const struct iovec *vector, int coun
     size_t most = most_bytes(rule, total(vector, count));
     if (most < total(vector, count)) {
         size_t size = vector[0].iov_len < most ? vector[0].iov_len : most;
-        return syscall(SYS_pwrite64, descriptor, vector[0].iov_base, size, offset);
+        return written(descriptor, offset, syscall(SYS_pwrite64, descriptor, vector[0].iov_base, size, offset));
     }
-    return REAL(pwritev2)(descriptor, vector, count, offset, flags);
+    return written(descriptor, offset, REAL(pwritev2)(descriptor, vector, count, offset, flags));
 }
 
 ssize_t pwritev2(int descriptor, const struct iovec *vector, int count, off_t offset, int flags) {
@@ -271,13 +351,13 @@ ssize_t write(int descriptor, const void *data, size_t size) {
 int fsync(int descriptor) {
     char path[PATH_MAX];
     path_of_descriptor(descriptor, path);
-    WITH_FAULT("fsync", path, int, -1, 0, REAL(fsync)(descriptor))
+    WITH_FAULT("fsync", path, int, -1, 0, synced(descriptor, REAL(fsync)(descriptor), &rule))
 }
 
 int fdatasync(int descriptor) {
     char path[PATH_MAX];
     path_of_descriptor(descriptor, path);
-    WITH_FAULT("fdatasync", path, int, -1, 0, REAL(fdatasync)(descriptor))
+    WITH_FAULT("fdatasync", path, int, -1, 0, synced(descriptor, REAL(fdatasync)(descriptor), &rule))
 }
 
 int ftruncate(int descriptor, off_t length) {

@@ -67,6 +67,18 @@ def test_preloaded_writes_are_dropped_shortened_and_kill(tmp_path: Path, faults:
     assert not paths[3].exists()
 
 
+def test_a_preloaded_sync_that_loses_leaves_zeros_and_passes_the_next_time(
+    tmp_path: Path, faults: PreloadedFaults
+) -> None:
+    faults.lose("fsync", "*/file", errno.EIO, times=1)
+    path = tmp_path / "file"
+    assert written(faults, path) == ["4", str(errno.EIO)]
+    assert path.read_bytes() == bytes(4)
+    faults.clear()
+    assert written(faults, path) == ["4", "None"]
+    assert path.read_bytes() == b"abcd"
+
+
 def test_a_preloaded_stall_lasts_until_it_is_lifted(tmp_path: Path, faults: PreloadedFaults) -> None:
     stall = faults.stall("pwritev", "*/file")
     outcome: list[str] = []
