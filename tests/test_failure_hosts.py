@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import os
 import random
-import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.chaos import Uploader, expect_progress, raise_first
 from tests.harness import ServerProcess
 from tests.hosts import (
     LEASE,
@@ -35,7 +35,6 @@ from tests.raw_client import (
     KIBI,
     MEBI,
     PATIENCE,
-    RESTARTS_UPLOAD,
     Answer,
     Connection,
     assert_content,
@@ -727,156 +726,6 @@ def test_a_patch_under_way_when_redis_goes_back_in_time_ends_or_is_right(tmp_pat
 # Everything at once.
 
 
-@dataclass
-class Sent:
-    """The PATCHes of one upload: each sends bytes of its own, so that the file tells which one a byte came in."""
-
-    reference: bytes
-    starts: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))  # start, key: acknowledged end
-    count: int = 0
-
-    def next(self, start: int, end: int) -> tuple[int, bytes]:
-        key = self.count % 256
-        self.count += 1
-        self.starts[start].setdefault(key, start)
-        return key, self.reference[start:end].translate(bytes(byte ^ key for byte in range(256)))
-
-    def acknowledged(self, start: int, key: int, end: int) -> None:
-        self.starts[start][key] = end
-
-    def check(self, stored: bytes) -> None:
-        """Every byte is from the PATCH that was let in where it begins, and none that was acknowledged is missing."""
-        assert len(stored) == len(self.reference)
-        keys = bytes(a ^ b for a, b in zip(stored, self.reference, strict=True))
-        position = 0
-        while position < len(keys):
-            key = keys[position]
-            assert key in self.starts[position], f"no PATCH sent the byte at {position}, or it began elsewhere"
-            end = position + len(keys[position:]) - len(keys[position:].lstrip(bytes([key])))
-            assert self.starts[position][key] <= end, "acknowledged bytes are gone"
-            position = end
-
-
-class Uploader:
-    """A client in a thread that sends every request to a host chosen at random, and gives up waiting soon."""
-
-    GIVE_UP = 4.0  # seconds
-
-    def __init__(self, hosts: Hosts, chance: random.Random) -> None:
-        self.ports = [server.port for server in hosts]
-        self.chance = random.Random(chance.random())
-        self.stop = threading.Event()
-        self.steps = 0  # of progress
-        self.broken = 0  # PATCHes that were not answered with 204
-        self.finished: list[tuple[str, str]] = []  # path and digest
-        self.doing = ""
-
-    def run(self) -> None:
-        while not self.stop.is_set():
-            kind = self.chance.choice([self.upload, self.upload, self.upload, self.concatenate, self.terminate])
-            kind()
-
-    def upload(self) -> None:
-        sent = self.new()
-        path = self.create(len(sent.reference))
-        self.send(path, sent)
-        self.check(path, [sent])
-
-    def concatenate(self) -> None:
-        parts = [self.new() for _ in range(self.chance.randrange(1, 4))]
-        paths = []
-        for part in parts:
-            paths.append(self.create(len(part.reference), {"Upload-Concat": "partial"}))
-            self.send(paths[-1], part)
-        headers = {"Upload-Concat": "final;" + " ".join(paths)}
-        made = self.again("POST", "/files", headers, allowed={201, 423, 503})
-        self.check(path_of(made), parts)
-
-    def terminate(self) -> None:
-        sent = self.new()
-        path = self.create(len(sent.reference))
-        self.patch(path, sent, 0, len(sent.reference) // 2)
-        self.again("DELETE", path, allowed={204, 404, 423, 503})
-        gone = self.again("HEAD", path, allowed={404, 423})
-        assert gone.status == 404, gone
-        self.steps += 1
-
-    def new(self) -> Sent:
-        size = self.chance.choice([3_000, 200 * KIBI, 2 * MEBI, 5 * MEBI])
-        return Sent(self.chance.randbytes(self.chance.randrange(1, size)))
-
-    def create(self, length: int, headers: dict[str, str] | None = None) -> str:
-        made = self.again("POST", "/files", creation_headers(length) | (headers or {}), allowed={201, 423, 503})
-        return path_of(made)
-
-    def send(self, path: str, sent: Sent) -> None:
-        size = max(self.chance.choice([20 * KIBI, 300 * KIBI, 3 * MEBI]), len(sent.reference) // 10)
-        offset = 0
-        while offset < len(sent.reference):
-            end = min(len(sent.reference), offset + size)
-            if not self.patch(path, sent, offset, end):
-                self.broken += 1
-                found = self.again("HEAD", path, allowed={200, 423})
-                assert offset <= found.offset <= end, (
-                    f"HEAD answered {found.offset}, acknowledged were {offset} of {end}"
-                )
-                end = found.offset
-            self.steps += end > offset
-            offset = end
-
-    def patch(self, path: str, sent: Sent, start: int, end: int) -> bool:
-        """Whether it was answered with 204."""
-        self.doing = f"PATCH {path} from {start} to {end}"
-        key, body = sent.next(start, end)
-        slow = self.chance.random() < 0.25 and not self.stop.is_set()
-        try:
-            with Connection(self.chance.choice(self.ports), self.GIVE_UP) as connection:
-                connection.start("PATCH", path, patch_headers(start) | {"Content-Length": str(len(body))})
-                with suppress(OSError):  # an answer may say why
-                    self.send_body(connection, body, slow)
-                answer = connection.answer(self.GIVE_UP)
-        except OSError:
-            return False
-        assert answer.status in (204, 409, 423, 503), (self.doing, answer)
-        if answer.status == 204:
-            assert answer.offset == end, answer
-            sent.acknowledged(start, key, end)
-        return answer.status == 204
-
-    def send_body(self, connection: Connection, body: bytes, slow: bool) -> None:
-        if not slow:
-            connection.send(body)
-            return
-        pieces = self.chance.randrange(2, 40)
-        size = len(body) // pieces + 1
-        for start in range(0, len(body), size):
-            connection.send(body[start : start + size])
-            time.sleep(self.chance.uniform(0, 2 * LEASE / pieces))
-
-    def again(self, method: str, path: str, headers: dict[str, str] | None = None, *, allowed: set[int]) -> Answer:
-        """Repeat a request that is harmless to repeat until it is let in; no other status than these is answered."""
-        while True:
-            self.doing = f"{method} {path}"
-            with suppress(OSError):
-                answer = request(self.chance.choice(self.ports), method, path, headers, timeout=self.GIVE_UP)
-                assert answer.status in allowed, (self.doing, answer)
-                assert method != "HEAD" or answer.status not in RESTARTS_UPLOAD
-                if answer.status not in (423, 503):
-                    return answer
-                assert int(answer.headers["retry-after"]) >= 1
-            time.sleep(0.05)
-
-    def check(self, path: str, parts: Sequence[Sent]) -> None:
-        stored = self.again("GET", path, allowed={200, 503}).body
-        position = 0
-        for part in parts:
-            part.check(stored[position : position + len(part.reference)])
-            position += len(part.reference)
-        assert position == len(stored)
-        self.finished.append((path, sha256(stored)))
-        self.steps += 1
-
-
 class Chaos:
     """Faults of one kind or another, one at a time at each place."""
 
@@ -947,12 +796,6 @@ class Chaos:
         self.redis.disconnect_clients()
 
 
-def raise_first(running: Sequence[Future[None]]) -> None:
-    for one in running:
-        if one.done():
-            one.result()
-
-
 @pytest.mark.timeout(CHAOS_SECONDS + 120)
 def test_uploads_survive_whatever_happens_to_hosts_and_redis(tmp_path: Path, redis: RedisServer) -> None:
     chance = seeded_random()
@@ -960,7 +803,7 @@ def test_uploads_survive_whatever_happens_to_hosts_and_redis(tmp_path: Path, red
         networks = [stack.enter_context(Trouble(redis.port)) for _ in range(3)]
         hosts = stack.enter_context(several_hosts(tmp_path, [url_of(network) for network in networks]))
         chaos = Chaos(hosts, redis, networks, chance)
-        uploaders = [Uploader(hosts, chance) for _ in range(6)]
+        uploaders = [Uploader([server.port for server in hosts], chance) for _ in range(6)]
         executor = stack.enter_context(ThreadPoolExecutor(len(uploaders)))
         running = [executor.submit(uploader.run) for uploader in uploaders]
         try:
@@ -968,7 +811,7 @@ def test_uploads_survive_whatever_happens_to_hosts_and_redis(tmp_path: Path, red
             while time.monotonic() < deadline:
                 chaos.wreak(min(10.0, max(1.0, deadline - time.monotonic())))
                 raise_first(running)
-                expect_progress(uploaders, running)
+                expect_progress(uploaders, running, RECOVERY)
         finally:
             for uploader in uploaders:
                 uploader.stop.set()
@@ -982,16 +825,3 @@ def test_uploads_survive_whatever_happens_to_hosts_and_redis(tmp_path: Path, red
             assert sha256(content(hosts[number % 3].port, path)) == digest
         assert len(finished) >= len(uploaders)
         assert sum(chaos.count.values()) >= 4
-
-
-def expect_progress(uploaders: Sequence[Uploader], running: Sequence[Future[None]]) -> None:
-    """Nothing is in trouble any more: every client gets further."""
-    before = [uploader.steps for uploader in uploaders]
-    deadline = time.monotonic() + RECOVERY
-    while True:
-        raise_first(running)
-        stuck = [one for one, steps in zip(uploaders, before, strict=True) if one.steps == steps]
-        if not stuck:
-            return
-        assert time.monotonic() < deadline, f"stuck for {RECOVERY} s: {[one.doing for one in stuck]}"
-        time.sleep(0.05)

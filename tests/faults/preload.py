@@ -119,7 +119,7 @@ class Fault:
 
     def __init__(self, faults: PreloadedFaults, name: str) -> None:
         self._faults = faults
-        self._name = name
+        self.name = name
 
     def wait(self, count: int = 1, timeout: float = 60) -> None:
         """Until so many calls were affected, seconds at most."""
@@ -130,14 +130,14 @@ class Fault:
 
     def lift(self) -> None:
         """End the fault; a stalled call goes on."""
-        self._faults.lift(self._name)
+        self._faults.lift(self.name)
 
     @property
     def hits(self) -> list[str]:
         """The paths of the calls affected so far."""
-        return self._faults.begun(self._name)
+        return self._faults.begun(self.name)
 
     @property
     def ended(self) -> list[str]:
         """The paths of the calls whose stall is over."""
-        return self._faults.ended(self._name)
+        return self._faults.ended(self.name)
