@@ -15,10 +15,13 @@ import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
+from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
-from tests.redis_server import RedisServer
-from tusd_py import TusServer, create_app
+from tests.redis_server import RedisServer, shared_redis_url
+from tests.s3_server import s3_server
+from tests.s3_uploads import Place
+from tusd_py import PartialFinished, TusServer, UploadFinished, create_app
 from tusd_py.http.cors import EXPOSED_HEADERS
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -149,7 +152,7 @@ async def test_a_start_that_fails_half_way_leaves_nothing_open(tmp_path: Path, i
     tus = TusServer(upload_dir=tmp_path / "uploads")
     with nothing_left_behind():
         for _ in range(5):
-            assert await tus.start_error() is not None
+            assert await tus.start_error(20) is not None
             tus._next_attempt = 0
 
 
@@ -225,3 +228,95 @@ async def test_a_cors_middleware_around_the_server_that_stops_browsers_is_told_o
     readable = {name.strip().lower() for name in created.headers.get("access-control-expose-headers", "").split(",")}
     works = allowed and {name.lower() for name in EXPOSED_HEADERS} <= readable
     assert works is not bool(missing)  # the warning is right
+
+
+# Several event loops in one process, as in test suites.
+
+
+@pytest.fixture(params=["disk", "redis", "s3"])
+def stored_in(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """The settings of one server on each kind of record store and storage."""
+    settings: dict[str, Any] = {"upload_dir": tmp_path / "uploads"}
+    if request.param == "redis":
+        settings |= {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
+    elif request.param == "s3":
+        settings |= {name: value for name, value in Place(s3_server()).options().items() if name != "env"}
+    return settings
+
+
+def upload_with(client: TestClient) -> str:
+    """Create an upload of five bytes and send them; returns its path."""
+    created = client.post("/files", headers={**TUS, "Upload-Length": "5"})
+    assert created.status_code == 201
+    path = created.headers["location"].removeprefix("http://testserver")
+    offset = {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+    patched = client.patch(path, headers=offset, content=b"hello")
+    assert patched.status_code == 204
+    return path
+
+
+def test_a_client_with_a_loop_for_every_request_can_upload(stored_in: dict[str, Any]) -> None:
+    """`TestClient(app)` without `with`, as in FastAPI's tutorial, runs every request in a new event loop."""
+    client = TestClient(mounted(TusServer(**stored_in)))
+    paths = [upload_with(client) for _ in range(3)]
+    threads = threading.active_count()
+    paths += [upload_with(client) for _ in range(3)]
+    assert threading.active_count() <= threads + 1
+    for path in paths:
+        assert client.head(path, headers=TUS).headers["upload-offset"] == "5"
+        assert client.get(path).content == b"hello"
+
+
+def test_a_server_that_was_shut_down_starts_again(stored_in: dict[str, Any]) -> None:
+    tus = TusServer(**stored_in)
+    app = Starlette(lifespan=tus.lifespan)
+    app.router.routes.append(tus.route("/files"))
+    for _ in range(3):
+        with TestClient(app) as client:
+            upload_with(client)
+
+
+async def test_waiting_final_uploads_are_finished_after_a_new_loop_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = TestClient(mounted(TusServer(upload_dir=tmp_path, concatenation_unfinished=True, sweep_interval=0)))
+    partial = {**TUS, "Upload-Concat": "partial", "Upload-Length": "5"}
+    part = (await asyncio.to_thread(client.post, "/files", headers=partial)).headers["location"]
+    made = await asyncio.to_thread(client.post, "/files", headers={**TUS, "Upload-Concat": f"final;{part}"})
+    offset = {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+    await asyncio.to_thread(client.patch, part, headers=offset, content=b"hello")
+    assert (await asyncio.to_thread(client.get, made.headers["location"])).content == b"hello"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# What subscribers are told.
+
+
+async def test_finished_is_told_of_what_a_user_calls_an_upload_and_never_of_its_pieces(tmp_path: Path) -> None:
+    tus = TusServer(upload_dir=tmp_path)
+    finished: list[str] = []
+    pieces: list[str] = []
+
+    @tus.on(UploadFinished)
+    def note(event: UploadFinished) -> None:
+        finished.append(event.upload.id)
+
+    @tus.on(PartialFinished)
+    async def note_piece(event: PartialFinished) -> None:
+        pieces.append(event.upload.id)
+
+    app = mounted(tus)
+    offset = {"Content-Type": "application/offset+octet-stream"}
+    async with tus.lifespan(app):
+        parts = []
+        for length, content in (("5", b"hello"), ("0", b"")):
+            headers = {"Upload-Concat": "partial", "Upload-Length": length, **offset}
+            parts.append((await call(app, "POST", "/files", headers, content)).headers["location"])
+        assert finished == []
+        assert pieces == [part.rpartition("/")[2] for part in parts]
+        final = await call(app, "POST", "/files", {"Upload-Concat": f"final;{' '.join(parts)}"})
+        plain = await call(app, "POST", "/files", {"Upload-Length": "5", **offset}, b"hello")
+        ids = [answer.headers["location"].rpartition("/")[2] for answer in (final, plain)]
+        assert finished == ids
+        assert len(pieces) == 2
+        assert b"tusd_uploads_finished 4.0" in tus.metrics.render()

@@ -3,12 +3,20 @@
 __version__ = "0.1.0"
 
 from tusd_py.app import TusServer, create_app
-from tusd_py.events.base import UploadCreated, UploadExpired, UploadFinished, UploadProgressed, UploadTerminated
+from tusd_py.events.base import (
+    PartialFinished,
+    UploadCreated,
+    UploadExpired,
+    UploadFinished,
+    UploadProgressed,
+    UploadTerminated,
+)
 from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.upload import Upload
 
 __all__ = [
     "InvalidSettings",
+    "PartialFinished",
     "Settings",
     "TusServer",
     "Upload",

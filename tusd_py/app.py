@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from tusd_py.clock import Clock, SteadyClock
 from tusd_py.errors import StateUnavailable, StorageUnavailable, UploadError
-from tusd_py.events.base import EventBus, Subscriber
+from tusd_py.events.base import EventBus, PartialFinished, Subscriber
 from tusd_py.events.logs import log_requests
 from tusd_py.events.metrics import CONTENT_TYPE, Metrics
 from tusd_py.http.cors import missing_in_middleware, with_cors
@@ -49,7 +49,8 @@ logger = logging.getLogger("tusd_py")
 RECORDS = "uploads.sqlite3"  # in the private folder
 PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with a dot
 LAST_MOMENT = 1.0  # seconds
-START_PATIENCE = 1.5  # seconds a request waits for the start of the server
+START_PATIENCE = 20.0  # seconds a request waits for the start of the server
+HEAD_PATIENCE = 1.5  # seconds of a HEAD, which is to be answered soon
 START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of requests
 E = TypeVar("E")
 
@@ -212,19 +213,34 @@ class TusServer:
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)
+        self._next_attempt = 0.0  # to start, on the monotonic clock
+        self._told = ""  # why the last attempt failed
+        self._looked_around = False
+        self._signal_handlers: dict[int, Any] = {}
+        self._abandoned: list[UploadService] = []
+        self._build()
+
+    def _build(self) -> None:
+        """Make what belongs to one event loop."""
         self.service = build_service(self.settings, self.events, self.metrics)
         self._application = with_cors(
             self._endpoint(), self.settings.cors_origins, credentials=self.settings.cors_credentials
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._start = asyncio.Lock()
         self._started = False
         self._attempt: asyncio.Task[None] | None = None  # to start, on behalf of requests
-        self._next_attempt = 0.0  # on the monotonic clock
-        self._told = ""  # why the last attempt failed
-        self._looked_around = False
         self._sweeper: asyncio.Task[None] | None = None
-        self._signal_handlers: dict[int, Any] = {}
         self._drain_began: float | None = None
+
+    def _leave_closed_loop(self) -> None:
+        """Begin anew if the event loop this server was started in is gone: test clients have one for every request."""
+        if self._loop is None or self._loop is asyncio.get_running_loop() or not self._loop.is_closed():
+            return
+        self.events.unsubscribe(PartialFinished, self.service.finish_finals_of)
+        self._abandoned.append(self.service)
+        self._restore_signals()
+        self._build()
 
     def _endpoint(self) -> TusEndpoint:
         settings = self.settings
@@ -271,7 +287,9 @@ class TusServer:
         if scope["type"] != "http":
             raise RuntimeError("a tus server speaks HTTP only")
         self._look_around(scope.get("app"))
-        if not self._started and await self.start_error() is not None:
+        self._leave_closed_loop()
+        patience = HEAD_PATIENCE if scope["method"] == "HEAD" else START_PATIENCE
+        if not self._started and await self.start_error(patience) is not None:
             scope = {**scope, NOT_READY: True}
         await self._application(scope, receive, with_common_headers(send))
 
@@ -293,8 +311,8 @@ class TusServer:
         finally:
             await self.shutdown()
 
-    async def start_error(self) -> UploadError | None:
-        """Start unless that has been done; the reason if it failed now or a moment ago, or takes long.
+    async def start_error(self, patience: float) -> UploadError | None:
+        """Start unless that has been done; the reason if it failed now or a moment ago, or takes `patience` seconds.
 
         The attempt is no request's own: one that goes away does not stop it, and many share one.
         """
@@ -303,8 +321,8 @@ class TusServer:
         if self._attempt is None or (self._attempt.done() and time.monotonic() >= self._next_attempt):
             self._attempt = asyncio.create_task(self.startup())
             self._attempt.add_done_callback(self._attempted)
-        done, _ = await asyncio.wait((self._attempt,), timeout=START_PATIENCE)
-        error = next(iter(done)).exception() if done else None
+        done, _ = await asyncio.wait((self._attempt,), timeout=patience)
+        error = self._attempt.exception() if done and not self._attempt.cancelled() else None
         if error is None:
             return None if self._started else StateUnavailable("the server is starting")
         return error if isinstance(error, UploadError) else StateUnavailable("the server could not start")
@@ -333,9 +351,14 @@ class TusServer:
 
     async def startup(self) -> None:
         """Make every part ready; raises `StorageUnavailable` or `StateUnavailable`, then nothing is left open."""
+        self._leave_closed_loop()
         async with self._start:
             if self._started:
                 return
+            self._loop = asyncio.get_running_loop()
+            while self._abandoned:
+                with contextlib.suppress(Exception):  # what it had in its loop is gone; its threads and files are not
+                    await close_service(self._abandoned.pop())
             await open_service(self.service, self.settings)
             if self.settings.sweep_interval:
                 self._sweeper = asyncio.create_task(sweep_forever(self.service, self.settings.sweep_interval))
@@ -357,9 +380,7 @@ class TusServer:
             if self._sweeper is not None:
                 self._sweeper.cancel()
                 await asyncio.wait((self._sweeper,))
-            for number, handler in self._signal_handlers.items():
-                signal.signal(number, handler)
-            self._signal_handlers.clear()
+            self._restore_signals()
             await close_service(self.service)
 
     def _watch_signals(self) -> None:
@@ -374,7 +395,8 @@ class TusServer:
                 return
 
             def handle(received: int, frame: FrameType | None) -> None:
-                loop.call_soon_threadsafe(self._drain_soon)
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is in flight
+                    loop.call_soon_threadsafe(self._drain_soon)
                 previous(received, frame)
 
             self._signal_handlers[number] = previous
@@ -382,6 +404,12 @@ class TusServer:
 
         watch(signal.SIGTERM)
         watch(signal.SIGINT)
+
+    def _restore_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._signal_handlers.items():
+                signal.signal(number, handler)
+        self._signal_handlers.clear()
 
     def _drain_soon(self) -> None:
         self._drain_began = asyncio.get_running_loop().time()
@@ -413,7 +441,7 @@ def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
-        error = await server.start_error()
+        error = await server.start_error(HEAD_PATIENCE)
         try:
             if error is None:
                 await server.service.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,7 +31,14 @@ class UploadProgressed:
 
 @dataclass(frozen=True, slots=True)
 class UploadFinished:
-    """The upload is complete: all its bytes are stored and it can be read. Partial uploads have this event too."""
+    """The upload is complete: all its bytes are stored and it can be read. For a partial one see `PartialFinished`."""
+
+    upload: Upload
+
+
+@dataclass(frozen=True, slots=True)
+class PartialFinished:
+    """A partial upload is complete: a piece of the final upload that a client is going to make of several."""
 
     upload: Upload
 
@@ -86,6 +94,7 @@ Event: TypeAlias = (
     UploadCreated
     | UploadProgressed
     | UploadFinished
+    | PartialFinished
     | UploadTerminated
     | UploadExpired
     | LockWaited
@@ -95,6 +104,11 @@ Event: TypeAlias = (
 )
 E = TypeVar("E")
 Subscriber: TypeAlias = Callable[[E], Awaitable[None] | None]
+
+
+def finish_event(upload: Upload) -> UploadFinished | PartialFinished:
+    """The event of an upload that is complete now."""
+    return PartialFinished(upload) if upload.is_partial else UploadFinished(upload)
 
 
 class EventBus:
@@ -109,6 +123,11 @@ class EventBus:
 
     def subscribe(self, kind: type[E], subscriber: Subscriber[E]) -> None:
         self._subscribers.setdefault(kind, []).append(subscriber)
+
+    def unsubscribe(self, kind: type[E], subscriber: Subscriber[E]) -> None:
+        """Undo `subscribe`; who has not subscribed is fine."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._subscribers[kind].remove(subscriber)
 
     async def publish(self, event: Event) -> None:
         for subscriber in self._subscribers.get(type(event), ()):

@@ -13,6 +13,7 @@ from tusd_py.events.base import (
     AppendStarted,
     EventBus,
     LockWaited,
+    PartialFinished,
     RequestFinished,
     UploadCreated,
     UploadExpired,
@@ -72,7 +73,7 @@ class Metrics:
         self._s3_parts = Gauge(
             "tusd_s3_parts_in_flight", "Parts being sent to S3.", registry=registry, multiprocess_mode="livesum"
         )
-        self._measured: list[tuple[Gauge, Callable[[], int]]] = []
+        self._measured: dict[Gauge, Callable[[], int]] = {}
         self._redis_call: dict[str, Histogram] = {}
         self._redis_errors = Counter("tusd_redis_errors", "Calls to Redis that failed.", ["call"], registry=registry)
         self._lock_timeouts = Counter("tusd_lock_timeouts", "Locks that were not obtained in time.", registry=registry)
@@ -92,7 +93,7 @@ class Metrics:
 
     def s3_buffers(self, bytes_held: Callable[[], int], parts: Callable[[], int]) -> None:
         """Where to ask for what is on its way to S3."""
-        self._measured += [(self._s3_buffered, bytes_held), (self._s3_parts, parts)]
+        self._measured |= {self._s3_buffered: bytes_held, self._s3_parts: parts}
 
     def lease_lost(self) -> None:
         self._lost_leases.inc()
@@ -107,7 +108,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The metrics in Prometheus's text format; reads files when there are several processes."""
-        for gauge, measure in self._measured:
+        for gauge, measure in self._measured.items():
             gauge.set(measure())
         registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -126,7 +127,8 @@ class Metrics:
         plain = self._plain
         events.subscribe(UploadProgressed, lambda event: plain["tusd_bytes_received"].inc(event.received))
         events.subscribe(UploadCreated, lambda event: plain["tusd_uploads_created"].inc())
-        events.subscribe(UploadFinished, lambda event: plain["tusd_uploads_finished"].inc())
+        for kind in (UploadFinished, PartialFinished):  # tusd counts both
+            events.subscribe(kind, lambda event: plain["tusd_uploads_finished"].inc())
         events.subscribe(UploadTerminated, lambda event: plain["tusd_uploads_terminated"].inc())
         events.subscribe(UploadExpired, lambda event: plain["tusd_uploads_expired"].inc())
 

@@ -7,6 +7,7 @@ in the event loop, because that takes less time than waking a thread (measured: 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -236,7 +237,8 @@ class SQLiteState:
                     connection.rollback()
                 for job in jobs:
                     job.result, job.error = None, _state_error(error)
-            self._loop.call_soon_threadsafe(_deliver, jobs)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                self._loop.call_soon_threadsafe(_deliver, jobs)
         if connection is not None:
             connection.close()
 

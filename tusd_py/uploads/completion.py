@@ -17,7 +17,7 @@ from tusd_py.errors import (
     UploadGone,
     UploadNotFound,
 )
-from tusd_py.events.base import EventBus, UploadFinished
+from tusd_py.events.base import EventBus, finish_event
 from tusd_py.locks.base import Lock
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Concatenates, Remembers, Storage
@@ -114,7 +114,7 @@ class Completion:
         complete = await self._state.update(upload, complete, token, durable=sync)
         await self.remember(complete)
         await self._storage.tidy(upload)
-        await self._events.publish(UploadFinished(complete))
+        await self._events.publish(finish_event(complete))
         return complete
 
     def completed(self, upload: Upload, token: int) -> Upload:

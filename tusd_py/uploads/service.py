@@ -25,11 +25,12 @@ from tusd_py.events.base import (
     AppendStarted,
     EventBus,
     LockWaited,
+    PartialFinished,
     UploadCreated,
     UploadExpired,
-    UploadFinished,
     UploadProgressed,
     UploadTerminated,
+    finish_event,
 )
 from tusd_py.locks.base import Lock, Locker, LockHolder
 from tusd_py.state.base import StateStore
@@ -78,7 +79,7 @@ class UploadService:
         self._driving: set[asyncio.Task[Upload]] = set()
         self._completion = Completion(state, storage, events, policy, clock)
         if policy.concatenation_unfinished:
-            events.subscribe(UploadFinished, self._finish_finals_of)
+            events.subscribe(PartialFinished, self.finish_finals_of)
 
     @property
     def can_concatenate(self) -> bool:
@@ -247,7 +248,7 @@ class UploadService:
                 self._no_appends.set()
             await self.events.publish(AppendEnded(append.upload))
             if append.upload.is_complete:
-                await self.events.publish(UploadFinished(append.upload))
+                await self.events.publish(finish_event(append.upload))
             elif append.upload.status is Status.FINISHING:  # also when more bytes came than the length allows
                 append.upload = await self._completion.finish(append.upload, lock.token)
         return append.upload
@@ -315,7 +316,7 @@ class UploadService:
             await self.events.publish(UploadCreated(upload))
             return await self._completion.recover(upload, lock.token)
 
-    async def _finish_finals_of(self, event: UploadFinished) -> None:
+    async def finish_finals_of(self, event: PartialFinished) -> None:
         """The last of its parts is complete: a final upload that waited can be made."""
         for upload in await self.state.due(self.clock.steady(), MOST_WAITING):
             if event.upload.id in upload.partial_ids:
