@@ -127,3 +127,20 @@ def test_room_that_uploads_give_back_is_used_again(server: ServerProcess, redis:
     for path in created:
         assert request(server.port, "DELETE", path).status == 204
     assert post(server).status == 201
+
+
+def test_sweep_after_the_index_was_lost_removes_what_has_expired(tmp_path: Path, redis: RedisServer) -> None:
+    options: dict[str, Any] = {"redis_url": redis.url, "sweep_interval": "1s", "expires_after": "3s"}
+    with ServerProcess(tmp_path / "uploads", **options) as server:
+        path = create(server.port, len(DATA), body=DATA[:500])
+        redis.command("DEL", "tus:due")
+        wait_until(lambda: files_of(server, path) == [], "the sweeper removes the expired upload")
+
+
+def test_a_server_whose_redis_evicts_records_says_so_and_ends(tmp_path: Path) -> None:
+    with (
+        RedisServer(maxmemory="64mb", maxmemory_policy="allkeys-lru") as redis,
+        pytest.raises(RuntimeError, match="noeviction") as caught,
+    ):
+        ServerProcess(tmp_path / "uploads", redis_url=redis.url).start()
+    assert "Traceback" not in str(caught.value)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -40,6 +41,8 @@ try:
 except ImportError as error:  # the extra is not installed
     raise StateUnavailable("Redis needs the package redis: pip install 'tusd-py[redis]'") from error
 
+logger = logging.getLogger("tusd_py.state")
+
 T = TypeVar("T")
 # Operation, seconds it took, whether it succeeded.
 Observe: TypeAlias = Callable[[str, float, bool], object]
@@ -54,6 +57,8 @@ OLDEST_VERSION = (7, 0)
 VERSION = re.compile(
     r"redis_version'?: ?'?([0-9]+)\.([0-9]+)"
 )  # in the text of INFO, or in what a cluster's client makes of it
+MEMORY_POLICY = re.compile(r"maxmemory_policy'?: ?'?([a-z-]+)")
+MEMORY_LIMIT = re.compile(r"maxmemory'?: ?'?([0-9]+)")
 SCAN_COUNT = 500
 # Not to be had, or not for this; the client of a cluster has an exception of its own.
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
@@ -125,6 +130,7 @@ class RedisConnection:
                         self._pipe = Pipe(self._make_client(socket_timeout=None).connection_pool.make_connection)
                     await self._check_version()
                     await self.ask_for_time()
+                    await self.check_memory_policy(refuse=True)
                 except (TypeError, ValueError) as error:  # of an option in the URL
                     await self._disconnect()
                     raise StateUnavailable(f"its URL cannot be used: {error}") from None
@@ -231,14 +237,44 @@ class RedisConnection:
         if self._observe is not None:
             self._observe(name, seconds, succeeded)
 
-    async def _check_version(self) -> None:
+    async def check_memory_policy(self, *, refuse: bool) -> None:
+        """Warn of a server that may evict keys; with `refuse`, raise `StateUnavailable` if it evicts records."""
+        answer = await self._info("memory")
+        policies = set(MEMORY_POLICY.findall(answer))
+        limited = any(int(limit) for limit in MEMORY_LIMIT.findall(answer))
+        evicting = sorted(policies - {"noeviction"})
+        if not policies:
+            logger.warning("Redis does not tell its maxmemory-policy; anything but noeviction loses uploads")
+        elif limited and any(policy.startswith("allkeys") for policy in evicting):
+            reason = f"its maxmemory-policy {evicting[0]} evicts the records of uploads; set it to noeviction"
+            if refuse:
+                raise StateUnavailable(reason)
+            logger.error("Redis loses uploads: %s", reason)
+        elif evicting:
+            logger.warning(
+                "the maxmemory-policy of Redis is %s: with a limit of memory it evicts %s; set it to noeviction",
+                evicting[0],
+                "the records of uploads" if evicting[0].startswith("allkeys") else "locks",
+            )
+
+    async def _info(self, section: str) -> str:
+        """What every node says of itself; empty if the user is not permitted to ask."""
         try:
-            answer = await self.command("INFO", "server")
+            if self.is_cluster:
+                return str(
+                    await self._call("info", lambda: self._client.info(section, target_nodes="primaries"), PATIENCE)
+                )
+            return str(await self.command("INFO", section))
         except StateUnavailable as error:
             if isinstance(error.__cause__, NoPermissionError):
-                return  # then the scripts have to show what the server can do
+                return ""
             raise
-        match = VERSION.search(str(answer))
+
+    async def _check_version(self) -> None:
+        answer = await self._info("server")
+        if not answer:
+            return  # then the scripts have to show what the server can do
+        match = VERSION.search(answer)
         if match is None or (int(match[1]), int(match[2])) < OLDEST_VERSION:
             version = "unknown" if match is None else f"{match[1]}.{match[2]}"
             raise StateUnavailable(f"Redis 7.0 or later is needed, the version of this one is {version}")

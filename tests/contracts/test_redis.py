@@ -646,6 +646,65 @@ async def test_a_redis_without_memory_left_does_not_hand_out_locks(prefix: str) 
             await eventually_free(one, UPLOAD.id, LEASE + BOUNDED)
 
 
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
+async def test_open_with_a_policy_that_evicts_records_is_refused(tmp_path: Path, policy: str) -> None:
+    with RedisServer(maxmemory="64mb", maxmemory_policy=policy) as redis:
+        message = await opening_fails(redis.url, tmp_path)
+    assert policy in message
+    assert "noeviction" in message
+
+
+@pytest.mark.parametrize(
+    ("maxmemory", "policy", "warned"),
+    [
+        ("0", "allkeys-lru", True),
+        ("64mb", "volatile-lru", True),
+        ("64mb", "noeviction", False),
+        ("0", "noeviction", False),
+    ],
+)
+async def test_open_with_a_policy_that_may_evict_later_warns(
+    prefix: str, caplog: pytest.LogCaptureFixture, maxmemory: str, policy: str, warned: bool
+) -> None:
+    with RedisServer(maxmemory=maxmemory, maxmemory_policy=policy) as redis:
+        async with Host(redis.url, prefix) as one:
+            await one.state.create(UPLOAD)
+    warnings = [record.message for record in caplog.records if policy in record.message]
+    assert len(warnings) == warned
+
+
+@pytest.mark.parametrize("loss", ["all", "one entry"])
+async def test_the_index_of_due_uploads_is_rebuilt_after_its_loss(redis: RedisServer, prefix: str, loss: str) -> None:
+    async with Host(redis.url, prefix) as one:
+        for number in range(450):
+            await one.state.create(replace(UPLOAD, id=f"upload-{number}", expires_at=5.0))
+        await one.state.create(replace(UPLOAD, id="later", expires_at=1e10))
+        await one.state.create(replace(UPLOAD, id="finishing", status=Status.FINISHING, expires_at=None))
+        await one.state.create(replace(UPLOAD, id="complete", status=Status.COMPLETE, expires_at=None))
+        await one.state.repair_index()
+        if loss == "all":
+            redis.command("DEL", f"{prefix}due")
+        else:
+            redis.command("ZREM", f"{prefix}due", "upload-7")
+        lacking = 452 if loss == "all" else 1
+        assert len(await one.state.due(10.0, 1000)) < 451
+        assert await one.state.repair_index(older_than=0) == lacking
+        due = {upload.id for upload in await one.state.due(10.0, 1000)}
+        assert due == {"finishing", *(f"upload-{number}" for number in range(450))}
+        assert "later" in {upload.id for upload in await one.state.due(2e10, 1000)}
+
+
+async def test_an_index_that_is_whole_is_not_looked_through_again(
+    redis: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Host(redis.url, prefix) as one:
+        await one.state.create(replace(UPLOAD, expires_at=5.0))
+        await one.state.repair_index()
+        assert [upload.id for upload in await one.state.due(10.0, 10)] == [UPLOAD.id]
+        monkeypatch.setattr(one.connection, "keys", None)
+        assert await one.state.repair_index() == 0
+
+
 async def test_scripts_that_redis_forgot_are_sent_again(redis: RedisServer, prefix: str) -> None:
     async with Host(redis.url, prefix) as one:
         await exercise(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tusd_py.clock import Clock
 from tusd_py.upload import Part, Upload
@@ -61,3 +61,11 @@ class StateStore(Protocol):
 
     def all(self) -> AsyncIterator[Upload]:
         """Every record, in no particular order."""
+
+
+@runtime_checkable
+class SupportsIndexRepair(Protocol):
+    """A state store that finds what is due by an index which it can lose."""
+
+    async def repair_index(self) -> int:
+        """Restore entries that were lost, if it is time to look for them; returns how many."""

@@ -19,11 +19,13 @@ from tusd_py.clock import Clock
 from tusd_py.errors import LockLost, UploadExists
 from tusd_py.records import decode, encode
 from tusd_py.redis_connection import PATIENCE, RedisConnection, Script
+from tusd_py.state.redis_index import NOTE, DueIndex, escaped
 from tusd_py.upload import Part, Status, Upload
 
 PAGE = 200  # records fetched at once
 FRESH = 60.0  # seconds; for so long the record that an entry of the index speaks of may be on its way
 ENDED = (Status.TERMINATED, Status.EXPIRED)  # removing works although there is no memory left
+REPAIR_INTERVAL = 6 * 3600.0  # seconds between two comparisons of the index with the records
 NOW = 0.0  # to be looked at whenever the sweeper comes; in the index, less than that by the time of the entry
 
 CREATE = Script(
@@ -70,8 +72,6 @@ return 1
 """,
     allow_oom=True,
 )
-# Earlier than the index knows; it may have lost the entry.
-NOTE = Script("note", "return redis.call('ZADD', KEYS[1], 'LT', ARGV[1], ARGV[2])", allow_oom=True)
 # Only if nobody has moved the entry meanwhile.
 MOVE = Script(
     "move",
@@ -104,7 +104,8 @@ class RedisState:
         self._redis = connection
         self._prefix = prefix
         self._patience = patience
-        self._due = f"{prefix}due"
+        self._index = DueIndex(connection, prefix)
+        self._due = self._index.key
         self._metadata = f"{prefix}metadata"
 
     @property
@@ -200,10 +201,12 @@ class RedisState:
     async def write_metadata(self, name: str, value: str, *, before: str | None) -> bool:
         return bool(await self._redis.run(WRITE_METADATA, [self._metadata], [name, value, before or ""]))
 
+    async def repair_index(self, older_than: float = REPAIR_INTERVAL) -> int:
+        return await self._index.repair(older_than)
+
     async def all(self) -> AsyncIterator[Upload]:
-        escaped = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in self._prefix)
         seen: set[str] = set()
-        async for key in self._redis.keys(f"{escaped}{{*}}:record"):
+        async for key in self._redis.keys(f"{escaped(self._prefix)}{{*}}:record"):
             if key in seen:
                 continue
             seen.add(key)

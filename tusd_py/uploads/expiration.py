@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from tusd_py.errors import LockTimeout, UploadError
 from tusd_py.locks.base import Locker
-from tusd_py.state.base import StateStore
+from tusd_py.state.base import StateStore, SupportsIndexRepair
 from tusd_py.storage.base import HasJanitor, Orphan
 from tusd_py.upload import Upload
 from tusd_py.uploads.holders import Undisturbed
@@ -35,6 +35,8 @@ async def due_uploads(service: UploadService, now: float) -> AsyncIterator[Uploa
 async def sweep(service: UploadService) -> int:
     """Look once at everything that is due; returns how many uploads were dealt with."""
     await keep_time(service.state, service.clock)
+    if isinstance(service.state, SupportsIndexRepair):
+        await service.state.repair_index()
     swept = 0
     seen: set[str] = set()
     while True:
