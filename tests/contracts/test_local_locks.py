@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.contracts.test_locks import Holder
+from tests.contracts.parts import PATIENCE, within
+from tests.contracts.test_locks import Holder, let_go_when_asked
 from tusd_py.errors import StateUnavailable
-from tusd_py.locks import tokens as counter
+from tusd_py.locks import ranges, tokens as counter
+from tusd_py.locks.base import Lock
 from tusd_py.locks.local import LocalLocker
 
 
@@ -31,6 +38,7 @@ async def test_the_lock_file_does_not_grow(tmp_path: Path) -> None:
         await lock.release()
     await locker.close()
     assert (tmp_path / "locks").stat().st_size == 16
+    assert sum((tmp_path / name).stat().st_size for name in os.listdir(tmp_path)) == 16
 
 
 async def tokens(path: Path, count: int) -> list[int]:
@@ -98,3 +106,116 @@ async def test_a_lock_outdoes_the_token_of_a_record(tmp_path: Path) -> None:
     await lock.release()
     await later.release()
     await locker.close()
+
+
+class Calls:
+    """Counts the calls of the kernel."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._call = fcntl.fcntl
+        monkeypatch.setattr(ranges, "fcntl", SimpleNamespace(**vars(fcntl) | {"fcntl": self._counted}))
+
+    def _counted(self, descriptor: int, command: int, argument: bytes) -> bytes:
+        self.count += 1
+        return self._call(descriptor, command, argument)
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[LocalLocker, LocalLocker]]:
+    """Lockers as two processes have them."""
+    lockers = LocalLocker(tmp_path / "locks"), LocalLocker(tmp_path / "locks")
+    for locker in lockers:
+        await locker.open()
+    yield lockers
+    for locker in lockers:
+        await locker.close()
+
+
+async def test_looking_at_other_processes_costs_the_same_however_much_is_held(
+    pair: tuple[LocalLocker, LocalLocker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding, other = pair
+    holders = [Holder() for _ in range(500)]
+    for number, holder in enumerate(holders):
+        await holding.acquire(f"upload-{number}", holder, 0)
+    calls = Calls(monkeypatch)
+    for number in range(0, 500, 50):
+        async with other.request_commit(f"upload-{number}"):
+            await within(holders[number].commit_asked.wait())
+    assert calls.count < 500  # ten requests; a look at every lock would be 500 at each
+    assert sum(holder.commit_asked.is_set() for holder in holders) == 10
+
+
+@pytest.mark.parametrize(("held", "wanted"), [(300, 300), (300, 5), (5, 300)])
+async def test_many_want_what_many_hold(pair: tuple[LocalLocker, LocalLocker], held: int, wanted: int) -> None:
+    """Whichever are fewer, the wishes or the locks, all the right ones are found."""
+    holding, other = pair
+
+    async def hold(number: int) -> None:
+        holder = Holder()
+        lock: Lock = await holding.acquire(f"upload-{number}", holder, 0)
+        if number < wanted:
+            await let_go_when_asked(lock, holder)
+        else:
+            locks.append((lock, holder))
+
+    async def want(number: int) -> None:
+        lock = await other.acquire(f"upload-{number}", Holder(), PATIENCE)
+        await lock.release()
+
+    locks: list[tuple[Lock, Holder]] = []
+    beyond = [await holding.acquire(f"upload-{number}", Holder(), 0) for number in range(held, wanted)]
+    holds = [asyncio.create_task(hold(number)) for number in range(held)]
+    await asyncio.sleep(0)
+    wants = [asyncio.create_task(want(number)) for number in range(wanted)]
+    await within(asyncio.gather(*holds))
+    for lock in beyond:
+        await lock.release()
+    await within(asyncio.gather(*wants))
+    for kept, holder in locks:
+        assert not holder.release_asked.is_set()
+        await kept.release()
+
+
+async def test_a_wish_that_is_older_than_the_lock_is_known_at_once(pair: tuple[LocalLocker, LocalLocker]) -> None:
+    locker, other = pair
+    first = await locker.acquire("upload", Holder(), 0)
+    waiting = asyncio.create_task(other.acquire("upload", Holder(), PATIENCE))
+    await asyncio.sleep(0)
+    await first.release()
+    holder = Holder()
+    second = await locker.acquire("upload", holder, 0)
+    assert holder.release_asked.is_set()
+    await second.release()
+    await (await within(waiting)).release()
+
+
+async def test_who_waits_when_the_locker_closes_is_told(pair: tuple[LocalLocker, LocalLocker]) -> None:
+    locker, other = pair
+    lock = await locker.acquire("upload", Holder(), 0)
+    waiting = asyncio.create_task(other.acquire("upload", Holder(), PATIENCE))
+    await asyncio.sleep(0)
+    await other.close()
+    with pytest.raises(StateUnavailable):
+        await within(waiting)
+    with pytest.raises(StateUnavailable):
+        await other.acquire("another", Holder(), 1)
+    await lock.release()
+
+
+def test_every_byte_that_others_have_locked_is_found(tmp_path: Path) -> None:
+    ours, theirs, third = (os.open(tmp_path / "locks", os.O_RDWR | os.O_CREAT) for _ in range(3))
+    positions = {0, 2, 4, 100, 1 << 40, (1 << 62) + 2}
+    for position in positions:
+        assert ranges.try_lock(theirs, position, shared=True)
+    assert ranges.try_lock(third, 2, shared=True)
+    assert ranges.try_lock(ours, 50)
+    found = ranges.all_locked_elsewhere(ours, 0, (1 << 63) - 2, most=10)
+    assert found is not None
+    assert set(found) == positions
+    assert ranges.all_locked_elsewhere(ours, 1, 99, most=10) in ([2, 4], [4, 2])
+    assert ranges.all_locked_elsewhere(ours, 5, 99, most=0) == []
+    assert ranges.all_locked_elsewhere(ours, 0, 1 << 62, most=4) is None
+    for descriptor in (ours, theirs, third):
+        os.close(descriptor)

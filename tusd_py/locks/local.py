@@ -1,9 +1,11 @@
-"""Locks between the processes of one host: bytes of one file, locked in the kernel, that die with their process.
+"""Locks between the processes of one host: bytes of files, locked in the kernel, that die with their process.
 
-Every upload has three bytes beyond the end of the lock file, at a place made from its id. Who has a write lock on the
-first holds the upload. Who wants the holder to release, or to commit, holds a read lock on the second or third for
-as long as the wish lasts: it too disappears with its process, so no stale request is ever left behind. Requests of
-the same process reach the holder directly; those of other processes when the holder next looks.
+Every upload has a byte in one of several (empty) lock files, at a place made from its id. Whoever holds a write lock
+on it holds the upload. Who wants the holder to release, or to commit, holds a read lock on a byte of the file of
+wishes for as long as the wish lasts: it too disappears with its process, so no stale request is ever left behind.
+Requests of the same process reach the holder directly; those of other processes when the holder next looks.
+
+A look costs one call of the kernel while no other process wants anything, however many uploads are held.
 """
 
 from __future__ import annotations
@@ -11,25 +13,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from tusd_py.errors import LockTimeout, StateUnavailable
 from tusd_py.locks.base import LockHolder
-from tusd_py.locks.ranges import is_locked_elsewhere, try_lock, unlock
+from tusd_py.locks.ranges import (
+    all_locked_elsewhere,
+    first_locked_elsewhere,
+    is_locked_elsewhere,
+    try_lock,
+    unlock,
+)
 from tusd_py.locks.tokens import TokenCounter
 
+logger = logging.getLogger("tusd_py.locks")
+
 POLL_INTERVAL = 0.02  # seconds between two looks at what other processes did
-HELD, RELEASE_WANTED, COMMIT_WANTED = 0, 1, 2
-FIRST_UPLOAD_POSITION = 4096
+LONGEST_INTERVAL = 0.5  # seconds, when there is so much to look at that a look takes long
+LOOKING_SHARE = 0.1  # of the time of the event loop's thread that looking may take
+LOCK_FILES = 16  # the kernel goes through all locks of a file for each that it sets
+RELEASE_WANTED, COMMIT_WANTED = 0, 2  # not side by side: the kernel would make one lock of both
+LAST_WISH = (1 << 62) + COMMIT_WANTED
 
 
-def _position(upload_id: str) -> int:
-    """Where the bytes of an upload are: 60 bits of its digest, four bytes each."""
-    digest = hashlib.blake2b(upload_id.encode(), digest_size=8).digest()
-    return FIRST_UPLOAD_POSITION + ((int.from_bytes(digest) >> 4) << 2) % (1 << 62)
+def _digest(upload_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(upload_id.encode(), digest_size=8).digest())
 
 
 class LocalLock:
@@ -38,10 +51,12 @@ class LocalLock:
     inherited = 0  # the kernel takes a lock from dead processes only
     record = None  # the locker knows no records
 
-    def __init__(self, locker: LocalLocker, upload_id: str, token: int, holder: LockHolder) -> None:
+    def __init__(self, locker: LocalLocker, upload_id: str, place: tuple[int, int], holder: LockHolder) -> None:
+        """`place` is a descriptor and a position in its file."""
         self._locker = locker
         self.upload_id = upload_id
-        self.token = token
+        self.place = place
+        self.token = 0
         self.holder = holder
         self.release_was_requested = False
 
@@ -65,35 +80,57 @@ class LocalLocker:
     """The locker of one process. All processes that share `path` exclude each other."""
 
     def __init__(self, path: Path) -> None:
+        """Keep the token counter in `path`, and what is locked in files whose names begin with it."""
         self._path = path
-        self._descriptor = -1
+        self._counter = -1  # descriptors
+        self._wish_file = -1
+        self._lock_files: list[int] = []
         self._held: dict[str, LocalLock] = {}
-        self._waiters: dict[str, deque[asyncio.Future[None]]] = {}
+        self._held_at: dict[int, LocalLock] = {}  # by position
+        self._waiters: dict[str, deque[asyncio.Future[None]]] = {}  # for a lock that this process holds
+        self._outside: dict[str, list[asyncio.Future[None]]] = {}  # for one that another process holds
         self._wishes: Counter[int] = Counter()  # read locks of this process, by position
-        self._watch: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         try:
-            self._descriptor = await asyncio.to_thread(self._open_file)
+            await asyncio.to_thread(self._open_files)
         except OSError as error:
+            self._close_files()
             raise StateUnavailable from error
 
-    def _open_file(self) -> int:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            self._tokens = TokenCounter(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+    def _open_files(self) -> None:
+        self._counter = self._open_file("")
+        self._tokens = TokenCounter(self._counter)
+        self._wish_file = self._open_file("-wishes")
+        for number in range(LOCK_FILES):
+            self._lock_files.append(self._open_file(f"-{number}"))
+
+    def _open_file(self, suffix: str) -> int:
+        path = self._path.with_name(self._path.name + suffix)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _close_files(self) -> None:
+        for descriptor in (self._counter, self._wish_file, *self._lock_files):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._counter = self._wish_file = -1
+        self._lock_files.clear()
 
     async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._close_files()  # the kernel lets go of every lock
+        for waiters in self._outside.values():
+            _wake(waiters)
+
+    def _place(self, upload_id: str) -> tuple[int, int]:
+        """The descriptor and the position of an upload's lock; raises `StateUnavailable` after `close`."""
+        if not self._lock_files:
+            raise StateUnavailable
+        digest = _digest(upload_id)
+        return self._lock_files[digest % LOCK_FILES], (digest >> 4) << 2  # 60 bits of it, and room for the wishes
 
     async def acquire(
         self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
@@ -111,7 +148,7 @@ class LocalLocker:
             raise LockTimeout from None
 
     async def _wait(self, upload_id: str, holder: LockHolder) -> LocalLock:
-        with self._wish(_position(upload_id) + RELEASE_WANTED):
+        with self._wish(self._place(upload_id)[1] + RELEASE_WANTED):
             while True:
                 current = self._held.get(upload_id)
                 if current is not None:
@@ -119,8 +156,8 @@ class LocalLocker:
                 lock = self._try(upload_id, holder)
                 if lock is not None:
                     return lock
-                if upload_id not in self._held:  # another process has it
-                    await asyncio.sleep(POLL_INTERVAL)
+                if upload_id not in self._held:
+                    await self._wait_for_other_process(upload_id)
 
     async def _wait_for_release(self, lock: LocalLock) -> None:
         waiters = self._waiters.setdefault(lock.upload_id, deque())
@@ -139,28 +176,44 @@ class LocalLocker:
             if not waiters and self._waiters.get(lock.upload_id) is waiters:
                 del self._waiters[lock.upload_id]
 
+    async def _wait_for_other_process(self, upload_id: str) -> None:
+        """Return when a look has found the lock free."""
+        waiters = self._outside.setdefault(upload_id, [])
+        free = asyncio.get_running_loop().create_future()
+        waiters.append(free)
+        self._look_later(POLL_INTERVAL)
+        try:
+            await free
+        finally:
+            waiters.remove(free)
+            if not waiters:
+                del self._outside[upload_id]
+
     def _try(self, upload_id: str, holder: LockHolder) -> LocalLock | None:
-        position = _position(upload_id) + HELD
-        if upload_id in self._held or not try_lock(self._descriptor, position):
+        place = self._place(upload_id)
+        if upload_id in self._held or not try_lock(*place):
             return None
+        lock = LocalLock(self, upload_id, place, holder)
         try:
             token = self._next_token()
         except StateUnavailable:
-            unlock(self._descriptor, position)
+            unlock(*place)
             raise
         if token is None:
-            unlock(self._descriptor, position)
+            unlock(*place)
             return None
-        lock = LocalLock(self, upload_id, token, holder)
-        self._held[upload_id] = lock
+        lock.token = token
+        self._held[upload_id] = self._held_at[place[1]] = lock
         if self._waiters.get(upload_id):  # they asked the holder before this one
             lock.request_release()
-        if self._watch is None:
-            self._watch = asyncio.get_running_loop().create_task(self._watch_other_processes())
+        self._pass_on_wishes_for(lock)
+        self._look_later(POLL_INTERVAL)
         return lock
 
     def _next_token(self, above: int = 0) -> int | None:
         """A number larger than any before it, in whichever process; None if another process is just taking one."""
+        if self._counter < 0:
+            raise StateUnavailable
         try:
             return self._tokens.next(above)
         except OSError as error:
@@ -169,10 +222,10 @@ class LocalLocker:
     def _release(self, lock: LocalLock) -> None:
         if self._held.get(lock.upload_id) is not lock:
             return
-        del self._held[lock.upload_id]
-        if self._descriptor < 0:  # closed: the kernel has let go of every lock
+        del self._held[lock.upload_id], self._held_at[lock.place[1]]
+        if not self._lock_files:  # closed: the kernel has let go of every lock
             return
-        unlock(self._descriptor, _position(lock.upload_id) + HELD)
+        unlock(*lock.place)
         self._wake_next(lock.upload_id)
 
     def _wake_next(self, upload_id: str) -> None:
@@ -186,7 +239,7 @@ class LocalLocker:
     @contextlib.contextmanager
     def _wish(self, position: int) -> Iterator[None]:
         if self._wishes[position] == 0:
-            try_lock(self._descriptor, position, shared=True)
+            try_lock(self._wish_file, position, shared=True)
         self._wishes[position] += 1
         try:
             yield
@@ -194,7 +247,8 @@ class LocalLocker:
             self._wishes[position] -= 1
             if self._wishes[position] == 0:
                 del self._wishes[position]
-                unlock(self._descriptor, position)
+                if self._wish_file >= 0:
+                    unlock(self._wish_file, position)
 
     @contextlib.asynccontextmanager
     async def request_commit(self, upload_id: str) -> AsyncIterator[bool]:
@@ -203,24 +257,65 @@ class LocalLocker:
             current.holder.commit_requested()
             yield True
             return
-        position = _position(upload_id)
-        if not is_locked_elsewhere(self._descriptor, position + HELD):
+        descriptor, position = self._place(upload_id)
+        if not is_locked_elsewhere(descriptor, position):
             yield False
             return
         with self._wish(position + COMMIT_WANTED):
             yield True
 
     async def is_held(self, upload_id: str) -> bool:
-        return upload_id in self._held or is_locked_elsewhere(self._descriptor, _position(upload_id) + HELD)
+        return upload_id in self._held or is_locked_elsewhere(*self._place(upload_id))
 
-    async def _watch_other_processes(self) -> None:
-        """Tell the holders of this process what other processes want of them; ends when nothing is held."""
-        while self._held:
+    # Looking at what other processes do.
+
+    def _look_later(self, delay: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._look)
+
+    def _look(self) -> None:
+        """Tell holders what other processes want of them, and waiters what other processes have released.
+
+        Goes on while there is anybody to tell.
+        """
+        self._timer = None
+        started = time.thread_time()
+        try:
+            self._pass_on_wishes()
+            for upload_id, waiters in self._outside.items():
+                if not is_locked_elsewhere(*self._place(upload_id)):
+                    _wake(waiters)
+        except OSError as error:  # of the kernel: the next look may do better
+            logger.error("the locks of other processes cannot be seen: %s", error)
+        if self._held or self._outside:
+            spent = time.thread_time() - started
+            self._look_later(min(LONGEST_INTERVAL, max(POLL_INTERVAL, spent / LOOKING_SHARE)))
+
+    def _pass_on_wishes(self) -> None:
+        """Look for wishes, at each upload that is held only if there are more wishes than that."""
+        if not self._held:
+            return
+        wishes = all_locked_elsewhere(self._wish_file, 0, LAST_WISH, most=len(self._held))
+        if wishes is None:
             for lock in list(self._held.values()):
-                position = _position(lock.upload_id)
-                if not lock.release_was_requested and is_locked_elsewhere(self._descriptor, position + RELEASE_WANTED):
-                    lock.request_release()
-                elif is_locked_elsewhere(self._descriptor, position + COMMIT_WANTED):
-                    lock.holder.commit_requested()
-            await asyncio.sleep(POLL_INTERVAL)
-        self._watch = None
+                self._pass_on_wishes_for(lock)
+            return
+        for position in {position & ~COMMIT_WANTED for position in wishes}:
+            lock_there = self._held_at.get(position)
+            if lock_there is not None:
+                self._pass_on_wishes_for(lock_there)
+
+    def _pass_on_wishes_for(self, lock: LocalLock) -> None:
+        position = lock.place[1]
+        if first_locked_elsewhere(self._wish_file, position, position + COMMIT_WANTED) is None:
+            return
+        if is_locked_elsewhere(self._wish_file, position + RELEASE_WANTED):
+            lock.request_release()
+        elif is_locked_elsewhere(self._wish_file, position + COMMIT_WANTED):
+            lock.holder.commit_requested()
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

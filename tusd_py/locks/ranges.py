@@ -8,34 +8,38 @@ import os
 import struct
 import sys
 
+LAST_POSITION = (1 << 63) - 1
+
 # An "open file description" lock belongs to the opened file, not to the process, so that closing another descriptor
 # of the same file does not drop it. Where the kernel lacks them a lock of the process does, with one descriptor only.
 if sys.platform == "darwin":  # struct flock has another order there
     _FLOCK = struct.Struct("qqihh")
     _SET, _GET = fcntl.F_SETLK, fcntl.F_GETLK
 
-    def _pack(kind: int, start: int) -> bytes:
-        return _FLOCK.pack(start, 1, 0, kind, os.SEEK_SET)
+    def _pack(kind: int, start: int, length: int) -> bytes:
+        return _FLOCK.pack(start, length, 0, kind, os.SEEK_SET)
 
-    def _kind(packed: bytes) -> int:
-        return int(_FLOCK.unpack(packed)[3])
+    def _unpack(packed: bytes) -> tuple[int, int, int]:
+        start, length, _, kind, _ = _FLOCK.unpack(packed)
+        return kind, start, length
 
 else:
     _FLOCK = struct.Struct("hhqqi4x")
     _SET = getattr(fcntl, "F_OFD_SETLK", fcntl.F_SETLK)
     _GET = getattr(fcntl, "F_OFD_GETLK", fcntl.F_GETLK)
 
-    def _pack(kind: int, start: int) -> bytes:
-        return _FLOCK.pack(kind, os.SEEK_SET, start, 1, 0)
+    def _pack(kind: int, start: int, length: int) -> bytes:
+        return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
 
-    def _kind(packed: bytes) -> int:
-        return int(_FLOCK.unpack(packed)[0])
+    def _unpack(packed: bytes) -> tuple[int, int, int]:
+        kind, _, start, length, _ = _FLOCK.unpack(packed)
+        return kind, start, length
 
 
 def try_lock(descriptor: int, position: int, *, shared: bool = False) -> bool:
     """Lock one byte; False if another opened file holds a lock on it that excludes this one."""
     try:
-        fcntl.fcntl(descriptor, _SET, _pack(fcntl.F_RDLCK if shared else fcntl.F_WRLCK, position))
+        fcntl.fcntl(descriptor, _SET, _pack(fcntl.F_RDLCK if shared else fcntl.F_WRLCK, position, 1))
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -44,9 +48,40 @@ def try_lock(descriptor: int, position: int, *, shared: bool = False) -> bool:
 
 
 def unlock(descriptor: int, position: int) -> None:
-    fcntl.fcntl(descriptor, _SET, _pack(fcntl.F_UNLCK, position))
+    fcntl.fcntl(descriptor, _SET, _pack(fcntl.F_UNLCK, position, 1))
 
 
 def is_locked_elsewhere(descriptor: int, position: int) -> bool:
     """True if another opened file holds any lock on this byte."""
-    return _kind(fcntl.fcntl(descriptor, _GET, _pack(fcntl.F_WRLCK, position))) != fcntl.F_UNLCK
+    return first_locked_elsewhere(descriptor, position, position) is not None
+
+
+def first_locked_elsewhere(descriptor: int, first: int, last: int) -> tuple[int, int] | None:
+    """One range (first and last byte) that another opened file has locked between two bytes, or None.
+
+    The kernel says which comes first in its list, not which has the lowest position.
+    """
+    packed = fcntl.fcntl(descriptor, _GET, _pack(fcntl.F_WRLCK, first, last - first + 1))
+    kind, start, length = _unpack(packed)
+    if kind == fcntl.F_UNLCK:
+        return None
+    return start, start + length - 1 if length else LAST_POSITION
+
+
+def all_locked_elsewhere(descriptor: int, first: int, last: int, *, most: int) -> list[int] | None:
+    """Every byte between two that other opened files have locked, where each lock is of one byte.
+
+    None if there are more than `most`. It takes one call of the kernel, and two for each lock.
+    """
+    found: list[int] = []
+    unknown = [(first, last)]
+    while unknown:
+        start, end = unknown.pop()
+        locked = first_locked_elsewhere(descriptor, start, end) if start <= end else None
+        if locked is not None:
+            if len(found) == most:
+                return None
+            position = max(start, locked[0])
+            found.append(position)
+            unknown += [(start, position - 1), (position + 1, end)]
+    return found

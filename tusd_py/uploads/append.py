@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.source import Source
 
+IDLE_STEP = 0.25  # seconds between the moments at which idle appends are looked at
 FLUSH_INTERVAL = 10.0  # seconds after which everything is stored even where that is not cheap
 SILENT = 1.0  # seconds without a byte after which a reader's question ends the append
 
@@ -64,6 +66,7 @@ class Append:
         self._limit = _limit(upload, policy)
         self._position = upload.offset  # where the next byte received goes
         self._timer: asyncio.TimerHandle | None = None
+        self._woken_at: float | None = None  # by the timer, since when `read` has given no bytes
         self._commit_due = False
         self._commit_requested = False
         self._bytes_at_commit = upload.offset
@@ -116,6 +119,7 @@ class Append:
         self._arm()
         while (data := await self._source.read()) is not None:
             if data:
+                self._woken_at = None
                 await self._take(data)
             if self._commit_requested or self._commit_due:
                 await self._commit()
@@ -140,8 +144,26 @@ class Append:
         self._timer = asyncio.get_running_loop().call_later(self._policy.commit_interval, self._interval_passed)
 
     def _interval_passed(self) -> None:
+        if self._is_idle():
+            self._look_again()
+            return
+        self._woken_at = time.monotonic()
         self._commit_due = True
         self._source.wake()
+
+    def _look_again(self) -> None:
+        """Set the timer while nothing comes, so that those of all idle appends fire together."""
+        loop = asyncio.get_running_loop()
+        at = math.ceil((loop.time() + self._policy.commit_interval) / IDLE_STEP) * IDLE_STEP
+        self._timer = loop.call_at(at, self._interval_passed)
+
+    def _is_idle(self) -> bool:
+        """Whether all that had arrived when the timer last woke the source is committed, and nothing came since."""
+        if self._woken_at is None or self._position != self._bytes_at_commit:
+            return False
+        if self._verification is None and self._position != self.upload.offset:
+            return False  # the storage still has to make bytes safe
+        return self._source.silent_for() >= time.monotonic() - self._woken_at
 
     async def _commit(self, *, everything: bool = False) -> Upload:
         """Make what has arrived part of the upload; with a checksum only the request for a commit is answered."""
