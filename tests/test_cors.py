@@ -147,3 +147,32 @@ async def test_credentials_are_for_a_named_origin(origins: list[str]) -> None:
 def test_origins_match_as_a_whole(configured: str, origin: str, expected: bool) -> None:
     for origins in ([configured], ["https://another.example", configured]):
         assert bool(re.fullmatch(origin_pattern(origins), origin)) is expected
+
+
+# Private networks.
+
+
+PRIVATE_NETWORK = {
+    "Origin": ORIGIN,
+    "Access-Control-Request-Method": "PATCH",
+    "Access-Control-Request-Private-Network": "true",
+}
+
+
+@pytest.mark.parametrize("origins", ["*", ORIGIN, "https://*.example.org"])
+async def test_preflight_for_a_private_network_from_an_allowed_origin_is_answered(origins: str) -> None:
+    status, headers = await answer(application(origins), "OPTIONS", PRIVATE_NETWORK)
+    assert (status, headers["access-control-allow-private-network"]) == (200, "true")
+
+
+async def test_preflight_for_a_private_network_from_another_origin_is_not() -> None:
+    for app in (application("https://other.example.org"), application()):
+        _, headers = await answer(app, "OPTIONS", PRIVATE_NETWORK)
+        assert "access-control-allow-private-network" not in headers
+        assert "access-control-allow-origin" not in headers
+
+
+async def test_preflight_that_asks_for_no_private_network_is_told_of_none() -> None:
+    asked = {name: value for name, value in PRIVATE_NETWORK.items() if "Private" not in name}
+    status, headers = await answer(application("*"), "OPTIONS", asked)
+    assert (status, "access-control-allow-private-network" in headers) == (200, False)

@@ -6,7 +6,9 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 METHODS = ("POST", "HEAD", "PATCH", "DELETE", "GET", "OPTIONS")
@@ -28,6 +30,7 @@ EXPOSED_HEADERS = (
 )
 NEEDED_METHODS = ("POST", "HEAD", "PATCH", "DELETE")
 NEEDED_HEADERS = ("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Concat")
+PRIVATE_NETWORK = "Access-Control-Allow-Private-Network"
 MAX_AGE = 86400  # seconds; browsers cap it themselves
 
 
@@ -36,7 +39,7 @@ def with_cors(app: ASGIApp, origins: Sequence[str], *, credentials: bool) -> ASG
     if not origins:
         return app
     everyone = "*" in origins
-    return CORSMiddleware(
+    return _Middleware(
         app,
         allow_origins=["*"] if everyone else [],
         allow_origin_regex=None if everyone else origin_pattern(origins),
@@ -45,7 +48,18 @@ def with_cors(app: ASGIApp, origins: Sequence[str], *, credentials: bool) -> ASG
         allow_credentials=credentials,
         expose_headers=EXPOSED_HEADERS,
         max_age=MAX_AGE,
+        allow_private_network=True,
     )
+
+
+class _Middleware(CORSMiddleware):
+    """Lets pages on the internet use a server in a private network (Chrome asks), if their origin is allowed."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200 and PRIVATE_NETWORK in response.headers:
+            del response.headers[PRIVATE_NETWORK]
+        return response
 
 
 def origin_pattern(origins: Sequence[str]) -> str:
