@@ -227,6 +227,27 @@ def test_a_client_without_an_address() -> None:
     assert builder("").client(scope_of(client=None), {}) == ""
 
 
+# Proxies that nobody trusts.
+
+
+@pytest.mark.parametrize("name", ["x-forwarded-proto", "x-forwarded-host", "forwarded"])
+def test_forwarding_of_an_untrusted_peer_is_logged_once(caplog: pytest.LogCaptureFixture, name: str) -> None:
+    urls = UrlBuilder(None, TrustedProxies(["192.0.2.1"]))
+    for number in range(3):
+        urls.client(scope_of(client=(f"10.0.0.{number}", 1)), {name: "https"})
+    assert len(caplog.messages) == 1
+    assert "from 10.0.0.0 is ignored" in caplog.messages[0]
+    assert "trusted_proxies" in caplog.messages[0]
+
+
+def test_forwarding_is_not_logged_where_it_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    fields = {"x-forwarded-proto": "https"}
+    UrlBuilder("https://example.org", TrustedProxies([])).client(scope_of(), fields)
+    UrlBuilder(None, TrustedProxies(["*"])).client(scope_of(), fields)
+    UrlBuilder(None, TrustedProxies([])).client(scope_of(), {"x-forwarded-for": "10.0.0.1"})
+    assert caplog.messages == []
+
+
 # The id of an upload.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -15,6 +16,9 @@ from tusd_py.upload import is_upload_id
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+logger = logging.getLogger("tusd_py.http")
+
+FORWARDING_FIELDS = ("forwarded", "x-forwarded-proto", "x-forwarded-host")
 HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 FORWARDED_PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"([^"]*)"|([^";,\s]*))\s*')
@@ -57,6 +61,7 @@ class UrlBuilder:
     def __init__(self, public_url: str | None, proxies: TrustedProxies) -> None:
         self._public_url = public_url.rstrip("/") if public_url else None
         self._proxies = proxies
+        self._warned = public_url is not None  # then nobody has to be believed
 
     def base(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """The absolute URL of the endpoint, without a slash at its end."""
@@ -81,10 +86,21 @@ class UrlBuilder:
         """The address of the client, as far as the proxies in between are believed."""
         return _without_port(self._forwarded(scope, headers).get("for", "")) or _peer(scope)
 
+    def _warn_of(self, peer: str) -> None:
+        """Say once that URLs may be wrong: a proxy that nobody named as trusted is the usual reason."""
+        self._warned = True
+        logger.warning(
+            "X-Forwarded-* or Forwarded from %s is ignored, so that Location may have a scheme and host that clients"
+            " cannot reach: if this is your proxy, name it in trusted_proxies, or set public_url",
+            peer or "an unknown peer",
+        )
+
     def _forwarded(self, scope: Scope, headers: Mapping[str, str]) -> dict[str, str]:
         """What trusted proxies say: for, proto, host, prefix. `Forwarded` (RFC 7239) wins over `X-Forwarded-*`."""
         peer = _peer(scope)
         if not self._proxies.trusts(peer):
+            if not self._warned and not headers.keys().isdisjoint(FORWARDING_FIELDS):
+                self._warn_of(peer)
             return {}
         if "forwarded" in headers:
             elements = [_parse_forwarded(element) for element in headers["forwarded"].split(",")]
