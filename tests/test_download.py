@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import re
+import unicodedata
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from tests.properties import HEADER_TEXT, on_any_machine
-from tusd_py.http.download import content_disposition, describe, entity_tag, select
+from tusd_py.http.download import content_disposition, describe, entity_tag, file_name, select
 from tusd_py.http.headers import format_date
 from tusd_py.upload import Status, Upload
 
@@ -218,6 +219,32 @@ def test_descriptions(metadata: dict[str, str], content_type: str, disposition: 
     assert headers["Accept-Ranges"] == "bytes"
 
 
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/html",
+        "TEXT/HTML; charset=utf-8",
+        "text/xml",
+        "text/javascript",
+        "image/svg+xml",
+        "application/xml",
+        "application/xhtml+xml",
+        "application/pdf",
+        "application/octet-stream",
+        "",
+    ],
+)
+def test_describe_sandboxes_what_is_not_shown_inline(content_type: str) -> None:
+    headers = described(filename="a", filetype=content_type)
+    assert headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
+    assert headers["Content-Disposition"].startswith("attachment")
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "video/mp4", "text/plain; charset=utf-8"])
+def test_describe_lets_players_play_what_is_shown_inline(content_type: str) -> None:
+    assert "Content-Security-Policy" not in described(filetype=content_type)
+
+
 @pytest.mark.parametrize("metadata", [None, "", "not base64!", "filename /w==", "k," * 100, "filetype //79"])
 def test_metadata_of_any_kind_can_be_downloaded(metadata: str | None) -> None:
     headers = describe(replace(UPLOAD, metadata=metadata))
@@ -251,11 +278,27 @@ def test_descriptions_are_header_fields(name: str, content_type: str) -> None:
         ("a\r\nSet-Cookie: b", 'attachment; filename="a__Set-Cookie: b"'),
         ("naïve.txt", "attachment; filename=\"na_ve.txt\"; filename*=UTF-8''na%C3%AFve.txt"),
         ("€ rates", "attachment; filename=\"_ rates\"; filename*=UTF-8''%E2%82%AC%20rates"),
+        ("..", "attachment"),
+        (" . ", "attachment"),
+        (" report.pdf. ", 'attachment; filename="report.pdf"'),
+        (".htaccess", 'attachment; filename=".htaccess"'),
+        ("invoice\u202efdp.exe", 'attachment; filename="invoice_fdp.exe"'),
+        ("\u2066a\u2069\u200f\u061c\u2028.txt", 'attachment; filename="_a____.txt"'),
+        ("a\x85\x9b.txt", 'attachment; filename="a__.txt"'),
+        ("x" * 300 + ".pdf", f'attachment; filename="{"x" * 251}.pdf"'),
+        ("x" * 300 + ".tar.gz", f'attachment; filename="{"x" * 252}.gz"'),
+        ("x" * 251 + ".pdf", f'attachment; filename="{"x" * 251}.pdf"'),
+        ("x" * 300, f'attachment; filename="{"x" * 255}"'),
+        ("." + "x" * 300, f'attachment; filename=".{"x" * 254}"'),
+        ("a." + "x" * 300, f'attachment; filename="a.{"x" * 253}"'),
         ("🗂", "attachment; filename=\"_\"; filename*=UTF-8''%F0%9F%97%82"),
     ],
 )
 def test_file_names(name: str, expected: str) -> None:
     assert content_disposition("attachment", name) == expected
+
+
+BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 @on_any_machine
@@ -267,5 +310,9 @@ def test_any_file_name_is_kept_as_far_as_it_is_safe(name: str) -> None:
     )
     assert match
     kept = unquote(match[2]) if match[2] else match[1] or ""
-    assert kept == re.sub(r"[\x00-\x1f\x7f/\\]", "_", name)[:255]
+    assert kept == file_name(name)
+    assert len(kept) <= 255
+    assert set(kept) <= {*name, "_"}
+    assert not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in kept)
+    assert not any(unicodedata.bidirectional(letter) in BIDI_CONTROLS for letter in kept)
     assert len(match[1] or "") == len(kept)

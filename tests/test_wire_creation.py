@@ -30,6 +30,7 @@ from tests.wire import (
     new_upload,
     offset_of,
     patch,
+    patch_headers,
     payload,
     refusal_without_continue,
     serving,
@@ -118,8 +119,30 @@ def test_the_length_can_be_deferred(site: ServerProcess) -> None:
 # The protocol version
 
 
+@pytest.mark.parametrize("version", ["1.0.0, 1.0.0", "1.0.0,1.0.0", ("1.0.0", "1.0.0")], ids=shown)
+def test_a_protocol_version_that_comes_twice_is_that_version(site: ServerProcess, version: Value) -> None:
+    answer = ask("POST", site.url, {"Tus-Resumable": version, "Upload-Length": "5"}, b"")
+    assert answer.status == 201
+    assert ask("HEAD", answer["Location"], {"Tus-Resumable": version}).offset == 0
+    assert ask("PATCH", answer["Location"], patch_headers(0) | {"Tus-Resumable": version}, b"hello").offset == 5
+
+
 @pytest.mark.parametrize(
-    "version", [None, "", "0.2.2", "1.0", "1.0.1", "2.0.0", "1.0.0, 1.0.0", "v1.0.0", b"\xff"], ids=shown
+    ("headers", "reason"),
+    [
+        ({}, "Tus-Resumable must be 1.0.0, none came"),
+        ({"Tus-Resumable": "0.2.2"}, 'Tus-Resumable must be 1.0.0, "0.2.2" came'),
+        ({"Tus-Resumable": b"\x9b31m<b>"}, 'Tus-Resumable must be 1.0.0, "?31m<b>" came'),
+    ],
+)
+def test_a_refused_protocol_version_is_told(site: ServerProcess, headers: dict[str, Value], reason: str) -> None:
+    answer = ask("POST", site.url, headers | {"Upload-Length": "5"}, b"")
+    assert (answer.status, answer["Content-Type"]) == (412, "text/plain; charset=utf-8")
+    assert answer.text == f"ERR_UNSUPPORTED_VERSION: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    "version", [None, "", "0.2.2", "1.0", "1.0.1", "2.0.0", "1.0.0, 0.2.2", "v1.0.0", b"\xff"], ids=shown
 )
 def test_another_protocol_version_creates_nothing(site: ServerProcess, version: Value | None) -> None:
     headers: dict[str, Value] = {"Upload-Length": "5", "Content-Type": OFFSET_STREAM}
@@ -227,7 +250,7 @@ def test_empty_metadata_is_no_metadata(site: ServerProcess, metadata: str | None
         "a  eA==",  # two spaces
         "a eA== b",
         ",",  # no key
-        "a eA==,",
+        "a eA==,,",
         ",a eA==",
         "a eA==,,b eA==",
     ],

@@ -11,6 +11,7 @@ import pytest
 from tests.harness import ServerProcess
 from tests.wire import (
     IMF_DATE,
+    TUS,
     Answer,
     Connection,
     Headers,
@@ -18,6 +19,7 @@ from tests.wire import (
     create,
     encoded,
     head,
+    identity,
     metadata,
     offset_of,
     patch,
@@ -58,6 +60,75 @@ def test_a_finished_upload_can_be_downloaded(thousand: str) -> None:
     assert answer["Accept-Ranges"] == "bytes"
     assert re.fullmatch(r'"[^"]+"', answer["ETag"])
     assert IMF_DATE.fullmatch(answer["Last-Modified"])
+
+
+def test_head_without_protocol_version_of_a_finished_upload_answers_as_get(site: ServerProcess) -> None:
+    location = create(site.url, 1000, {"Upload-Metadata": metadata(filename="a.html", filetype="text/html")}, DATA)
+    answer, downloaded = ask("HEAD", location), get(location)
+    assert (answer.status, answer.body) == (200, b"")
+    for name, value in downloaded.fields:
+        if name not in ("date", "tus-resumable"):
+            assert answer[name] == value
+    assert answer["Content-Length"] == "1000"
+    assert answer["Content-Security-Policy"] == "sandbox; default-src 'none'"
+    tag = {"If-None-Match": answer["ETag"]}
+    assert ask("HEAD", location, tag).status == get(location, tag).status == 304
+    assert ask("HEAD", location, {"Range": "bytes=0-1"})["Content-Length"] == "1000"  # ranges are for GET only
+    assert ask("HEAD", location, {"Range": "bytes=2000-"}).status == 200
+
+
+def test_head_without_protocol_version_keeps_the_connection_in_order(thousand: str) -> None:
+    with Connection(thousand) as connection:
+        for _ in range(3):
+            assert connection.ask("HEAD", thousand)["Content-Length"] == "1000"
+            assert connection.ask("GET", thousand).body == DATA
+
+
+def test_head_without_protocol_version_of_an_empty_upload(site: ServerProcess) -> None:
+    assert ask("HEAD", create(site.url, 0))["Content-Length"] == "0"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-1"}, {"If-None-Match": "*"}])
+def test_head_without_protocol_version_of_an_unfinished_upload_is_refused(
+    site: ServerProcess, headers: Headers
+) -> None:
+    answer = ask("HEAD", create(site.url, 1001, body=DATA), headers)
+    assert answer.status == 412
+    assert answer["Tus-Version"] == "1.0.0"
+
+
+def test_head_without_protocol_version_of_nothing_is_not_found(site: ServerProcess) -> None:
+    assert ask("HEAD", f"{site.url}/0123456789abcdef").status == 404
+
+
+def test_head_with_another_protocol_version_is_refused(thousand: str) -> None:
+    assert ask("HEAD", thousand, {"Tus-Resumable": "0.2.2"}).status == 412
+
+
+def test_head_that_is_a_post_needs_a_protocol_version(thousand: str) -> None:
+    """The answer to a POST has a body of its Content-Length."""
+    with Connection(thousand) as connection:
+        for _ in range(2):
+            answer = connection.ask("POST", thousand, {"X-HTTP-Method-Override": "HEAD"}, b"")
+            assert answer.status == 412
+
+
+def test_head_without_protocol_version_where_the_file_was_moved_away(site: ServerProcess) -> None:
+    location = create(site.url, 1000, body=DATA)
+    (site.upload_dir / identity(location)).unlink()
+    assert ask("HEAD", location).status == get(location).status == 404
+    assert offset_of(location) == 1000
+
+
+def test_a_slash_at_the_end_of_the_url_of_an_upload(site: ServerProcess) -> None:
+    location = create(site.url, 10) + "/"
+    assert patch(location, 0, b"hello").offset == 5
+    assert offset_of(location) == 5
+    assert patch(location + "?token=a", 5, b"world").offset == 10
+    assert get(location).body == b"helloworld"
+    assert ask("DELETE", location, TUS).status == 204
+    assert head(location).status == 404
+    assert head(location + "/").status == 404
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "0.2.2", "", "nonsense"])

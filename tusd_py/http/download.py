@@ -23,7 +23,11 @@ INLINE_TYPES = frozenset(
 )
 TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *; *[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*")
 RANGE = re.compile(r"bytes=([0-9]{0,1000})-([0-9]{0,1000})")
-NO_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")  # what no file name may hold
+MAX_NAME_LENGTH = 255  # characters
+MAX_EXTENSION_LENGTH = 32
+# What no file name may hold: separators, control characters, and those that change the direction of what follows, so
+# that "gpj.exe" looks like "exe.jpg".
+NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')  # what clients read differently in a quoted string
 
 
@@ -44,7 +48,7 @@ def describe(upload: Upload) -> dict[str, str]:
         content_type = "application/octet-stream"
     inline = content_type.partition(";")[0].strip().lower() in INLINE_TYPES
     name = next((metadata[key] for key in ("filename", "name") if metadata.get(key)), "")
-    return {
+    headers = {
         "Content-Type": content_type,
         "Content-Disposition": content_disposition("inline" if inline else "attachment", name),
         "ETag": entity_tag(upload),
@@ -52,6 +56,9 @@ def describe(upload: Upload) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
     }
+    if not inline:  # whatever a browser makes of it, it runs nothing in the name of this site
+        headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    return headers
 
 
 def _metadata(upload: Upload) -> dict[str, str]:
@@ -69,7 +76,7 @@ def entity_tag(upload: Upload) -> str:
 
 def content_disposition(kind: str, name: str) -> str:
     """A plain name for every client, and the true one for those that know RFC 8187."""
-    name = NO_NAME.sub("_", name)[:255]
+    name = file_name(name)
     if not name:
         return kind
     plain = NOT_PLAIN.sub("_", name)
@@ -77,13 +84,24 @@ def content_disposition(kind: str, name: str) -> str:
     return parameters if plain == name else f"{parameters}; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def select(upload: Upload, headers: Mapping[str, str]) -> Selection:
-    """Which bytes a GET gets (RFC 9110, sections 13.2.2 and 14.2)."""
+def file_name(name: str) -> str:
+    """What a client called its file, as a name that is safe to save under; empty if nothing is left of it."""
+    name = NO_NAME.sub("_", name).strip().rstrip(". ")
+    if len(name) <= MAX_NAME_LENGTH:
+        return name
+    stem, dot, extension = name.rpartition(".")
+    if not stem or len(extension) > MAX_EXTENSION_LENGTH:
+        return name[:MAX_NAME_LENGTH]
+    return stem[: MAX_NAME_LENGTH - len(extension) - 1] + dot + extension
+
+
+def select(upload: Upload, headers: Mapping[str, str], *, ranges: bool = True) -> Selection:
+    """Which bytes a GET gets (RFC 9110, sections 13.2.2 and 14.2); `ranges` are for GET only."""
     length = upload.length or 0
     precondition = _precondition(upload, headers)
     if precondition:
         return Selection(precondition)
-    if "range" in headers and _if_range_holds(upload, headers):
+    if ranges and "range" in headers and _if_range_holds(upload, headers):
         match = RANGE.fullmatch(headers["range"].strip())
         if match and any(match.groups()):
             return _range(match[1], match[2], length)

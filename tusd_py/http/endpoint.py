@@ -146,8 +146,8 @@ class TusEndpoint:
             raise RequestRefused(404, "ERR_NOT_FOUND", "there is nothing here")
         if path in ("", "/"):
             methods = self._endpoints.on_endpoint
-        elif is_upload_id(path[1:]):
-            request.upload_id = path[1:]
+        elif is_upload_id(upload_id := _without_slash(path[1:], scope)):
+            request.upload_id = upload_id
             methods = self._endpoints.on_upload
         else:
             raise UploadNotFound
@@ -156,6 +156,13 @@ class TusEndpoint:
         if NOT_READY in scope and method != "OPTIONS":
             raise NotReady
         return methods[method]
+
+
+def _without_slash(path: str, scope: Scope) -> str:
+    """The path without a slash at its end, unless that was encoded and so is a part of the name."""
+    if path.endswith("/") and not scope.get("raw_path", b"").lower().endswith(b"%2f"):
+        return path[:-1]
+    return path
 
 
 def first_cause(error: BaseException) -> str:

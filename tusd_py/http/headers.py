@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 
-from tusd_py.errors import UploadError
+from tusd_py.errors import ChecksumMismatch, UploadError
 from tusd_py.uploads.checksum import ALGORITHMS
 
 INTEGER = re.compile(r"[0-9]{1,19}")
@@ -46,13 +46,16 @@ class MetadataLimits:
 
 
 def parse_metadata(text: str, limits: MetadataLimits | None = None) -> dict[str, bytes]:
-    """The pairs of Upload-Metadata (tus 1.0.0, Creation); an empty header has none."""
+    """The pairs of Upload-Metadata (tus 1.0.0, Creation); an empty header has none.
+
+    Spaces around commas, a comma at the end and Base64 without its padding are taken as some clients send them.
+    """
     limits = limits or MetadataLimits()
     if len(text) > limits.header_size:
         raise _metadata_error(f"is longer than {limits.header_size} bytes")
     if not text.strip(" \t"):
         return {}
-    pairs = text.split(",")
+    pairs = text.rstrip(" \t").removesuffix(",").split(",")
     if len(pairs) > limits.pairs:
         raise _metadata_error(f"has more than {limits.pairs} pairs")
     metadata: dict[str, bytes] = {}
@@ -73,9 +76,14 @@ def _parse_pair(pair: str) -> tuple[str, bytes]:
     if " " in encoded:
         raise _metadata_error(f"must have one space between the key {key!r} and its value")
     try:
-        return key, base64.b64decode(encoded, validate=True)
+        return key, _decode_base64(encoded)
     except (binascii.Error, ValueError):
         raise _metadata_error(f"has a value for {key!r} that is not Base64") from None
+
+
+def _decode_base64(text: str) -> bytes:
+    """The bytes of Base64 with or without padding; raises `ValueError` for anything else."""
+    return base64.b64decode(text if text.endswith("=") else text + "=" * (-len(text) % 4), validate=True)
 
 
 def _metadata_error(reason: str) -> InvalidHeader:
@@ -83,7 +91,10 @@ def _metadata_error(reason: str) -> InvalidHeader:
 
 
 def parse_checksum(text: str) -> tuple[str, bytes]:
-    """Upload-Checksum: the name of an algorithm and the digest (tus 1.0.0, Checksum)."""
+    """Upload-Checksum: the name of an algorithm and the digest (tus 1.0.0, Checksum).
+
+    Raises `ChecksumMismatch` for a digest of a size that no bytes can have.
+    """
     algorithm, space, encoded = text.partition(" ")
     if algorithm not in ALGORITHMS:
         known = ", ".join(ALGORITHMS)
@@ -92,9 +103,23 @@ def parse_checksum(text: str) -> tuple[str, bytes]:
         expected = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         expected = b""
-    if not space or len(expected) != len(ALGORITHMS[algorithm]().digest()):
+    if not space or not expected:
         raise InvalidHeader(f"Upload-Checksum must hold a Base64 {algorithm} digest", "ERR_INVALID_CHECKSUM")
+    size = len(ALGORITHMS[algorithm]().digest())
+    if len(expected) != size:
+        raise ChecksumMismatch(f"the digest has {len(expected)} bytes, a {algorithm} digest has {size}")
     return algorithm, expected
+
+
+def is_version(text: str, version: str) -> bool:
+    """Whether a field is this version; a proxy or a client may have sent it twice."""
+    return all(item.strip(" \t") == version for item in text.split(","))
+
+
+def quoted(text: str, limit: int = 40) -> str:
+    """What a client sent, for a sentence to it: printable ASCII in quotes, of limited length."""
+    shown = "".join(letter if " " <= letter <= "~" else "?" for letter in text[:limit])
+    return f'"{shown}..."' if len(text) > limit else f'"{shown}"'
 
 
 def parse_final_concat(text: str) -> list[str]:

@@ -14,9 +14,11 @@ from tusd_py.http.headers import (
     MetadataLimits,
     format_date,
     is_offset_content_type,
+    is_version,
     parse_checksum,
     parse_final_concat,
     parse_metadata,
+    quoted,
 )
 from tusd_py.http.messages import Request, Response
 from tusd_py.http.urls import UrlBuilder, upload_id_of
@@ -193,10 +195,15 @@ class TusEndpoints:
         return TrailingChecksum(trailing_checksum)
 
     async def head(self, request: Request) -> Response:
-        check_version(request)
+        is_browsing = "tus-resumable" not in request.headers and request.scope["method"] == "HEAD"
         no_store = {"Cache-Control": "no-store"}
         try:
+            if is_browsing and self._features.download:
+                return await self._describe(request)
+            check_version(request)
             upload = await self._service.inspect(request.upload_id)
+        except RequestRefused:
+            raise
         except (UploadNotFound, UploadGone) as error:
             return Response(answer_for(error).status, no_store, error_code=error.code)
         except UploadError as error:
@@ -214,6 +221,12 @@ class TusEndpoints:
         if upload.concat_header is not None:
             headers["Upload-Concat"] = upload.concat_header
         return Response(200, headers)
+
+    async def _describe(self, request: Request) -> Response:
+        """Answer a HEAD of somebody who knows nothing of tus (`curl -I`) as GET would be."""
+        if not (await self._service.get(request.upload_id)).is_complete:
+            check_version(request)
+        return await self._download(request, body=False)
 
     async def patch(self, request: Request) -> Response:
         check_version(request)
@@ -242,13 +255,21 @@ class TusEndpoints:
         return Response(204)
 
     async def get(self, request: Request) -> Response:
+        return await self._download(request, body=True)
+
+    async def _download(self, request: Request, *, body: bool) -> Response:
         upload = await self._service.finished(request.upload_id)
-        selection = select(upload, request.headers)
+        selection = select(upload, request.headers, ranges=body)
         headers = describe(upload)
         if selection.status in (304, 412):
             return Response(selection.status, headers)
         if selection.status == 416:
             raise RangeNotSatisfiable(upload.length or 0)
+        if not body:
+            async for _ in self._service.storage.read(upload, 0, 0):
+                pass  # the bytes may be gone
+            headers |= _offset(upload) | {"Content-Length": str(upload.length)}
+            return Response(200, headers)
         url = await self._service.download_url(upload, headers["Content-Disposition"], headers["Content-Type"])
         if url is not None:
             return Response(302, {"Location": url, "Cache-Control": "no-store"})
@@ -267,8 +288,15 @@ class RangeNotSatisfiable(RequestRefused):
 
 
 def check_version(request: Request) -> None:
-    if request.headers.get("tus-resumable") != VERSION:
-        raise RequestRefused(412, "ERR_UNSUPPORTED_VERSION", f"Tus-Resumable must be {VERSION}")
+    received = request.headers.get("tus-resumable")
+    if received is None:
+        raise _wrong_version("none came")
+    if received != VERSION and not is_version(received, VERSION):
+        raise _wrong_version(f"{quoted(received)} came")
+
+
+def _wrong_version(received: str) -> RequestRefused:
+    return RequestRefused(412, "ERR_UNSUPPORTED_VERSION", f"Tus-Resumable must be {VERSION}, {received}")
 
 
 def _wrong_content_type() -> RequestRefused:
