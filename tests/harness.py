@@ -14,7 +14,7 @@ from types import TracebackType
 
 # `tests.watched` is the command line with blocking calls in the event loop turned into errors.
 COMMAND = (sys.executable, "-W", "error", "-m", "tests.watched")
-LISTENING = re.compile(r"listening on (http://[^/\s]+)(/\S*)")
+LISTENING = re.compile(r"listening on (http://[^/\s]+)(/[^\s\"]*)")
 ROOT = Path(__file__).parent.parent
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from tusd_py import __version__
 from tusd_py.app import build_service, close_service, open_service
 from tusd_py.errors import UploadError
 from tusd_py.events.base import EventBus
-from tusd_py.events.logs import configure
+from tusd_py.events.logs import announce, configure, formats_json
 from tusd_py.migration.records import StateKind, has_records, migrate, records_file
 from tusd_py.migration.report import silent
 from tusd_py.migration.tusd_files import import_tusd
@@ -55,11 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loaded = load(options, config)
     except InvalidSettings as error:
         return fail(str(error))
+    if command != "config":
+        configure(loaded.settings.log_format, loaded.settings.log_level)
     for name, hint in unknown_variables().items():
         complain(f"there is no setting for the variable {name}{hint}")
     if command == "config":
         return print_config(loaded)
-    configure(loaded.settings.log_format, loaded.settings.log_level)
     return RUN[command](loaded.settings, **own)
 
 
@@ -154,14 +156,13 @@ def run_serve(settings: Settings) -> int:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
 
-    def announce() -> None:
-        url = f"http://{host}:{port}{settings.base_path}"
-        print(f"tusd-py {__version__} is listening on {url}", file=sys.stderr, flush=True)
+    def listening() -> None:
+        announce(logging.INFO, f"tusd-py {__version__} is listening on http://{host}:{port}{settings.base_path}")
 
     with listener:
         if settings.workers > 1:
-            return Supervisor(settings, listener).run(announce)
-        run_server(settings, listener, announce)
+            return Supervisor(settings, listener).run(listening)
+        run_server(settings, listener, listening)
     return 0
 
 
@@ -229,6 +230,10 @@ def complain(message: str) -> None:
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:
+    """Say what is wrong in one line; returns the exit code."""
+    if formats_json():
+        announce(logging.ERROR, message)
+        return code
     print(f"tusd-py: {message}", file=sys.stderr)
     return code
 

@@ -84,6 +84,7 @@ class RequestFinished:
     error_code: str = ""
     upload_id: str = ""
     bytes_received: int = 0
+    bytes_sent: int = 0  # of a download
     offset_before: int | None = None
     offset_after: int | None = None
     client: str = ""

@@ -1,16 +1,25 @@
-"""Log lines as text or JSON, one for every request."""
+"""Log lines as text or JSON, one for every request.
+
+In the format of another application a line is its message, which says the same as the fields that go with it.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from tusd_py.events.base import EventBus, RequestFinished
+from tusd_py.events.base import EventBus, RequestFinished, UploadFinished
 
 logger = logging.getLogger("tusd_py.requests")
+uploads_logger = logging.getLogger("tusd_py.uploads")
+server_logger = logging.getLogger("tusd_py.server")
+LONGEST_NAME = 255  # characters
 
 
 def configure(log_format: str, level: str) -> None:
@@ -22,8 +31,32 @@ def configure(log_format: str, level: str) -> None:
     root.setLevel(level.upper())
 
 
+def formats_json() -> bool:
+    """Whether `configure` chose JSON."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def announce(level: int, message: str, **fields: object) -> None:
+    """Log a line whatever the level of the log is."""
+    record = server_logger.makeRecord(server_logger.name, level, "", 0, message, (), None, extra={"fields": fields})
+    server_logger.handle(record)
+
+
 def log_requests(events: EventBus) -> None:
+    """Log a line for every request, and for every upload that is complete."""
     events.subscribe(RequestFinished, _log_request)
+    events.subscribe(UploadFinished, _log_upload)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A message that is put together when a handler wants it."""
+
+    first: str
+    fields: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return " ".join([self.first, *(f"{name}={_word(value)}" for name, value in self.fields.items())])
 
 
 def _log_request(event: RequestFinished) -> None:
@@ -34,7 +67,7 @@ def _log_request(event: RequestFinished) -> None:
         "path": event.path,
         "status": event.status,
         "duration_ms": round(event.seconds * 1000, 1),
-        "bytes": event.bytes_received,
+        "bytes": event.bytes_received or event.bytes_sent,
         "client": event.client,
         "upload": event.upload_id,
         "offset_before": event.offset_before,
@@ -43,7 +76,29 @@ def _log_request(event: RequestFinished) -> None:
         "request_id": event.request_id,
     }
     fields = {name: value for name, value in fields.items() if value not in (None, "")}
-    logger.info("request", extra={"fields": fields})
+    logger.info(Words("request", fields), extra={"event": "request", "fields": fields})
+
+
+def _log_upload(event: UploadFinished) -> None:
+    upload = event.upload
+    fields: dict[str, Any] = {
+        "upload": upload.id,
+        "name": _file_name(upload.metadata or ""),
+        "bytes": upload.length or 0,
+        "seconds": round(max(0.0, (upload.completed_at or 0) - upload.created_at), 1),
+    }
+    fields = {name: value for name, value in fields.items() if value != ""}
+    uploads_logger.info(Words("complete", fields), extra={"event": "complete", "fields": fields})
+
+
+def _file_name(metadata: str) -> str:
+    """The name of the file in an Upload-Metadata header, empty if there is none."""
+    pairs = dict(pair.strip().partition(" ")[::2] for pair in metadata.split(","))
+    value = pairs.get("filename") or pairs.get("name") or ""
+    try:
+        return base64.b64decode(value + "=" * (-len(value) % 4)).decode("utf-8", "replace")[:LONGEST_NAME]
+    except ValueError:
+        return ""
 
 
 class TextFormatter(logging.Formatter):
@@ -51,9 +106,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
-        words = [_timestamp(record), record.levelname, record.getMessage()]
-        words += [f"{name}={_word(value)}" for name, value in fields.items()]
-        line = " ".join(words)
+        message = str(Words(getattr(record, "event", None) or record.getMessage(), fields))
+        line = f"{_timestamp(record)} {record.levelname} {message}"
         return line + "\n" + self.formatException(record.exc_info) if record.exc_info else line
 
 
@@ -65,7 +119,7 @@ class JsonFormatter(logging.Formatter):
             "time": _timestamp(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": getattr(record, "event", None) or record.getMessage(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

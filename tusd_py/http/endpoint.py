@@ -83,6 +83,7 @@ class TusEndpoint:
                     error_code=code,
                     upload_id=request.upload_id,
                     bytes_received=body.bytes_received,
+                    bytes_sent=request.bytes_sent,
                     offset_before=request.offset_before,
                     offset_after=request.offset_after,
                     client=self._urls.client(scope, headers),
@@ -134,6 +135,7 @@ class TusEndpoint:
                     raise ClientDisconnected
                 async with asyncio.timeout(self._idle_timeout or None):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
+                request.bytes_sent += len(data)
         except TimeoutError:
             raise ReadTimeout from None
         finally:

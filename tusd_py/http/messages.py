@@ -21,6 +21,7 @@ class Request:
         self.body = body
         self.headers = headers
         # What is told of the request when it has ended.
+        self.bytes_sent = 0  # of a stream
         self.offset_before: int | None = None
         self.offset_after: int | None = None
         self.expires_at: float | None = None  # for a refusal that has to tell
