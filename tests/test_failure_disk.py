@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -356,3 +357,27 @@ def test_a_finished_file_that_vanished_is_not_served(server: ServerProcess) -> N
     assert request(server.port, "GET", path).status in {404, 500, 503}
     assert head(server.port, path).status in {200, 404}
     assert request(server.port, "DELETE", path).status == 204
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_part_that_lost_bytes_goes_back_and_its_final_upload_can_be_made_afterwards(
+    tmp_path: Path, unfinished: bool
+) -> None:
+    part = payload(100 * KIBI)
+    options: dict[str, Any] = {"concatenation_unfinished": True} if unfinished else {}
+    with ServerProcess(tmp_path / "uploads", **options) as server:
+        paths = [create(server.port, len(part), {"Upload-Concat": "partial"}, part) for _ in range(2)]
+        os.truncate(file_of(server, paths[1]), 5000)
+        headers = {"Upload-Concat": "final;" + " ".join(paths)}
+        answer = request(server.port, "POST", "/files", headers)
+        if unfinished:
+            assert answer.status == 201, answer  # it waits
+        else:
+            assert answer.status == 400, answer
+            assert b"5000" in answer.body
+        assert offset_of(server.port, paths[0]) == len(part)
+        assert offset_of(server.port, paths[1]) == 5000
+        complete(server.port, paths[1], part)
+        answer = request(server.port, "POST", "/files", headers)
+        assert answer.status == 201, answer
+        assert_content(server.port, path_of(answer), part * 2)

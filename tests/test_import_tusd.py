@@ -38,7 +38,7 @@ from tusd_py.migration.report import Counts, Refused
 from tusd_py.migration.tusd_files import data_path, import_tusd
 from tusd_py.migration.tusd_info import metadata_header, parse_info, to_upload
 from tusd_py.settings import Settings, load
-from tusd_py.storage.disk import DiskStorage
+from tusd_py.storage.syncs import Syncs
 from tusd_py.upload import Concatenation, Status
 
 HALF = "24e533e02ec3bc40c387f1a0e460e216"
@@ -332,7 +332,7 @@ def test_after_a_crash_between_the_bytes_and_the_record(
     uploads = tusd.rename(tmp_path / "uploads") if in_place else tmp_path / "uploads"
     directory = uploads if in_place else tusd
     settings = settings_of(upload_dir=uploads)
-    original = DiskStorage.sync_folders
+    original = Syncs.sync_folders
     for number in range(NUMBER):
         calls = 0
 
@@ -344,7 +344,7 @@ def test_after_a_crash_between_the_bytes_and_the_record(
                 raise Crash
 
         with monkeypatch.context() as patched:
-            patched.setattr(DiskStorage, "sync_folders", sync_folders)
+            patched.setattr(Syncs, "sync_folders", sync_folders)
             try:
                 counts = asyncio.run(import_tusd(settings, directory, copy=copy))
             except Crash:

@@ -360,6 +360,8 @@ class TusServer:
                 with contextlib.suppress(Exception):  # what it had in its loop is gone; its threads and files are not
                     await close_service(self._abandoned.pop())
             await open_service(self.service, self.settings)
+            if self.service.limitations:
+                logger.warning("%s", "; ".join(self.service.limitations))
             if self.settings.sweep_interval:
                 self._sweeper = asyncio.create_task(sweep_forever(self.service, self.settings.sweep_interval))
             self._watch_signals()
@@ -447,7 +449,9 @@ def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
                 await server.service.check()
         except UploadError as failure:
             error = failure
-        return PlainTextResponse("ready\n") if error is None else PlainTextResponse(f"{error.message}\n", 503)
+        if error is not None:
+            return PlainTextResponse(f"{error.message}\n", 503)
+        return PlainTextResponse("\n".join(["ready", *server.service.limitations, ""]))
 
     async def metrics(request: Request) -> Response:
         return Response(await asyncio.to_thread(server.metrics.render), media_type=CONTENT_TYPE)

@@ -80,6 +80,10 @@ class PartialUnfinished(UploadError):
     code = "ERR_UPLOAD_NOT_FINISHED"
 
 
+class PartialLost(PartialUnfinished):
+    default_message = "a partial upload has lost bytes"
+
+
 class LockTimeout(UploadError):
     default_message = "another request is using the upload; try again"
     code = "ERR_UPLOAD_LOCKED"
@@ -137,6 +141,14 @@ class StorageBehind(UploadError):
     def __init__(self, stored: int) -> None:
         super().__init__(f"the storage holds {stored} bytes")
         self.stored = stored
+
+
+class PartBehind(StorageBehind):
+    default_message = "the storage holds fewer bytes of a partial upload than were committed"
+
+    def __init__(self, upload_id: str, stored: int) -> None:
+        super().__init__(stored)
+        self.upload_id = upload_id
 
 
 class StorageAhead(UploadError):

@@ -20,6 +20,7 @@ PARSERS: Mapping[str, Any] = {
     "expires_at": float,
     "completed_at": float,
     "checkpoint": int,
+    "synced": int,
     "token": int,
 }
 
@@ -43,6 +44,7 @@ def encode(upload: Upload) -> dict[str, str]:
         "expires_at": upload.expires_at,
         "completed_at": upload.completed_at,
         "checkpoint": upload.checkpoint or None,
+        "synced": upload.synced or None,
         "layout": upload.layout or None,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}

@@ -50,6 +50,7 @@ class Upload:
     expires_at: float | None = None  # None: never
     completed_at: float | None = None
     checkpoint: int = 0  # commits made because a reader asked the lock holder for one
+    synced: int = 0  # up to here the last sync of the bytes was good; storages without syncs leave it at 0
     layout: str = ""  # how the storage keeps the bytes; only the storage can read it
     token: int = 0  # fencing token of the last lock holder that changed the record
 
@@ -80,7 +81,8 @@ class Upload:
         return can_expire and self.expires_at is not None and self.expires_at <= now
 
     def at(self, offset: int) -> Upload:
-        return replace(self, offset=offset)
+        """The upload at another offset."""
+        return replace(self, offset=offset, synced=min(self.synced, offset))
 
 
 @dataclass(frozen=True, slots=True)

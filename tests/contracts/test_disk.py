@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.test_storage import append, assert_takes_no_more, content, final_of, finish, partials, store
-from tusd_py.errors import StorageFull, StorageUnavailable, UploadError, UploadNotFound
+from tusd_py.errors import PartBehind, StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer
 from tusd_py.storage.disk import DiskStorage, DiskWriter
 from tusd_py.upload import Upload
@@ -161,8 +161,9 @@ async def test_a_file_that_was_cut_off(storage: DiskStorage, directory: Path) ->
     os.truncate(directory / upload.id, 4)
     with pytest.raises(StorageUnavailable):
         await content(storage, upload)
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(PartBehind) as raised:
         await storage.concatenate(final_of([upload]), [upload], sync=False)
+    assert (raised.value.upload_id, raised.value.stored) == (upload.id, 4)
 
 
 # Faults of the device.
@@ -271,10 +272,14 @@ async def test_a_sync_that_failed_is_not_made_good_by_another(
     writer = storage.writer(UPLOAD, 1)
     await writer.write([b"abc"])
     for _ in range(2):
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageBehind) as raised:
             await end(writer)
+        assert raised.value.stored == 0
     assert failures == 1
     await writer.close()
+    assert await storage.stored(UPLOAD.at(3)) == 0
+    with pytest.raises(StorageBehind):
+        await storage.complete(UPLOAD.at(3), sync=True)
 
 
 async def test_an_observer_that_fails_leaves_no_gap(storage: DiskStorage) -> None:

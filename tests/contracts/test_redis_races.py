@@ -41,8 +41,7 @@ from tusd_py.redis_connection import RedisConnection, Script
 from tusd_py.settings import Settings
 from tusd_py.state.redis import RedisState
 from tusd_py.state.sqlite import SQLiteState
-from tusd_py.storage import shared
-from tusd_py.storage.disk import THREADS, DiskStorage, copy_range
+from tusd_py.storage.disk import THREADS, DiskStorage
 from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.upload import Concatenation, Status, Upload
 from tusd_py.uploads.expiration import sweep
@@ -119,13 +118,15 @@ class PausedCopy:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self._name = name
         self._reached, self._may_go_on = threading.Event(), threading.Event()
-        monkeypatch.setattr(shared, "copy_range", self._copy)
+        copy = DiskStorage.copy
 
-    def _copy(self, target: int, source: Path, start: int, end: int) -> None:
-        if source.name == self._name and not self._reached.is_set():
-            self._reached.set()
-            assert self._may_go_on.wait(PATIENCE)
-        copy_range(target, source, start, end)
+        def paused(storage: DiskStorage, target: int, source: Path, start: int, end: int) -> None:
+            if source.name == self._name and not self._reached.is_set():
+                self._reached.set()
+                assert self._may_go_on.wait(PATIENCE)
+            copy(storage, target, source, start, end)
+
+        monkeypatch.setattr(DiskStorage, "copy", paused)
 
     async def reached(self) -> None:
         assert await asyncio.to_thread(self._reached.wait, PATIENCE)

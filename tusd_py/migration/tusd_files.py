@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tusd_py.errors import StorageFull, StorageUnavailable, UploadExists, UploadNotFound
+from tusd_py.errors import StorageFull, StorageUnavailable, UploadExists
 from tusd_py.migration.records import opened_state, opened_storage
 from tusd_py.migration.report import Counts, Refused, Say, shown, silent
 from tusd_py.migration.tusd_info import TusdUpload, parse_info, to_upload
 from tusd_py.settings import Settings
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Remembers
-from tusd_py.storage.disk import NO_ROOM, READ_SIZE, DiskStorage, copy_range, opened
+from tusd_py.storage.disk import DiskStorage
+from tusd_py.storage.files import NO_ROOM, READ_SIZE, FileTree, copy_range
 from tusd_py.upload import Upload
 
 INFO = ".info"
@@ -188,17 +189,17 @@ def place(data: Data, upload: Upload, storage: DiskStorage, *, link: bool) -> No
     if data.path is not None and target.is_file() and os.path.realpath(target) == str(data.path):
         pass  # in place
     elif not os.path.lexists(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        storage.files.make_folders(target)
         if not (link and data.path is not None and _linked(data.path, target)):
-            _copy(data, target)
+            _copy(data, target, storage.files)
     elif data.path is not None and target.samefile(data.path):
         if not link:
-            _copy(data, target)
+            _copy(data, target, storage.files)
     elif not _is_copy(data, target):
         raise Refused(f"would replace {target}, another file")
     with _regular(target) as descriptor:
         os.fsync(descriptor)
-    storage.sync_folders(target)
+    storage.syncs.sync_folders(target)
 
 
 def _linked(source: Path, target: Path) -> bool:
@@ -209,19 +210,21 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def _copy(data: Data, target: Path) -> None:
+def _copy(data: Data, target: Path, files: FileTree) -> None:
     """Copy all or nothing."""
     unfinished = target.with_name(f".{target.name}.import")  # no upload id starts with a dot
     try:
-        with opened(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW) as descriptor:
+        with files.opened(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
             if data.path is not None:
-                copy_range(descriptor, data.path, 0, data.size)
+                with _regular(data.path) as source:
+                    if copy_range(descriptor, source, 0, data.size) < data.size:
+                        raise Refused("lost bytes meanwhile: is tusd still running?")
             os.fsync(descriptor)
-        unfinished.replace(target)
-    except (StorageUnavailable, UploadNotFound):
+        files.rename(unfinished, target)
+    except FileNotFoundError:
         raise Refused("lost bytes meanwhile: is tusd still running?") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        files.unlink(unfinished)
 
 
 def _is_copy(data: Data, target: Path) -> bool:

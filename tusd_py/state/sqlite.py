@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS uploads (
     id TEXT PRIMARY KEY, created_at REAL NOT NULL, length INTEGER, deferred INTEGER NOT NULL,
     offset INTEGER NOT NULL, status TEXT NOT NULL, metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT,
     partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL,
-    layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL
+    layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL, synced INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
@@ -46,7 +46,14 @@ CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expir
 CREATE INDEX IF NOT EXISTS uploads_finishing ON uploads (status) WHERE status = 'finishing';
 """
 SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
-ADD_LAYOUT = "ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''"  # to a file of version 0.1
+# To the files of earlier versions. The bytes of a recording were synced before every answer then too.
+ADD_COLUMNS = {
+    "layout": ("ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''",),
+    "synced": (
+        "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
+        "UPDATE uploads SET synced = offset WHERE deferred",
+    ),
+}
 SELECT_ONE = f"{SELECT} WHERE id = ?"
 SELECT_DUE = (
     f"{SELECT} WHERE expires_at <= ? UNION ALL "
@@ -209,8 +216,7 @@ class SQLiteState:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
-                if "layout" not in (row[1] for row in connection.execute("PRAGMA table_info(uploads)")):
-                    connection.execute(ADD_LAYOUT)
+                _upgrade(connection)
                 return connection
             except sqlite3.Error as error:
                 # Processes that start together meet here, where SQLite does not wait by itself.
@@ -254,6 +260,19 @@ class SQLiteState:
         if jobs:
             self._jobs.put(None)
         return jobs
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Give a file of an earlier version what it lacks; one of a later version is not touched."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(uploads)")}
+    if columns >= ADD_COLUMNS.keys():
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(uploads)")}
+    for column in ADD_COLUMNS.keys() - columns:
+        for statement in ADD_COLUMNS[column]:
+            connection.execute(statement)
+    connection.execute("COMMIT")
 
 
 def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:

@@ -26,6 +26,7 @@ class Writer(Protocol):
         """Hand over more bytes and wait until all are stored (with `sync`: survive a power cut).
 
         Raises `StorageFull`, `StorageUnavailable`, `StorageBehind`, `StorageAhead`; `stored` then tells how far it got.
+        `StorageBehind` is raised also by a sync that failed, once and for all: what it names is what there is then.
         """
 
     async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
@@ -40,6 +41,10 @@ class Writer(Protocol):
     @property
     def stored(self) -> int:
         """The offset up to which bytes are stored without a gap."""
+
+    @property
+    def synced(self) -> int:
+        """The offset up to which bytes survive a power cut (`Upload.synced`)."""
 
     @property
     def layout(self) -> str:
@@ -83,7 +88,7 @@ class Storage(Protocol):
     async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
         """Every byte was written, the parts are its ledger: make the upload whole; returns its layout then.
 
-        May be called again after a failure.
+        May be called again after a failure. Raises `StorageBehind` where bytes are missing, or their sync has failed.
         """
 
     async def tidy(self, upload: Upload) -> None:
@@ -162,5 +167,6 @@ class Concatenates(Protocol):
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         """Make `final` of the bytes of the partials in this order; returns its layout.
 
-        May be called again after a failure. Raises `UploadNotFound` if the bytes of a partial are no longer there.
+        May be called again after a failure. Raises `UploadNotFound` if the bytes of a partial are no longer there,
+        `PartBehind` if there are fewer than its record says.
         """

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tusd_py.errors import ServerShutdown, StorageFull
+from tusd_py.storage.files import FileTree
+from tusd_py.storage.syncs import Syncs
 from tusd_py.storage.threads import Threads
 
 COPY_THREADS = 2
@@ -107,21 +109,21 @@ class FileCopier:
                 self._check_room(path.parent)
                 descriptor = tools.create(new)
                 try:
-                    yield from self._fill(descriptor, sources, tools, claim, sync=sync)
+                    yield from self._fill(descriptor, path, sources, tools, claim, sync=sync)
                 finally:
                     os.close(descriptor)
-                new.rename(path)
+                tools.files.rename(new, path)
                 if sync:
-                    tools.sync_folders(path)
+                    tools.syncs.sync_folders(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
+                tools.files.unlink(new)
             raise
         finally:
             del self._claims[claim]
 
     def _fill(
-        self, target: int, sources: Sequence[FileRange], tools: CopyTools, claim: object, *, sync: bool
+        self, target: int, path: Path, sources: Sequence[FileRange], tools: CopyTools, claim: object, *, sync: bool
     ) -> Generator[None]:
         copied = 0
         for source in sources:
@@ -135,10 +137,10 @@ class FileCopier:
                 if copied == SLICE_SIZE:
                     copied = 0
                     if sync:  # now, so that neither the end nor the writes of others meet a mountain of dirty pages
-                        os.fdatasync(target)
+                        tools.syncs.sync_copy(target, path)
                     yield
         if sync:
-            os.fsync(target)
+            tools.syncs.sync_copy(target, path)
 
     def _check_room(self, folder: Path) -> None:
         """Raise `StorageFull` unless all running copies, the new one included, have room."""
@@ -150,12 +152,13 @@ class FileCopier:
 
 @dataclass(frozen=True, slots=True)
 class CopyTools:
-    """The calls to the file system that a storage lends to a copy."""
+    """What a storage lends to a copy."""
 
     errors: Callable[[], contextlib.AbstractContextManager[None]]
-    create: Callable[[Path], int]  # a new or empty file for reading and writing
+    create: Callable[[Path], int]  # a new file for reading and writing
     copy_range: Callable[[int, Path, int, int], None]  # append a range of a file to a descriptor
-    sync_folders: Callable[[Path], None]
+    files: FileTree
+    syncs: Syncs
 
 
 def _existing(folder: Path) -> Path:

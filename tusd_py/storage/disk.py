@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tusd_py.errors import (
+    PartBehind,
     StorageBehind,
     StorageFull,
     StorageUnavailable,
@@ -27,6 +28,8 @@ from tusd_py.errors import (
 )
 from tusd_py.storage.base import Buffer, Observer
 from tusd_py.storage.copying import CopyTools, FileCopier, FileRange
+from tusd_py.storage.files import NO_ROOM, READ_SIZE, FileTree, Modes, copy_range
+from tusd_py.storage.syncs import Syncs, sync_data, sync_file
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload
 
@@ -35,11 +38,8 @@ logger = logging.getLogger("tusd_py.storage")
 T = TypeVar("T")
 
 THREADS = 8
-READ_SIZE = 1 << 20
-COPY_SIZE = 1 << 30  # bytes one copy_file_range is asked for
-FILE_MODE = 0o664
 MOST_BUFFERS = 1024  # IOV_MAX
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DEFAULT_MODES = Modes()
 
 
 @contextlib.contextmanager
@@ -54,9 +54,11 @@ def file_errors() -> Iterator[None]:
 class DiskStorage:
     """Files under one directory, in folders by day of creation if `date_folders` is set."""
 
-    def __init__(self, directory: Path, *, date_folders: bool = False) -> None:
+    def __init__(self, directory: Path, *, date_folders: bool = False, modes: Modes = DEFAULT_MODES) -> None:
         self._directory = directory
         self._date_folders = date_folders
+        self.files = FileTree(directory, modes)
+        self.syncs = Syncs(self.files)
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
@@ -97,18 +99,18 @@ class DiskStorage:
 
     def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> DiskWriter:
         # No fencing is needed: a lock of this host dies with its process, which then cannot write either.
-        return DiskWriter(self, self.path(upload), upload.offset, observer)
+        return DiskWriter(self, self.path(upload), upload, observer)
 
     async def stored(self, upload: Upload) -> int:
         path = self.path(upload)
 
         def size() -> int:
             with file_errors():
-                try:
-                    return path.stat().st_size
-                except FileNotFoundError:
+                held = self.files.size(path)
+                if held is None:
                     self.check_place()
                     return 0
+                return self.syncs.believed(path, held)
 
         return await self.run(size)
 
@@ -117,19 +119,31 @@ class DiskStorage:
         length = upload.offset
 
         def finish() -> None:
-            with file_errors(), opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
-                size = os.fstat(descriptor).st_size
-                if size < length:
-                    self.check_place()
-                    raise StorageBehind(size)
-                if size > length:
+            with file_errors(), self._opened_whole(path, length) as descriptor:
+                if os.fstat(descriptor).st_size > length:
                     os.ftruncate(descriptor, length)
                 if sync:
-                    os.fsync(descriptor)
-                    self.sync_folders(path)
+                    self.syncs.sync(descriptor, path, upload.synced, names=True)
 
         await self.finished(finish)
         return ""
+
+    @contextlib.contextmanager
+    def _opened_whole(self, path: Path, length: int) -> Iterator[int]:
+        """The file of an upload that has all bytes; raises `StorageBehind`."""
+        try:
+            descriptor = self.files.open(path, os.O_RDWR | (os.O_CREAT if length == 0 else 0))
+        except FileNotFoundError:
+            self.check_place()
+            raise StorageBehind(0) from None
+        try:
+            size = self.syncs.believed(path, os.fstat(descriptor).st_size)
+            if size < length:
+                self.check_place()
+                raise StorageBehind(size)
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     async def tidy(self, upload: Upload) -> None:
         """There is one file."""
@@ -139,8 +153,8 @@ class DiskStorage:
 
         def remove() -> None:
             with file_errors():
-                path.unlink(missing_ok=True)
-                _unfinished(path).unlink(missing_ok=True)
+                self.files.unlink(path)
+                self.files.unlink(_unfinished(path))
 
         await self.finished(remove)
 
@@ -153,12 +167,25 @@ class DiskStorage:
 
     async def assemble(self, new: Path, path: Path, ranges: Sequence[FileRange], *, sync: bool) -> None:
         """Put ranges of files together under the name `new`, which then takes the place of `path`."""
-        tools = CopyTools(file_errors, self._create, copy_range, self.sync_folders)
+        tools = CopyTools(file_errors, self._create, self.copy, self.files, self.syncs)
         await self._copier.run(self._copier.steps(new, path, ranges, tools, sync=sync))
 
     def _create(self, path: Path) -> int:
         self.check_place()
-        return open_file(path, os.O_CREAT | os.O_TRUNC)
+        self.files.unlink(path)  # what a crash left: not a page of it is to be written over
+        return self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def copy(self, target: int, source: Path, start: int, end: int) -> None:
+        """Append a range of another file; raises `UploadNotFound`, `PartBehind`."""
+        try:
+            with self.files.opened(source, os.O_RDONLY) as descriptor:
+                held = copy_range(target, descriptor, start, end)
+        except FileNotFoundError:
+            self.check_place()
+            raise UploadNotFound("a partial upload is no longer there") from None
+        if held < end:
+            self.check_place()
+            raise PartBehind(source.name, held)
 
     async def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
         path = self.path(upload)
@@ -166,7 +193,7 @@ class DiskStorage:
         def open_file() -> int:
             with file_errors():
                 try:
-                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    return self.files.open(path, os.O_RDONLY)
                 except FileNotFoundError:
                     self.check_place()
                     raise UploadNotFound from None
@@ -189,9 +216,10 @@ class DiskStorage:
 
     def _check_directory(self) -> None:
         with file_errors():
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self.files.make()
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._directory))
+            self.syncs.open()
             self._inode = self._directory.stat().st_ino
 
     def check_place(self) -> None:
@@ -203,11 +231,15 @@ class DiskStorage:
             if self._directory.stat().st_ino != self._inode:
                 raise StorageUnavailable("the upload directory is not the one that this server was started with")
 
-    def sync_folders(self, path: Path) -> None:
-        """Make the name of a file survive a power cut; call it in a thread."""
-        for folder in _folders(path, self._directory):
-            with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-                os.fsync(descriptor)
+    async def check(self) -> None:
+        """Whether bytes can be stored now; raises `StorageUnavailable`."""
+        if self.syncs.failed:
+            await self.run(self.syncs.check)
+
+    @property
+    def limitations(self) -> Sequence[str]:
+        """What the file system cannot do."""
+        return self.syncs.limitations
 
 
 class DiskWriter:
@@ -215,16 +247,18 @@ class DiskWriter:
 
     layout = ""
 
-    def __init__(self, storage: DiskStorage, path: Path, offset: int, observer: Observer | None) -> None:
+    def __init__(self, storage: DiskStorage, path: Path, upload: Upload, observer: Observer | None) -> None:
         self._storage = storage
-        self._path = path
-        self._start = offset
+        self._path = path  # of the file that is written to
+        self._file_start = 0  # the position of its first byte
+        self._start = upload.offset
         self._observer = observer
         self._descriptor = -1
         self._pending: asyncio.Future[None] | None = None
         self._failure: UploadError | None = None
-        self._new_name = offset == 0  # this writer may make the file
-        self.stored = offset
+        self._new_name = upload.offset == 0  # this writer may make the file
+        self.stored = upload.offset
+        self.synced = upload.synced
 
     def parts(self, after: int) -> Sequence[Part]:
         return ()
@@ -308,111 +342,57 @@ class DiskWriter:
     def _open(self) -> None:
         if self._start == 0:
             with contextlib.suppress(FileExistsError):
-                self._descriptor = open_file(self._path, os.O_CREAT | os.O_EXCL)
+                self._descriptor = self._storage.files.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
                 return
-        descriptor = open_file(self._path, os.O_CREAT)
-        size = os.fstat(descriptor).st_size
-        if size < self._start:
+        try:
+            descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
+        except FileNotFoundError:
+            raise StorageBehind(0) from None
+        try:
+            size = os.fstat(descriptor).st_size
+            believed = self._storage.syncs.believed(self._path, size)
+            if believed < self._start:
+                raise StorageBehind(believed)
+            if size > self._start:  # bytes that were never committed
+                os.ftruncate(descriptor, self._start)
+            self._storage.syncs.trust(self._path)
+        except BaseException:
             os.close(descriptor)
-            raise StorageBehind(size)
-        if size > self._start:  # bytes that were never committed
-            os.ftruncate(descriptor, self._start)
+            raise
         self._descriptor = descriptor
 
     def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
             self._write(buffers)
         if sync:
-            with file_errors():
-                os.fdatasync(self._descriptor)
-                if self._new_name:
-                    self._storage.sync_folders(self._path)
+            self._sync(names=self._new_name, with_call=sync_data)
 
     def _finish(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
             self._write(buffers)
         if sync:
-            with file_errors():
-                os.fsync(self._descriptor)
-                self._storage.sync_folders(self._path)
+            self._sync(names=True)
         self._close()
+
+    def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
+        self._storage.syncs.sync(
+            self._descriptor, self._path, self.synced, start=self._file_start, names=names, with_call=with_call
+        )
+        self.synced = self.stored
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
+        try:
+            os.close(descriptor)
+        except OSError as error:  # NFS stores, and tells what it could not store, when a file is closed
+            self._storage.syncs.lost(self._path, self.synced, error, start=self._file_start)
 
     def _truncate(self, offset: int) -> None:
         with file_errors():
             os.ftruncate(self._descriptor, offset)
-
-
-def open_file(path: Path, flags: int) -> int:
-    """A descriptor for reading and writing; a file that is made gets its folders too."""
-    flags |= os.O_RDWR | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, FILE_MODE)
-    except FileNotFoundError:
-        if not flags & os.O_CREAT:
-            raise
-        path.parent.mkdir(parents=True, exist_ok=True)  # the first upload of a day
-        return os.open(path, flags, FILE_MODE)
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    if flags & os.O_CREAT:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        self.synced = min(self.synced, offset)
 
 
 def _unfinished(path: Path) -> Path:
     """The file that a concatenation fills; no upload id starts with a dot."""
     return path.with_name(f".{path.name}.concatenation")
-
-
-def _folders(path: Path, top: Path) -> list[Path]:
-    """The folders from the one that holds `path` up to and including `top`."""
-    folders = [path.parent]
-    while folders[-1] != top:
-        folders.append(folders[-1].parent)
-    return folders
-
-
-def copy_range(target: int, source: Path, start: int, end: int) -> None:
-    """Append the bytes of a file from `start` up to but not including `end`, in the kernel where it can."""
-    if start == end:
-        return
-    try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise UploadNotFound("a partial upload is no longer there") from None
-    try:
-        position = _copy_in_kernel(descriptor, target, start, end)
-        while position < end:
-            data = os.pread(descriptor, min(READ_SIZE, end - position), position)
-            if not data:
-                raise StorageUnavailable("a partial upload is shorter than its record says")
-            position += os.write(target, data)
-    finally:
-        os.close(descriptor)
-
-
-def _copy_in_kernel(source: int, target: int, start: int, end: int) -> int:
-    """Copy by copy_file_range (a reflink on file systems that have it); returns how far that went."""
-    position = start
-    if not hasattr(os, "copy_file_range"):
-        return position
-    try:
-        while position < end:
-            count = os.copy_file_range(source, target, min(COPY_SIZE, end - position), position)
-            if count == 0:
-                break
-            position += count
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise
-    return position

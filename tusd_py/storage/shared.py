@@ -18,26 +18,31 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tusd_py.errors import LockTimeout, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
+from tusd_py.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
 from tusd_py.records import decode, encode
 from tusd_py.storage.base import Observer, Orphan, UploadRecords
 from tusd_py.storage.copying import FileRange
-from tusd_py.storage.disk import DiskStorage, DiskWriter, file_errors, open_file, opened
+from tusd_py.storage.disk import DEFAULT_MODES, DiskStorage, DiskWriter, file_errors
+from tusd_py.storage.files import FileTree, Modes
 from tusd_py.storage.segments import FIRST, LAYOUT, Span, layout_of, spans
 from tusd_py.upload import UPLOAD_ID, Part, Upload, is_upload_id
 
+PRIVATE = Modes(0o600, 0o700)
+LARGEST_NOTE = 16 << 20  # bytes
 SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
 
 
 class SharedDiskStorage(DiskStorage):
     """Files under one directory that all hosts have mounted; notes of finished uploads in the folder `notes`."""
 
-    def __init__(self, directory: Path, notes: Path, *, date_folders: bool = False) -> None:
-        super().__init__(directory, date_folders=date_folders)
-        self._notes = notes
+    def __init__(
+        self, directory: Path, notes: Path, *, date_folders: bool = False, modes: Modes = DEFAULT_MODES
+    ) -> None:
+        super().__init__(directory, date_folders=date_folders, modes=modes)
+        self._notes = FileTree(notes, PRIVATE)
 
     def _can_read(self, layout: str) -> bool:
         return LAYOUT.fullmatch(layout) is not None
@@ -60,11 +65,22 @@ class SharedDiskStorage(DiskStorage):
     def _contiguous(self, path: Path, held: Sequence[Span]) -> int:
         """Up to which offset the bytes are there; more than the record says if the last file is longer."""
         for span in held:
-            size = size_of(file_of(path, span.token))
+            size = self.size_of(file_of(path, span.token))
             if size < span.end:
                 self.check_place()
                 return max(span.start, size)
         return size
+
+    def size_of(self, path: Path) -> int:
+        """Bytes in a file; 0 if there is none.
+
+        NFS answers `stat` from what it remembers, but asks the server when a file or folder is opened.
+        """
+        try:
+            with self.files.opened_folder(path.parent), self.files.opened(path, os.O_RDONLY) as descriptor:
+                return self.syncs.believed(path, os.fstat(descriptor).st_size)
+        except FileNotFoundError:
+            return 0
 
     async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
         path = self.path(upload)
@@ -76,13 +92,12 @@ class SharedDiskStorage(DiskStorage):
                 if stored < upload.offset:
                     raise StorageBehind(stored)
                 if upload.offset == 0:  # perhaps there is no file yet
-                    with opened(path, os.O_WRONLY | os.O_CREAT):
+                    with self.files.opened(path, os.O_WRONLY | os.O_CREAT):
                         pass
-                if len(held) > 1 or stored != upload.offset:
-                    return False
+                whole = len(held) == 1 and stored == upload.offset
                 if sync:
-                    self._sync(path)
-                return True
+                    self._sync(path, held, upload.synced, names=whole)
+                return whole
 
         if not await self.finished(finish):
             await self._join(path, held, sync=sync)
@@ -92,7 +107,7 @@ class SharedDiskStorage(DiskStorage):
         ranges = [FileRange(file_of(path, span.token), span.start, span.end) for span in held]
         try:
             await self.assemble(_new_name(path), path, ranges, sync=sync)
-        except UploadNotFound as error:  # somebody else has done it meanwhile, or it is for HEAD to tell what is left
+        except (UploadNotFound, PartBehind) as error:  # somebody else has done it, or HEAD will tell what is left
             raise StorageUnavailable from error
 
     async def tidy(self, upload: Upload) -> None:
@@ -100,10 +115,15 @@ class SharedDiskStorage(DiskStorage):
 
         def remove() -> None:
             with file_errors():
-                remove_segments(path)
+                self._remove_segments(path)
 
         if upload.layout:
             await self.finished(remove)
+
+    def _remove_segments(self, path: Path) -> None:
+        """Remove every file of an upload but the first; an id holds no character that means something here."""
+        for segment in path.parent.glob(f"{path.name}.*"):
+            self.files.unlink(segment)
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
@@ -111,10 +131,12 @@ class SharedDiskStorage(DiskStorage):
         await self.assemble(_new_name(path), path, ranges, sync=sync)
         return ""
 
-    def _sync(self, path: Path) -> None:
-        with opened(path, os.O_RDONLY) as descriptor:
-            os.fsync(descriptor)
-        self.sync_folders(path)
+    def _sync(self, path: Path, held: Sequence[Span], synced: int, *, names: bool) -> None:
+        """Sync every file of an upload, also those that are copied: a lost page is told of here, not by reading."""
+        for span in held:
+            file = file_of(path, span.token)
+            with contextlib.suppress(FileNotFoundError), self.files.opened(file, os.O_RDWR) as descriptor:
+                self.syncs.sync(descriptor, file, min(synced, span.end), start=span.start, names=names)
 
     async def delete(self, upload: Upload) -> None:
         await super().delete(upload)
@@ -122,9 +144,9 @@ class SharedDiskStorage(DiskStorage):
 
         def remove() -> None:
             with file_errors():
-                note.unlink(missing_ok=True)
+                self._notes.unlink(note)
                 if upload.layout:
-                    remove_segments(path)
+                    self._remove_segments(path)
 
         await self.finished(remove)
 
@@ -143,11 +165,16 @@ class SharedDiskStorage(DiskStorage):
 
     async def _remove_orphan(self, orphan: Orphan, token: str, records: UploadRecords) -> bool:
         """Remove a segment unless its upload is in use, or has come to name it; whether it was removed."""
+
+        def remove() -> None:
+            with file_errors():
+                self.files.unlink(Path(orphan.name))
+
         try:
             async with records.locked(orphan.upload_id) as upload:
                 if _names(upload, token):
                     return False
-                await self.run(lambda: remove_files([orphan.name]))
+                await self.run(remove)
         except LockTimeout:
             return False
         return True
@@ -161,19 +188,20 @@ class SharedDiskStorage(DiskStorage):
                 if SEGMENT.fullmatch(name):
                     with contextlib.suppress(FileNotFoundError):
                         path = Path(folder, name)
-                        found.append((path, path.stat().st_mtime))
+                        found.append((path, path.lstat().st_mtime))
         return found
 
     # Notes of finished uploads.
 
     def _note(self, upload_id: str) -> Path:
-        return self._notes / upload_id[:2] / f"{upload_id}.json"
+        return self._notes.top / upload_id[:2] / f"{upload_id}.json"
 
     def read_note(self, upload_id: str) -> Upload | None:
         """The record of an upload that was finished and whose bytes are there; call it in a thread."""
         with file_errors(), contextlib.suppress(FileNotFoundError, ValueError):
-            upload = decode(json.loads(self._note(upload_id).read_bytes()))
-            if upload is not None and size_of(self.path(upload)) == upload.offset:
+            with self._notes.opened(self._note(upload_id), os.O_RDONLY) as descriptor:
+                upload = decode(json.loads(os.read(descriptor, LARGEST_NOTE)))
+            if upload is not None and self.size_of(self.path(upload)) == upload.offset:
                 return upload
         return None
 
@@ -184,10 +212,10 @@ class SharedDiskStorage(DiskStorage):
         def write() -> None:
             with file_errors():
                 new = note.with_name(f"{note.name}.{secrets.token_hex(8)}")
-                with opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+                with self._notes.opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
                     if os.write(descriptor, content) < len(content):
                         raise OSError(errno.ENOSPC, "the note was cut off")
-                new.rename(note)
+                self._notes.rename(new, note)
 
         await self.run(write)
 
@@ -210,7 +238,7 @@ class SharedDiskWriter(DiskWriter):
         *,
         inherited: int,
     ) -> None:
-        super().__init__(storage, path, upload.offset, observer)
+        super().__init__(storage, path, upload, observer)
         self._shared = storage
         self._token = token
         self._inherited = inherited
@@ -218,25 +246,29 @@ class SharedDiskWriter(DiskWriter):
         self.layout = layout_of(self._held)
 
     def _open(self) -> None:
-        last = file_of(self._path, self._held[-1].token)
-        if not self._inherited and self._open_if_own(last):
+        last = self._held[-1]
+        path = file_of(self._path, last.token)
+        if not self._inherited and self._open_if_own(path):
+            self._path, self._file_start = path, last.start
             return
-        size = size_of(last)
+        size = self._shared.size_of(path)
         if size < self._start:
-            raise StorageBehind(max(self._held[-1].start, size))
+            raise StorageBehind(max(last.start, size))
         if self._shared.read_note(self._path.name) is not None:
             raise StorageAhead
-        self._new_name = True
-        self._descriptor = open_file(file_of(self._path, self._token), os.O_CREAT | os.O_EXCL)
+        path = file_of(self._path, self._token)
+        self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._path, self._file_start, self._new_name = path, self._start, True
         self.layout = layout_of([*self._held, Span(self._token, self._start, self._start)])
 
     def _open_if_own(self, path: Path) -> bool:
         """Open the file if it ends where this writer begins."""
         try:
-            descriptor = open_file(path, os.O_CREAT if self._start == 0 else 0)
+            descriptor = self._shared.files.open(path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
             return False
-        if os.fstat(descriptor).st_size == self._start:
+        size = os.fstat(descriptor).st_size
+        if size == self._start == self._shared.syncs.believed(path, size):
             self._descriptor = descriptor
             return True
         os.close(descriptor)
@@ -255,25 +287,3 @@ def file_of(path: Path, token: int) -> Path:
 def _new_name(path: Path) -> Path:
     """A name that no other host uses: whoever lost the lease may still be at it."""
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-
-
-def remove_segments(path: Path) -> None:
-    """Remove every file of an upload but the first; an id holds no character that means something here."""
-    remove_files(path.parent.glob(f"{path.name}.*"))
-
-
-def remove_files(paths: Iterable[Path | str]) -> None:
-    for path in paths:
-        Path(path).unlink(missing_ok=True)
-
-
-def size_of(path: Path) -> int:
-    """Bytes in a file; 0 if there is none.
-
-    NFS answers `stat` from what it remembers, but asks the server when a file or folder is opened.
-    """
-    try:
-        with opened(path.parent, os.O_RDONLY | os.O_DIRECTORY), opened(path, os.O_RDONLY) as descriptor:
-            return os.fstat(descriptor).st_size
-    except FileNotFoundError:
-        return 0

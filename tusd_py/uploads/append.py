@@ -181,7 +181,8 @@ class Append:
         return await self._commit_upload(requested)
 
     def _advance(self) -> None:
-        self.upload = replace(self.upload, offset=self._blocks.stored, layout=self._blocks.layout)
+        blocks = self._blocks
+        self.upload = replace(self.upload, offset=blocks.stored, synced=blocks.synced, layout=blocks.layout)
 
     async def _commit_upload(self, requested: bool = False, *, whole: bool = False) -> Upload:
         if requested:
@@ -226,7 +227,7 @@ class Append:
 
     async def _go_back(self, stored: int) -> None:
         """The storage lost bytes (a power cut): the offset goes back to what is really there."""
-        self.upload = replace(self._stored_record, offset=min(stored, self._stored_record.offset))
+        self.upload = self._stored_record.at(min(stored, self._stored_record.offset))
         await self._commit_upload()
 
     async def _close(self) -> None:

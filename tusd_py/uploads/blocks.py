@@ -27,6 +27,11 @@ class BlockWriter:
         return self._writer.stored
 
     @property
+    def synced(self) -> int:
+        """The offset up to which bytes survive a power cut."""
+        return self._writer.synced
+
+    @property
     def layout(self) -> str:
         """What the record has to say of the stored bytes."""
         return self._writer.layout

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tusd_py.clock import SteadyClock
 from tusd_py.errors import (
     MaxSizeExceeded,
     OffsetMismatch,
+    PartBehind,
+    PartialLost,
     PartialUnfinished,
     StorageBehind,
     UploadError,
@@ -89,6 +92,11 @@ class Completion:
     async def _recover_final(self, upload: Upload, token: int) -> Upload:
         try:
             return await self.finish(upload, token)
+        except PartialLost:
+            if self._policy.concatenation_unfinished:
+                return upload
+            await self.remove(upload, token, Status.TERMINATED)
+            raise
         except PartialUnfinished:
             return upload  # it waits for its parts; the policy allowed that when it was made
         except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be made any more
@@ -107,7 +115,7 @@ class Completion:
                 parts = await self._state.parts(upload.id) if upload.layout else ()
                 assembled = replace(upload, layout=await self._storage.complete(upload, parts, sync=sync))
         except StorageBehind as error:
-            back = replace(upload, status=Status.ACTIVE, offset=error.stored, expires_at=self.extended(upload))
+            back = replace(upload.at(error.stored), status=Status.ACTIVE, expires_at=self.extended(upload))
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
         complete = self.completed(assembled, token)
@@ -146,13 +154,30 @@ class Completion:
         assert isinstance(self._storage, Concatenates)
         partials = [await self.get(partial_id) for partial_id in final.partial_ids]
         final = with_length(final, partials, self._policy)
-        final = replace(final, layout=await self._storage.concatenate(final, partials, sync=sync))
+        try:
+            layout = await self._storage.concatenate(final, partials, sync=sync)
+        except PartBehind as error:
+            await self._put_back(error, partials)
+            raise PartialLost(
+                f"partial upload {error.upload_id} has lost bytes and is at offset {error.stored} again; "
+                "send it the rest, then concatenate again"
+            ) from error
+        final = replace(final, layout=layout)
         grace_end = self._clock.wall() + self._policy.partial_grace
         for partial in {partial.id: partial for partial in partials}.values():
             if partial.expires_at is None or partial.expires_at > grace_end:
                 with contextlib.suppress(UploadError):  # it was terminated meanwhile, or is about to be
                     await self._state.update(partial, replace(partial, expires_at=grace_end), partial.token)
         return final
+
+    async def _put_back(self, error: PartBehind, partials: Sequence[Upload]) -> None:
+        """A complete partial upload goes on where its bytes end, as any upload does whose storage lost some."""
+        partial = next(partial for partial in partials if partial.id == error.upload_id)
+        back = replace(
+            partial.at(error.stored), status=Status.ACTIVE, completed_at=None, expires_at=self.extended(partial)
+        )
+        with contextlib.suppress(UploadError):  # somebody has changed it meanwhile
+            await self._state.update(partial, back, partial.token)
 
     # Ending.
 

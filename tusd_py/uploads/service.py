@@ -32,6 +32,7 @@ from tusd_py.events.base import (
     UploadTerminated,
     finish_event,
 )
+from tusd_py.health import ReportsHealth
 from tusd_py.locks.base import Lock, Locker, LockHolder
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Concatenates, Redirects, Storage
@@ -361,9 +362,18 @@ class UploadService:
     # Running.
 
     async def check(self) -> None:
-        """Whether requests can be served now; raises `StateUnavailable`, `ServerShutdown`."""
+        """Whether requests can be served now; raises `StateUnavailable`, `StorageUnavailable`, `ServerShutdown`."""
         self._refuse_when_draining()
         await self.state.get(NOBODY)
+        for part in (self.state, self.storage):
+            if isinstance(part, ReportsHealth):
+                await part.check()
+
+    @property
+    def limitations(self) -> Sequence[str]:
+        """What the state store and the storage cannot do where they are, one sentence each."""
+        parts = [part for part in (self.state, self.storage) if isinstance(part, ReportsHealth)]
+        return [sentence for part in parts for sentence in part.limitations]
 
     async def drain(self) -> None:
         """Running appends commit what they have and end, new ones are refused; returns when none is left."""

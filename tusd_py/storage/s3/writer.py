@@ -27,6 +27,8 @@ HORIZON = 1.0  # seconds that the memory looks ahead
 class S3Writer:
     """One job at a time runs for the caller; parts on their way to S3 have tasks of their own."""
 
+    synced = 0  # what S3 has confirmed it keeps
+
     def __init__(
         self, engine: Engine, upload: Upload, token: int, observer: Observer | None, *, inherited: int
     ) -> None:

@@ -1,0 +1,18 @@
+"""What a part of the server knows of its own health."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class ReportsHealth(Protocol):
+    """A state store or storage that can tell that it is not well although it answers."""
+
+    async def check(self) -> None:
+        """Raise `StorageUnavailable` or `StateUnavailable` with one sentence for the operator while it is not well."""
+
+    @property
+    def limitations(self) -> Sequence[str]:
+        """What it cannot do where it is, one sentence each; found when it was opened."""

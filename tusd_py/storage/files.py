@@ -1,0 +1,198 @@
+"""Files below one directory, opened so that nothing planted there leads out of it or blocks.
+
+A name that is a symbolic link, a FIFO, a device or a socket is refused, and no folder below the directory is reached
+through a link. The directory itself may be one: the operator named it. Every call blocks, and raises `OSError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+READ_SIZE = 1 << 20
+COPY_SIZE = 1 << 30  # bytes one copy_file_range is asked for
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO does not keep the caller waiting
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """The permissions of what is made; less what the umask takes unless they are `exact`."""
+
+    file: int = 0o640
+    folder: int = 0o750
+    exact: bool = False
+
+
+class FileTree:
+    """Files below `top`. Paths are given as a whole, and begin with it."""
+
+    def __init__(self, top: Path, modes: Modes) -> None:
+        self.top = top
+        self._modes = modes
+
+    def make(self) -> None:
+        """Make the directory itself, if it is missing."""
+        if not self.top.is_dir():
+            self.top.mkdir(self._modes.folder, parents=True, exist_ok=True)
+            if self._modes.exact:
+                self.top.chmod(self._modes.folder)
+
+    def make_folders(self, path: Path) -> None:
+        """Make the folders that lead to a file."""
+        with self._folder(path, make=True):
+            pass
+
+    def open(self, path: Path, flags: int) -> int:
+        """A descriptor of a regular file; with `O_CREAT` its folders are made too."""
+        if not flags & os.O_CREAT:
+            with self._folder(path) as (name, folder):
+                return _regular(os.open(name, flags | SAFE, dir_fd=folder), path)
+        try:
+            return self._open_or_make(path, flags, make=False)
+        except FileNotFoundError:
+            return self._open_or_make(path, flags, make=True)  # the first upload of a day
+
+    def _open_or_make(self, path: Path, flags: int, *, make: bool) -> int:
+        with self._folder(path, make=make) as (name, folder):
+            if self._modes.exact and not flags & os.O_EXCL:
+                with contextlib.suppress(FileExistsError):
+                    return self._open_or_make(path, flags | os.O_EXCL, make=make)
+            descriptor = _regular(os.open(name, flags | SAFE, self._modes.file, dir_fd=folder), path)
+            if self._modes.exact and flags & os.O_EXCL:
+                os.fchmod(descriptor, self._modes.file)
+            return descriptor
+
+    @contextlib.contextmanager
+    def opened(self, path: Path, flags: int) -> Iterator[int]:
+        descriptor = self.open(path, flags)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def size(self, path: Path) -> int | None:
+        """Bytes in a file; None if there is none."""
+        try:
+            with self._folder(path) as (name, folder):
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        _check_regular(status, path)
+        return status.st_size
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name, whatever it is the name of; one that does not exist is fine."""
+        with contextlib.suppress(FileNotFoundError), self._folder(path) as (name, folder):
+            try:
+                os.unlink(name, dir_fd=folder)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                with self.opened(path, os.O_WRONLY | os.O_TRUNC):  # a file system that copies what it changes
+                    pass
+                os.unlink(name, dir_fd=folder)
+
+    def rename(self, path: Path, new: Path) -> None:
+        """Give a file another name in the same folder."""
+        with self._folder(path) as (name, folder):
+            os.rename(name, new if folder is None else new.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+    @contextlib.contextmanager
+    def opened_folder(self, folder: Path) -> Iterator[int]:
+        """A descriptor of the directory or of a folder below it."""
+        if folder == self.top:
+            descriptor = os.open(folder, FOLDER)
+        else:
+            with self._folder(folder) as (name, above):
+                descriptor = os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def folders(self, path: Path) -> list[Path]:
+        """The folders from the one that holds `path` up to and including the directory."""
+        folders = [path.parent]
+        while folders[-1] != self.top:
+            folders.append(folders[-1].parent)
+        return folders
+
+    @contextlib.contextmanager
+    def _folder(self, path: Path, *, make: bool = False) -> Iterator[tuple[str | Path, int | None]]:
+        """What to call a file, and relative to which descriptor: that of its folder, unless that is the directory."""
+        if path.parent == self.top:
+            if make:
+                self.make()
+            yield path, None
+            return
+        *folders, name = path.relative_to(self.top).parts
+        if make:
+            self.make()
+        descriptor = os.open(self.top, FOLDER)
+        try:
+            for folder in folders:
+                below = self._open_below(folder, descriptor, make=make)
+                os.close(descriptor)
+                descriptor = below
+            yield name, descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open_below(self, name: str, above: int, *, make: bool) -> int:
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, self._modes.folder, dir_fd=above)
+                if self._modes.exact:
+                    os.chmod(name, self._modes.folder, dir_fd=above)
+        return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+
+
+def _regular(descriptor: int, path: Path) -> int:
+    try:
+        _check_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def copy_range(target: int, source: int, start: int, end: int) -> int:
+    """Append the bytes of a file from `start` up to but not including `end`; returns how far there were any."""
+    position = _copy_in_kernel(source, target, start, end)
+    while position < end:
+        data = memoryview(os.pread(source, min(READ_SIZE, end - position), position))
+        if not data:
+            break
+        position += len(data)
+        while data:
+            data = data[os.write(target, data) :]
+    return position
+
+
+def _copy_in_kernel(source: int, target: int, start: int, end: int) -> int:
+    """Copy by copy_file_range (a reflink on file systems that have it); returns how far that went."""
+    position = start
+    if not hasattr(os, "copy_file_range"):
+        return position
+    try:
+        while position < end:
+            count = os.copy_file_range(source, target, min(COPY_SIZE, end - position), position)
+            if count == 0:
+                break
+            position += count
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+    return position
