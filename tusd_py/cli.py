@@ -23,6 +23,7 @@ from tusd_py.redaction import without_password
 from tusd_py.server.memory import keep_freed_memory
 from tusd_py.server.run import bind, reserve, run_server
 from tusd_py.server.supervisor import Supervisor
+from tusd_py.server.terminal import outlive_hangups
 from tusd_py.settings import InvalidSettings, Loaded, Settings, did_you_mean, flag_name, load, unknown_variables
 from tusd_py.settings_help import choices, readable_default
 from tusd_py.uploads.expiration import clean, due_uploads, sweep
@@ -162,6 +163,7 @@ def run_serve(settings: Settings) -> int:
     with listener:
         if settings.workers > 1:
             return Supervisor(settings, listener).run(listening)
+        outlive_hangups()
         run_server(settings, listener, listening)
     return 0
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from tusd_py.events.base import (
@@ -21,6 +23,7 @@ from tusd_py.events.base import (
     UploadProgressed,
     UploadTerminated,
 )
+from tusd_py.events.merge import locked
 
 # tusd's names, which lack the `_total` that prometheus_client gives every counter.
 PLAIN_COUNTERS = {
@@ -33,7 +36,6 @@ PLAIN_COUNTERS = {
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 DURATIONS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a sample beside every counter that nobody reads
 S3_CALLS = (0.005, 0.025, 0.1, 0.5, 2, 10, 60)
 CALLS = (0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1)
 LOCK_WAITS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10)
@@ -110,11 +112,14 @@ class Metrics:
         """The metrics in Prometheus's text format; reads files when there are several processes."""
         for gauge, measure in self._measured.items():
             gauge.set(measure())
-        registry = self._registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if folder is None:
+            text = _text_of(self._registry)
+        else:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        text = generate_latest(registry)
+            with locked(Path(folder), shared=True):
+                text = _text_of(registry)
         for name in PLAIN_COUNTERS:
             text = text.replace(f"{name}_total".encode(), name.encode())
         return text
@@ -145,3 +150,23 @@ class Metrics:
             self._lock_timeouts.inc()
         if event.inherited:
             self._takeovers.inc()
+
+
+def _text_of(registry: CollectorRegistry) -> bytes:
+    return generate_latest(_WithoutCreated(registry))
+
+
+class _WithoutCreated(CollectorRegistry):
+    """The metrics of a registry without the time beside every counter, which nobody reads.
+
+    prometheus_client can leave these out itself, but only for all metrics of the process.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._whole = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._whole.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric

@@ -1,7 +1,8 @@
 """Several server processes on one port, each with a listening socket of its own, so that the kernel spreads the
 connections evenly (processes that share one socket leave most long uploads to whichever wakes first).
 
-SIGTERM and SIGINT drain and end all of them, SIGHUP replaces them one by one, and one that dies is started again.
+SIGTERM and SIGINT drain and end all of them, at once even while SIGHUP replaces them one by one; one that dies is
+started again. What processes that have ended counted stays in `/metrics`, in one file for all of them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
 from tusd_py.events.logs import configure
+from tusd_py.events.merge import merge_counts
 from tusd_py.server.memory import keep_freed_memory
 from tusd_py.server.run import bind, run_server
+from tusd_py.server.terminal import Terminal
 from tusd_py.settings import Settings
 
 logger = logging.getLogger("tusd_py.supervisor")
@@ -43,9 +47,10 @@ class Worker:
     pipe: Connection
     started: float = field(default_factory=time.monotonic)
 
-    def wait_until_ready(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether it accepts connections; to be asked once, after its pipe has become readable."""
         try:
-            return self.pipe.poll(START_TIMEOUT) and bool(self.pipe.recv())
+            return self.pipe.poll() and bool(self.pipe.recv())
         except (EOFError, OSError):
             return False
 
@@ -55,6 +60,7 @@ def run_worker(settings: Settings, address: tuple[str, int], pipe: Connection) -
     if not settings.disable_malloc_tuning:
         keep_freed_memory()
     configure(settings.log_format, settings.log_level)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal that closes: the supervisor decides
     listener = bind(address, shared=True)
     threading.Thread(target=_end_with_supervisor, args=(pipe,), daemon=True).start()
     run_server(settings, listener, lambda: pipe.send(True))
@@ -75,6 +81,8 @@ class Supervisor:
         self._address: tuple[str, int] = reserved.getsockname()[:2]
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
+        self._leaving: list[Worker] = []  # replaced, and draining
+        self._terminal = Terminal()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._received: list[int] = []
 
@@ -84,19 +92,28 @@ class Supervisor:
         previous = self._take_signals()
         try:
             if not self._start_all():
-                return 1
+                return 0 if self._stopping else 1
             ready()
-            while signal.SIGTERM not in self._received and signal.SIGINT not in self._received:
+            while not self._stopping:
                 self._watch()
             return 0
         finally:
-            self._stop(self._workers)
+            self._stop([*self._workers, *self._leaving])
             for number, handler in previous.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(-1)
             self._wake_receiver.close()
             self._wake_sender.close()
             shutil.rmtree(metrics_folder, ignore_errors=True)
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether a signal has said to stop; a terminal that has closed says so with SIGHUP."""
+        return (
+            signal.SIGTERM in self._received
+            or signal.SIGINT in self._received
+            or (signal.SIGHUP in self._received and self._terminal.has_closed())
+        )
 
     def _take_signals(self) -> dict[int, signal._HANDLER]:
         self._wake_sender.setblocking(False)
@@ -108,7 +125,22 @@ class Supervisor:
 
     def _start_all(self) -> bool:
         self._workers = [self._start() for _ in range(self._settings.workers)]
-        return all(worker.wait_until_ready() for worker in self._workers)
+        return all(self._becomes_ready(worker) for worker in self._workers)
+
+    def _becomes_ready(self, worker: Worker) -> bool:
+        """Wait until a process accepts connections; false if it does not in time, or a signal says to stop."""
+        self._wait([worker.pipe, worker.process.sentinel], START_TIMEOUT)
+        return not self._stopping and worker.is_ready()
+
+    def _wait(self, things: Sequence[Connection | int], seconds: float) -> None:
+        """Wait for one of these, at most so long; a signal to stop ends it too."""
+        deadline = time.monotonic() + seconds
+        while not self._stopping and not wait(things, 0):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return
+            wait([self._wake_receiver, *things], remaining)
+            self._drain_wake_ups()
 
     def _start(self) -> Worker:
         ours, theirs = self._context.Pipe()
@@ -120,17 +152,19 @@ class Supervisor:
     def _watch(self) -> None:
         """Wait for a signal or the death of a process, and act on it."""
         wait([self._wake_receiver, *(worker.process.sentinel for worker in self._workers)])
+        self._drain_wake_ups()
+        if self._stopping:
+            return
         if signal.SIGHUP in self._received:
-            self._drain_wake_ups()
-            self._received.remove(signal.SIGHUP)
+            self._received = [number for number in self._received if number != signal.SIGHUP]
             self._replace_all()
         for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
             logger.error("process %s died with code %s", worker.process.pid, worker.process.exitcode)
             self._workers.remove(worker)
             _forget(worker)
             if time.monotonic() - worker.started < RESTART_PAUSE:
-                wait([self._wake_receiver], RESTART_PAUSE)
-            if not self._received:
+                self._wait([], RESTART_PAUSE)
+            if not self._stopping:
                 self._workers.append(self._start())
 
     def _drain_wake_ups(self) -> None:
@@ -141,13 +175,22 @@ class Supervisor:
         """Start a new process for each old one, and drain the old one once the new one accepts connections."""
         for old in list(self._workers):
             new = self._start()
-            if not new.wait_until_ready():
-                logger.error("a new process did not start; the old ones go on")
-                self._stop([new])
-                return
             self._workers.append(new)
+            if not self._becomes_ready(new):
+                if not self._stopping:
+                    logger.error("a new process did not start; the old ones go on")
+                    self._workers.remove(new)
+                    self._stop([new])
+                return
             self._workers.remove(old)
-            self._stop([old])
+            self._leaving = [old]
+            if old.process.is_alive():
+                old.process.terminate()
+            self._wait([old.process.sentinel], self._settings.shutdown_grace + KILL_DELAY)
+            if self._stopping:
+                return  # it ends with the others
+            self._stop(self._leaving)
+            self._leaving = []
 
     def _stop(self, workers: list[Worker]) -> None:
         for worker in workers:
@@ -155,7 +198,7 @@ class Supervisor:
                 worker.process.terminate()
         deadline = time.monotonic() + self._settings.shutdown_grace + KILL_DELAY
         for worker in workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
+            worker.process.join(max(0.0, deadline - time.monotonic()))  # all have the same time
             if worker.process.is_alive():
                 logger.error("process %s did not end in time", worker.process.pid)
                 worker.process.kill()
@@ -165,4 +208,9 @@ class Supervisor:
 
 def _forget(worker: Worker) -> None:
     worker.pipe.close()
-    mark_process_dead(worker.process.pid, os.environ[METRICS_VARIABLE])  # type: ignore[no-untyped-call]
+    folder = os.environ[METRICS_VARIABLE]
+    mark_process_dead(worker.process.pid, folder)  # type: ignore[no-untyped-call]
+    try:
+        merge_counts(Path(folder), worker.process.pid or 0)
+    except OSError as error:  # a full disk, for example; only the number of files is harmed
+        logger.warning("the metrics of process %s were not merged: %s", worker.process.pid, error)
