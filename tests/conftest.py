@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from tests.faults import clocks
 from tests.faults.preload import build
 from tests.faults.stalls import OSFaults
 from tests.harness import ServerProcess
+from tests.timing import slowness
+
+
+def pytest_configure() -> None:
+    slowness()  # in the first process of all, which starts the others
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +26,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("integrated"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _everything_stands() -> None:
+    """Start again what tests share and what has died, so that one test's mishap is not that of all after it."""
+    for process in list(ServerProcess.standing):
+        process.revive()
+    for name in ("tests.redis_server", "tests.s3_server"):  # they need packages that not every test needs
+        if name in sys.modules:
+            sys.modules[name].revive_shared()
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
+
+from tests.timing import scaled
 
 # `tests.watched` is the command line with blocking calls in the event loop turned into errors.
 COMMAND = (sys.executable, "-W", "error", "-m", "tests.watched")
@@ -24,6 +27,8 @@ class ServerProcess:
     Every keyword is a command line option: `max_size="5MiB"` is `--max-size 5MiB`, `disable_download=True` is
     `--disable-download`.
     """
+
+    standing: ClassVar[set[ServerProcess]] = set()  # those that were started and not ended
 
     def __init__(
         self, upload_dir: Path, *, port: int = 0, env: dict[str, str] | None = None, **options: object
@@ -44,6 +49,7 @@ class ServerProcess:
         return arguments
 
     def start(self) -> ServerProcess:
+        self.standing.add(self)
         self.process = subprocess.Popen(
             [*COMMAND, *self.arguments()],
             cwd=ROOT,
@@ -55,7 +61,8 @@ class ServerProcess:
         listening = threading.Event()
         self._reader = threading.Thread(target=self._read_log, args=(listening,), daemon=True)
         self._reader.start()
-        if not listening.wait(30) or not self.origin:
+        if not listening.wait(scaled(60)) or not self.origin:
+            self.standing.discard(self)
             self.kill()
             raise RuntimeError("the server did not start:\n" + "".join(self.log))
         return self
@@ -76,22 +83,29 @@ class ServerProcess:
     def pid(self) -> int:
         return self.process.pid
 
-    def terminate(self, timeout: float = 30) -> int:
+    def terminate(self, timeout: float | None = None) -> int:
         """SIGTERM, as an operator stops it; returns the exit code."""
         self.process.terminate()
-        return self.wait(timeout)
+        return self.wait(scaled(30) if timeout is None else timeout)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
-        self.wait(10)
+        self.wait(scaled(10))
 
     def wait(self, timeout: float) -> int:
         code = self.process.wait(timeout)
-        self._reader.join(10)
+        self._reader.join(scaled(10))
         if self.process.stderr is not None:
             self.process.stderr.close()
         return code
+
+    def revive(self) -> None:
+        """Start it again, on the same port and directory, if its process has ended."""
+        if self.process.poll() is not None:
+            self.wait(scaled(10))
+            self.origin = self.url = ""
+            self.start()
 
     def restart(self) -> None:
         """kill -9, then a new process on the same port and directory."""
@@ -105,6 +119,7 @@ class ServerProcess:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.standing.discard(self)
         if self.process.poll() is None:
             try:
                 self.terminate()

@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tests.redis_server import free_port
+from tests.timing import scaled
 
 READ_SIZE = 1 << 16
-PATIENCE = 15.0
+PATIENCE = scaled(15.0)
 CONNECTION = re.compile(rb"\r\nconnection:[^\r]*", re.IGNORECASE)
 T = TypeVar("T")
 

@@ -22,11 +22,12 @@ from typing import Any, Self
 from redis import Redis
 
 from tests.conftest import require
+from tests.timing import scaled
 
 SHARED_URL = "SHARED_REDIS_URL"  # in the environment of this process and of those that it starts
 SERVICE = "uploads"  # what the sentinels call what they watch
-START_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
+START_TIMEOUT = scaled(20.0)  # seconds
+STOP_TIMEOUT = scaled(10.0)
 PORT_ATTEMPTS = 50
 MAKE_CERTIFICATE = (
     *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
@@ -409,3 +410,9 @@ def shared_redis_url() -> str:
     atexit.register(_shared.close)
     os.environ[SHARED_URL] = _shared.url
     return _shared.url
+
+
+def revive_shared() -> None:
+    """Start again what all tests of this process share, if it has ended."""
+    if _shared is not None and _shared.process is not None and _shared.process.poll() is not None:
+        _shared.start()

@@ -28,11 +28,13 @@ from urllib.parse import parse_qsl, urlsplit
 import boto3  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 
+from tests.timing import scaled
 from tusd_py.storage.s3.config import MIN_PART, Preset, S3Config
 
 ACCESS_KEY, SECRET_KEY = "tests", "only-for-tests"
 BUCKET = "uploads"
-START_PATIENCE = 60.0  # seconds
+START_PATIENCE = scaled(60.0)  # seconds
+START_ATTEMPTS = 3
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -109,18 +111,29 @@ class Process:
     def __init__(
         self, command: list[str], directory: Path, env: dict[str, str] | None = None, sockets: Iterable[Path] = ()
     ) -> None:
+        self._command = command
         self._directory = directory
+        self._env = os.environ | CREDENTIALS | (env or {})
         self._sockets = list(sockets)  # that it leaves behind
-        self._log = open(directory / "log", "wb")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            command,
-            cwd=directory,
-            env=os.environ | CREDENTIALS | (env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        self._start()
+
+    def _start(self) -> None:
+        with open(self._directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._directory,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def revive(self, server: S3Server) -> None:
+        """Start it again, on the same port and directory, if it has ended."""
+        if self._process.poll() is not None:
+            self._start()
+            self.wait_for_bucket(server)
 
     def wait_for_bucket(self, server: S3Server) -> None:
         """Wait until the server answers; makes the bucket if it is not there."""
@@ -140,18 +153,20 @@ class Process:
                         raise RuntimeError(f"the S3 server did not start:\n{log[-2000:]}") from error
                     time.sleep(0.05)
 
-    def stop(self) -> None:
+    def kill(self) -> None:
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
-        self._log.close()
+        self._process.wait(scaled(10))
+
+    def stop(self) -> None:
+        self.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
         for socket_file in self._sockets:
             socket_file.unlink(missing_ok=True)
 
 
-_running: dict[str, S3Server] = {}
+_running: dict[str, tuple[Process, S3Server]] = {}
 _lock = threading.Lock()
 
 
@@ -160,11 +175,29 @@ def _once(name: str, start: Callable[[Path], tuple[Process, S3Server]]) -> S3Ser
     with _lock:
         if name not in _running:
             os.environ.update(CREDENTIALS)
-            process, server = start(Path(tempfile.mkdtemp(prefix=f"tusd-py-{name}-")))
-            atexit.register(process.stop)
+            _running[name] = _start_surely(name, start)
+        return _running[name][1]
+
+
+def _start_surely(name: str, start: Callable[[Path], tuple[Process, S3Server]]) -> tuple[Process, S3Server]:
+    """One that answers. Another program may take a port that was free a moment ago: then with other ports."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        process, server = start(Path(tempfile.mkdtemp(prefix=f"tusd-py-{name}-")))
+        atexit.register(process.stop)
+        try:
             process.wait_for_bucket(server)
-            _running[name] = server
-        return _running[name]
+        except RuntimeError:
+            if attempt == START_ATTEMPTS:
+                raise
+        else:
+            return process, server
+    raise AssertionError("unreachable")
+
+
+def revive_shared() -> None:
+    """Start again what all tests of this process share, where it has ended."""
+    for process, server in list(_running.values()):
+        process.revive(server)
 
 
 def s3_server() -> S3Server:

@@ -19,6 +19,7 @@ from tests.harness import ServerProcess
 from tests.hosts import bugs_of
 from tests.raw_client import MEBI, Answer, request
 from tests.s3_server import CREDENTIALS, S3Server, s3_config
+from tests.timing import scaled
 from tusd_py.locks.local import LocalLocker
 from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage.base import Orphan
@@ -167,7 +168,7 @@ def peak_memory(server: ServerProcess) -> int:
 def fetch(url: str, headers: dict[str, str] | None = None) -> Answer:
     """GET any URL, as who follows a redirect does."""
     target = urlsplit(url)
-    with contextlib.closing(http.client.HTTPConnection(target.netloc, timeout=30)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(target.netloc, timeout=scaled(30))) as connection:
         connection.request("GET", f"{target.path}?{target.query}", headers=headers or {})
         response = connection.getresponse()
         fields = {name.lower(): value for name, value in response.getheaders()}

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.harness import ServerProcess
+from tests.timing import scaled
 from tusd_py.server.blocks import BlockReceiver
 from tusd_py.uploads.budget import BlockPool, ByteBudget
 
@@ -81,7 +82,7 @@ def test_a_steady_stream_across_many_commits_is_stored_as_sent(tmp_path: Path, w
     data = b"".join(sha256(str(number).encode()).digest() for number in range(20 * MEBI // 32))
     with ServerProcess(tmp_path / "uploads", buffer_size="4MiB", workers=workers) as server:
         address = urlsplit(server.origin)
-        with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        with socket.create_connection((address.hostname, address.port), timeout=scaled(20)) as connection:
             headers = "Host: x\r\nTus-Resumable: 1.0.0\r\n"
             length = f"Upload-Length: {len(data)}\r\nContent-Length: {len(data)}\r\n"
             content_type = "Content-Type: application/offset+octet-stream\r\n"

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from starlette.types import Message
 
+from tests.timing import scaled
 from tusd_py.errors import ClientDisconnected, ReadTimeout, ServerShutdown, UploadInterrupted
 from tusd_py.http.body import RATE_WINDOW, RequestBody
 from tusd_py.storage.base import Buffer
 from tusd_py.uploads.budget import BlockPool, ByteBudget
 
-PATIENCE = 30.0  # seconds for anything that has to happen
+PATIENCE = scaled(30.0)  # seconds for anything that has to happen
 
 
 class Wire:

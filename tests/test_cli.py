@@ -17,6 +17,7 @@ import pytest
 
 from tests.harness import ROOT, ServerProcess
 from tests.redis_server import RedisServer
+from tests.timing import scaled
 from tusd_py import Settings, Upload, __version__
 from tusd_py.app import build_service, close_service, open_service
 from tusd_py.cli import main
@@ -34,7 +35,7 @@ def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.Compl
         env=environment | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scaled(60),
         check=False,
     )
 
@@ -58,7 +59,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_installed_command() -> None:
     result = subprocess.run(
-        [Path(sys.executable).with_name("tusd-py"), "version"], capture_output=True, text=True, timeout=60, check=True
+        [Path(sys.executable).with_name("tusd-py"), "version"],
+        capture_output=True,
+        text=True,
+        timeout=scaled(60),
+        check=True,
     )
     assert result.stdout == f"tusd-py {__version__}\n"
     assert result.stderr == ""

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.harness import ROOT
+from tests.timing import scaled
 
 RUNNING = re.compile(r"Uvicorn running on (http://\S+)")
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -31,7 +32,7 @@ class Application:
     process: subprocess.Popen[str] = field(init=False)
 
     def request(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection(urlsplit(self.origin).netloc, timeout=10)
+        connection = http.client.HTTPConnection(urlsplit(self.origin).netloc, timeout=scaled(10))
         with contextlib.closing(connection):
             connection.request(method, path, body, {**TUS, **headers})
             response = connection.getresponse()
@@ -72,7 +73,7 @@ def running(folder: Path, code: str, *arguments: str) -> Iterator[Application]:
     finally:
         if application.process.poll() is None:
             application.process.send_signal(signal.SIGTERM)
-        out, _ = application.process.communicate(timeout=30)
+        out, _ = application.process.communicate(timeout=scaled(30))
         application.log.append(out)
         reader.join(10)
 
@@ -160,7 +161,7 @@ def test_create_app_under_stock_uvicorn_ends_a_running_append_at_shutdown(tmp_pa
     with running(tmp_path, code) as application:
         created = application.request("POST", "/files", {"Upload-Length": "1000"})
         path = urlsplit(created.headers["Location"]).path
-        connection = http.client.HTTPConnection(urlsplit(application.origin).netloc, timeout=10)
+        connection = http.client.HTTPConnection(urlsplit(application.origin).netloc, timeout=scaled(10))
         with contextlib.closing(connection):
             connection.putrequest("PATCH", path)
             for name, value in {**TUS, **OFFSET_TYPE, "Upload-Offset": "0", "Content-Length": "1000"}.items():
@@ -194,7 +195,7 @@ def test_interim_responses_can_be_sent_before_the_final_one(tmp_path: Path) -> N
     )
     with running(tmp_path, INFORMED, "--http", "protocol:Protocol", "--lifespan", "off") as application:
         address = urlsplit(application.origin)
-        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        with socket.create_connection((address.hostname, address.port), timeout=scaled(10)) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             answer = b""
             while data := connection.recv(65536):

@@ -35,6 +35,7 @@ from tests.raw_client import (
     take_over,
     wait_until,
 )
+from tests.timing import promised
 
 Cut = Callable[[Connection], None]
 CUTS = {"fin": Connection.close, "half-closed": Connection.finish_sending, "reset": Connection.reset}
@@ -60,7 +61,7 @@ def test_a_stalled_patch_does_not_block_the_client_that_comes_back(server: Serve
             offset = offset_of(server.port, path)
         assert offset == sent
         complete(server.port, path, data)
-        answer = stalled.answer_or_closed(PROMPT)
+        answer = stalled.answer_or_closed(promised(PROMPT))
         assert answer is None or answer.status == 423
 
 
@@ -71,7 +72,7 @@ def test_a_patch_that_has_stalled_for_long_is_ended_by_head(server: ServerProces
         time.sleep(1.5)  # longer than a holder may be silent
         with promptly("HEAD"):
             assert offset_of(server.port, path) == MEBI
-        answer = stalled.answer_or_closed(PROMPT)
+        answer = stalled.answer_or_closed(promised(PROMPT))
         assert answer is None or answer.status == 423
     complete(server.port, path, data)
 

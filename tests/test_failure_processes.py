@@ -40,6 +40,7 @@ from tests.raw_client import (
     take_over,
     wait_until,
 )
+from tests.timing import promised
 
 Cluster = list[ServerProcess]
 
@@ -108,7 +109,7 @@ def test_a_patch_that_stalls_in_one_process_is_taken_over_by_another(cluster: Cl
         with promptly("HEAD"):
             assert offset_of(cluster[1].port, path) == 700_000
         complete(cluster[2].port, path, data)
-        answer = stalled.answer_or_closed(PROMPT)
+        answer = stalled.answer_or_closed(promised(PROMPT))
         assert answer is None or answer.status == 423
 
 

@@ -71,8 +71,7 @@ class Rig:
 
     def revive(self) -> None:
         """After a kill."""
-        self.server.origin = self.server.url = ""
-        self.server.start()
+        self.server.revive()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.harness import ServerProcess
+from tests.timing import scaled
 
 pytestmark = pytest.mark.integrated
 
@@ -24,7 +25,7 @@ CHUNKED = "Transfer-Encoding: chunked\r\nContent-Type: application/offset+octet-
 class Connection:
     def __init__(self, server: ServerProcess) -> None:
         address = urlsplit(server.origin)
-        self.socket = socket.create_connection((address.hostname, address.port), timeout=10)
+        self.socket = socket.create_connection((address.hostname, address.port), timeout=scaled(10))
         self.file = self.socket.makefile("rb")
 
     def __enter__(self) -> Connection:

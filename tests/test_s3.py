@@ -41,6 +41,7 @@ from tests.raw_client import (
 from tests.redis_server import shared_redis_url
 from tests.s3_server import CREDENTIALS, free_ports, rclone, s3_server
 from tests.s3_uploads import PART, Place, calls_of, digest_of, fetch, id_of, peak_memory, serving
+from tests.timing import scaled
 from tests.wire import metadata
 
 LARGEST_MEMORY = 150 * 10**6  # bytes resident, however large an upload is
@@ -689,7 +690,7 @@ def test_mistakes_are_one_clear_line(
         env={name: value for name, value in (os.environ | environment).items() if value},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=scaled(60),
     )
     assert ended.returncode == 1, ended
     (line,) = ended.stderr.splitlines()

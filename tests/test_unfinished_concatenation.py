@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.harness import ServerProcess
+from tests.timing import scaled
 from tests.wire import TUS, ask, content_of, create, delete, eventually, head, patch
 
 TUS_HEADER = {"Tus-Resumable": "1.0.0"}
@@ -35,7 +36,7 @@ def final(server: ServerProcess, *parts: str) -> str:
 def waiting(url: str) -> http.client.HTTPMessage:
     """The header fields of a final upload that waits: it is the one HEAD without an offset."""
     address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.netloc, timeout=10)
+    connection = http.client.HTTPConnection(address.netloc, timeout=scaled(10))
     with contextlib.closing(connection):
         connection.request("HEAD", address.path, headers=dict(TUS_HEADER))
         response = connection.getresponse()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.harness import ServerProcess
+from tests.timing import scaled
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -55,7 +56,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def request(server: ServerProcess, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(urlsplit(server.origin).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(server.origin).netloc, timeout=scaled(10))
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
@@ -74,7 +75,7 @@ def test_long_connections_are_spread_over_the_processes(server: ServerProcess) -
     address = urlsplit(server.origin)
     with contextlib.ExitStack() as stack:
         for _ in range(60):
-            stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=10))
+            stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=scaled(10)))
         wait_until(lambda: sum(socket_count(pid) - before[pid] for pid in pids) == 60)
         shares = [socket_count(pid) - before[pid] for pid in pids]
     # The kernel hashes: 15 each on average. Less than 2 or more than 36 for one has a chance of one in a million.

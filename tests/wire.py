@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.harness import ServerProcess
+from tests.timing import scaled
 
 # A tuple is one header line for each of its values.
 Value = str | bytes | tuple[str | bytes, ...]
@@ -130,11 +131,11 @@ class Closed(ConnectionError):
 class Connection:
     """One connection to a server; it stays open between requests."""
 
-    def __init__(self, url: str, timeout: float = 15) -> None:
+    def __init__(self, url: str, timeout: float | None = None) -> None:
         authority = url.removeprefix("http://").partition("/")[0]
         host, _, port = authority.rpartition(":")
         self.authority = authority
-        self._socket = socket.create_connection((host, int(port)), timeout)
+        self._socket = socket.create_connection((host, int(port)), timeout or scaled(15))
         self._received = b""
 
     def __enter__(self) -> Connection:
@@ -210,7 +211,7 @@ class Connection:
 
     def is_closed(self) -> bool:
         """Whether the server has closed the connection, or does so soon."""
-        self._socket.settimeout(5)
+        self._socket.settimeout(scaled(5))
         try:
             return not self._socket.recv(1)
         except ConnectionError:
@@ -384,6 +385,8 @@ def new_upload(server: ServerProcess, before: Stored) -> str:
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 15) -> None:
+    """Wait for at most so many seconds of an ordinary machine."""
+    seconds = scaled(seconds)
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"it did not happen within {seconds} s"

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import require
+from tests.timing import scaled
 
 HERE = Path(__file__).parent
 KIBI = 1024
@@ -46,7 +47,7 @@ class Answer:
 
 def request(method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None) -> Answer:
     target = urlsplit(url)
-    with contextlib.closing(http.client.HTTPConnection(target.netloc, timeout=30)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(target.netloc, timeout=scaled(30))) as connection:
         connection.request(method, target.path or "/", body=body, headers=dict(headers or {}))
         response = connection.getresponse()
         # White space around a field is not part of its value, and http.client leaves some of it.
@@ -108,7 +109,7 @@ def run_node(
     package: str,
     scenario: Mapping[str, object],
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
-    timeout: float = 90,
+    timeout: float = 90,  # seconds of an ordinary machine
 ) -> Mapping[str, Any]:
     """Run a script of this folder with the scenario on its standard input.
 
@@ -126,7 +127,7 @@ def run_node(
         assert process.stdin is not None
         assert process.stdout is not None
         # SIGTERM, because the script ends its browser then.
-        watchdog = threading.Timer(timeout, process.terminate)
+        watchdog = threading.Timer(scaled(timeout), process.terminate)
         watchdog.start()
         try:
             process.stdin.write(json.dumps(scenario))
@@ -135,7 +136,7 @@ def run_node(
                 lines.append(json.loads(line))
                 if on_event is not None and "event" in lines[-1]:
                     on_event(lines[-1])
-            code = process.wait(10)
+            code = process.wait(scaled(10))
         finally:
             watchdog.cancel()
             end(process)
@@ -149,7 +150,7 @@ def end(process: subprocess.Popen[str]) -> None:
         return
     process.terminate()
     try:
-        process.wait(10)
+        process.wait(scaled(10))
     except subprocess.TimeoutExpired:
         process.kill()
 

@@ -28,6 +28,7 @@ from tests.clients.support import (
 )
 from tests.conftest import require
 from tests.harness import ServerProcess
+from tests.timing import scaled
 
 JAVA_REQUEST = 10 * MEBI  # what tus-java-client sends in one request
 JAVA_BUFFER = 2 * MEBI
@@ -42,7 +43,7 @@ class Connection:
     def __init__(self, url: str) -> None:
         target = urlsplit(url)
         self.host = target.netloc
-        self.socket = socket.create_connection((target.hostname or "", target.port or 80), timeout=30)
+        self.socket = socket.create_connection((target.hostname or "", target.port or 80), timeout=scaled(30))
         self.reader: BinaryIO = self.socket.makefile("rb")
 
     def close(self) -> None:
@@ -216,7 +217,7 @@ def test_curl_appends_a_file(server: ServerProcess, tmp_path: Path, arguments: l
         *[argument.replace("FILE", str(path)) for argument in arguments],
         url,
     ]
-    done = subprocess.run(command, input=data, capture_output=True, timeout=90, check=True)
+    done = subprocess.run(command, input=data, capture_output=True, timeout=scaled(90), check=True)
     interim, final = done.stdout.decode().split("\r\n\r\n", 1)
     assert interim.startswith("HTTP/1.1 100 ")
     assert final.startswith("HTTP/1.1 204 ")

@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from tests.harness import ROOT
 from tests.redis_server import shared_redis_url
 from tests.s3_server import s3_config, s3_server
+from tests.timing import scaled
 from tusd_py.locks.base import Locker
 from tusd_py.locks.local import LocalLocker
 from tusd_py.locks.redis import RedisLocker
@@ -52,7 +53,7 @@ STORAGES: dict[str, Callable[[Path], Storage]] = {
     "s3": lambda place: S3Storage(s3_config(s3_server(), place)),
 }
 
-PATIENCE = 30.0  # seconds for anything that has to happen
+PATIENCE = scaled(30.0)  # seconds for anything that has to happen
 T = TypeVar("T")
 
 

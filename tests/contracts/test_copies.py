@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.contracts.test_storage import append, content, final_of, partials
+from tests.timing import scaled
 from tusd_py.errors import StorageFull, UploadError
 from tusd_py.storage import disk
 from tusd_py.storage.disk import DiskStorage
@@ -22,7 +23,7 @@ from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.upload import Upload
 
 LARGE = bytes(range(256)) * 1000
-PATIENCE = 30.0  # seconds for anything that has to happen
+PATIENCE = scaled(30.0)  # seconds for anything that has to happen
 
 
 @pytest.fixture
