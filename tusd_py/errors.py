@@ -76,12 +76,20 @@ class InvalidConcatenation(UploadError):
 
 
 class PartialUnfinished(UploadError):
-    default_message = "a partial upload is not finished yet"
     code = "ERR_UPLOAD_NOT_FINISHED"
+
+    def __init__(self, partial_id: str, message: str = "") -> None:
+        super().__init__(message or f"partial upload {partial_id} is not finished yet")
+        self.partial_id = partial_id
 
 
 class PartialLost(PartialUnfinished):
-    default_message = "a partial upload has lost bytes"
+    def __init__(self, partial_id: str, stored: int) -> None:
+        super().__init__(
+            partial_id,
+            f"partial upload {partial_id} has lost bytes and is at offset {stored} again; "
+            "send it the rest, then concatenate again",
+        )
 
 
 class LockTimeout(UploadError):

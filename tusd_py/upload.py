@@ -70,6 +70,17 @@ class Upload:
     def has_all_bytes(self) -> bool:
         return self.length is not None and self.offset == self.length
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether this is a final upload that cannot be made yet, and is tried again at `expires_at`."""
+        return self.is_final and self.status is Status.FINISHING and self.expires_at is not None
+
+    @property
+    def announced_expiry(self) -> float | None:
+        """When the upload expires, for its client: what is unfinished or partial does, what is final never."""
+        can_expire = not self.is_final and (self.is_partial or not self.is_complete)
+        return self.expires_at if can_expire else None
+
     def has_ended(self, now: float) -> bool:
         """True for an upload that no client may use any more.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from tests.contracts.parts import within
 from tusd_py.errors import StateFull, StateUnavailable
-from tusd_py.state.sqlite import SQLiteState
+from tusd_py.state.sqlite import SCHEMA, SELECT_DUE, SQLiteState
 from tusd_py.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0)
@@ -110,3 +111,12 @@ async def test_a_file_that_breaks_while_in_use(path: Path, state: SQLiteState) -
         await within(state.create(replace(UPLOAD, id="another")))
     with pytest.raises(StateUnavailable):
         await within(state.due(1.0, 10))
+
+
+def test_what_is_due_is_found_by_indexes(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(SCHEMA)
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {SELECT_DUE}", (1.0, 1.0, 1, 0)).fetchall()
+    steps = [row[3] for row in plan if "uploads" in row[3]]
+    assert len(steps) == 2
+    assert all("uploads_by_expiry" in step or "uploads_to_finish" in step for step in steps), steps

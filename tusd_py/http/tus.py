@@ -321,4 +321,4 @@ def _offset(upload: Upload) -> dict[str, str]:
 
 
 def _expires(upload: Upload) -> dict[str, str]:
-    return {} if upload.expires_at is None else {"Upload-Expires": format_date(upload.expires_at)}
+    return {} if upload.announced_expiry is None else {"Upload-Expires": format_date(upload.announced_expiry)}

@@ -50,8 +50,20 @@ class StateStore(Protocol):
     async def delete(self, upload_id: str, token: int) -> None:
         """Remove a record; one that does not exist is fine, one with a newer token raises `LockLost`."""
 
-    async def due(self, now: float, limit: int) -> Sequence[Upload]:
-        """Uploads the sweeper has to look at: past their expiry, or left in the middle of finishing or ending."""
+    async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
+        """Uploads the sweeper has to look at: past their expiry, or left in the middle of finishing or ending.
+
+        A final upload that waits (`Upload.is_waiting`) is due at its `expires_at`. Passes over the first `skip`.
+        """
+
+    async def add_waiting(self, partial_id: str, final_id: str) -> None:
+        """Note that a final upload waits for a partial one. The notes are hints: they may be lost."""
+
+    async def waiting_for(self, partial_id: str, limit: int) -> Sequence[str]:
+        """The ids of final uploads that wait for a partial one, at most so many of them."""
+
+    async def remove_waiting(self, partial_id: str, final_ids: Sequence[str]) -> None:
+        """Forget that these final uploads wait for the partial one."""
 
     async def read_metadata(self, name: str) -> str | None:
         """A text that is kept beside the records."""

@@ -26,6 +26,7 @@ PAGE = 200  # records fetched at once
 FRESH = 60.0  # seconds; for so long the record that an entry of the index speaks of may be on its way
 ENDED = (Status.TERMINATED, Status.EXPIRED)  # removing works although there is no memory left
 REPAIR_INTERVAL = 6 * 3600.0  # seconds between two comparisons of the index with the records
+WAITING_TTL = 86400  # seconds; a final upload that waits is looked at, and noted again, every hour
 NOW = 0.0  # to be looked at whenever the sweeper comes; in the index, less than that by the time of the entry
 
 CREATE = Script(
@@ -174,9 +175,9 @@ class RedisState:
             raise LockLost
         await self._redis.command("ZREM", self._due, upload_id)
 
-    async def due(self, now: float, limit: int) -> Sequence[Upload]:
+    async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         found: list[Upload] = []
-        passed = 0
+        passed = skip
         while len(found) < limit:
             count = min(PAGE, limit - len(found))
             page = ("ZRANGE", self._due, "-inf", repr(now), "BYSCORE", "LIMIT", passed, count, "WITHSCORES")
@@ -193,6 +194,21 @@ class RedisState:
             if len(entries) < count:
                 break
         return found
+
+    async def add_waiting(self, partial_id: str, final_id: str) -> None:
+        key = self._waiting(partial_id)
+        await self._redis.commands(("SADD", key, final_id), ("EXPIRE", key, WAITING_TTL))
+
+    async def waiting_for(self, partial_id: str, limit: int) -> Sequence[str]:
+        final_ids: list[str] = await self._redis.command("SRANDMEMBER", self._waiting(partial_id), limit)
+        return final_ids
+
+    async def remove_waiting(self, partial_id: str, final_ids: Sequence[str]) -> None:
+        if final_ids:
+            await self._redis.command("SREM", self._waiting(partial_id), *final_ids)
+
+    def _waiting(self, partial_id: str) -> str:
+        return f"{self._prefix}{{{partial_id}}}:finals"
 
     async def read_metadata(self, name: str) -> str | None:
         value: str | None = await self._redis.command("HGET", self._metadata, name)
@@ -242,4 +258,4 @@ class RedisState:
 
 def _due_at(upload: Upload) -> float | None:
     """When the sweeper has to look at an upload, in seconds since the epoch."""
-    return NOW if upload.status is Status.FINISHING else upload.expires_at
+    return NOW if upload.status is Status.FINISHING and not upload.is_waiting else upload.expires_at

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 
 from tusd_py.redis_connection import RedisConnection, Script
-from tusd_py.upload import Status
+from tusd_py.upload import Concatenation, Status
 
 logger = logging.getLogger("tusd_py.sweeper")
 
@@ -55,10 +55,13 @@ class DueIndex:
     async def _repair_page(self, keys: Sequence[str], now: float) -> int:
         if not keys:
             return 0
-        records = await self._redis.commands(*[("HMGET", key, "id", "status", "expires_at") for key in keys])
+        records = await self._redis.commands(
+            *[("HMGET", key, "id", "status", "expires_at", "concatenation") for key in keys]
+        )
         due = {}
-        for upload_id, status, expires_at in records:
-            when = _due_at(status, expires_at, now)
+        for upload_id, status, expires_at, concatenation in records:
+            waits = concatenation == Concatenation.FINAL and expires_at is not None
+            when = _due_at(None if waits else status, expires_at, now)
             if upload_id and when is not None:
                 due[upload_id] = when
         if not due:

@@ -43,7 +43,12 @@ CREATE TABLE IF NOT EXISTS parts (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS metadata (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expires_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS uploads_finishing ON uploads (status) WHERE status = 'finishing';
+DROP INDEX IF EXISTS uploads_finishing;
+CREATE INDEX IF NOT EXISTS uploads_to_finish ON uploads (status)
+    WHERE status = 'finishing' AND (concatenation <> 'final' OR expires_at IS NULL);
+CREATE TABLE IF NOT EXISTS waiting_finals (
+    partial_id TEXT, final_id TEXT, PRIMARY KEY (partial_id, final_id)
+) WITHOUT ROWID;
 """
 SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
 # To the files of earlier versions. The bytes of a recording were synced before every answer then too.
@@ -57,7 +62,8 @@ ADD_COLUMNS = {
 SELECT_ONE = f"{SELECT} WHERE id = ?"
 SELECT_DUE = (
     f"{SELECT} WHERE expires_at <= ? UNION ALL "
-    f"{SELECT} WHERE status = 'finishing' AND (expires_at IS NULL OR expires_at > ?) LIMIT ?"
+    f"{SELECT} WHERE status = 'finishing' AND (concatenation <> 'final' OR expires_at IS NULL) "
+    "AND (expires_at IS NULL OR expires_at > ?) LIMIT ? OFFSET ?"
 )
 INSERT = f"INSERT INTO uploads ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
 UPDATE = (
@@ -72,6 +78,9 @@ SELECT_PARTS = "SELECT number, end, etag, checksum FROM parts WHERE upload_id = 
 SELECT_METADATA = "SELECT value FROM metadata WHERE name = ?"
 INSERT_METADATA = "INSERT OR IGNORE INTO metadata (name, value) VALUES (?, ?)"
 UPDATE_METADATA = "UPDATE metadata SET value = ? WHERE name = ? AND value = ?"
+INSERT_WAITING = "INSERT OR IGNORE INTO waiting_finals (partial_id, final_id) VALUES (?, ?)"
+SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT ?"
+DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
 
 
@@ -168,11 +177,24 @@ class SQLiteState:
 
         await self._submit(remove, compound=True)
 
-    async def due(self, now: float, limit: int) -> Sequence[Upload]:
+    async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         rows: list[Any] = await self._submit(
-            lambda connection: connection.execute(SELECT_DUE, (now, now, limit)).fetchall()
+            lambda connection: connection.execute(SELECT_DUE, (now, now, limit, skip)).fetchall()
         )
         return [_upload(row) for row in rows]
+
+    async def add_waiting(self, partial_id: str, final_id: str) -> None:
+        await self._submit(lambda connection: connection.execute(INSERT_WAITING, (partial_id, final_id)).rowcount)
+
+    async def waiting_for(self, partial_id: str, limit: int) -> Sequence[str]:
+        rows: list[Any] = await self._submit(
+            lambda connection: connection.execute(SELECT_WAITING, (partial_id, limit)).fetchall()
+        )
+        return [str(row[0]) for row in rows]
+
+    async def remove_waiting(self, partial_id: str, final_ids: Sequence[str]) -> None:
+        rows = [(partial_id, final_id) for final_id in final_ids]
+        await self._submit(lambda connection: connection.executemany(DELETE_WAITING, rows).rowcount, compound=True)
 
     async def refresh_clock(self) -> None:
         """The clock of this host needs no asking."""

@@ -15,6 +15,8 @@ from tusd_py.errors import (
     PartialLost,
     PartialUnfinished,
     StorageBehind,
+    StorageFull,
+    StorageUnavailable,
     UploadError,
     UploadExists,
     UploadGone,
@@ -27,6 +29,7 @@ from tusd_py.storage.base import Concatenates, Remembers, Storage
 from tusd_py.upload import Status, Upload
 from tusd_py.uploads.concatenation import with_length
 from tusd_py.uploads.policy import Durability, Policy
+from tusd_py.uploads.waiting import WaitingFinals
 
 logger = logging.getLogger("tusd_py.uploads")
 
@@ -44,6 +47,7 @@ class Completion:
         self._events = events
         self._policy = policy
         self._clock = clock
+        self.waiting = WaitingFinals(state, clock)
 
     async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
         """The record as committed, as the lock brought it if it did; raises `UploadNotFound` or `UploadGone`."""
@@ -90,18 +94,25 @@ class Completion:
         return upload
 
     async def _recover_final(self, upload: Upload, token: int) -> Upload:
-        try:
-            return await self.finish(upload, token)
-        except PartialLost:
-            if self._policy.concatenation_unfinished:
-                return upload
-            await self.remove(upload, token, Status.TERMINATED)
-            raise
-        except PartialUnfinished:
-            return upload  # it waits for its parts; the policy allowed that when it was made
-        except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be made any more
-            await self.remove(upload, token, Status.TERMINATED)
-            raise
+        while True:
+            try:
+                return await self.finish(upload, token)
+            except PartialLost as error:
+                if not self._policy.concatenation_unfinished:
+                    await self.remove(upload, token, Status.TERMINATED)
+                    raise
+                await self.waiting.wait_for_part(upload, error)
+                return await self.waiting.postpone(upload, token)
+            except PartialUnfinished as error:  # the policy allowed that when it was made
+                if await self.waiting.wait_for_part(upload, error):
+                    return await self.waiting.postpone(upload, token)
+            except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be made any more
+                await self.remove(upload, token, Status.TERMINATED)
+                raise
+            except (StorageFull, StorageUnavailable):
+                with contextlib.suppress(UploadError):  # what went wrong is told already
+                    await self.waiting.postpone(upload, token)
+                raise
 
     # Finishing.
 
@@ -152,19 +163,17 @@ class Completion:
     async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
         """Put the partial uploads together; returns the final one with its length."""
         assert isinstance(self._storage, Concatenates)
-        partials = [await self.get(partial_id) for partial_id in final.partial_ids]
+        found = {partial_id: await self.get(partial_id) for partial_id in dict.fromkeys(final.partial_ids)}
+        partials = [found[partial_id] for partial_id in final.partial_ids]
         final = with_length(final, partials, self._policy)
         try:
             layout = await self._storage.concatenate(final, partials, sync=sync)
         except PartBehind as error:
             await self._put_back(error, partials)
-            raise PartialLost(
-                f"partial upload {error.upload_id} has lost bytes and is at offset {error.stored} again; "
-                "send it the rest, then concatenate again"
-            ) from error
+            raise PartialLost(error.upload_id, error.stored) from error
         final = replace(final, layout=layout)
         grace_end = self._clock.wall() + self._policy.partial_grace
-        for partial in {partial.id: partial for partial in partials}.values():
+        for partial in found.values():
             if partial.expires_at is None or partial.expires_at > grace_end:
                 with contextlib.suppress(UploadError):  # it was terminated meanwhile, or is about to be
                     await self._state.update(partial, replace(partial, expires_at=grace_end), partial.token)

@@ -35,7 +35,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy
         if not partial.is_partial:
             raise InvalidConcatenation(f"upload {partial.id} is not a partial upload")
         if not partial.is_complete and not policy.concatenation_unfinished:
-            raise PartialUnfinished(f"partial upload {partial.id} is not finished yet")
+            raise PartialUnfinished(partial.id)
     length = _total(partials)
     check_size(length, policy)
     return Upload(
@@ -54,7 +54,7 @@ def with_length(final: Upload, partials: Sequence[Upload], policy: Policy) -> Up
     """The final upload as its finished parts make it; raises `PartialUnfinished`, `MaxSizeExceeded`."""
     for partial in partials:
         if not partial.is_complete:
-            raise PartialUnfinished(f"partial upload {partial.id} is not finished yet")
+            raise PartialUnfinished(partial.id)
     length = sum(partial.offset for partial in partials)
     check_size(length, policy)
     return replace(final, length=length, offset=length)

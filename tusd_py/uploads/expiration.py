@@ -39,21 +39,18 @@ async def sweep(service: UploadService) -> int:
         await service.state.repair_index()
     swept = 0
     seen: set[str] = set()
-    while True:
-        # What could not be dealt with (it is being written to) stays due: stop when a batch holds nothing new.
-        batch = [
-            upload
-            for upload in await service.state.due(service.clock.steady(), BATCH + len(seen))
-            if upload.id not in seen
-        ]
-        if not batch:
-            return swept
+    stayed = 0  # due uploads that could not be dealt with, because somebody writes to them, for example
+    while batch := await service.state.due(service.clock.steady(), BATCH, skip=stayed):
         for upload in batch:
+            if upload.id in seen:
+                stayed += 1
+                continue
             seen.add(upload.id)
             try:
                 swept += await service.sweep(upload)
             except UploadError as error:
                 logger.warning("upload %s could not be swept: %s", upload.id, error.message)
+    return swept
 
 
 async def sweep_as_leader(service: UploadService) -> int:

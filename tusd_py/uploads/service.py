@@ -51,7 +51,6 @@ INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
 SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
 NOBODY = "-"  # the id of no upload
-MOST_WAITING = 1000  # uploads looked through for finals that wait for a partial
 
 
 class UploadService:
@@ -81,6 +80,8 @@ class UploadService:
         self._completion = Completion(state, storage, events, policy, clock)
         if policy.concatenation_unfinished:
             events.subscribe(PartialFinished, self.finish_finals_of)
+            events.subscribe(UploadTerminated, self.finals_lost_a_part)
+            events.subscribe(UploadExpired, self.finals_lost_a_part)
 
     @property
     def can_concatenate(self) -> bool:
@@ -257,7 +258,7 @@ class UploadService:
     async def expires_at(self, upload_id: str) -> float | None:
         """When the upload expires, in seconds since the epoch; None if it does not, or does not exist."""
         upload = await self.state.get(upload_id)
-        return None if upload is None or upload.has_ended(self.clock.steady()) else upload.expires_at
+        return None if upload is None or upload.has_ended(self.clock.steady()) else upload.announced_expiry
 
     def _refuse_when_draining(self) -> None:
         if self._draining:
@@ -319,10 +320,19 @@ class UploadService:
 
     async def finish_finals_of(self, event: PartialFinished) -> None:
         """The last of its parts is complete: a final upload that waited can be made."""
-        for upload in await self.state.due(self.clock.steady(), MOST_WAITING):
-            if event.upload.id in upload.partial_ids:
-                with contextlib.suppress(UploadError):  # the sweeper tries again
-                    await self.sweep(upload)
+        await self._part_ended(event.upload)
+
+    async def finals_lost_a_part(self, event: UploadTerminated | UploadExpired) -> None:
+        """The final uploads that waited for it go away as well."""
+        await self._part_ended(event.upload)
+
+    async def _part_ended(self, upload: Upload) -> None:
+        async def resume(final_id: str) -> None:
+            self._refuse_when_draining()
+            await self._drive_now(final_id)
+
+        if upload.is_partial:
+            await self._completion.waiting.part_ended(upload.id, resume)
 
     # Ending.
 
