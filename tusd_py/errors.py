@@ -118,8 +118,7 @@ class ServerShutdown(UploadError):
 
 
 class NotReady(UploadError):
-    """the server is not ready yet; try again"""
-
+    default_message = "the server is not ready yet; try again"
     code = "ERR_NOT_READY"
 
 
