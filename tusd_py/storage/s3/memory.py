@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Protocol
 
 from tusd_py.storage.base import Buffer
@@ -26,6 +27,10 @@ class Filling(Protocol):
     def spillable(self) -> int:
         """Bytes that it could store as a tail and so let go of now."""
 
+    @property
+    def silent(self) -> bool:
+        """Whether its client has sent nothing for longer than it usually does."""
+
     def spill(self) -> None:
         """Do so, soon."""
 
@@ -42,6 +47,7 @@ class Kept:
 
 BLOCK = 256 << 10  # bytes; memory of this size is used again
 ADMISSION_POLL = 0.05  # seconds
+MAX_SPILLS = 4  # of silent uploads at a time
 STALLED = 1.0  # seconds without a byte let go of after which the next one is admitted anyway
 
 
@@ -51,14 +57,16 @@ class PartMemory:
     A part is begun when there is room for all of it, beside what the others are about to add at their pace: many fast
     uploads fill parts in turn, instead of each a bit of one.
 
-    Bytes on their way to S3 are let go of when they have arrived there. If there are none of these, the upload that
-    holds most has to store what it has as a tail.
+    Bytes on their way to S3 are let go of when they have arrived there. While somebody waits, uploads whose clients
+    are silent have to store what they hold as tails; if nothing is on its way and nobody is silent, the one that holds
+    most.
     """
 
     def __init__(self, total: int) -> None:
         self._total = total
         self.used = 0
         self.moving = 0  # requests that let go of bytes when they have ended
+        self.spilling = 0  # of them, those that store what a silent upload holds
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._filling: dict[int, Filling] = {}
         self._kept: OrderedDict[str, Kept] = OrderedDict()
@@ -131,6 +139,7 @@ class PartMemory:
             filling, size, admitted, since = self._queue[0]
             stalled = not self.moving and time.monotonic() - max(since, self._admitted_at) > STALLED
             if not admitted.done() and not stalled and not self._has_room(filling, size):
+                self._spill_silent()
                 return
             self._queue.popleft()
             if not admitted.done():
@@ -158,11 +167,31 @@ class PartMemory:
                 self._forget_oldest()
             else:
                 break
+        if self._waiters:
+            self._spill_silent()
         if self._waiters and not self.moving:
             fullest = max(self._filling.values(), key=lambda filling: filling.spillable, default=None)
             if fullest is not None and fullest.spillable:
                 fullest.spill()
         self._admit()
+
+    def _spill_silent(self) -> None:
+        """Have the silent let go of what they hold, those who hold most first.
+
+        Then those who wait to be admitted themselves, the last ones first, if the little that each of them may hold
+        has become much.
+        """
+        free = MAX_SPILLS - self.spilling
+        if free <= 0:
+            return
+        silent = [filling for filling in self._filling.values() if filling.silent and filling.spillable]
+        for filling in nlargest(free, silent, key=lambda filling: filling.spillable):
+            filling.spill()
+            free -= 1
+        waiting = [filling for filling, _, admitted, _ in self._queue if filling.spillable and not admitted.done()]
+        if free and sum(filling.spillable for filling in waiting) > self.total // 4:
+            for filling in waiting[-free:]:
+                filling.spill()
 
     def _fits(self, size: int) -> bool:
         while self.used + size > self.total and self._kept:

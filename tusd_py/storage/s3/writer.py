@@ -17,6 +17,7 @@ from tusd_py.storage.s3.jobs import Jobs
 from tusd_py.storage.s3.layout import Layout, Tail, dump, layout_of
 from tusd_py.storage.s3.memory import Kept
 from tusd_py.storage.s3.objects import object_key
+from tusd_py.storage.s3.pace import Pace
 from tusd_py.upload import Part, Upload
 
 LARGEST_COPY = 2 << 20  # bytes copied at a time
@@ -55,6 +56,7 @@ class S3Writer:
         self._jobs = Jobs()
         self._admitted_at: float | None = None
         self._begun = self._changed = self._closed = False
+        self._pace = Pace(time.monotonic())
         self._unchecked = bool(layout.multipart)  # the multipart upload of earlier writers
         self._published: set[str] = set()  # names that a layout told of
         self._published_next = layout.next_number
@@ -206,6 +208,13 @@ class S3Writer:
     async def _take(self, buffers: Sequence[Buffer]) -> None:
         """Copy the bytes; they leave with the part that they fill."""
         self._begin()
+        self._pace.bytes_came(time.monotonic())
+        try:
+            await self._copy(buffers)
+        finally:
+            self._pace.bytes_taken(time.monotonic())
+
+    async def _copy(self, buffers: Sequence[Buffer]) -> None:
         views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
         while views:
             room = self._sizes.size(self._next) - self._open.size
@@ -381,11 +390,15 @@ class S3Writer:
 
     @property
     def expected(self) -> int:
-        if self._admitted_at is None:
+        if self._admitted_at is None or self.silent:
             return 0
         left = self._left(self._sizes.size(self._next) - self._open.size)
         seconds = time.monotonic() - self._admitted_at
         return left if seconds < HORIZON else min(left, int(self._open.in_memory / seconds * HORIZON))
+
+    @property
+    def silent(self) -> bool:
+        return self._pace.is_silent(time.monotonic())
 
     @property
     def spillable(self) -> int:
@@ -399,6 +412,7 @@ class S3Writer:
         memory = self._engine.memory
         part = self._open
         memory.moving += 1
+        memory.spilling += 1
         try:
             await self._store_tail()
             end = max((tail.end for tail in self._tails), default=0)
@@ -407,6 +421,7 @@ class S3Writer:
             end = part.end
         finally:
             memory.moving -= 1
+            memory.spilling -= 1
             self._spilling = None
         freed = part.forget_before(min(end, part.end)) if part is self._open else 0
         memory.release(freed)
