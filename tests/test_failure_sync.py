@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import sqlite3
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,3 +227,56 @@ def test_offsets_are_still_true_where_syncs_go_on_failing(place: Place) -> None:
         complete(server.port, path, DATA)
         assert offset_of(server.port, path) == len(DATA)
         assert os.listdir(server.upload_dir)
+
+
+# Records.
+
+RECORDS = "*/uploads.sqlite3*"
+
+
+@pytest.fixture
+def faults(tmp_path: Path, preload_library: Path) -> PreloadedFaults:
+    return PreloadedFaults(tmp_path / "faults", preload_library)
+
+
+def records_without_the_log(uploads: Path) -> dict[str, str]:
+    """Id and status of the records that are in the file itself: the log may be lost in a power cut."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "records")
+        shutil.copyfile(uploads / ".tusd-py" / "uploads.sqlite3", copy)
+        with contextlib.closing(sqlite3.connect(copy)) as connection:
+            return dict(connection.execute("SELECT id, status FROM uploads"))
+
+
+def test_after_a_failed_sync_of_the_records_none_is_only_in_the_log(tmp_path: Path, faults: PreloadedFaults) -> None:
+    with ServerProcess(tmp_path / "uploads", env=faults.env) as server:
+        earlier = create(server.port, 100)
+        path = create(server.port, len(DATA))
+        fault = faults.fail(SYNC, RECORDS, times=1)
+        answer = patch(server.port, path, 0, DATA)
+        assert answer.status == 503, answer
+        assert fault.hits
+        assert request(server.port, "GET", "/readyz").status == 503
+        assert len([line for line in server.log if "records could not be written" in line]) == 1
+        assert true_offset(server, path) in {0, len(DATA)}
+        complete(server.port, path, DATA)
+        found = records_without_the_log(server.upload_dir)
+        assert {each.rpartition("/")[2] for each in (earlier, path)} <= found.keys()
+
+
+def test_while_syncs_of_the_records_fail_nothing_is_complete_and_everything_goes_on_afterwards(
+    tmp_path: Path, faults: PreloadedFaults
+) -> None:
+    with ServerProcess(tmp_path / "uploads", env=faults.env) as server:
+        path = create(server.port, len(DATA))
+        fault = faults.fail(SYNC, RECORDS)
+        for _ in range(3):
+            assert patch(server.port, path, 0, DATA).status in {409, 503}
+            assert request(server.port, "GET", path).status == 404
+            assert head(server.port, path).status in {200, 423}
+        assert request(server.port, "GET", "/readyz").status == 503
+        fault.lift()
+        wait_until(lambda: head(server.port, path).status == 200, "the offset is known")
+        complete(server.port, path, DATA)
+        server.restart()
+        assert_content(server.port, path, DATA)

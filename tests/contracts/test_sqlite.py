@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,7 +15,8 @@ import pytest
 
 from tests.contracts.parts import within
 from tusd_py.errors import StateFull, StateUnavailable
-from tusd_py.state.sqlite import SCHEMA, SELECT_DUE, SQLiteState
+from tusd_py.state.sqlite import SELECT_DUE, SQLiteState
+from tusd_py.state.sqlite_schema import SCHEMA
 from tusd_py.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0)
@@ -84,7 +87,7 @@ async def test_a_file_that_another_process_keeps_locked(
     path: Path, state: SQLiteState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await state.create(UPLOAD)
-    monkeypatch.setattr("tusd_py.state.sqlite.BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("tusd_py.state.sqlite_writer.BUSY_TIMEOUT", 0.1)
     impatient = SQLiteState(path)
     await impatient.open()
     other = sqlite3.connect(path, isolation_level=None)
@@ -120,3 +123,57 @@ def test_what_is_due_is_found_by_indexes(path: Path) -> None:
     steps = [row[3] for row in plan if "uploads" in row[3]]
     assert len(steps) == 2
     assert all("uploads_by_expiry" in step or "uploads_to_finish" in step for step in steps), steps
+
+
+async def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path, state: SQLiteState) -> None:
+    await state.create(UPLOAD)
+    await state.close()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA user_version = 99")
+    newer = SQLiteState(path)
+    with pytest.raises(StateUnavailable, match="newer version of tusd-py"):
+        await within(newer.open())
+    await within(newer.close())
+    assert other.execute("PRAGMA user_version").fetchone() == (99,)
+    other.close()
+
+
+async def test_a_file_of_an_older_version_is_read_and_marked(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        for statement in OLD_SCHEMA:
+            other.execute(statement)
+        values: tuple[Any, ...] = ("old", 1.0, 9, 0, 5, "active", None, "", None, "", None, None, 0, 1)
+        other.execute(f"INSERT INTO uploads VALUES ({', '.join('?' * len(values))})", values)
+        values = ("recording", 1.0, None, 1, 5, "active", None, "", None, "", None, None, 0, 1)
+        other.execute(f"INSERT INTO uploads VALUES ({', '.join('?' * len(values))})", values)
+    for _ in range(2):
+        state = SQLiteState(path)
+        await state.open()
+        assert await state.get("old") == Upload(id="old", created_at=1.0, length=9, offset=5, token=1)
+        recording = Upload(id="recording", created_at=1.0, deferred=True, offset=5, synced=5, token=1)
+        assert await state.get("recording") == recording
+        await state.close()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA user_version").fetchone() == (1,)
+
+
+OLD_SCHEMA = (  # of version 0.1
+    """CREATE TABLE uploads (
+        id TEXT PRIMARY KEY, created_at REAL NOT NULL, length INTEGER, deferred INTEGER NOT NULL,
+        offset INTEGER NOT NULL, status TEXT NOT NULL, metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT,
+        partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL,
+        token INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    """CREATE TABLE parts (
+        upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
+        PRIMARY KEY (upload_id, number)
+    ) WITHOUT ROWID""",
+)
+
+
+async def test_the_log_is_written_back_before_it_grows_large(path: Path, state: SQLiteState) -> None:
+    for number in range(40):
+        await asyncio.gather(*(state.create(replace(UPLOAD, id=f"{number}-{other}")) for other in range(50)))
+    log = path.with_name(f"{path.name}-wal")
+    assert await asyncio.to_thread(os.path.getsize, log) < 8 << 20
+    assert await asyncio.to_thread(os.path.getsize, path) > 50_000

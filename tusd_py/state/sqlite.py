@@ -7,58 +7,23 @@ in the event loop, because that takes less time than waking a thread (measured: 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
 import sqlite3
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from tusd_py.clock import Clock, SystemClock
-from tusd_py.errors import LockLost, StateFull, StateUnavailable, UploadError, UploadExists
+from tusd_py.errors import LockLost, StateUnavailable, UploadExists
+from tusd_py.state.sqlite_schema import FIELDS
+from tusd_py.state.sqlite_writer import Job, SQLiteWriter
 from tusd_py.upload import Concatenation, Part, Status, Upload
 
-FIELDS = tuple(field.name for field in fields(Upload))
 VALUES = attrgetter(*FIELDS)
 PARTIAL_IDS = FIELDS.index("partial_ids")  # kept as one text, separated by spaces
-BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-BUSY_PAUSE = 0.02  # seconds
-BUSY_TIMEOUT = 5.0  # seconds a write waits for another process's
-MOST_WRITES_IN_A_TRANSACTION = 256
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS uploads (
-    id TEXT PRIMARY KEY, created_at REAL NOT NULL, length INTEGER, deferred INTEGER NOT NULL,
-    offset INTEGER NOT NULL, status TEXT NOT NULL, metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT,
-    partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL,
-    layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL, synced INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS parts (
-    upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
-    PRIMARY KEY (upload_id, number)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS metadata (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expires_at IS NOT NULL;
-DROP INDEX IF EXISTS uploads_finishing;
-CREATE INDEX IF NOT EXISTS uploads_to_finish ON uploads (status)
-    WHERE status = 'finishing' AND (concatenation <> 'final' OR expires_at IS NULL);
-CREATE TABLE IF NOT EXISTS waiting_finals (
-    partial_id TEXT, final_id TEXT, PRIMARY KEY (partial_id, final_id)
-) WITHOUT ROWID;
-"""
 SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
-# To the files of earlier versions. The bytes of a recording were synced before every answer then too.
-ADD_COLUMNS = {
-    "layout": ("ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''",),
-    "synced": (
-        "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
-        "UPDATE uploads SET synced = offset WHERE deferred",
-    ),
-}
 SELECT_ONE = f"{SELECT} WHERE id = ?"
 SELECT_DUE = (
     f"{SELECT} WHERE expires_at <= ? UNION ALL "
@@ -82,18 +47,7 @@ INSERT_WAITING = "INSERT OR IGNORE INTO waiting_finals (partial_id, final_id) VA
 SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT ?"
 DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
-
-
-@dataclass(slots=True)
-class Job:
-    """Work for the writer thread, one statement as a rule, and the future that waits for its result."""
-
-    work: Callable[[sqlite3.Connection], Any]
-    durable: bool
-    done: asyncio.Future[Any]
-    compound: bool = False  # several statements
-    result: Any = None
-    error: Exception | None = None
+ENDED = (Status.TERMINATED, Status.EXPIRED)
 
 
 class SQLiteState:
@@ -102,25 +56,30 @@ class SQLiteState:
     def __init__(self, path: Path, clock: Clock | None = None) -> None:
         self._path = path
         self.clock: Clock = clock or SystemClock()
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._writer: SQLiteWriter | None = None
         self._reader: sqlite3.Connection | None = None
 
     async def open(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="tusd-py-state", daemon=True)
-        self._thread.start()
+        self._writer = SQLiteWriter(self._path)
         await self._submit(lambda connection: None)  # fails if the file cannot be opened
-        self._reader = await asyncio.to_thread(self._connect)
+        self._reader = await asyncio.to_thread(self._writer.connect)
 
     async def close(self) -> None:
-        if self._thread is not None:
-            self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await asyncio.to_thread(writer.close)
         if self._reader is not None:
             await asyncio.to_thread(self._reader.close)
             self._reader = None
+
+    async def check(self) -> None:
+        """Raise `StateUnavailable` for a while after a sync of the records has failed."""
+        if self._writer is not None:
+            self._writer.check()
+
+    @property
+    def limitations(self) -> Sequence[str]:
+        return ()
 
     async def create(self, upload: Upload, *, durable: bool = False) -> None:
         def insert(connection: sqlite3.Connection) -> None:
@@ -159,7 +118,8 @@ class SQLiteState:
             return stored
 
         drop_ledger = bool(before.layout) and stored.is_complete
-        result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_ledger)
+        removes = stored.status in ENDED
+        result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_ledger, removes=removes)
         return result
 
     async def parts(self, upload_id: str) -> Sequence[Part]:
@@ -175,7 +135,7 @@ class SQLiteState:
                 raise LockLost
             connection.execute(DELETE_PARTS, (upload_id,))
 
-        await self._submit(remove, compound=True)
+        await self._submit(remove, compound=True, removes=True)
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         rows: list[Any] = await self._submit(
@@ -221,113 +181,18 @@ class SQLiteState:
         return self._submit(lambda connection: connection.execute(SELECT_AFTER, (last, PAGE)).fetchall())
 
     def _submit(
-        self, work: Callable[[sqlite3.Connection], Any], durable: bool = False, *, compound: bool = False
+        self,
+        work: Callable[[sqlite3.Connection], Any],
+        durable: bool = False,
+        *,
+        compound: bool = False,
+        removes: bool = False,
     ) -> asyncio.Future[Any]:
-        if self._thread is None:
+        if self._writer is None:
             raise StateUnavailable
-        job = Job(work, durable, self._loop.create_future(), compound)
-        self._jobs.put(job)
-        return job.done
-
-    # What follows runs in the writer thread.
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-        deadline = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(SCHEMA)
-                _upgrade(connection)
-                return connection
-            except sqlite3.Error as error:
-                # Processes that start together meet here, where SQLite does not wait by itself.
-                if getattr(error, "sqlite_errorcode", None) not in BUSY or time.monotonic() > deadline:
-                    connection.close()
-                    raise
-                time.sleep(BUSY_PAUSE)
-
-    def _run(self) -> None:
-        connection: sqlite3.Connection | None = None
-        synchronous = ""
-        while jobs := self._take():
-            try:
-                if connection is None:
-                    connection = self._connect()
-                # FULL syncs the log at the commit, NORMAL leaves that to the kernel.
-                wanted = "FULL" if any(job.durable for job in jobs) else "NORMAL"
-                if synchronous != wanted:
-                    connection.execute(f"PRAGMA synchronous = {wanted}")
-                    synchronous = wanted
-                _transact(connection, jobs)
-            except sqlite3.Error as error:
-                if connection is not None and connection.in_transaction:
-                    connection.rollback()
-                for job in jobs:
-                    job.result, job.error = None, _state_error(error)
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
-                self._loop.call_soon_threadsafe(_deliver, jobs)
-        if connection is not None:
-            connection.close()
-
-    def _take(self) -> list[Job]:
-        """The jobs that wait; an empty list at the end."""
-        jobs: list[Job] = []
-        job = self._jobs.get()
-        while job is not None:
-            jobs.append(job)
-            if len(jobs) == MOST_WRITES_IN_A_TRANSACTION or self._jobs.empty():
-                return jobs
-            job = self._jobs.get()
-        if jobs:
-            self._jobs.put(None)
-        return jobs
-
-
-def _upgrade(connection: sqlite3.Connection) -> None:
-    """Give a file of an earlier version what it lacks; one of a later version is not touched."""
-    columns = {row[1] for row in connection.execute("PRAGMA table_info(uploads)")}
-    if columns >= ADD_COLUMNS.keys():
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    columns = {row[1] for row in connection.execute("PRAGMA table_info(uploads)")}
-    for column in ADD_COLUMNS.keys() - columns:
-        for statement in ADD_COLUMNS[column]:
-            connection.execute(statement)
-    connection.execute("COMMIT")
-
-
-def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-    """Run the jobs in one transaction; a single statement is a transaction by itself."""
-    together = len(jobs) > 1 or jobs[0].compound
-    if together:
-        connection.execute("BEGIN IMMEDIATE")
-    for job in jobs:
-        try:
-            job.result = job.work(connection)
-        except sqlite3.Error:
-            raise
-        except Exception as error:  # this job's own (a lost lock, a value that no column takes); it changed nothing
-            job.error = error
-    if together:
-        connection.execute("COMMIT")
-
-
-def _deliver(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if job.done.cancelled():
-            continue
-        if job.error is not None:
-            job.done.set_exception(job.error)
-        else:
-            job.done.set_result(job.result)
-
-
-def _state_error(error: sqlite3.Error) -> UploadError:
-    full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-    failure = StateFull() if full else StateUnavailable()
-    failure.__cause__ = error
-    return failure
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._writer.submit(Job(work, durable, done, compound, removes))
+        return done
 
 
 def _row(upload: Upload) -> tuple[Any, ...]:

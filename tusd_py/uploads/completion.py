@@ -14,6 +14,7 @@ from tusd_py.errors import (
     PartBehind,
     PartialLost,
     PartialUnfinished,
+    StateFull,
     StorageBehind,
     StorageFull,
     StorageUnavailable,
@@ -194,7 +195,12 @@ class Completion:
         """Remove an upload, and its record unless ended uploads are remembered for a time."""
         # First the record says that the upload has ended, so that a crash on the way is cleaned up by the sweeper.
         gone_until = self._clock.wall() + (self._policy.gone_for if remember else 0)
-        ended = await self._state.update(upload, replace(upload, status=status, expires_at=gone_until), token)
+        ended = replace(upload, status=status, expires_at=gone_until)
+        try:
+            ended = await self._state.update(upload, ended, token)
+        except StateFull:  # then the bytes make the room; should the record stay behind, they are missed like lost ones
+            await self._storage.delete(upload)
+            ended = await self._state.update(upload, ended, token)
         await self._storage.delete(ended)
         if not (remember and self._policy.gone_for):
             await self._state.delete(ended.id, token)
