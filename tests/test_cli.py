@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.harness import ROOT, ServerProcess
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisNodes, RedisServer
 from tests.timing import scaled
 from tusd_py import Settings, Upload, __version__
 from tusd_py.app import build_service, close_service, open_service
 from tusd_py.cli import main
 from tusd_py.events.base import EventBus
+from tusd_py.locks.local import alone
 from tusd_py.settings import load
 from tusd_py.upload import Status
 
@@ -285,6 +287,59 @@ def test_sweeping_beside_a_running_server(tmp_path: Path) -> None:
         assert result.returncode == 0
         assert result.stdout == "2 removed or finished\n"
     assert files(directory) == {"fresh", "complete", "finishing"}
+
+
+def test_a_sweep_that_could_not_remove_an_upload_names_it_and_fails(tmp_path: Path) -> None:
+    directory = tmp_path / "uploads"
+    with uploads_in(directory):
+        (directory / "expired").unlink()
+        (directory / "expired" / "in the way").mkdir(parents=True)
+        result = run("sweep", "--upload-dir", str(directory))
+    assert (result.returncode, result.stdout) == (1, "1 removed or finished\n")
+    assert result.stderr.startswith("tusd-py: upload expired could not be removed or finished: ")
+    assert "directory" in result.stderr
+    assert result.stderr.count("\n") == 1
+    (directory / "expired" / "in the way").rmdir()
+    (directory / "expired").rmdir()
+    result = run("sweep", "--upload-dir", str(directory))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "1 removed or finished\n", "")
+
+
+# Migrating beside a server.
+
+
+def redis_of(kind: str, folder: Path) -> RedisServer | RedisNodes:
+    return RedisNodes(folder / "redis") if kind == "cluster" else RedisServer()
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+@pytest.mark.parametrize("runs_on", ["sqlite", "redis"])
+@pytest.mark.parametrize("direction", [("sqlite", "redis"), ("redis", "sqlite")])
+def test_migrating_beside_a_running_server_is_refused(
+    tmp_path: Path, kind: str, runs_on: str, direction: tuple[str, str]
+) -> None:
+    directory = tmp_path / "uploads"
+    source, target = direction
+    with uploads_in(directory), redis_of(kind, tmp_path) as redis:
+        arguments = ["migrate", "--from", source, "--to", target, "--upload-dir", str(directory)]
+        arguments += ["--redis-url", redis.url]
+        options: dict[str, Any] = {"redis_url": redis.url} if runs_on == "redis" else {}
+        with ServerProcess(directory, sweep_interval=0, **options):
+            result = run(*arguments)
+            assert_refused_in_one_line(result, 1, redis.url if runs_on == "redis" else str(directory), "stop")
+            assert run(*arguments, "--dry-run").returncode == 0
+        result = run(*arguments)
+        assert result.returncode == 0, result.stderr
+
+
+def test_a_server_does_not_start_while_its_records_are_copied(tmp_path: Path) -> None:
+    directory = tmp_path / "uploads"
+    with uploads_in(directory):
+        with alone(directory / ".tusd-py" / "locks"):
+            result = run("serve", "--port", "0", "--upload-dir", str(directory))
+            assert_refused_in_one_line(result, 1, str(directory), "tusd-py migrate")
+        with ServerProcess(directory) as server:
+            assert server.origin
 
 
 def test_sweeping_with_the_wrong_records(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from tusd_py.uploads.timekeeping import resume_time
 logger = logging.getLogger("tusd_py")
 
 RECORDS = "uploads.sqlite3"  # in the private folder
+LOCKS = "locks"  # what the names of the lock files begin with, there too
 PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with a dot
 LAST_MOMENT = 1.0  # seconds
 START_PATIENCE = 20.0  # seconds a request waits for the start of the server
@@ -86,7 +87,7 @@ def build_state_and_locker(
 ) -> tuple[StateStore, Locker]:
     """The parts that tell what is true; the clock of this host is `clock`, for tests, or that of the system."""
     if settings.redis_url is None:
-        return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / "locks")
+        return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / LOCKS)
     from tusd_py.locks.redis import RedisLocker  # Redis is an extra
     from tusd_py.redis_connection import RedisConnection
     from tusd_py.state.redis import RedisState

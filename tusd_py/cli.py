@@ -176,6 +176,8 @@ async def check(settings: Settings) -> None:
 
 
 def run_sweep(settings: Settings, *, dry_run: bool) -> int:
+    failures: list[str] = []
+
     async def run() -> None:
         service = build_service(settings, EventBus())
         await open_service(service, settings)
@@ -184,7 +186,7 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
                 async for upload in due_uploads(service, service.clock.steady()):
                     print(f"{upload.id} {upload.offset} bytes")
             else:
-                print(f"{await sweep(service)} removed or finished")
+                print(f"{await sweep(service, failures.append)} removed or finished")
             for orphan in await clean(service, dry_run=dry_run):
                 print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
         finally:
@@ -196,7 +198,9 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
         asyncio.run(run())
     except UploadError as error:
         return fail(error.message, 1)
-    return 0
+    for failure in failures:
+        complain(failure)
+    return 1 if failures else 0
 
 
 def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry_run: bool) -> int:

@@ -210,6 +210,11 @@ class RedisConnection:
         subscriber: PubSub = self._client.pubsub()
         return subscriber
 
+    async def listeners(self, channel: str) -> int:
+        """How many connections, of whatever process, have subscribed to a channel."""
+        answer = await self._call("pubsub", lambda: self._client.pubsub_numsub(channel), PATIENCE)
+        return sum(int(count) for _, count in answer)
+
     async def _call(self, name: str, call: Callable[[], Awaitable[T]], patience: float) -> T:
         if self._client is None:
             raise StateUnavailable

@@ -38,11 +38,30 @@ LONGEST_INTERVAL = 0.5  # seconds, when there is so much to look at that a look 
 LOOKING_SHARE = 0.1  # of the time of the event loop's thread that looking may take
 LOCK_FILES = 16  # the kernel goes through all locks of a file for each that it sets
 RELEASE_WANTED, COMMIT_WANTED = 0, 2  # not side by side: the kernel would make one lock of both
+PRESENCE = 64  # the byte of the file of the counter on which every server holds a read lock
 LAST_WISH = (1 << 62) + COMMIT_WANTED
 
 
 def _digest(upload_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(upload_id.encode(), digest_size=8).digest())
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep servers from starting with these lock files; raises `StateUnavailable` if one is running. Blocks."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):  # no server has ever been there
+        yield
+        return
+    except OSError as error:
+        raise StateUnavailable from error
+    try:
+        if not try_lock(descriptor, PRESENCE):
+            raise StateUnavailable("a server is running with these records; stop it first")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class LocalLock:
@@ -98,9 +117,14 @@ class LocalLocker:
         except OSError as error:
             self._close_files()
             raise StateUnavailable from error
+        except StateUnavailable:
+            self._close_files()
+            raise
 
     def _open_files(self) -> None:
         self._counter = self._open_file("")
+        if not try_lock(self._counter, PRESENCE, shared=True):
+            raise StateUnavailable("its records are being copied by tusd-py migrate; try again when that has ended")
         self._tokens = TokenCounter(self._counter)
         self._wish_file = self._open_file("-wishes")
         for number in range(LOCK_FILES):

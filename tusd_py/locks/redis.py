@@ -132,6 +132,15 @@ return 1
 )
 
 
+async def servers_with(connection: RedisConnection, prefix: str) -> int:
+    """How many processes have opened a `RedisLocker` with this prefix: each listens for messages."""
+    return await connection.listeners(channel_of(prefix))
+
+
+def channel_of(prefix: str) -> str:
+    return f"{prefix}wishes"
+
+
 class RedisLock:
     """One lease that is held."""
 
@@ -179,7 +188,7 @@ class RedisLocker:
         """A lease lives for `ttl` seconds without being renewed."""
         self._redis = connection
         self._prefix = prefix
-        self._channel = f"{prefix}wishes"
+        self._channel = channel_of(prefix)
         self._ttl = ttl
         self._on_lost = on_lost
         self._held: dict[str, RedisLock] = {}  # by nonce

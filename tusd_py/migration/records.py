@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tusd_py.app import PRIVATE_FOLDER, RECORDS, build_state, build_storage
+from tusd_py.app import LOCKS, PRIVATE_FOLDER, RECORDS, build_state, build_storage
 from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
+from tusd_py.locks.local import alone
 from tusd_py.migration.report import Counts, Refused, Say, because, silent
 from tusd_py.redaction import without_password
 from tusd_py.settings import Settings
@@ -122,13 +123,14 @@ async def migrate(
     tell: Say = silent,
     complain: Say = silent,
 ) -> Counts:
-    """`migrate_records` between the stores that these settings name.
+    """`migrate_records` between the stores that these settings name, while no server uses either of them.
 
     Raises `StateUnavailable` and `StorageUnavailable` with a sentence that says where.
     """
     if source == "sqlite" and not await asyncio.to_thread(has_records, settings):
         raise StateUnavailable(f"there are no records in {records_file(settings)}")
     async with (
+        nothing_running(settings, dry_run=dry_run),
         opened_state(settings, source) as old,
         opened_state(settings, target, scratch=dry_run) as new,
         opened_storage(settings, dry_run=dry_run) as storage,
@@ -142,6 +144,39 @@ async def migrate(
             tell=tell,
             complain=complain,
         )
+
+
+@contextlib.asynccontextmanager
+async def nothing_running(settings: Settings, *, dry_run: bool) -> AsyncIterator[None]:
+    """Raise `StateUnavailable` if a server uses these records: what it changes meanwhile would be lost.
+
+    A server beside SQLite cannot start meanwhile either. A dry run harms nothing.
+    """
+    with contextlib.ExitStack() as stack:
+        if not dry_run:
+            try:
+                await asyncio.to_thread(stack.enter_context, alone(settings.upload_dir / PRIVATE_FOLDER / LOCKS))
+            except StateUnavailable as error:
+                raise StateUnavailable(f"the upload directory {settings.upload_dir}: {because(error)}") from error
+            await _no_server_on_redis(settings)
+        yield
+
+
+async def _no_server_on_redis(settings: Settings) -> None:
+    from tusd_py.locks.redis import servers_with  # Redis is an extra
+    from tusd_py.redis_connection import RedisConnection
+
+    where = f"Redis at {without_password(settings.redis_url or '')}"
+    connection = RedisConnection(settings.redis_url or "")
+    try:
+        await connection.open()
+        servers = await servers_with(connection, settings.redis_prefix)
+    except StateUnavailable as error:
+        raise StateUnavailable(f"{where} cannot be used: {because(error)}") from error
+    finally:
+        await connection.close()
+    if servers:
+        raise StateUnavailable(f"{where}: {servers} server processes are running with these records; stop them first")
 
 
 @contextlib.asynccontextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from tusd_py.errors import LockTimeout, UploadError
 from tusd_py.locks.base import Locker
@@ -22,6 +23,7 @@ logger = logging.getLogger("tusd_py.sweeper")
 BATCH = 100
 ORPHAN_AGE = 86400.0  # seconds
 CLEAN_INTERVAL = 3600.0  # seconds
+FIRST_CLEAN = (30.0, 90.0)  # seconds after the start: soon, since a server may be restarted every few minutes
 LEADER = ".sweeper"  # a lock like that of an upload, whose id never begins with a dot
 
 
@@ -32,8 +34,11 @@ async def due_uploads(service: UploadService, now: float) -> AsyncIterator[Uploa
             yield upload
 
 
-async def sweep(service: UploadService) -> int:
-    """Look once at everything that is due; returns how many uploads were dealt with."""
+async def sweep(service: UploadService, complain: Callable[[str], object] = logger.warning) -> int:
+    """Look once at everything that is due; returns how many uploads were dealt with.
+
+    `complain` is told of each that could not be dealt with.
+    """
     await keep_time(service.state, service.clock)
     if isinstance(service.state, SupportsIndexRepair):
         await service.state.repair_index()
@@ -49,7 +54,8 @@ async def sweep(service: UploadService) -> int:
             try:
                 swept += await service.sweep(upload)
             except UploadError as error:
-                logger.warning("upload %s could not be swept: %s", upload.id, error.message)
+                reason = f" ({error.__cause__})" if error.__cause__ else ""
+                complain(f"upload {upload.id} could not be removed or finished: {error.message}{reason}")
     return swept
 
 
@@ -114,16 +120,16 @@ class Records:
 
 
 async def sweep_forever(service: UploadService, interval: float) -> None:
-    """Sweep at once, then every `interval` seconds."""
-    cleaned_at = time.monotonic()
+    """Sweep at once, then every `interval` seconds; remove orphans soon after the start, then every hour."""
+    next_clean = time.monotonic() + random.uniform(*FIRST_CLEAN)
     while True:
         try:
             await sweep_as_leader(service)
-            if time.monotonic() - cleaned_at >= CLEAN_INTERVAL:
-                cleaned_at = time.monotonic()
+            if time.monotonic() >= next_clean:
+                next_clean = time.monotonic() + CLEAN_INTERVAL
                 await clean_as_leader(service)
         except UploadError as error:
             logger.warning("the sweep failed: %s", error.message)
         except Exception:  # whatever it is: the next round may do better, and must come
             logger.exception("the sweep failed")
-        await asyncio.sleep(interval)
+        await asyncio.sleep(max(0.0, min(interval, next_clean - time.monotonic())))
