@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -39,7 +40,7 @@ from tusd_py.storage.s3 import S3Config, S3Storage
 from tusd_py.storage.s3.config import MAX_PART, MIN_PART
 from tusd_py.storage.s3.engine import SEEN_FOR
 from tusd_py.storage.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
-from tusd_py.storage.s3.objects import content_disposition, content_type, key_pattern, object_key
+from tusd_py.storage.s3.objects import content_disposition, content_type, key_pattern, object_key, properties
 from tusd_py.storage.s3.recent import Recent
 from tusd_py.storage.s3.sizes import MIB, PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
 from tusd_py.upload import Concatenation, Upload
@@ -311,6 +312,31 @@ def test_only_harmless_characters_of_metadata_come_into_keys() -> None:
     assert match is not None
     assert match["id"] == "upload"
     assert object_key(config, UPLOAD) == "a/_/upload/_"
+
+
+def encoded(**values: str) -> str:
+    return ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in values.items())
+
+
+@pytest.mark.parametrize("name", ["\U0001f600" * 255, "\u00fc" * 3000, "a" * 3000, "\U0001f600" * 300 + ".mp4"])
+def test_properties_of_an_object_with_a_long_file_name_fit_into_what_s3_takes(name: str) -> None:
+    upload = replace(UPLOAD, metadata=encoded(filename=name, filetype=f"{'a' * 63}/{'b' * 63}"))
+    disposition = content_disposition(upload)
+    given = properties(S3Config("bucket"), upload, f"{1 << 62}-{'a' * 16}")
+    headers = [given["ContentType"], disposition, *(f"{key}{value}" for key, value in given["Metadata"].items())]
+    assert sum(map(len, headers)) <= 2048
+    assert name[:10] in unquote(disposition)
+    assert disposition.endswith(".mp4") == name.endswith(".mp4")
+
+
+def test_a_key_with_many_long_values_fits_into_what_s3_takes() -> None:
+    key = "{prefix}" + "".join(f"{{metadata.v{number}}}/" for number in range(20)) + "{id}"
+    config = S3Config("bucket", prefix="p" * 100, key=key)
+    values = {f"v{number}": "x" * 500 for number in range(20)}
+    longest = object_key(config, replace(UPLOAD, id="i" * 128, metadata=encoded(**values)))
+    assert len(longest) <= 1024
+    with pytest.raises(ValueError, match="too long"):
+        S3Config("bucket", prefix="p" * 900, key=key)
 
 
 @pytest.mark.parametrize("key", ["", "{prefix}", "{id}{id}", "{id}{other}", "{id}{", "{metadata.}{id}"])

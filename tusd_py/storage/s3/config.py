@@ -10,6 +10,9 @@ MIN_PART = 5 << 20  # bytes; only the last part of an object may be smaller
 MAX_PART = 5 << 30
 MAX_OBJECT = 5 << 40
 MAX_PARTS = 10_000
+MAX_KEY = 1024  # bytes
+MAX_ID = 128  # characters
+LONGEST_VALUE, SHORTEST_VALUE = 128, 16  # characters of a metadata value in a key
 FIELD = re.compile(r"\{([^{}]*)\}")
 FIELD_NAME = re.compile(r"id|prefix|metadata\.[A-Za-z0-9_.-]+")
 
@@ -84,10 +87,21 @@ class S3Config:
         unknown = [field for field in fields if not FIELD_NAME.fullmatch(field)]
         if unknown or set(FIELD.sub("", self.key)) & set("{}"):
             raise ValueError("a key is made of text, {prefix}, {id} and {metadata.NAME}")
+        if self.max_value < SHORTEST_VALUE:
+            raise ValueError(f"the key is too long: those of S3 have at most {MAX_KEY} bytes")
 
     @property
     def abilities(self) -> Abilities:
         return ABILITIES[self.preset]
+
+    @property
+    def max_value(self) -> int:
+        """Characters of each metadata value in a key, so that S3 takes the key whatever clients send."""
+        fields: list[str] = FIELD.findall(self.key)
+        values = sum(field.startswith("metadata.") for field in fields)
+        prefix = fields.count("prefix") * len(self.prefix.encode())
+        room = MAX_KEY - len(FIELD.sub("", self.key).encode()) - prefix - MAX_ID
+        return min(LONGEST_VALUE, room // max(1, values))
 
     @property
     def tails(self) -> str:

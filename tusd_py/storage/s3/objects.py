@@ -19,7 +19,8 @@ UNSAFE_IN_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
 NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')
 ANY_ID = r"(?P<id>[A-Za-z0-9_-]{1,128})"
 GENERATED_ID = r"(?P<id>[0-9a-f]{32})"
-LONGEST_VALUE = 128  # characters of a metadata value in a key
+MAX_DISPOSITION = 1024  # bytes; S3 takes 2 KiB of metadata with an object, and refuses the whole object for more
+MAX_EXTENSION = 16  # characters
 OWNER = "tusd-py-upload"  # metadata of an object: a digest of the upload's id
 MARKER = "tusd-py-put"  # metadata of an object: the request that made it
 
@@ -49,7 +50,7 @@ def object_key(config: S3Config, upload: Upload) -> str:
         if name == "prefix":
             return config.prefix
         text = values.get(name.removeprefix("metadata."), "").replace("\\", "/").rpartition("/")[2]
-        return UNSAFE_IN_KEY.sub("_", text)[:LONGEST_VALUE].strip(".") or "_"
+        return UNSAFE_IN_KEY.sub("_", text)[: config.max_value].strip(".") or "_"
 
     return FIELD.sub(value, config.key)
 
@@ -116,9 +117,26 @@ def content_disposition(upload: Upload) -> str:
     """For saving under its name: what a bucket serves must not run in a browser."""
     values = metadata_of(upload)
     name = next((values[key] for key in ("filename", "name") if values.get(key)), "")
-    name = UNSAFE_IN_NAME.sub("_", name)[:255]
+    name = UNSAFE_IN_NAME.sub("_", name)
     if not name:
         return "attachment"
+    size = 255
+    while len(disposition := _disposition(_shortened(name, size))) > MAX_DISPOSITION:
+        size -= 8
+    return disposition
+
+
+def _shortened(name: str, size: int) -> str:
+    """The name in at most so many characters, with its extension."""
+    if len(name) <= size:
+        return name
+    stem, dot, extension = name.rpartition(".")
+    if not stem or len(extension) > MAX_EXTENSION:
+        return name[:size]
+    return stem[: size - len(extension) - 1] + dot + extension
+
+
+def _disposition(name: str) -> str:
     plain = NOT_PLAIN.sub("_", name)
     extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
     return f'attachment; filename="{plain}"{extended}'
