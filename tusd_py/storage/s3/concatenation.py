@@ -29,9 +29,11 @@ async def concatenate(engine: Engine, final: Upload, partials: Sequence[Upload])
     length = sum(source.size for source in sources)
     try:
         if length <= engine.config.part_size and (len(sources) != 1 or not engine.config.abilities.part_copy):
-            await _put(engine, final, key, sources, length)
+            async with engine.copies:
+                await _put(engine, final, key, sources, length)
         elif len(sources) == 1 and length <= ONE_COPY and engine.config.abilities.part_copy:
-            await engine.copy_object(final, key, sources[0].key)
+            async with engine.copies:
+                await engine.copy_object(final, key, sources[0].key)
         else:
             await _assemble(engine, final.at(length), key, plan(engine.config, sources, length))
     except (ObjectMissing, StorageBehind):
@@ -68,7 +70,8 @@ async def _put(engine: Engine, final: Upload, key: str, sources: Sequence[Slice]
 async def _fetch(engine: Engine, slices: Sequence[Slice]) -> list[Buffer]:
     pieces: list[Buffer] = []
     for piece in slices:
-        found = await engine.fetch(piece)
+        async with engine.slots:
+            found = await engine.fetch(piece)
         if sum(map(len, found)) < piece.size:
             raise StorageUnavailable("a partial upload is shorter than its record says")
         pieces += found
@@ -102,13 +105,13 @@ async def _complete(engine: Engine, final: Upload, multipart: Multipart, parts: 
 
 
 async def _make_parts(engine: Engine, multipart: Multipart, pieces: Sequence[Piece]) -> list[Part]:
-    """All parts, a few at a time; waits for all of them even if one fails."""
+    """All parts, a few at a time, of all concatenations together too; waits for all of them even if one fails."""
     free = asyncio.Semaphore(engine.config.parts_in_flight)
     failed = False
 
     async def make(number: int, start: int, piece: Piece) -> Part:
         nonlocal failed
-        async with free:
+        async with free, engine.copies:
             if failed:
                 raise StorageUnavailable
             try:

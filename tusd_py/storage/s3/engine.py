@@ -24,6 +24,7 @@ from tusd_py.upload import Part, Upload
 
 COPY_THREADS = 4
 RESERVED = 4  # threads that parts leave to small requests
+COPY_SHARE = 3  # concatenations use a third of what is left
 SEEN_FOR = 10.0  # seconds that a multipart upload is not looked for again
 DELETE_AT_ONCE = 1000  # keys of one DeleteObjects
 
@@ -52,7 +53,9 @@ class Engine:
 
     async def open(self) -> None:
         self.copying = Threads(COPY_THREADS, "tusd-py-s3-copy")
-        self._slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED))
+        # Parts, and copies among them, leave threads to small requests; copies leave most of the rest to parts.
+        self.slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED))
+        self.copies = asyncio.Semaphore(max(1, (self.config.concurrency - RESERVED) // COPY_SHARE))
         await self.client.open()
 
     async def close(self) -> None:
@@ -100,7 +103,7 @@ class Engine:
     ) -> Part:
         """One part from memory, with its CRC-32 if that is known; returns its entry in the ledger."""
         end = start + sum(map(len, pieces))
-        async with self._slots:
+        async with self.slots:
             self.parts_in_flight += 1
             try:
                 answer, checksum = await self.client.send(
@@ -115,14 +118,15 @@ class Engine:
 
     async def copy_part(self, multipart: Multipart, number: int, start: int, source: Slice) -> Part:
         """One part that S3 copies from another object."""
-        answer = await self.client.call(
-            "upload_part_copy",
-            Key=multipart.key,
-            UploadId=multipart.id,
-            PartNumber=number,
-            CopySource={"Bucket": self.config.bucket, "Key": source.key},
-            CopySourceRange=f"bytes={source.start}-{source.end - 1}",
-        )
+        async with self.slots:
+            answer = await self.client.call(
+                "upload_part_copy",
+                Key=multipart.key,
+                UploadId=multipart.id,
+                PartNumber=number,
+                CopySource={"Bucket": self.config.bucket, "Key": source.key},
+                CopySourceRange=f"bytes={source.start}-{source.end - 1}",
+            )
         result = answer["CopyPartResult"]
         return entry(number, start, start + source.size, result["ETag"], result.get("ChecksumCRC32", ""))
 
@@ -246,7 +250,8 @@ class Engine:
         parameters["CopySource"] = {"Bucket": self.config.bucket, "Key": source}
         if "Tagging" in parameters:
             parameters["TaggingDirective"] = "REPLACE"
-        await self.client.call("copy_object", Key=key, MetadataDirective="REPLACE", **parameters)
+        async with self.slots:
+            await self.client.call("copy_object", Key=key, MetadataDirective="REPLACE", **parameters)
 
     async def is_placed(self, upload: Upload, key: str, marker: str, etag: str = "") -> bool:
         """Whether the object is there, made by the request with this marker, and as long as the upload.

@@ -1,0 +1,50 @@
+"""Concatenations in S3 beside everything else."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from tests.contracts.parts import within
+from tests.contracts.test_s3 import DATA, PART, Opener, opened, proxy, send_all, server
+from tests.contracts.test_storage import TOKEN, UPLOAD, content, final_of
+from tests.s3_server import Fault, FaultyProxy, Held, Request
+from tusd_py.storage.s3 import S3Storage
+from tusd_py.upload import Upload
+
+__all__ = ["opened", "proxy", "server"]
+
+
+def is_copy(request: Request) -> bool:
+    return "/final-" in request.path and request.operation in ("UploadPart", "PutObject")
+
+
+@pytest.mark.parametrize("preset", ["aws", "plain"])
+@pytest.mark.parametrize("sources", [1, 2])
+async def test_uploads_do_not_wait_for_copies_that_hang(
+    opened: Opener, proxy: FaultyProxy, preset: str, sources: int
+) -> None:
+    storage: S3Storage = await opened(proxy.server, preset=preset)
+    stored: list[Upload] = [
+        await send_all(storage, replace(UPLOAD, id=f"p{number}"), DATA[: PART + number]) for number in range(sources)
+    ]
+    proxy.faults = held = Held(is_copy, Fault.NONE)
+    finals = [replace(final_of(stored * 2), id=f"final-{number}") for number in range(8)]
+    copies = [asyncio.ensure_future(storage.concatenate(final, stored * 2, sync=True)) for final in finals]
+    await asyncio.to_thread(held.wait)
+    try:
+        await asyncio.sleep(0.3)  # a chance to take every thread
+        other = replace(UPLOAD, id="other", length=2 * PART)
+        complete = await within(send_all(storage, other, DATA[: 2 * PART]))
+        assert await within(storage.stored(complete)) == 2 * PART
+        writer = storage.writer(replace(UPLOAD, id="small"), TOKEN)
+        await within(writer.flush([b"a few bytes"], sync=True))
+        await writer.close()
+        assert not any(copy.done() for copy in copies)
+    finally:
+        held.release()
+    layouts = await asyncio.gather(*copies)
+    made = replace(finals[7], layout=layouts[7])
+    assert await content(storage, made) == b"".join(DATA[: part.offset] for part in stored) * 2
