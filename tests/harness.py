@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ class ServerProcess:
         self, upload_dir: Path, *, port: int = 0, env: dict[str, str] | None = None, **options: object
     ) -> None:
         self.upload_dir = upload_dir
+        self.descriptors: int | None = None  # the most files that the process may have open
         self.port = port
         self.options = options
         self.env = env or {}
@@ -57,6 +59,7 @@ class ServerProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=self._limit_descriptors if self.descriptors else None,
         )
         listening = threading.Event()
         self._reader = threading.Thread(target=self._read_log, args=(listening,), daemon=True)
@@ -66,6 +69,10 @@ class ServerProcess:
             self.kill()
             raise RuntimeError("the server did not start:\n" + "".join(self.log))
         return self
+
+    def _limit_descriptors(self) -> None:
+        assert self.descriptors is not None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.descriptors))
 
     def _read_log(self, listening: threading.Event) -> None:
         assert self.process.stderr is not None

@@ -24,7 +24,7 @@ def watch() -> BlockBuster:
 
 
 if os.environ.get("PLAIN_ASGI"):  # in worker processes too, which import this module again
-    vars(run)["upload_protocol"] = lambda *_: HttpToolsProtocol
+    vars(run)["upload_protocol"] = lambda **_: HttpToolsProtocol
 
 if __name__ == "__main__":
     watch()

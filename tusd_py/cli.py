@@ -21,7 +21,7 @@ from tusd_py.migration.report import silent
 from tusd_py.migration.tusd_files import import_tusd
 from tusd_py.redaction import without_password
 from tusd_py.server.memory import keep_freed_memory
-from tusd_py.server.run import bind, reserve, run_server
+from tusd_py.server.run import bind, limit_of, reserve, run_server
 from tusd_py.server.supervisor import Supervisor
 from tusd_py.server.terminal import outlive_hangups
 from tusd_py.settings import InvalidSettings, Loaded, Settings, did_you_mean, flag_name, load, unknown_variables
@@ -147,7 +147,10 @@ def run_serve(settings: Settings) -> int:
     if not settings.disable_malloc_tuning:
         keep_freed_memory()
     try:
+        limit_of(settings)
         asyncio.run(check(settings))
+    except InvalidSettings as error:
+        return fail(str(error))
     except UploadError as error:
         return fail(error.message, 1)
     try:

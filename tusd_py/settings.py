@@ -283,9 +283,20 @@ class Settings(BaseSettings):
     header_timeout: Seconds = Field(
         default=30, description="close a connection whose request head is not complete by then"
     )
-    idle_timeout: Seconds = Field(default=60, description="end a request that sends nothing for so long")
+    keep_alive_timeout: Seconds = Field(
+        default=75, description="close a connection that has been idle between two requests for so long"
+    )
+    max_connections: Number | None = Field(
+        default=None, ge=1, description="connections at a time, of all processes together"
+    )
+    idle_timeout: Seconds = Field(
+        default=60, description="end a request that sends nothing, or takes nothing of its answer, for so long"
+    )
     minimum_rate: Size = Field(
         default=1 << 10, description="end a request slower than so many bytes a second, over a minute"
+    )
+    drain_delay: Seconds = Field(
+        default=0, le=3600, description="at shutdown, go on serving for so long, with /readyz failing"
     )
     shutdown_grace: Seconds = Field(default=10, gt=0, description="time running requests have to end at shutdown")
     log_format: Literal["text", "json"] = Field(default="text", description="format of the log lines")

@@ -85,10 +85,22 @@ class Metrics:
         self._connections = Gauge(
             "tusd_connections_open", "Open connections.", registry=registry, multiprocess_mode="livesum"
         )
+        self._connection_limit = Gauge(
+            "tusd_connections_limit", "Most open connections.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._connections_ended = Counter(
+            "tusd_connections_ended", "Connections that the server ended early.", ["reason"], registry=registry
+        )
         self._subscribe(events)
 
     def connections_changed(self, change: int) -> None:
         self._connections.inc(change)
+
+    def connections_limited(self, limit: int) -> None:
+        self._connection_limit.set(limit)
+
+    def connection_ended(self, reason: str) -> None:
+        self._connections_ended.labels(reason).inc()
 
     def s3_called(self, operation: str, result: str, seconds: float) -> None:
         self._s3_calls.labels(operation, result).observe(seconds)

@@ -10,7 +10,8 @@ from tusd_py.storage.base import Buffer
 from tusd_py.uploads.budget import BlockPool
 
 if TYPE_CHECKING:
-    from tusd_py.server.protocol import UploadCycle, UploadProtocol
+    from tusd_py.server.cycle import UploadCycle
+    from tusd_py.server.protocol import UploadProtocol
 
 SCRATCH_SIZE = 64 << 10
 SMALL_SHARE = 4  # a block that is less than this part full is copied out of rather than handed over

@@ -1,230 +1,390 @@
-"""uvicorn's HTTP/1.1 protocol with what uploads need.
+"""uvicorn's HTTP/1.1 protocol with what uploads need, and with bounds for all that a client can do.
 
 Bytes that arrived are delivered before a disconnect is told, and long bodies are received straight into blocks of
-memory (`server/blocks.py`); trailers are kept apart from headers, interim responses can be sent, and a client has to
-get to the end of its header fields in time. What concerns the application reaches it as ASGI scope extensions; under
-another server it does without.
+memory (`server/blocks.py`); trailers are kept apart from headers, interim responses can be sent. What concerns the
+application reaches it as ASGI scope extensions; under another server it does without.
+
+A connection has one request at a time: what follows its end is kept, and not parsed before the response is complete.
+Every state has a deadline. While a request is being answered, the application and `WriteWatch` see to it; otherwise
+there is one timer, for a head, the rest of a body that nobody wants, the pause before the next request, or the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import (
-    HEADER_RE,
-    HEADER_VALUE_RE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from tusd_py.http.body import ARRIVALS
 from tusd_py.http.tus import VERSION
-from tusd_py.server.blocks import BlockReceiver
-from tusd_py.storage.base import Buffer
-from tusd_py.uploads.budget import BlockPool
+from tusd_py.server.connections import MOST_WAITING, Connections
+from tusd_py.server.cycle import INFORMATIONAL, UploadCycle
+from tusd_py.server.flow import ConnectionFlow, WriteWatch
+from tusd_py.server.framing import OVERLAP, FramingAllowance, section_end
 
-INFORMATIONAL = "http.response.informational"  # ASGI message and scope extension: an interim (1xx) response
+logger = logging.getLogger("tusd_py.server")
+
 MOST_HEADER_BYTES = 64 << 10
+MOST_HEADERS = 256
 MOST_TRAILERS = 16
-WORTH_BLOCKS = 256 << 10  # bytes still to come for which the parser is left out
+MOST_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its content
+PIECE_SIZE = 64 << 10  # most bytes of a head or a chunked body that the parser gets at a time
+UNREAD_BODY_TIMEOUT = 10.0  # seconds for the rest of a small body that nobody wants
+LINGER = 2.0  # seconds a refused connection stays open, so that the client gets to see why
+LINGER_SIZE = 256 << 10  # bytes that are read and thrown away meanwhile
+
+TOO_LARGE = "431 Request Header Fields Too Large"
+HEAD_TOO_LONG = "ERR_HEADERS_TOO_LARGE: the request head is too long"
+TRAILERS_TOO_LONG = "ERR_HEADERS_TOO_LARGE: the trailers or the chunk extensions are too long"
+INVALID = "ERR_INVALID_REQUEST: this is not a valid HTTP request"
+HEADER_TIMEOUT = "ERR_HEADER_TIMEOUT: the request head did not come in time"
 
 
-class UploadCycle(RequestResponseCycle):
-    """One request and its response. It is the `Arrivals` of its body too."""
+class Phase(Enum):
+    """Which bytes of a request come next."""
 
-    protocol: UploadProtocol
-    pool: BlockPool | None
-    receiver: BlockReceiver | None
-    arrived: int  # bytes of the body that passed the parser
-    last_arrival: float
-    trailers: list[tuple[bytes, bytes]]
-    end_delivered: bool
+    HEAD = auto()
+    SIZED_BODY = auto()
+    CHUNKED_BODY = auto()
+    ENDED = auto()
 
-    def adopt(self, protocol: UploadProtocol) -> None:
-        """What `__init__` would do, had the base class made this object of this class."""
-        self.protocol = protocol
-        self.pool = None
-        self.receiver = None
-        self.arrived = 0
-        self.last_arrival = 0.0
-        self.trailers = []
-        self.end_delivered = False
 
-    async def send(self, message: Any) -> None:
-        if message["type"] == INFORMATIONAL:
-            self._send_informational(message["status"], message.get("headers", []))
-        else:
-            await super().send(message)
+class TooManyHeaders(Exception):
+    """A head has more fields than `MOST_HEADERS`."""
 
-    def _send_informational(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """An interim response (RFC 9110, section 15.2); nothing once the final one has begun."""
-        if self.response_started or self.disconnected:
-            return
-        lines = [b"HTTP/1.1 %d \r\n" % status]
-        for name, value in headers:
-            if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
-                raise RuntimeError("Invalid HTTP header.")
-            lines.append(b"%s: %s\r\n" % (name, value))
-        self.transport.write(b"".join([*lines, b"\r\n"]))
 
-    async def receive(self) -> Any:
-        if self.waiting_for_100_continue and not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.waiting_for_100_continue = False
-        while not self.response_complete:
-            if self._has_message():
-                data = self.take()
-                self.end_delivered = self._is_at_end()
-                return {"type": "http.request", "body": data, "more_body": not self.end_delivered}
-            if self.disconnected:
-                break
-            self._continue_reading()
-            await self.message_event.wait()
-            self.message_event.clear()
-        return {"type": "http.disconnect"}
+class BodyEvents:
+    """What the parser reports of a body whose head another parser has read."""
 
-    def _has_message(self) -> bool:
-        """Whether there is something to deliver: of a long body whole blocks, and what is left at its end."""
-        if self.body:
-            return True
-        if self.receiver is not None and self.receiver.filled and (self.receiver.is_full or self.disconnected):
-            return True
-        return self._is_at_end() and not self.end_delivered
-
-    def _is_at_end(self) -> bool:
-        return not self.more_body and not self.body and (self.receiver is None or not self.receiver.filled)
-
-    def take(self) -> Buffer:
-        if self.body or self.receiver is None:
-            body, self.body = self.body, bytearray()
-            return body
-        return self.receiver.take()
-
-    def close(self) -> None:
-        if self.receiver is not None:
-            self.receiver.close()
-
-    def use_blocks(self, pool: BlockPool) -> None:
-        self.pool = pool
-
-    def _continue_reading(self) -> None:
-        if self.receiver is None and self.pool is not None and self.more_body:
-            size = self.protocol.content_length()
-            if size - self.arrived >= WORTH_BLOCKS:
-                self.receiver = BlockReceiver(self.protocol, self, self.pool, size - self.arrived)
-        if self.receiver is not None and self.more_body:
-            self.receiver.provide_block()
-        self.flow.resume_reading()
+    def __init__(self, protocol: UploadProtocol) -> None:
+        self.on_body = protocol.on_body
+        self.on_header = protocol.on_header
+        self.on_message_complete = protocol.on_message_complete
 
 
 class UploadProtocol(HttpToolsProtocol):
     """One connection."""
 
-    connections_changed: ClassVar[Callable[[int], None]]
-    header_timeout: ClassVar[float]  # seconds
+    shared: ClassVar[Connections]
 
-    _header_timer: asyncio.TimerHandle | None = None
-    _head_size = 0  # bytes of a head that is not complete yet, beyond those it began with
-    _in_head = False
-    _in_body = False
+    cycle: UploadCycle
+    flow: ConnectionFlow
+    on_body: Callable[[bytes], None]  # type: ignore[assignment]
+
+    def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append  # no frame of Python for each chunk: the parser calls this
+        super().__init__(config, server_state, app_state, _loop)
+        self._phase = Phase.HEAD
+        self._parser_is_spent = False
+        self._last_bytes = b""  # of the section that is being received
+        self._head_size = 0
+        self._body_remaining = 0
+        self._allowance = FramingAllowance(0, 0)
+        self._held: list[bytes] = []  # bytes of the next requests
+        self._waiting = 0  # bytes of a head without end, or held
+        self._refused = False
+        self._linger_size = LINGER_SIZE
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_is_for_head = False
+
+    # The connection.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        type(self).connections_changed(1)
+        self.flow = ConnectionFlow(transport)
+        shared = self.shared
+        self._writes = WriteWatch(transport, shared.idle_timeout, shared.minimum_rate, self._reader_timed_out)
+        shared.changed(1)
+        shared.became_idle(self)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        type(self).connections_changed(-1)
-        self._head_has_come()
+        self._cancel_timer()
+        self._writes.stop()
+        self._count_waiting(0)
+        self._held.clear()
+        self.shared.became_busy(self)
+        self.shared.changed(-1)
 
-    def data_received(self, data: bytes) -> None:
-        was_in_head = self._in_head
-        super().data_received(data)
-        if was_in_head and self._in_head:
-            self._head_size += len(data)
-            if self._head_size > MOST_HEADER_BYTES:
-                self._refuse(
-                    "431 Request Header Fields Too Large", "ERR_HEADERS_TOO_LARGE: the request head is too long"
-                )
-        if not self._in_body and self._is_waiting():
-            self._await_head()
+    def eof_received(self) -> None:
+        """The transport closes once everything is sent, which a client that does not read must not delay."""
+        self._writes.start()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writes.start()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._writes.stop()
+
+    def end(self, reason: str) -> None:
+        """Close once everything is sent."""
+        logger.debug("a connection is closed: %s", reason)
+        self._cancel_timer()
+        self.transport.close()
+        self._writes.start()
+
+    def end_idle(self) -> None:
+        logger.debug("a connection is closed: it is idle, and others wait")
+        self.transport.abort()
+
+    def _reader_timed_out(self) -> None:
+        self.shared.ended("write_timeout")
+        if self._is_serving():
+            self.cycle.reader_timed_out = True
+        self.transport.abort()
+
+    def _is_serving(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    # Deadlines of a connection without a request that is being answered.
+
+    def _set_timer(self, seconds: float, act: Callable[..., None], *arguments: str) -> None:
+        self._cancel_timer()
+        if seconds:
+            self._timer = self.loop.call_later(seconds, act, *arguments)
+
+    def _cancel_timer(self) -> None:
+        self._timer_is_for_head = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _await_head(self) -> None:
-        if self._header_timer is None and self.header_timeout:
-            text = "ERR_HEADER_TIMEOUT: the request head did not come in time"
-            self._header_timer = self.loop.call_later(self.header_timeout, self._refuse, "408 Request Timeout", text)
+        if not self._timer_is_for_head:
+            self._set_timer(self.shared.header_timeout, self._end_for, "header_timeout", "408 Request Timeout")
+            self._timer_is_for_head = True
 
-    def _is_waiting(self) -> bool:
-        """Whether there is no request that is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+    def _end_for(self, reason: str, status: str = "") -> None:
+        self.shared.ended(reason)
+        if status:
+            self._refuse(status, HEADER_TIMEOUT)
+        else:
+            self.end(reason)
 
-    def _head_has_come(self) -> None:
-        self._head_size = 0
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+    def _await_next(self) -> None:
+        """The response is complete: read on, or wait for what is left of the request, or for the next one."""
+        self.shared.became_idle(self)
+        if self._phase is not Phase.ENDED:
+            self._set_timer(UNREAD_BODY_TIMEOUT, self._end_for, "unread_body")
+            return
+        self._begin_message()
+        self._set_timer(self.shared.keep_alive_timeout, self.end, "it is idle")
+        if self._held:
+            held, self._held = self._held, []
+            self._count_waiting(0)
+            self._feed(b"".join(held))
+
+    # What arrives.
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            self._throw_away(len(data))
+        else:
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        position = 0
+        while position < len(data) and not self._refused and not self.transport.is_closing():
+            if self._phase is Phase.ENDED:
+                self._hold(data[position:])
+                return
+            end = self._piece_end(data, position)
+            self._parse(data if end - position == len(data) else data[position:end])
+            position = end
+
+    def _piece_end(self, data: bytes, start: int) -> int:
+        """How far the parser may read: nothing beyond the end of the message."""
+        if self._phase is Phase.SIZED_BODY:
+            return min(len(data), start + self._body_remaining)
+        end = section_end(self._last_bytes, data, start)
+        return min(len(data), start + PIECE_SIZE, *([end] if end >= 0 else []))
+
+    def _parse(self, piece: bytes) -> None:
+        phase = self._phase
+        if phase is Phase.HEAD:
+            self._head_size += len(piece)
+            if self._head_size > MOST_HEADER_BYTES:
+                self._refuse(TOO_LARGE, HEAD_TOO_LONG)
+                return
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._go_on_after_upgrade()
+        except httptools.HttpParserError as error:
+            if self._pieces:
+                self.cycle.body_arrived(b"".join(self._pieces))  # what was right is kept
+            too_many = isinstance(error.__context__, TooManyHeaders)
+            self._refuse(TOO_LARGE if too_many else "400 Bad Request", HEAD_TOO_LONG if too_many else INVALID)
+            return
+        if phase is not Phase.HEAD:
+            self._body_parsed(phase, len(piece))
+        elif self._phase is Phase.HEAD:
+            self._await_rest_of_head()
+        self._last_bytes = b"" if piece.endswith(b"\r\n\r\n") else (self._last_bytes + piece[-OVERLAP:])[-OVERLAP:]
+        if self._phase is not phase:
+            self._last_bytes = b""
+        if self._phase is Phase.ENDED and not self._is_serving():
+            self._await_next()
+
+    def _body_parsed(self, phase: Phase, size: int) -> None:
+        """Hand over the bytes of the body that the parser found in so many bytes."""
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        if body:
+            self.cycle.body_arrived(body)
+        if phase is Phase.SIZED_BODY:
+            self._body_remaining -= size
+        elif not self._allowance.add(size, len(body)):
+            self._refuse(TOO_LARGE, TRAILERS_TOO_LONG)
+            return
+        if self._phase is Phase.ENDED:
+            self.cycle.body_ended()
+
+    def _await_rest_of_head(self) -> None:
+        self._await_head()
+        self._count_waiting(self._head_size)
+        if self.shared.waiting > MOST_WAITING:
+            self._refuse(TOO_LARGE, HEAD_TOO_LONG)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what follows the request that is being answered, and read no more until it has been.
+
+        Beyond the bound for all connections together the connection ends with this response instead; its client asks
+        again, as after any closed connection.
+        """
+        self.flow.pause_reading()
+        if self.cycle.keep_alive:
+            self._held.append(data)
+            self._count_waiting(self._waiting + len(data))
+            if self.shared.waiting > MOST_WAITING:
+                self.cycle.keep_alive = False
+                self._held.clear()
+                self._count_waiting(0)
+
+    def _count_waiting(self, size: int) -> None:
+        self.shared.waiting += size - self._waiting
+        self._waiting = size
+
+    def listen_for_disconnect(self) -> None:
+        """Read on after the end of a body, if nothing is held."""
+        if not self._held:
+            self.flow.resume_reading()
+
+    # What is refused.
+
+    def _refuse(self, status: str, text: str) -> None:
+        """Answer what cannot be served, and close a moment later: the answer would be lost if bytes were unread."""
+        if self.transport.is_closing() or self._refused:
+            return
+        logger.debug("a connection is refused: %s", text)
+        self._refused = True
+        self._pieces.clear()
+        self._count_waiting(0)
+        self.shared.became_busy(self)
+        if self._is_serving():
+            self.cycle.give_up()
+            if self.cycle.response_started:
+                self.end(text)
+                return
+        self.transport.write(_refusal(status, text))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._writes.start()
+        self._set_timer(LINGER, self.end, "it was refused")
+        self.flow.resume_reading()
+
+    def _throw_away(self, size: int) -> None:
+        self._linger_size -= size
+        if self._linger_size <= 0:
+            self.flow.pause_reading()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse("400 Bad Request", f"ERR_INVALID_REQUEST: {msg}")
 
-    def _refuse(self, status: str, text: str) -> None:
-        """Answer what never became a request, and close."""
-        if not self.transport.is_closing():
-            body = f"{text}\n"
-            headers = {
-                "content-type": "text/plain; charset=utf-8",
-                "content-length": len(body),
-                "connection": "close",
-                "tus-resumable": VERSION,
-                "x-content-type-options": "nosniff",
-            }
-            lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items()), "", body]
-            self.transport.write("\r\n".join(lines).encode())
-            self.transport.close()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head = True
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._in_body = False
+    # What the parser reports.
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Fields after the body are trailers, and must not pass for headers."""
-        if not self._in_body:
+        if self._phase is Phase.HEAD:
+            if len(self.headers) >= MOST_HEADERS:
+                raise TooManyHeaders
             super().on_header(name, value)
-        elif isinstance(self.cycle, UploadCycle) and len(self.cycle.trailers) < MOST_TRAILERS:
+        elif len(self.cycle.trailers) < MOST_TRAILERS:
             self.cycle.trailers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._in_body = False, True
-        self._head_has_come()
+        self._cancel_timer()
+        self._count_waiting(0)
+        self.shared.became_busy(self)
         super().on_headers_complete()
-        cycle = self.cycle
-        # The base class names the class of its cycles in a global; the task that runs this one has not begun.
+        self._body_remaining = self.content_length()
+        if any(name == b"transfer-encoding" for name, _ in self.headers):
+            self._phase = Phase.CHUNKED_BODY
+            self._allowance = FramingAllowance(MOST_HEADER_BYTES, MOST_FRAMING_PER_BYTE)
+        else:
+            self._phase = Phase.SIZED_BODY
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        # The base class names the class of its cycles in a global.
         cycle.__class__ = UploadCycle
         assert isinstance(cycle, UploadCycle)
         cycle.adopt(self)
         extensions: Any = {ARRIVALS: cycle, INFORMATIONAL: {}}
         cycle.scope["extensions"] = extensions
+        super()._start_asgi_task(cycle, app)
 
-    def on_body(self, body: bytes) -> None:
-        super().on_body(body)
-        if isinstance(self.cycle, UploadCycle):
-            self.cycle.arrived += len(body)
-            self.cycle.last_arrival = time.monotonic()
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():  # otherwise the body is still to come
+            self._phase = Phase.ENDED
+            if not self._pieces:
+                self.cycle.body_ended()
 
     def on_response_complete(self) -> None:
-        cycle = self.cycle
-        if isinstance(cycle, UploadCycle) and cycle.receiver is not None:
-            cycle.receiver.close()
-        super().on_response_complete()
+        if self.cycle.receiver is not None:
+            self.cycle.receiver.close()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            self._writes.start()
+            return
+        self.flow.resume_reading()
+        self._await_next()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.end("it is idle")
+
+    # Messages that do not pass one parser from the beginning to the end.
+
+    def _begin_message(self) -> None:
+        self._phase = Phase.HEAD
+        self._head_size = 0
+        if self._parser_is_spent:
+            self._use_parser(self)
+
+    def _use_parser(self, events: object) -> None:
+        self._parser_is_spent = events is not self
+        self.parser = httptools.HttpRequestParser(events)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _go_on_after_upgrade(self) -> None:
+        """Ignore that the client offers another protocol: after such a head the parser reads no body."""
+        self._use_parser(BodyEvents(self))
+        if self._phase is Phase.CHUNKED_BODY:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        else:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % self._body_remaining)
+        self.cycle.trailers.clear()
 
     def content_length(self) -> int:
         """The declared size of the current request's body, zero where there is none."""
@@ -234,15 +394,33 @@ class UploadProtocol(HttpToolsProtocol):
         return int(names.get(b"content-length", b"0"))
 
     def body_was_received_elsewhere(self) -> None:
-        """The parser still waits for a body that did not pass it: go on with a new one after the body's end."""
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._in_body = False
-        self.cycle.more_body = False
-        self.cycle.message_event.set()
+        """The parser still waits for a body that did not pass it: a new one reads the next message."""
+        self._parser_is_spent = True
+        self._phase = Phase.ENDED
+        self.cycle.body_ended()
+        if not self._is_serving() and not self.transport.is_closing():
+            self._await_next()
 
 
-def upload_protocol(connections_changed: Callable[[int], None], header_timeout: float) -> type[UploadProtocol]:
+def _refusal(status: str, text: str) -> bytes:
+    body = f"{text}\n"
+    headers = {
+        "content-type": "text/plain; charset=utf-8",
+        "content-length": len(body),
+        "connection": "close",
+        "tus-resumable": VERSION,
+        "x-content-type-options": "nosniff",
+    }
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items()), "", body]
+    return "\r\n".join(lines).encode()
+
+
+def upload_protocol(
+    connections_changed: Callable[[int], None] = lambda change: None,
+    header_timeout: float = 30.0,
+    *,
+    shared: Connections | None = None,
+) -> type[UploadProtocol]:
     """The protocol class of one server, which reports every connection that opens (1) or closes (-1)."""
-    settings = {"connections_changed": staticmethod(connections_changed), "header_timeout": header_timeout}
-    return type("UploadProtocol", (UploadProtocol,), settings)
+    shared = shared or Connections(header_timeout=header_timeout, changed=connections_changed)
+    return type("UploadProtocol", (UploadProtocol,), {"shared": shared})

@@ -1,0 +1,53 @@
+"""What the connections of one server process share: their deadlines, and bounds for all of them together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+MOST_WAITING = 32 << 20  # bytes of heads without end and of requests that wait for their turn, of all connections
+
+
+class IdleConnection(Protocol):
+    """A connection without a request that is still to be answered."""
+
+    def end_idle(self) -> None:
+        """Close it."""
+
+
+@dataclass(slots=True)
+class Connections:
+    """Times are seconds, rates bytes a second; zero switches a deadline off.
+
+    `changed` is called with 1 for every connection that opens, and -1 when it has closed; `ended` with the reason for
+    which the server ended one before its time.
+    """
+
+    header_timeout: float = 30.0
+    keep_alive_timeout: float = 75.0
+    idle_timeout: float = 60.0
+    minimum_rate: float = 1024.0
+    changed: Callable[[int], None] = lambda change: None
+    ended: Callable[[str], None] = lambda reason: None
+    waiting: int = 0  # bytes that no request has been made of yet
+    _idle: dict[IdleConnection, float] = field(default_factory=dict)  # since when, longest first
+
+    def became_idle(self, connection: IdleConnection) -> None:
+        self._idle.pop(connection, None)  # it goes to the end
+        self._idle[connection] = time.monotonic()
+
+    def became_busy(self, connection: IdleConnection) -> None:
+        self._idle.pop(connection, None)
+
+    def end_longest_idle(self, idle_for: float) -> bool:
+        """Make room for another connection; False if none has been idle for so many seconds."""
+        for connection, since in self._idle.items():
+            if time.monotonic() - since < idle_for:
+                return False
+            self.became_busy(connection)
+            connection.end_idle()
+            self.ended("room")
+            return True
+        return False
