@@ -233,6 +233,7 @@ class TusServer:
         self._attempt: asyncio.Task[None] | None = None  # to start, on behalf of requests
         self._sweeper: asyncio.Task[None] | None = None
         self._drain_began: float | None = None
+        self.is_draining = False  # a shutdown is about to begin: nobody should send new clients here
 
     def _leave_closed_loop(self) -> None:
         """Begin anew if the event loop this server was started in is gone: test clients have one for every request."""
@@ -387,7 +388,10 @@ class TusServer:
             await close_service(self.service)
 
     def _watch_signals(self) -> None:
-        """Learn of a shutdown when the web server does: it waits for running requests without telling them."""
+        """Learn of a shutdown when the web server does: it waits for running requests without telling them.
+
+        After SIGTERM the web server itself learns of it only when `drain_delay` is over, or with a second signal.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
         loop = asyncio.get_running_loop()
@@ -399,8 +403,16 @@ class TusServer:
 
             def handle(received: int, frame: FrameType | None) -> None:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is in flight
+                    if received == signal.SIGTERM and self.settings.drain_delay and not self.is_draining:
+                        self.is_draining = True
+                        loop.call_soon_threadsafe(loop.call_later, self.settings.drain_delay, stop, received)
+                        return
                     loop.call_soon_threadsafe(self._drain_soon)
                 previous(received, frame)
+
+            def stop(received: int) -> None:
+                self._drain_soon()
+                previous(received, None)
 
             self._signal_handlers[number] = previous
             signal.signal(number, handle)
@@ -444,6 +456,8 @@ def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
+        if server.is_draining:
+            return PlainTextResponse("the server is about to shut down\n", 503)
         error = await server.start_error(HEAD_PATIENCE)
         try:
             if error is None:

@@ -296,7 +296,7 @@ class Settings(BaseSettings):
         default=1 << 10, description="end a request slower than so many bytes a second, over a minute"
     )
     drain_delay: Seconds = Field(
-        default=0, le=3600, description="at shutdown, go on serving for so long, with /readyz failing"
+        default=0, le=3600, description="after SIGTERM, go on serving for so long, with /readyz failing"
     )
     shutdown_grace: Seconds = Field(default=10, gt=0, description="time running requests have to end at shutdown")
     log_format: Literal["text", "json"] = Field(default="text", description="format of the log lines")

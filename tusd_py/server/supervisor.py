@@ -185,7 +185,7 @@ class Supervisor:
             self._workers.remove(old)
             self._leaving = [old]
             if old.process.is_alive():
-                old.process.terminate()
+                os.kill(old.process.pid or 0, signal.SIGINT)  # unlike SIGTERM without --drain-delay: others serve on
             self._wait([old.process.sentinel], self._settings.shutdown_grace + KILL_DELAY)
             if self._stopping:
                 return  # it ends with the others
@@ -196,7 +196,7 @@ class Supervisor:
         for worker in workers:
             if worker.process.is_alive():
                 worker.process.terminate()
-        deadline = time.monotonic() + self._settings.shutdown_grace + KILL_DELAY
+        deadline = time.monotonic() + self._settings.drain_delay + self._settings.shutdown_grace + KILL_DELAY
         for worker in workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))  # all have the same time
             if worker.process.is_alive():
