@@ -4,6 +4,9 @@ from __future__ import annotations
 
 SECTION_END = b"\r\n\r\n"  # ends a head, and a chunked body with its trailers
 OVERLAP = len(SECTION_END) - 1
+LINE_END = b"\r\n"
+MOST_LINE = 32  # bytes of a line with the size of a chunk that are looked at as such
+SMALL_CHUNK = 256  # bytes; with smaller ones a search is faster
 
 
 def section_end(before: bytes, data: bytes, start: int) -> int:
@@ -17,6 +20,50 @@ def section_end(before: bytes, data: bytes, start: int) -> int:
             return start + found + len(SECTION_END) - len(before)
     found = data.find(SECTION_END, start)
     return -1 if found < 0 else found + len(SECTION_END)
+
+
+class ChunkedBody:
+    """Follows the sizes of chunks, to tell where a chunked body may end without looking at its content.
+
+    Whether the body is well-formed is up to the parser. After anything unusual this class searches for what looks like
+    an end, and may find one where there is none, but never misses the true one.
+    """
+
+    def __init__(self) -> None:
+        self._skip = 0  # bytes before the next line with a size
+        self._line = b""  # what has come of it
+        self._searching = False
+
+    def end(self, before: bytes, data: bytes, start: int) -> int:
+        """See `section_end`; to be called for all data of the body, in order."""
+        if self._searching:
+            return section_end(before, data, start)
+        position = start + self._skip
+        lines = len(data) // SMALL_CHUNK + 16
+        while position < len(data):
+            line = self._line + data[position : position + MOST_LINE]
+            length = line.find(LINE_END)
+            size = _chunk_size(line[:length]) if length >= 0 else None
+            if size is None and length < 0 and len(line) < MOST_LINE:
+                self._line, self._skip = line, 0
+                return -1
+            after = position + length + len(LINE_END) - len(self._line)
+            self._line = b""
+            lines -= 1
+            if not size or not lines:
+                self._searching = True
+                return section_end(LINE_END, data, after) if size == 0 else section_end(before, data, start)
+            position = after + size + len(LINE_END)
+        self._skip = position - len(data)
+        return -1
+
+
+def _chunk_size(line: bytes) -> int | None:
+    """The size in a line without its end; None if there is more in it, or something else."""
+    try:
+        return int(line, 16)
+    except ValueError:
+        return None
 
 
 class FramingAllowance:

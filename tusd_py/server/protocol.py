@@ -27,7 +27,7 @@ from tusd_py.http.tus import VERSION
 from tusd_py.server.connections import MOST_WAITING, Connections
 from tusd_py.server.cycle import INFORMATIONAL, UploadCycle
 from tusd_py.server.flow import ConnectionFlow, WriteWatch
-from tusd_py.server.framing import OVERLAP, FramingAllowance, section_end
+from tusd_py.server.framing import OVERLAP, ChunkedBody, FramingAllowance, section_end
 
 logger = logging.getLogger("tusd_py.server")
 
@@ -35,7 +35,6 @@ MOST_HEADER_BYTES = 64 << 10
 MOST_HEADERS = 256
 MOST_TRAILERS = 16
 MOST_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its content
-PIECE_SIZE = 64 << 10  # most bytes of a head or a chunked body that the parser gets at a time
 UNREAD_BODY_TIMEOUT = 10.0  # seconds for the rest of a small body that nobody wants
 LINGER = 2.0  # seconds a refused connection stays open, so that the client gets to see why
 LINGER_SIZE = 256 << 10  # bytes that are read and thrown away meanwhile
@@ -76,6 +75,8 @@ class UploadProtocol(HttpToolsProtocol):
 
     cycle: UploadCycle
     flow: ConnectionFlow
+    _chunked: ChunkedBody  # of the current body, if it is chunked
+    _allowance: FramingAllowance
     on_body: Callable[[bytes], None]  # type: ignore[assignment]
 
     def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
@@ -87,7 +88,6 @@ class UploadProtocol(HttpToolsProtocol):
         self._last_bytes = b""  # of the section that is being received
         self._head_size = 0
         self._body_remaining = 0
-        self._allowance = FramingAllowance(0, 0)
         self._held: list[bytes] = []  # bytes of the next requests
         self._waiting = 0  # bytes of a head without end, or held
         self._refused = False
@@ -208,8 +208,9 @@ class UploadProtocol(HttpToolsProtocol):
         """How far the parser may read: nothing beyond the end of the message."""
         if self._phase is Phase.SIZED_BODY:
             return min(len(data), start + self._body_remaining)
-        end = section_end(self._last_bytes, data, start)
-        return min(len(data), start + PIECE_SIZE, *([end] if end >= 0 else []))
+        find = self._chunked.end if self._phase is Phase.CHUNKED_BODY else section_end
+        end = find(self._last_bytes, data, start)
+        return end if end >= 0 else len(data)
 
     def _parse(self, piece: bytes) -> None:
         phase = self._phase
@@ -315,6 +316,11 @@ class UploadProtocol(HttpToolsProtocol):
 
     # What the parser reports.
 
+    def on_message_begin(self) -> None:
+        if self._phase is not Phase.HEAD:  # the parser saw beyond the end of a message
+            raise httptools.HttpParserError("a message begins before its turn")
+        super().on_message_begin()
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Fields after the body are trailers, and must not pass for headers."""
         if self._phase is Phase.HEAD:
@@ -332,6 +338,7 @@ class UploadProtocol(HttpToolsProtocol):
         self._body_remaining = self.content_length()
         if any(name == b"transfer-encoding" for name, _ in self.headers):
             self._phase = Phase.CHUNKED_BODY
+            self._chunked = ChunkedBody()
             self._allowance = FramingAllowance(MOST_HEADER_BYTES, MOST_FRAMING_PER_BYTE)
         else:
             self._phase = Phase.SIZED_BODY
