@@ -73,6 +73,7 @@ def build_service(
             durability=Durability(settings.durability),
             lock_timeout=settings.lock_timeout,
             partial_grace=settings.partial_grace,
+            retention=settings.retention,
             gone_for=settings.gone_for,
             concatenation_unfinished=settings.concatenation_unfinished,
             concatenation_parts=settings.concatenation_parts,

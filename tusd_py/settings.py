@@ -268,6 +268,9 @@ class Settings(BaseSettings):
     cors_credentials: bool = Field(default=False, description="let browsers send cookies from those origins")
     max_size: Size | None = Field(default=None, description="largest upload")
     expires_after: Seconds = Field(default=86400, description="unfinished uploads expire so long after their last byte")
+    retention: Seconds = Field(
+        default=0, description="remove finished uploads so long after their completion; 0: never"
+    )
     gone_for: Seconds = Field(default=0, description="answer 410 instead of 404 for uploads that ended so long ago")
     partial_grace: Seconds = Field(default=3600, description="partial uploads stay so long after their concatenation")
     sweep_interval: Seconds = Field(default=60, description="time between two looks for expired uploads; 0: never")

@@ -139,8 +139,25 @@ class Completion:
 
     def completed(self, upload: Upload, token: int) -> Upload:
         now = self._clock.wall()
-        expires_at = self.extended(upload) if upload.is_partial else None
+        expires_at = self.extended(upload) if upload.is_partial else self._retained_until(now)
         return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at, token=token)
+
+    def _retained_until(self, completed_at: float) -> float | None:
+        return completed_at + self._policy.retention if self._policy.retention else None
+
+    def is_over(self, upload: Upload) -> bool:
+        """Whether an upload has ended, or was finished so long ago that it is not to be kept any longer."""
+        now = self._clock.steady()
+        if not upload.is_complete or upload.is_partial:
+            return upload.has_ended(now)
+        until = self._retained_until(upload.completed_at or upload.created_at)
+        return until is not None and until <= now
+
+    async def correct_retention(self, upload: Upload, token: int) -> None:
+        """Have the record of a finished upload say how long it is kept now: the setting may have been changed."""
+        if upload.is_complete and not upload.is_partial:
+            until = self._retained_until(upload.completed_at or upload.created_at)
+            await self._state.update(upload, replace(upload, expires_at=until), token)
 
     async def remember(self, complete: Upload) -> None:
         """Have the storage remember a complete upload; not earlier, since who lost the lock completes nothing."""

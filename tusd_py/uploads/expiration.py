@@ -30,7 +30,7 @@ LEADER = ".sweeper"  # a lock like that of an upload, whose id never begins with
 async def due_uploads(service: UploadService, now: float) -> AsyncIterator[Upload]:
     """What a sweep would look at now, without touching it."""
     for upload in await service.state.due(now, 1 << 31):
-        if upload.has_ended(now):
+        if service.is_over(upload):
             yield upload
 
 

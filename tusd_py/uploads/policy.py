@@ -25,6 +25,7 @@ class Policy:
     commit_bytes: int = 16 << 20  # a running append commits at least this often
     commit_interval: float = 1
     partial_grace: float = 3600  # concatenated partial uploads live this long
+    retention: float = 0  # finished uploads are removed so long after their completion; 0: never
     gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
     concatenation_unfinished: bool = False
     concatenation_parts: int = 1000  # most partial uploads that a final one may name

@@ -344,6 +344,10 @@ class UploadService:
             await self._completion.remove(upload, lock.token, Status.TERMINATED)
         await self.events.publish(UploadTerminated(upload))
 
+    def is_over(self, upload: Upload) -> bool:
+        """Whether the sweeper removes this upload."""
+        return self._completion.is_over(upload)
+
     async def sweep(self, upload: Upload) -> bool:
         """One upload that is due (`StateStore.due`): remove it if it has ended, drive it on if it is finishing.
 
@@ -356,7 +360,8 @@ class UploadService:
                     return False
                 if current.status is Status.FINISHING:
                     return (await self._completion.recover(current, lock.token)).is_complete
-                if not current.has_ended(self.clock.steady()):
+                if not self.is_over(current):
+                    await self._completion.correct_retention(current, lock.token)
                     return False
                 if current.status is Status.ACTIVE and await self._completion.remembered(current.id) is not None:
                     return (await self._completion.recover(current, lock.token)).is_complete
