@@ -17,7 +17,7 @@ from tusd_py.errors import UploadError
 from tusd_py.events.base import EventBus
 from tusd_py.events.logs import announce, configure, formats_json
 from tusd_py.migration.records import StateKind, has_records, migrate, records_file
-from tusd_py.migration.report import silent
+from tusd_py.migration.report import shown, silent
 from tusd_py.migration.tusd_files import import_tusd
 from tusd_py.redaction import without_password
 from tusd_py.server.memory import keep_freed_memory
@@ -190,6 +190,8 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
                     print(f"{upload.id} {upload.offset} bytes")
             else:
                 print(f"{await sweep(service, failures.append)} removed or finished")
+            async for broken in service.state.broken():
+                complain(f"the record of upload {shown(broken.upload_id)} cannot be read: {shown(broken.reason)}")
             for orphan in await clean(service, dry_run=dry_run):
                 print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
         finally:

@@ -163,6 +163,17 @@ class StorageAhead(UploadError):
     code = "ERR_STORAGE_AHEAD"
 
 
+class BrokenRecord(UploadError):
+    default_message = "the record of the upload cannot be read"
+    code = "ERR_BROKEN_RECORD"
+
+    def __init__(self, upload_id: str, reason: str, remains: object) -> None:
+        super().__init__()
+        self.upload_id = upload_id
+        self.reason = reason  # for the operator
+        self.remains = remains  # an `Upload` of what can be read, enough to remove it
+
+
 class StateUnavailable(UploadError):
     default_message = "the records of the uploads cannot be used now"
     code = "ERR_STATE_UNAVAILABLE"

@@ -1,13 +1,20 @@
-"""The record of an upload as text, for stores that know nothing else."""
+"""The record of an upload as text, for stores that know nothing else, and what is left of one that is broken."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from tusd_py.errors import BrokenRecord
 from tusd_py.upload import Concatenation, Status, Upload
 
+logger = logging.getLogger("tusd_py.state")
+
+LATEST = 253402300800.0  # seconds since the epoch: the year 10000
+MOST_TOLD = 1000
 FIELDS = tuple(field.name for field in fields(Upload))
 PARSERS: Mapping[str, Any] = {
     "created_at": float,
@@ -54,4 +61,42 @@ def decode(values: Mapping[str, str]) -> Upload | None:
     """The record, None if there is none; what else is in it belongs to others. Raises `ValueError` for nonsense."""
     if "id" not in values:
         return None
-    return Upload(**{name: PARSERS.get(name, str)(values[name]) for name in FIELDS if name in values})
+    if "created_at" not in values:
+        raise ValueError("created_at is missing")
+    upload = Upload(**{name: PARSERS.get(name, str)(values[name]) for name in FIELDS if name in values})
+    check(upload)
+    return upload
+
+
+def check(upload: Upload) -> None:
+    """Raise `ValueError` for numbers that no upload has."""
+    if not (0 <= upload.created_at < LATEST and upload.offset >= 0):
+        raise ValueError("created_at or offset is out of range")
+
+
+def broken(upload_id: str, values: Mapping[str, str], error: Exception) -> BrokenRecord:
+    """The error for a record that cannot be read, with what is left of it."""
+    readable: dict[str, Any] = {}
+    for name in FIELDS:
+        if name in values:
+            with contextlib.suppress(ValueError):
+                readable[name] = PARSERS.get(name, str)(values[name])
+    if not 0 <= readable.get("created_at", -1.0) < LATEST:
+        readable["created_at"] = 0.0
+    return BrokenRecord(upload_id, str(error), Upload(**(readable | {"id": upload_id})))
+
+
+class BrokenRecords:
+    """Tells the log once of every record that is passed over."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, error: BrokenRecord) -> None:
+        if error.upload_id not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(error.upload_id)
+            logger.error(
+                "the record of upload %s cannot be read and is left alone; DELETE removes it: %s",
+                error.upload_id,
+                error.reason,
+            )

@@ -56,6 +56,7 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.StorageFull: (507, True, False),
     errors.StateFull: (507, True, False),
     errors.StorageUnavailable: (500, True, False),
+    errors.BrokenRecord: (500, False, False),
     errors.StateUnavailable: (503, True, False),
 }
 

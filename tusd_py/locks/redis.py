@@ -62,10 +62,10 @@ local inherited = 0
 local record = redis.call('HMGET', KEYS[2], 'id', 'token', 'fence', 'released', 'suspect')
 if record[1] then
   local fence = record[3] or record[2]
-  token = math.max(token, tonumber(record[2]) + 1, tonumber(fence) + 1)
-  inherited = tonumber(record[5] or 0)
+  token = math.max(token, (tonumber(record[2]) or 0) + 1, (tonumber(fence) or 0) + 1)
+  inherited = tonumber(record[5] or 0) or 0
   local forgotten = not record[3] and record[2] ~= '0'  -- Redis lost what it knew of a lock: its token is in the record
-  local older = record[3] and tonumber(record[3]) < tonumber(record[2])
+  local older = record[3] and (tonumber(record[3]) or 0) < (tonumber(record[2]) or 0)
   if forgotten or older or (record[3] and record[3] ~= record[4]) then
     inherited = inherited + 1
     redis.call('HSET', KEYS[2], 'suspect', inherited)
@@ -269,7 +269,8 @@ class RedisLocker:
             self._redis.clock.heard(seconds_of(now), asked_at)
         lock.token = int(token)
         lock.inherited = int(rest)
-        lock.record = decode(dict(zip(record[::2], record[1::2], strict=True)))
+        with contextlib.suppress(ValueError):  # it is broken, as the state store will say
+            lock.record = decode(dict(zip(record[::2], record[1::2], strict=True)))
         lock.renewed_at = sent_at
         self._held[lock.nonce] = lock
         if self._watch is None:

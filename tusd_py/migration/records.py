@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from tusd_py.app import LOCKS, PRIVATE_FOLDER, RECORDS, build_state, build_storage
 from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
 from tusd_py.locks.local import alone
-from tusd_py.migration.report import Counts, Refused, Say, because, silent
+from tusd_py.migration.report import Counts, Refused, Say, because, shown, silent
 from tusd_py.redaction import without_password
 from tusd_py.settings import Settings
 from tusd_py.state.base import StateStore
@@ -58,6 +58,9 @@ async def migrate_records(
         except Refused as error:
             complain(f"upload {record.id} {error}")
             counts.refused += 1
+    async for broken in source.broken():
+        complain(f"upload {shown(broken.upload_id)} has a record that cannot be read: {shown(broken.reason)}")
+        counts.refused += 1
     return counts
 
 

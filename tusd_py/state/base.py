@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from tusd_py.clock import Clock
+from tusd_py.errors import BrokenRecord
 from tusd_py.upload import Part, Upload
 
 
@@ -33,7 +34,8 @@ class StateStore(Protocol):
     async def create(self, upload: Upload, *, durable: bool = False) -> None:
         """Add a record; raises `UploadExists` if there is one with this id."""
 
-    async def get(self, upload_id: str) -> Upload | None: ...
+    async def get(self, upload_id: str) -> Upload | None:
+        """The record; raises `BrokenRecord` if it cannot be read."""
 
     async def update(
         self, before: Upload, after: Upload, token: int, *, parts: Sequence[Part] = (), durable: bool = False
@@ -48,7 +50,10 @@ class StateStore(Protocol):
         """The ledger of an upload, in the order of the numbers."""
 
     async def delete(self, upload_id: str, token: int) -> None:
-        """Remove a record; one that does not exist is fine, one with a newer token raises `LockLost`."""
+        """Remove a record, also one that cannot be read; one that does not exist is fine.
+
+        Raises `LockLost` for one with a newer token.
+        """
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         """Uploads the sweeper has to look at: past their expiry, or left in the middle of finishing or ending.
@@ -72,7 +77,10 @@ class StateStore(Protocol):
         """Replace a text, which survives a power cut; False if it was not `before` (None: there was none)."""
 
     def all(self) -> AsyncIterator[Upload]:
-        """Every record, in no particular order."""
+        """Every record that can be read, in no particular order."""
+
+    def broken(self) -> AsyncIterator[BrokenRecord]:
+        """Every record that cannot be read: garbage in a field. `due` and `all` pass over them and tell the log."""
 
 
 @runtime_checkable

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from tusd_py.clock import Clock
-from tusd_py.errors import LockLost, UploadExists
-from tusd_py.records import decode, encode
+from tusd_py.errors import BrokenRecord, LockLost, UploadExists
+from tusd_py.records import BrokenRecords, broken, decode, encode
 from tusd_py.redis_connection import PATIENCE, RedisConnection, Script
 from tusd_py.state.redis_index import NOTE, DueIndex, escaped
 from tusd_py.upload import Part, Status, Upload
@@ -67,7 +67,7 @@ DELETE = Script(
     """
 local record = redis.call('HMGET', KEYS[1], 'fence', 'token')
 local token = tonumber(ARGV[1])
-if tonumber(record[1] or 0) > token or tonumber(record[2] or 0) > token then return 0 end
+if (tonumber(record[1] or 0) or 0) > token or (tonumber(record[2] or 0) or 0) > token then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2])
 return 1
 """,
@@ -108,6 +108,7 @@ class RedisState:
         self._index = DueIndex(connection, prefix)
         self._due = self._index.key
         self._metadata = f"{prefix}metadata"
+        self._broken = BrokenRecords()
 
     @property
     def clock(self) -> Clock:
@@ -134,7 +135,7 @@ class RedisState:
             raise UploadExists
 
     async def get(self, upload_id: str) -> Upload | None:
-        return decode(await self._redis.command("HGETALL", self._keys(upload_id)[0]))
+        return _upload(upload_id, await self._redis.command("HGETALL", self._keys(upload_id)[0]))
 
     async def update(
         self, before: Upload, after: Upload, token: int, *, parts: Sequence[Part] = (), durable: bool = False
@@ -184,7 +185,10 @@ class RedisState:
             entries: list[tuple[str, float]] = await self._redis.command(*page)
             uploads = await self._fetch([upload_id for upload_id, _ in entries])
             for (upload_id, score), upload in zip(entries, uploads, strict=True):
-                if upload is not None and (when := _due_at(upload)) is not None and when <= now:
+                if isinstance(upload, BrokenRecord):
+                    self._broken.tell(upload)
+                    passed += 1
+                elif upload is not None and (when := _due_at(upload)) is not None and when <= now:
                     found.append(upload)
                     passed += 1
                 elif score < 0 and -score > self.clock.wall() - FRESH:
@@ -221,20 +225,35 @@ class RedisState:
         return await self._index.repair(older_than)
 
     async def all(self) -> AsyncIterator[Upload]:
+        async for record in self._records():
+            if isinstance(record, BrokenRecord):
+                self._broken.tell(record)
+            else:
+                yield record
+
+    async def broken(self) -> AsyncIterator[BrokenRecord]:
+        async for record in self._records():
+            if isinstance(record, BrokenRecord):
+                yield record
+
+    async def _records(self) -> AsyncIterator[Upload | BrokenRecord]:
         seen: set[str] = set()
+        begin, end = f"{self._prefix}{{", "}:record"
         async for key in self._redis.keys(f"{escaped(self._prefix)}{{*}}:record"):
             if key in seen:
                 continue
             seen.add(key)
-            upload = decode(await self._redis.command("HGETALL", key))
-            if upload is not None:
-                yield upload
+            upload_id = key.removeprefix(begin).removesuffix(end)
+            record = _readable(upload_id, await self._redis.command("HGETALL", key))
+            if record is not None:
+                yield record
 
-    async def _fetch(self, upload_ids: Sequence[str]) -> list[Upload | None]:
+    async def _fetch(self, upload_ids: Sequence[str]) -> list[Upload | BrokenRecord | None]:
         if not upload_ids:
             return []
         commands = [("HGETALL", self._keys(upload_id)[0]) for upload_id in upload_ids]
-        return [decode(values) for values in await self._redis.commands(*commands)]
+        records = await self._redis.commands(*commands)
+        return [_readable(upload_id, values) for upload_id, values in zip(upload_ids, records, strict=True)]
 
     async def _note_due(self, before: Upload | None, after: Upload) -> None:
         """Put an upload into the index if it has to be looked at earlier than the index knows.
@@ -259,3 +278,18 @@ class RedisState:
 def _due_at(upload: Upload) -> float | None:
     """When the sweeper has to look at an upload, in seconds since the epoch."""
     return NOW if upload.status is Status.FINISHING and not upload.is_waiting else upload.expires_at
+
+
+def _upload(upload_id: str, values: Mapping[str, str]) -> Upload | None:
+    """The record, None if there is none; raises `BrokenRecord`."""
+    try:
+        return decode(values)
+    except ValueError as error:
+        raise broken(upload_id, values, error) from None
+
+
+def _readable(upload_id: str, values: Mapping[str, str]) -> Upload | BrokenRecord | None:
+    try:
+        return _upload(upload_id, values)
+    except BrokenRecord as error:
+        return error

@@ -10,12 +10,14 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from tusd_py.clock import Clock, SystemClock
-from tusd_py.errors import LockLost, StateUnavailable, UploadExists
+from tusd_py.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
+from tusd_py.records import BrokenRecords, broken, check
 from tusd_py.state.sqlite_schema import FIELDS
 from tusd_py.state.sqlite_writer import Job, SQLiteWriter
 from tusd_py.upload import Concatenation, Part, Status, Upload
@@ -25,6 +27,7 @@ PARTIAL_IDS = FIELDS.index("partial_ids")  # kept as one text, separated by spac
 
 SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
 SELECT_ONE = f"{SELECT} WHERE id = ?"
+EXISTS = "SELECT 1 FROM uploads WHERE id = ?"
 SELECT_DUE = (
     f"{SELECT} WHERE expires_at <= ? UNION ALL "
     f"{SELECT} WHERE status = 'finishing' AND (concatenation <> 'final' OR expires_at IS NULL) "
@@ -35,7 +38,7 @@ UPDATE = (
     f"UPDATE uploads SET {', '.join(f'{name} = ?' for name in FIELDS)} "
     "WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
 )
-DELETE = "DELETE FROM uploads WHERE id = ? AND token <= ?"
+DELETE = "DELETE FROM uploads WHERE id = ? AND (token <= ? OR typeof(token) <> 'integer')"
 SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
 PAGE = 500  # records
 INSERT_PART = "INSERT OR REPLACE INTO parts (upload_id, number, end, etag, checksum) VALUES (?, ?, ?, ?, ?)"
@@ -47,6 +50,13 @@ INSERT_WAITING = "INSERT OR IGNORE INTO waiting_finals (partial_id, final_id) VA
 SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT ?"
 DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
+COLUMN_TYPES: dict[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
+    **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout"), (str,)),
+    **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
+    **dict.fromkeys(("expires_at", "completed_at"), (float, type(None))),
+    "created_at": (float,),
+    "length": (int, type(None)),
+}
 ENDED = (Status.TERMINATED, Status.EXPIRED)
 
 
@@ -58,6 +68,7 @@ class SQLiteState:
         self.clock: Clock = clock or SystemClock()
         self._writer: SQLiteWriter | None = None
         self._reader: sqlite3.Connection | None = None
+        self._broken = BrokenRecords()
 
     async def open(self) -> None:
         self._writer = SQLiteWriter(self._path)
@@ -94,7 +105,8 @@ class SQLiteState:
         try:
             row = self._read_inline(upload_id)
         except sqlite3.Error:  # the file is busy (a recovery in another process) or broken: wait elsewhere
-            row = await self._submit(lambda connection: connection.execute(SELECT_ONE, (upload_id,)).fetchone())
+            rows = await self._submit(lambda connection: _rows(connection, SELECT_ONE, (upload_id,)))
+            row = rows[0] if rows else None
         return None if row is None else _upload(row)
 
     def _read_inline(self, upload_id: str) -> Any:
@@ -131,17 +143,22 @@ class SQLiteState:
     async def delete(self, upload_id: str, token: int) -> None:
         def remove(connection: sqlite3.Connection) -> None:
             deleted = connection.execute(DELETE, (upload_id, token)).rowcount
-            if not deleted and connection.execute(SELECT_ONE, (upload_id,)).fetchone() is not None:
+            if not deleted and connection.execute(EXISTS, (upload_id,)).fetchone() is not None:
                 raise LockLost
             connection.execute(DELETE_PARTS, (upload_id,))
 
         await self._submit(remove, compound=True, removes=True)
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
-        rows: list[Any] = await self._submit(
-            lambda connection: connection.execute(SELECT_DUE, (now, now, limit, skip)).fetchall()
-        )
-        return [_upload(row) for row in rows]
+        found: list[Upload] = []
+        while len(found) < limit:
+            count = min(PAGE, limit - len(found))
+            rows = await self._submit(partial(_rows, statement=SELECT_DUE, values=(now, now, count, skip)))
+            found += [upload for row in rows if not isinstance(upload := self._readable(row), BrokenRecord)]
+            skip += count
+            if len(rows) < count:
+                break
+        return found
 
     async def add_waiting(self, partial_id: str, final_id: str) -> None:
         await self._submit(lambda connection: connection.execute(INSERT_WAITING, (partial_id, final_id)).rowcount)
@@ -171,14 +188,31 @@ class SQLiteState:
         return changed > 0
 
     async def all(self) -> AsyncIterator[Upload]:
+        async for record in self._records():
+            if not isinstance(record, BrokenRecord):
+                yield record
+
+    async def broken(self) -> AsyncIterator[BrokenRecord]:
+        async for record in self._records():
+            if isinstance(record, BrokenRecord):
+                yield record
+
+    async def _records(self) -> AsyncIterator[Upload | BrokenRecord]:
         last = ""
         while rows := await self._page(last):
             for row in rows:
-                yield _upload(row)
+                yield self._readable(row)
             last = rows[-1][FIELDS.index("id")]
 
     def _page(self, last: str) -> asyncio.Future[Any]:
-        return self._submit(lambda connection: connection.execute(SELECT_AFTER, (last, PAGE)).fetchall())
+        return self._submit(lambda connection: _rows(connection, SELECT_AFTER, (last, PAGE)))
+
+    def _readable(self, row: Sequence[Any]) -> Upload | BrokenRecord:
+        try:
+            return _upload(row)
+        except BrokenRecord as error:
+            self._broken.tell(error)
+            return error
 
     def _submit(
         self,
@@ -200,10 +234,53 @@ def _row(upload: Upload) -> tuple[Any, ...]:
     return (*values[:PARTIAL_IDS], " ".join(upload.partial_ids), *values[PARTIAL_IDS + 1 :])
 
 
+def _rows(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    """The rows of a query; a text that is none comes as bytes."""
+    try:
+        return connection.execute(statement, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if "decode" not in str(error):
+            raise
+    connection.text_factory = _text
+    try:
+        return connection.execute(statement, values).fetchall()
+    finally:
+        connection.text_factory = str
+
+
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+_known_types: set[tuple[type, ...]] = set()  # of rows that hold in every column what it is for
+
+
 def _upload(row: Sequence[Any]) -> Upload:
+    """The record; raises `BrokenRecord` for one with garbage in it."""
     values = dict(zip(FIELDS, row, strict=True))
-    values["deferred"] = bool(values["deferred"])
-    values["status"] = Status(values["status"])
-    values["concatenation"] = Concatenation(values["concatenation"])
-    values["partial_ids"] = tuple(values["partial_ids"].split())
-    return Upload(**values)
+    try:
+        types = tuple(map(type, row))
+        if types not in _known_types:
+            _check_types(types)
+            _known_types.add(types)
+        values["deferred"] = bool(values["deferred"])
+        values["status"] = Status(values["status"])
+        values["concatenation"] = Concatenation(values["concatenation"])
+        values["partial_ids"] = tuple(values["partial_ids"].split())
+        upload = Upload(**values)
+        check(upload)
+    except ValueError as error:
+        texts = {
+            name: str(value) for name, value in zip(FIELDS, row, strict=True) if isinstance(value, str | int | float)
+        }
+        raise broken(str(row[0]), texts, error) from None
+    return upload
+
+
+def _check_types(types: Sequence[type]) -> None:
+    for name, found in zip(FIELDS, types, strict=True):
+        if found not in COLUMN_TYPES[name]:
+            raise ValueError(f"{name} is {found.__name__}")

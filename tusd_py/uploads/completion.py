@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from tusd_py.clock import SteadyClock
 from tusd_py.errors import (
+    BrokenRecord,
     MaxSizeExceeded,
     OffsetMismatch,
     PartBehind,
@@ -18,6 +19,7 @@ from tusd_py.errors import (
     StorageBehind,
     StorageFull,
     StorageUnavailable,
+    StoredElsewhere,
     UploadError,
     UploadExists,
     UploadGone,
@@ -221,6 +223,15 @@ class Completion:
         await self._storage.delete(ended)
         if not (remember and self._policy.gone_for):
             await self._state.delete(ended.id, token)
+
+    async def remove_broken(self, error: BrokenRecord, token: int) -> Upload:
+        """Remove an upload whose record cannot be read, as far as can be told what belongs to it."""
+        remains = error.remains
+        assert isinstance(remains, Upload)
+        with contextlib.suppress(StoredElsewhere):  # what says where the bytes are is broken too
+            await self._storage.delete(remains)
+        await self._state.delete(remains.id, token)
+        return remains
 
     def expiry(self, now: float) -> float | None:
         """When an upload expires that is written to now, in seconds since the epoch."""

@@ -94,6 +94,10 @@ async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_r
     if not isinstance(service.storage, HasJanitor) or await anext(service.state.all(), None) is None:
         return ()
 
+    # A record that cannot be read may name what would be removed.
+    if await anext(service.state.broken(), None) is not None:
+        logger.warning("nothing orphaned is removed while there are records that cannot be read")
+        return ()
     return await service.storage.clean(Records(service.state, service.locker), older_than=older_than, dry_run=dry_run)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from tusd_py.clock import SteadyClock
 from tusd_py.errors import (
+    BrokenRecord,
     FinalUploadModified,
     LockTimeout,
     OffsetMismatch,
@@ -337,12 +338,21 @@ class UploadService:
     # Ending.
 
     async def terminate(self, upload_id: str) -> None:
-        """Remove an upload and all that belongs to it."""
-        await self.get(upload_id)
+        """Remove an upload and all that belongs to it, also one whose record cannot be read."""
+        try:
+            await self.get(upload_id)
+        except BrokenRecord as error:
+            await self._remove_broken(error)
+            return
         async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout, to_remove=True) as lock:
             upload = await self.get(upload_id, lock)
             await self._completion.remove(upload, lock.token, Status.TERMINATED)
         await self.events.publish(UploadTerminated(upload))
+
+    async def _remove_broken(self, error: BrokenRecord) -> None:
+        async with self._locked(error.upload_id, Undisturbed(), self.policy.lock_timeout, to_remove=True) as lock:
+            remains = await self._completion.remove_broken(error, lock.token)
+        await self.events.publish(UploadTerminated(remains))
 
     def is_over(self, upload: Upload) -> bool:
         """Whether the sweeper removes this upload."""
