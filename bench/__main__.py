@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench import machine, recipes
+from bench import hostile, machine, recipes
 from bench.chart import svg
 from bench.payload import payload_file
 from bench.recipes import WORK, Recipe, Wishes
@@ -46,7 +46,9 @@ def names(text: str) -> list[str]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this server, a raw floor and peers.")
     parser.add_argument("--rounds", type=count, help=f"rounds of each workload (default {ROUNDS})")
-    parser.add_argument("--only", type=names, metavar="NAME,...", help=f"workloads: {', '.join(catalogue(Plan()))}")
+    parser.add_argument(
+        "--only", type=names, metavar="NAME,...", help=f"workloads: {', '.join([*catalogue(Plan()), hostile.NAME])}"
+    )
     servers = ", ".join(recipes.catalogue(Wishes()))
     parser.add_argument("--servers", type=names, metavar="NAME,...", help=f"servers: {servers}")
     parser.add_argument("--size", type=size, help="what a bulk workload moves (default 1GiB)")
@@ -122,13 +124,18 @@ def main(arguments: Sequence[str]) -> None:
     extra = tuple(shlex.split(options.ours_arguments))
     wishes = Wishes(options.workers, options.tusd, options.rustus, options.baseline, extra)
     known = catalogue(plan)
-    workloads = [known[name] for name in chosen(options.only, known, "workload")]
+    names_wanted = chosen(options.only, {**known, hostile.NAME: None}, "workload")
+    workloads = [known[name] for name in names_wanted if name in known]
     server_names = chosen(options.servers, recipes.catalogue(wishes), "server")
     if options.write:
         check_document(options.write)
     options.directory.mkdir(parents=True, exist_ok=True)
     # SIGTERM unwinds like Ctrl-C, so that every server is ended and every file removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    if options.only and hostile.NAME in names_wanted:  # only on request: it needs very many descriptors
+        hostile.main(options.directory, quick=options.quick, extra=extra)
+        if not workloads:
+            return
     say("Setting up the servers (once; peers are kept in bench/.work)")
     servers, absent = recipes.set_up(server_names, wishes)
     for missing in absent:
