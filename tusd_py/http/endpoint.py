@@ -29,6 +29,7 @@ NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server co
 IGNORED_BODY = 64 << 10  # bytes of a refused body that the server swallows on a connection it keeps
 LINGER = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
 REQUEST_ID_LENGTH = 64
+PASSED_BY_DEFAULT = 3500  # bytes of two fields that nginx passes with its default buffers of 4 KiB for all of them
 
 
 class TusEndpoint:
@@ -50,6 +51,7 @@ class TusEndpoint:
         self._pool = pool
         self._idle_timeout = idle_timeout
         self._minimum_rate = minimum_rate
+        self._warned_of_size = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
@@ -117,6 +119,7 @@ class TusEndpoint:
             response.headers["Connection"] = "close"
         if response.stream is None and response.status != 204:
             response.headers.setdefault("Content-Length", str(len(response.body)))
+        self._warn_of_size(request, response)
         await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
         if response.stream is not None:
             await self._send_stream(request, response.stream, send)
@@ -125,6 +128,19 @@ class TusEndpoint:
             await request.body.discard(LINGER)
             response.body = b""
         await send({"type": "http.response.body", "body": response.body})
+
+    def _warn_of_size(self, request: Request, response: Response) -> None:
+        """Say once that the fields of an upload are longer than a proxy may pass on."""
+        sent = (response.headers.get(name, "") for name in ("Upload-Metadata", "Upload-Concat"))
+        if self._warned_of_size or sum(map(len, sent)) <= PASSED_BY_DEFAULT:
+            return
+        if self._urls.is_behind_proxy(request.scope):
+            self._warned_of_size = True
+            logger.warning(
+                "the fields of upload %s are longer than nginx passes on by default: it answers 502 and clients begin"
+                " again, unless proxy_buffer_size is raised as in deploy/nginx.conf",
+                request.upload_id,
+            )
 
     async def _send_stream(self, request: Request, stream: AsyncIterator[Buffer], send: Send) -> None:
         # Servers swallow what is sent to a client that has gone: only `receive` tells.

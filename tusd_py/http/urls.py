@@ -86,6 +86,10 @@ class UrlBuilder:
         """The address of the client, as far as the proxies in between are believed."""
         return _without_port(self._forwarded(scope, headers).get("for", "")) or _peer(scope)
 
+    def is_behind_proxy(self, scope: Scope) -> bool:
+        """Whether a trusted proxy sent this request."""
+        return self._proxies.trusts(_peer(scope))
+
     def _warn_of(self, peer: str) -> None:
         """Say once that URLs may be wrong: a proxy that nobody named as trusted is the usual reason."""
         self._warned = True

@@ -31,7 +31,8 @@ from tusd_py.server.framing import OVERLAP, ChunkedBody, FramingAllowance, secti
 
 logger = logging.getLogger("tusd_py.server")
 
-MOST_HEADER_BYTES = 64 << 10
+MOST_HEADER_BYTES = 128 << 10  # a thousand URLs in Upload-Concat, and the longest Upload-Metadata
+MOST_FRAMING_BYTES = 64 << 10  # of a chunked body without a byte of content between them
 MOST_HEADERS = 256
 MOST_TRAILERS = 16
 MOST_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its content
@@ -339,7 +340,7 @@ class UploadProtocol(HttpToolsProtocol):
         if any(name == b"transfer-encoding" for name, _ in self.headers):
             self._phase = Phase.CHUNKED_BODY
             self._chunked = ChunkedBody()
-            self._allowance = FramingAllowance(MOST_HEADER_BYTES, MOST_FRAMING_PER_BYTE)
+            self._allowance = FramingAllowance(MOST_FRAMING_BYTES, MOST_FRAMING_PER_BYTE)
         else:
             self._phase = Phase.SIZED_BODY
 
