@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -102,6 +103,9 @@ class Body:
     def __init__(self, data: bytes) -> None:
         self.declared_size = len(data)
         self._rest = [data]
+
+    async def feed(self, reader: asyncio.Future[Any]) -> None:
+        await asyncio.wait((reader,))
 
     async def read(self) -> Buffer | None:
         return self._rest.pop() if self._rest else None

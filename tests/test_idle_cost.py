@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,9 @@ class SlowSource:
         return data
 
     def recycle(self, buffers: Sequence[Buffer]) -> None: ...
+
+    async def feed(self, reader: asyncio.Future[Any]) -> None:
+        await asyncio.wait((reader,))
 
     def silent_for(self) -> float:
         return time.monotonic() - self._arrived_at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import logging
@@ -36,7 +35,7 @@ def logged(caplog: pytest.LogCaptureFixture, event: Any) -> logging.LogRecord:
     events = EventBus()
     log_requests(events)
     with caplog.at_level(logging.INFO):
-        asyncio.run(events.publish(event))
+        events.publish(event)
     return caplog.records[-1]
 
 

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from tusd_py.clock import Clock, SteadyClock
 from tusd_py.errors import StateUnavailable, StorageUnavailable, UploadError
-from tusd_py.events.base import EventBus, PartialFinished, Subscriber
+from tusd_py.events.base import EventBus, Subscriber
 from tusd_py.events.logs import log_requests
 from tusd_py.events.metrics import CONTENT_TYPE, Metrics
 from tusd_py.http.cors import missing_in_middleware, with_cors
@@ -50,6 +50,8 @@ RECORDS = "uploads.sqlite3"  # in the private folder
 LOCKS = "locks"  # what the names of the lock files begin with, there too
 PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with a dot
 LAST_MOMENT = 1.0  # seconds
+CLOSE_PATIENCE = 30.0  # seconds; nothing is under way as a rule
+CLOSE_AGAIN = 0.5  # seconds
 START_PATIENCE = 20.0  # seconds a request waits for the start of the server
 HEAD_PATIENCE = 1.5  # seconds of a HEAD, which is to be answered soon
 START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of requests
@@ -191,10 +193,23 @@ def _reason(error: Exception) -> str:
     return text or f"it does not answer ({type(reason).__name__})"
 
 
-async def close_service(service: UploadService) -> None:
-    await service.state.close()
+async def close_service(service: UploadService, patience: float = CLOSE_PATIENCE) -> bool:
+    """Close every part: what works, then the storage, then the locks that guard both, then the records.
+
+    False if a step of the storage has not ended after `patience` seconds. Then locks and records stay as they are:
+    the bytes that it may still write are protected until this is called again and succeeds, or the process ends.
+    """
+    deadline = time.monotonic() + patience
+    try:
+        async with asyncio.timeout(patience):
+            await service.close()
+    except TimeoutError:
+        return False
+    if not await service.storage.close(max(0.0, deadline - time.monotonic())):
+        return False
     await service.locker.close()
-    await service.storage.close()
+    await service.state.close()
+    return True
 
 
 class TusServer:
@@ -233,6 +248,7 @@ class TusServer:
         self._started = False
         self._attempt: asyncio.Task[None] | None = None  # to start, on behalf of requests
         self._sweeper: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None  # a shutdown that the storage holds up
         self._drain_began: float | None = None
         self.is_draining = False  # a shutdown is about to begin: nobody should send new clients here
 
@@ -240,7 +256,8 @@ class TusServer:
         """Begin anew if the event loop this server was started in is gone: test clients have one for every request."""
         if self._loop is None or self._loop is asyncio.get_running_loop() or not self._loop.is_closed():
             return
-        self.events.unsubscribe(PartialFinished, self.service.finish_finals_of)
+        self.service.leave()
+        self.events.forget()
         self._abandoned.append(self.service)
         self._restore_signals()
         self._build()
@@ -271,7 +288,9 @@ class TusServer:
     def on(self, kind: type[E]) -> Callable[[Subscriber[E]], Subscriber[E]]:
         """Call the decorated function, plain or async, for every event of this kind (`tusd_py.UploadFinished`, ...).
 
-        The client is answered after it has returned, or after half a minute. What it raises is logged.
+        A plain function runs in a thread of its own, so that it may block. It may do what it likes with the upload,
+        which is not locked any more. The client is answered after it has returned, or after half a minute. What it
+        raises is logged. An event may be missing if the process dies in the moment between the upload and the call.
         """
 
         def register(subscriber: Subscriber[E]) -> Subscriber[E]:
@@ -359,16 +378,30 @@ class TusServer:
             if self._started:
                 return
             self._loop = asyncio.get_running_loop()
-            while self._abandoned:
-                with contextlib.suppress(Exception):  # what it had in its loop is gone; its threads and files are not
-                    await close_service(self._abandoned.pop())
+            await self._close_earlier()
             await open_service(self.service, self.settings)
             if self.service.limitations:
                 logger.warning("%s", "; ".join(self.service.limitations))
+            self.service.open()
             if self.settings.sweep_interval:
                 self._sweeper = asyncio.create_task(sweep_forever(self.service, self.settings.sweep_interval))
             self._watch_signals()
             self._started = True
+
+    async def _close_earlier(self) -> None:
+        """Close what an earlier loop or shutdown left; raises `StorageUnavailable` while that is still busy."""
+        if self._closing is not None:
+            await asyncio.wait((self._closing,), timeout=LAST_MOMENT)
+            if not self._closing.done():
+                raise StorageUnavailable("what was under way at the last shutdown has not ended yet")
+            self._closing = None
+        while self._abandoned:
+            closed = True
+            with contextlib.suppress(Exception):  # what it had in its loop is gone; its threads and files are not
+                closed = await close_service(self._abandoned[-1], LAST_MOMENT)
+            if not closed:
+                raise StorageUnavailable("what was under way in an earlier event loop has not ended yet")
+            self._abandoned.pop()
 
     async def shutdown(self) -> None:
         async with self._start:
@@ -386,7 +419,20 @@ class TusServer:
                 self._sweeper.cancel()
                 await asyncio.wait((self._sweeper,))
             self._restore_signals()
-            await close_service(self.service)
+            await self.events.close(max(0.0, self._end_of_grace() - asyncio.get_running_loop().time()))
+            patience = self._end_of_grace() - asyncio.get_running_loop().time()
+            if not await close_service(self.service, patience):
+                logger.error(
+                    "the storage has not ended its work: uploads stay locked until it has, or the process ends"
+                )
+                self._closing = asyncio.create_task(self._close_later())
+            self._drain_began = None
+
+    async def _close_later(self) -> None:
+        closed = False
+        while not closed:
+            await asyncio.sleep(CLOSE_AGAIN)
+            closed = await close_service(self.service, CLOSE_AGAIN)
 
     def _watch_signals(self) -> None:
         """Learn of a shutdown when the web server does: it waits for running requests without telling them.

@@ -44,8 +44,8 @@ def announce(level: int, message: str, **fields: object) -> None:
 
 def log_requests(events: EventBus) -> None:
     """Log a line for every request, and for every upload that is complete."""
-    events.subscribe(RequestFinished, _log_request)
-    events.subscribe(UploadFinished, _log_upload)
+    events.observe(RequestFinished, _log_request)
+    events.observe(UploadFinished, _log_upload)
 
 
 @dataclass(frozen=True, slots=True)

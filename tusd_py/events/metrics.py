@@ -137,17 +137,17 @@ class Metrics:
         return text
 
     def _subscribe(self, events: EventBus) -> None:
-        events.subscribe(RequestFinished, self._request_finished)
-        events.subscribe(LockWaited, self._lock_waited)
-        events.subscribe(AppendStarted, lambda event: self._active.inc())
-        events.subscribe(AppendEnded, lambda event: self._active.dec())
+        events.observe(RequestFinished, self._request_finished)
+        events.observe(LockWaited, self._lock_waited)
+        events.observe(AppendStarted, lambda event: self._active.inc())
+        events.observe(AppendEnded, lambda event: self._active.dec())
         plain = self._plain
-        events.subscribe(UploadProgressed, lambda event: plain["tusd_bytes_received"].inc(event.received))
-        events.subscribe(UploadCreated, lambda event: plain["tusd_uploads_created"].inc())
+        events.observe(UploadProgressed, lambda event: plain["tusd_bytes_received"].inc(event.received))
+        events.observe(UploadCreated, lambda event: plain["tusd_uploads_created"].inc())
         for kind in (UploadFinished, PartialFinished):  # tusd counts both
-            events.subscribe(kind, lambda event: plain["tusd_uploads_finished"].inc())
-        events.subscribe(UploadTerminated, lambda event: plain["tusd_uploads_terminated"].inc())
-        events.subscribe(UploadExpired, lambda event: plain["tusd_uploads_expired"].inc())
+            events.observe(kind, lambda event: plain["tusd_uploads_finished"].inc())
+        events.observe(UploadTerminated, lambda event: plain["tusd_uploads_terminated"].inc())
+        events.observe(UploadExpired, lambda event: plain["tusd_uploads_expired"].inc())
 
     def _request_finished(self, event: RequestFinished) -> None:
         method = event.method if event.method in METHODS else "other"

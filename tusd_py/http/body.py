@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
 from tusd_py.errors import ClientDisconnected, ReadTimeout, UploadError
 from tusd_py.storage.base import Buffer
@@ -33,11 +33,42 @@ class Arrivals(Protocol):
         """Receive into blocks of this pool from now on; messages are then whole blocks, as memoryviews."""
 
 
+class BehindMiddleware:
+    """The `Arrivals` behind a middleware that has a `receive` of its own.
+
+    Bytes may be on their way through it, so that the server cannot be asked for those that follow.
+    """
+
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._arrivals = arrivals
+        self.last_arrival = 0.0  # of bytes that nobody sees yet
+        self.trailers = arrivals.trailers
+
+    def take(self) -> Buffer:
+        return b""
+
+    def close(self) -> None:
+        self._arrivals.close()
+
+    def use_blocks(self, pool: BlockPool) -> None: ...
+
+
+def arrivals_of(scope: Scope, receive: Receive) -> Arrivals | None:
+    """What the server tells of the body that `receive` gives."""
+    arrivals: Arrivals | None = scope.get("extensions", {}).get(ARRIVALS)
+    if arrivals is None or getattr(receive, "__self__", None) is arrivals:
+        return arrivals
+    return BehindMiddleware(arrivals)
+
+
 class RequestBody:
     """Reads a body through ASGI messages.
 
     `idle_timeout` (seconds) bounds the wait for the next bytes; `minimum_rate` (bytes a second) what arrives on
     average. Only the time spent waiting for the client counts, not the time the server takes to store.
+
+    Only the task of the request calls `receive`, which servers and middleware may bind to it: either it reads itself,
+    or it feeds another task (`feed`), which nothing that happens to the request can then cancel.
     """
 
     def __init__(
@@ -61,8 +92,13 @@ class RequestBody:
         self._minimum_rate = minimum_rate
         self._stop: UploadError | None = None
         self._woken = False
-        self._task: asyncio.Task[object] | None = None  # while it waits for the client
+        self._task: asyncio.Task[object] | None = None  # while it waits in `receive`
         self._kicked = False
+        self._waiting = False  # for the client
+        self._feeding = False
+        self._expected: asyncio.Future[Message | None] | None = None  # while the reader that is fed waits
+        self._hunger: asyncio.Future[None] | None = None  # while the feeder waits for that
+        self._fed: list[Message | Exception] = []  # what came when the reader did not wait any more
         self._silent_since: float | None = None  # began to wait for what has not come yet
         self._window_waited = 0.0
         self._window_received = 0
@@ -79,6 +115,8 @@ class RequestBody:
         if self.ended:
             return None
         self._woken = False
+        if self._fed:
+            return self._accept(self._next_fed())
         data = self._take_arrived()
         if self._stop is not None and not data:
             raise self._stop
@@ -141,18 +179,84 @@ class RequestBody:
         self._woken = True
         self._kick()
 
-    async def _next_message(self) -> Message | None:
-        """The next ASGI message; None if `interrupt` or `wake` ended the wait for it.
+    async def feed(self, reader: asyncio.Future[Any]) -> None:
+        """See `uploads.source.Source.feed`."""
+        self._feeding = True
+        reader.add_done_callback(self._reader_done)
+        try:
+            while not reader.done():
+                if self._expected is None or self._expected.done():
+                    self._hunger = asyncio.get_running_loop().create_future()
+                    await self._hunger
+                    continue
+                message = await self._receive_for_reader()
+                if message is not None:
+                    self._serve(message)
+        except asyncio.CancelledError:
+            self.interrupt(ClientDisconnected())
+            raise
+        finally:
+            self._hunger = None
+            self._feeding = False
+            reader.remove_done_callback(self._reader_done)
 
-        They cancel the task, which leaves a message that is just arriving where it is.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
+    async def _receive_for_reader(self) -> Message | Exception | None:
+        try:
+            return await self._receive_here()
+        except Exception as error:  # of the server or a middleware: it is the reader's, as if it had called itself
+            return error
+
+    def _serve(self, message: Message | Exception) -> None:
+        if self._expected is None or self._expected.done():
+            self._fed.append(message)
+        elif isinstance(message, Exception):
+            self._expected.set_exception(message)
+        else:
+            self._expected.set_result(message)
+
+    def _next_fed(self) -> Message:
+        message = self._fed.pop(0)
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def _reader_done(self, reader: object) -> None:
+        if self._hunger is not None and not self._hunger.done():
+            self._hunger.set_result(None)
+        self._leave_receive()
+
+    async def _next_message(self) -> Message | None:
+        """The next ASGI message; None if `interrupt` or `wake` ended the wait for it."""
+        if self._fed:
+            return self._next_fed()
         started = time.monotonic()
         if self._silent_since is None:
             self._silent_since = started
         self._arm()
+        self._waiting = True
+        try:
+            return await (self._wait_to_be_fed() if self._feeding else self._receive_here())
+        finally:
+            self._waiting = False
+            self._window_waited += time.monotonic() - started
+
+    async def _wait_to_be_fed(self) -> Message | None:
+        self._expected = asyncio.get_running_loop().create_future()
+        if self._hunger is not None and not self._hunger.done():
+            self._hunger.set_result(None)
+        try:
+            return await self._expected
+        finally:
+            self._expected = None
+
+    async def _receive_here(self) -> Message | None:
+        """The next message, in the task of the request; None if `_leave_receive` ended the wait for it.
+
+        That cancels the task, which leaves a message that is just arriving where it is.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
         try:
             return await self._receive()
         except asyncio.CancelledError:
@@ -167,12 +271,18 @@ class RequestBody:
                 self._kicked = False
                 task.uncancel()
             self._task = None
-            self._window_waited += time.monotonic() - started
 
-    def _kick(self) -> None:
+    def _leave_receive(self) -> None:
         if self._task is not None and not self._kicked:
             self._kicked = True
             self._task.cancel()
+
+    def _kick(self) -> None:
+        """End the wait for the client, if there is one; who is fed is let go without disturbing `receive`."""
+        if not self._feeding:
+            self._leave_receive()
+        elif self._expected is not None and not self._expected.done():
+            self._expected.set_result(None)
 
     def _arm(self) -> None:
         if self._timer is None and self._idle_timeout:
@@ -181,7 +291,7 @@ class RequestBody:
     def _idle(self) -> None:
         """The timer is set once and looks, when it fires, how long the silence really is."""
         self._timer = None
-        if self._task is None:
+        if not self._waiting:
             return  # the next wait sets it again
         remaining = self._idle_timeout - self.silent_for()
         if remaining <= 0:

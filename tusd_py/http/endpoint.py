@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tusd_py.errors import ClientDisconnected, NotReady, OffsetMismatch, ReadTimeout, UploadError, UploadNotFound
 from tusd_py.events.base import EventBus, RequestFinished
-from tusd_py.http.body import ARRIVALS, RequestBody
+from tusd_py.http.body import RequestBody, arrivals_of
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
 from tusd_py.http.headers import format_date, single_values
 from tusd_py.http.messages import Request, Response, declared_size, method_of
@@ -62,7 +62,7 @@ class TusEndpoint:
             0,
             idle_timeout=self._idle_timeout,
             minimum_rate=self._minimum_rate,
-            arrivals=scope.get("extensions", {}).get(ARRIVALS),
+            arrivals=arrivals_of(scope, receive),
             pool=self._pool,
         )
         request = Request(scope, "", body, headers)
@@ -76,7 +76,7 @@ class TusEndpoint:
             pass  # in the middle of a download: the server closes the connection of an unfinished answer
         finally:
             body.close()
-            await self._events.publish(
+            self._events.publish(
                 RequestFinished(
                     method=method_of(scope, headers),
                     path=scope["path"],

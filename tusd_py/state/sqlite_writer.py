@@ -35,6 +35,7 @@ MOST_WRITES_IN_A_TRANSACTION = 256
 CHECKPOINT_WRITES = 250  # after so many the log is written back; about a thousand of its pages
 LARGEST_IDLE_LOG = 4 << 20  # bytes
 SUSPICION = 60.0  # seconds after a failed sync in which no success counts for the readiness
+CLOSE_PATIENCE = 10.0  # seconds
 FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_CANTOPEN")
 FAILED = "a sync of the records to the disk failed: look at the disk"
 
@@ -72,9 +73,9 @@ class SQLiteWriter:
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Do what waits, then end; blocks."""
+        """Do what waits, then end; blocks. A thread that hangs in a call to the system is left to end by itself."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(CLOSE_PATIENCE)
 
     def check(self) -> None:
         """Raise `StateUnavailable` after a failed sync, until changes have succeeded well after it."""

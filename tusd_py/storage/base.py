@@ -72,8 +72,11 @@ class Storage(Protocol):
     async def open(self) -> None:
         """Make the storage ready; called once, before any other method."""
 
-    async def close(self) -> None:
-        """Let go of every resource."""
+    async def close(self, patience: float | None = None) -> bool:
+        """Wait for the steps under way, at most `patience` seconds, and let go of every resource.
+
+        False if a step has not ended: then the locks must stay, and this can be called again.
+        """
 
     def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> Writer:
         """A writer that appends at the upload's committed offset; bytes beyond it are dropped.

@@ -44,15 +44,22 @@ class FileCopier:
     def __init__(self) -> None:
         self._threads = Threads(COPY_THREADS, "tusd-py-copy")
         self._closing = False
+        self._abandoned = False
         self._running: set[asyncio.Task[None]] = set()
         self._claims: dict[object, int] = {}  # bytes that the running copies have still to write
 
-    async def close(self) -> None:
-        """End every copy after its slice, and the threads."""
+    async def close(self, patience: float | None = None) -> bool:
+        """End every copy after its slice, and the threads; False if that took longer than `patience` seconds.
+
+        Copies that hang then are not waited for any more when the event loop ends.
+        """
         self._closing = True
         if self._running:
-            await asyncio.wait(self._running)
-        await asyncio.to_thread(self._threads.close)
+            _, hanging = await asyncio.wait(self._running, timeout=patience)
+            self._abandoned = bool(hanging)
+            if hanging:
+                return False
+        return await asyncio.to_thread(self._threads.close, patience)
 
     async def run(self, steps: Generator[None]) -> None:
         """Run the generator to its end, in threads; returns or raises once nothing of it runs any more.
@@ -67,10 +74,12 @@ class FileCopier:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             stop.wanted = True
-            while not task.done():  # cancelled again, perhaps: the lock of the upload has to outlast the copy
+            while (
+                not task.done() and not self._abandoned
+            ):  # cancelled again, perhaps: the lock of the upload has to outlast the copy
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait((task,))
-            if not task.cancelled():
+            if task.done() and not task.cancelled():
                 task.exception()  # nobody is there to hear it
             raise
 
@@ -92,7 +101,8 @@ class FileCopier:
                 if self._closing or stop.wanted:
                     raise ServerShutdown("the copy was interrupted; it will be made again")
         finally:
-            await self._threads.run(close)
+            if not self._abandoned:
+                await self._threads.run(close)
 
     def steps(
         self, new: Path, path: Path, sources: Sequence[FileRange], tools: CopyTools, *, sync: bool

@@ -65,22 +65,20 @@ class DiskStorage:
         self._copier = FileCopier()
         await self.run(self._check_directory)
 
-    async def close(self) -> None:
-        await self._copier.close()
-        await asyncio.to_thread(self._threads.close)
+    async def close(self, patience: float | None = None) -> bool:
+        copies_ended = await self._copier.close(patience)
+        return await asyncio.to_thread(self._threads.close, patience) and copies_ended
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work in the threads of this storage."""
         return self._threads.run(work)
 
     async def finished(self, work: Callable[[], T]) -> T:
-        """Run blocking work that has to be over before the lock of the upload is released, even if it is cancelled."""
-        job = self.run(work)
-        try:
-            return await asyncio.shield(job)
-        except asyncio.CancelledError:
-            await asyncio.wait((job,))
-            raise
+        """Run blocking work that has to be over before the lock of the upload is released.
+
+        Who holds the lock is not cancelled but by the end of the event loop, when the lock stays (`LockedWork`).
+        """
+        return await self.run(work)
 
     def path(self, upload: Upload) -> Path:
         """The file of an upload, below the directory whatever its id; raises `StoredElsewhere`."""
@@ -303,7 +301,7 @@ class DiskWriter:
             raise self._failure
 
     async def _wait(self) -> None:
-        """Wait for the write under way. A cancelled request does so too: its lock is released after its last write."""
+        """Wait for the write under way."""
         if self._pending is None:
             return
         try:

@@ -21,6 +21,7 @@ class Threads:
         self._name = name
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._closing = False
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Call this in a thread. A future that is cancelled does not stop the call."""
@@ -39,14 +40,20 @@ class Threads:
         for thread in self._threads:
             thread.start()
 
-    def close(self, patience: float | None = None) -> None:
-        """Wait until every call has returned, at most `patience` seconds; blocks."""
-        for _ in self._threads:
+    def close(self, patience: float | None = None) -> bool:
+        """Wait until every call has returned, at most `patience` seconds; blocks. False if some have not.
+
+        It can be called again then. Calls that come later are made by new threads.
+        """
+        for _ in range(0 if self._closing else len(self._threads)):
             self._jobs.put(None)
+        self._closing = bool(self._threads)
         deadline = None if patience is None else time.monotonic() + patience
         for thread in self._threads:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        self._threads.clear()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._closing = bool(self._threads)
+        return not self._threads
 
     def _work(self) -> None:
         while True:

@@ -67,6 +67,7 @@ class Append:
         self._position = upload.offset  # where the next byte received goes
         self._timer: asyncio.TimerHandle | None = None
         self._woken_at: float | None = None  # by the timer, since when `read` has given no bytes
+        self._abandoned = False
         self._commit_due = False
         self._commit_requested = False
         self._bytes_at_commit = upload.offset
@@ -111,6 +112,9 @@ class Append:
         except StorageBehind as error:
             await self._go_back(error.stored)
             raise OffsetMismatch(self.upload.offset) from error
+        except asyncio.CancelledError:
+            self._abandoned = True  # by the end of the event loop: then nothing is waited for
+            raise
         finally:
             self._budget.writers -= 1
             await self._close()
@@ -176,9 +180,24 @@ class Append:
             await self._blocks.flush(sync=self._sync and self._verification is None)
         else:
             await self._blocks.checkpoint(sync=self._sync and self._verification is None)
-        if self._verification is None:
-            self._advance()
+        if self._verification is not None:  # not even a length that the request declared counts yet
+            return await self._commit_checkpoint(requested)
+        self._advance()
         return await self._commit_upload(requested)
+
+    async def _commit_checkpoint(self, requested: bool) -> Upload:
+        """Answer a request for a commit with the record as it is."""
+        if requested:
+            before = self._stored_record
+            after = replace(before, checkpoint=before.checkpoint + 1)
+            self._stored_record = await self._commit_record(before, after, (), False)
+            self.upload = replace(
+                self.upload,
+                checkpoint=self._stored_record.checkpoint,
+                expires_at=self._stored_record.expires_at,
+                token=self._stored_record.token,
+            )
+        return self._stored_record
 
     def _advance(self) -> None:
         blocks = self._blocks
@@ -233,7 +252,8 @@ class Append:
     async def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        await self._blocks.close()
+        if not self._abandoned:
+            await self._blocks.close()
 
 
 def _limit(upload: Upload, policy: Policy) -> int:

@@ -136,7 +136,7 @@ class Completion:
         complete = await self._state.update(upload, complete, token, durable=sync)
         await self.remember(complete)
         await self._storage.tidy(upload)
-        await self._events.publish(finish_event(complete))
+        self._events.publish(finish_event(complete))
         return complete
 
     def completed(self, upload: Upload, token: int) -> Upload:

@@ -98,15 +98,20 @@ async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_r
     if await anext(service.state.broken(), None) is not None:
         logger.warning("nothing orphaned is removed while there are records that cannot be read")
         return ()
-    return await service.storage.clean(Records(service.state, service.locker), older_than=older_than, dry_run=dry_run)
+    cleaning = service.storage.clean(
+        Records(service.state, service.locker, service.refuse_when_draining), older_than=older_than, dry_run=dry_run
+    )
+    return await service.carry_out(cleaning)
 
 
 class Records:
     """What the orphan cleanup of a storage may ask (`UploadRecords`)."""
 
-    def __init__(self, state: StateStore, locker: Locker) -> None:
+    def __init__(self, state: StateStore, locker: Locker, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before every lock, and raises what is to end the cleanup."""
         self._state = state
         self._locker = locker
+        self._check = check
 
     async def get(self, upload_id: str) -> Upload | None:
         return await self._state.get(upload_id)
@@ -116,6 +121,7 @@ class Records:
 
     @contextlib.asynccontextmanager
     async def locked(self, upload_id: str) -> AsyncIterator[Upload | None]:
+        self._check()
         lock = await self._locker.acquire(upload_id, Undisturbed(), 0, to_remove=True)
         try:
             yield await self._state.get(upload_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tusd_py.errors import InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
+from tusd_py.errors import FinalUploadModified, InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
 from tusd_py.upload import Concatenation, Upload
 from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.policy import Policy
@@ -46,6 +46,23 @@ def check_addition(upload: Upload, addition: Addition, policy: Policy) -> Upload
     if upload.length is None:
         check_size(end, policy)
     return upload
+
+
+def refuse_hopeless(record: Upload, addition: Addition, policy: Policy) -> None:
+    """Raise what an addition fails with for certain, whatever the one who is writing to the upload still commits."""
+    if record.is_final:
+        raise FinalUploadModified
+    if addition.offset < record.offset:
+        raise OffsetMismatch(record.offset)
+    if addition.length is not None:
+        record = _declare_length(record, addition.length, policy)
+    end = addition.offset + (addition.source.declared_size or 0)
+    if record.length is None:
+        check_size(end, policy)
+    elif addition.offset > record.length:
+        raise OffsetMismatch(record.offset)
+    elif end > record.length:
+        raise SizeExceeded
 
 
 async def append_nothing(upload: Upload, addition: Addition, policy: Policy) -> Upload:

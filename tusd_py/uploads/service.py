@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from tusd_py.clock import SteadyClock
 from tusd_py.errors import (
     BrokenRecord,
     FinalUploadModified,
+    LockLost,
     LockTimeout,
     OffsetMismatch,
     ServerShutdown,
+    StateUnavailable,
     StorageAhead,
     StorageUnavailable,
     UploadError,
+    UploadInterrupted,
     UploadNotFound,
 )
 from tusd_py.events.base import (
     AppendEnded,
     AppendStarted,
     EventBus,
-    LockWaited,
     PartialFinished,
     UploadCreated,
     UploadExpired,
@@ -34,7 +36,7 @@ from tusd_py.events.base import (
     finish_event,
 )
 from tusd_py.health import ReportsHealth
-from tusd_py.locks.base import Lock, Locker, LockHolder
+from tusd_py.locks.base import Lock, Locker
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Concatenates, Redirects, Storage
 from tusd_py.upload import Part, Status, Upload, final_upload_id, new_upload_id
@@ -43,10 +45,18 @@ from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
 from tusd_py.uploads.holders import Relay, Undisturbed
+from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.policy import Durability, Policy
-from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_addition, check_size
+from tusd_py.uploads.requests import (
+    Addition,
+    NewUpload,
+    append_nothing,
+    check_addition,
+    check_size,
+    refuse_hopeless,
+)
 
-logger = logging.getLogger("tusd_py.uploads")
+T = TypeVar("T")
 
 INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
@@ -75,14 +85,14 @@ class UploadService:
         self.policy = policy
         self.clock = clock
         self._appends: set[Append] = set()
-        self._no_appends = asyncio.Event()
         self._draining = False
-        self._driving: set[asyncio.Task[Upload]] = set()
+        self._work = LockedWork(locker, events)
+        self._finals_of: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
         self._completion = Completion(state, storage, events, policy, clock)
         if policy.concatenation_unfinished:
-            events.subscribe(PartialFinished, self.finish_finals_of)
-            events.subscribe(UploadTerminated, self.finals_lost_a_part)
-            events.subscribe(UploadExpired, self.finals_lost_a_part)
+            events.observe(PartialFinished, self.part_ended)
+            events.observe(UploadTerminated, self.part_ended)
+            events.observe(UploadExpired, self.part_ended)
 
     @property
     def can_concatenate(self) -> bool:
@@ -106,9 +116,10 @@ class UploadService:
             expires_at=self._completion.expiry(now),
         )
         await self.state.create(upload)
-        await self.events.publish(UploadCreated(upload))
+        self.events.publish(UploadCreated(upload))
         if upload.status is Status.FINISHING:
-            upload = await self._completion.finish(upload, token=0)
+            upload = await outcome(self._work.start_unlocked(self._completion.finish(upload, token=0)))
+        await self._told(upload.id)
         return upload
 
     # Looking.
@@ -193,23 +204,17 @@ class UploadService:
 
         That goes on if it takes longer than a reader waits, who is told to come back by `LockTimeout`.
         """
-        driving = asyncio.create_task(self._drive_now(upload_id))
-        self._driving.add(driving)
-        driving.add_done_callback(self._driven)
+        driving = self._work.start_unlocked(self._drive_now(upload_id))
         done, _ = await asyncio.wait((driving,), timeout=2 * INSPECT_PATIENCE)
         if not done:
             raise LockTimeout
         return driving.result()
 
-    def _driven(self, driving: asyncio.Task[Upload]) -> None:
-        self._driving.discard(driving)
-        error = None if driving.cancelled() else driving.exception()
-        if error is not None and not isinstance(error, UploadError):  # perhaps nobody waits for it any more
-            logger.error("an upload could not be driven on", exc_info=error)
-
     async def _drive_now(self, upload_id: str) -> Upload:
-        async with self._locked(upload_id, Undisturbed(), INSPECT_PATIENCE) as lock:
+        async def recover(lock: Lock) -> Upload:
             return await self._completion.recover(await self.get(upload_id, lock), lock.token)
+
+        return await self._work.run(upload_id, Undisturbed(), INSPECT_PATIENCE, recover)
 
     # Appending.
 
@@ -220,48 +225,83 @@ class UploadService:
         `OffsetMismatch`, `SizeExceeded`, `MaxSizeExceeded`, `InvalidLength`, `ChecksumMismatch`,
         `FinalUploadModified`, `LockTimeout`, `UploadNotFound`, `UploadGone`.
         """
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         holder = Relay()
-        async with self._locked(upload_id, holder, self.policy.lock_timeout) as lock:
-            record = await self.get(upload_id, lock)
-            if record.is_final:
-                raise FinalUploadModified
-            if record.status is Status.FINISHING:
-                record = await self._completion.finish(record, lock.token)
-            if not record.is_complete:
-                try:
-                    return await self._append(record, addition, lock, holder)
-                except StorageAhead as error:
-                    record = await self._completion.recover(await self.get(upload_id), lock.token)
-                    raise OffsetMismatch(record.offset) from error
-        return await append_nothing(record, addition, self.policy)
+        try:
+            lock = await self._lock_to_append(upload_id, addition, holder)
+            work = self._work.start(lock, self._append_under(lock, addition, holder))
+            await addition.source.feed(work)
+            upload, done = work.result()
+        except (LockLost, LockTimeout, UploadInterrupted):
+            await self._refuse_if_ended(upload_id)
+            raise
+        if not done:
+            return await append_nothing(upload, addition, self.policy)
+        await self._told(upload_id)
+        return upload
+
+    async def _lock_to_append(self, upload_id: str, addition: Addition, holder: Relay) -> Lock:
+        """The lock, without disturbing its holder on behalf of a request that cannot succeed."""
+        try:
+            return await self._work.acquire(upload_id, holder, 0)
+        except LockTimeout:
+            refuse_hopeless(await self.get(upload_id), addition, self.policy)
+        return await self._work.acquire(upload_id, holder, self.policy.lock_timeout)
+
+    async def _refuse_if_ended(self, upload_id: str) -> None:
+        """Raise `UploadNotFound` or `UploadGone` if the upload has ended, or is about to: this waits for that."""
+        deadline = time.monotonic() + self.policy.lock_timeout
+        with contextlib.suppress(StateUnavailable, StorageUnavailable):  # then the caller's reason is the better one
+            while await self._work.is_ending(upload_id) and time.monotonic() < deadline:
+                await self.get(upload_id)
+                await asyncio.sleep(INSPECT_POLL)
+            await self.get(upload_id)
+
+    async def _append_under(self, lock: Lock, addition: Addition, holder: Relay) -> tuple[Upload, bool]:
+        """The upload, and whether the addition was made: to a complete one there is nothing to add."""
+        record = await self.get(lock.upload_id, lock)
+        if record.is_final:
+            raise FinalUploadModified
+        if record.status is Status.FINISHING:
+            record = await self._completion.finish(record, lock.token)
+        if record.is_complete:
+            return record, False
+        try:
+            return await self._append(record, addition, lock, holder), True
+        except StorageAhead as error:
+            record = await self._completion.recover(await self.get(lock.upload_id), lock.token)
+            raise OffsetMismatch(record.offset) from error
 
     async def _append(self, record: Upload, addition: Addition, lock: Lock, holder: Relay) -> Upload:
         upload = check_addition(record, addition, self.policy)
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         append = self._new_append(upload, addition, lock)
         holder.target = append
         self._appends.add(append)
-        await self.events.publish(AppendStarted(upload))
+        self.events.publish(AppendStarted(upload))
         try:
             await append.run(record)
-        finally:
-            self._appends.discard(append)
-            if not self._appends:
-                self._no_appends.set()
-            await self.events.publish(AppendEnded(append.upload))
-            if append.upload.is_complete:
-                await self.events.publish(finish_event(append.upload))
-            elif append.upload.status is Status.FINISHING:  # also when more bytes came than the length allows
-                append.upload = await self._completion.finish(append.upload, lock.token)
+        except Exception:
+            await self._append_ended(append, lock)  # complete, perhaps: more bytes came than the length allows
+            raise
+        await self._append_ended(append, lock)
         return append.upload
+
+    async def _append_ended(self, append: Append, lock: Lock) -> None:
+        self._appends.discard(append)
+        self.events.publish(AppendEnded(append.upload))
+        if append.upload.is_complete:
+            self.events.publish(finish_event(append.upload))
+        elif append.upload.status is Status.FINISHING:
+            append.upload = await self._completion.finish(append.upload, lock.token)
 
     async def expires_at(self, upload_id: str) -> float | None:
         """When the upload expires, in seconds since the epoch; None if it does not, or does not exist."""
         upload = await self.state.get(upload_id)
         return None if upload is None or upload.has_ended(self.clock.steady()) else upload.announced_expiry
 
-    def _refuse_when_draining(self) -> None:
+    def refuse_when_draining(self) -> None:
+        """Raise `ServerShutdown` if no new work is to be begun."""
         if self._draining:
             raise ServerShutdown
 
@@ -283,7 +323,7 @@ class UploadService:
             stored = await self.state.update(before, after, lock.token, parts=parts, durable=durable)
             if whole:
                 await self._completion.remember(stored)
-            await self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
+            self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
             return stored
 
         return Append(
@@ -304,55 +344,76 @@ class UploadService:
 
         Raises `UploadNotFound`, `InvalidConcatenation`, `PartialUnfinished`, `MaxSizeExceeded`.
         """
+        self.refuse_when_draining()
         check_partial_ids(new.partial_ids, self.policy)
         upload_id = final_upload_id(new.partial_ids, new.metadata)
-        async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout) as lock:
-            existing = await self._record_under(lock)
-            if existing is not None and not existing.has_ended(self.clock.steady()):
-                return await self._completion.recover(existing, lock.token)
-            partials = [await self.get(partial_id) for partial_id in new.partial_ids]
-            upload = new_final(upload_id, new, partials, self.policy, self.clock.wall())
-            if existing is not None:
-                await self.state.delete(upload_id, lock.token)
-            upload = replace(upload, token=lock.token)
-            await self.state.create(upload)
-            await self.events.publish(UploadCreated(upload))
-            return await self._completion.recover(upload, lock.token)
 
-    async def finish_finals_of(self, event: PartialFinished) -> None:
-        """The last of its parts is complete: a final upload that waited can be made."""
-        await self._part_ended(event.upload)
+        async def make(lock: Lock) -> Upload:
+            return await self._concatenate(new, lock)
 
-    async def finals_lost_a_part(self, event: UploadTerminated | UploadExpired) -> None:
-        """The final uploads that waited for it go away as well."""
-        await self._part_ended(event.upload)
+        final = await self._work.run(upload_id, Undisturbed(), self.policy.lock_timeout, make)
+        await self.events.delivered(upload_id)
+        return final
 
-    async def _part_ended(self, upload: Upload) -> None:
-        async def resume(final_id: str) -> None:
-            self._refuse_when_draining()
-            await self._drive_now(final_id)
+    async def _concatenate(self, new: NewUpload, lock: Lock) -> Upload:
+        existing = await self._record_under(lock)
+        if existing is not None and not existing.has_ended(self.clock.steady()):
+            return await self._completion.recover(existing, lock.token)
+        partials = [await self.get(partial_id) for partial_id in new.partial_ids]
+        upload = new_final(lock.upload_id, new, partials, self.policy, self.clock.wall())
+        if existing is not None:
+            await self.state.delete(lock.upload_id, lock.token)
+        upload = replace(upload, token=lock.token)
+        await self.state.create(upload)
+        self.events.publish(UploadCreated(upload))
+        return await self._completion.recover(upload, lock.token)
 
-        if upload.is_partial:
-            await self._completion.waiting.part_ended(upload.id, resume)
+    def part_ended(self, event: PartialFinished | UploadTerminated | UploadExpired) -> None:
+        """Make the final uploads that waited for this partial one only, or remove those that lost it."""
+        partial_id = event.upload.id
+        if event.upload.is_partial and not self._draining:
+            making = self._work.start_unlocked(self._completion.waiting.part_ended(partial_id, self._resume))
+            self._finals_of[partial_id] = making
+            making.add_done_callback(lambda _: self._finals_of.pop(partial_id, None))
+
+    async def _resume(self, final_id: str) -> None:
+        self.refuse_when_draining()
+        await self._drive_now(final_id)
+
+    async def _told(self, upload_id: str) -> None:
+        """Return when everybody has heard of what happened to an upload, or has had the time to."""
+        making = self._finals_of.get(upload_id)
+        if making is not None:
+            await asyncio.wait((making,), timeout=2 * INSPECT_PATIENCE)
+        await self.events.delivered(upload_id)
 
     # Ending.
 
     async def terminate(self, upload_id: str) -> None:
-        """Remove an upload and all that belongs to it, also one whose record cannot be read."""
+        """Remove an upload and all that belongs to it, also one whose record cannot be read.
+
+        A running append learns that its upload has ended.
+        """
         try:
             await self.get(upload_id)
         except BrokenRecord as error:
-            await self._remove_broken(error)
-            return
-        async with self._locked(upload_id, Undisturbed(), self.policy.lock_timeout, to_remove=True) as lock:
+            await self.carry_out(self._terminate(upload_id, error))
+        else:
+            await self.carry_out(self._terminate(upload_id))
+        await self._told(upload_id)
+
+    async def _terminate(self, upload_id: str, broken: BrokenRecord | None = None) -> None:
+        async def remove(lock: Lock) -> None:
+            if broken is not None:
+                remains = await self._completion.remove_broken(broken, lock.token)
+                self.events.publish(UploadTerminated(remains))
+                return
             upload = await self.get(upload_id, lock)
             await self._completion.remove(upload, lock.token, Status.TERMINATED)
-        await self.events.publish(UploadTerminated(upload))
+            self.events.publish(UploadTerminated(upload))
 
-    async def _remove_broken(self, error: BrokenRecord) -> None:
-        async with self._locked(error.upload_id, Undisturbed(), self.policy.lock_timeout, to_remove=True) as lock:
-            remains = await self._completion.remove_broken(error, lock.token)
-        await self.events.publish(UploadTerminated(remains))
+        async with self._work.ending(upload_id):
+            await self._work.run(upload_id, Undisturbed(), self.policy.lock_timeout, remove, to_remove=True)
 
     def is_over(self, upload: Upload) -> bool:
         """Whether the sweeper removes this upload."""
@@ -364,31 +425,37 @@ class UploadService:
         False if somebody is using it, or nothing was to be done.
         """
         try:
-            async with self._locked(upload.id, Undisturbed(), 0, to_remove=True) as lock:
-                current = await self._record_under(lock)
-                if current is None:
-                    return False
-                if current.status is Status.FINISHING:
-                    return (await self._completion.recover(current, lock.token)).is_complete
-                if not self.is_over(current):
-                    await self._completion.correct_retention(current, lock.token)
-                    return False
-                if current.status is Status.ACTIVE and await self._completion.remembered(current.id) is not None:
-                    return (await self._completion.recover(current, lock.token)).is_complete
-                expired = current.status in (Status.ACTIVE, Status.COMPLETE)
-                status = Status.EXPIRED if expired else current.status
-                await self._completion.remove(current, lock.token, status, remember=expired)
+            return await self._work.run(upload.id, Undisturbed(), 0, self._sweep, to_remove=True)
         except LockTimeout:
             return False
+
+    async def _sweep(self, lock: Lock) -> bool:
+        current = await self._record_under(lock)
+        if current is None:
+            return False
+        if current.status is Status.FINISHING:
+            return (await self._completion.recover(current, lock.token)).is_complete
+        if not self.is_over(current):
+            await self._completion.correct_retention(current, lock.token)
+            return False
+        if current.status is Status.ACTIVE and await self._completion.remembered(current.id) is not None:
+            return (await self._completion.recover(current, lock.token)).is_complete
+        expired = current.status in (Status.ACTIVE, Status.COMPLETE)
+        status = Status.EXPIRED if expired else current.status
+        await self._completion.remove(current, lock.token, status, remember=expired)
         if expired:
-            await self.events.publish(UploadExpired(current))
+            self.events.publish(UploadExpired(current))
         return True
+
+    async def carry_out(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work that takes locks by itself, and that a cancellation of the caller must not end."""
+        return await outcome(self._work.start_unlocked(work))
 
     # Running.
 
     async def check(self) -> None:
         """Whether requests can be served now; raises `StateUnavailable`, `StorageUnavailable`, `ServerShutdown`."""
-        self._refuse_when_draining()
+        self.refuse_when_draining()
         await self.state.get(NOBODY)
         for part in (self.state, self.storage):
             if isinstance(part, ReportsHealth):
@@ -400,14 +467,23 @@ class UploadService:
         parts = [part for part in (self.state, self.storage) if isinstance(part, ReportsHealth)]
         return [sentence for part in parts for sentence in part.limitations]
 
+    def leave(self) -> None:
+        """Observe no events any more: another service takes the place of this one."""
+        self.events.unobserve(PartialFinished, self.part_ended)
+        self.events.unobserve(UploadTerminated, self.part_ended)
+        self.events.unobserve(UploadExpired, self.part_ended)
+
+    def open(self) -> None:
+        """Take requests, again after `close`."""
+        self._draining = False
+        self._work.open()
+
     async def drain(self) -> None:
-        """Running appends commit what they have and end, new ones are refused; returns when none is left."""
+        """Running appends commit what they have and end, new ones are refused; returns when no work is left."""
         self._draining = True
-        self._no_appends.clear()
         for append in list(self._appends):
             append.interrupt(ServerShutdown())
-        if self._appends:
-            await self._no_appends.wait()
+        await self._work.settle()
 
     async def _record_under(self, lock: Lock) -> Upload | None:
         record = await self.state.get(lock.upload_id)
@@ -415,20 +491,7 @@ class UploadService:
             await lock.outdo(record.token)
         return record
 
-    @contextlib.asynccontextmanager
-    async def _locked(
-        self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
-    ) -> AsyncIterator[Lock]:
-        started = time.monotonic()
-        try:
-            lock = await self.locker.acquire(upload_id, holder, timeout, to_remove=to_remove)
-        except LockTimeout:
-            if timeout > 0:
-                await self.events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=False))
-            raise
-        try:
-            waited = time.monotonic() - started
-            await self.events.publish(LockWaited(upload_id, waited, obtained=True, inherited=lock.inherited > 0))
-            yield lock
-        finally:
-            await lock.release()
+    async def close(self) -> None:
+        """Like `drain`, and afterwards nothing that changes an upload is done any more."""
+        self._draining = True
+        await self._work.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tusd_py.errors import UploadError
 from tusd_py.storage.base import Buffer
@@ -15,6 +16,13 @@ class Source(Protocol):
     @property
     def declared_size(self) -> int | None:
         """How many bytes the client said it sends, if it did."""
+
+    async def feed(self, reader: asyncio.Future[Any]) -> None:
+        """Take in bytes for as long as `reader`, a task that calls `read`, is not done.
+
+        Awaited by the request, whose own the connection is. If the request is cancelled the source is interrupted, and
+        the reader goes on with what has arrived.
+        """
 
     async def read(self) -> Buffer | None:
         """The next bytes; perhaps none after `wake`; None at the end.

@@ -38,14 +38,15 @@ class Client:
         self._client = await self._threads.run(partial(_build, self._config))
         await self.call("list_objects_v2", Prefix=self._config.prefix, MaxKeys=1)
 
-    async def close(self) -> None:
-        if hasattr(self, "_threads"):
-            await asyncio.to_thread(self._close)
+    async def close(self, patience: float | None = None) -> bool:
+        """Wait for requests under way, `patience` seconds at most; False if one has not ended."""
+        return not hasattr(self, "_threads") or await asyncio.to_thread(self._close, patience)
 
-    def _close(self) -> None:
-        self._threads.close(CLOSE_PATIENCE)
+    def _close(self, patience: float | None) -> bool:
+        ended = self._threads.close(CLOSE_PATIENCE if patience is None else patience)
         if self._client is not None:
             self._client.close()
+        return ended
 
     @property
     def boto3(self) -> Any:

@@ -58,10 +58,12 @@ class Engine:
         self.copies = asyncio.Semaphore(max(1, (self.config.concurrency - RESERVED) // COPY_SHARE))
         await self.client.open()
 
-    async def close(self) -> None:
-        await self.client.close()
+    async def close(self, patience: float | None = None) -> bool:
+        """Wait for everything under way, `patience` seconds at most; False if something has not ended."""
+        ended = await self.client.close(patience)
         if hasattr(self, "copying"):
-            await asyncio.to_thread(self.copying.close)
+            ended = await asyncio.to_thread(self.copying.close, patience) and ended
+        return ended
 
     # Sizes and numbers of parts.
 

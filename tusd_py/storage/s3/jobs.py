@@ -28,7 +28,7 @@ class Jobs:
         self.check()
 
     async def wait(self) -> None:
-        """Wait for the job under way. A cancelled request does so too: its lock is released after its last write."""
+        """Wait for the job under way."""
         if self._job is None:
             return
         try:

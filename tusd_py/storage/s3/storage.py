@@ -50,10 +50,10 @@ class S3Storage:
     async def open(self) -> None:
         await self._engine.open()
 
-    async def close(self) -> None:
+    async def close(self, patience: float | None = None) -> bool:
         for probe in list(self._probes.values()):
             probe.cancel()
-        await self._engine.close()
+        return await self._engine.close(patience)
 
     def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> S3Writer:
         return S3Writer(self._engine, upload, token, observer, inherited=inherited)

@@ -1,0 +1,92 @@
+"""Requests made directly to an ASGI application, in the event loop of the test: to be cancelled, fed and held up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+
+TUS = {"Tus-Resumable": "1.0.0"}
+PATIENCE = 60.0  # seconds for anything that has to happen
+
+
+class Call:
+    """One request in a task of its own; its body is given piece by piece, and nobody disconnects."""
+
+    def __init__(self, app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None) -> None:
+        fields = {"host": "testserver", **TUS, **(headers or {})}
+        self._scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "http_version": "1.1",
+            "headers": [(name.lower().encode(), value.encode()) for name, value in fields.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("testserver", 80),
+        }
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._sent: list[Any] = []
+        self.task: asyncio.Task[None] = asyncio.create_task(self._run(app))
+
+    async def _run(self, app: ASGIApp) -> None:
+        async def send(message: Any) -> None:
+            self._sent.append(message)
+
+        await app(self._scope, self._messages.get, send)
+
+    def give(self, data: bytes, *, more: bool = True) -> None:
+        """The next bytes of the body."""
+        self._messages.put_nowait({"type": "http.request", "body": data, "more_body": more})
+
+    async def cancel_like_anyio(self) -> None:
+        """Cancel again at every step, as a cancel scope does, until the request has ended."""
+        async with asyncio.timeout(PATIENCE):
+            while not self.task.done():
+                self.task.cancel()
+                await asyncio.sleep(0)
+
+    async def answer(self) -> Call:
+        """Wait for the end."""
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.shield(self.task)
+        return self
+
+    @property
+    def status(self) -> int:
+        return int(self._sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode().lower(): value.decode() for name, value in self._sent[0]["headers"]}
+
+    @property
+    def offset(self) -> int:
+        return int(self.headers["upload-offset"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self._sent[1:])
+
+
+async def ask(app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Call:
+    """A request with its whole body, answered."""
+    call = Call(app, method, path, {"content-length": str(len(body)), **(headers or {})})
+    call.give(body, more=False)
+    return await call.answer()
+
+
+def offset_stream(offset: int, **headers: str) -> dict[str, str]:
+    """The headers of a PATCH."""
+    return {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream", **headers}
+
+
+async def create(app: ASGIApp, length: int, **headers: str) -> str:
+    """The path of a new upload."""
+    created = await ask(app, "POST", "/", {"Upload-Length": str(length), **headers})
+    assert created.status == 201
+    return "/" + created.headers["location"].rpartition("/")[2]

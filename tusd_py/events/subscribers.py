@@ -1,0 +1,170 @@
+"""Calls of user code with events: outside the locks of uploads, in order for each upload, with limits of time.
+
+Async functions run in the event loop, plain ones in threads of their own, since they may block. Whatever a function
+raises is logged. After `SUBSCRIBER_TIMEOUT` an async one is cancelled, and a plain one is no longer waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+logger = logging.getLogger("tusd_py.events")
+
+SUBSCRIBER_TIMEOUT = 30.0  # seconds
+MOST_THREADS = 16  # plain functions that run at a time
+MOST_HUNG = 64  # plain functions beyond these that have not returned in time
+
+AnySubscriber: TypeAlias = Callable[[Any], Awaitable[None] | None]
+
+
+class Deliveries:
+    """Queues of events, one for each upload, and a task for each queue that is not empty."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[tuple[Any, Sequence[AnySubscriber]]]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._calls = SubscriberCalls()
+
+    def add(self, key: str, event: Any, subscribers: Sequence[AnySubscriber]) -> None:
+        """Have the subscribers called soon, after those of earlier events with this key."""
+        self._queues.setdefault(key, deque()).append((event, subscribers))
+        if key not in self._tasks:
+            self._tasks[key] = asyncio.get_running_loop().create_task(self._deliver(key))
+
+    def last(self, key: str) -> Any:
+        """The last event that waits in a queue; None if none does."""
+        queue = self._queues.get(key)
+        return queue[-1][0] if queue else None
+
+    def replace_last(self, key: str, event: Any) -> None:
+        """Deliver this event instead of the last one that waits."""
+        queue = self._queues[key]
+        queue[-1] = (event, queue[-1][1])
+
+    def count(self, key: str) -> int:
+        """How many events wait in a queue."""
+        return len(self._queues.get(key, ()))
+
+    async def delivered(self, key: str) -> None:
+        """Return once the queue is empty, or after `SUBSCRIBER_TIMEOUT`."""
+        task = self._tasks.get(key)
+        if task is not None:
+            await asyncio.wait((task,), timeout=SUBSCRIBER_TIMEOUT)
+
+    async def close(self, patience: float) -> None:
+        """Wait until everything is delivered, `patience` seconds at most, and give up the rest."""
+        deadline = time.monotonic() + patience
+        while self._tasks and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self._tasks.values(), timeout=left)
+        if self._tasks:
+            logger.error("subscribers of %s uploads did not end in time", len(self._tasks))
+        for task in self._tasks.values():
+            task.cancel()
+        self._queues.clear()
+        self._tasks.clear()
+        self._calls = SubscriberCalls()
+
+    async def _deliver(self, key: str) -> None:
+        queue = self._queues[key]
+        try:
+            while queue:
+                event, subscribers = queue.popleft()
+                for subscriber in subscribers:
+                    await self._call(subscriber, event)
+        finally:
+            if self._queues.get(key) is queue:
+                del self._queues[key], self._tasks[key]
+
+    async def _call(self, subscriber: AnySubscriber, event: Any) -> None:
+        try:
+            await self._calls.call(subscriber, event)
+        except Exception:  # whatever a subscriber raises concerns the subscriber only
+            logger.exception("a subscriber of %s failed", type(event).__name__)
+
+
+class SubscriberCalls:
+    """Calls functions of the user in the running loop, with limits of time and threads."""
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(MOST_THREADS)
+        self._hung = 0
+        self._running: set[asyncio.Future[Any]] = set()
+
+    async def call(self, subscriber: AnySubscriber, event: Any) -> None:
+        """Call and wait for the end; raises what the function raises, and `TimeoutError`."""
+        if _is_async(subscriber):
+            outcome = subscriber(event)
+        else:
+            outcome = await self._call_in_thread(subscriber, event)
+        if inspect.isawaitable(outcome):
+            await self._wait_for(asyncio.ensure_future(outcome), cancel=True)
+
+    async def _call_in_thread(self, function: AnySubscriber, event: Any) -> Any:
+        async with self._slots:
+            if self._hung >= MOST_HUNG:
+                raise TimeoutError(f"not called: {self._hung} earlier calls have not returned")
+            loop = asyncio.get_running_loop()
+            returned: asyncio.Future[Any] = loop.create_future()
+            context = contextvars.copy_context()
+
+            def run() -> None:
+                value, error = None, None
+                try:
+                    value = context.run(function, event)
+                except Exception as caught:  # it belongs to who waits
+                    error = caught
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                    loop.call_soon_threadsafe(_settle, returned, value, error)
+
+            threading.Thread(target=run, name="tusd-py-subscriber", daemon=True).start()
+            try:
+                return await self._wait_for(returned, cancel=False)
+            except TimeoutError:
+                self._hung += 1
+                returned.add_done_callback(self._returned_late)
+                raise
+
+    def _returned_late(self, returned: asyncio.Future[Any]) -> None:
+        self._hung -= 1
+        if not returned.cancelled():
+            returned.exception()  # nobody waits for it any more
+
+    async def _wait_for(self, outcome: asyncio.Future[Any], *, cancel: bool) -> Any:
+        self._running.add(outcome)
+        outcome.add_done_callback(self._running.discard)
+        try:
+            done, _ = await asyncio.wait((outcome,), timeout=SUBSCRIBER_TIMEOUT)
+        except asyncio.CancelledError:
+            if cancel:
+                outcome.cancel()
+            raise
+        if not done:
+            if cancel:
+                outcome.cancel()  # without waiting for what it makes of that
+            raise TimeoutError(f"no end within {SUBSCRIBER_TIMEOUT:.0f} s")
+        if outcome.cancelled():
+            raise RuntimeError("it was cancelled")
+        return outcome.result()
+
+
+def _settle(returned: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    if returned.done():
+        return
+    if error is None:
+        returned.set_result(value)
+    else:
+        returned.set_exception(error)
+
+
+def _is_async(function: AnySubscriber) -> bool:
+    """Whether a call returns at once with something to await."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

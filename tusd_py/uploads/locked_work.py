@@ -1,0 +1,146 @@
+"""Work under the locks of uploads, in tasks that belong to the service and not to the requests that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from tusd_py.errors import LockTimeout, ServerShutdown, UploadError
+from tusd_py.events.base import EventBus, LockWaited
+from tusd_py.locks.base import Lock, Locker, LockHolder
+from tusd_py.uploads.holders import Undisturbed
+
+logger = logging.getLogger("tusd_py.uploads")
+
+T = TypeVar("T")
+
+
+class LockedWork:
+    """Runs work that must come to its end, whatever becomes of the request that wanted it.
+
+    A lock is released after the last step of the work under it: a request that is cancelled, once or again and again,
+    leaves, and its work goes on. Nobody cancels these tasks but the end of the event loop, and then a lock is not
+    released at all: a thread may still be writing, so it is left to die with the process (or with its lease).
+    """
+
+    def __init__(self, locker: Locker, events: EventBus) -> None:
+        self._locker = locker
+        self._events = events
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def open(self) -> None:
+        """Take work, again after `close`."""
+        self._closed = False
+
+    async def acquire(self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False) -> Lock:
+        """Take a lock (`Locker.acquire`), which the caller hands to `start` before it awaits anything else."""
+        started = time.monotonic()
+        try:
+            lock = await self._locker.acquire(upload_id, holder, timeout, to_remove=to_remove)
+        except LockTimeout:
+            if timeout > 0:
+                self._events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=False))
+            raise
+        waited = time.monotonic() - started
+        self._events.publish(LockWaited(upload_id, waited, obtained=True, inherited=lock.inherited > 0))
+        return lock
+
+    def start(self, lock: Lock, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do the work in a task of its own, which then releases the lock.
+
+        After `close` the work is not done, and the task raises `ServerShutdown`.
+        """
+        if self._closed:
+            work.close()
+            return self._spawn(self._refuse(lock))
+        return self._spawn(self._hold(lock, work))
+
+    async def run(
+        self,
+        upload_id: str,
+        holder: LockHolder,
+        timeout: float,
+        work: Callable[[Lock], Coroutine[Any, Any, T]],
+        *,
+        to_remove: bool = False,
+    ) -> T:
+        """Take the lock, and wait for the work under it; raises `LockTimeout` and what the work raises."""
+        lock = await self.acquire(upload_id, holder, timeout, to_remove=to_remove)
+        return await outcome(self.start(lock, work(lock)))
+
+    def start_unlocked(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do work that takes its locks by itself; raises `ServerShutdown` after `close`."""
+        if self._closed:
+            work.close()
+            raise ServerShutdown
+        return self._spawn(work)
+
+    async def settle(self) -> None:
+        """Wait until no work is left."""
+        while pending := [task for task in self._tasks if not (task.done() or task.get_loop().is_closed())]:
+            await asyncio.wait(pending)
+
+    async def close(self) -> None:
+        """Refuse new work, and wait for the end of what there is."""
+        self._closed = True
+        await self.settle()
+
+    async def _hold(self, lock: Lock, work: Coroutine[Any, Any, T]) -> T:
+        with self._events.held(lock.upload_id):
+            try:
+                result = await work
+            except Exception:
+                await lock.release()
+                raise
+            await lock.release()
+            return result
+
+    async def _refuse(self, lock: Lock) -> Any:
+        await lock.release()
+        raise ServerShutdown
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, UploadError):  # perhaps nobody waits for it any more
+            logger.debug("work on an upload failed", exc_info=error)
+
+    # Uploads that are about to end.
+
+    @contextlib.asynccontextmanager
+    async def ending(self, upload_id: str) -> AsyncIterator[None]:
+        """Let those who are asked to release the lock of this upload know why (`is_ending`)."""
+        try:
+            lock = await self._locker.acquire(_ending(upload_id), Undisturbed(), 0, to_remove=True)
+        except LockTimeout:  # somebody else is ending it
+            yield
+            return
+        try:
+            yield
+        finally:
+            await lock.release()
+
+    async def is_ending(self, upload_id: str) -> bool:
+        """Whether anybody, in whatever process, is about to end this upload."""
+        return await self._locker.is_held(_ending(upload_id))
+
+
+async def outcome(task: asyncio.Task[T]) -> T:
+    """What the task returns or raises; it goes on if who waits for it here is cancelled."""
+    return await asyncio.shield(task)
+
+
+def _ending(upload_id: str) -> str:
+    """The name of a lock like that of an upload, whose id never has a dot."""
+    return f"{upload_id}.ending"
