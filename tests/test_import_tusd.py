@@ -469,6 +469,11 @@ HOSTILE: dict[str, Hostile] = {
     "metadata in a list": Hostile("wrong type", {"MetaData": ["a"]}),
     "metadata of another type": Hostile("has MetaData", {"MetaData": {"a": 5}}),
     "no metadata value": Hostile("has MetaData", {"MetaData": {"a": None}}),
+    "megabytes of metadata": Hostile("--metadata-size is 16384", {"MetaData": {"a": "v" * 3_000_000}}),
+    "many pairs of metadata": Hostile("--metadata-pairs is 64", {"MetaData": {str(key): "" for key in range(65)}}),
+    "more parts than may be": Hostile(
+        "--concatenation-parts is 1000", {"IsFinal": True, "PartialUploads": [f"p{number}" for number in range(1001)]}
+    ),
     "an empty key": Hostile("has MetaData", {"MetaData": {"": "v"}}),
     "a key with a space": Hostile("has MetaData", {"MetaData": {"a b": "v"}}),
     "a key with a comma": Hostile("has MetaData", {"MetaData": {"a,b": "v"}}),
@@ -494,6 +499,7 @@ HOSTILE: dict[str, Hostile] = {
     "data that is elsewhere": Hostile("has its data in", {STORAGE: {"Path": "/etc/hostname"}}, data=None),
     "data above": Hostile("has its data in", {STORAGE: {"Path": "../secret"}}, data=None),
     "data that is hidden": Hostile("has its data in", {STORAGE: {"Path": ".hidden/secret"}}, data=None),
+    "data with a name of escapes": Hostile("has its data in", {STORAGE: {"Path": "\x1b[31mred"}}, data=None),
     "the data of another": Hostile("another upload", {STORAGE: {"Path": "good"}}, data=None),
 }
 
@@ -583,6 +589,17 @@ def test_two_uploads_with_the_same_data(tmp_path: Path) -> None:
         result = imported(directory, tmp_path / "uploads")
         assert result.stdout == f"{done} imported, {1 - done} there already\n"
         assert "b.info has its data in" in result.stderr
+
+
+def test_the_name_of_a_data_file_is_printed_without_its_escapes(tmp_path: Path) -> None:
+    directory, name = tmp_path / "tusd", "\x1b[31mred\u202e.bin"
+    for upload_id in ("a", "b"):
+        write(directory, upload_id, 3, None, Storage={"Path": name})
+    (directory / name).write_bytes(b"abc")
+    result = imported(directory, tmp_path / "uploads")
+    assert result.stdout == "1 imported, 0 there already\n"
+    assert "\\x1b[31mred\\u202e.bin, the file of another upload" in result.stderr
+    assert all(line.isprintable() for line in result.stderr.splitlines())
 
 
 @pytest.mark.parametrize("name", [b"\xff.info", b"a\nb.info", b"\x1b[31m.info", b".info"], ids=shown)

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from tusd_py.app import LOCKS, PRIVATE_FOLDER, RECORDS, build_state, build_storage
 from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
 from tusd_py.locks.local import alone
-from tusd_py.migration.report import Counts, Refused, Say, because, shown, silent
+from tusd_py.migration.report import Counts, Refused, Say, because, printable, shown, silent
 from tusd_py.redaction import without_password
 from tusd_py.settings import Settings
 from tusd_py.state.base import StateStore
@@ -51,12 +51,12 @@ async def migrate_records(
     async for record in source.all():
         try:
             if await migration.copy(record):
-                tell(f"{record.id} {record.status} {record.offset} bytes")
+                tell(printable(f"{record.id} {record.status} {record.offset} bytes"))
                 counts.done += 1
             else:
                 counts.skipped += 1
         except Refused as error:
-            complain(f"upload {record.id} {error}")
+            complain(printable(f"upload {record.id} {error}"))
             counts.refused += 1
     async for broken in source.broken():
         complain(f"upload {shown(broken.upload_id)} has a record that cannot be read: {shown(broken.reason)}")

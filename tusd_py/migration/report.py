@@ -32,6 +32,11 @@ def shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def printable(text: str) -> str:
+    """A line for a terminal, which must not see what names of files and records hold besides letters."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def because(error: Exception) -> str:
     """What went wrong underneath, without numbers and names of classes."""
     cause = error.__cause__ or error

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tusd_py.errors import StorageFull, StorageUnavailable, UploadExists
 from tusd_py.migration.records import opened_state, opened_storage
-from tusd_py.migration.report import Counts, Refused, Say, shown, silent
+from tusd_py.migration.report import Counts, Refused, Say, printable, shown, silent
 from tusd_py.migration.tusd_info import TusdUpload, parse_info, to_upload
 from tusd_py.settings import Settings
 from tusd_py.state.base import StateStore
@@ -69,7 +69,8 @@ async def import_tusd(
             except (Refused, OSError) as error:
                 if isinstance(error, OSError) and error.errno in NO_ROOM:
                     raise StorageFull(f"the upload directory {settings.upload_dir} is full") from error
-                complain(f"{shown(name)} {error if isinstance(error, Refused) else f'failed: {error.strerror}'}")
+                reason = str(error) if isinstance(error, Refused) else f"failed: {error.strerror}"
+                complain(f"{shown(name)} {printable(reason)}")
                 counts.refused += 1
                 continue
             if upload is not None:
@@ -138,7 +139,7 @@ class Import:
         """No two uploads have the same file: the one would change with the other."""
         named_by_another = path.parent == self._directory and path.name != info.id and path.name + INFO in self._names
         if named_by_another or path in self._claimed:
-            raise Refused(f"has its data in {path}, the file of another upload")
+            raise Refused(f"has its data in {shown(str(path))}, the file of another upload")
         self._claimed.add(path)
 
 
@@ -176,7 +177,7 @@ def find_data(info: TusdUpload, path: Path, written_at: float) -> Data:
             raise Refused(f"has its data in {shown(info.path)}, where there is no file of this directory") from None
         return Data(None, 0, written_at)
     if not stat.S_ISREG(status.st_mode):
-        raise Refused(f"has its data in {path}, which is not a regular file")
+        raise Refused(f"has its data in {shown(str(path))}, which is not a regular file")
     return Data(path, status.st_size, status.st_mtime)
 
 

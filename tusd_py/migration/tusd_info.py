@@ -106,6 +106,7 @@ def to_upload(
     """The record of an upload with so many bytes of data; raises `Refused`. Times are seconds since the epoch."""
     if info.length is not None and size > info.length:
         raise Refused(f"has {size} bytes of data, more than its Size of {info.length}")
+    _check_headers(info, settings)
     whole = size == info.length
     partial = info.concatenation is Concatenation.PARTIAL
     if info.concatenation is Concatenation.FINAL and not whole:
@@ -125,6 +126,18 @@ def to_upload(
         expires_at=now + settings.expires_after if expires else None,
         completed_at=_past(modified_at, now) if whole else None,
     )
+
+
+def _check_headers(info: TusdUpload, settings: Settings) -> None:
+    """Refuse what makes HEAD answer with larger headers than this server would have taken from a client."""
+    metadata, parts = info.metadata or "", len(info.partial_ids)
+    if len(metadata) > settings.metadata_size:
+        raise Refused(f"has {len(metadata)} bytes of metadata, and --metadata-size is {settings.metadata_size}")
+    pairs = metadata.count(",") + 1 if metadata else 0
+    if pairs > settings.metadata_pairs:
+        raise Refused(f"has {pairs} pairs of metadata, and --metadata-pairs is {settings.metadata_pairs}")
+    if parts > settings.concatenation_parts:
+        raise Refused(f"has {parts} partial uploads, and --concatenation-parts is {settings.concatenation_parts}")
 
 
 def _past(seconds: float, now: float) -> float:
