@@ -81,6 +81,25 @@ def test_other_urls_create_nothing(site: ServerProcess, url: str) -> None:
         assert connection.bare_answer("POST").status in (404, 405)
 
 
+def test_the_root_says_what_this_is_and_where_to_upload(site: ServerProcess) -> None:
+    answer = ask("GET", site.origin + "/")
+    assert (answer.status, answer["Content-Type"]) == (200, "text/plain; charset=utf-8")
+    assert f"  {site.url}\n" in answer.text
+    assert "https://tus.io/implementations" in answer.text
+    with Connection(site.url) as connection:
+        connection.send_head("HEAD", site.origin + "/")
+        assert connection.bare_answer("HEAD").status == 200
+    assert "evil" not in ask("GET", site.origin + "/", {"Host": "evil, <b>"}).text
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json"])
+def test_the_creation_url_in_a_browser_says_how_to_go_on(site: ServerProcess, accept: str) -> None:
+    for url in (site.url, site.url + "/"):
+        answer = ask("GET", url, {"Accept": accept})
+        assert (answer.status, answer["Allow"]) == (405, "OPTIONS, POST")
+        assert "tus client (https://tus.io/implementations)" in answer.text
+
+
 @pytest.mark.parametrize("base_path", ["/api/uploads", "/api/uploads/"])
 def test_the_creation_url_can_be_elsewhere(tmp_path_factory: pytest.TempPathFactory, base_path: str) -> None:
     with serving(tmp_path_factory.mktemp("elsewhere"), base_path=base_path) as server:

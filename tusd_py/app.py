@@ -26,7 +26,7 @@ from tusd_py.events.logs import log_requests
 from tusd_py.events.metrics import CONTENT_TYPE, Metrics
 from tusd_py.http.cors import missing_in_middleware, with_cors
 from tusd_py.http.endpoint import NOT_READY, OUTSIDE, TusEndpoint, with_common_headers
-from tusd_py.http.headers import MetadataLimits
+from tusd_py.http.headers import MetadataLimits, single_values
 from tusd_py.http.tus import Features, TusEndpoints
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.locks.base import Locker
@@ -55,6 +55,13 @@ CLOSE_AGAIN = 0.5  # seconds
 START_PATIENCE = 20.0  # seconds a request waits for the start of the server
 HEAD_PATIENCE = 1.5  # seconds of a HEAD, which is to be answered soon
 START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of requests
+WELCOME = """\
+This is a tus server: it takes uploads that can be resumed.
+
+Upload with a tus client, and give it this endpoint:  {url}
+Clients for browsers, phones and programs:  https://tus.io/implementations
+Is the server ready?  /readyz
+"""
 E = TypeVar("E")
 
 
@@ -264,7 +271,7 @@ class TusServer:
 
     def _endpoint(self) -> TusEndpoint:
         settings = self.settings
-        urls = UrlBuilder(settings.public_url, TrustedProxies(settings.trusted_proxies))
+        self.urls = UrlBuilder(settings.public_url, TrustedProxies(settings.trusted_proxies))
         features = Features(
             creation_with_upload=not settings.disable_creation_with_upload,
             creation_defer_length=not settings.disable_creation_defer_length,
@@ -277,9 +284,9 @@ class TusServer:
         )
         limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)
         return TusEndpoint(
-            TusEndpoints(self.service, features, urls, limits),
+            TusEndpoints(self.service, features, self.urls, limits),
             self.events,
-            urls,
+            self.urls,
             BlockPool(self.service.budget),
             idle_timeout=settings.idle_timeout,
             minimum_rate=settings.minimum_rate,
@@ -316,7 +323,7 @@ class TusServer:
         await self._application(scope, receive, with_common_headers(send))
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 404 to any request."""
+        """Answer 404 to any request, in the format of every other answer."""
         await self({**scope, OUTSIDE: True}, receive, send)
 
     def route(self, path: str) -> BaseRoute:
@@ -386,6 +393,8 @@ class TusServer:
             if self.settings.sweep_interval:
                 self._sweeper = asyncio.create_task(sweep_forever(self.service, self.settings.sweep_interval))
             self._watch_signals()
+            self._closed = asyncio.Event()
+            self._keeper = asyncio.create_task(self._close_with_loop(self._closed))
             self._started = True
 
     async def _close_earlier(self) -> None:
@@ -403,11 +412,20 @@ class TusServer:
                 raise StorageUnavailable("what was under way in an earlier event loop has not ended yet")
             self._abandoned.pop()
 
+    async def _close_with_loop(self, closed: asyncio.Event) -> None:
+        """Shut down when the event loop ends without having done so: it cancels what still runs."""
+        try:
+            await closed.wait()
+        except asyncio.CancelledError:
+            await self.shutdown()
+            raise
+
     async def shutdown(self) -> None:
         async with self._start:
             if not self._started:
                 return
             self._started = False
+            self._closed.set()
             try:
                 async with asyncio.timeout_at(self._end_of_grace()):
                     await self.service.drain()
@@ -496,8 +514,16 @@ class EndpointRoute(Mount):
 
 
 def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
-    """The application that `tusd-py serve` runs: the tus endpoint, /healthz, /readyz and /metrics."""
+    """The application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz and /metrics."""
     server = TusServer(settings, **overrides)
+
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or path not in ("", "/"):
+            await server.not_found(scope, receive, send)
+            return
+        url = server.urls.base(scope, single_values(scope["headers"])) + server.settings.base_path
+        await PlainTextResponse(WELCOME.format(url=url))(scope, receive, with_common_headers(send))
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -523,6 +549,6 @@ def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
     if not server.settings.disable_metrics:
         routes.append(Route("/metrics", metrics))
     app = Starlette(routes=routes, lifespan=server.lifespan)
-    app.router.default = server.not_found  # in the format of every other answer
+    app.router.default = elsewhere
     app.state.tus = server
     return app

@@ -24,6 +24,7 @@ from tusd_py.uploads.budget import BlockPool
 logger = logging.getLogger("tusd_py.http")
 
 COMMON_HEADERS = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
+CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) as its endpoint; "
 OUTSIDE = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
 NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server could start
 IGNORED_BODY = 64 << 10  # bytes of a refused body that the server swallows on a connection it keeps
@@ -170,7 +171,7 @@ class TusEndpoint:
         else:
             raise UploadNotFound
         if method not in methods:
-            raise MethodNotAllowed(list(methods))
+            raise MethodNotAllowed(list(methods), "" if request.upload_id else CREATION_URL)
         if NOT_READY in scope and method != "OPTIONS":
             raise NotReady
         return methods[method]
@@ -191,8 +192,8 @@ def first_cause(error: BaseException) -> str:
 
 
 class MethodNotAllowed(RequestRefused):
-    def __init__(self, allowed: Sequence[str]) -> None:
-        super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"the methods here are {', '.join(allowed)}")
+    def __init__(self, allowed: Sequence[str], hint: str = "") -> None:
+        super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"{hint}the methods here are {', '.join(allowed)}")
         self.allowed = allowed
 
 
