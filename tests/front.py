@@ -102,7 +102,7 @@ def in_front(kind: str, folder: Path, server_port: int, *, patient: bool = True)
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        _wait_until_listening(process, port, folder)
+        wait_until_listening(process, port, folder)
         yield port
     finally:
         process.terminate()
@@ -113,7 +113,7 @@ def in_front(kind: str, folder: Path, server_port: int, *, patient: bool = True)
             process.wait()
 
 
-def _wait_until_listening(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+def wait_until_listening(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
     deadline = time.monotonic() + scaled(20)
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
