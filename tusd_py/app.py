@@ -37,9 +37,11 @@ from tusd_py.state.base import StateStore
 from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage.base import Storage
 from tusd_py.storage.disk import DiskStorage
+from tusd_py.storage.identity import PRIVATE_FOLDER
 from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.uploads.budget import BlockPool, ByteBudget
 from tusd_py.uploads.expiration import sweep_forever
+from tusd_py.uploads.identity import adopt_storage, settle_identity
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
@@ -48,7 +50,6 @@ logger = logging.getLogger("tusd_py")
 
 RECORDS = "uploads.sqlite3"  # in the private folder
 LOCKS = "locks"  # what the names of the lock files begin with, there too
-PRIVATE_FOLDER = ".tusd-py"  # in the upload directory: no upload id starts with a dot
 LAST_MOMENT = 1.0  # seconds
 CLOSE_PATIENCE = 30.0  # seconds; nothing is under way as a rule
 CLOSE_AGAIN = 0.5  # seconds
@@ -156,7 +157,7 @@ def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
     return storage
 
 
-async def open_service(service: UploadService, settings: Settings) -> None:
+async def open_service(service: UploadService, settings: Settings, *, adopt: bool = False) -> None:
     """Make every part ready; raises `StorageUnavailable` or `StateUnavailable` with a sentence that says where."""
     directory = f"the upload directory {settings.upload_dir}"
     bucket = f"the S3 bucket {settings.s3_bucket}"
@@ -174,6 +175,11 @@ async def open_service(service: UploadService, settings: Settings) -> None:
             undo.push_async_callback(service.state.close)
             await service.state.open()
             await resume_time(service.state, service.clock)
+        with _said_where(bucket if settings.s3_bucket else directory):
+            records_inside = not (settings.s3_bucket or settings.redis_url)
+            if adopt:
+                await adopt_storage(service.state, service.storage)
+            await settle_identity(service.state, service.storage, records_inside=records_inside)
         undo.pop_all()
 
 

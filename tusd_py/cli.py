@@ -31,12 +31,14 @@ from tusd_py.uploads.expiration import clean, due_uploads, sweep
 COMMANDS = {
     "serve": "serve uploads",
     "sweep": "remove expired uploads, and what crashes left behind, once",
+    "adopt-storage": "join the records with the storage of these settings although they name another one",
     "migrate": "copy the records to another store, with the server stopped",
     "import-tusd": "take over a directory of tusd",
     "config": "print the effective settings and where each came from",
 }
 USAGE = {
     "sweep": "[--dry-run] ",
+    "adopt-storage": "join the records with the storage of these settings although they name another one",
     "migrate": "--from STORE --to STORE [--dry-run] ",
     "import-tusd": "DIR [--copy] [--dry-run] ",
 }
@@ -208,6 +210,23 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
     return 1 if failures else 0
 
 
+def run_adopt(settings: Settings) -> int:
+    async def run() -> int:
+        service = build_service(settings, EventBus())
+        await open_service(service, settings, adopt=True)
+        try:
+            return sum([1 async for _ in service.state.all()])
+        finally:
+            await close_service(service)
+
+    try:
+        count = asyncio.run(run())
+    except UploadError as error:
+        return fail(error.message, 1)
+    print(f"{count} records now name this storage; what it lacks of their uploads is lost to them")
+    return 0
+
+
 def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry_run: bool) -> int:
     if source == target:
         return fail(f"--from and --to are both {source}")
@@ -252,6 +271,7 @@ def fail(message: str, code: int = USAGE_ERROR) -> int:
 RUN: dict[str, Callable[..., int]] = {
     "serve": run_serve,
     "sweep": run_sweep,
+    "adopt-storage": run_adopt,
     "migrate": run_migrate,
     "import-tusd": run_import,
 }

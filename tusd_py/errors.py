@@ -141,6 +141,17 @@ class StoredElsewhere(StorageUnavailable):
     default_message = "the bytes of this upload are in another storage than the one that is configured"
 
 
+class WrongStorage(StorageUnavailable):
+    """Absence of bytes is no knowledge here: this is not, or not certainly, the storage that the records name."""
+
+    default_message = "the storage of this upload is away"
+
+    def __init__(self, message: str = "", *, explanation: str = "") -> None:
+        """`explanation` is a sentence for the operator, which no client sees."""
+        super().__init__(message)
+        self.explanation = explanation or self.message
+
+
 class StorageBehind(UploadError):
     default_message = "the storage holds fewer bytes than were committed"
     code = "ERR_STORAGE_BEHIND"

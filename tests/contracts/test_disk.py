@@ -16,6 +16,7 @@ from tusd_py.storage.base import Buffer
 from tusd_py.storage.disk import DiskStorage, DiskWriter
 from tusd_py.upload import Upload
 
+IDENTITY = "0123456789abcdef" * 2
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0)  # 2023-11-14 in UTC
 NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
 
@@ -119,6 +120,8 @@ async def test_a_directory_that_went_away_is_no_reason_to_begin_anew(
     storage: DiskStorage, directory: Path, left: str
 ) -> None:
     """A disk that was unmounted, say: nothing is written to what is beneath, and no offset goes back."""
+    await storage.create_identity(IDENTITY)
+    storage.expect_identity(IDENTITY)
     upload = await append(storage, UPLOAD, [b"content"])
     away = directory.with_name("away")
     os.rename(directory, away)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tusd_py.app import LOCKS, PRIVATE_FOLDER, RECORDS, build_state, build_storage
+from tusd_py.app import LOCKS, RECORDS, build_state, build_storage
 from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
 from tusd_py.locks.local import alone
 from tusd_py.migration.report import Counts, Refused, Say, because, printable, shown, silent
@@ -21,8 +21,10 @@ from tusd_py.redaction import without_password
 from tusd_py.settings import Settings
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Remembers, Storage
+from tusd_py.storage.identity import PRIVATE_FOLDER
 from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.upload import Part, Status, Upload
+from tusd_py.uploads.identity import hand_on_identity, settle_identity
 
 StateKind: TypeAlias = Literal["sqlite", "redis"]
 
@@ -138,6 +140,9 @@ async def migrate(
         opened_state(settings, target, scratch=dry_run) as new,
         opened_storage(settings, dry_run=dry_run) as storage,
     ):
+        if not dry_run:
+            await settle_identity(old, storage, records_inside=source == "sqlite" and not settings.s3_bucket)
+            await hand_on_identity(old, new)
         return await migrate_records(
             old,
             new,

@@ -25,6 +25,7 @@ from tusd_py.storage.base import Remembers
 from tusd_py.storage.disk import DiskStorage
 from tusd_py.storage.files import NO_ROOM, READ_SIZE, FileTree, copy_range
 from tusd_py.upload import Upload
+from tusd_py.uploads.identity import settle_identity
 
 INFO = ".info"
 LONGEST_INFO = 8 << 20  # bytes; the headers of a request to tusd have 1 MiB at most
@@ -62,6 +63,8 @@ async def import_tusd(
     ):
         if not isinstance(storage, DiskStorage):
             raise StorageUnavailable("uploads of tusd can be taken over only to where they are files")
+        if not dry_run:
+            await settle_identity(state, storage, records_inside=settings.redis_url is None)
         take = Import(settings, directory, names, state, storage, copy=copy, dry_run=dry_run)
         for name in names:
             try:

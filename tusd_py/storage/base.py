@@ -108,6 +108,34 @@ class Storage(Protocol):
 
 
 @runtime_checkable
+class HasIdentity(Protocol):
+    """A storage with a random id that is kept in it. Methods raise `StorageUnavailable`.
+
+    Once it knows which id is expected, it shows it before it says that bytes are absent, where that would take an
+    offset back, end an upload or remove something; if it cannot, it raises `WrongStorage`.
+    """
+
+    async def read_identity(self) -> str | None:
+        """The id; None if this storage has none, certainly."""
+
+    async def create_identity(self, identity: str, *, replace: bool = False) -> None:
+        """Keep an id for good; without `replace`, only if there is none."""
+
+    @property
+    def what_to_check(self) -> str:
+        """What an operator is to look at if the id is not there, as the end of a sentence."""
+
+    def expect_identity(self, identity: str) -> None:
+        """Take this id for the one that the records name."""
+
+    async def prove_identity(self) -> None:
+        """Raise `WrongStorage` unless the storage shows the id that is expected."""
+
+    async def renew_identity(self) -> None:
+        """Make what holds the id look new, for those who tidy up by age."""
+
+
+@runtime_checkable
 class Remembers(Protocol):
     """A storage that can tell of a finished upload although its record was lost."""
 

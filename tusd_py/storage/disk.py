@@ -29,6 +29,7 @@ from tusd_py.errors import (
 from tusd_py.storage.base import Buffer, Observer
 from tusd_py.storage.copying import CopyTools, FileCopier, FileRange
 from tusd_py.storage.files import NO_ROOM, READ_SIZE, FileTree, Modes, copy_range
+from tusd_py.storage.identity import IdentityFile
 from tusd_py.storage.syncs import Syncs, sync_data, sync_file
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload
@@ -59,6 +60,7 @@ class DiskStorage:
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files)
+        self._identity = IdentityFile(directory)
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
@@ -104,11 +106,11 @@ class DiskStorage:
 
         def size() -> int:
             with file_errors():
-                held = self.files.size(path)
-                if held is None:
+                held = self.held(path)
+                if held < upload.offset:
                     self.check_place()
-                    return 0
-                return self.syncs.believed(path, held)
+                    held = self.held(path)  # the file system may have come back only now
+                return held
 
         return await self.run(size)
 
@@ -126,9 +128,22 @@ class DiskStorage:
         await self.finished(finish)
         return ""
 
+    def held(self, path: Path) -> int:
+        """How many bytes of a file count, none if there is none; call it in a thread."""
+        size = self.files.size(path)
+        return 0 if size is None else self.syncs.believed(path, size)
+
+    def _is_missing(self, path: Path) -> bool:
+        try:
+            return self.files.size(path) is None
+        except OSError:  # there is something else
+            return False
+
     @contextlib.contextmanager
     def _opened_whole(self, path: Path, length: int) -> Iterator[int]:
         """The file of an upload that has all bytes; raises `StorageBehind`."""
+        if length == 0:
+            self.check_place()  # there may be no file yet
         try:
             descriptor = self.files.open(path, os.O_RDWR | (os.O_CREAT if length == 0 else 0))
         except FileNotFoundError:
@@ -151,6 +166,8 @@ class DiskStorage:
 
         def remove() -> None:
             with file_errors():
+                if upload.offset and self._is_missing(path):
+                    self.check_place()
                 self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
 
@@ -218,16 +235,42 @@ class DiskStorage:
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._directory))
             self.syncs.open()
-            self._inode = self._directory.stat().st_ino
 
     def check_place(self) -> None:
-        """See that the directory is the one that was opened, and not what is left without its mount; in a thread.
+        """See that the directory is the one of the records, and not what is left without its mount; in a thread.
 
         Otherwise bytes would go where nobody looks for them, and those that are away would count as lost.
         """
         with file_errors():
-            if self._directory.stat().st_ino != self._inode:
-                raise StorageUnavailable("the upload directory is not the one that this server was started with")
+            self._identity.check()
+
+    # The identity (`HasIdentity`).
+
+    async def read_identity(self) -> str | None:
+        return await self._on_identity(self._identity.read)
+
+    async def create_identity(self, identity: str, *, replace: bool = False) -> None:
+        await self._on_identity(lambda: self._identity.create(identity, replace=replace))
+
+    @property
+    def what_to_check(self) -> str:
+        return self._identity.proof.what_to_check
+
+    def expect_identity(self, identity: str) -> None:
+        self._identity.proof.expected = identity
+
+    async def prove_identity(self) -> None:
+        await self._on_identity(self._identity.check)
+
+    async def renew_identity(self) -> None:
+        await self._on_identity(self._identity.touch)
+
+    async def _on_identity(self, work: Callable[[], T]) -> T:
+        def run() -> T:
+            with file_errors():
+                return work()
+
+        return await self.run(run)
 
     async def check(self) -> None:
         """Whether bytes can be stored now; raises `StorageUnavailable`."""
@@ -345,11 +388,13 @@ class DiskWriter:
         try:
             descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
-            raise StorageBehind(0) from None
+            self._storage.check_place()
+            raise StorageBehind(self._storage.held(self._path)) from None
         try:
             size = os.fstat(descriptor).st_size
             believed = self._storage.syncs.believed(self._path, size)
             if believed < self._start:
+                self._storage.check_place()
                 raise StorageBehind(believed)
             if size > self._start:  # bytes that were never committed
                 os.ftruncate(descriptor, self._start)

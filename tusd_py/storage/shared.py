@@ -68,6 +68,8 @@ class SharedDiskStorage(DiskStorage):
             size = self.size_of(file_of(path, span.token))
             if size < span.end:
                 self.check_place()
+                size = self.size_of(file_of(path, span.token))  # the file system may have come back only now
+            if size < span.end:
                 return max(span.start, size)
         return size
 
@@ -92,6 +94,7 @@ class SharedDiskStorage(DiskStorage):
                 if stored < upload.offset:
                     raise StorageBehind(stored)
                 if upload.offset == 0:  # perhaps there is no file yet
+                    self.check_place()
                     with self.files.opened(path, os.O_WRONLY | os.O_CREAT):
                         pass
                 whole = len(held) == 1 and stored == upload.offset
@@ -203,6 +206,7 @@ class SharedDiskStorage(DiskStorage):
                 upload = decode(json.loads(os.read(descriptor, LARGEST_NOTE)))
             if upload is not None and self.size_of(self.path(upload)) == upload.offset:
                 return upload
+        self.check_place()  # that there is none means that there is no such upload
         return None
 
     async def remember(self, upload: Upload) -> None:
@@ -252,6 +256,9 @@ class SharedDiskWriter(DiskWriter):
             self._path, self._file_start = path, last.start
             return
         size = self._shared.size_of(path)
+        if size < self._start:
+            self._shared.check_place()
+            size = self._shared.size_of(path)
         if size < self._start:
             raise StorageBehind(max(last.start, size))
         if self._shared.read_note(self._path.name) is not None:

@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from tusd_py.errors import LockTimeout, UploadError
 from tusd_py.locks.base import Locker
 from tusd_py.state.base import StateStore, SupportsIndexRepair
-from tusd_py.storage.base import HasJanitor, Orphan
+from tusd_py.storage.base import HasIdentity, HasJanitor, Orphan
 from tusd_py.upload import Upload
 from tusd_py.uploads.holders import Undisturbed
+from tusd_py.uploads.identity import keep_identity
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import keep_time
 
@@ -40,6 +41,7 @@ async def sweep(service: UploadService, complain: Callable[[str], object] = logg
     `complain` is told of each that could not be dealt with.
     """
     await keep_time(service.state, service.clock)
+    await keep_identity(service.state, service.storage)
     if isinstance(service.state, SupportsIndexRepair):
         await service.state.repair_index()
     swept = 0
@@ -68,6 +70,8 @@ async def sweep_as_leader(service: UploadService) -> int:
 async def clean_as_leader(service: UploadService) -> None:
     async with leading(service) as leads:
         orphans = await clean(service) if leads else ()
+        if leads and isinstance(service.storage, HasIdentity):
+            await service.storage.renew_identity()
     for orphan in orphans:
         logger.info("removed the orphaned %s %s", orphan.kind, orphan.name)
 
@@ -93,7 +97,8 @@ async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_r
     """
     if not isinstance(service.storage, HasJanitor) or await anext(service.state.all(), None) is None:
         return ()
-
+    if isinstance(service.storage, HasIdentity):
+        await service.storage.prove_identity()  # another one may hold the uploads of others
     # A record that cannot be read may name what would be removed.
     if await anext(service.state.broken(), None) is not None:
         logger.warning("nothing orphaned is removed while there are records that cannot be read")

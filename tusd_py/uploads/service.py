@@ -23,6 +23,7 @@ from tusd_py.errors import (
     UploadError,
     UploadInterrupted,
     UploadNotFound,
+    WrongStorage,
 )
 from tusd_py.events.base import (
     AppendEnded,
@@ -38,7 +39,7 @@ from tusd_py.events.base import (
 from tusd_py.health import ReportsHealth
 from tusd_py.locks.base import Lock, Locker
 from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Concatenates, Redirects, Storage
+from tusd_py.storage.base import Concatenates, HasIdentity, Redirects, Storage
 from tusd_py.upload import Part, Status, Upload, final_upload_id, new_upload_id
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.budget import ByteBudget
@@ -456,6 +457,7 @@ class UploadService:
     async def check(self) -> None:
         """Whether requests can be served now; raises `StateUnavailable`, `StorageUnavailable`, `ServerShutdown`."""
         self.refuse_when_draining()
+        await self._check_storage()
         await self.state.get(NOBODY)
         for part in (self.state, self.storage):
             if isinstance(part, ReportsHealth):
@@ -477,6 +479,18 @@ class UploadService:
         """Take requests, again after `close`."""
         self._draining = False
         self._work.open()
+
+    async def _check_storage(self) -> None:
+        """Raise `StorageUnavailable` if this is another storage; one that does not answer is no reason by itself."""
+        if not isinstance(self.storage, HasIdentity):
+            return
+        try:
+            async with asyncio.timeout(INSPECT_PATIENCE):
+                await self.storage.prove_identity()
+        except WrongStorage as error:
+            raise StorageUnavailable(error.explanation) from None
+        except (StorageUnavailable, TimeoutError):
+            pass
 
     async def drain(self) -> None:
         """Running appends commit what they have and end, new ones are refused; returns when no work is left."""

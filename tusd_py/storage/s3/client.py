@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -13,7 +13,7 @@ from tusd_py.errors import StorageUnavailable, UploadError
 from tusd_py.storage.base import Buffer
 from tusd_py.storage.s3.body import Reader, body_of, crc32, crc32_text, md5, read_all, read_pieces
 from tusd_py.storage.s3.config import S3Config
-from tusd_py.storage.s3.errors import code_of, translate
+from tusd_py.storage.s3.errors import MultipartMissing, ObjectMissing, code_of, translate
 from tusd_py.storage.threads import Threads
 
 T = TypeVar("T")
@@ -31,6 +31,7 @@ class Client:
         self._config = config
         self._on_call = on_call
         self._client: Any = None
+        self.confirm_missing: Callable[[], Awaitable[None]] | None = None  # before something counts as not there
 
     async def open(self) -> None:
         """Build the client, which takes a while, and see that the bucket can be used."""
@@ -55,21 +56,33 @@ class Client:
 
     async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
         """One request, tried again as often as it makes sense."""
-        return await self._threads.run(partial(self._call, operation, parameters))
+        return await self._confirmed(partial(self._call, operation, parameters))
 
     async def send(
         self, operation: str, pieces: Sequence[Buffer], crc: int | None = None, **parameters: Any
     ) -> tuple[dict[str, Any], str]:
         """A request with a body, whose CRC-32 may be known; returns the answer and the checksum that protected it."""
-        return await self._threads.run(partial(self._send, operation, pieces, crc, parameters))
+        return await self._confirmed(partial(self._send, operation, pieces, crc, parameters))
 
     async def get(self, key: str, start: int, end: int) -> bytes:
         """The bytes of an object between two offsets; fewer if it is shorter."""
-        return await self._threads.run(partial(self._get, key, start, end, read_all))
+        return await self._confirmed(partial(self._get, key, start, end, read_all))
 
     async def get_pieces(self, key: str, start: int, end: int, new_block: Callable[[], bytearray]) -> list[Buffer]:
         """The same in blocks of memory that are used again."""
-        return await self._threads.run(partial(self._get, key, start, end, partial(read_pieces, new_block=new_block)))
+        return await self._confirmed(partial(self._get, key, start, end, partial(read_pieces, new_block=new_block)))
+
+    async def get_unconfirmed(self, key: str, end: int) -> bytes:
+        """The first bytes of an object, of which nobody confirms that it is missing."""
+        return await self._threads.run(partial(self._get, key, 0, end, read_all))
+
+    async def _confirmed(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._threads.run(work)
+        except (ObjectMissing, MultipartMissing):
+            if self.confirm_missing is not None:
+                await self.confirm_missing()
+            raise
 
     async def presign(self, operation: str, expires: int, **parameters: Any) -> str:
         parameters["Bucket"] = self._config.bucket

@@ -104,6 +104,11 @@ class S3Config:
         return min(LONGEST_VALUE, room // max(1, values))
 
     @property
+    def identity(self) -> str:
+        """The key of the object that holds the identity of the storage."""
+        return f"{self.prefix}.tusd-py/identity"
+
+    @property
     def tails(self) -> str:
         """What the names of all tail objects begin with."""
         return f"{self.prefix}.tusd-py/tails/"

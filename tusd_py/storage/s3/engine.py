@@ -25,7 +25,7 @@ from tusd_py.upload import Part, Upload
 COPY_THREADS = 4
 RESERVED = 4  # threads that parts leave to small requests
 COPY_SHARE = 3  # concatenations use a third of what is left
-SEEN_FOR = 10.0  # seconds that a multipart upload is not looked for again
+SEEN_FOR = 10.0  # seconds that a multipart upload or a tail is not looked for again
 DELETE_AT_ONCE = 1000  # keys of one DeleteObjects
 
 
@@ -47,7 +47,7 @@ class Engine:
         self.memory = PartMemory(config.buffer_size)
         self.wants_crc = config.abilities.checksum == "crc32"
         self.parts_in_flight = 0
-        self.seen = Recent(SEEN_FOR)  # multipart uploads that were there a moment ago
+        self.seen = Recent(SEEN_FOR)  # multipart uploads and tails that were there a moment ago
         # The next unused part number of uploads whose record does not know it, since nothing was committed.
         self.used_numbers: dict[str, int] = {}
 
@@ -155,7 +155,22 @@ class Engine:
     async def put_tail(self, upload_id: str, start: int, pieces: Sequence[Buffer]) -> Tail:
         name = secrets.token_urlsafe(9)
         await self.client.send("put_object", pieces, Key=self.tail_key(upload_id, name), **protection(self.config))
+        self.seen.note(name)
         return Tail(name, start, start + sum(map(len, pieces)))
+
+    async def check_tails(self, upload_id: str, tails: Sequence[Tail]) -> None:
+        """See that tails are still there; raises `StorageBehind` if one is not."""
+
+        async def check(tail: Tail) -> None:
+            if tail.name not in self.seen:
+                if await self.head(self.tail_key(upload_id, tail.name)) is None:
+                    raise StorageBehind(tail.start)
+                self.seen.note(tail.name)
+
+        results = await asyncio.gather(*map(check, tails), return_exceptions=True)
+        for result in results:
+            if result is not None:
+                raise result
 
     async def get_tails(self, upload_id: str, tails: Sequence[Tail]) -> list[Buffer]:
         """The bytes of tails that follow each other; raises `StorageBehind` if one is no longer there."""

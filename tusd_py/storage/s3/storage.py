@@ -18,6 +18,7 @@ from tusd_py.storage.s3.concatenation import concatenate
 from tusd_py.storage.s3.config import S3Config
 from tusd_py.storage.s3.engine import Engine
 from tusd_py.storage.s3.errors import ObjectMissing
+from tusd_py.storage.s3.identity import IdentityObject
 from tusd_py.storage.s3.janitor import clean
 from tusd_py.storage.s3.layout import dump, layout_of, parse
 from tusd_py.storage.s3.objects import object_key
@@ -36,6 +37,7 @@ class S3Storage:
         self._engine = Engine(config, on_call)
         self._probes: dict[tuple[str, str, int], asyncio.Task[int]] = {}
         self._probing = asyncio.Semaphore(MOST_PROBES)
+        self._identity = IdentityObject(config, self._engine.client)
 
     @property
     def buffered_bytes(self) -> int:
@@ -104,6 +106,7 @@ class S3Storage:
         layout = parse(upload.layout)
         key = layout.key or object_key(self.config, upload)
         engine = self._engine
+        await self._identity.check()  # S3 does not tell whether there was something to delete
         engine.memory.forget(upload.id)
         engine.used_numbers.pop(upload.id, None)
         if layout.multipart:
@@ -139,6 +142,27 @@ class S3Storage:
         Returns what was found, with `dry_run` without removing anything.
         """
         return await clean(self._engine, records, older_than=older_than, dry_run=dry_run)
+
+    # The identity (`HasIdentity`).
+
+    async def read_identity(self) -> str | None:
+        return await self._identity.read()
+
+    async def create_identity(self, identity: str, *, replace: bool = False) -> None:
+        await self._identity.create(identity, replace=replace)
+
+    @property
+    def what_to_check(self) -> str:
+        return self._identity.proof.what_to_check
+
+    def expect_identity(self, identity: str) -> None:
+        self._identity.proof.expected = identity
+
+    async def prove_identity(self) -> None:
+        await self._identity.check()
+
+    async def renew_identity(self) -> None:
+        await self._identity.renew()
 
     def _key(self, upload: Upload) -> str:
         return parse(upload.layout).key or object_key(self.config, upload)

@@ -57,7 +57,7 @@ class S3Writer:
         self._admitted_at: float | None = None
         self._begun = self._changed = self._closed = False
         self._pace = Pace(time.monotonic())
-        self._unchecked = bool(layout.multipart)  # the multipart upload of earlier writers
+        self._unchecked = bool(layout.multipart or self._tails)  # what earlier writers stored
         self._published: set[str] = set()  # names that a layout told of
         self._published_next = layout.next_number
         self._made: list[str] = []
@@ -257,16 +257,20 @@ class S3Writer:
         """Whether this is the last byte of an upload that fits into one part, and so needs no multipart upload."""
         return self._open.start == 0 and self._open.end == self._upload.length
 
-    async def _check_multipart(self) -> None:
-        """Nothing should be acknowledged on top of parts that are gone."""
-        if self._unchecked and self._opened.multipart not in self._engine.seen:
-            await self._engine.check_multipart(self._key, self._opened.multipart)
+    async def _check_earlier(self) -> None:
+        """Nothing should be acknowledged on top of parts or tails that are gone."""
+        if not self._unchecked:
+            return
+        engine, opened = self._engine, self._opened
+        if opened.multipart and opened.multipart not in engine.seen:
+            await engine.check_multipart(self._key, opened.multipart)
+        await engine.check_tails(self._upload.id, opened.tails_from(opened.parts_end, self._upload.offset))
         self._unchecked = False
 
     async def _flush(self, buffers: Sequence[Buffer]) -> None:
         await self._take(buffers)
         check, _, tail = await asyncio.gather(
-            self._check_multipart(), self._flights.land(), self._store_tail(), return_exceptions=True
+            self._check_earlier(), self._flights.land(), self._store_tail(), return_exceptions=True
         )
         self._engine.memory.relieve()  # while the tail was on its way, nothing could be spilled
         if isinstance(check, BaseException):
