@@ -8,7 +8,7 @@ DRIVING_A_SERVER = tests/clients tests/test_block_receiver.py tests/test_failure
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: run test check bench lock clean
+.PHONY: chaos run test check bench lock clean
 
 run: $(INSTALLED)
 	$(BIN)/tusd-py serve --upload-dir data $(ARGS)
@@ -30,6 +30,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The long runs of random faults, ten minutes each: disk, Redis, S3.
+chaos: $(INSTALLED)
+	CHAOS_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 2 -s tests/test_failure_chaos.py tests/test_failure_hosts.py \
+		tests/test_failure_s3.py -k "survive and (every_fault or whatever)" $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)
