@@ -34,7 +34,7 @@ from tests.s3_server import (
     s3_server,
 )
 from tests.upload_records import FixedRecords
-from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, UploadGone
+from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer, HasJanitor, Redirects
 from tusd_py.storage.s3 import S3Config, S3Storage
 from tusd_py.storage.s3.config import MAX_PART, MIN_PART
@@ -558,12 +558,12 @@ async def test_a_multipart_upload_that_was_aborted_is_gone(
             client.abort_multipart_upload, Bucket=server.bucket, Key=layout.key, UploadId=layout.multipart
         )
     client.close()
-    with pytest.raises(UploadGone):
+    with pytest.raises(UploadNotFound):
         await storage.stored(upload)
-    with pytest.raises(UploadGone):
+    with pytest.raises(UploadNotFound):
         await finish(storage, all_parts)
     writer = storage.writer(upload, TOKEN)
-    with pytest.raises(UploadGone):
+    with pytest.raises(UploadNotFound):
         await writer.flush([DATA[2 * PART :]], sync=True)
     await writer.close()
     await storage.delete(upload)

@@ -17,7 +17,7 @@ from tusd_py.upload import Part, Upload
 async def complete(engine: Engine, upload: Upload, layout: Layout, ledger: Sequence[Part]) -> Layout:
     """Make the object; returns the layout of a whole upload.
 
-    Raises `StorageBehind` with the offset to go on from if bytes are missing, and `UploadGone` if all are.
+    Raises `StorageBehind` with the offset to go on from if bytes are missing, and `UploadNotFound` if all are.
     """
     if layout.whole:
         return layout

@@ -84,7 +84,7 @@ class Engine:
         return number
 
     async def check_multipart(self, key: str, multipart_id: str) -> None:
-        """See that a multipart upload is still there; raises `UploadGone` if somebody has aborted it."""
+        """See that a multipart upload is still there; raises `UploadNotFound` if somebody has aborted it."""
         await self.client.call("list_parts", Key=key, UploadId=multipart_id, MaxParts=1)
         self.seen.note(multipart_id)
 

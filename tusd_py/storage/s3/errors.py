@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tusd_py.errors import StorageFull, StorageUnavailable, UploadError, UploadGone, UploadNotFound
+from tusd_py.errors import StorageFull, StorageUnavailable, UploadError, UploadNotFound
 
 NO_ROOM = frozenset(["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "StorageFull", "507"])
 DENIED = frozenset(
@@ -16,7 +16,7 @@ class ObjectMissing(UploadNotFound):
     default_message = "the object is no longer there"
 
 
-class MultipartMissing(UploadGone):
+class MultipartMissing(UploadNotFound):
     default_message = "the multipart upload was aborted; its bytes are lost"
 
 

@@ -79,7 +79,7 @@ class S3Storage:
             return await self._look(upload)
 
     async def _look(self, upload: Upload) -> int:
-        """One request, none if nothing was stored yet; raises `UploadGone` if the multipart upload was aborted."""
+        """One request, none if nothing was stored yet; raises `UploadNotFound` if the multipart upload was aborted."""
         layout = layout_of(upload)
         if layout.whole:
             found = await self._engine.head(layout.key)
