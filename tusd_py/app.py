@@ -147,6 +147,7 @@ def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
             kms_key=settings.s3_kms_key,
             acl=settings.s3_acl,
             tags=tuple((name, value) for name, _, value in (tag.partition("=") for tag in settings.s3_tags)),
+            delete_versions=settings.s3_delete_versions,
             download=settings.s3_download,
         )
     except ValueError as error:

@@ -253,6 +253,9 @@ class Settings(BaseSettings):
     s3_tags: Annotated[Names, AfterValidator(_check_tags)] = Field(
         default=(), description="tags of objects: name=value,..."
     )
+    s3_delete_versions: bool = Field(
+        default=False, description="in a bucket that keeps versions, delete all of them with what is removed"
+    )
     s3_download: Literal["proxy", "redirect"] = Field(
         default="proxy", description="send downloads through this server, or clients to a presigned URL"
     )

@@ -68,6 +68,7 @@ class S3Config:
     tags: tuple[tuple[str, str], ...] = ()
     download: Literal["proxy", "redirect"] = "proxy"
     redirect_expires: int = 900  # life of a presigned URL
+    delete_versions: bool = False  # remove every version of what is removed, where the bucket keeps them
     connect_timeout: float = 5
     read_timeout: float = 20
     attempts: int = 4  # of one request

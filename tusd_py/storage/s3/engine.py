@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from tusd_py.storage.s3.sizes import PartSizes, Slice, choose_sizes, skipped
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload
 
+logger = logging.getLogger("tusd_py.storage")
+
+_warned_of: set[tuple[str | None, str]] = set()  # buckets; a server opens its storage more than once
 COPY_THREADS = 4
 RESERVED = 4  # threads that parts leave to small requests
 COPY_SHARE = 3  # concatenations use a third of what is left
@@ -57,6 +61,7 @@ class Engine:
         self.slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED))
         self.copies = asyncio.Semaphore(max(1, (self.config.concurrency - RESERVED) // COPY_SHARE))
         await self.client.open()
+        await self.warn_of_versions()
 
     async def close(self, patience: float | None = None) -> bool:
         """Wait for everything under way, `patience` seconds at most; False if something has not ended."""
@@ -206,6 +211,9 @@ class Engine:
             failed = [error.get("Code") for error in answer.get("Errors", []) if error.get("Code") != "NoSuchKey"]
             if failed:
                 raise StorageUnavailable(f"the storage answered {failed[0]}")
+        if self.config.delete_versions:
+            await asyncio.gather(*map(self._remove_versions, keys))
+            return
 
     async def remove_tails(self, upload_id: str, names: Sequence[str]) -> bool:
         """Delete tails that nothing needs any more; False if that failed, which does no harm."""
@@ -216,6 +224,39 @@ class Engine:
         return True
 
     # Objects.
+    async def _remove_versions(self, key: str) -> None:
+        """Delete all versions of an object, and the markers of earlier deletions."""
+        marker: dict[str, str] = {}
+        while True:
+            answer = await self.client.call("list_object_versions", Prefix=key, **marker)
+            found = [*answer.get("Versions", []), *answer.get("DeleteMarkers", [])]
+            ids = [version["VersionId"] for version in found if version["Key"] == key]
+            await asyncio.gather(*(self.client.call("delete_object", Key=key, VersionId=id) for id in ids))
+            if not answer.get("IsTruncated") or not ids:
+                return
+            marker = {
+                "KeyMarker": answer["NextKeyMarker"],
+                "VersionIdMarker": answer.get("NextVersionIdMarker", ""),
+            }
+
+    async def warn_of_versions(self) -> None:
+        """Say so if the bucket keeps every version of what is deleted, unless that cannot be found out."""
+        try:
+            answer = await self.client.call("get_bucket_versioning")
+        except UploadError as error:  # the right to ask is not needed otherwise, and not every server knows it
+            logger.debug("whether the bucket keeps versions is not known: %s", error.message)
+            return
+        bucket = (self.config.endpoint, self.config.bucket)
+        keeps = answer.get("Status") == "Enabled" and not self.config.delete_versions
+        if keeps and bucket not in _warned_of:
+            _warned_of.add(bucket)
+            logger.warning(
+                "the bucket %s keeps versions: deleted uploads and tails stay in it, and cost money, without"
+                " --s3-delete-versions or a lifecycle rule for noncurrent versions below %s",
+                self.config.bucket,
+                self.config.tails,
+            )
+
 
     async def head(self, key: str) -> dict[str, Any] | None:
         """What S3 knows of an object; None if there is none."""
