@@ -101,7 +101,7 @@ class Body:
     """The body of a request, all of which has arrived: nothing can interrupt it any more."""
 
     def __init__(self, data: bytes) -> None:
-        self.declared_size = len(data)
+        self.declared_size: int | None = len(data)
         self._rest = [data]
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:

@@ -27,7 +27,6 @@ class FakeUpload:
     held: int
     silent: bool = True
     expected: int = 0
-    largest_part: int = PART
     spills: list[FakeUpload] = field(default_factory=list)
     leaving: bool = False
 

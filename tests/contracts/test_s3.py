@@ -37,12 +37,12 @@ from tests.upload_records import FixedRecords
 from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer, HasJanitor, Redirects
 from tusd_py.storage.s3 import S3Config, S3Storage
-from tusd_py.storage.s3.config import MAX_PART, MIN_PART
+from tusd_py.storage.s3.config import MAX_PART, MIB, MIN_PART
 from tusd_py.storage.s3.engine import SEEN_FOR
 from tusd_py.storage.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
 from tusd_py.storage.s3.objects import content_disposition, content_type, key_pattern, object_key, properties
 from tusd_py.storage.s3.recent import Recent
-from tusd_py.storage.s3.sizes import MIB, PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
+from tusd_py.storage.s3.sizes import PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
 from tusd_py.upload import Concatenation, Upload
 
 PART = MIN_PART

@@ -32,8 +32,8 @@ from tests.s3_server import Fault, FaultyProxy, Held, Request, S3Server, moto
 from tusd_py.errors import UploadError
 from tusd_py.storage.base import Buffer, Writer
 from tusd_py.storage.s3 import S3Storage
+from tusd_py.storage.s3.config import MIB
 from tusd_py.storage.s3.layout import size_of
-from tusd_py.storage.s3.sizes import MIB
 
 PRESETS = pytest.mark.parametrize("preset", ["aws", "ceph"])  # with CRC-32 and conditions, and without
 

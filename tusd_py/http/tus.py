@@ -83,8 +83,9 @@ class TusEndpoints:
     async def options(self, request: Request) -> Response:
         extensions = self._features.extensions(trailers=request.body.has_trailers)
         headers = {"Tus-Version": VERSION, "Tus-Extension": ",".join(extensions)}
-        if self._service.policy.max_size is not None:
-            headers["Tus-Max-Size"] = str(self._service.policy.max_size)
+        max_size = self._service.policy.largest()
+        if max_size is not None:
+            headers["Tus-Max-Size"] = str(max_size)
         if self._features.checksum:
             headers["Tus-Checksum-Algorithm"] = ",".join(ALGORITHMS)
         return Response(200, headers)
@@ -173,7 +174,7 @@ class TusEndpoints:
         size = request.body.declared_size or 0
         if new.length is not None and size > new.length:
             raise RequestRefused(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
-        check_size(max(size, new.length or 0), self._service.policy)
+        check_size(max(size, new.length or 0), self._service.policy, "deferred" if new.length is None else "declared")
         return Addition(0, request.body, verification=self._verification(request))
 
     def _verification(self, request: Request) -> Verification | None:

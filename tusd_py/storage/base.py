@@ -155,6 +155,23 @@ class Redirects(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SizeLimits:
+    """The most bytes that a storage has room for in one upload; None: no limit but the free space."""
+
+    declared: int | None = None  # of an upload whose length is known with its first byte
+    deferred: int | None = None  # of one whose length is not
+    final: int | None = None  # of a concatenation
+
+
+@runtime_checkable
+class SupportsSizeLimits(Protocol):
+    """A storage that cannot take uploads of any size."""
+
+    @property
+    def size_limits(self) -> SizeLimits: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Orphan:
     """Something in a storage that belongs to no upload any more."""
 

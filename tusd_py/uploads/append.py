@@ -24,6 +24,7 @@ from tusd_py.uploads.blocks import BlockWriter
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.policy import Durability, Policy
+from tusd_py.uploads.requests import limit_text
 from tusd_py.uploads.source import Source
 
 IDLE_STEP = 0.25  # seconds between the moments at which idle appends are looked at
@@ -140,7 +141,9 @@ class Append:
             if self._position - self._bytes_at_commit >= self._policy.commit_bytes:
                 self._commit_due = True
         if excess:
-            raise SizeExceeded if self.upload.length is not None else MaxSizeExceeded
+            if self.upload.length is not None:
+                raise SizeExceeded
+            raise MaxSizeExceeded(limit_text(self._policy, "deferred"))
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -260,4 +263,5 @@ def _limit(upload: Upload, policy: Policy) -> int:
     """The largest offset this append may reach."""
     if upload.length is not None:
         return upload.length
-    return policy.max_size if policy.max_size is not None else (1 << 63) - 1
+    limit = policy.largest("deferred")
+    return limit if limit is not None else (1 << 63) - 1

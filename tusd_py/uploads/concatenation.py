@@ -37,7 +37,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy
         if not partial.is_complete and not policy.concatenation_unfinished:
             raise PartialUnfinished(partial.id)
     length = _total(partials)
-    check_size(length, policy)
+    check_size(length, policy, "final")
     return Upload(
         id=upload_id,
         created_at=now,
@@ -56,7 +56,7 @@ def with_length(final: Upload, partials: Sequence[Upload], policy: Policy) -> Up
         if not partial.is_complete:
             raise PartialUnfinished(partial.id)
     length = sum(partial.offset for partial in partials)
-    check_size(length, policy)
+    check_size(length, policy, "final")
     return replace(final, length=length, offset=length)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal, TypeAlias
+
+from tusd_py.storage.base import SizeLimits
+
+SizeKind: TypeAlias = Literal["declared", "deferred", "final"]
 
 
 class Durability(StrEnum):
@@ -30,3 +35,9 @@ class Policy:
     concatenation_unfinished: bool = False
     concatenation_parts: int = 1000  # most partial uploads that a final one may name
     concatenation_repeats: int = 10  # so often it may name the same one
+    storage: SizeLimits = field(default_factory=SizeLimits)
+
+    def largest(self, kind: SizeKind = "declared") -> int | None:
+        """The most bytes that an upload of this kind may have; None if nothing bounds it."""
+        limits = [limit for limit in (self.max_size, getattr(self.storage, kind)) if limit is not None]
+        return min(limits, default=None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from tusd_py.errors import FinalUploadModified, InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
 from tusd_py.upload import Concatenation, Upload
 from tusd_py.uploads.checksum import Verification
-from tusd_py.uploads.policy import Policy
+from tusd_py.uploads.policy import Policy, SizeKind
 from tusd_py.uploads.source import Source
 
 MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes: what headers and records can tell
@@ -44,7 +44,7 @@ def check_addition(upload: Upload, addition: Addition, policy: Policy) -> Upload
     if upload.length is not None and end > upload.length:
         raise SizeExceeded
     if upload.length is None:
-        check_size(end, policy)
+        check_size(end, policy, "deferred")
     return upload
 
 
@@ -81,13 +81,22 @@ def _declare_length(upload: Upload, length: int, policy: Policy) -> Upload:
         return upload
     if length < upload.offset:
         raise InvalidLength(f"the upload has {upload.offset} bytes already")
-    check_size(length, policy)
+    check_size(length, policy, "deferred" if upload.offset or upload.layout else "declared")
     return replace(upload, length=length)
 
 
-def check_size(size: int | None, policy: Policy) -> None:
+def check_size(size: int | None, policy: Policy, kind: SizeKind = "declared") -> None:
     """Raise `MaxSizeExceeded` if an upload of so many bytes is not accepted."""
     if size is not None and size > MAX_UPLOAD_SIZE:
         raise MaxSizeExceeded(f"no upload can have more than {MAX_UPLOAD_SIZE} bytes")
-    if size is not None and policy.max_size is not None and size > policy.max_size:
-        raise MaxSizeExceeded(f"uploads may have at most {policy.max_size} bytes")
+    limit = policy.largest(kind)
+    if size is not None and limit is not None and size > limit:
+        raise MaxSizeExceeded(limit_text(policy, kind))
+
+
+def limit_text(policy: Policy, kind: SizeKind) -> str:
+    """What a client is told that goes beyond a limit."""
+    limit = policy.largest(kind)
+    deferred = kind == "deferred" and limit != policy.largest("declared")
+    whose = " whose length is not declared before their first byte" if deferred else ""
+    return f"uploads{whose} may have at most {limit} bytes"

@@ -39,7 +39,7 @@ from tusd_py.events.base import (
 from tusd_py.health import ReportsHealth
 from tusd_py.locks.base import Lock, Locker
 from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Concatenates, HasIdentity, Redirects, Storage
+from tusd_py.storage.base import Concatenates, HasIdentity, Redirects, Storage, SupportsSizeLimits
 from tusd_py.upload import Part, Status, Upload, final_upload_id, new_upload_id
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.budget import ByteBudget
@@ -78,6 +78,8 @@ class UploadService:
         policy: Policy,
         clock: SteadyClock,
     ) -> None:
+        if isinstance(storage, SupportsSizeLimits):
+            policy = replace(policy, storage=storage.size_limits)
         self.state = state
         self.locker = locker
         self.storage = storage

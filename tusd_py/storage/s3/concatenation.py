@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
+from tusd_py.errors import MaxSizeExceeded, StorageBehind, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer
 from tusd_py.storage.s3.body import multipart_etag
-from tusd_py.storage.s3.config import MAX_OBJECT, S3Config
+from tusd_py.storage.s3.config import MAX_OBJECT, MIB, S3Config
 from tusd_py.storage.s3.engine import Engine, Multipart
 from tusd_py.storage.s3.errors import MultipartMissing, ObjectMissing
 from tusd_py.storage.s3.layout import Layout, layout_of
 from tusd_py.storage.s3.objects import object_key
-from tusd_py.storage.s3.sizes import COPY_SIZE, MIB, Piece, Slice, choose_sizes, plan_copies, plan_equal
+from tusd_py.storage.s3.sizes import COPY_SIZE, Piece, Slice, choose_sizes, plan_copies, plan_equal
 from tusd_py.upload import Part, Upload
 
 ONE_COPY = 64 << 20  # bytes; a single source up to this size is copied in one request
@@ -48,14 +48,17 @@ def _source(config: S3Config, partial: Upload) -> str:
 def plan(config: S3Config, sources: Sequence[Slice], length: int) -> list[Piece]:
     """The parts of the object."""
     if length > MAX_OBJECT:
-        raise StorageUnavailable("the storage takes no object of this size")
+        raise MaxSizeExceeded(f"the storage takes objects of at most {MAX_OBJECT} bytes")
     abilities = config.abilities
     if abilities.part_copy and not abilities.equal_parts:
         copy_size = max(COPY_SIZE, -(-length // (abilities.max_parts // 2) // MIB + 1) * MIB)
         pieces = plan_copies(sources, copy_size)
         if len(pieces) <= abilities.max_parts:
             return pieces
-    sizes = choose_sizes(length, config.part_size, abilities.max_parts, equal=True)
+    sizes = choose_sizes(length, config.part_size, abilities.max_parts, equal=True, largest=config.largest_part)
+    room = sizes.left(1)
+    if length > room:
+        raise MaxSizeExceeded(f"the storage can put at most {room} bytes together from so many partial uploads")
     return plan_equal(sources, sizes.first)
 
 

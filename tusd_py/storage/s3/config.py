@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+MIB = 1 << 20
 MIN_PART = 5 << 20  # bytes; only the last part of an object may be smaller
 MAX_PART = 5 << 30
 MAX_OBJECT = 5 << 40
@@ -67,8 +68,8 @@ class S3Config:
     acl: str = ""
     tags: tuple[tuple[str, str], ...] = ()
     download: Literal["proxy", "redirect"] = "proxy"
-    redirect_expires: int = 900  # life of a presigned URL
     delete_versions: bool = False  # remove every version of what is removed, where the bucket keeps them
+    redirect_expires: int = 900  # life of a presigned URL
     connect_timeout: float = 5
     read_timeout: float = 20
     attempts: int = 4  # of one request
@@ -94,6 +95,15 @@ class S3Config:
     @property
     def abilities(self) -> Abilities:
         return ABILITIES[self.preset]
+
+    @property
+    def memory(self) -> int:
+        """Bytes of parts in memory: a part has to be there as a whole."""
+        return max(self.buffer_size, self.part_size)
+
+    @property
+    def largest_part(self) -> int:
+        return max(self.part_size, min(MAX_PART, self.memory // MIB * MIB))
 
     @property
     def max_value(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError
 from tusd_py.storage.base import Buffer
 from tusd_py.storage.s3.client import Client, OnCall
-from tusd_py.storage.s3.config import S3Config
+from tusd_py.storage.s3.config import MAX_PART, S3Config
 from tusd_py.storage.s3.errors import MultipartMissing, NotSatisfied, ObjectMissing
 from tusd_py.storage.s3.layout import Layout, Tail, checksum_of, entry
 from tusd_py.storage.s3.memory import PartMemory
@@ -48,7 +48,7 @@ class Engine:
     def __init__(self, config: S3Config, on_call: OnCall | None) -> None:
         self.config = config
         self.client = Client(config, on_call)
-        self.memory = PartMemory(config.buffer_size)
+        self.memory = PartMemory(config.memory)
         self.wants_crc = config.abilities.checksum == "crc32"
         self.parts_in_flight = 0
         self.seen = Recent(SEEN_FOR)  # multipart uploads and tails that were there a moment ago
@@ -75,9 +75,18 @@ class Engine:
     def sizes_of(self, upload: Upload, layout: Layout) -> PartSizes:
         """As they were chosen with the first byte, which may be now."""
         abilities = self.config.abilities
-        if layout.part_size:
-            return PartSizes(layout.part_size, layout.growing, abilities.max_parts)
-        return choose_sizes(upload.length, self.config.part_size, abilities.max_parts, equal=abilities.equal_parts)
+        largest = self.config.largest_part
+        if not layout.part_size:
+            return choose_sizes(
+                upload.length,
+                self.config.part_size,
+                abilities.max_parts,
+                equal=abilities.equal_parts,
+                largest=largest,
+            )
+        if abilities.number_gaps and not abilities.equal_parts:  # then sizes may change on the way
+            return PartSizes(min(layout.part_size, largest), layout.growing, abilities.max_parts, largest)
+        return PartSizes(layout.part_size, layout.growing, abilities.max_parts, layout.largest or MAX_PART)
 
     def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, inherited: int) -> int:
         """The number of the next part, that no request of an earlier writer may have."""
@@ -202,6 +211,9 @@ class Engine:
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are not there are fine."""
+        if self.config.delete_versions:
+            await asyncio.gather(*map(self._remove_versions, keys))
+            return
         if len(keys) == 1 or not self.wants_crc:  # botocore sends no Content-MD5 with the other
             await asyncio.gather(*(self.client.call("delete_object", Key=key) for key in keys))
             return
@@ -211,19 +223,7 @@ class Engine:
             failed = [error.get("Code") for error in answer.get("Errors", []) if error.get("Code") != "NoSuchKey"]
             if failed:
                 raise StorageUnavailable(f"the storage answered {failed[0]}")
-        if self.config.delete_versions:
-            await asyncio.gather(*map(self._remove_versions, keys))
-            return
 
-    async def remove_tails(self, upload_id: str, names: Sequence[str]) -> bool:
-        """Delete tails that nothing needs any more; False if that failed, which does no harm."""
-        try:
-            await self.remove([self.tail_key(upload_id, name) for name in names])
-        except UploadError:
-            return False
-        return True
-
-    # Objects.
     async def _remove_versions(self, key: str) -> None:
         """Delete all versions of an object, and the markers of earlier deletions."""
         marker: dict[str, str] = {}
@@ -257,6 +257,15 @@ class Engine:
                 self.config.tails,
             )
 
+    async def remove_tails(self, upload_id: str, names: Sequence[str]) -> bool:
+        """Delete tails that nothing needs any more; False if that failed, which does no harm."""
+        try:
+            await self.remove([self.tail_key(upload_id, name) for name in names])
+        except UploadError:
+            return False
+        return True
+
+    # Objects.
 
     async def head(self, key: str) -> dict[str, Any] | None:
         """What S3 knows of an object; None if there is none."""

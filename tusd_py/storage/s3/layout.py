@@ -31,6 +31,7 @@ class Layout:
     key: str = ""  # of the object; empty: nothing was stored yet
     part_size: int = 0
     growing: bool = False
+    largest: int = 0  # bytes that parts grow to
     multipart: str = ""  # the id of the multipart upload; empty: there is none yet
     marker: str = ""  # metadata of the object that the multipart upload makes
     next_number: int = 1  # of the next part; numbers below it may be in use
@@ -68,6 +69,7 @@ def dump(layout: Layout) -> str:
         "key": layout.key,
         "size": layout.part_size,
         "grow": layout.growing,
+        "max": layout.largest,
         "mpu": layout.multipart,
         "mark": layout.marker,
         "next": layout.next_number if layout.next_number > 1 else 0,
@@ -96,6 +98,7 @@ def parse(text: str) -> Layout:
         key=fields.get("key", ""),
         part_size=fields.get("size", 0),
         growing=fields.get("grow", False),
+        largest=fields.get("max", 0),
         multipart=fields.get("mpu", ""),
         marker=fields.get("mark", ""),
         next_number=fields.get("next", 1),

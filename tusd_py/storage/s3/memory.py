@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import Protocol
 
+from tusd_py.errors import StorageUnavailable
 from tusd_py.storage.base import Buffer
 
 
 class Filling(Protocol):
     """An upload whose part is still filling up."""
-
-    @property
-    def largest_part(self) -> int: ...
 
     @property
     def expected(self) -> int:
@@ -63,7 +61,7 @@ class PartMemory:
     """
 
     def __init__(self, total: int) -> None:
-        self._total = total
+        self.total = total
         self.used = 0
         self.moving = 0  # requests that let go of bytes when they have ended
         self.spilling = 0  # of them, those that store what a silent upload holds
@@ -75,11 +73,6 @@ class PartMemory:
         self._ticking = False
         self._admitted_at = 0.0
         self._blocks: list[bytearray] = []
-
-    @property
-    def total(self) -> int:
-        """Never less than the largest part, which has to be in memory as a whole."""
-        return max(self._total, *(filling.largest_part for filling in self._filling.values()), 0)
 
     def register(self, filling: Filling) -> None:
         self._filling[id(filling)] = filling
@@ -94,8 +87,11 @@ class PartMemory:
         return True
 
     async def take(self, size: int) -> None:
+        """Raises `StorageUnavailable` for what can never fit, as a part that was begun with a larger memory."""
         if self.try_take(size):
             return
+        if size > self.total:
+            raise StorageUnavailable(f"a part of {size} bytes does not fit into --s3-buffer-size, {self.total} bytes")
         granted = asyncio.get_running_loop().create_future()
         entry = (size, granted)
         self._waiters.append(entry)
@@ -196,7 +192,7 @@ class PartMemory:
     def _fits(self, size: int) -> bool:
         while self.used + size > self.total and self._kept:
             self._forget_oldest()
-        return self.used + size <= self.total or self.used == 0
+        return self.used + size <= self.total
 
     # Blocks of memory that are used again: freed and allocated by many threads they would leave gaps.
 
@@ -209,7 +205,7 @@ class PartMemory:
 
     def recycle(self, pieces: Sequence[Buffer]) -> None:
         """Nobody looks at these any more."""
-        room = max(0, self._total // BLOCK - len(self._blocks))
+        room = max(0, self.total // BLOCK - len(self._blocks))
         blocks = [piece for piece in pieces if isinstance(piece, bytearray) and len(piece) == BLOCK]
         self._blocks += blocks[:room]
 
@@ -220,7 +216,7 @@ class PartMemory:
         self.forget(upload_id)
         self._kept[upload_id] = kept
         self._kept_size += kept.size
-        while self._kept_size > self._total // 2:
+        while self._kept_size > self.total // 2:
             self._forget_oldest()
         self.relieve()
 

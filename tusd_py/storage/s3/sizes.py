@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tusd_py.storage.s3.config import MAX_OBJECT, MAX_PART, MIN_PART
+from tusd_py.storage.base import SizeLimits
+from tusd_py.storage.s3.config import MAX_OBJECT, MAX_PART, MIB, MIN_PART
 
 STEPS = 11  # so many sizes have the parts of an upload of unknown length, each twice the one before
 MOST_SKIPPED = 256
 COPY_SIZE = 256 << 20  # bytes one UploadPartCopy is asked for
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,14 @@ class PartSizes:
     first: int
     growing: bool = False
     max_parts: int = 10_000
+    largest: int = MAX_PART
 
     def size(self, number: int) -> int:
         """Bytes of the part with this number, if it is not the last one."""
         if not self.growing:
             return self.first
         doubled = (number - 1) * STEPS // self.max_parts
-        return min(MAX_PART, self.first << doubled)
+        return min(self.largest, self.first << doubled)
 
     def number_at(self, offset: int) -> int:
         """The number of the part that begins at this offset, if none was left out."""
@@ -45,15 +46,30 @@ class PartSizes:
         return sum(self.size(n) for n in range(number, self.max_parts + 1))
 
 
-def choose_sizes(length: int | None, part_size: int, max_parts: int, *, equal: bool) -> PartSizes:
+def choose_sizes(
+    length: int | None, part_size: int, max_parts: int, *, equal: bool, largest: int = MAX_PART
+) -> PartSizes:
     """Parts for an upload of this length; a tenth of the numbers is kept for those that have to be skipped."""
     if length is None:
-        return PartSizes(part_size, growing=not equal, max_parts=max_parts)
-    numbers = max_parts - max_parts // 10
-    needed = -(-min(length, MAX_OBJECT) // numbers)
+        return PartSizes(part_size, growing=not equal, max_parts=max_parts, largest=largest)
+    needed = -(-min(length, MAX_OBJECT) // usable(max_parts))
     if needed > part_size:
-        part_size = min(MAX_PART, -(-needed // MIB) * MIB)
-    return PartSizes(part_size, max_parts=max_parts)
+        part_size = min(largest, -(-needed // MIB) * MIB)
+    return PartSizes(part_size, max_parts=max_parts, largest=largest)
+
+
+def usable(max_parts: int) -> int:
+    """How many parts an upload may have."""
+    return max_parts - max_parts // 10
+
+
+def size_limits(part_size: int, max_parts: int, *, equal: bool, copies: bool, largest: int) -> SizeLimits:
+    """The most bytes of an upload whose parts are at most `largest` bytes."""
+    numbers = usable(max_parts)
+    declared = min(MAX_OBJECT, numbers * largest)
+    sizes = choose_sizes(None, part_size, max_parts, equal=equal, largest=largest)
+    deferred = min(MAX_OBJECT, sizes.left(1) - sizes.left(numbers + 1))
+    return SizeLimits(declared, deferred, MAX_OBJECT if copies and not equal else declared)
 
 
 def skipped(sizes: PartSizes, number: int, remaining: int | None) -> int:

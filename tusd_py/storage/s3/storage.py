@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from tusd_py.errors import StorageUnavailable
-from tusd_py.storage.base import Buffer, Observer, Orphan, UploadRecords
+from tusd_py.storage.base import Buffer, Observer, Orphan, SizeLimits, UploadRecords
 from tusd_py.storage.s3.client import OnCall
 from tusd_py.storage.s3.completion import complete
 from tusd_py.storage.s3.concatenation import concatenate
@@ -22,6 +22,7 @@ from tusd_py.storage.s3.identity import IdentityObject
 from tusd_py.storage.s3.janitor import clean
 from tusd_py.storage.s3.layout import dump, layout_of, parse
 from tusd_py.storage.s3.objects import object_key
+from tusd_py.storage.s3.sizes import size_limits
 from tusd_py.storage.s3.writer import S3Writer
 from tusd_py.upload import Part, Upload
 
@@ -48,6 +49,17 @@ class S3Storage:
     def parts_in_flight(self) -> int:
         """Parts that are being sent to S3 now."""
         return self._engine.parts_in_flight
+
+    @property
+    def size_limits(self) -> SizeLimits:
+        config, abilities = self.config, self.config.abilities
+        return size_limits(
+            config.part_size,
+            abilities.max_parts,
+            equal=abilities.equal_parts,
+            copies=abilities.part_copy,
+            largest=config.largest_part,
+        )
 
     async def open(self) -> None:
         await self._engine.open()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from tusd_py.errors import StorageBehind, StorageFull, UploadError
+from tusd_py.errors import MaxSizeExceeded, StorageBehind, UploadError
 from tusd_py.storage.base import Buffer, Observer
 from tusd_py.storage.s3.dropped import DroppedTails
 from tusd_py.storage.s3.engine import Engine, Multipart
@@ -87,6 +87,7 @@ class S3Writer:
             key=self._key,
             part_size=self._sizes.first,
             growing=self._sizes.growing,
+            largest=self._sizes.largest if self._sizes.growing else 0,
             multipart=multipart.id if multipart else "",
             marker=multipart.marker if multipart else "",
             next_number=self._next,
@@ -324,7 +325,7 @@ class S3Writer:
     async def _launch(self) -> None:
         await self._flights.wait_for_turn()
         if self._next > self._sizes.max_parts:
-            raise StorageFull(f"the storage takes no more than {self._sizes.max_parts} parts of an upload")
+            raise MaxSizeExceeded(f"the storage takes no more than {self._sizes.max_parts} parts of an upload")
         async with self._tail_lock:
             flight = self._flight()
         self._next += 1
@@ -387,10 +388,6 @@ class S3Writer:
             await self._engine.remove_tails(self._upload.id, names)
 
     # Memory.
-
-    @property
-    def largest_part(self) -> int:
-        return self._sizes.size(min(self._next, self._sizes.max_parts))
 
     @property
     def expected(self) -> int:
