@@ -27,6 +27,7 @@ from tests.raw_client import (
     look_at_a_running_patch,
     offset_of,
     patch,
+    patch_headers,
     payload,
     promptly,
     request,
@@ -491,3 +492,23 @@ def test_endless_empty_patches_are_slowed_down(server: ServerProcess) -> None:
             assert (answer.status, answer.offset) == (204, 0)
         assert time.monotonic() - started >= 0.5
     assert patch(server.port, path, 0, bytes(1000)).status == 204
+
+
+def test_a_connection_whose_request_was_answered_before_its_small_body_ends(server: ServerProcess) -> None:
+    """Under any protocol class: one byte of the body must not keep it for ever."""
+    with start_patch(server.port, "/files/unknown", 0, 10) as connection:
+        assert connection.answer().status == 404
+        with suppress(ConnectionError):
+            connection.send(b"x")
+            assert connection.socket.recv(1) == b""
+
+
+def test_a_connection_whose_refused_body_has_arrived_stays_open(server: ServerProcess) -> None:
+    path = create(server.port, 10)
+    with Connection(server.port) as connection:
+        fields = "".join(f"{name}: {value}\r\n" for name, value in patch_headers(5, {"Content-Length": "5"}).items())
+        head = f"PATCH {path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\n{fields}\r\n"
+        connection.send(head.encode() + b"hello")
+        assert connection.answer().status == 409
+        connection.start("HEAD", path, {})
+        assert connection.answer().status == 200

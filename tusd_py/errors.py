@@ -112,6 +112,16 @@ class ReadTimeout(UploadError):
     code = "ERR_READ_TIMEOUT"
 
 
+class WriteTimeout(UploadError):
+    default_message = "the client took too little of the answer for too long"
+    code = "ERR_WRITE_TIMEOUT"
+
+
+class IncompleteBody(UploadError):
+    default_message = "the body of the request did not arrive; send it without Upgrade"
+    code = "ERR_INCOMPLETE_BODY"
+
+
 class ServerShutdown(UploadError):
     default_message = "the server is shutting down; the bytes received so far are kept"
     code = "ERR_SERVER_SHUTDOWN"

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Scope
 
-from tusd_py.errors import ClientDisconnected, ReadTimeout, UploadError
+from tusd_py.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
 from tusd_py.storage.base import Buffer
 from tusd_py.uploads.budget import BlockPool
 
@@ -22,6 +22,10 @@ class Arrivals(Protocol):
 
     last_arrival: float  # by time.monotonic
     trailers: list[tuple[bytes, bytes]]  # fields after the body; all of them once it has ended
+
+    @property
+    def reader_timed_out(self) -> bool:
+        """Whether the client took too little of the answer for too long, so that the connection was closed."""
 
     def take(self) -> Buffer:
         """The bytes that have arrived, without waiting."""
@@ -43,6 +47,10 @@ class BehindMiddleware:
         self._arrivals = arrivals
         self.last_arrival = 0.0  # of bytes that nobody sees yet
         self.trailers = arrivals.trailers
+
+    @property
+    def reader_timed_out(self) -> bool:
+        return self._arrivals.reader_timed_out
 
     def take(self) -> Buffer:
         return b""
@@ -78,6 +86,7 @@ class RequestBody:
         *,
         idle_timeout: float = 60,
         minimum_rate: float = 0,
+        offers_upgrade: bool = False,
         arrivals: Arrivals | None = None,
         pool: BlockPool | None = None,
     ) -> None:
@@ -86,6 +95,7 @@ class RequestBody:
         self.started = False  # the client was let send
         self.ended = False  # nothing of the body is left on the connection
         self._receive = receive
+        self._offers_upgrade = offers_upgrade and arrivals is None
         self._arrivals = arrivals
         self._pool = pool
         self._idle_timeout = idle_timeout
@@ -135,7 +145,14 @@ class RequestBody:
         self._silent_since = None
         data: Buffer = message.get("body", b"")
         self._count(len(data))
+        if self.ended and not self.bytes_received and self._was_dropped():
+            self._stop = IncompleteBody()
+            raise self._stop
         return data
+
+    def _was_dropped(self) -> bool:
+        """Whether there must have been a body: uvicorn drops what comes with an offer to upgrade."""
+        return self._offers_upgrade if self.declared_size is None else self.declared_size > 0
 
     def _take_arrived(self) -> Buffer:
         """What has arrived but was not handed over yet, where the server can be asked."""
@@ -151,6 +168,16 @@ class RequestBody:
             for buffer in buffers:
                 if isinstance(buffer, memoryview) and isinstance(buffer.obj, bytearray):
                     self._pool.recycle(buffer.obj)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the server has a deadline for every state of the connection itself."""
+        return self._arrivals is not None
+
+    @property
+    def reader_timed_out(self) -> bool:
+        """Whether the server has closed the connection because the client did not read."""
+        return self._arrivals is not None and self._arrivals.reader_timed_out
 
     @property
     def has_trailers(self) -> bool:

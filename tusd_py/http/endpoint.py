@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py.errors import ClientDisconnected, NotReady, OffsetMismatch, ReadTimeout, UploadError, UploadNotFound
+from tusd_py.errors import ClientDisconnected, NotReady, OffsetMismatch, UploadError, UploadNotFound, WriteTimeout
 from tusd_py.events.base import EventBus, RequestFinished
 from tusd_py.http.body import RequestBody, arrivals_of
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
@@ -27,7 +28,7 @@ COMMON_HEADERS = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-option
 CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) as its endpoint; "
 OUTSIDE = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
 NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server could start
-IGNORED_BODY = 64 << 10  # bytes of a refused body that the server swallows on a connection it keeps
+IGNORED_BODY = 64 << 10  # bytes of a refused body that a server with deadlines swallows on a connection it keeps
 LINGER = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
 REQUEST_ID_LENGTH = 64
 PASSED_BY_DEFAULT = 3500  # bytes of two fields that nginx passes with its default buffers of 4 KiB for all of them
@@ -63,6 +64,7 @@ class TusEndpoint:
             0,
             idle_timeout=self._idle_timeout,
             minimum_rate=self._minimum_rate,
+            offers_upgrade="upgrade" in headers,
             arrivals=arrivals_of(scope, receive),
             pool=self._pool,
         )
@@ -73,8 +75,10 @@ class TusEndpoint:
             if response is not None:
                 await self._send(request, response, send)
                 status, code = response.status, response.error_code
-        except (ClientDisconnected, ReadTimeout):
-            pass  # in the middle of a download: the server closes the connection of an unfinished answer
+        except UploadError as error:  # in the middle of the answer: the server closes the connection
+            code = error.code
+            if error.__cause__ is not None:
+                logger.error("%s: %s (%s)", code, error.message, first_cause(error))
         finally:
             body.close()
             self._events.publish(
@@ -115,16 +119,29 @@ class TusEndpoint:
             return _refusal(request, TRY_LATER if method == "HEAD" else INTERNAL_ERROR)
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
-        closes = _leaves_much_unread(request)
+        if response.stream is not None:
+            await self._send_start(response, send)
+            await self._send_stream(request, response.stream, send)
+        elif request.body.is_watched:
+            await self._send_whole(request, response, send)
+        else:
+            if request.has_body and not request.body.ended and not request.awaits_continue:
+                await request.body.discard(0)  # mostly all of it has arrived
+            async with self._patience(request, 0):
+                await self._send_whole(request, response, send)
+
+    async def _send_start(self, response: Response, send: Send) -> None:
+        await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
+
+    async def _send_whole(self, request: Request, response: Response, send: Send) -> None:
+        closes = _leaves_too_much_unread(request)
         if closes:
             response.headers["Connection"] = "close"
-        if response.stream is None and response.status != 204:
+        if response.status != 204:
             response.headers.setdefault("Content-Length", str(len(response.body)))
         self._warn_of_size(request, response)
-        await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
-        if response.stream is not None:
-            await self._send_stream(request, response.stream, send)
-        elif closes and not request.awaits_continue:
+        await self._send_start(response, send)
+        if closes and not request.awaits_continue:
             await send({"type": "http.response.body", "body": response.body, "more_body": True})
             await request.body.discard(LINGER)
             response.body = b""
@@ -149,14 +166,29 @@ class TusEndpoint:
         try:
             async for data in stream:
                 if gone.done():
-                    raise ClientDisconnected
-                async with asyncio.timeout(self._idle_timeout or None):
+                    raise WriteTimeout if request.body.reader_timed_out else ClientDisconnected
+                async with self._patience(request, len(data)):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
+                    # Returns when the client has taken almost all: only then more is read.
+                    await send({"type": "http.response.body", "body": b"", "more_body": True})
                 request.bytes_sent += len(data)
-        except TimeoutError:
-            raise ReadTimeout from None
+            if request.body.reader_timed_out:
+                raise WriteTimeout
+            await send({"type": "http.response.body", "body": b""})
         finally:
             gone.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _patience(self, request: Request, size: int) -> AsyncIterator[None]:
+        """Bound the time in which a client takes so many bytes, unless the server itself watches every byte."""
+        limit = None
+        if self._idle_timeout and not request.body.is_watched:
+            limit = self._idle_timeout + (size / self._minimum_rate if self._minimum_rate else 0.0)
+        try:
+            async with asyncio.timeout(limit):
+                yield
+        except TimeoutError:
+            raise WriteTimeout from None
 
     def _route(self, request: Request, method: str) -> Endpoint:
         scope = request.scope
@@ -229,9 +261,10 @@ def with_common_headers(send: Send) -> Send:
     return send_with_common_headers
 
 
-def _leaves_much_unread(request: Request) -> bool:
+def _leaves_too_much_unread(request: Request) -> bool:
     """Whether so much of the body may still come that closing the connection is cheaper than reading it."""
     if request.body.ended or not request.has_body:
         return False
     size = request.body.declared_size
-    return size is None or size - request.body.bytes_received > IGNORED_BODY
+    ignored = IGNORED_BODY if request.body.is_watched else 0
+    return size is None or size - request.body.bytes_received > ignored

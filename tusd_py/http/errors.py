@@ -51,6 +51,7 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.LockLost: (423, True, False),
     errors.UploadInterrupted: (423, True, True),
     errors.ReadTimeout: (503, True, True),
+    errors.IncompleteBody: (400, False, True),
     errors.ServerShutdown: (503, True, True),
     errors.NotReady: (503, True, False),
     errors.StorageFull: (507, True, False),

@@ -25,6 +25,7 @@ from tusd_py.http.urls import UrlBuilder, upload_id_of
 from tusd_py.storage.base import Buffer
 from tusd_py.upload import Concatenation, Upload
 from tusd_py.uploads.checksum import ALGORITHMS, AnnouncedChecksum, TrailingChecksum, Verification
+from tusd_py.uploads.downloads import Downloads
 from tusd_py.uploads.requests import Addition, NewUpload, check_size
 from tusd_py.uploads.service import UploadService
 
@@ -73,6 +74,7 @@ class TusEndpoints:
         self._features = features
         self._urls = urls
         self._metadata_limits = metadata_limits
+        self._downloads = Downloads()
         self.on_endpoint: dict[str, Endpoint] = {"OPTIONS": self.options, "POST": self.post}
         self.on_upload: dict[str, Endpoint] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
         if features.download:
@@ -277,7 +279,7 @@ class TusEndpoints:
         headers["Content-Length"] = str(selection.end - selection.start)
         if selection.status == 206:
             headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"
-        stream = self._service.storage.read(upload, selection.start, selection.end)
+        stream = self._downloads.read(self._service.storage, upload, selection.start, selection.end)
         first = await anext(stream, b"")  # before the answer starts: the bytes may be gone
         return Response(selection.status, headers, stream=_chain(first, stream))
 

@@ -11,6 +11,12 @@ from tusd_py.upload import Part, Upload
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Observer: TypeAlias = Callable[[Buffer], object]
+PieceSize: TypeAlias = Callable[[int], int]  # bytes to read at a time, at most so many
+
+
+def largest_piece(most: int) -> int:
+    """The `PieceSize` of who has memory enough."""
+    return most
 
 
 class Writer(Protocol):
@@ -100,8 +106,12 @@ class Storage(Protocol):
     async def delete(self, upload: Upload) -> None:
         """Remove every byte; nothing to remove is fine."""
 
-    def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
-        """The bytes from `start` up to but not including `end` of a complete upload.
+    def read(
+        self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
+    ) -> AsyncIterator[Buffer]:
+        """The bytes from `start` up to but not including `end` of a complete upload, in pieces.
+
+        Between two pieces neither a thread nor a connection is in use.
 
         Raises `UploadNotFound` if they are no longer there.
         """

@@ -26,15 +26,16 @@ from tusd_py.errors import (
     UploadError,
     UploadNotFound,
 )
-from tusd_py.storage.base import Buffer, Observer
+from tusd_py.storage.base import Buffer, Observer, PieceSize, largest_piece
 from tusd_py.storage.copying import CopyTools, FileCopier, FileRange
-from tusd_py.storage.files import NO_ROOM, READ_SIZE, FileTree, Modes, copy_range
+from tusd_py.storage.files import NO_ROOM, FileTree, Modes, copy_range
 from tusd_py.storage.identity import IdentityFile
 from tusd_py.storage.syncs import Syncs, sync_data, sync_file
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload
 
 logger = logging.getLogger("tusd_py.storage")
+DOWNLOAD_PIECE = 256 << 10  # most bytes read at a time
 
 T = TypeVar("T")
 
@@ -202,7 +203,9 @@ class DiskStorage:
             self.check_place()
             raise PartBehind(source.name, held)
 
-    async def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
+    async def read(
+        self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
+    ) -> AsyncIterator[Buffer]:
         path = self.path(upload)
 
         def open_file() -> int:
@@ -215,7 +218,7 @@ class DiskStorage:
 
         def read_at(position: int) -> bytes:
             with file_errors():
-                return os.pread(descriptor, min(READ_SIZE, end - position), position)
+                return os.pread(descriptor, min(piece_size(DOWNLOAD_PIECE), end - position), position)
 
         descriptor = await self.run(open_file)
         try:

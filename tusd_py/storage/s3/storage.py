@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from tusd_py.errors import StorageUnavailable
-from tusd_py.storage.base import Buffer, Observer, Orphan, SizeLimits, UploadRecords
+from tusd_py.storage.base import Buffer, Observer, Orphan, PieceSize, SizeLimits, UploadRecords, largest_piece
 from tusd_py.storage.s3.client import OnCall
 from tusd_py.storage.s3.completion import complete
 from tusd_py.storage.s3.concatenation import concatenate
@@ -125,12 +125,14 @@ class S3Storage:
             await engine.abort(key, layout.multipart)
         await engine.remove([key, *(engine.tail_key(upload.id, name) for name in layout.tail_names)])
 
-    async def read(self, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
+    async def read(
+        self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
+    ) -> AsyncIterator[Buffer]:
         key = self._key(upload)
         if start == end and await self._engine.head(key) is None:
             raise ObjectMissing
         while start < end:
-            data = await self._engine.client.get(key, start, min(end, start + READ_SIZE))
+            data = await self._engine.client.get(key, start, min(end, start + piece_size(READ_SIZE)))
             if not data:
                 raise StorageUnavailable("the stored object is shorter than the upload")
             start += len(data)
