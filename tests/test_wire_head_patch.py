@@ -273,6 +273,16 @@ def test_endless_empty_patches_are_slowed_down(site: ServerProcess) -> None:
     assert answered < 150
 
 
+def test_occasional_empty_patches_between_bytes_are_not_slowed_down(site: ServerProcess) -> None:
+    location = create(site.url, None)
+    started = time.monotonic()
+    with Connection(site.url) as connection:
+        for offset in range(10):
+            assert connection.ask("PATCH", location, patch_headers(offset), b"").offset == offset
+            assert connection.ask("PATCH", location, patch_headers(offset), b"x").offset == offset + 1
+    assert time.monotonic() - started < 4  # 10 empty ones took 5 seconds when each was slowed down
+
+
 # More bytes than the length
 
 

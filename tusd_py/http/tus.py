@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tusd_py.errors import ClientDisconnected, UploadError, UploadGone, UploadNotFound
 from tusd_py.http.download import describe, select
+from tusd_py.http.empty_patches import EmptyPatches
 from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, RequestRefused, answer_for
 from tusd_py.http.headers import (
     InvalidHeader,
@@ -30,7 +31,6 @@ from tusd_py.uploads.requests import Addition, NewUpload, check_size
 from tusd_py.uploads.service import UploadService
 
 VERSION = "1.0.0"
-EMPTY_PATCH_DELAY = 0.5  # seconds; some clients send empty PATCHes without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class TusEndpoints:
         self._features = features
         self._urls = urls
         self._metadata_limits = metadata_limits
+        self._empty_patches = EmptyPatches()
         self._downloads = Downloads()
         self.on_endpoint: dict[str, Endpoint] = {"OPTIONS": self.options, "POST": self.post}
         self.on_upload: dict[str, Endpoint] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
@@ -248,8 +249,10 @@ class TusEndpoints:
             request.expires_at = await self._service.expires_at(request.upload_id)
             raise
         request.offset_after = upload.offset
-        if upload.offset == offset and length is None and not upload.is_complete:
-            await asyncio.sleep(EMPTY_PATCH_DELAY)
+        if upload.offset > offset:
+            self._empty_patches.brought_bytes(upload.id)
+        elif length is None and not upload.is_complete:
+            await asyncio.sleep(self._empty_patches.pause(upload.id))
         return Response(204, _offset(upload) | _expires(upload))
 
     async def delete(self, request: Request) -> Response:
