@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+RUNNABLE := $(VENV)/.runnable
 DRIVING_A_SERVER = tests/clients tests/test_block_receiver.py tests/test_failure_*.py tests/test_property.py \
 	tests/test_protocol_class.py tests/test_wire_*.py tests/test_workers.py
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
@@ -10,8 +11,9 @@ NODE_MODULES := tests/clients/node_modules/.installed
 
 .PHONY: chaos run test check bench lock clean
 
-run: $(INSTALLED)
-	$(BIN)/tusd-py serve --upload-dir data $(ARGS)
+# Without the tools of the tests, which are ten times as large; those of `make test` come on top.
+run: $(RUNNABLE)
+	@$(BIN)/python -m tusd_py serve --upload-dir data $(ARGS)
 
 # Everything, then what drives a server once more under a stock ASGI protocol class, even if the first pass has failed.
 # A pass that finds no test with these ARGS counts only if the other one finds none either.
@@ -45,19 +47,33 @@ lock:
 	$(VENV)/lock/bin/pip install --quiet uv
 	$(VENV)/lock/bin/uv pip compile pyproject.toml --group dev --all-extras --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --upgrade --quiet --output-file requirements.lock
+	$(VENV)/lock/bin/uv pip compile pyproject.toml --extra redis --constraint requirements.lock --universal \
+		--python-version 3.11 --generate-hashes --no-emit-index-url --quiet --output-file requirements-run.lock
 	rm -rf $(VENV)/lock
 
 clean:
 	rm -rf $(VENV) tests/clients/node_modules bench/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements.lock pyproject.toml
+define NEW_ENOUGH
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "tusd-py needs Python 3.11 or later; name one with: make PYTHON=python3.12"; exit 1; }
+endef
+
+$(RUNNABLE): requirements-run.lock
+	$(NEW_ENOUGH)
+	@echo "Installing what tusd-py needs to run into $(VENV) (once, about 20 seconds) ..."
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements-run.lock
+	@touch $@
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(NEW_ENOUGH)
+	@echo "Installing tusd-py and the tools of its tests into $(VENV) (once, some minutes) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+	touch $(RUNNABLE) $@
 
 # The JavaScript clients are optional: without npm their tests are skipped and say so.
 $(NODE_MODULES): tests/clients/package-lock.json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,28 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_the_changelog_knows_this_version() -> None:
     assert f"## {tusd_py.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def pinned(lock: str) -> set[str]:
+    return set(re.findall(r"^([a-z0-9.-]+==[^ ]+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def test_what_make_run_installs_is_part_of_what_the_tests_ran_with() -> None:
+    assert pinned("requirements-run.lock")
+    assert pinned("requirements-run.lock") <= pinned("requirements.lock")
+
+
+def test_what_make_run_installs_is_what_the_package_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["redis"]
+    names = {re.split(r"[^a-z0-9-]", requirement)[0] for requirement in needed}
+    assert names <= {pin.partition("==")[0] for pin in pinned("requirements-run.lock")}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_nothing_is_installed_from_an_index_that_does_not_have_it(document: Path) -> None:
+    assert not re.search(r"pip install '?tusd-py", document.read_text())
+
+
+def test_the_wheel_in_the_readme_is_the_one_of_this_version() -> None:
+    assert f"tusd_py-{tusd_py.__version__}-py3-none-any.whl" in (ROOT / "README.md").read_text()

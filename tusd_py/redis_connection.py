@@ -39,7 +39,7 @@ try:
 
     from tusd_py.redis_pipe import Pipe
 except ImportError as error:  # the extra is not installed
-    raise StateUnavailable("Redis needs the package redis: pip install 'tusd-py[redis]'") from error
+    raise StateUnavailable("Redis needs the package redis: pip install 'redis[hiredis]'") from error
 
 logger = logging.getLogger("tusd_py.state")
 

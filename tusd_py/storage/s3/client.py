@@ -148,7 +148,7 @@ def _build(config: S3Config) -> Any:
         import boto3  # type: ignore[import-untyped]
         from botocore.config import Config  # type: ignore[import-untyped]
     except ImportError as error:
-        raise StorageUnavailable("boto3 is not installed: pip install 'tusd-py[s3]'") from error
+        raise StorageUnavailable("boto3 is not installed: pip install boto3 zlib-ng") from error
     options = Config(
         signature_version="s3v4",
         max_pool_connections=config.concurrency,
