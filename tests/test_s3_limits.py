@@ -32,6 +32,7 @@ from tusd_py.settings import Settings
 from tusd_py.storage.s3 import S3Config, S3Storage
 from tusd_py.storage.s3.concatenation import plan
 from tusd_py.storage.s3.config import ABILITIES, Preset
+from tusd_py.storage.s3.layout import size_of
 from tusd_py.storage.s3.sizes import Slice
 from tusd_py.upload import Upload
 from tusd_py.uploads.requests import Addition, NewUpload
@@ -174,6 +175,27 @@ async def test_a_part_that_was_begun_with_more_memory_is_refused_not_read(tmp_pa
     await writer.close()
     await storage.delete(Upload("upload", 0.0, layout=writer.layout.replace('"mpu":"m",', "")))
     await storage.close()
+
+
+async def test_parts_get_smaller_with_the_memory_and_larger_again(tmp_path: Path) -> None:
+    """An upload that was begun with more memory goes on with what there is, and is not bound to that."""
+    upload = Upload("upload", 0.0, length=1 << 40)
+    data = payload(6 * PART)
+    for memory, sizes in ((2 * PART, [2 * PART]), (PART, [2 * PART, PART]), (2 * PART, [2 * PART, PART, 2 * PART])):
+        storage = S3Storage(s3_config(s3_server(), tmp_path, buffer_size=memory))
+        await storage.open()
+        writer = storage.writer(upload, 1)
+        end = sum(sizes)
+        for start in range(upload.offset, end, MEBI):
+            await writer.write([data[start : min(end, start + MEBI)]])
+        await writer.flush(sync=True)
+        assert writer.stored == end
+        upload = replace(upload, offset=end, layout=writer.layout)
+        assert [size_of(part) for part in writer.parts(end - sizes[-1])] == sizes[-1:]
+        await writer.close()
+        if len(sizes) == 3:
+            await storage.delete(upload)
+        await storage.close()
 
 
 @pytest.mark.parametrize("preset", ["r2", "plain"])

@@ -85,7 +85,7 @@ class Engine:
                 largest=largest,
             )
         if abilities.number_gaps and not abilities.equal_parts:  # then sizes may change on the way
-            return PartSizes(min(layout.part_size, largest), layout.growing, abilities.max_parts, largest)
+            return PartSizes(layout.part_size, layout.growing, abilities.max_parts, largest)
         return PartSizes(layout.part_size, layout.growing, abilities.max_parts, layout.largest or MAX_PART)
 
     def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, inherited: int) -> int:

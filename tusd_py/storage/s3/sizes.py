@@ -25,7 +25,7 @@ class PartSizes:
     def size(self, number: int) -> int:
         """Bytes of the part with this number, if it is not the last one."""
         if not self.growing:
-            return self.first
+            return min(self.first, self.largest)
         doubled = (number - 1) * STEPS // self.max_parts
         return min(self.largest, self.first << doubled)
 
@@ -42,7 +42,7 @@ class PartSizes:
     def left(self, number: int) -> int:
         """Bytes that fit into parts from this number on."""
         if not self.growing:
-            return self.first * (self.max_parts - number + 1)
+            return self.size(number) * (self.max_parts - number + 1)
         return sum(self.size(n) for n in range(number, self.max_parts + 1))
 
 

@@ -407,13 +407,13 @@ class S3Writer:
         return 0 if busy or self._jobs.failure is not None else self._open.in_memory
 
     def spill(self) -> None:
+        self._engine.memory.spilling += 1
         self._spilling = asyncio.create_task(self._spill())
 
     async def _spill(self) -> None:
         memory = self._engine.memory
         part = self._open
         memory.moving += 1
-        memory.spilling += 1
         try:
             await self._store_tail()
             end = max((tail.end for tail in self._tails), default=0)
