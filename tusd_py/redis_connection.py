@@ -42,6 +42,7 @@ except ImportError as error:  # the extra is not installed
     raise StateUnavailable("Redis needs the package redis: pip install 'redis[hiredis]'") from error
 
 logger = logging.getLogger("tusd_py.state")
+_warnings: set[tuple[str, str]] = set()  # that this process has logged, with the URL
 
 T = TypeVar("T")
 # Operation, seconds it took, whether it succeeded.
@@ -249,18 +250,24 @@ class RedisConnection:
         limited = any(int(limit) for limit in MEMORY_LIMIT.findall(answer))
         evicting = sorted(policies - {"noeviction"})
         if not policies:
-            logger.warning("Redis does not tell its maxmemory-policy; anything but noeviction loses uploads")
+            self._warn_once("Redis does not tell its maxmemory-policy; anything but noeviction loses uploads")
         elif limited and any(policy.startswith("allkeys") for policy in evicting):
             reason = f"its maxmemory-policy {evicting[0]} evicts the records of uploads; set it to noeviction"
             if refuse:
                 raise StateUnavailable(reason)
             logger.error("Redis loses uploads: %s", reason)
         elif evicting:
-            logger.warning(
-                "the maxmemory-policy of Redis is %s: with a limit of memory it evicts %s; set it to noeviction",
-                evicting[0],
-                "the records of uploads" if evicting[0].startswith("allkeys") else "locks",
+            lost = "the records of uploads" if evicting[0].startswith("allkeys") else "locks"
+            self._warn_once(
+                f"the maxmemory-policy of Redis is {evicting[0]}: with a limit of memory it evicts {lost};"
+                " set it to noeviction"
             )
+
+    def _warn_once(self, text: str) -> None:
+        """A server opens its connection more than once."""
+        if (self._url, text) not in _warnings:
+            _warnings.add((self._url, text))
+            logger.warning("%s", text)
 
     async def _info(self, section: str) -> str:
         """What every node says of itself; empty if the user is not permitted to ask."""
