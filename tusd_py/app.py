@@ -35,7 +35,7 @@ from tusd_py.redaction import without_password
 from tusd_py.settings import Settings, cross_check, from_arguments
 from tusd_py.state.base import StateStore
 from tusd_py.state.sqlite import SQLiteState
-from tusd_py.storage.base import Storage
+from tusd_py.storage.base import Concatenates, Storage
 from tusd_py.storage.disk import DiskStorage
 from tusd_py.storage.identity import PRIVATE_FOLDER
 from tusd_py.storage.shared import SharedDiskStorage
@@ -214,6 +214,8 @@ async def close_service(service: UploadService, patience: float = CLOSE_PATIENCE
     the bytes that it may still write are protected until this is called again and succeeds, or the process ends.
     """
     deadline = time.monotonic() + patience
+    if isinstance(service.storage, Concatenates):
+        service.storage.interrupt()
     try:
         async with asyncio.timeout(patience):
             await service.close()

@@ -222,6 +222,9 @@ class HasJanitor(Protocol):
 class Concatenates(Protocol):
     """A storage that can put uploads together."""
 
+    def interrupt(self) -> None:
+        """Have concatenations end soon with `ServerShutdown`, those under way and later ones, until `open`."""
+
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         """Make `final` of the bytes of the partials in this order; returns its layout.
 

@@ -48,6 +48,10 @@ class FileCopier:
         self._running: set[asyncio.Task[None]] = set()
         self._claims: dict[object, int] = {}  # bytes that the running copies have still to write
 
+    def interrupt(self) -> None:
+        """End every copy after its slice."""
+        self._closing = True
+
     async def close(self, patience: float | None = None) -> bool:
         """End every copy after its slice, and the threads; False if that took longer than `patience` seconds.
 

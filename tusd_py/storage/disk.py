@@ -68,6 +68,9 @@ class DiskStorage:
         self._copier = FileCopier()
         await self.run(self._check_directory)
 
+    def interrupt(self) -> None:
+        self._copier.interrupt()
+
     async def close(self, patience: float | None = None) -> bool:
         copies_ended = await self._copier.close(patience)
         return await asyncio.to_thread(self._threads.close, patience) and copies_ended

@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from tusd_py.errors import MaxSizeExceeded, StorageBehind, StorageUnavailable, UploadError, UploadNotFound
+from tusd_py.errors import (
+    MaxSizeExceeded,
+    ServerShutdown,
+    StorageBehind,
+    StorageUnavailable,
+    UploadError,
+    UploadNotFound,
+)
 from tusd_py.storage.base import Buffer
 from tusd_py.storage.s3.body import multipart_etag
 from tusd_py.storage.s3.config import MAX_OBJECT, MIB, S3Config
@@ -115,6 +122,8 @@ async def _make_parts(engine: Engine, multipart: Multipart, pieces: Sequence[Pie
     async def make(number: int, start: int, piece: Piece) -> Part:
         nonlocal failed
         async with free, engine.copies:
+            if engine.is_interrupted:
+                raise ServerShutdown("the concatenation was interrupted; it will be made again")
             if failed:
                 raise StorageUnavailable
             try:

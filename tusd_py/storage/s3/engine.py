@@ -51,11 +51,13 @@ class Engine:
         self.memory = PartMemory(config.memory)
         self.wants_crc = config.abilities.checksum == "crc32"
         self.parts_in_flight = 0
+        self.is_interrupted = False  # concatenations are to end
         self.seen = Recent(SEEN_FOR)  # multipart uploads and tails that were there a moment ago
         # The next unused part number of uploads whose record does not know it, since nothing was committed.
         self.used_numbers: dict[str, int] = {}
 
     async def open(self) -> None:
+        self.is_interrupted = False
         self.copying = Threads(COPY_THREADS, "tusd-py-s3-copy")
         # Parts, and copies among them, leave threads to small requests; copies leave most of the rest to parts.
         self.slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED))

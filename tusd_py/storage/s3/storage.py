@@ -64,6 +64,9 @@ class S3Storage:
     async def open(self) -> None:
         await self._engine.open()
 
+    def interrupt(self) -> None:
+        self._engine.is_interrupted = True
+
     async def close(self, patience: float | None = None) -> bool:
         for probe in list(self._probes.values()):
             probe.cancel()
