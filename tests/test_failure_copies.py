@@ -36,7 +36,8 @@ def unfinished(server: ServerProcess) -> list[str]:
 
 
 def whole(server: ServerProcess) -> bool:
-    return any(path.is_file() and path.stat().st_size == 10 * SIZE for path in server.upload_dir.iterdir())
+    paths = [path for path in server.upload_dir.iterdir() if not path.name.startswith(".")]
+    return any(path.stat().st_size == 10 * SIZE for path in paths)
 
 
 @pytest.mark.parametrize("end", ["stopped", "killed"])
