@@ -824,3 +824,21 @@ def unfinished(records: Path) -> list[str]:
     with closing(sqlite3.connect(f"file:{records / '.tusd-py' / 'uploads.sqlite3'}?mode=ro", uri=True)) as database:
         rows = database.execute("SELECT id FROM uploads WHERE status != 'complete'").fetchall()
     return [f"/files/{row[0]}" for row in rows]
+
+
+def test_the_orphan_cleanup_beside_a_running_patch_leaves_it_alone(tmp_path: Path) -> None:
+    """Of any age: its multipart upload is not in the record yet."""
+    place = Place(s3_server())
+    with FaultyProxy(place.server) as proxy, serving(tmp_path, place, proxy.server.endpoint) as server:
+        path = create(server.port, len(DATA))
+        proxy.faults = holding = Held(called("UploadPart"))
+        with start_patch(server.port, path, 0, len(DATA)) as connection:
+            connection.send(DATA[: PART + 1000])
+            holding.wait()
+            assert place.multiparts
+            assert asyncio.run(clean(tmp_path / "records", place)) == []
+            holding.release()
+            proxy.faults = no_fault
+            connection.send(DATA[PART + 1000 :])
+            assert connection.answer(GIVE_UP).offset == len(DATA)
+        place.assert_alone(path, DATA)

@@ -1,0 +1,55 @@
+"""The orphan cleanup of S3 beside real records and locks, on every state store and locker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.parts import PATIENCE
+from tests.contracts.test_locks import Holder
+from tests.contracts.test_storage import UPLOAD
+from tests.s3_server import s3_config, s3_server
+from tests.s3_uploads import PART
+from tusd_py.locks.base import Locker
+from tusd_py.state.base import StateStore
+from tusd_py.storage.s3 import S3Storage
+from tusd_py.uploads.expiration import Records
+
+HOLIDAY = "filename aG9saWRheS12aWRlby0yMDI2Lm1wNA=="  # holiday-video-2026.mp4
+NAMED = replace(UPLOAD, id="a" * 32, metadata=HOLIDAY, length=3 * PART)
+OTHER = replace(UPLOAD, id="b" * 32)
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[S3Storage]:
+    storage = S3Storage(s3_config(s3_server(), tmp_path, key="{prefix}{id}-{metadata.filename}"))
+    await storage.open()
+    yield storage
+    await storage.close()
+
+
+async def test_clean_asks_the_records_and_respects_the_locks(
+    state: StateStore, locker: Locker, storage: S3Storage
+) -> None:
+    await state.create(NAMED)
+    await state.create(OTHER)
+    records = Records(state, locker)
+    lock = await locker.acquire(NAMED.id, Holder(), PATIENCE)
+    writer = storage.writer(NAMED, lock.token)
+    for _ in range(PART >> 20):
+        await writer.write([bytes(1 << 20)])
+    await writer.flush([b"tail"], sync=True)
+    assert await storage.clean(records, older_than=-60) == []  # nothing is committed, but the upload is in use
+    after = replace(NAMED, offset=writer.stored, layout=writer.layout)
+    stored = await state.update(NAMED, after, lock.token, parts=writer.parts(0))
+    await writer.close()
+    await lock.release()
+    assert await storage.clean(records, older_than=-60) == []
+    assert await storage.stored(stored) == PART + 4
+    await state.delete(NAMED.id, 1 << 60)
+    orphans = await storage.clean(records, older_than=-60)
+    assert sorted(orphan.kind for orphan in orphans) == ["multipart upload", "tail"]
+    assert await storage.clean(records, older_than=-60) == []
