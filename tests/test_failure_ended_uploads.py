@@ -88,7 +88,7 @@ def test_an_append_whose_upload_is_removed_is_told_that_it_is_gone_where_that_is
 def test_an_append_whose_record_has_vanished_is_told_so(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "uploads") as server:
         path = create(server.port, len(DATA))
-        with running(server, path) as connection:
+        with stalled_patch(server.port, path, DATA, len(DATA) // 2) as connection:
             records = sqlite3.connect(tmp_path / "uploads" / ".tusd-py" / "uploads.sqlite3")
             with contextlib.closing(records), records:
                 records.execute("DELETE FROM uploads")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -285,3 +286,43 @@ async def test_no_byte_is_lost_in_a_middleware_while_readers_ask_for_commits(
         assert patch.status == 204, patch.body
         assert patch.offset == len(data)
         assert (await ask(app, "GET", path)).body == data
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_requests_that_are_cancelled_at_any_step_lose_nothing_and_leave_nothing_locked(
+    stored_in: dict[str, Any], seed: int
+) -> None:
+    chance = random.Random(seed)
+    async with serving(stored_in, lock_timeout=PATIENCE) as server, serving(stored_in, lock_timeout=PATIENCE) as other:
+
+        async def upload(number: int) -> None:
+            data = bytes([number]) * 1000 + random.Random(number).randbytes(50_000)
+            path = await create(server, len(data))
+            acknowledged = 0
+            while acknowledged < len(data):
+                at = chance.choice((server, other))
+                offset = await settled_offset(at, path)
+                assert offset >= acknowledged
+                size = chance.randrange(1, 30_000)
+                patch = Call(at, "PATCH", path, offset_stream(offset))
+                for start in range(offset, min(len(data), offset + size), 5_000):
+                    patch.give(data[start : min(start + 5_000, offset + size)])
+                    for _ in range(chance.randrange(3)):
+                        await asyncio.sleep(0)
+                patch.give(b"", more=False)
+                for _ in range(chance.choice((0, 1, 3, 10, 30, 100, 10_000))):
+                    if patch.task.done():
+                        break
+                    await asyncio.sleep(0)
+                if not patch.task.done():
+                    if chance.random() < 0.5:
+                        patch.task.cancel()
+                        await asyncio.wait((patch.task,), timeout=PATIENCE)
+                    else:
+                        await patch.cancel_like_anyio()
+                if not patch.task.cancelled() and patch.status == 204:
+                    acknowledged = patch.offset
+            assert (await ask(other, "GET", path)).body == data
+            assert not await other.service.locker.is_held(path[1:])
+
+        await asyncio.gather(*map(upload, range(12)))
