@@ -53,6 +53,7 @@ def encode(upload: Upload) -> dict[str, str]:
         "checkpoint": upload.checkpoint or None,
         "synced": upload.synced or None,
         "layout": upload.layout or None,
+        "location": upload.location or None,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 

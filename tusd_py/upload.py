@@ -52,6 +52,7 @@ class Upload:
     checkpoint: int = 0  # commits made because a reader asked the lock holder for one
     synced: int = 0  # up to here the last sync of the bytes was good; storages without syncs leave it at 0
     layout: str = ""  # how the storage keeps the bytes; only the storage can read it
+    location: str = ""  # where the storage keeps the bytes, whatever its settings are by now; only it can read it
     token: int = 0  # fencing token of the last lock holder that changed the record
 
     @property

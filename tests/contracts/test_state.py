@@ -33,6 +33,7 @@ FULL = Upload(
     completed_at=1_700_000_300.5,
     checkpoint=3,
     layout="100:7 200:9",
+    location="2026/01/31",
     token=17,
 )
 

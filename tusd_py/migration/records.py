@@ -25,6 +25,7 @@ from tusd_py.storage.identity import PRIVATE_FOLDER
 from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.upload import Part, Status, Upload
 from tusd_py.uploads.identity import hand_on_identity, settle_identity
+from tusd_py.uploads.locations import located
 
 StateKind: TypeAlias = Literal["sqlite", "redis"]
 
@@ -102,7 +103,7 @@ class Migration:
         if self.joins is None or self.dry_run:
             return upload.layout
         try:
-            return await self.joins.complete(upload, parts, sync=True)
+            return await self.joins.complete(await located(self.joins, upload), parts, sync=True)
         except StorageBehind as error:
             raise Refused(f"is at {upload.offset} bytes, but {error.message}") from None
         except StoredElsewhere as error:

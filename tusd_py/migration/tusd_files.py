@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tusd_py.errors import StorageFull, StorageUnavailable, UploadExists
@@ -128,6 +128,7 @@ class Import:
         data = await asyncio.to_thread(find_data, info, path, written_at)
         times = {"created_at": written_at, "modified_at": data.modified_at, "now": self._state.clock.wall()}
         upload = to_upload(info, data.size, **times, settings=self._settings)
+        upload = replace(upload, location=self._storage.locate(upload))
         if not self._dry_run:
             # An unfinished upload must not share its file with the original, which would be written to as well.
             link = upload.is_complete and not self._copy

@@ -51,7 +51,7 @@ SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT
 DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
 COLUMN_TYPES: dict[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
-    **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout"), (str,)),
+    **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location"), (str,)),
     **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
     **dict.fromkeys(("expires_at", "completed_at"), (float, type(None))),
     "created_at": (float,),

@@ -91,6 +91,9 @@ class Storage(Protocol):
         observer sees every byte in order, outside the event loop (a digest, for example).
         """
 
+    def locate(self, upload: Upload) -> str:
+        """Where the bytes of a new upload will be (`Upload.location`), by the settings of now."""
+
     async def stored(self, upload: Upload) -> int:
         """How many contiguous bytes of the upload there are."""
 
@@ -115,6 +118,14 @@ class Storage(Protocol):
 
         Raises `UploadNotFound` if they are no longer there.
         """
+
+
+@runtime_checkable
+class Locates(Protocol):
+    """A storage that can find the bytes of an upload whose record does not say where they are."""
+
+    async def located(self, upload: Upload) -> Upload:
+        """The record with its location, as far as that can be seen."""
 
 
 @runtime_checkable

@@ -11,8 +11,10 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +38,9 @@ from tusd_py.upload import Part, Upload
 
 logger = logging.getLogger("tusd_py.storage")
 DOWNLOAD_PIECE = 256 << 10  # most bytes read at a time
+
+TOP = "."  # the directory itself
+LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the folder of a file: no other is ever opened
 
 T = TypeVar("T")
 
@@ -90,13 +95,35 @@ class DiskStorage:
         """The file of an upload, below the directory whatever its id; raises `StoredElsewhere`."""
         if not self._can_read(upload.layout):
             raise StoredElsewhere
-        folder = self._directory
-        if self._date_folders:
-            folder = folder / time.strftime("%Y/%m/%d", time.gmtime(upload.created_at))
+        location = upload.location or self.locate(upload)
+        if not LOCATION.fullmatch(location):
+            raise StoredElsewhere
+        folder = self._directory / location
         path = folder / upload.id
         if path.parent != folder or upload.id.startswith("."):
             raise UploadNotFound
         return path
+
+    def locate(self, upload: Upload) -> str:
+        return _day(upload) if self._date_folders else TOP
+
+    async def located(self, upload: Upload) -> Upload:
+        """Look into the folder of the day and the directory itself: one is where the settings of its time put it."""
+        if upload.location or not self._can_read(upload.layout):
+            return upload
+        here, there = (_day(upload), TOP) if self._date_folders else (TOP, _day(upload))
+        candidates = [replace(upload, location=location) for location in (here, there)]
+
+        def look() -> Upload:
+            with file_errors():
+                sizes = [self.files.size(self.path(candidate)) for candidate in candidates]
+            for wanted in (upload.offset, 0):
+                for candidate, size in zip(candidates, sizes, strict=True):
+                    if size is not None and size >= wanted:
+                        return candidate
+            return candidates[0]
+
+        return await self.run(look)
 
     def _can_read(self, layout: str) -> bool:
         return not layout
@@ -440,6 +467,10 @@ class DiskWriter:
         with file_errors():
             os.ftruncate(self._descriptor, offset)
         self.synced = min(self.synced, offset)
+
+
+def _day(upload: Upload) -> str:
+    return time.strftime("%Y/%m/%d", time.gmtime(upload.created_at))
 
 
 def _unfinished(path: Path) -> Path:

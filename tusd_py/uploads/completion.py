@@ -31,6 +31,7 @@ from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Concatenates, Remembers, Storage
 from tusd_py.upload import Status, Upload
 from tusd_py.uploads.concatenation import with_length
+from tusd_py.uploads.locations import located
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.waiting import WaitingFinals
 
@@ -59,6 +60,8 @@ class Completion:
             await lock.outdo(upload.token)
         if upload is None:
             upload = await self.restore(upload_id)
+        if not upload.location:
+            upload = await located(self._storage, upload)
         if upload.has_ended(self._clock.steady()):
             raise UploadGone if self._policy.gone_for else UploadNotFound
         return upload

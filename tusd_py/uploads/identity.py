@@ -11,6 +11,7 @@ from tusd_py.state.base import StateStore
 from tusd_py.storage.base import HasIdentity, Storage
 from tusd_py.storage.identity import new_identity
 from tusd_py.upload import Status, Upload
+from tusd_py.uploads.locations import located
 
 logger = logging.getLogger("tusd_py.storage")
 
@@ -105,7 +106,7 @@ async def _looks_right(state: StateStore, storage: Storage) -> bool:
     looked = 0
     async for upload in _with_bytes(state):
         try:
-            if await storage.stored(upload) > 0:
+            if await storage.stored(await located(storage, upload)) > 0:
                 return True
         except UploadError:
             pass  # of this upload there is nothing, or not here

@@ -46,6 +46,7 @@ from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
 from tusd_py.uploads.holders import Relay, Undisturbed
+from tusd_py.uploads.locations import located
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.policy import Durability, Policy
 from tusd_py.uploads.requests import (
@@ -118,6 +119,7 @@ class UploadService:
             concat_header=new.concat_header,
             expires_at=self._completion.expiry(now),
         )
+        upload = replace(upload, location=self.storage.locate(upload))
         await self.state.create(upload)
         self.events.publish(UploadCreated(upload))
         if upload.status is Status.FINISHING:
@@ -366,7 +368,7 @@ class UploadService:
         upload = new_final(lock.upload_id, new, partials, self.policy, self.clock.wall())
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
-        upload = replace(upload, token=lock.token)
+        upload = replace(upload, token=lock.token, location=self.storage.locate(upload))
         await self.state.create(upload)
         self.events.publish(UploadCreated(upload))
         return await self._completion.recover(upload, lock.token)
@@ -503,9 +505,10 @@ class UploadService:
 
     async def _record_under(self, lock: Lock) -> Upload | None:
         record = await self.state.get(lock.upload_id)
-        if record is not None:
-            await lock.outdo(record.token)
-        return record
+        if record is None:
+            return None
+        await lock.outdo(record.token)
+        return await located(self.storage, record)
 
     async def close(self) -> None:
         """Like `drain`, and afterwards nothing that changes an upload is done any more."""

@@ -32,7 +32,7 @@ async def complete(engine: Engine, upload: Upload, layout: Layout, ledger: Seque
     engine.memory.forget(upload.id)
     engine.used_numbers.pop(upload.id, None)
     if layout.tail_names:
-        await engine.remove_tails(upload.id, layout.tail_names)
+        await engine.remove_tails(upload, layout.tail_names)
     return Layout(key=key, whole=True)
 
 
@@ -44,7 +44,7 @@ async def _place(engine: Engine, upload: Upload, layout: Layout, key: str) -> No
     tails = layout.tails_from(0, upload.offset)
     await engine.memory.take(upload.offset)
     try:
-        pieces = await engine.get_tails(upload.id, tails)
+        pieces = await engine.get_tails(upload, tails)
         await engine.put_object(upload, key, pieces, upload.token)
     except StorageBehind:
         found = await engine.head(key)  # after an earlier try, the tails are gone and the object is there
@@ -89,7 +89,7 @@ async def _last_part(
     number = layout.next_number if engine.config.abilities.number_gaps else previous + 1
     await engine.memory.take(size)
     try:
-        pieces = await engine.get_tails(upload.id, tails)
+        pieces = await engine.get_tails(upload, tails)
         return await engine.upload_part(multipart, number, start, pieces)
     finally:
         engine.memory.release(size)

@@ -44,6 +44,11 @@ ABILITIES: dict[Preset, Abilities] = {
 }
 
 
+def tails_below(prefix: str) -> str:
+    """What the names of tail objects with this prefix begin with."""
+    return f"{prefix}.tusd-py/tails/"
+
+
 @dataclass(frozen=True, slots=True)
 class S3Config:
     """Sizes are bytes, times are seconds. Credentials come from where every AWS client looks for them.
@@ -122,4 +127,4 @@ class S3Config:
     @property
     def tails(self) -> str:
         """What the names of all tail objects begin with."""
-        return f"{self.prefix}.tusd-py/tails/"
+        return tails_below(self.prefix)

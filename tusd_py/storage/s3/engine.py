@@ -17,7 +17,7 @@ from tusd_py.storage.s3.config import MAX_PART, S3Config
 from tusd_py.storage.s3.errors import MultipartMissing, NotSatisfied, ObjectMissing
 from tusd_py.storage.s3.layout import Layout, Tail, checksum_of, entry
 from tusd_py.storage.s3.memory import PartMemory
-from tusd_py.storage.s3.objects import MARKER, OWNER, owner, properties, protection, token_of
+from tusd_py.storage.s3.objects import MARKER, OWNER, owner, properties, protection, tails_of, token_of
 from tusd_py.storage.s3.recent import Recent
 from tusd_py.storage.s3.sizes import PartSizes, Slice, choose_sizes, skipped
 from tusd_py.storage.threads import Threads
@@ -165,21 +165,21 @@ class Engine:
 
     # Tails.
 
-    def tail_key(self, upload_id: str, name: str) -> str:
-        return f"{self.config.tails}{upload_id}.{name}"
+    def tail_key(self, upload: Upload, name: str) -> str:
+        return f"{tails_of(self.config, upload)}{upload.id}.{name}"
 
-    async def put_tail(self, upload_id: str, start: int, pieces: Sequence[Buffer]) -> Tail:
+    async def put_tail(self, upload: Upload, start: int, pieces: Sequence[Buffer]) -> Tail:
         name = secrets.token_urlsafe(9)
-        await self.client.send("put_object", pieces, Key=self.tail_key(upload_id, name), **protection(self.config))
+        await self.client.send("put_object", pieces, Key=self.tail_key(upload, name), **protection(self.config))
         self.seen.note(name)
         return Tail(name, start, start + sum(map(len, pieces)))
 
-    async def check_tails(self, upload_id: str, tails: Sequence[Tail]) -> None:
+    async def check_tails(self, upload: Upload, tails: Sequence[Tail]) -> None:
         """See that tails are still there; raises `StorageBehind` if one is not."""
 
         async def check(tail: Tail) -> None:
             if tail.name not in self.seen:
-                if await self.head(self.tail_key(upload_id, tail.name)) is None:
+                if await self.head(self.tail_key(upload, tail.name)) is None:
                     raise StorageBehind(tail.start)
                 self.seen.note(tail.name)
 
@@ -188,12 +188,12 @@ class Engine:
             if result is not None:
                 raise result
 
-    async def get_tails(self, upload_id: str, tails: Sequence[Tail]) -> list[Buffer]:
+    async def get_tails(self, upload: Upload, tails: Sequence[Tail]) -> list[Buffer]:
         """The bytes of tails that follow each other; raises `StorageBehind` if one is no longer there."""
 
         async def get(tail: Tail) -> list[Buffer]:
             try:
-                pieces = await self.fetch(Slice(self.tail_key(upload_id, tail.name), 0, tail.size))
+                pieces = await self.fetch(Slice(self.tail_key(upload, tail.name), 0, tail.size))
             except ObjectMissing:
                 raise StorageBehind(tail.start) from None
             if sum(map(len, pieces)) < tail.size:
@@ -259,10 +259,10 @@ class Engine:
                 self.config.tails,
             )
 
-    async def remove_tails(self, upload_id: str, names: Sequence[str]) -> bool:
+    async def remove_tails(self, upload: Upload, names: Sequence[str]) -> bool:
         """Delete tails that nothing needs any more; False if that failed, which does no harm."""
         try:
-            await self.remove([self.tail_key(upload_id, name) for name in names])
+            await self.remove([self.tail_key(upload, name) for name in names])
         except UploadError:
             return False
         return True

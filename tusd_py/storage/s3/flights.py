@@ -85,7 +85,7 @@ class Flights:
             flight.held += missing
         else:
             if flight.pieces:
-                tail = await engine.put_tail(self._upload.id, flight.memory_start, flight.pieces)
+                tail = await engine.put_tail(self._upload, flight.memory_start, flight.pieces)
                 self._stored_apart(tail.name)
                 tails = (*tails, tail)
                 flight.pieces.clear()
@@ -93,7 +93,7 @@ class Flights:
             memory.release(held)
             await memory.take(flight.end - flight.start)
             flight.held = flight.end - flight.start
-        flight.pieces[:0] = await engine.get_tails(self._upload.id, tails)
+        flight.pieces[:0] = await engine.get_tails(self._upload, tails)
 
     async def _fly(self, flight: Flight) -> None:
         memory = self._engine.memory

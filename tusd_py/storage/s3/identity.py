@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from tusd_py.storage.identity import LONGEST, Proof, parse_identity
 from tusd_py.storage.s3.client import Client
@@ -12,6 +13,7 @@ from tusd_py.storage.s3.objects import protection
 from tusd_py.storage.s3.recent import Recent
 
 PROVEN_FOR = 10.0  # seconds; the settings stay what they are, only what is behind the endpoint could change
+RENEWED_AFTER = 86400.0  # seconds; where versions are kept, each is one more
 SETTLING = 2.0  # seconds between a look and the end of the write that it leads to
 
 
@@ -53,7 +55,10 @@ class IdentityObject:
         self._proven.note(expected)
 
     async def renew(self) -> None:
-        """Store the object once more, for a rule that removes what is old."""
+        """Store the object once more after a day, for a rule that removes what is old."""
         await self.check()
-        if self.proof.expected is not None:
+        if self.proof.expected is None:
+            return
+        found = await self._client.call("head_object", Key=self._config.identity)
+        if time.time() - found["LastModified"].timestamp() > RENEWED_AFTER:
             await self._put(self.proof.expected, {})

@@ -118,7 +118,7 @@ def _is_named(engine: Engine, upload: Upload | None, finding: Finding) -> bool:
     layout = parse(upload.layout)
     if finding.kind == MULTIPART:
         return layout.multipart == finding.multipart
-    return finding.name in {engine.tail_key(upload.id, tail.name) for tail in layout.tails}
+    return finding.name in {engine.tail_key(upload, tail.name) for tail in layout.tails}
 
 
 # What is in the bucket.

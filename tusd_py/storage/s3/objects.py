@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import re
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from tusd_py.errors import UploadNotFound
-from tusd_py.storage.s3.config import FIELD, S3Config
+from tusd_py.errors import StoredElsewhere, UploadNotFound
+from tusd_py.storage.s3.config import FIELD, S3Config, tails_below
 from tusd_py.upload import Upload, is_upload_id
 
 TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
@@ -41,6 +42,8 @@ def object_key(config: S3Config, upload: Upload) -> str:
     """The key of the finished object; values that clients choose are reduced to harmless characters."""
     if not is_upload_id(upload.id):
         raise UploadNotFound
+    if upload.location:
+        return _parsed(upload.location)[1]
     values = metadata_of(upload)
 
     def value(field: re.Match[str]) -> str:
@@ -53,6 +56,24 @@ def object_key(config: S3Config, upload: Upload) -> str:
         return UNSAFE_IN_KEY.sub("_", text)[: config.max_value].strip(".") or "_"
 
     return FIELD.sub(value, config.key)
+
+
+def location_of(config: S3Config, upload: Upload) -> str:
+    """Where this configuration puts the bytes of an upload: the prefix of its tails, and the key of its object."""
+    return json.dumps([config.prefix, object_key(config, upload)], separators=(",", ":"))
+
+
+def tails_of(config: S3Config, upload: Upload) -> str:
+    """What the names of the tail objects of an upload begin with."""
+    return tails_below(_parsed(upload.location)[0]) if upload.location else config.tails
+
+
+def _parsed(location: str) -> tuple[str, str]:
+    try:
+        prefix, key = json.loads(location)
+    except ValueError:  # of a disk, say
+        raise StoredElsewhere from None
+    return str(prefix), str(key)
 
 
 def key_pattern(config: S3Config) -> tuple[str, re.Pattern[str]]:

@@ -21,7 +21,7 @@ from tusd_py.storage.s3.errors import ObjectMissing
 from tusd_py.storage.s3.identity import IdentityObject
 from tusd_py.storage.s3.janitor import clean
 from tusd_py.storage.s3.layout import dump, layout_of, parse
-from tusd_py.storage.s3.objects import object_key
+from tusd_py.storage.s3.objects import location_of, object_key
 from tusd_py.storage.s3.sizes import size_limits
 from tusd_py.storage.s3.writer import S3Writer
 from tusd_py.upload import Part, Upload
@@ -75,6 +75,9 @@ class S3Storage:
     def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> S3Writer:
         return S3Writer(self._engine, upload, token, observer, inherited=inherited)
 
+    def locate(self, upload: Upload) -> str:
+        return location_of(self.config, upload)
+
     async def stored(self, upload: Upload) -> int:
         """How far the bytes are there. Many who ask for the same wait for one answer, and go when they like."""
         record = (upload.id, upload.layout, upload.offset)
@@ -104,7 +107,7 @@ class S3Storage:
             await self._engine.check_multipart(layout.key, layout.multipart)
             return covered
         for tail in reversed(layout.tails_from(layout.parts_end, covered)):
-            if await self._engine.head(self._engine.tail_key(upload.id, tail.name)) is not None:
+            if await self._engine.head(self._engine.tail_key(upload, tail.name)) is not None:
                 return tail.end
         return min(covered, layout.parts_end)
 
@@ -126,7 +129,7 @@ class S3Storage:
         engine.used_numbers.pop(upload.id, None)
         if layout.multipart:
             await engine.abort(key, layout.multipart)
-        await engine.remove([key, *(engine.tail_key(upload.id, name) for name in layout.tail_names)])
+        await engine.remove([key, *(engine.tail_key(upload, name) for name in layout.tail_names)])
 
     async def read(
         self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece

@@ -265,7 +265,7 @@ class S3Writer:
         engine, opened = self._engine, self._opened
         if opened.multipart and opened.multipart not in engine.seen:
             await engine.check_multipart(self._key, opened.multipart)
-        await engine.check_tails(self._upload.id, opened.tails_from(opened.parts_end, self._upload.offset))
+        await engine.check_tails(self._upload, opened.tails_from(opened.parts_end, self._upload.offset))
         self._unchecked = False
 
     async def _flush(self, buffers: Sequence[Buffer]) -> None:
@@ -355,7 +355,7 @@ class S3Writer:
                 return
             merged = await self._merged(part, tails, durable, end)
             first = merged[0].start if merged else durable
-            tail = await self._engine.put_tail(self._upload.id, first, part.since(first))
+            tail = await self._engine.put_tail(self._upload, first, part.since(first))
             self._made.append(tail.name)
             self._drop([old for old in merged if old in self._tails])
             self._tails.append(tail)
@@ -371,7 +371,7 @@ class S3Writer:
             return merged[len(absent) :]
         if absent:
             try:
-                pieces = await self._engine.get_tails(self._upload.id, absent)
+                pieces = await self._engine.get_tails(self._upload, absent)
             except BaseException:
                 self._engine.memory.release(size)
                 raise
@@ -381,11 +381,11 @@ class S3Writer:
     async def _remove_dropped(self) -> None:
         names = self._dropped.batch()
         if names:
-            self._dropped.deleted(names, done=await self._engine.remove_tails(self._upload.id, names))
+            self._dropped.deleted(names, done=await self._engine.remove_tails(self._upload, names))
 
     async def _remove(self, names: Sequence[str]) -> None:
         if names:
-            await self._engine.remove_tails(self._upload.id, names)
+            await self._engine.remove_tails(self._upload, names)
 
     # Memory.
 
