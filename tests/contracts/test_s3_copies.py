@@ -10,7 +10,8 @@ import pytest
 from tests.contracts.parts import within
 from tests.contracts.test_s3 import DATA, PART, Opener, opened, proxy, send_all, server
 from tests.contracts.test_storage import TOKEN, UPLOAD, content, final_of
-from tests.s3_server import Fault, FaultyProxy, Held, Request
+from tests.s3_server import Fault, FaultyProxy, Held, Request, S3Server
+from tusd_py.errors import ServerShutdown
 from tusd_py.storage.s3 import S3Storage
 from tusd_py.upload import Upload
 
@@ -48,3 +49,22 @@ async def test_uploads_do_not_wait_for_copies_that_hang(
     layouts = await asyncio.gather(*copies)
     made = replace(finals[7], layout=layouts[7])
     assert await content(storage, made) == b"".join(DATA[: part.offset] for part in stored) * 2
+
+
+async def test_an_interrupted_concatenation_leaves_nothing_and_can_be_repeated(
+    opened: Opener, proxy: FaultyProxy, server: S3Server
+) -> None:
+    storage: S3Storage = await opened(proxy.server)
+    stored: list[Upload] = [await send_all(storage, replace(UPLOAD, id="p0"), DATA[:PART])]
+    final = replace(final_of(stored * 10), id="final-0")
+    proxy.faults = held = Held(is_copy, Fault.NONE)
+    copy = asyncio.ensure_future(storage.concatenate(final, stored * 10, sync=True))
+    await asyncio.to_thread(held.wait)
+    storage.interrupt()
+    held.release()
+    with pytest.raises(ServerShutdown):
+        await within(copy)
+    assert server.multiparts(storage.config.prefix) == []
+    again: S3Storage = await opened(server)
+    made = replace(final, layout=await within(again.concatenate(final, stored * 10, sync=True)))
+    assert await content(again, made) == DATA[:PART] * 10
