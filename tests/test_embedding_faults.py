@@ -275,6 +275,17 @@ def test_a_server_that_was_shut_down_starts_again(stored_in: dict[str, Any]) -> 
             upload_with(client)
 
 
+async def test_a_server_that_was_shut_down_starts_again_in_the_same_loop(stored_in: dict[str, Any]) -> None:
+    tus = TusServer(**stored_in)
+    app = mounted(tus)
+    for _ in range(3):
+        async with tus.lifespan(app):
+            created = await call(app, "POST", "/files", {"Upload-Length": "5"})
+            path = created.headers["location"].removeprefix("http://testserver")
+            offset = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+            assert (await call(app, "PATCH", path, offset, b"hello")).status == 204
+
+
 async def test_waiting_final_uploads_are_finished_after_a_new_loop_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

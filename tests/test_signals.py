@@ -117,6 +117,16 @@ def test_a_signal_to_stop_does_not_wait_for_a_process_that_is_drained(tmp_path: 
         assert time.monotonic() - began < 30
 
 
+def test_a_hangup_while_processes_are_replaced_replaces_them_again(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "uploads", workers=2) as server:
+        before = worker_pids(server)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(worker_pids(server) - before) > 0)
+        first = (worker_pids(server) - before).pop()
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint({first, *before}), 60)
+
+
 def test_hangups_leave_no_files_of_metrics_and_no_counter_goes_back(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with ServerProcess(tmp_path / "uploads", workers=2, env={"TMPDIR": str(tmp_path / "tmp")}) as server:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,10 +46,21 @@ USAGE = {
 }
 OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy")
 USAGE_ERROR = 2
+OUTPUT_CLOSED = 128 + signal.SIGPIPE  # what a shell makes of a program that is ended by this signal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    try:
+        code = run_command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed has read enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
+    return code
+
+
+def run_command(arguments: Sequence[str] | None) -> int:
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
     if command == "version":

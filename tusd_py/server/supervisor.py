@@ -151,8 +151,9 @@ class Supervisor:
 
     def _watch(self) -> None:
         """Wait for a signal or the death of a process, and act on it."""
-        wait([self._wake_receiver, *(worker.process.sentinel for worker in self._workers)])
-        self._drain_wake_ups()
+        if not self._received:  # one may have come while something else was waited for
+            wait([self._wake_receiver, *(worker.process.sentinel for worker in self._workers)])
+            self._drain_wake_ups()
         if self._stopping:
             return
         if signal.SIGHUP in self._received:
