@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pytest
 
 from tests import harness
 from tests.chaos import Uploader, expect_progress, raise_first
+from tests.faults.clocks import PreloadedClock
 from tests.faults.preload import PreloadedFaults
 from tests.harness import ServerProcess
 from tests.hosts import BUGS, LEASE, seeded_random, stopped
@@ -35,16 +37,31 @@ ONLY = os.environ.get("CHAOS_FAULTS", "")  # names of faults, to find the one th
 RECOVERY = LEASE + 20.0  # seconds within which every client gets on once the last fault is over
 DATA = "*/uploads/[0-9a-f]*"  # the files of the uploads, not the records
 RECORDS = "*/.tusd-py/*"
+DAY = 86400.0  # seconds
 TRANSIENT = frozenset({423, 500, 503, 507})
 CANCELLING = (sys.executable, "-W", "error", "-m", "tests.cancelling")
 
 
-class Place:
-    """One server, and the disk as it sees it."""
+@dataclass(frozen=True)
+class Libraries:
+    """The preloaded libraries that make system calls fail and wall clocks wrong."""
 
-    def __init__(self, server: ServerProcess, faults: PreloadedFaults) -> None:
+    calls: Path
+    clock: Path
+
+
+@pytest.fixture
+def libraries(preload_library: Path, clock_library: Path) -> Libraries:
+    return Libraries(preload_library, clock_library)
+
+
+class Place:
+    """One server, and the disk and the wall clock as it sees them."""
+
+    def __init__(self, server: ServerProcess, faults: PreloadedFaults, clock: PreloadedClock) -> None:
         self.server = server
         self.faults = faults
+        self.clock = clock
         self.losses: list[str] = []  # names of faults that made syncs fail
 
     def lost(self, upload_id: str) -> bool:
@@ -69,7 +86,7 @@ class Chaos:
         while time.monotonic() < deadline:
             time.sleep(self.chance.uniform(0, 0.6))
             faults = [self.kill, self.freeze, self.stop, self.fail_sync, self.fail_record_sync, self.stall, self.fill]
-            faults += [self.fail_unlink, self.stop_while_stalled]
+            faults += [self.fail_unlink, self.stop_while_stalled, self.step_clock]
             if ONLY:
                 faults = [fault for fault in faults if fault.__name__ in ONLY.split(",")]
             fault = self.chance.choice(faults)
@@ -113,6 +130,16 @@ class Chaos:
         place.faults.fail("unlink", "*/uploads/*")
         time.sleep(seconds / 2)
 
+    def step_clock(self, place: Place, seconds: float) -> None:
+        """The wall clock is days ahead or behind for a moment; now and then the server is started meanwhile."""
+        place.clock.set(self.chance.choice([-1, 1]) * self.chance.uniform(60, 3 * DAY))
+        time.sleep(seconds / 2)
+        if self.chance.random() < 0.5:
+            place.server.terminate(PATIENCE)
+            self._start(place)
+            time.sleep(seconds / 2)
+        place.clock.set(0)
+
     def stop_while_stalled(self, place: Place, seconds: float) -> None:
         """SIGTERM while the disk stalls: the server ends within its grace, or is killed after it."""
         place.faults.stall("pwritev", DATA)
@@ -138,19 +165,21 @@ class Chaos:
 
 @contextlib.contextmanager
 def servers(
-    folder: Path, library: Path, count: int, monkeypatch: pytest.MonkeyPatch, **options: Any
+    folder: Path, libraries: Libraries, count: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> Iterator[list[Place]]:
     """Servers on one directory, whose requests are cancelled now and then."""
     monkeypatch.setattr(harness, "COMMAND", CANCELLING)
     places = []
     with ExitStack() as stack:
         for number in range(count):
-            faults = PreloadedFaults(folder / f"faults{number}", library)
-            env = faults.env | {"CANCEL_SHARE": "0.05"}
+            faults = PreloadedFaults(folder / f"faults{number}", libraries.calls)
+            clock = PreloadedClock(folder / f"clock{number}", libraries.clock)
+            preload = f"{faults.env['LD_PRELOAD']}:{clock.env['LD_PRELOAD']}"
+            env = faults.env | clock.env | {"LD_PRELOAD": preload, "CANCEL_SHARE": "0.05"}
             server = ServerProcess(
                 folder / "uploads", env=env, log_level="warning", shutdown_grace="3s", sweep_interval="1s", **options
             )
-            places.append(Place(stack.enter_context(server), faults))
+            places.append(Place(stack.enter_context(server), faults, clock))
         try:
             yield places
         except BaseException:
@@ -196,19 +225,19 @@ def survive(places: list[Place], chance: random.Random) -> None:
 
 @pytest.mark.timeout(CHAOS_SECONDS + 300)
 def test_uploads_on_one_host_survive_every_fault(
-    tmp_path: Path, preload_library: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = seeded_random()
-    with servers(tmp_path, preload_library, 2, monkeypatch) as places:
+    with servers(tmp_path, libraries, 2, monkeypatch) as places:
         survive(places, chance)
 
 
 @pytest.mark.timeout(CHAOS_SECONDS + 300)
 def test_uploads_on_several_hosts_survive_every_fault(
-    tmp_path: Path, preload_library: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = seeded_random()
     with RedisServer() as redis:
         options: dict[str, Any] = {"redis_url": redis.url, "lock_ttl": f"{LEASE}s"}
-        with servers(tmp_path, preload_library, 3, monkeypatch, **options) as places:
+        with servers(tmp_path, libraries, 3, monkeypatch, **options) as places:
             survive(places, chance)
