@@ -32,11 +32,12 @@ from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.locks.base import Locker
 from tusd_py.locks.local import LocalLocker
 from tusd_py.redaction import without_password
-from tusd_py.settings import Settings, cross_check, from_arguments
+from tusd_py.settings import Settings, cross_check, default_of, from_arguments
 from tusd_py.state.base import StateStore
 from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage.base import Concatenates, Storage
 from tusd_py.storage.disk import DiskStorage
+from tusd_py.storage.files import Modes
 from tusd_py.storage.identity import PRIVATE_FOLDER
 from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.uploads.budget import BlockPool, ByteBudget
@@ -121,10 +122,15 @@ def build_storage(settings: Settings, metrics: Metrics | None = None) -> Storage
     """Where bytes are kept; raises `StorageUnavailable` for settings of S3 that contradict each other."""
     if settings.s3_bucket:
         return build_s3_storage(settings, metrics)
-    if settings.redis_url is None:
-        return DiskStorage(settings.upload_dir, date_folders=settings.date_folders)
     notes = settings.upload_dir / PRIVATE_FOLDER / "finished"
-    return SharedDiskStorage(settings.upload_dir, notes, date_folders=settings.date_folders)
+    kind = DiskStorage if settings.redis_url is None else SharedDiskStorage
+    modes = Modes(int(settings.file_mode, 8), int(settings.directory_mode, 8), exact=_modes_are_set(settings))
+    return kind(settings.upload_dir, notes, date_folders=settings.date_folders, modes=modes)
+
+
+def _modes_are_set(settings: Settings) -> bool:
+    """Whether the operator chose permissions, which then are not less what the umask takes."""
+    return any(getattr(settings, name) != default_of(name) for name in ("file_mode", "directory_mode"))
 
 
 def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:

@@ -30,6 +30,8 @@ TAG = re.compile(r"[\w +\-.:/@]{1,128}=[\w +\-=.:/@]{0,256}")
 ENDPOINT = re.compile(r"https?://[^/\s?#]+/?")
 REDIS_URL = re.compile(r"(?:(?:redis|valkey)s?(?:\+sentinel|\+cluster)?://[^/\s]+(?:/\S*)?)|unix:/\S+")
 REDIS_PREFIX = re.compile(r"[A-Za-z0-9:._-]{0,64}")
+FILE_MODE = re.compile(r"0?[67][0-7]{2}")
+DIRECTORY_MODE = re.compile(r"[0-3]?7[0-7]{2}")
 PUBLIC_URL = re.compile(
     r"https?://(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%-]+)*"
 )
@@ -167,6 +169,18 @@ def _check_redis_prefix(value: str) -> str:
     return value
 
 
+def _check_file_mode(value: str) -> str:
+    if not FILE_MODE.fullmatch(value):
+        raise ValueError("an octal number such as 0640 or 0660 in which the owner may read and write")
+    return value
+
+
+def _check_directory_mode(value: str) -> str:
+    if not DIRECTORY_MODE.fullmatch(value):
+        raise ValueError("an octal number such as 0750 or 2770 in which the owner may do everything")
+    return value
+
+
 def _check_proxies(entries: tuple[str, ...]) -> tuple[str, ...]:
     for entry in entries:
         if entry != "*":
@@ -209,6 +223,12 @@ class Settings(BaseSettings):
     )
     upload_dir: Annotated[Path, BeforeValidator(refuse_nothing)] = Field(
         default=Path("data"), description="directory of the uploads and their records"
+    )
+    file_mode: Annotated[str, AfterValidator(_check_file_mode)] = Field(
+        default="0640", description="permissions of the files, octal; 0660 for a group that may change them"
+    )
+    directory_mode: Annotated[str, AfterValidator(_check_directory_mode)] = Field(
+        default="0750", description="permissions of the upload directory if it is made, and of the folders in it, octal"
     )
     date_folders: bool = Field(default=False, description="store uploads in folders by day, as 2026/01/31")
     redis_url: Annotated[str, AfterValidator(_check_redis_url)] | None = Field(

@@ -1,5 +1,8 @@
 """Bytes in files on a local disk, one file an upload, named by its id.
 
+A finished upload has a note beside the files, from which its record can be made again if the state store lost it, or
+was brought back from a backup that is older than the files.
+
 Every call to the file system runs in threads of the storage's own. A file is made with the first bytes; nothing is
 allocated for what a client merely claims.
 """
@@ -21,6 +24,7 @@ from typing import TypeVar
 
 from tusd_py.errors import (
     PartBehind,
+    StorageAhead,
     StorageBehind,
     StorageFull,
     StorageUnavailable,
@@ -32,9 +36,10 @@ from tusd_py.storage.base import Buffer, Observer, PieceSize, largest_piece
 from tusd_py.storage.copying import CopyTools, FileCopier, FileRange
 from tusd_py.storage.files import NO_ROOM, FileTree, Modes, copy_range
 from tusd_py.storage.identity import IdentityFile
+from tusd_py.storage.notes import FinishedNotes
 from tusd_py.storage.syncs import Syncs, sync_data, sync_file
 from tusd_py.storage.threads import Threads
-from tusd_py.upload import Part, Upload
+from tusd_py.upload import Part, Upload, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
 DOWNLOAD_PIECE = 256 << 10  # most bytes read at a time
@@ -61,8 +66,17 @@ def file_errors() -> Iterator[None]:
 class DiskStorage:
     """Files under one directory, in folders by day of creation if `date_folders` is set."""
 
-    def __init__(self, directory: Path, *, date_folders: bool = False, modes: Modes = DEFAULT_MODES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        notes: Path | None = None,
+        *,
+        date_folders: bool = False,
+        modes: Modes = DEFAULT_MODES,
+    ) -> None:
+        """Notes of finished uploads are kept in the folder `notes`, if there is one."""
         self._directory = directory
+        self._notes = FinishedNotes(notes) if notes else None
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files)
@@ -145,6 +159,10 @@ class DiskStorage:
 
         return await self.run(size)
 
+    def size_of(self, path: Path) -> int:
+        """Bytes in a file; 0 if there is none; call it in a thread."""
+        return self.syncs.believed(path, self.files.size(path) or 0)
+
     async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
         path = self.path(upload)
         length = upload.offset
@@ -199,6 +217,8 @@ class DiskStorage:
             with file_errors():
                 if upload.offset and self._is_missing(path):
                     self.check_place()
+                if self._notes is not None:
+                    self._notes.remove(upload.id)
                 self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
 
@@ -304,6 +324,36 @@ class DiskStorage:
                 return work()
 
         return await self.run(run)
+
+    # Notes of finished uploads.
+
+    def read_note(self, upload_id: str) -> Upload | None:
+        """The record of an upload that was finished and whose bytes are there; call it in a thread."""
+        if self._notes is None:
+            return None
+        with file_errors():
+            upload = self._notes.read(upload_id)
+            if upload is not None and self.size_of(self.path(upload)) == upload.offset:
+                return upload
+            self.check_place()  # that there is none means that there is no such upload
+            return None
+
+    async def remember(self, upload: Upload) -> None:
+        notes = self._notes
+
+        def write() -> None:
+            with file_errors():
+                if notes is not None:
+                    notes.write(upload)
+
+        await self.finished(write)
+
+    async def remembered(self, upload_id: str) -> Upload | None:
+        if self._notes is None or not is_upload_id(upload_id):
+            return None
+        return await self.run(lambda: self.read_note(upload_id))
+
+    # Running.
 
     async def check(self) -> None:
         """Whether bytes can be stored now; raises `StorageUnavailable`."""
@@ -429,7 +479,9 @@ class DiskWriter:
             if believed < self._start:
                 self._storage.check_place()
                 raise StorageBehind(believed)
-            if size > self._start:  # bytes that were never committed
+            if size > self._start:  # bytes that were never committed, unless the record is older than they are
+                if self._storage.read_note(self._path.name) is not None:
+                    raise StorageAhead
                 os.ftruncate(descriptor, self._start)
             self._storage.syncs.trust(self._path)
         except BaseException:

@@ -5,15 +5,11 @@ writes to a file that such a writer may have open: the next one goes on in a fil
 (`segments.py`), from the committed offset. What the earlier one then still writes is beyond that offset in a file that
 nobody reads beyond it. Bytes that are there already are never written over or cut off, and completion puts the files
 together under a new name before that takes the place of the first.
-
-A finished upload has a note beside the files, from which its record can be made again if the state store lost it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
 import re
 import secrets
@@ -22,27 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tusd_py.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
-from tusd_py.records import decode, encode
 from tusd_py.storage.base import Observer, Orphan, UploadRecords
 from tusd_py.storage.copying import FileRange
-from tusd_py.storage.disk import DEFAULT_MODES, DiskStorage, DiskWriter, file_errors
-from tusd_py.storage.files import FileTree, Modes
+from tusd_py.storage.disk import DiskStorage, DiskWriter, file_errors
 from tusd_py.storage.segments import FIRST, LAYOUT, Span, layout_of, spans
-from tusd_py.upload import UPLOAD_ID, Part, Upload, is_upload_id
+from tusd_py.upload import UPLOAD_ID, Part, Upload
 
-PRIVATE = Modes(0o600, 0o700)
-LARGEST_NOTE = 16 << 20  # bytes
 SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
 
 
 class SharedDiskStorage(DiskStorage):
     """Files under one directory that all hosts have mounted; notes of finished uploads in the folder `notes`."""
-
-    def __init__(
-        self, directory: Path, notes: Path, *, date_folders: bool = False, modes: Modes = DEFAULT_MODES
-    ) -> None:
-        super().__init__(directory, date_folders=date_folders, modes=modes)
-        self._notes = FileTree(notes, PRIVATE)
 
     def _can_read(self, layout: str) -> bool:
         return LAYOUT.fullmatch(layout) is not None
@@ -143,15 +129,14 @@ class SharedDiskStorage(DiskStorage):
 
     async def delete(self, upload: Upload) -> None:
         await super().delete(upload)
-        path, note = self.path(upload), self._note(upload.id)
+        path = self.path(upload)
 
         def remove() -> None:
             with file_errors():
-                self._notes.unlink(note)
-                if upload.layout:
-                    self._remove_segments(path)
+                self._remove_segments(path)
 
-        await self.finished(remove)
+        if upload.layout:
+            await self.finished(remove)
 
     async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
         """Segments that no layout names: a writer that woke up late made them, or a crash left them."""
@@ -193,40 +178,6 @@ class SharedDiskStorage(DiskStorage):
                         path = Path(folder, name)
                         found.append((path, path.lstat().st_mtime))
         return found
-
-    # Notes of finished uploads.
-
-    def _note(self, upload_id: str) -> Path:
-        return self._notes.top / upload_id[:2] / f"{upload_id}.json"
-
-    def read_note(self, upload_id: str) -> Upload | None:
-        """The record of an upload that was finished and whose bytes are there; call it in a thread."""
-        with file_errors(), contextlib.suppress(FileNotFoundError, ValueError):
-            with self._notes.opened(self._note(upload_id), os.O_RDONLY) as descriptor:
-                upload = decode(json.loads(os.read(descriptor, LARGEST_NOTE)))
-            if upload is not None and self.size_of(self.path(upload)) == upload.offset:
-                return upload
-        self.check_place()  # that there is none means that there is no such upload
-        return None
-
-    async def remember(self, upload: Upload) -> None:
-        note = self._note(upload.id)
-        content = json.dumps(encode(upload)).encode()
-
-        def write() -> None:
-            with file_errors():
-                new = note.with_name(f"{note.name}.{secrets.token_hex(8)}")
-                with self._notes.opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
-                    if os.write(descriptor, content) < len(content):
-                        raise OSError(errno.ENOSPC, "the note was cut off")
-                self._notes.rename(new, note)
-
-        await self.run(write)
-
-    async def remembered(self, upload_id: str) -> Upload | None:
-        if not is_upload_id(upload_id):
-            return None
-        return await self.run(lambda: self.read_note(upload_id))
 
 
 class SharedDiskWriter(DiskWriter):

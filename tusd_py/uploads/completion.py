@@ -37,6 +37,7 @@ from tusd_py.uploads.waiting import WaitingFinals
 
 logger = logging.getLogger("tusd_py.uploads")
 
+MOST_REMEMBERED = 10_000
 REMEMBERED_AGAIN = 3600.0  # seconds after its completion
 
 
@@ -50,6 +51,8 @@ class Completion:
         self._storage = storage
         self._events = events
         self._policy = policy
+        self._kept: set[str] = set()  # expired uploads that were told of
+        self._remembered: set[str] = set()  # complete uploads that the storage was found to remember
         self._clock = clock
         self.waiting = WaitingFinals(state, clock)
 
@@ -62,9 +65,13 @@ class Completion:
             upload = await self.restore(upload_id)
         if not upload.location:
             upload = await located(self._storage, upload)
-        if upload.has_ended(self._clock.steady()):
+        if upload.has_ended(self._clock.steady()) and not await self._was_finished(upload):
             raise UploadGone if self._policy.gone_for else UploadNotFound
         return upload
+
+    async def _was_finished(self, upload: Upload) -> bool:
+        """Whether an expired record is older than the end of its upload: who asks drives it on."""
+        return upload.status is Status.ACTIVE and await self.remembered(upload.id) is not None
 
     async def restore(self, upload_id: str) -> Upload:
         """A finished upload whose record was lost; raises `UploadNotFound` if there is none."""
@@ -182,6 +189,9 @@ class Completion:
         with contextlib.suppress(UploadError):  # the upload is complete all the same
             if await self._storage.remembered(complete.id) is None:
                 await self.remember(complete)
+            if len(self._remembered) >= MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered.add(complete.id)
 
     async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
         """Put the partial uploads together; returns the final one with its length."""
@@ -212,6 +222,27 @@ class Completion:
             await self._state.update(partial, back, partial.token)
 
     # Ending.
+
+    async def is_kept(self, upload: Upload) -> bool:
+        """Whether the storage may hold a finished upload of which this expired record knows nothing.
+
+        Then the record is older than the bytes, as one from a backup is; a crash leaves as much only if it comes at
+        the very end of an upload.
+        """
+        if upload.status is not Status.ACTIVE or upload.is_partial:
+            return False
+        stored = await self._storage.stored(upload)
+        kept = stored > upload.offset and (upload.length is None or stored >= upload.length)
+        if kept and upload.id not in self._kept:
+            self._kept.add(upload.id)
+            logger.warning(
+                "upload %s has expired but is kept: there are %d bytes of it, and %d by its record, which may be from "
+                "a backup; remove its file if it is not wanted",
+                upload.id,
+                stored,
+                upload.offset,
+            )
+        return kept
 
     async def remove(self, upload: Upload, token: int, status: Status, *, remember: bool = True) -> None:
         """Remove an upload, and its record unless ended uploads are remembered for a time."""

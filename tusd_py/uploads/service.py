@@ -445,6 +445,8 @@ class UploadService:
             return False
         if current.status is Status.ACTIVE and await self._completion.remembered(current.id) is not None:
             return (await self._completion.recover(current, lock.token)).is_complete
+        if await self._completion.is_kept(current):
+            return False
         expired = current.status in (Status.ACTIVE, Status.COMPLETE)
         status = Status.EXPIRED if expired else current.status
         await self._completion.remove(current, lock.token, status, remember=expired)
