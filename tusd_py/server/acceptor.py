@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 logger = logging.getLogger("tusd_py.server")
 
-BATCH = 64  # connections accepted before others get a turn
+BATCH = 64  # connections accepted before others get a turn, when several come at once
 PAUSE = 0.05  # seconds until the next look when all connections are in use
 FAILURE_PAUSE = 0.5  # seconds after the kernel refused another connection
 IDLE_BEFORE_ROOM = 1.0  # seconds a connection is idle before it has to make room
@@ -42,6 +42,7 @@ class Acceptor:
         self._opening: set[asyncio.Task[object]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._accepted_at = 0.0
         self._logged = -LOG_INTERVAL
 
     def start(self, backlog: int) -> None:
@@ -60,7 +61,10 @@ class Acceptor:
         """See `asyncio.Server.wait_closed`; connections are not waited for."""
 
     def _accept_some(self) -> None:
-        for _ in range(BATCH):
+        now = self._loop.time()
+        several = now == self._accepted_at  # otherwise it is one, and looking for another costs as much as accepting
+        self._accepted_at = now
+        for _ in range(BATCH if several else 1):
             if not self._has_room():
                 self._tell("all %d connections are in use; others wait", self._limit)
                 self._pause(PAUSE)
@@ -83,7 +87,6 @@ class Acceptor:
         return in_use < self._limit or self._make_room(IDLE_BEFORE_ROOM)
 
     def _open(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
         task = self._loop.create_task(self._connect(connection))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)

@@ -27,7 +27,7 @@ from tusd_py.http.tus import VERSION
 from tusd_py.server.connections import MOST_WAITING, Connections
 from tusd_py.server.cycle import INFORMATIONAL, UploadCycle
 from tusd_py.server.flow import ConnectionFlow, WriteWatch
-from tusd_py.server.framing import OVERLAP, ChunkedBody, FramingAllowance, section_end
+from tusd_py.server.framing import OVERLAP, SECTION_END, ChunkedBody, FramingAllowance, section_end
 
 logger = logging.getLogger("tusd_py.server")
 
@@ -89,8 +89,10 @@ class UploadProtocol(HttpToolsProtocol):
         self._last_bytes = b""  # of the section that is being received
         self._head_size = 0
         self._body_remaining = 0
+        self._content_length = 0
         self._held: list[bytes] = []  # bytes of the next requests
         self._waiting = 0  # bytes of a head without end, or held
+        self._writes: WriteWatch | None = None  # once the client is slow to take something
         self._refused = False
         self._linger_size = LINGER_SIZE
         self._timer: asyncio.TimerHandle | None = None
@@ -101,44 +103,53 @@ class UploadProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = ConnectionFlow(transport)
-        shared = self.shared
-        self._writes = WriteWatch(transport, shared.idle_timeout, shared.minimum_rate, self._reader_timed_out)
-        shared.changed(1)
-        shared.became_idle(self)
+        self.shared.changed(1)
+        self.shared.became_idle(self)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._cancel_timer()
-        self._writes.stop()
-        self._count_waiting(0)
+        self._stop_watching_writes()
+        if self._waiting:
+            self._count_waiting(0)
         self._held.clear()
         self.shared.became_busy(self)
         self.shared.changed(-1)
 
     def eof_received(self) -> None:
         """The transport closes once everything is sent, which a client that does not read must not delay."""
-        self._writes.start()
+        self._watch_writes()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writes.start()
+        self._watch_writes()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self._writes.stop()
+            self._stop_watching_writes()
 
     def end(self, reason: str) -> None:
         """Close once everything is sent."""
         logger.debug("a connection is closed: %s", reason)
         self._cancel_timer()
         self.transport.close()
-        self._writes.start()
+        self._watch_writes()
 
     def end_idle(self) -> None:
         logger.debug("a connection is closed: it is idle, and others wait")
         self.transport.abort()
+
+    def _watch_writes(self) -> None:
+        if self._writes is None:
+            limits = (self.shared.idle_timeout, self.shared.minimum_rate)
+            self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)
+        self._writes.start()
+
+    def _stop_watching_writes(self) -> None:
+        if self._writes is not None:
+            self._writes.stop()
 
     def _reader_timed_out(self) -> None:
         self.shared.ended("write_timeout")
@@ -234,9 +245,10 @@ class UploadProtocol(HttpToolsProtocol):
             self._body_parsed(phase, len(piece))
         elif self._phase is Phase.HEAD:
             self._await_rest_of_head()
-        self._last_bytes = b"" if piece.endswith(b"\r\n\r\n") else (self._last_bytes + piece[-OVERLAP:])[-OVERLAP:]
-        if self._phase is not phase:
+        if self._phase is not phase or piece.endswith(SECTION_END):
             self._last_bytes = b""
+        else:
+            self._last_bytes = (self._last_bytes + piece[-OVERLAP:])[-OVERLAP:]
         if self._phase is Phase.ENDED and not self._is_serving():
             self._await_next()
 
@@ -303,7 +315,7 @@ class UploadProtocol(HttpToolsProtocol):
         self.transport.write(_refusal(status, text))
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._writes.start()
+        self._watch_writes()
         self._set_timer(LINGER, self.end, "it was refused")
         self.flow.resume_reading()
 
@@ -327,21 +339,27 @@ class UploadProtocol(HttpToolsProtocol):
         if self._phase is Phase.HEAD:
             if len(self.headers) >= MOST_HEADERS:
                 raise TooManyHeaders
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
         elif len(self.cycle.trailers) < MOST_TRAILERS:
             self.cycle.trailers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._cancel_timer()
-        self._count_waiting(0)
+        if self._waiting:
+            self._count_waiting(0)
         self.shared.became_busy(self)
         super().on_headers_complete()
-        self._body_remaining = self.content_length()
-        if any(name == b"transfer-encoding" for name, _ in self.headers):
+        names = dict(self.headers)
+        self._content_length = self._body_remaining = 0
+        if b"transfer-encoding" in names:
             self._phase = Phase.CHUNKED_BODY
             self._chunked = ChunkedBody()
             self._allowance = FramingAllowance(MOST_FRAMING_BYTES, MOST_FRAMING_PER_BYTE)
         else:
+            self._content_length = self._body_remaining = int(names.get(b"content-length", b"0"))
             self._phase = Phase.SIZED_BODY
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -364,7 +382,7 @@ class UploadProtocol(HttpToolsProtocol):
             self.cycle.receiver.close()
         self.server_state.total_requests += 1
         if self.transport.is_closing():
-            self._writes.start()
+            self._watch_writes()
             return
         self.flow.resume_reading()
         self._await_next()
@@ -396,10 +414,7 @@ class UploadProtocol(HttpToolsProtocol):
 
     def content_length(self) -> int:
         """The declared size of the current request's body, zero where there is none."""
-        names = dict(self.headers)
-        if b"transfer-encoding" in names:
-            return 0
-        return int(names.get(b"content-length", b"0"))
+        return self._content_length
 
     def body_was_received_elsewhere(self) -> None:
         """The parser still waits for a body that did not pass it: a new one reads the next message."""
