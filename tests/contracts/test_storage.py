@@ -490,6 +490,13 @@ async def test_reading_ranges(storage: Storage, start: int, end: int) -> None:
     assert all(pieces)
 
 
+async def test_no_piece_that_is_read_is_larger_than_allowed(storage: Storage) -> None:
+    upload = await store(storage, "large", LARGE)
+    pieces = [bytes(data) async for data in storage.read(upload, 0, upload.offset, lambda most: min(most, 100_000))]
+    assert b"".join(pieces) == LARGE
+    assert max(map(len, pieces)) == 100_000
+
+
 async def test_many_readers_at_once(storage: Storage) -> None:
     upload = await store(storage, "large", LARGE)
     contents = await asyncio.gather(*(content(storage, upload, start) for start in range(0, 2400, 200)))
