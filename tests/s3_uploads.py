@@ -66,8 +66,10 @@ class Place:
 
     @property
     def keys(self) -> list[str]:
+        """All but the identity of the storage, which stays."""
+        identity = self.config().identity
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.server.bucket, Prefix=self.prefix)
-        return [found["Key"] for page in pages for found in page.get("Contents", [])]
+        return [found["Key"] for page in pages for found in page.get("Contents", []) if found["Key"] != identity]
 
     @property
     def objects(self) -> list[str]:
