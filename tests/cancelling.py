@@ -17,6 +17,7 @@ from tests.watched import watch
 from tusd_py.cli import main
 from tusd_py.server import run
 
+COMMAND = (sys.executable, "-W", "error", "-m", "tests.cancelling")  # in place of `tests.harness.COMMAND`
 SHARE = float(os.environ.get("CANCEL_SHARE", "0.1"))
 LONGEST = 0.5  # seconds after which a request is cancelled, at most
 
@@ -61,8 +62,7 @@ class Cancelling:
             pass
 
 
-vars(run)["create_app"] = lambda *arguments: Cancelling(create_app(*arguments))
-
 if __name__ == "__main__":
+    vars(run)["create_app"] = lambda *arguments: Cancelling(create_app(*arguments))
     watch()
     sys.exit(main())

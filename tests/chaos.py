@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tests.raw_client import (
     KIBI,
     MEBI,
+    PATIENCE,
     RESTARTS_UPLOAD,
     Answer,
     Connection,
@@ -217,6 +218,18 @@ class Uploader:
         assert position == len(stored)
         self.finished.append((path, sha256(stored)))
         self.steps += 1
+
+
+def stored_content(port: int, path: str) -> bytes:
+    """The bytes of a finished upload, asked for again where a request for them was cancelled."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with suppress(OSError):
+            answer = request(port, "GET", path)
+            if answer.status == 200:
+                return answer.body
+            assert answer.status == 503, answer
+        assert time.monotonic() < deadline, f"{path} cannot be read"
 
 
 def raise_first(running: Sequence[Future[None]]) -> None:

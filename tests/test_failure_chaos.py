@@ -11,7 +11,6 @@ import errno
 import os
 import random
 import signal
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,13 +22,13 @@ from typing import Any
 
 import pytest
 
-from tests import harness
-from tests.chaos import Uploader, expect_progress, raise_first
+from tests import cancelling, harness
+from tests.chaos import Uploader, expect_progress, raise_first, stored_content
 from tests.faults.clocks import PreloadedClock
 from tests.faults.preload import PreloadedFaults
 from tests.harness import ServerProcess
 from tests.hosts import BUGS, LEASE, seeded_random, stopped
-from tests.raw_client import PATIENCE, content, sha256
+from tests.raw_client import PATIENCE, sha256
 from tests.redis_server import RedisServer
 
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
@@ -39,7 +38,6 @@ DATA = "*/uploads/[0-9a-f]*"  # the files of the uploads, not the records
 RECORDS = "*/.tusd-py/*"
 DAY = 86400.0  # seconds
 TRANSIENT = frozenset({423, 500, 503, 507})
-CANCELLING = (sys.executable, "-W", "error", "-m", "tests.cancelling")
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def servers(
     folder: Path, libraries: Libraries, count: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> Iterator[list[Place]]:
     """Servers on one directory, whose requests are cancelled now and then."""
-    monkeypatch.setattr(harness, "COMMAND", CANCELLING)
+    monkeypatch.setattr(harness, "COMMAND", cancelling.COMMAND)
     places = []
     with ExitStack() as stack:
         for number in range(count):
@@ -219,7 +217,7 @@ def survive(places: list[Place], chance: random.Random) -> None:
     taken_back = sum(uploader.taken_back for uploader in uploaders)
     print(f"{dict(chaos.count)}, {len(finished)} uploads, {broken} PATCHes without success, {taken_back} taken back")
     for number, (path, digest) in enumerate(finished):
-        assert sha256(content(ports[number % len(ports)], path)) == digest
+        assert sha256(stored_content(ports[number % len(ports)], path)) == digest
     assert len(finished) >= len(uploaders)
 
 

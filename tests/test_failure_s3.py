@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import cancelling, harness
+from tests.chaos import stored_content
+from tests.faults.clocks import PreloadedClock
 from tests.harness import ServerProcess
 from tests.hosts import LEASE, seeded_random, stopped
 from tests.proxies import Trouble
@@ -27,7 +30,6 @@ from tests.raw_client import (
     Answer,
     assert_content,
     checksum,
-    content,
     create,
     creation_headers,
     head,
@@ -45,6 +47,7 @@ from tests.redis_server import RedisServer
 from tests.s3_server import PASSING, Fault, Faults, FaultyProxy, Held, Request, random_faults, s3_server
 from tests.s3_uploads import PART, Place, clean, digest_of, id_of, serving
 
+SKEW = 600.0  # seconds; S3 refuses requests whose time is 900 off
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "25"))
 FAULTS = 0.12  # of all requests to S3
 LONGEST_LIFE = 6.0  # seconds a server lives between two kills
@@ -760,15 +763,21 @@ class Client:
 
 
 @pytest.mark.timeout(CHAOS_SECONDS + 150)
-def test_uploads_survive_whatever_happens_to_s3_and_the_server(tmp_path: Path) -> None:
+def test_uploads_survive_whatever_happens_to_s3_and_the_server(
+    tmp_path: Path, clock_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is killed and stopped, its wall clock steps, and requests are cancelled; S3 answers as it likes."""
+    monkeypatch.setattr(harness, "COMMAND", cancelling.COMMAND)
     chance = seeded_random()
+    clock = PreloadedClock(tmp_path / "clock", clock_library)
+    env = clock.env | {"CANCEL_SHARE": "0.05"}
     place = Place(s3_server())
     faults = random_faults(chance.randrange(1 << 32), FAULTS)
     records = tmp_path / "records"
     kills = 0
     with (
         FaultyProxy(place.server, faults) as proxy,
-        serving(tmp_path, place, proxy.server.endpoint, expires_after="1h", sweep_interval="0.5s") as server,
+        serving(tmp_path, place, proxy.server.endpoint, env=env, expires_after="1h", sweep_interval="0.5s") as server,
         ThreadPoolExecutor(4) as executor,
     ):
         rig = Rig(server, proxy, place)
@@ -779,11 +788,17 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(tmp_path: Path) -
             deadline = time.monotonic() + CHAOS_SECONDS
             while time.monotonic() < deadline and not any(one.done() for one in running):
                 time.sleep(chance.uniform(0.01, LONGEST_LIFE))
-                server.kill()
+                if chance.random() < 0.3:
+                    clock.set(chance.choice([0, chance.uniform(-SKEW, SKEW)]))
+                if chance.random() < 0.3:
+                    server.terminate(PATIENCE)
+                else:
+                    server.kill()
+                    kills += 1
                 start_again(server)
-                kills += 1
         finally:
             stop.set()
+            clock.set(0)
             proxy.faults = no_fault
         for client, one in zip(clients, running, strict=True):
             one.result(2 * GIVE_UP)
@@ -793,9 +808,11 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(tmp_path: Path) -
         print(f"{kills} kills, {len(proxy.requests)} requests to S3, {len(finished)} uploads, {broken} broken PATCHes")
         for path, digest in finished.items():
             assert place.digest(place.key_of(path)) == digest
-            assert digest_of(content(server.port, path)) == digest
+            assert digest_of(stored_content(server.port, path)) == digest
         for path in unfinished(records):  # its creation was not answered
-            assert request(server.port, "DELETE", path).status in (204, 404)
+            while request(server.port, "DELETE", path).status == 503:  # cancelled
+                pass
+            assert request(server.port, "DELETE", path).status in (404, 503)
         wait_until(lambda: not unfinished(records), "the sweeper removes the rest")
     found = asyncio.run(clean(records, place, dry_run=True))
     print(f"{len(found)} orphans")
