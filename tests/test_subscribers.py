@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -81,8 +82,11 @@ async def test_a_plain_subscriber_that_blocks_holds_up_nobody_else(server: TusSe
 
 
 @pytest.mark.parametrize("event", [UploadCreated, UploadProgressed, UploadFinished])
-@pytest.mark.parametrize("kind", ["plain", "async"])
-async def test_a_subscriber_may_end_its_own_upload(server: TusServer, event: type[Any], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["plain", "async", "request"])
+async def test_a_subscriber_may_end_its_own_upload(
+    server: TusServer, monkeypatch: pytest.MonkeyPatch, event: type[Any], kind: str
+) -> None:
+    monkeypatch.setattr(subscribers, "SUBSCRIBER_TIMEOUT", 10 * PATIENCE)
     loop = asyncio.get_running_loop()
     ended: list[tuple[str, str]] = []
     server.on(UploadTerminated)(lambda event: ended.append(name_of(event)))
@@ -93,7 +97,10 @@ async def test_a_subscriber_may_end_its_own_upload(server: TusServer, event: typ
     def end_from_a_thread(event: Any) -> None:
         asyncio.run_coroutine_threadsafe(end(event), loop).result(PATIENCE)
 
-    server.on(event)(end_from_a_thread if kind == "plain" else end)
+    async def end_by_request(event: Any) -> None:
+        await asyncio.create_task(ask(server, "DELETE", f"/{event.upload.id}"), context=contextvars.Context())
+
+    server.on(event)({"plain": end_from_a_thread, "async": end, "request": end_by_request}[kind])
     async with asyncio.timeout(PATIENCE):
         created = await ask(server, "POST", "/", {"Upload-Length": "5"})
         path = "/" + created.headers["location"].rpartition("/")[2]
@@ -128,6 +135,29 @@ async def test_what_subscribers_raise_is_logged_and_concerns_nobody(
     assert [record.getMessage() for record in caplog.records if "subscriber" in record.getMessage()] == [
         "a subscriber of UploadFinished failed"
     ] * 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+@pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyError, asyncio.CancelledError])
+async def test_whatever_a_subscriber_raises_the_client_is_answered_at_once(
+    server: TusServer, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[BaseException]
+) -> None:
+    monkeypatch.setattr(subscribers, "SUBSCRIBER_TIMEOUT", 10 * PATIENCE)
+    monkeypatch.setattr(subscribers, "MOST_HUNG", 1)
+    told: list[str] = []
+
+    def fail(event: UploadFinished) -> None:
+        raise error
+
+    async def fail_later(event: UploadFinished) -> None:
+        raise error
+
+    server.on(UploadFinished)(fail if kind == "plain" else fail_later)
+    server.on(UploadFinished)(lambda event: told.append(event.upload.id))
+    async with asyncio.timeout(PATIENCE):
+        finished = [await upload(server) for _ in range(2)]
+    assert [patched.status for _, patched in finished] == [204, 204]
+    assert told == [path[1:] for path, _ in finished]
 
 
 @pytest.mark.parametrize("kind", ["plain", "async", "async that swallows its cancellation"])

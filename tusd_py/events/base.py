@@ -189,6 +189,10 @@ class EventBus:
         """Return once subscribers have had the events of an upload, or after half a minute."""
         await self._deliveries.delivered(upload_id)
 
+    def is_delivering(self, upload_id: str) -> bool:
+        """Whether subscribers are being told of an upload."""
+        return self._deliveries.is_delivering(upload_id)
+
     def forget(self) -> None:
         """Drop what waits for subscribers: the event loop it would have been delivered in is gone."""
         self._deliveries = Deliveries()

@@ -25,6 +25,8 @@ MOST_HUNG = 64  # plain functions beyond these that have not returned in time
 
 AnySubscriber: TypeAlias = Callable[[Any], Awaitable[None] | None]
 
+_queue_of_caller: contextvars.ContextVar[str | None] = contextvars.ContextVar("_queue_of_caller", default=None)
+
 
 class Deliveries:
     """Queues of events, one for each upload, and a task for each queue that is not empty."""
@@ -54,10 +56,14 @@ class Deliveries:
         """How many events wait in a queue."""
         return len(self._queues.get(key, ()))
 
+    def is_delivering(self, key: str) -> bool:
+        """Whether a queue is not empty, or a subscriber is being called with its last event."""
+        return key in self._tasks
+
     async def delivered(self, key: str) -> None:
-        """Return once the queue is empty, or after `SUBSCRIBER_TIMEOUT`."""
+        """Return once the queue is empty, or after `SUBSCRIBER_TIMEOUT`; a subscriber does not wait for itself."""
         task = self._tasks.get(key)
-        if task is not None:
+        if task is not None and _queue_of_caller.get() != key:
             await asyncio.wait((task,), timeout=SUBSCRIBER_TIMEOUT)
 
     async def close(self, patience: float) -> None:
@@ -75,6 +81,7 @@ class Deliveries:
 
     async def _deliver(self, key: str) -> None:
         queue = self._queues[key]
+        _queue_of_caller.set(key)
         try:
             while queue:
                 event, subscribers = queue.popleft()
@@ -106,7 +113,7 @@ class SubscriberCalls:
         else:
             outcome = await self._call_in_thread(subscriber, event)
         if inspect.isawaitable(outcome):
-            await self._wait_for(asyncio.ensure_future(outcome), cancel=True)
+            await self._wait_for(asyncio.ensure_future(_without_exit(outcome)), cancel=True)
 
     async def _call_in_thread(self, function: AnySubscriber, event: Any) -> Any:
         async with self._slots:
@@ -120,8 +127,8 @@ class SubscriberCalls:
                 value, error = None, None
                 try:
                     value = context.run(function, event)
-                except Exception as caught:  # it belongs to who waits
-                    error = caught
+                except BaseException as caught:  # it belongs to who waits, `sys.exit()` in a thread too
+                    error = _as_result(caught)
                 with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                     loop.call_soon_threadsafe(_settle, returned, value, error)
 
@@ -163,6 +170,23 @@ def _settle(returned: asyncio.Future[Any], value: Any, error: Exception | None) 
         returned.set_result(value)
     else:
         returned.set_exception(error)
+
+
+def _as_result(error: BaseException) -> Exception:
+    """The error as one that a future can hold, and that ends nothing but what waits for the future."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError(f"it raised {error!r}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+async def _without_exit(outcome: Awaitable[None]) -> None:
+    """Wait; `sys.exit()` is an error like any other, and does not end the event loop."""
+    try:
+        await outcome
+    except SystemExit as error:
+        raise _as_result(error) from error
 
 
 def _is_async(function: AnySubscriber) -> bool:

@@ -399,13 +399,15 @@ class UploadService:
 
         A running append learns that its upload has ended.
         """
+        may_be_a_subscriber = self.events.is_delivering(upload_id)  # in a request of its own, which would wait for it
         try:
             await self.get(upload_id)
         except BrokenRecord as error:
             await self.carry_out(self._terminate(upload_id, error))
         else:
             await self.carry_out(self._terminate(upload_id))
-        await self._told(upload_id)
+        if not may_be_a_subscriber:
+            await self._told(upload_id)
 
     async def _terminate(self, upload_id: str, broken: BrokenRecord | None = None) -> None:
         async def remove(lock: Lock) -> None:
