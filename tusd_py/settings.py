@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
@@ -23,173 +20,30 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from tusd_py.redaction import QUERY, without_password
-
-MOST_TAGS = 10  # S3 takes no more, and only these characters
-TAG = re.compile(r"[\w +\-.:/@]{1,128}=[\w +\-=.:/@]{0,256}")
-ENDPOINT = re.compile(r"https?://[^/\s?#]+/?")
-REDIS_URL = re.compile(r"(?:(?:redis|valkey)s?(?:\+sentinel|\+cluster)?://[^/\s]+(?:/\S*)?)|unix:/\S+")
-REDIS_PREFIX = re.compile(r"[A-Za-z0-9:._-]{0,64}")
-FILE_MODE = re.compile(r"0?[67][0-7]{2}")
-DIRECTORY_MODE = re.compile(r"[0-3]?7[0-7]{2}")
-PUBLIC_URL = re.compile(
-    r"https?://(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%-]+)*"
+from tusd_py.redaction import without_password
+from tusd_py.settings_parsing import (
+    LONGEST,
+    check_base_path,
+    check_directory_mode,
+    check_endpoint,
+    check_file_mode,
+    check_host,
+    check_origins,
+    check_proxies,
+    check_public_url,
+    check_redis_prefix,
+    check_redis_url,
+    check_tags,
+    parse_duration,
+    parse_size,
+    refuse_nothing,
+    refuse_switch,
+    split_list,
 )
-ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?/?")
+
 ANY_HOST = re.compile(r"[^:]+://\*+(?::.*)?/?")  # an origin that leaves the host open
-HOST = re.compile(r"[^\s/?#@\[\]]+|\[[0-9A-Fa-f:.%]+[^\s\[\]]*\]")
-HOST_AND_PORT = re.compile(r"(?:[^:,@\[\]\s]*|\[[0-9A-Fa-f:.%a-z]+\])(?::[0-9]{1,5})?")
 ENV_PREFIX = "TUSD_PY_"
-OWN_PATHS = ("/healthz", "/readyz", "/metrics")
 NEEDED = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
-SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
-SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
-SIZE_UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
-DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d)?")
-LONGEST = 100 * 366 * 86400.0  # seconds; dates stay within four digits
-DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def parse_size(value: object) -> object:
-    """Bytes from `5GiB`, `10MB`, `512`."""
-    if isinstance(value, bool):
-        raise ValueError("a size in bytes such as 1048576, 10MB or 5GiB")
-    if not isinstance(value, str):
-        return value
-    match = SIZE.fullmatch(value.strip())
-    if not match:
-        raise ValueError("a size in bytes such as 1048576, 10MB or 5GiB")
-    return int(Decimal(match[1]) * SIZE_UNITS[(match[2] or "").lower()])
-
-
-def parse_duration(value: object) -> object:
-    """Seconds from `24h`, `90s`, `1.5m`, `30`."""
-    if isinstance(value, bool):
-        raise ValueError("a time such as 30s, 15m, 24h or 7d")
-    if not isinstance(value, str):
-        return value
-    match = DURATION.fullmatch(value.strip())
-    if not match:
-        raise ValueError("a time such as 30s, 15m, 24h or 7d")
-    return float(match[1]) * DURATION_UNITS[match[2] or ""]
-
-
-def refuse_switch(value: object) -> object:
-    """True and false are integers to Python, but not to who writes a configuration file."""
-    if isinstance(value, bool):
-        raise ValueError("a number")
-    return value
-
-
-def split_list(value: object) -> object:
-    """A tuple from `a, b`."""
-    if isinstance(value, str):
-        return tuple(item.strip() for item in value.split(",") if item.strip())
-    return value
-
-
-def refuse_nothing(value: object) -> object:
-    """An empty path would be the working directory."""
-    if value == "":
-        raise ValueError("a directory")
-    return value
-
-
-def _check_host(value: str) -> str:
-    """An empty host would be every address of this machine to the system."""
-    if not HOST.fullmatch(value):
-        raise ValueError("an address or the name of a host, such as 127.0.0.1, or 0.0.0.0 for every address")
-    return value.strip("[]")
-
-
-def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    for origin in origins:
-        if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
-            raise ValueError("* or origins as browsers send them, such as https://app.example.org, without a path")
-    return origins
-
-
-def _check_base_path(value: str) -> str:
-    path = "/" + value.strip("/")
-    if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
-        raise ValueError("a path such as /files")
-    if path in OWN_PATHS:
-        raise ValueError(f"another path than {', '.join(OWN_PATHS)}")
-    return path
-
-
-def _check_public_url(value: str) -> str:
-    if not PUBLIC_URL.fullmatch(value.rstrip("/")):
-        raise ValueError("a URL such as https://uploads.example.org")
-    try:
-        urlsplit(value).port  # noqa: B018 - raises for what is none
-    except ValueError:
-        raise ValueError("a URL such as https://uploads.example.org") from None
-    return value.rstrip("/")
-
-
-def _check_endpoint(value: str) -> str:
-    if not ENDPOINT.fullmatch(value):
-        raise ValueError("a URL such as https://s3.example.org")
-    return value
-
-
-def _check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    names = {tag.partition("=")[0] for tag in tags}
-    if len(tags) > MOST_TAGS or len(names) < len(tags) or not all(TAG.fullmatch(tag) for tag in tags):
-        raise ValueError(
-            f"at most {MOST_TAGS} different pairs such as project=press,kind=upload,"
-            " of letters, digits, spaces and +-=._:/@"
-        )
-    return tags
-
-
-def _check_redis_url(value: str) -> str:
-    if not REDIS_URL.fullmatch(value):
-        raise ValueError("a URL such as redis://127.0.0.1:6379/0, rediss:// or redis+sentinel://")
-    if not value.startswith("unix:") and not _names_hosts(value):
-        raise ValueError("a URL in which / ? # and @ of a password are written as %2F %3F %23 and %40")
-    return value
-
-
-def _names_hosts(url: str) -> bool:
-    """Whether a URL reads as hosts and ports; with a bare `/` or `@` in a password it reads as something else."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    misread = "@" in credentials + parts.path + parts.fragment or ("@" in parts.query and not QUERY.match(parts.query))
-    return not misread and all(HOST_AND_PORT.fullmatch(host) for host in hosts.split(","))
-
-
-def _check_redis_prefix(value: str) -> str:
-    if not REDIS_PREFIX.fullmatch(value):
-        raise ValueError("up to 64 letters, digits and :._-")
-    return value
-
-
-def _check_file_mode(value: str) -> str:
-    if not FILE_MODE.fullmatch(value):
-        raise ValueError("an octal number such as 0640 or 0660 in which the owner may read and write")
-    return value
-
-
-def _check_directory_mode(value: str) -> str:
-    if not DIRECTORY_MODE.fullmatch(value):
-        raise ValueError("an octal number such as 0750 or 2770 in which the owner may do everything")
-    return value
-
-
-def _check_proxies(entries: tuple[str, ...]) -> tuple[str, ...]:
-    for entry in entries:
-        if entry != "*":
-            try:
-                ipaddress.ip_network(entry, strict=False)
-            except ValueError:
-                raise ValueError("addresses or networks such as 127.0.0.1,10.0.0.0/8, or *") from None
-    return entries
-
 
 Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=(1 << 63) - 1)]
 Seconds: TypeAlias = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=LONGEST, allow_inf_nan=False)]
@@ -215,35 +69,35 @@ class Settings(BaseSettings):
         variables = InitSettingsSource(settings_cls, from_environment(settings_cls))
         return init_settings, variables
 
-    host: Annotated[str, AfterValidator(_check_host)] = Field(default="127.0.0.1", description="address to listen on")
+    host: Annotated[str, AfterValidator(check_host)] = Field(default="127.0.0.1", description="address to listen on")
     port: Number = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     workers: Number = Field(default=1, ge=1, le=256, description="server processes")
-    base_path: Annotated[str, AfterValidator(_check_base_path)] = Field(
+    base_path: Annotated[str, AfterValidator(check_base_path)] = Field(
         default="/files", description="path of the creation URL"
     )
     upload_dir: Annotated[Path, BeforeValidator(refuse_nothing)] = Field(
         default=Path("data"), description="directory of the uploads and their records"
     )
-    file_mode: Annotated[str, AfterValidator(_check_file_mode)] = Field(
+    file_mode: Annotated[str, AfterValidator(check_file_mode)] = Field(
         default="0640", description="permissions of the files, octal; 0660 for a group that may change them"
     )
-    directory_mode: Annotated[str, AfterValidator(_check_directory_mode)] = Field(
+    directory_mode: Annotated[str, AfterValidator(check_directory_mode)] = Field(
         default="0750", description="permissions of the upload directory if it is made, and of the folders in it, octal"
     )
     date_folders: bool = Field(default=False, description="store uploads in folders by day, as 2026/01/31")
-    redis_url: Annotated[str, AfterValidator(_check_redis_url)] | None = Field(
+    redis_url: Annotated[str, AfterValidator(check_redis_url)] | None = Field(
         default=None,
         repr=False,
         description="Redis for records and locks, which several hosts can share: redis://, rediss://, ...",
     )
-    redis_prefix: Annotated[str, AfterValidator(_check_redis_prefix)] = Field(
+    redis_prefix: Annotated[str, AfterValidator(check_redis_prefix)] = Field(
         default="tus:", description="what the keys in Redis begin with"
     )
     lock_ttl: Seconds = Field(
         default=6, ge=1, le=3600, description="a lock in Redis ends so long after its holder was last heard of"
     )
     s3_bucket: str = Field(default="", description="store the bytes in this S3 bucket instead of the upload directory")
-    s3_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = Field(
+    s3_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
         default=None, description="URL of the S3 server, if it is not AWS"
     )
     s3_region: str | None = Field(default=None, description="region of the bucket")
@@ -270,7 +124,7 @@ class Settings(BaseSettings):
     )
     s3_kms_key: str = Field(default="", description="key for aws:kms")
     s3_acl: str = Field(default="", description="canned ACL of objects")
-    s3_tags: Annotated[Names, AfterValidator(_check_tags)] = Field(
+    s3_tags: Annotated[Names, AfterValidator(check_tags)] = Field(
         default=(), description="tags of objects: name=value,..."
     )
     s3_delete_versions: bool = Field(
@@ -279,13 +133,13 @@ class Settings(BaseSettings):
     s3_download: Literal["proxy", "redirect"] = Field(
         default="proxy", description="send downloads through this server, or clients to a presigned URL"
     )
-    public_url: Annotated[str, AfterValidator(_check_public_url)] | None = Field(
+    public_url: Annotated[str, AfterValidator(check_public_url)] | None = Field(
         default=None, description="URL under which clients reach this server, in front of the base path"
     )
-    trusted_proxies: Annotated[Names, AfterValidator(_check_proxies)] = Field(
+    trusted_proxies: Annotated[Names, AfterValidator(check_proxies)] = Field(
         default=(), description="proxies whose Forwarded and X-Forwarded-* are believed: addresses, networks, or *"
     )
-    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = Field(
+    cors_origins: Annotated[Names, AfterValidator(check_origins)] = Field(
         default=("*",), description="origins browsers may upload from; * stands for any part"
     )
     cors_credentials: bool = Field(default=False, description="let browsers send cookies from those origins")

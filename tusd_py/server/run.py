@@ -17,7 +17,8 @@ from tusd_py.server.acceptor import Acceptor
 from tusd_py.server.connections import Connections
 from tusd_py.server.descriptors import RESERVED, connection_limit, raise_descriptor_limit
 from tusd_py.server.protocol import upload_protocol
-from tusd_py.settings import LONGEST, InvalidSettings, Settings
+from tusd_py.settings import InvalidSettings, Settings
+from tusd_py.settings_parsing import LONGEST
 
 BACKLOG = 2048
 
