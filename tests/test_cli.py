@@ -20,8 +20,8 @@ from tests.harness import ROOT, ServerProcess
 from tests.redis_server import RedisNodes, RedisServer
 from tests.timing import scaled
 from tusd_py import Settings, Upload, __version__
-from tusd_py.app import build_service, close_service, open_service
 from tusd_py.cli import main
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.events.base import EventBus
 from tusd_py.locks.local import alone
 from tusd_py.settings import load

@@ -56,7 +56,7 @@ from tests.raw_client import (
     wait_until,
 )
 from tests.redis_server import RedisServer
-from tusd_py.app import build_service, close_service, open_service
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import LockLost, UploadNotFound
 from tusd_py.events.base import EventBus
 from tusd_py.settings import load

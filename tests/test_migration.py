@@ -17,7 +17,7 @@ from tests.contracts.test_state import RECORDS
 from tests.redis_server import shared_redis_url
 from tests.test_cli import assert_refused_in_one_line, run
 from tests.wire import content_of, create, head, identity, offset_of, patch, payload, serving
-from tusd_py.app import build_service, close_service, open_service
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import StorageBehind
 from tusd_py.events.base import EventBus
 from tusd_py.migration.records import migrate_records

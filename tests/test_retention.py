@@ -15,8 +15,8 @@ from tests.faults.clocks import DAY, FakeClock
 from tests.hosts import Body
 from tests.redis_server import shared_redis_url
 from tests.wire import ask, content_of, create, eventually, head, serving
-from tusd_py.app import build_service, close_service, open_service
 from tusd_py.clock import Clock
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import UploadNotFound
 from tusd_py.events.base import EventBus
 from tusd_py.settings import load

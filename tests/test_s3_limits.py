@@ -25,7 +25,7 @@ from tests.raw_client import (
 )
 from tests.s3_server import FaultyProxy, s3_config, s3_server
 from tests.s3_uploads import PART, Place, serving
-from tusd_py.app import build_service, close_service, open_service
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import MaxSizeExceeded, StorageUnavailable
 from tusd_py.events.base import EventBus
 from tusd_py.settings import Settings

@@ -17,7 +17,7 @@ import pytest
 
 from tests.hosts import Body
 from tests.redis_server import shared_redis_url
-from tusd_py.app import build_service, close_service, open_service
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import StorageFull, UploadNotFound
 from tusd_py.events.base import EventBus
 from tusd_py.settings import load

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from tusd_py.app import TusServer, create_app
+from tusd_py.app import create_app
 from tusd_py.events.base import (
     PartialFinished,
     UploadCreated,
@@ -12,6 +12,7 @@ from tusd_py.events.base import (
     UploadTerminated,
 )
 from tusd_py.settings import InvalidSettings, Settings
+from tusd_py.tus_server import TusServer
 from tusd_py.upload import Upload
 
 __all__ = [

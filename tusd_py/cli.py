@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tusd_py import __version__
-from tusd_py.app import build_service, close_service, open_service
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import UploadError
 from tusd_py.events.base import EventBus
 from tusd_py.events.logs import announce, configure, formats_json

@@ -25,7 +25,7 @@ from tests.harness import COMMAND, ROOT
 from tests.proxies import Stream, Trouble
 from tests.raw_client import wait_until
 from tests.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port, is_system_wanted, shared_redis_url
-from tusd_py.app import build_service, close_service, open_service
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import LockLost, LockTimeout, StateFull, StateUnavailable, UploadExists
 from tusd_py.events.base import EventBus
 from tusd_py.locks.redis import RedisLocker

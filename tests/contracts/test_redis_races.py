@@ -31,7 +31,7 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
 from tests.contracts.test_shared_disk import UPLOAD, append, content, storage  # noqa: F401 (fixtures)
 from tests.hosts import Body
 from tests.redis_server import RedisServer, shared_redis_url
-from tusd_py.app import build_service, close_service, open_service
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import LockLost, LockTimeout, StorageBehind, StorageUnavailable, UploadError
 from tusd_py.events.base import EventBus
 from tusd_py.locks.redis import RedisLock

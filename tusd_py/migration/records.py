@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tusd_py.app import LOCKS, RECORDS, build_state, build_storage
+from tusd_py.composition import LOCKS, RECORDS, build_state, build_storage
 from tusd_py.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
 from tusd_py.locks.local import alone
 from tusd_py.migration.report import Counts, Refused, Say, because, printable, shown, silent

@@ -1,0 +1,202 @@
+"""The parts of a service: built as the settings choose, opened and closed in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from tusd_py.clock import Clock, SteadyClock
+from tusd_py.errors import StateUnavailable, StorageUnavailable, UploadError
+from tusd_py.events.base import EventBus
+from tusd_py.events.metrics import Metrics
+from tusd_py.locks.base import Locker
+from tusd_py.locks.local import LocalLocker
+from tusd_py.redaction import without_password
+from tusd_py.settings import Settings, default_of
+from tusd_py.state.base import StateStore
+from tusd_py.state.sqlite import SQLiteState
+from tusd_py.storage.base import Concatenates, Storage
+from tusd_py.storage.disk import DiskStorage
+from tusd_py.storage.files import Modes
+from tusd_py.storage.identity import PRIVATE_FOLDER
+from tusd_py.storage.shared import SharedDiskStorage
+from tusd_py.uploads.budget import ByteBudget
+from tusd_py.uploads.identity import adopt_storage, settle_identity
+from tusd_py.uploads.policy import Durability, Policy
+from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.timekeeping import resume_time
+
+RECORDS = "uploads.sqlite3"  # in the private folder
+LOCKS = "locks"  # what the names of the lock files begin with, there too
+CLOSE_PATIENCE = 30.0  # seconds; nothing is under way as a rule
+
+
+def build_service(
+    settings: Settings, events: EventBus, metrics: Metrics | None = None, clock: Clock | None = None
+) -> UploadService:
+    """The domain on the parts that the settings choose."""
+    state, locker = build_state_and_locker(settings, metrics, clock)
+    return UploadService(
+        state=state,
+        locker=locker,
+        storage=build_storage(settings, metrics),
+        events=events,
+        budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
+        policy=Policy(
+            max_size=settings.max_size,
+            expires_after=settings.expires_after,
+            durability=Durability(settings.durability),
+            lock_timeout=settings.lock_timeout,
+            partial_grace=settings.partial_grace,
+            retention=settings.retention,
+            gone_for=settings.gone_for,
+            concatenation_unfinished=settings.concatenation_unfinished,
+            concatenation_parts=settings.concatenation_parts,
+            concatenation_repeats=settings.concatenation_repeats,
+        ),
+        clock=SteadyClock(state.clock, hold=settings.expires_after),
+    )
+
+
+def build_state_and_locker(
+    settings: Settings, metrics: Metrics | None, clock: Clock | None = None
+) -> tuple[StateStore, Locker]:
+    """The parts that tell what is true; the clock of this host is `clock`, for tests, or that of the system."""
+    if settings.redis_url is None:
+        return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / LOCKS)
+    from tusd_py.locks.redis import RedisLocker  # Redis is an extra
+    from tusd_py.redis_connection import RedisConnection
+    from tusd_py.state.redis import RedisState
+
+    connection = RedisConnection(settings.redis_url, metrics.redis_called if metrics else None, clock)
+    return (
+        RedisState(connection, settings.redis_prefix, patience=settings.lock_ttl),
+        RedisLocker(connection, settings.redis_prefix, settings.lock_ttl, metrics.lease_lost if metrics else None),
+    )
+
+
+def build_state(settings: Settings, kind: Literal["sqlite", "redis"], clock: Clock | None = None) -> StateStore:
+    """Where records are kept."""
+    if kind == "sqlite":
+        return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / RECORDS, clock)
+    return build_state_and_locker(settings, None, clock)[0]
+
+
+def build_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
+    """Where bytes are kept; raises `StorageUnavailable` for settings of S3 that contradict each other."""
+    if settings.s3_bucket:
+        return build_s3_storage(settings, metrics)
+    notes = settings.upload_dir / PRIVATE_FOLDER / "finished"
+    kind = DiskStorage if settings.redis_url is None else SharedDiskStorage
+    modes = Modes(int(settings.file_mode, 8), int(settings.directory_mode, 8), exact=_modes_are_set(settings))
+    return kind(settings.upload_dir, notes, date_folders=settings.date_folders, modes=modes)
+
+
+def _modes_are_set(settings: Settings) -> bool:
+    """Whether the operator chose permissions, which then are not less what the umask takes."""
+    return any(getattr(settings, name) != default_of(name) for name in ("file_mode", "directory_mode"))
+
+
+def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
+    from tusd_py.storage.s3 import S3Config, S3Storage  # S3 is an extra
+
+    try:
+        config = S3Config(
+            bucket=settings.s3_bucket,
+            endpoint=settings.s3_endpoint,
+            region=settings.s3_region,
+            prefix=settings.s3_prefix,
+            key=settings.s3_key,
+            addressing=settings.s3_addressing,
+            preset=settings.s3_preset,
+            part_size=settings.s3_part_size,
+            buffer_size=settings.s3_buffer_size,
+            concurrency=settings.s3_concurrency,
+            storage_class=settings.s3_storage_class,
+            encryption=settings.s3_encryption,
+            kms_key=settings.s3_kms_key,
+            acl=settings.s3_acl,
+            tags=tuple((name, value) for name, _, value in (tag.partition("=") for tag in settings.s3_tags)),
+            delete_versions=settings.s3_delete_versions,
+            download=settings.s3_download,
+        )
+    except ValueError as error:
+        raise StorageUnavailable(f"S3 cannot be used: {error}") from None
+    storage = S3Storage(config, metrics.s3_called if metrics else None)
+    if metrics is not None:
+        metrics.s3_buffers(lambda: storage.buffered_bytes, lambda: storage.parts_in_flight)
+    return storage
+
+
+async def open_service(service: UploadService, settings: Settings, *, adopt: bool = False) -> None:
+    """Make every part ready; raises `StorageUnavailable` or `StateUnavailable` with a sentence that says where."""
+    directory = f"the upload directory {settings.upload_dir}"
+    bucket = f"the S3 bucket {settings.s3_bucket}"
+    redis = f"Redis at {without_password(settings.redis_url or '')}"
+    async with contextlib.AsyncExitStack() as undo:  # what was opened before something failed is closed again
+        undo.push_async_callback(service.storage.close)
+        with _said_where(bucket if settings.s3_bucket else directory):
+            await service.storage.open()
+        if not (settings.s3_bucket and settings.redis_url):
+            with _said_where(directory):
+                await asyncio.to_thread(_make_private_folder, settings.upload_dir / PRIVATE_FOLDER)
+        with _said_where(redis if settings.redis_url else directory):
+            undo.push_async_callback(service.locker.close)
+            await service.locker.open()
+            undo.push_async_callback(service.state.close)
+            await service.state.open()
+            await resume_time(service.state, service.clock)
+        with _said_where(bucket if settings.s3_bucket else directory):
+            records_inside = not (settings.s3_bucket or settings.redis_url)
+            if adopt:
+                await adopt_storage(service.state, service.storage)
+            await settle_identity(service.state, service.storage, records_inside=records_inside)
+        undo.pop_all()
+
+
+def _make_private_folder(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _said_where(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (StorageUnavailable, StateUnavailable, OSError) as error:
+        kind = StateUnavailable if isinstance(error, StateUnavailable) else StorageUnavailable
+        raise kind(f"{what} cannot be used: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What a user can do something about: an error of the system below, or the sentence of the error itself."""
+    says_nothing = isinstance(error, UploadError) and error.message == error.default_message
+    reason = error.__cause__ if says_nothing or isinstance(error.__cause__, OSError) else error
+    reason = reason or error
+    text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    return text or f"it does not answer ({type(reason).__name__})"
+
+
+async def close_service(service: UploadService, patience: float = CLOSE_PATIENCE) -> bool:
+    """Close every part: what works, then the storage, then the locks that guard both, then the records.
+
+    False if a step of the storage has not ended after `patience` seconds. Then locks and records stay as they are:
+    the bytes that it may still write are protected until this is called again and succeeds, or the process ends.
+    """
+    deadline = time.monotonic() + patience
+    if isinstance(service.storage, Concatenates):
+        service.storage.interrupt()
+    try:
+        async with asyncio.timeout(patience):
+            await service.close()
+    except TimeoutError:
+        return False
+    if not await service.storage.close(max(0.0, deadline - time.monotonic())):
+        return False
+    await service.locker.close()
+    await service.state.close()
+    return True
