@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.raw_client import Connection, create, offset_of, promptly, start_patc
 from tusd_py.errors import ClientDisconnected, UploadError
 from tusd_py.storage.base import Buffer
 from tusd_py.tus_server import TusServer
+from tusd_py.uploads.policy import Policy
 from tusd_py.uploads.requests import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
 
@@ -70,9 +71,9 @@ class SlowSource:
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[UploadService]:
+async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[UploadService]:
+    monkeypatch.setattr("tusd_py.composition.Policy", partial(Policy, commit_interval=COMMIT_INTERVAL))
     server = TusServer(upload_dir=tmp_path)
-    server.service.policy = replace(server.service.policy, commit_interval=COMMIT_INTERVAL)
     async with server.lifespan():
         yield server.service
 

@@ -221,7 +221,7 @@ async def test_events_of_a_cancelled_request_are_told_all_the_same(server: TusSe
     path = await create(server, 5)
     patch = Call(server, "PATCH", path, offset_stream(0))
     patch.give(b"hello", more=False)
-    while not server.service._appends:  # noqa: ASYNC110
+    while not server.service._appending._appends:  # noqa: ASYNC110
         await asyncio.sleep(0)
     patch.task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

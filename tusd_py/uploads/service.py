@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
@@ -12,51 +11,28 @@ from typing import Any, TypeVar
 from tusd_py.clock import SteadyClock
 from tusd_py.errors import (
     BrokenRecord,
-    FinalUploadModified,
-    LockLost,
     LockTimeout,
-    OffsetMismatch,
     ServerShutdown,
-    StateUnavailable,
-    StorageAhead,
     StorageUnavailable,
     UploadError,
-    UploadInterrupted,
     UploadNotFound,
     WrongStorage,
 )
-from tusd_py.events.base import (
-    AppendEnded,
-    AppendStarted,
-    EventBus,
-    PartialFinished,
-    UploadCreated,
-    UploadExpired,
-    UploadProgressed,
-    UploadTerminated,
-    finish_event,
-)
+from tusd_py.events.base import EventBus, PartialFinished, UploadCreated, UploadExpired, UploadTerminated
 from tusd_py.health import ReportsHealth
 from tusd_py.locks.base import Lock, Locker
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Concatenates, HasIdentity, Redirects, Storage, SupportsSizeLimits
-from tusd_py.upload import Part, Status, Upload, final_upload_id, new_upload_id
-from tusd_py.uploads.append import Append
+from tusd_py.upload import Status, Upload, final_upload_id, new_upload_id
+from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
-from tusd_py.uploads.holders import Relay, Undisturbed
+from tusd_py.uploads.holders import Undisturbed
 from tusd_py.uploads.locations import located
 from tusd_py.uploads.locked_work import LockedWork, outcome
-from tusd_py.uploads.policy import Durability, Policy
-from tusd_py.uploads.requests import (
-    Addition,
-    NewUpload,
-    append_nothing,
-    check_addition,
-    check_size,
-    refuse_hopeless,
-)
+from tusd_py.uploads.policy import Policy
+from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_size
 
 T = TypeVar("T")
 
@@ -88,11 +64,13 @@ class UploadService:
         self.budget = budget
         self.policy = policy
         self.clock = clock
-        self._appends: set[Append] = set()
         self._draining = False
         self._work = LockedWork(locker, events)
         self._finals_of: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
         self._completion = Completion(state, storage, events, policy, clock)
+        self._appending = Appending(
+            state, storage, events, budget, policy, self._work, self._completion, self.refuse_when_draining
+        )
         if policy.concatenation_unfinished:
             events.observe(PartialFinished, self.part_ended)
             events.observe(UploadTerminated, self.part_ended)
@@ -231,74 +209,11 @@ class UploadService:
         `FinalUploadModified`, `LockTimeout`, `UploadNotFound`, `UploadGone`.
         """
         self.refuse_when_draining()
-        holder = Relay()
-        try:
-            lock = await self._lock_to_append(upload_id, addition, holder)
-            work = self._work.start(lock, self._append_under(lock, addition, holder))
-            await addition.source.feed(work)
-            upload, done = work.result()
-        except (LockLost, LockTimeout, UploadInterrupted):
-            await self._refuse_if_ended(upload_id)
-            raise
+        upload, done = await self._appending.append(upload_id, addition)
         if not done:
             return await append_nothing(upload, addition, self.policy)
         await self._told(upload_id)
         return upload
-
-    async def _lock_to_append(self, upload_id: str, addition: Addition, holder: Relay) -> Lock:
-        """The lock, without disturbing its holder on behalf of a request that cannot succeed."""
-        try:
-            return await self._work.acquire(upload_id, holder, 0)
-        except LockTimeout:
-            refuse_hopeless(await self.get(upload_id), addition, self.policy)
-        return await self._work.acquire(upload_id, holder, self.policy.lock_timeout)
-
-    async def _refuse_if_ended(self, upload_id: str) -> None:
-        """Raise `UploadNotFound` or `UploadGone` if the upload has ended, or is about to: this waits for that."""
-        deadline = time.monotonic() + self.policy.lock_timeout
-        with contextlib.suppress(StateUnavailable, StorageUnavailable):  # then the caller's reason is the better one
-            while await self._work.is_ending(upload_id) and time.monotonic() < deadline:
-                await self.get(upload_id)
-                await asyncio.sleep(INSPECT_POLL)
-            await self.get(upload_id)
-
-    async def _append_under(self, lock: Lock, addition: Addition, holder: Relay) -> tuple[Upload, bool]:
-        """The upload, and whether the addition was made: to a complete one there is nothing to add."""
-        record = await self.get(lock.upload_id, lock)
-        if record.is_final:
-            raise FinalUploadModified
-        if record.status is Status.FINISHING:
-            record = await self._completion.finish(record, lock.token)
-        if record.is_complete:
-            return record, False
-        try:
-            return await self._append(record, addition, lock, holder), True
-        except StorageAhead as error:
-            record = await self._completion.recover(await self.get(lock.upload_id), lock.token)
-            raise OffsetMismatch(record.offset) from error
-
-    async def _append(self, record: Upload, addition: Addition, lock: Lock, holder: Relay) -> Upload:
-        upload = check_addition(record, addition, self.policy)
-        self.refuse_when_draining()
-        append = self._new_append(upload, addition, lock)
-        holder.target = append
-        self._appends.add(append)
-        self.events.publish(AppendStarted(upload))
-        try:
-            await append.run(record)
-        except Exception:
-            await self._append_ended(append, lock)  # complete, perhaps: more bytes came than the length allows
-            raise
-        await self._append_ended(append, lock)
-        return append.upload
-
-    async def _append_ended(self, append: Append, lock: Lock) -> None:
-        self._appends.discard(append)
-        self.events.publish(AppendEnded(append.upload))
-        if append.upload.is_complete:
-            self.events.publish(finish_event(append.upload))
-        elif append.upload.status is Status.FINISHING:
-            append.upload = await self._completion.finish(append.upload, lock.token)
 
     async def expires_at(self, upload_id: str) -> float | None:
         """When the upload expires, in seconds since the epoch; None if it does not, or does not exist."""
@@ -309,38 +224,6 @@ class UploadService:
         """Raise `ServerShutdown` if no new work is to be begun."""
         if self._draining:
             raise ServerShutdown
-
-    def _new_append(self, upload: Upload, addition: Addition, lock: Lock) -> Append:
-        sync = self.policy.durability is Durability.ALWAYS or (
-            self.policy.durability is Durability.COMPLETE and upload.deferred
-        )
-        verification = addition.verification
-        observer = verification.update if verification is not None else None
-
-        async def commit(before: Upload, after: Upload, parts: Sequence[Part], whole: bool) -> Upload:
-            if whole:
-                after = self._completion.completed(after, lock.token)
-            elif after.has_all_bytes:
-                after = replace(after, status=Status.FINISHING, token=lock.token)
-            else:
-                after = replace(after, expires_at=self._completion.extended(before), token=lock.token)
-            durable = sync or (whole and self.policy.durability is not Durability.NEVER)
-            stored = await self.state.update(before, after, lock.token, parts=parts, durable=durable)
-            if whole:
-                await self._completion.remember(stored)
-            self.events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
-            return stored
-
-        return Append(
-            upload,
-            addition.source,
-            self.storage.writer(upload, lock.token, observer, inherited=lock.inherited),
-            self.budget,
-            self.policy,
-            commit,
-            sync=sync,
-            verification=verification,
-        )
 
     # Concatenating.
 
@@ -503,8 +386,7 @@ class UploadService:
     async def drain(self) -> None:
         """Running appends commit what they have and end, new ones are refused; returns when no work is left."""
         self._draining = True
-        for append in list(self._appends):
-            append.interrupt(ServerShutdown())
+        self._appending.drain()
         await self._work.settle()
 
     async def _record_under(self, lock: Lock) -> Upload | None:

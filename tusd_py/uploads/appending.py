@@ -1,0 +1,170 @@
+"""Appending to uploads: the lock, the checks, the append under it, and what becomes of an upload that has all bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tusd_py.errors import (
+    FinalUploadModified,
+    LockLost,
+    LockTimeout,
+    OffsetMismatch,
+    ServerShutdown,
+    StateUnavailable,
+    StorageAhead,
+    StorageUnavailable,
+    UploadInterrupted,
+)
+from tusd_py.events.base import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
+from tusd_py.locks.base import Lock
+from tusd_py.state.base import StateStore
+from tusd_py.storage.base import Storage
+from tusd_py.upload import Part, Status, Upload
+from tusd_py.uploads.append import Append
+from tusd_py.uploads.budget import ByteBudget
+from tusd_py.uploads.completion import Completion
+from tusd_py.uploads.holders import Relay
+from tusd_py.uploads.locked_work import LockedWork
+from tusd_py.uploads.policy import Durability, Policy
+from tusd_py.uploads.requests import Addition, check_addition, refuse_hopeless
+
+ENDING_POLL = 0.01  # seconds between two looks whether an upload has ended
+
+
+class Appending:
+    """Appends to uploads under their locks, in tasks of `LockedWork`, and knows those under way.
+
+    `refuse_when_draining` raises `ServerShutdown` once no new work is to be begun.
+    """
+
+    def __init__(
+        self,
+        state: StateStore,
+        storage: Storage,
+        events: EventBus,
+        budget: ByteBudget,
+        policy: Policy,
+        work: LockedWork,
+        completion: Completion,
+        refuse_when_draining: Callable[[], None],
+    ) -> None:
+        self._state = state
+        self._storage = storage
+        self._events = events
+        self._budget = budget
+        self._policy = policy
+        self._work = work
+        self._completion = completion
+        self._refuse_when_draining = refuse_when_draining
+        self._appends: set[Append] = set()
+
+    async def append(self, upload_id: str, addition: Addition) -> tuple[Upload, bool]:
+        """Append what the source gives: the upload as committed, and whether the addition was made.
+
+        To a complete upload there is nothing to add. Raises as `UploadService.append` does.
+        """
+        holder = Relay()
+        try:
+            lock = await self._lock_to_append(upload_id, addition, holder)
+            work = self._work.start(lock, self._append_under(lock, addition, holder))
+            await addition.source.feed(work)
+            return work.result()
+        except (LockLost, LockTimeout, UploadInterrupted):
+            await self._refuse_if_ended(upload_id)
+            raise
+
+    def drain(self) -> None:
+        """Have the appends under way commit what they have, and end with `ServerShutdown`."""
+        for append in list(self._appends):
+            append.interrupt(ServerShutdown())
+
+    async def _lock_to_append(self, upload_id: str, addition: Addition, holder: Relay) -> Lock:
+        """The lock, without disturbing its holder on behalf of a request that cannot succeed."""
+        try:
+            return await self._work.acquire(upload_id, holder, 0)
+        except LockTimeout:
+            refuse_hopeless(await self._completion.get(upload_id), addition, self._policy)
+        return await self._work.acquire(upload_id, holder, self._policy.lock_timeout)
+
+    async def _refuse_if_ended(self, upload_id: str) -> None:
+        """Raise `UploadNotFound` or `UploadGone` if the upload has ended, or is about to: this waits for that."""
+        deadline = time.monotonic() + self._policy.lock_timeout
+        with contextlib.suppress(StateUnavailable, StorageUnavailable):  # then the caller's reason is the better one
+            while await self._work.is_ending(upload_id) and time.monotonic() < deadline:
+                await self._completion.get(upload_id)
+                await asyncio.sleep(ENDING_POLL)
+            await self._completion.get(upload_id)
+
+    async def _append_under(self, lock: Lock, addition: Addition, holder: Relay) -> tuple[Upload, bool]:
+        """The upload, and whether the addition was made: to a complete one there is nothing to add."""
+        record = await self._completion.get(lock.upload_id, lock)
+        if record.is_final:
+            raise FinalUploadModified
+        if record.status is Status.FINISHING:
+            record = await self._completion.finish(record, lock.token)
+        if record.is_complete:
+            return record, False
+        try:
+            return await self._append(record, addition, lock, holder), True
+        except StorageAhead as error:
+            record = await self._completion.recover(await self._completion.get(lock.upload_id), lock.token)
+            raise OffsetMismatch(record.offset) from error
+
+    async def _append(self, record: Upload, addition: Addition, lock: Lock, holder: Relay) -> Upload:
+        upload = check_addition(record, addition, self._policy)
+        self._refuse_when_draining()
+        append = self._new_append(upload, addition, lock)
+        holder.target = append
+        self._appends.add(append)
+        self._events.publish(AppendStarted(upload))
+        try:
+            await append.run(record)
+        except Exception:
+            await self._append_ended(append, lock)  # complete, perhaps: more bytes came than the length allows
+            raise
+        await self._append_ended(append, lock)
+        return append.upload
+
+    async def _append_ended(self, append: Append, lock: Lock) -> None:
+        self._appends.discard(append)
+        self._events.publish(AppendEnded(append.upload))
+        if append.upload.is_complete:
+            self._events.publish(finish_event(append.upload))
+        elif append.upload.status is Status.FINISHING:
+            append.upload = await self._completion.finish(append.upload, lock.token)
+
+    def _new_append(self, upload: Upload, addition: Addition, lock: Lock) -> Append:
+        sync = self._policy.durability is Durability.ALWAYS or (
+            self._policy.durability is Durability.COMPLETE and upload.deferred
+        )
+        verification = addition.verification
+        observer = verification.update if verification is not None else None
+
+        async def commit(before: Upload, after: Upload, parts: Sequence[Part], whole: bool) -> Upload:
+            if whole:
+                after = self._completion.completed(after, lock.token)
+            elif after.has_all_bytes:
+                after = replace(after, status=Status.FINISHING, token=lock.token)
+            else:
+                after = replace(after, expires_at=self._completion.extended(before), token=lock.token)
+            durable = sync or (whole and self._policy.durability is not Durability.NEVER)
+            stored = await self._state.update(before, after, lock.token, parts=parts, durable=durable)
+            if whole:
+                await self._completion.remember(stored)
+            self._events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
+            return stored
+
+        return Append(
+            upload,
+            addition.source,
+            self._storage.writer(upload, lock.token, observer, inherited=lock.inherited),
+            self._budget,
+            self._policy,
+            commit,
+            sync=sync,
+            verification=verification,
+        )
