@@ -1,12 +1,32 @@
-"""Where the pieces of HTTP/1.1 end, so that the parser never sees more than one message and no more than it may."""
+"""The pieces of an HTTP/1.1 message, where they end, and how long they may be."""
 
 from __future__ import annotations
+
+from enum import Enum, auto
 
 SECTION_END = b"\r\n\r\n"  # ends a head, and a chunked body with its trailers
 OVERLAP = len(SECTION_END) - 1
 LINE_END = b"\r\n"
 MOST_LINE = 32  # bytes of a line with the size of a chunk that are looked at as such
 SMALL_CHUNK = 256  # bytes; with smaller ones a search is faster
+MOST_HEADER_BYTES = 128 << 10  # a thousand URLs in Upload-Concat, and the longest Upload-Metadata
+MOST_FRAMING_BYTES = 64 << 10  # of a chunked body without a byte of content between them
+MOST_HEADERS = 256
+MOST_TRAILERS = 16
+MOST_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its content
+
+
+class Phase(Enum):
+    """Which bytes of a request come next."""
+
+    HEAD = auto()
+    SIZED_BODY = auto()
+    CHUNKED_BODY = auto()
+    ENDED = auto()
+
+
+class TooManyHeaders(Exception):
+    """A head has more fields than `MOST_HEADERS`."""
 
 
 def section_end(before: bytes, data: bytes, start: int) -> int:

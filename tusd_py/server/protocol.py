@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Any, ClassVar
 
 import httptools
@@ -23,41 +22,30 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from tusd_py.http.body import ARRIVALS
-from tusd_py.http.tus import VERSION
 from tusd_py.server.connections import MOST_WAITING, Connections
 from tusd_py.server.cycle import INFORMATIONAL, UploadCycle
 from tusd_py.server.flow import ConnectionFlow, WriteWatch
-from tusd_py.server.framing import OVERLAP, SECTION_END, ChunkedBody, FramingAllowance, section_end
+from tusd_py.server.framing import (
+    MOST_FRAMING_BYTES,
+    MOST_FRAMING_PER_BYTE,
+    MOST_HEADER_BYTES,
+    MOST_HEADERS,
+    MOST_TRAILERS,
+    OVERLAP,
+    SECTION_END,
+    ChunkedBody,
+    FramingAllowance,
+    Phase,
+    TooManyHeaders,
+    section_end,
+)
+from tusd_py.server.refusals import HEAD_TOO_LONG, HEADER_TIMEOUT, INVALID, TOO_LARGE, TRAILERS_TOO_LONG, refusal
 
 logger = logging.getLogger("tusd_py.server")
 
-MOST_HEADER_BYTES = 128 << 10  # a thousand URLs in Upload-Concat, and the longest Upload-Metadata
-MOST_FRAMING_BYTES = 64 << 10  # of a chunked body without a byte of content between them
-MOST_HEADERS = 256
-MOST_TRAILERS = 16
-MOST_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its content
 UNREAD_BODY_TIMEOUT = 10.0  # seconds for the rest of a small body that nobody wants
 LINGER = 2.0  # seconds a refused connection stays open, so that the client gets to see why
 LINGER_SIZE = 256 << 10  # bytes that are read and thrown away meanwhile
-
-TOO_LARGE = "431 Request Header Fields Too Large"
-HEAD_TOO_LONG = "ERR_HEADERS_TOO_LARGE: the request head is too long"
-TRAILERS_TOO_LONG = "ERR_HEADERS_TOO_LARGE: the trailers or the chunk extensions are too long"
-INVALID = "ERR_INVALID_REQUEST: this is not a valid HTTP request"
-HEADER_TIMEOUT = "ERR_HEADER_TIMEOUT: the request head did not come in time"
-
-
-class Phase(Enum):
-    """Which bytes of a request come next."""
-
-    HEAD = auto()
-    SIZED_BODY = auto()
-    CHUNKED_BODY = auto()
-    ENDED = auto()
-
-
-class TooManyHeaders(Exception):
-    """A head has more fields than `MOST_HEADERS`."""
 
 
 class BodyEvents:
@@ -312,7 +300,7 @@ class UploadProtocol(HttpToolsProtocol):
             if self.cycle.response_started:
                 self.end(text)
                 return
-        self.transport.write(_refusal(status, text))
+        self.transport.write(refusal(status, text))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._watch_writes()
@@ -423,19 +411,6 @@ class UploadProtocol(HttpToolsProtocol):
         self.cycle.body_ended()
         if not self._is_serving() and not self.transport.is_closing():
             self._await_next()
-
-
-def _refusal(status: str, text: str) -> bytes:
-    body = f"{text}\n"
-    headers = {
-        "content-type": "text/plain; charset=utf-8",
-        "content-length": len(body),
-        "connection": "close",
-        "tus-resumable": VERSION,
-        "x-content-type-options": "nosniff",
-    }
-    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items()), "", body]
-    return "\r\n".join(lines).encode()
 
 
 def upload_protocol(
