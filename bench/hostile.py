@@ -50,7 +50,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was measured; bytes and seconds."""
+    """Measurements of one crowd; bytes and seconds."""
 
     memory_before: int
     memory: int

@@ -1,4 +1,4 @@
-"""What a process uses, as Linux tells."""
+"""Memory and processor time of a process, from /proc."""
 
 from __future__ import annotations
 

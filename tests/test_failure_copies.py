@@ -44,7 +44,7 @@ def whole(server: ServerProcess) -> bool:
 def test_a_server_that_ends_while_it_copies_finishes_the_copy_after_its_restart(
     tmp_path: Path, preload_library: Path, end: str
 ) -> None:
-    """It does not wait for all of the copy, and what it leaves is replaced."""
+    """The server does not wait for all of the copy; the unfinished copy is replaced after the restart."""
     faults = PreloadedFaults(tmp_path / "faults", preload_library)
     options: dict[str, Any] = {"shutdown_grace": "1s", "sweep_interval": "0.5s"}
     with ServerProcess(tmp_path / "uploads", env=faults.env, **options) as server:

@@ -1,4 +1,4 @@
-"""What tests share is there again after it died, and limits of time follow the machine."""
+"""Shared servers of the tests are started again after they died, and limits of time follow the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What S3 has no room for: refused at once with the limit in the answer, or made to fit; never a dead end."""
+"""Uploads that S3 has no room for: refused at once with the limit in the answer, or made to fit; never a dead end."""
 
 from __future__ import annotations
 

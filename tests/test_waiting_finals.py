@@ -267,7 +267,7 @@ async def test_a_final_waits_the_longer_the_older_it_is(service: UploadService) 
 
 
 class Room:
-    """How much the file system has left; counts the copies that were begun."""
+    """Free space of a pretended file system; counts the copies that were begun."""
 
     def __init__(self, service: UploadService, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free = 0

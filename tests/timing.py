@@ -1,4 +1,4 @@
-"""How long tests wait: limits that guard against hanging grow with the slowness of the machine.
+"""Limits of time in tests: those that guard against hanging grow with the slowness of the machine.
 
 A limit that the server promises is judged by what the machine can do at that moment; every other one only ends a test
 that would never end, and costs nothing while everything works.
@@ -18,7 +18,7 @@ ATTEMPTS = 5
 
 
 def slowness_now() -> float:
-    """How many times longer than on an ordinary, idle machine a computation takes; never less than 1."""
+    """The factor by which a computation takes longer than on an ordinary, idle machine; never less than 1."""
     started = time.perf_counter()
     for _ in range(ATTEMPTS):  # long enough to be interrupted by others as often as they want to run
         sum(range(SPIN))

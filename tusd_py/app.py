@@ -1,4 +1,4 @@
-"""The application that `tusd-py serve` runs: a tus server with what says where it is and how it is."""
+"""The application that `tusd-py serve` runs: a tus server, a text at `/`, health checks and metrics."""
 
 from __future__ import annotations
 

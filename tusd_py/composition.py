@@ -31,14 +31,14 @@ from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
 RECORDS = "uploads.sqlite3"  # in the private folder
-LOCKS = "locks"  # what the names of the lock files begin with, there too
-CLOSE_PATIENCE = 30.0  # seconds; nothing is under way as a rule
+LOCKS = "locks"  # beginning of the names of the lock files, in the private folder
+CLOSE_PATIENCE = 30.0  # seconds that closing may take
 
 
 def build_service(
     settings: Settings, events: EventBus, metrics: Metrics | None = None, clock: Clock | None = None
 ) -> UploadService:
-    """The domain on the parts that the settings choose."""
+    """Build the service on the state store, locker and storage that the settings choose."""
     state, locker = build_state_and_locker(settings, metrics, clock)
     return UploadService(
         state=state,
@@ -65,7 +65,7 @@ def build_service(
 def build_state_and_locker(
     settings: Settings, metrics: Metrics | None, clock: Clock | None = None
 ) -> tuple[StateStore, Locker]:
-    """The parts that tell what is true; the clock of this host is `clock`, for tests, or that of the system."""
+    """Build the store of records and the locks, on Redis or SQLite; tests give a `clock` instead of the system's."""
     if settings.redis_url is None:
         return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / LOCKS)
     from tusd_py.locks.redis import RedisLocker  # Redis is an extra
@@ -80,14 +80,14 @@ def build_state_and_locker(
 
 
 def build_state(settings: Settings, kind: Literal["sqlite", "redis"], clock: Clock | None = None) -> StateStore:
-    """Where records are kept."""
+    """Build the store of records alone, of either kind."""
     if kind == "sqlite":
         return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / RECORDS, clock)
     return build_state_and_locker(settings, None, clock)[0]
 
 
 def build_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
-    """Where bytes are kept; raises `StorageUnavailable` for settings of S3 that contradict each other."""
+    """Build the storage of the bytes; raises `StorageUnavailable` for settings of S3 that contradict each other."""
     if settings.s3_bucket:
         return build_s3_storage(settings, metrics)
     notes = settings.upload_dir / PRIVATE_FOLDER / "finished"
@@ -97,7 +97,7 @@ def build_storage(settings: Settings, metrics: Metrics | None = None) -> Storage
 
 
 def _modes_are_set(settings: Settings) -> bool:
-    """Whether the operator chose permissions, which then are not less what the umask takes."""
+    """Whether the operator chose permissions: these are set exactly, whatever the umask."""
     return any(getattr(settings, name) != default_of(name) for name in ("file_mode", "directory_mode"))
 
 
@@ -173,7 +173,7 @@ def _said_where(what: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What a user can do something about: an error of the system below, or the sentence of the error itself."""
+    """The reason to show to the operator: the error of the operating system behind `error`, else its own sentence."""
     says_nothing = isinstance(error, UploadError) and error.message == error.default_message
     reason = error.__cause__ if says_nothing or isinstance(error.__cause__, OSError) else error
     reason = reason or error
@@ -184,8 +184,8 @@ def _reason(error: Exception) -> str:
 async def close_service(service: UploadService, patience: float = CLOSE_PATIENCE) -> bool:
     """Close every part: what works, then the storage, then the locks that guard both, then the records.
 
-    False if a step of the storage has not ended after `patience` seconds. Then locks and records stay as they are:
-    the bytes that it may still write are protected until this is called again and succeeds, or the process ends.
+    Returns False if a step of the storage has not ended after `patience` seconds. Then locks and records stay open,
+    which protects the bytes that the step may still write; call this again until it succeeds, or end the process.
     """
     deadline = time.monotonic() + patience
     if isinstance(service.storage, Concatenates):

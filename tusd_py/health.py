@@ -1,4 +1,4 @@
-"""What a part of the server knows of its own health."""
+"""The contract of a state store or storage that knows of its own health."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ class ReportsHealth(Protocol):
 
     @property
     def limitations(self) -> Sequence[str]:
-        """What it cannot do where it is, one sentence each; found when it was opened."""
+        """One sentence for each thing that cannot be done on this file system or server; found out by `open`."""

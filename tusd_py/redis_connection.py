@@ -212,7 +212,7 @@ class RedisConnection:
         return subscriber
 
     async def listeners(self, channel: str) -> int:
-        """How many connections, of whatever process, have subscribed to a channel."""
+        """The number of connections, of all processes, that have subscribed to a channel."""
         answer = await self._call("pubsub", lambda: self._client.pubsub_numsub(channel), PATIENCE)
         return sum(int(count) for _, count in answer)
 
@@ -264,13 +264,13 @@ class RedisConnection:
             )
 
     def _warn_once(self, text: str) -> None:
-        """A server opens its connection more than once."""
+        """Log a warning, unless this process has logged it before: a server opens its connection more than once."""
         if (self._url, text) not in _warnings:
             _warnings.add((self._url, text))
             logger.warning("%s", text)
 
     async def _info(self, section: str) -> str:
-        """What every node says of itself; empty if the user is not permitted to ask."""
+        """The INFO text of every node; empty if the user is not permitted to ask."""
         try:
             if self.is_cluster:
                 return str(

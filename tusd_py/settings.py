@@ -285,7 +285,7 @@ def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
 
 
 def _is_value_when_empty(name: str) -> bool:
-    """Lists may be empty, and so may the prefix; without its variable the upload directory would be another one."""
+    """Whether an empty variable counts: for lists and the prefix it is a value, for the upload directory a mistake."""
     return isinstance(default_of(name), tuple) or name in ("redis_prefix", "upload_dir")
 
 

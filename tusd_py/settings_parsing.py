@@ -59,7 +59,7 @@ def parse_duration(value: object) -> object:
 
 
 def refuse_switch(value: object) -> object:
-    """True and false are integers to Python, but not to who writes a configuration file."""
+    """Refuse true and false, which are integers to Python but not to an operator who writes a configuration file."""
     if isinstance(value, bool):
         raise ValueError("a number")
     return value
@@ -73,14 +73,14 @@ def split_list(value: object) -> object:
 
 
 def refuse_nothing(value: object) -> object:
-    """An empty path would be the working directory."""
+    """Refuse an empty path, which would be the working directory."""
     if value == "":
         raise ValueError("a directory")
     return value
 
 
 def check_host(value: str) -> str:
-    """An empty host would be every address of this machine to the system."""
+    """Refuse what is no host; an empty one would be every address of this machine to the system."""
     if not HOST.fullmatch(value):
         raise ValueError("an address or the name of a host, such as 127.0.0.1, or 0.0.0.0 for every address")
     return value.strip("[]")

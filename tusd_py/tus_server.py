@@ -33,10 +33,10 @@ from tusd_py.uploads.service import UploadService
 
 logger = logging.getLogger("tusd_py")
 
-LAST_MOMENT = 1.0  # seconds
-CLOSE_AGAIN = 0.5  # seconds
+LAST_MOMENT = 1.0  # seconds that requests have at least to commit, and an earlier service to close
+CLOSE_AGAIN = 0.5  # seconds between two attempts to close what hangs
 START_PATIENCE = 20.0  # seconds a request waits for the start of the server
-HEAD_PATIENCE = 1.5  # seconds of a HEAD, which is to be answered soon
+HEAD_PATIENCE = 1.5  # seconds a HEAD waits for it, which is to be answered within two
 START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of requests
 
 E = TypeVar("E")
@@ -45,9 +45,9 @@ E = TypeVar("E")
 class TusServer:
     """A tus server as an ASGI application, for mounting in a Starlette or FastAPI application.
 
-    It starts with the first request; while it cannot (Redis is away), requests are answered with 503, HEAD with 423,
-    and later ones try again. Give `lifespan` to the application as well, so that it starts with it, and at shutdown
-    commits what is in flight and lets go of everything.
+    The server starts with the first request; while it cannot (Redis is away), requests are answered with 503, HEAD
+    with 423, and later requests try to start it again. Give `lifespan` to the application as well: then the server
+    starts with the application, and at its shutdown commits what is in flight and closes everything.
     """
 
     def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
@@ -60,8 +60,8 @@ class TusServer:
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)
-        self._next_attempt = 0.0  # to start, on the monotonic clock
-        self._told = ""  # why the last attempt failed
+        self._next_attempt = 0.0  # monotonic time before which requests do not try to start the server again
+        self._told = ""  # the reason, already logged, why the last attempt to start failed
         self._looked_around = False
         self._signal_handlers: dict[int, Any] = {}
         self._abandoned: list[UploadService] = []
@@ -118,9 +118,10 @@ class TusServer:
     def on(self, kind: type[E]) -> Callable[[Subscriber[E]], Subscriber[E]]:
         """Call the decorated function, plain or async, for every event of this kind (`tusd_py.UploadFinished`, ...).
 
-        A plain function runs in a thread of its own, so that it may block. It may do what it likes with the upload,
-        which is not locked any more. The client is answered after it has returned, or after half a minute. What it
-        raises is logged. An event may be missing if the process dies in the moment between the upload and the call.
+        A plain function runs in a worker thread, so that it may block. The upload is not locked any more: the function
+        may read or remove it. The client is answered after the function has returned, or after half a minute.
+        Exceptions of the function are logged. An event is lost if the process dies between the change of the upload
+        and the call.
         """
 
         def register(subscriber: Subscriber[E]) -> Subscriber[E]:
@@ -319,14 +320,14 @@ class TusServer:
         self._drain = asyncio.ensure_future(self.service.drain())
 
     def _end_of_grace(self) -> float:
-        """In the time of the loop. What the web server cancelled only now has a moment to commit what it has."""
+        """The end of the shutdown grace, in the time of the loop, `LAST_MOMENT` away at least."""
         now = asyncio.get_running_loop().time()
         began = now if self._drain_began is None else self._drain_began
         return max(began + self.settings.shutdown_grace, now + LAST_MOMENT)
 
 
 class EndpointRoute(Mount):
-    """A mount that matches its own path without a slash too: not every client follows a redirect."""
+    """A mount that also matches its own path without a slash at the end, since not every client follows a redirect."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         root_path = scope.get("root_path", "")

@@ -1,4 +1,4 @@
-"""What every storage with an identity has to do (`HasIdentity` in tusd_py/storage/base.py)."""
+"""Contract of every storage with an identity (`HasIdentity` in tusd_py/storage/base.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody who may write to the upload directory plants there: nothing leads out of it, nothing blocks."""
+"""Links, FIFOs and devices planted in the upload directory: nothing leads out of it, nothing blocks."""
 
 from __future__ import annotations
 

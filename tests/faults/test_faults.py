@@ -34,7 +34,7 @@ def faults(tmp_path: Path, preload_library: Path) -> PreloadedFaults:
 
 
 def written(faults: PreloadedFaults, *paths: Path) -> list[str]:
-    """What the calls of a process returned: pwritev and fsync of each path."""
+    """Results of the pwritev and fsync calls of a process, by path."""
     done = subprocess.run(
         [sys.executable, "-c", WRITE, *map(str, paths)], env=os.environ | faults.env, capture_output=True, text=True
     )

@@ -31,7 +31,7 @@ class UploadProgressed:
 class UploadFinished:
     """The upload is complete: all its bytes are stored and it can be read. For a partial one see `PartialFinished`.
 
-    It may be missing: a process that dies right after it has completed an upload publishes nothing any more.
+    The event is lost if the process dies right after it has completed the upload.
     """
 
     upload: Upload
@@ -138,7 +138,7 @@ class EventBus:
         self._observers.setdefault(kind, []).append(observer)
 
     def unobserve(self, kind: type[E], observer: Observer[E]) -> None:
-        """Undo `observe`; who does not observe is fine."""
+        """Undo `observe`; does nothing for a function that does not observe."""
         with contextlib.suppress(KeyError, ValueError):
             self._observers[kind].remove(observer)
 

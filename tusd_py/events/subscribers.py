@@ -1,7 +1,7 @@
 """Calls of user code with events: outside the locks of uploads, in order for each upload, with limits of time.
 
-Async functions run in the event loop, plain ones in threads of their own, since they may block. Whatever a function
-raises is logged. After `SUBSCRIBER_TIMEOUT` an async one is cancelled, and a plain one is no longer waited for.
+Async functions run in the event loop, plain ones in threads of their own, since they may block. Exceptions of a
+function are logged. After `SUBSCRIBER_TIMEOUT` an async one is cancelled, and a plain one is no longer waited for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger("tusd_py.events")
 
 SUBSCRIBER_TIMEOUT = 30.0  # seconds
 MOST_THREADS = 16  # plain functions that run at a time
-MOST_HUNG = 64  # plain functions beyond these that have not returned in time
+MOST_HUNG = 64  # threads given up on because their function did not return in time; beyond these none is started
 
 AnySubscriber: TypeAlias = Callable[[Any], Awaitable[None] | None]
 
@@ -53,7 +53,7 @@ class Deliveries:
         queue[-1] = (event, queue[-1][1])
 
     def count(self, key: str) -> int:
-        """How many events wait in a queue."""
+        """The number of events that wait in a queue."""
         return len(self._queues.get(key, ()))
 
     def is_delivering(self, key: str) -> bool:

@@ -62,7 +62,7 @@ class BehindMiddleware:
 
 
 def arrivals_of(scope: Scope, receive: Receive) -> Arrivals | None:
-    """What the server tells of the body that `receive` gives."""
+    """The server's extension for the body that `receive` gives; None under a server that has none."""
     arrivals: Arrivals | None = scope.get("extensions", {}).get(ARRIVALS)
     if arrivals is None or getattr(receive, "__self__", None) is arrivals:
         return arrivals
@@ -305,7 +305,7 @@ class RequestBody:
             self._task.cancel()
 
     def _kick(self) -> None:
-        """End the wait for the client, if there is one; who is fed is let go without disturbing `receive`."""
+        """End the wait for the client, if there is one; a reader that is fed is woken without disturbing `receive`."""
         if not self._feeding:
             self._leave_receive()
         elif self._expected is not None and not self._expected.done():

@@ -85,7 +85,7 @@ def content_disposition(kind: str, name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """What a client called its file, as a name that is safe to save under; empty if nothing is left of it."""
+    """The name that a client gave its file, made safe to save under; empty if nothing is left of it."""
     name = NO_NAME.sub("_", name).strip().rstrip(". ")
     if len(name) <= MAX_NAME_LENGTH:
         return name
@@ -96,7 +96,7 @@ def file_name(name: str) -> str:
 
 
 def select(upload: Upload, headers: Mapping[str, str], *, ranges: bool = True) -> Selection:
-    """Which bytes a GET gets (RFC 9110, sections 13.2.2 and 14.2); `ranges` are for GET only."""
+    """Select the bytes to send (RFC 9110, sections 13.2.2 and 14.2); with `ranges` unset, as for HEAD, all of them."""
     length = upload.length or 0
     precondition = _precondition(upload, headers)
     if precondition:

@@ -117,7 +117,7 @@ def is_version(text: str, version: str) -> bool:
 
 
 def quoted(text: str, limit: int = 40) -> str:
-    """What a client sent, for a sentence to it: printable ASCII in quotes, of limited length."""
+    """Text of a client in quotes, for an error message: printable ASCII, at most `limit` characters."""
     shown = "".join(letter if " " <= letter <= "~" else "?" for letter in text[:limit])
     return f'"{shown}..."' if len(text) > limit else f'"{shown}"'
 

@@ -1,9 +1,9 @@
 """Locks between the processes of one host: bytes of files, locked in the kernel, that die with their process.
 
-Every upload has a byte in one of several (empty) lock files, at a place made from its id. Whoever holds a write lock
-on it holds the upload. Who wants the holder to release, or to commit, holds a read lock on a byte of the file of
-wishes for as long as the wish lasts: it too disappears with its process, so no stale request is ever left behind.
-Requests of the same process reach the holder directly; those of other processes when the holder next looks.
+Every upload has a byte in one of several (empty) lock files, at a position made from its id; a write lock on that
+byte is the lock of the upload. A contender that wants the holder to release, or to commit, holds a read lock on a byte
+of the file of wishes for as long as it waits. That lock disappears with its process too, so that no stale wish is ever
+left behind. Wishes of the same process reach the holder directly; those of other processes when the holder next looks.
 
 A look costs one call of the kernel while no other process wants anything, however many uploads are held.
 """

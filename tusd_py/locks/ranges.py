@@ -69,9 +69,9 @@ def first_locked_elsewhere(descriptor: int, first: int, last: int) -> tuple[int,
 
 
 def all_locked_elsewhere(descriptor: int, first: int, last: int, *, most: int) -> list[int] | None:
-    """Every byte between two that other opened files have locked, where each lock is of one byte.
+    """The bytes from `first` to `last` that other opened files have locked, where each lock is of one byte.
 
-    None if there are more than `most`. It takes one call of the kernel, and two for each lock.
+    None if there are more than `most`. Costs one call of the kernel, and two more for each lock.
     """
     found: list[int] = []
     unknown = [(first, last)]

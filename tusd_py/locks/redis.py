@@ -77,7 +77,7 @@ redis.call('SET', KEYS[1], nonce .. ':' .. token .. ':' .. inherited, 'PX', ttl)
 return {token, tostring(inherited), redis.call('HGETALL', KEYS[2]), time}
 """,
 )
-# With this one an upload is removed, or looked at: it is had from a Redis that is full, too.
+# For removing or looking at an upload: Redis gives this lock even when it has reached `maxmemory`.
 ACQUIRE_WITHOUT_ROOM = Script("acquire", ACQUIRE.text, allow_oom=True)
 # A lease that ran out is taken up again if nobody came in between, which the record tells.
 RENEW = Script(
@@ -133,7 +133,7 @@ return 1
 
 
 async def servers_with(connection: RedisConnection, prefix: str) -> int:
-    """How many processes have opened a `RedisLocker` with this prefix: each listens for messages."""
+    """The number of processes that have opened a `RedisLocker` with this prefix: each listens for messages."""
     return await connection.listeners(channel_of(prefix))
 
 
@@ -265,7 +265,7 @@ class RedisLocker:
         token, rest, record, now = await self._redis.run(script, keys, arguments)
         if not token:
             return max(0.001, int(rest) / 1000)
-        if now:  # so that what this lock is taken for is stamped by the clock of Redis
+        if now:  # the work under this lock is stamped by the clock of Redis
             self._redis.clock.heard(seconds_of(now), asked_at)
         lock.token = int(token)
         lock.inherited = int(rest)

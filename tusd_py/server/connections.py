@@ -1,4 +1,4 @@
-"""What the connections of one server process share: their deadlines, and bounds for all of them together."""
+"""Deadlines of the connections of one server process, and bounds for all of them together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class IdleConnection(Protocol):
 
 @dataclass(slots=True)
 class Connections:
-    """Times are seconds, rates bytes a second; zero switches a deadline off.
+    """State shared by all connections. Times are seconds, rates bytes a second; zero switches a deadline off.
 
     `changed` is called with 1 for every connection that opens, and -1 when it has closed; `ended` with the reason for
     which the server ended one before its time.

@@ -25,7 +25,7 @@ WORTH_BLOCKS = 256 << 10  # bytes still to come for which the parser is left out
 
 
 class UploadCycle(RequestResponseCycle):
-    """One request and its response. It is the `Arrivals` of its body too."""
+    """One request and its response, and the `Arrivals` of its body."""
 
     protocol: UploadProtocol
     pool: BlockPool | None
@@ -48,7 +48,7 @@ class UploadCycle(RequestResponseCycle):
         self.reader_timed_out = False
 
     async def run_asgi(self, app: Any) -> None:
-        """Run the application. A client that is gone and a shutdown that waits no longer leave no line in the log."""
+        """Run the application; log nothing if the client is gone, or a shutdown waits no longer."""
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
@@ -118,7 +118,7 @@ class UploadCycle(RequestResponseCycle):
         self.message_event.set()
 
     def give_up(self) -> None:
-        """Nothing more is received or sent."""
+        """End the request: nothing more is received or sent."""
         self.disconnected = True
         self.message_event.set()
 

@@ -47,7 +47,7 @@ class WriteWatch:
         self._window_unsent = 0
 
     def start(self) -> None:
-        """Something waits to be sent, and nothing is added to it until the client has taken of it."""
+        """Watch the client from now on: bytes wait for it, and the server adds none before it has taken some."""
         if self._timer is None and (self._idle_timeout or self._minimum_rate):
             self._unsent = self._window_unsent = self._measure()
             self._window_began = self._loop.time()

@@ -17,7 +17,7 @@ MOST_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its conte
 
 
 class Phase(Enum):
-    """Which bytes of a request come next."""
+    """The part of a request that comes next."""
 
     HEAD = auto()
     SIZED_BODY = auto()

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP/1.1 protocol with what uploads need, and with bounds for all that a client can do.
+"""uvicorn's HTTP/1.1 protocol, extended for uploads, and with bounds for all that a client can do.
 
 Bytes that arrived are delivered before a disconnect is told, and long bodies are received straight into blocks of
-memory (`server/blocks.py`); trailers are kept apart from headers, interim responses can be sent. What concerns the
-application reaches it as ASGI scope extensions; under another server it does without.
+memory (`server/blocks.py`); trailers are kept apart from headers, interim responses can be sent. The application
+finds these as ASGI scope extensions, and does without them under another server.
 
 A connection has one request at a time: what follows its end is kept, and not parsed before the response is complete.
 Every state has a deadline. While a request is being answered, the application and `WriteWatch` see to it; otherwise
@@ -49,7 +49,7 @@ LINGER_SIZE = 256 << 10  # bytes that are read and thrown away meanwhile
 
 
 class BodyEvents:
-    """What the parser reports of a body whose head another parser has read."""
+    """Receiver of a parser's events for a body whose head another parser has read."""
 
     def __init__(self, protocol: UploadProtocol) -> None:
         self.on_body = protocol.on_body
@@ -205,7 +205,7 @@ class UploadProtocol(HttpToolsProtocol):
             position = end
 
     def _piece_end(self, data: bytes, start: int) -> int:
-        """How far the parser may read: nothing beyond the end of the message."""
+        """The position in `data` up to which the parser may read: never beyond the end of the message."""
         if self._phase is Phase.SIZED_BODY:
             return min(len(data), start + self._body_remaining)
         find = self._chunked.end if self._phase is Phase.CHUNKED_BODY else section_end

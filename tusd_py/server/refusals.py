@@ -1,4 +1,4 @@
-"""Responses to what cannot be served as a request."""
+"""Responses of the protocol class itself, to bytes that are no valid request, or too many."""
 
 from __future__ import annotations
 

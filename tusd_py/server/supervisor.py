@@ -2,7 +2,7 @@
 connections evenly (processes that share one socket leave most long uploads to whichever wakes first).
 
 SIGTERM and SIGINT drain and end all of them, at once even while SIGHUP replaces them one by one; one that dies is
-started again. What processes that have ended counted stays in `/metrics`, in one file for all of them.
+started again. The counts of processes that have ended stay in `/metrics`, merged into one file.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ NOTHING_TO_RELOAD = (
 class Terminal:
     """Tells whether a SIGHUP came from a terminal that has closed: then nobody is there any more to stop the server.
 
-    To be made before SIGHUP gets a handler: under nohup, where it is ignored, the server is to live on.
+    Create the object before SIGHUP gets a handler: it finds out whether SIGHUP is ignored, as under nohup, where the
+    server must live on.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ class StateStore(Protocol):
 
     @property
     def clock(self) -> Clock:
-        """What records are stamped with: all who share this store see the same time."""
+        """The clock that records are stamped with; all servers that share this store see the same time."""
 
     async def refresh_clock(self) -> None:
         """Have the clock tell the time as exactly as it can."""

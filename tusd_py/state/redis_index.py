@@ -84,5 +84,5 @@ def _due_at(status: str | None, expires_at: str | None, now: float) -> float | N
 
 
 def escaped(prefix: str) -> str:
-    """As a pattern that matches this prefix only."""
+    """The prefix as a pattern of SCAN that matches nothing else."""
     return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)

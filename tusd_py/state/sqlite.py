@@ -174,7 +174,7 @@ class SQLiteState:
         await self._submit(lambda connection: connection.executemany(DELETE_WAITING, rows).rowcount, compound=True)
 
     async def refresh_clock(self) -> None:
-        """The clock of this host needs no asking."""
+        """Do nothing: the clock is that of this host."""
 
     async def read_metadata(self, name: str) -> str | None:
         row = await self._submit(lambda connection: connection.execute(SELECT_METADATA, (name,)).fetchone())

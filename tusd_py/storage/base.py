@@ -15,7 +15,7 @@ PieceSize: TypeAlias = Callable[[int], int]  # bytes to read at a time, at most 
 
 
 def largest_piece(most: int) -> int:
-    """The `PieceSize` of who has memory enough."""
+    """The `PieceSize` for a caller whose memory is not limited."""
     return most
 
 
@@ -92,7 +92,7 @@ class Storage(Protocol):
         """
 
     def locate(self, upload: Upload) -> str:
-        """Where the bytes of a new upload will be (`Upload.location`), by the settings of now."""
+        """The location of the bytes of a new upload (`Upload.location`), as the current settings have it."""
 
     async def stored(self, upload: Upload) -> int:
         """How many contiguous bytes of the upload there are."""
@@ -144,7 +144,7 @@ class HasIdentity(Protocol):
 
     @property
     def what_to_check(self) -> str:
-        """What an operator is to look at if the id is not there, as the end of a sentence."""
+        """Advice for the operator if the id is missing, as the end of a sentence: `check the mount`."""
 
     def expect_identity(self, identity: str) -> None:
         """Take this id for the one that the records name."""

@@ -166,7 +166,7 @@ class FileCopier:
 
 @dataclass(frozen=True, slots=True)
 class CopyTools:
-    """What a storage lends to a copy."""
+    """Functions and objects of a storage that a copy uses."""
 
     errors: Callable[[], contextlib.AbstractContextManager[None]]
     create: Callable[[Path], int]  # a new file for reading and writing

@@ -101,7 +101,8 @@ class DiskStorage:
     async def finished(self, work: Callable[[], T]) -> T:
         """Run blocking work that has to be over before the lock of the upload is released.
 
-        Who holds the lock is not cancelled but by the end of the event loop, when the lock stays (`LockedWork`).
+        The task that holds the lock is cancelled only by the end of the event loop, and then the lock stays
+        (`LockedWork`).
         """
         return await self.run(work)
 
@@ -160,7 +161,7 @@ class DiskStorage:
         return await self.run(size)
 
     def size_of(self, path: Path) -> int:
-        """Bytes in a file; 0 if there is none; call it in a thread."""
+        """The size of a file, in bytes that count; 0 if there is none. Blocks: call it in a worker thread."""
         return self.syncs.believed(path, self.files.size(path) or 0)
 
     async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
@@ -178,7 +179,7 @@ class DiskStorage:
         return ""
 
     def held(self, path: Path) -> int:
-        """How many bytes of a file count, none if there is none; call it in a thread."""
+        """The number of bytes of a file that count; 0 if there is no file. Blocks: call it in a worker thread."""
         size = self.files.size(path)
         return 0 if size is None else self.syncs.believed(path, size)
 
@@ -290,9 +291,10 @@ class DiskStorage:
             self.syncs.open()
 
     def check_place(self) -> None:
-        """See that the directory is the one of the records, and not what is left without its mount; in a thread.
+        """Raise `WrongStorage` unless this is the directory that the records name; blocks.
 
-        Otherwise bytes would go where nobody looks for them, and those that are away would count as lost.
+        Without its mount it is another, empty one: bytes would be written where nobody looks for them, and the bytes of
+        the mount would count as lost.
         """
         with file_errors():
             self._identity.check()
@@ -362,7 +364,7 @@ class DiskStorage:
 
     @property
     def limitations(self) -> Sequence[str]:
-        """What the file system cannot do."""
+        """One sentence for each thing that the file system cannot do."""
         return self.syncs.limitations
 
 

@@ -126,7 +126,7 @@ class FileTree:
 
     @contextlib.contextmanager
     def _folder(self, path: Path, *, make: bool = False) -> Iterator[tuple[str | Path, int | None]]:
-        """What to call a file, and relative to which descriptor: that of its folder, unless that is the directory."""
+        """Open the folder of a file: a name, and the descriptor that it is relative to; None if it is a whole path."""
         if path.parent == self.top:
             if make:
                 self.make()

@@ -61,7 +61,7 @@ class Proof:
         raise error
 
     def explain(self, found: str | None) -> str:
-        """A sentence for who can do something about it."""
+        """A sentence for the operator."""
         state = "has no identity" if found is None else "has another identity"
         return f"the storage {state} than its records name: check {self.what_to_check}"
 

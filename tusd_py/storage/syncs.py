@@ -109,11 +109,11 @@ class Syncs:
         raise StorageBehind(kept) from error
 
     def believed(self, path: Path, size: int) -> int:
-        """How much of a file of this size counts."""
+        """The number of bytes that count of a file of this size: fewer where a failed sync could not be cut off."""
         return min(size, self._distrusted.get(path, size)) if self._distrusted else size
 
     def trust(self, path: Path) -> None:
-        """A file was cut off where its upload goes on."""
+        """Take note that a file was cut off where its upload goes on, so that all of it counts again."""
         if self._distrusted:
             self._distrusted.pop(path, None)
 

@@ -43,7 +43,7 @@ class Threads:
     def close(self, patience: float | None = None) -> bool:
         """Wait until every call has returned, at most `patience` seconds; blocks. False if some have not.
 
-        It can be called again then. Calls that come later are made by new threads.
+        After False, call this again. Calls that come after a close are made by new threads.
         """
         for _ in range(0 if self._closing else len(self._threads)):
             self._jobs.put(None)

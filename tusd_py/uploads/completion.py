@@ -70,7 +70,7 @@ class Completion:
         return upload
 
     async def _was_finished(self, upload: Upload) -> bool:
-        """Whether an expired record is older than the end of its upload: who asks drives it on."""
+        """Whether an expired record is older than the end of its upload; if so, the caller finishes the upload."""
         return upload.status is Status.ACTIVE and await self.remembered(upload.id) is not None
 
     async def restore(self, upload_id: str) -> Upload:

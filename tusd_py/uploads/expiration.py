@@ -110,7 +110,7 @@ async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_r
 
 
 class Records:
-    """What the orphan cleanup of a storage may ask (`UploadRecords`)."""
+    """The records, and their locks, for the orphan cleanup of a storage (`UploadRecords`)."""
 
     def __init__(self, state: StateStore, locker: Locker, check: Callable[[], None] = lambda: None) -> None:
         """`check` is called before every lock, and raises what is to end the cleanup."""

@@ -1,4 +1,4 @@
-"""Where the bytes of an upload are whose record does not say: a version made it that knew no locations."""
+"""Locations of uploads whose records do not name one: they were made by a version that knew no locations."""
 
 from __future__ import annotations
 

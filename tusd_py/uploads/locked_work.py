@@ -137,7 +137,7 @@ class LockedWork:
 
 
 async def outcome(task: asyncio.Task[T]) -> T:
-    """What the task returns or raises; it goes on if who waits for it here is cancelled."""
+    """Wait for the task, and return or raise as it does; a cancellation of the waiter does not reach the task."""
     return await asyncio.shield(task)
 
 

@@ -95,7 +95,7 @@ def check_size(size: int | None, policy: Policy, kind: SizeKind = "declared") ->
 
 
 def limit_text(policy: Policy, kind: SizeKind) -> str:
-    """What a client is told that goes beyond a limit."""
+    """The sentence for a client whose upload goes beyond a limit."""
     limit = policy.largest(kind)
     deferred = kind == "deferred" and limit != policy.largest("declared")
     whose = " whose length is not declared before their first byte" if deferred else ""

@@ -356,7 +356,7 @@ class UploadService:
 
     @property
     def limitations(self) -> Sequence[str]:
-        """What the state store and the storage cannot do where they are, one sentence each."""
+        """One sentence for each thing that the state store and the storage cannot do where they are."""
         parts = [part for part in (self.state, self.storage) if isinstance(part, ReportsHealth)]
         return [sentence for part in parts for sentence in part.limitations]
 

@@ -22,7 +22,7 @@ BATCH = 100
 
 
 class WaitingFinals:
-    """Keeps who waits for what."""
+    """Keeps note of which final upload waits for which partial one."""
 
     def __init__(self, state: StateStore, clock: SteadyClock) -> None:
         self._state = state
@@ -31,7 +31,8 @@ class WaitingFinals:
     async def wait_for_part(self, final: Upload, unfinished: PartialUnfinished) -> bool:
         """Note that a final upload waits for a partial one; False if that one has been finished or removed meanwhile.
 
-        Noted before it is looked at again: who finishes the partial upload after this look finds the note.
+        The note is made before the partial upload is looked at again: a request that finishes it after that look finds
+        the note.
         """
         await self._state.add_waiting(unfinished.partial_id, final.id)
         partial = await self._state.get(unfinished.partial_id)

@@ -45,7 +45,7 @@ ABILITIES: dict[Preset, Abilities] = {
 
 
 def tails_below(prefix: str) -> str:
-    """What the names of tail objects with this prefix begin with."""
+    """The beginning of the names of all tail objects with this prefix."""
     return f"{prefix}.tusd-py/tails/"
 
 

@@ -125,7 +125,7 @@ def _is_named(engine: Engine, upload: Upload | None, finding: Finding) -> bool:
 
 
 async def _candidates(engine: Engine, older_than: float) -> AsyncIterator[Finding]:
-    """What is old enough, by the clock of S3: that of this host may be wrong."""
+    """List multipart uploads and tails that are old enough by the clock of S3: that of this host may be wrong."""
     async for finding in _multipart_uploads(engine, older_than):
         yield finding
     async for finding in _tails(engine, older_than):

@@ -30,7 +30,7 @@ class Filling(Protocol):
         """Whether its client has sent nothing for longer than it usually does."""
 
     def spill(self) -> None:
-        """Do so, soon."""
+        """Schedule the storing of the buffered bytes as a tail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ STALLED = 1.0  # seconds without a byte let go of after which the next one is ad
 
 
 class PartMemory:
-    """Counts bytes. Who wants more than is left waits; what everybody waits for is only S3, never a client.
+    """Counts bytes; an upload that wants more than is left waits, only ever for S3, never for another client.
 
     A part is begun when there is room for all of it, beside what the others are about to add at their pace: many fast
     uploads fill parts in turn, instead of each a bit of one.
@@ -87,7 +87,10 @@ class PartMemory:
         return True
 
     async def take(self, size: int) -> None:
-        """Raises `StorageUnavailable` for what can never fit, as a part that was begun with a larger memory."""
+        """Wait until `size` bytes are free, and count them as used.
+
+        Raises `StorageUnavailable` for more than there is in all, as for a part that was begun with a larger memory.
+        """
         if self.try_take(size):
             return
         if size > self.total:

@@ -59,12 +59,12 @@ def object_key(config: S3Config, upload: Upload) -> str:
 
 
 def location_of(config: S3Config, upload: Upload) -> str:
-    """Where this configuration puts the bytes of an upload: the prefix of its tails, and the key of its object."""
+    """The location that this configuration gives to an upload: the prefix of its tails, and the key of its object."""
     return json.dumps([config.prefix, object_key(config, upload)], separators=(",", ":"))
 
 
 def tails_of(config: S3Config, upload: Upload) -> str:
-    """What the names of the tail objects of an upload begin with."""
+    """The beginning of the names of the tail objects of an upload."""
     return tails_below(_parsed(upload.location)[0]) if upload.location else config.tails
 
 

@@ -8,7 +8,7 @@ USUAL_GAPS = 3  # so many times as long as between its bytes so far is no silenc
 
 
 class Pace:
-    """How long the bytes of one client were waited for. Times are seconds on one monotonic clock."""
+    """The pauses between the bytes of one client. Times are seconds on one monotonic clock."""
 
     def __init__(self, now: float) -> None:
         self._waiting_since = now
@@ -17,7 +17,7 @@ class Pace:
         self._busy = False
 
     def bytes_came(self, now: float) -> None:
-        """Bytes are being taken; what that waits for is not the client's doing."""
+        """Take note that bytes came; the time until `bytes_taken` is the storage's, not the client's."""
         self._waited += now - self._waiting_since
         self._count += 1
         self._busy = True

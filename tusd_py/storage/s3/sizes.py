@@ -59,7 +59,7 @@ def choose_sizes(
 
 
 def usable(max_parts: int) -> int:
-    """How many parts an upload may have."""
+    """The number of parts that an upload may have, less a tenth that is kept for takeovers."""
     return max_parts - max_parts // 10
 
 

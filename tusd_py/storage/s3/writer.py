@@ -259,7 +259,7 @@ class S3Writer:
         return self._open.start == 0 and self._open.end == self._upload.length
 
     async def _check_earlier(self) -> None:
-        """Nothing should be acknowledged on top of parts or tails that are gone."""
+        """See that parts and tails of earlier writers are still there, before more is acknowledged on top of them."""
         if not self._unchecked:
             return
         engine, opened = self._engine, self._opened
