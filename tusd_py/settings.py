@@ -69,9 +69,11 @@ class Settings(BaseSettings):
         variables = InitSettingsSource(settings_cls, from_environment(settings_cls))
         return init_settings, variables
 
-    host: Annotated[str, AfterValidator(check_host)] = Field(default="127.0.0.1", description="address to listen on")
+    host: Annotated[str, AfterValidator(check_host)] = Field(
+        default="127.0.0.1", description="address to listen on; 0.0.0.0 or :: for every address"
+    )
     port: Number = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    workers: Number = Field(default=1, ge=1, le=256, description="server processes")
+    workers: Number = Field(default=1, ge=1, le=256, description="number of server processes, 1 to 256")
     base_path: Annotated[str, AfterValidator(check_base_path)] = Field(
         default="/files", description="path of the creation URL"
     )
@@ -79,53 +81,71 @@ class Settings(BaseSettings):
         default=Path("data"), description="directory of the uploads and their records"
     )
     file_mode: Annotated[str, AfterValidator(check_file_mode)] = Field(
-        default="0640", description="permissions of the files, octal; 0660 for a group that may change them"
+        default="0640", description="permissions of stored files, octal; 0660 for a group that may change them"
     )
     directory_mode: Annotated[str, AfterValidator(check_directory_mode)] = Field(
-        default="0750", description="permissions of the upload directory if it is made, and of the folders in it, octal"
+        default="0750",
+        description="permissions of the upload directory, if the server makes it, and of folders in it, octal",
     )
-    date_folders: bool = Field(default=False, description="store uploads in folders by day, as 2026/01/31")
+    date_folders: bool = Field(
+        default=False, description="store new uploads in folders by day of creation, as 2026/01/31"
+    )
     redis_url: Annotated[str, AfterValidator(check_redis_url)] | None = Field(
         default=None,
         repr=False,
         description="Redis for records and locks, which several hosts can share: redis://, rediss://, ...",
     )
     redis_prefix: Annotated[str, AfterValidator(check_redis_prefix)] = Field(
-        default="tus:", description="what the keys in Redis begin with"
+        default="tus:", description="beginning of the names of all keys in Redis"
     )
     lock_ttl: Seconds = Field(
-        default=6, ge=1, le=3600, description="a lock in Redis ends so long after its holder was last heard of"
+        default=6,
+        ge=1,
+        le=3600,
+        description="time after which a lock in Redis ends if its holder, as after a crash, is silent; 1s at least",
     )
     s3_bucket: str = Field(default="", description="store the bytes in this S3 bucket instead of the upload directory")
     s3_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
         default=None, description="URL of the S3 server, if it is not AWS"
     )
-    s3_region: str | None = Field(default=None, description="region of the bucket")
+    s3_region: str | None = Field(
+        default=None, description="region of the bucket; if it is not given, that of the AWS configuration"
+    )
     s3_preset: Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"] = Field(
-        default="aws", description="what the S3 server is; plain for the least common denominator"
+        default="aws", description="kind of S3 server; plain is the least common denominator"
     )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="where the bucket is named: in the path or in the host name"
+        default="auto", description="place of the bucket in URLs: in the path, or in the host name (virtual)"
     )
-    s3_prefix: str = Field(default="", description="what the keys of all objects begin with")
+    s3_prefix: str = Field(default="", description="beginning of the keys of all objects")
     s3_key: str = Field(
-        default="{prefix}{id}", description="key of a finished object; {metadata.NAME} stands for a value of the client"
+        default="{prefix}{id}",
+        description="key of a finished object; {id} has to occur, {metadata.NAME} is a metadata value of the client",
     )
     s3_part_size: Size = Field(
-        default=8 << 20, ge=5 << 20, le=5 << 30, description="size of parts; larger if an upload would need too many"
+        default=8 << 20,
+        ge=5 << 20,
+        le=5 << 30,
+        description="size of multipart parts, 5MiB to 5GiB; larger where an upload would need too many",
     )
     s3_buffer_size: Size = Field(
-        default=32 << 20, ge=5 << 20, description="memory for parts on their way to S3, of all uploads together"
+        default=32 << 20,
+        ge=5 << 20,
+        description="memory for parts on their way to S3, of all uploads of a process together",
     )
-    s3_concurrency: Number = Field(default=16, ge=6, le=256, description="requests to S3 at a time")
-    s3_storage_class: str = Field(default="", description="storage class of objects")
+    s3_concurrency: Number = Field(
+        default=16, ge=6, le=256, description="most requests to S3 at a time, of one process, 6 to 256"
+    )
+    s3_storage_class: str = Field(
+        default="", description="storage class of objects; that of the bucket if it is not given"
+    )
     s3_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = Field(
-        default="", description="server-side encryption"
+        default="", description="server-side encryption of objects; that of the bucket if it is not given"
     )
-    s3_kms_key: str = Field(default="", description="key for aws:kms")
+    s3_kms_key: str = Field(default="", description="id or ARN of the key for aws:kms")
     s3_acl: str = Field(default="", description="canned ACL of objects")
     s3_tags: Annotated[Names, AfterValidator(check_tags)] = Field(
-        default=(), description="tags of objects: name=value,..."
+        default=(), description="tags of objects, at most ten: name=value,..."
     )
     s3_delete_versions: bool = Field(
         default=False, description="in a bucket that keeps versions, delete all of them with what is removed"
@@ -137,69 +157,101 @@ class Settings(BaseSettings):
         default=None, description="URL under which clients reach this server, in front of the base path"
     )
     trusted_proxies: Annotated[Names, AfterValidator(check_proxies)] = Field(
-        default=(), description="proxies whose Forwarded and X-Forwarded-* are believed: addresses, networks, or *"
+        default=(),
+        description="proxies whose Forwarded and X-Forwarded-* fields are believed: addresses, networks, or *",
     )
     cors_origins: Annotated[Names, AfterValidator(check_origins)] = Field(
-        default=("*",), description="origins browsers may upload from; * stands for any part"
+        default=("*",), description="origins that browsers may upload from; * stands for any part; empty for none"
     )
-    cors_credentials: bool = Field(default=False, description="let browsers send cookies from those origins")
-    max_size: Size | None = Field(default=None, description="largest upload")
-    expires_after: Seconds = Field(default=86400, description="unfinished uploads expire so long after their last byte")
+    cors_credentials: bool = Field(
+        default=False, description="let browsers send cookies from those origins, which have to be named"
+    )
+    max_size: Size | None = Field(
+        default=None, description="largest upload that clients may create, in bytes; a larger one is answered 413"
+    )
+    expires_after: Seconds = Field(
+        default=86400, description="remove unfinished uploads so long after their last byte; 0: never"
+    )
     retention: Seconds = Field(
         default=0, description="remove finished uploads so long after their completion; 0: never"
     )
-    gone_for: Seconds = Field(default=0, description="answer 410 instead of 404 for uploads that ended so long ago")
-    partial_grace: Seconds = Field(default=3600, description="partial uploads stay so long after their concatenation")
-    sweep_interval: Seconds = Field(default=60, description="time between two looks for expired uploads; 0: never")
-    durability: Literal["complete", "always", "never"] = Field(
-        default="complete", description="sync to the device when an upload completes, at every answer, or never"
+    gone_for: Seconds = Field(
+        default=0, description="answer 410 instead of 404 for so long after an upload expired or was terminated"
     )
-    buffer_size: Size = Field(default=24 << 20, ge=1 << 20, description="memory for bytes on their way to the storage")
-    metadata_size: Size = Field(default=16 << 10, description="longest Upload-Metadata header")
-    metadata_pairs: Number = Field(default=64, ge=0, description="most pairs in Upload-Metadata")
+    partial_grace: Seconds = Field(
+        default=3600, description="keep partial uploads for so long after a final upload was made of them"
+    )
+    sweep_interval: Seconds = Field(default=60, description="time between two searches for expired uploads; 0: never")
+    durability: Literal["complete", "always", "never"] = Field(
+        default="complete", description="sync to the device when an upload completes, before every answer, or never"
+    )
+    buffer_size: Size = Field(
+        default=24 << 20,
+        ge=1 << 20,
+        description="memory for bytes on their way to the storage, of all uploads of a process together; 1MiB at least",
+    )
+    metadata_size: Size = Field(
+        default=16 << 10, description="longest Upload-Metadata header, in bytes; a longer one is answered 400"
+    )
+    metadata_pairs: Number = Field(
+        default=64, ge=0, description="most pairs in an Upload-Metadata header; more are answered 400"
+    )
     lock_timeout: Seconds = Field(
-        default=10, gt=0, description="wait so long for another request on the same upload to end"
+        default=10,
+        gt=0,
+        description="longest wait for another request on the same upload to let go; then the answer is 423",
     )
     header_timeout: Seconds = Field(
-        default=30, description="close a connection whose request head is not complete by then"
+        default=30, description="close a connection whose request head has not arrived after this time; 0: never"
     )
     keep_alive_timeout: Seconds = Field(
-        default=75, description="close a connection that has been idle between two requests for so long"
+        default=75, description="close a connection that has been idle between two requests for this time; 0: never"
     )
     max_connections: Number | None = Field(
-        default=None, ge=1, description="connections at a time, of all processes together"
+        default=None, ge=1, description="most connections at a time, of all processes together"
     )
     idle_timeout: Seconds = Field(
-        default=60, description="end a request that sends nothing, or takes nothing of its answer, for so long"
+        default=60,
+        description="end a request that sends nothing, or takes nothing of its answer, for this time; 0: never",
     )
     minimum_rate: Size = Field(
-        default=1 << 10, description="end a request slower than so many bytes a second, over a minute"
+        default=1 << 10,
+        description="end a request slower than this many bytes a second on average over a minute; 0: never",
     )
     drain_delay: Seconds = Field(
-        default=0, le=3600, description="after SIGTERM, go on serving for so long, with /readyz failing"
+        default=0, le=3600, description="after SIGTERM, go on serving for this time, with /readyz answering 503"
     )
-    shutdown_grace: Seconds = Field(default=10, gt=0, description="time running requests have to end at shutdown")
-    log_format: Literal["text", "json"] = Field(default="text", description="format of the log lines")
+    shutdown_grace: Seconds = Field(default=10, gt=0, description="time that running requests have to end at shutdown")
+    log_format: Literal["text", "json"] = Field(default="text", description="format of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severe lines to log"
+        default="info", description="least severe log lines to write"
     )
-    disable_malloc_tuning: bool = Field(default=False, description="leave the C library's memory settings as they are")
+    disable_malloc_tuning: bool = Field(
+        default=False, description="leave the memory settings of the C library as they are"
+    )
     disable_metrics: bool = Field(default=False, description="do not serve /metrics")
     disable_download: bool = Field(default=False, description="do not serve finished uploads")
     disable_termination: bool = Field(default=False, description="do not let clients remove uploads")
     disable_concatenation: bool = Field(default=False, description="do not put partial uploads together")
     concatenation_unfinished: bool = Field(
-        default=False, description="let final uploads be made before their parts are finished"
+        default=False, description="let clients make final uploads before their partial uploads are finished"
     )
     concatenation_parts: Number = Field(
-        default=1000, ge=1, le=10_000, description="most partial uploads that a final upload may name"
+        default=1000, ge=1, le=10_000, description="most partial uploads that a final upload may name, 1 to 10000"
     )
     concatenation_repeats: Number = Field(
-        default=10, ge=1, le=10_000, description="most times that a final upload may name the same partial upload"
+        default=10,
+        ge=1,
+        le=10_000,
+        description="most times that a final upload may name the same partial upload, 1 to 10000",
     )
-    disable_checksum: bool = Field(default=False, description="do not verify checksums")
-    disable_creation_with_upload: bool = Field(default=False, description="take no bytes with the creation")
-    disable_creation_defer_length: bool = Field(default=False, description="demand the length at the creation")
+    disable_checksum: bool = Field(default=False, description="ignore checksums of clients")
+    disable_creation_with_upload: bool = Field(
+        default=False, description="refuse bytes in the request that creates an upload"
+    )
+    disable_creation_defer_length: bool = Field(
+        default=False, description="demand the length when an upload is created"
+    )
 
 
 class InvalidSettings(ValueError):
