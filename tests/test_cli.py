@@ -20,7 +20,7 @@ from tests.harness import ROOT, ServerProcess
 from tests.redis_server import RedisNodes, RedisServer
 from tests.timing import scaled
 from tusd_py import Settings, Upload, __version__
-from tusd_py.cli import main
+from tusd_py.cli import COMMANDS, main
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.events.base import EventBus
 from tusd_py.locks.local import alone
@@ -109,6 +109,17 @@ def test_a_misspelt_flag_or_command_names_what_was_meant(
     printed = capsys.readouterr().err
     assert hint in printed
     assert printed.count("\n") == 2, printed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_usage_and_units(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    usage = re.sub(r"--from STORE --to STORE |DIR |\[--copy\] |\[--dry-run\] ", "", text.partition("\n")[0])
+    assert usage == f"usage: tusd-py {command} [--SETTING VALUE]..."
+    assert "TUSD_PY_MAX_SIZE" in text
+    assert "GiB" in text
 
 
 @pytest.mark.parametrize("command", ["serve", "sweep", "migrate", "import-tusd", "config"])

@@ -157,7 +157,7 @@ def test_accepted_values(name: str, value: Any, expected: object) -> None:
 # What is not accepted: one line, which names the option and says what is accepted.
 
 WRONG = [
-    ("port", "abc", "integer"),
+    ("port", "abc", "must be a whole number, not 'abc'"),
     ("port", "65536", "65535"),
     ("port", "-1", "greater than or equal to 0"),
     ("s3_tags", "press", "pairs"),
@@ -165,7 +165,7 @@ WRONG = [
     ("s3_tags", "project=press & more", "digits, spaces"),
     ("s3_tags", "project=" + "x" * 257, "pairs"),
     ("s3_tags", ",".join(f"t{number}=x" for number in range(11)), "at most 10"),
-    ("workers", "0", "greater than or equal to 1"),
+    ("workers", "0", "must be greater than or equal to 1, not '0'"),
     ("base_path", "/", "a path such as /files"),
     ("base_path", "/a b", "a path such as /files"),
     ("base_path", "/metrics/", "another path"),
@@ -226,7 +226,7 @@ def test_a_wrong_flag(capsys: pytest.CaptureFixture[str], name: str, value: str,
 def test_a_wrong_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("TUSD_PY_DISABLE_METRICS", "perhaps")
     assert main([command]) == 2
-    assert_one_line(capsys, "--disable-metrics", "TUSD_PY_DISABLE_METRICS", "boolean", "perhaps")
+    assert_one_line(capsys, "--disable-metrics", "TUSD_PY_DISABLE_METRICS", "must be true or false, not 'perhaps'")
 
 
 @pytest.mark.parametrize(

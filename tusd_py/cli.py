@@ -40,10 +40,14 @@ COMMANDS = {
 }
 USAGE = {
     "sweep": "[--dry-run] ",
-    "adopt-storage": "join the records with the storage of these settings although they name another one",
     "migrate": "--from STORE --to STORE [--dry-run] ",
     "import-tusd": "DIR [--copy] [--dry-run] ",
 }
+UNITS = (
+    "Sizes are bytes, or numbers with KB, MB, GB, TB, KiB, MiB, GiB or TiB; times are seconds, or numbers with ms, s,"
+    " m, h or d. Each setting is also a variable, --max-size as TUSD_PY_MAX_SIZE, and a key of the TOML file;"
+    " flags win over variables, and variables over the file."
+)
 OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy")
 USAGE_ERROR = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE  # what a shell makes of a program that is ended by this signal
@@ -114,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
             usage=f"tusd-py {name} {USAGE.get(name, '')}[--SETTING VALUE]...",
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
+            epilog=UNITS,
         )
         command.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML file with settings")
         add_settings(command)
@@ -136,6 +141,7 @@ def add_own_options(name: str, command: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
+    """One flag for every setting, with its default."""
     for name, field in Settings.model_fields.items():
         text = (field.description or "").replace("%", "%%")
         extra: dict[str, Any] = {"metavar": "VALUE"}

@@ -43,6 +43,7 @@ from tusd_py.settings_parsing import (
 
 ANY_HOST = re.compile(r"[^:]+://\*+(?::.*)?/?")  # an origin that leaves the host open
 ENV_PREFIX = "TUSD_PY_"
+PLAIN_REASONS = {"a valid integer": "a whole number", "a valid boolean": "true or false"}  # for some of pydantic
 NEEDED = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
 
 Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=(1 << 63) - 1)]
@@ -382,10 +383,12 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _explain(detail: Any, where: Callable[[str], str]) -> str:
     name = str(detail["loc"][0])
-    reason = str(detail["msg"]).removeprefix("Value error, ")
-    shown = _shown(name, detail["input"])
-    verb = "must be" if str(detail["type"]) == "value_error" else "is not accepted:"
-    return f"{where(name)} {verb} {reason}, not {shown!r}"
+    reason, own = str(detail["msg"]), ("Value error, ", "Input should be ")  # of the checks here, and of pydantic
+    verb = "must be" if reason.startswith(own) else "is not accepted:"
+    for beginning in own:
+        reason = reason.removeprefix(beginning)
+    reason = PLAIN_REASONS.get(reason.partition(",")[0], reason)
+    return f"{where(name)} {verb} {reason}, not {_shown(name, detail['input'])!r}"
 
 
 def _shown(name: str, value: object) -> object:
