@@ -111,6 +111,21 @@ def test_a_misspelt_flag_or_command_names_what_was_meant(
     assert printed.count("\n") == 2, printed
 
 
+def test_a_flag_without_its_value_is_not_told_to_be_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--upload-dir"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_file_in_place_of_the_upload_directory_is_said_to_be_none(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["serve", "--upload-dir", str(file)]) == 1
+    assert capsys.readouterr().err == f"tusd-py: the upload directory {file} cannot be used: Not a directory\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_usage_and_units(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit):

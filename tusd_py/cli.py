@@ -89,6 +89,7 @@ class Parser(argparse.ArgumentParser):
     """Refuses a mistake in two lines, with the flag or command that was perhaps meant."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "no value is accepted,")
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}{_meant(message)}\nSee: {self.prog} --help\n")
 
 
@@ -99,7 +100,7 @@ def _meant(message: str) -> str:
         return did_you_mean(command[1], [*COMMANDS, "version"])
     flags = [flag_name(name) for name in Settings.model_fields] + ["--config", "--help", "--version", "--dry-run"]
     for word in message.removeprefix("unrecognized arguments: ").split():
-        flag = word.partition("=")[0]
+        flag = word.partition("=")[0].rstrip(":")
         if flag.startswith("-") and flag not in flags:
             return did_you_mean("--" + flag.lstrip("-").replace("_", "-"), flags)
     return ""
@@ -242,7 +243,7 @@ def run_adopt(settings: Settings) -> int:
         count = asyncio.run(run())
     except UploadError as error:
         return fail(error.message, 1)
-    print(f"{count} records now name this storage; what it lacks of their uploads is lost to them")
+    print(f"{count} records now name this storage; uploads whose bytes are not in it count as lost")
     return 0
 
 

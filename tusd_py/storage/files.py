@@ -38,9 +38,12 @@ class FileTree:
         self._modes = modes
 
     def make(self) -> None:
-        """Make the directory itself, if it is missing."""
+        """Make the directory itself, if it is missing; raises `NotADirectoryError` if there is something else."""
         if not self.top.is_dir():
-            self.top.mkdir(self._modes.folder, parents=True, exist_ok=True)
+            try:
+                self.top.mkdir(self._modes.folder, parents=True, exist_ok=True)
+            except FileExistsError:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.top)) from None
             if self._modes.exact:
                 self.top.chmod(self._modes.folder)
 
