@@ -221,7 +221,7 @@ def test_a_host_that_is_not_ours(tmp_path: Path, host: str) -> None:
 @pytest.mark.parametrize(
     ("in_the_way", "reason"),
     [
-        ("uploads", "File exists"),
+        ("uploads", "Not a directory"),
         ("uploads/.tusd-py", "File exists"),
         ("uploads/.tusd-py/uploads.sqlite3", "not a database"),
     ],
@@ -335,7 +335,7 @@ def test_a_sweep_that_could_not_remove_an_upload_names_it_and_fails(tmp_path: Pa
         result = run("sweep", "--upload-dir", str(directory))
     assert (result.returncode, result.stdout) == (1, "1 removed or finished\n")
     assert result.stderr.startswith("tusd-py: upload expired could not be removed or finished: ")
-    assert "directory" in result.stderr
+    assert "not a regular file" in result.stderr
     assert result.stderr.count("\n") == 1
     (directory / "expired" / "in the way").rmdir()
     (directory / "expired").rmdir()

@@ -23,7 +23,7 @@ def test_every_setting_is_documented(name: str) -> None:
 def test_every_flag_in_the_documents_exists() -> None:
     flags = {flag_name(name) for name in Settings.model_fields}
     switches = {flag.replace("--", "--no-", 1) for flag in flags}
-    others = {"--help", "--config", "--dry-run", "--workers", "--write", "--tusd", "--only"}
+    others = {"--help", "--version", "--config", "--dry-run", "--workers", "--write", "--tusd", "--only", "--baseline"}
     text = "".join(document.read_text() for document in DOCUMENTS if document.name != "performance.md")
     mentioned = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", text))
     assert mentioned <= flags | switches | others

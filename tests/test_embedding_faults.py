@@ -162,7 +162,7 @@ async def test_ready_checks_say_why_and_start_the_server_later(tmp_path: Path) -
     answer = await call(app, "GET", "/readyz")
     assert (answer.status, answer.body) == (
         503,
-        f"the upload directory {tmp_path / 'uploads'} cannot be used: File exists\n".encode(),
+        f"the upload directory {tmp_path / 'uploads'} cannot be used: Not a directory\n".encode(),
     )
     (tmp_path / "uploads").unlink()
     app.state.tus._next_attempt = 0

@@ -645,7 +645,7 @@ def test_a_file_instead_of_a_directory(tmp_path: Path) -> None:
 
 def test_an_upload_directory_that_cannot_be_used(tmp_path: Path, tusd: Path) -> None:
     (tmp_path / "uploads").touch()
-    assert_refused_in_one_line(imported(tusd, tmp_path / "uploads"), 1, str(tmp_path / "uploads"), "File exists")
+    assert_refused_in_one_line(imported(tusd, tmp_path / "uploads"), 1, str(tmp_path / "uploads"), "Not a directory")
 
 
 def test_a_full_disk(tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,4 +111,4 @@ def test_a_failure_to_start_is_json_if_that_is_asked_for(tmp_path: Path) -> None
         [sys.executable, "-m", "tusd_py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert "cannot be used: File exists" in json.loads(result.stderr)["message"]
+    assert "cannot be used: Not a directory" in json.loads(result.stderr)["message"]
