@@ -429,7 +429,7 @@ def test_an_upload_directory_without_records(site: Site) -> None:
 
 def test_an_upload_directory_that_cannot_be_used(site: Site) -> None:
     (site.folder / "uploads").touch()
-    assert_refused_in_one_line(site.migrate("redis", "sqlite"), 1, str(site.folder / "uploads"), "Not a directory")
+    assert_refused_in_one_line(site.migrate("redis", "sqlite"), 1, str(site.folder / "uploads"), "File exists")
 
 
 def test_a_broken_file_of_records(site: Site) -> None:
