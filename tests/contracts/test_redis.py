@@ -466,6 +466,21 @@ async def test_an_acquisition_cancelled_while_redis_hangs_leaves_nothing_locked(
         await eventually_free(other, UPLOAD.id, LEASE + BOUNDED)
 
 
+async def test_a_lease_whose_end_moved_away_with_the_clock_of_redis_ends_in_time(other: Host, prefix: str) -> None:
+    """Redis keeps the end of a lease as a time of day; its holder has died just before the clock was set back."""
+    await other.state.create(UPLOAD)
+    async with Host(shared_redis_url(), prefix) as dead:
+        lock = await dead.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
+        dead.locker._held.clear()  # nobody renews or releases it
+    with Redis.from_url(shared_redis_url()) as client:
+        assert client.pexpire(f"{prefix}{{{UPLOAD.id}}}:lock", 86_400_000)
+    await eventually_free(other, UPLOAD.id, LEASE + BOUNDED)
+    next_lock = await other.locker.acquire(UPLOAD.id, Holder(), 0)
+    assert next_lock.token > lock.token
+    assert next_lock.inherited
+    await next_lock.release()
+
+
 # Messages.
 
 

@@ -54,7 +54,12 @@ if held then
     redis.call('SET', KEYS[3], owner, 'PX', wish_ttl)
     redis.call('PUBLISH', channel, 'release ' .. id .. ' ' .. owner)
   end
-  return {'', redis.call('PTTL', KEYS[1]), {}, {}}
+  local left = redis.call('PTTL', KEYS[1])
+  if left > 10 * ttl then  -- the clock was set back: only who renews it still has it in a moment
+    redis.call('PEXPIRE', KEYS[1], ttl)
+    left = tonumber(ttl)
+  end
+  return {'', left, {}, {}}
 end
 local time = redis.call('TIME')
 local token = time[1] * 1000000 + time[2]
