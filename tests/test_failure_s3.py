@@ -364,6 +364,29 @@ def test_the_sweeper_removes_what_a_termination_could_not(tmp_path: Path) -> Non
         wait_until(lambda: not place.keys and not place.multiparts, "everything is removed")
 
 
+@pytest.mark.parametrize("sent", [2 * PART + 1000, len(DATA)], ids=["unfinished", "all bytes sent"])
+def test_the_sweeper_removes_an_expired_upload_whose_multipart_upload_vanished(tmp_path: Path, sent: int) -> None:
+    """A lifecycle rule of the bucket aborts multipart uploads, too."""
+    place = Place(s3_server())
+    with (
+        FaultyProxy(place.server) as proxy,
+        serving(tmp_path, place, proxy.server.endpoint, sweep_interval="0.2s", expires_after="5s") as server,
+    ):
+        proxy.faults = always(Fault.ERROR, "CompleteMultipartUpload")
+        path = create(server.port, len(DATA))
+        patch(server.port, path, 0, DATA[:sent])
+        assert place.abort_multiparts(path) == 1
+        proxy.faults = no_fault
+        wait_until(lambda: not records_of(server), "its record is removed")
+        assert place.traces_of(path) == []
+
+
+def records_of(server: ServerProcess) -> list[str]:
+    """The ids of all uploads that the server has a record of."""
+    with closing(sqlite3.connect(server.upload_dir / ".tusd-py" / "uploads.sqlite3")) as connection:
+        return [str(row[0]) for row in connection.execute("SELECT id FROM uploads")]
+
+
 @pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
 def test_a_concatenation_that_fails_or_is_killed(rig: Rig, operation: str) -> None:
     parts = [payload(PART + 1, 2), payload(100, 3), payload(6 * MEBI, 4)]

@@ -231,7 +231,10 @@ class Completion:
         """
         if upload.status is not Status.ACTIVE or upload.is_partial:
             return False
-        stored = await self._storage.stored(upload)
+        try:
+            stored = await self._storage.stored(upload)
+        except UploadNotFound:  # for certain: a multipart upload that somebody aborted, say
+            return False
         kept = stored > upload.offset and (upload.length is None or stored >= upload.length)
         if kept and upload.id not in self._kept:
             self._kept.add(upload.id)

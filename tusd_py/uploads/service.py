@@ -324,7 +324,7 @@ class UploadService:
         if current is None:
             return False
         if current.status is Status.FINISHING:
-            return (await self._completion.recover(current, lock.token)).is_complete
+            return await self._finish_or_give_up(current, lock)
         if not self.is_over(current):
             await self._completion.correct_retention(current, lock.token)
             return False
@@ -337,6 +337,18 @@ class UploadService:
         await self._completion.remove(current, lock.token, status, remember=expired)
         if expired:
             self.events.publish(UploadExpired(current))
+        return True
+
+    async def _finish_or_give_up(self, upload: Upload, lock: Lock) -> bool:
+        """Drive on an upload that has all its bytes; it expires like an unfinished one if these are gone for good."""
+        try:
+            return (await self._completion.recover(upload, lock.token)).is_complete
+        except UploadNotFound:
+            expires_at = None if upload.is_final else upload.expires_at
+            if expires_at is None or expires_at > self.clock.steady():
+                raise
+        await self._completion.remove(upload, lock.token, Status.EXPIRED)
+        self.events.publish(UploadExpired(upload))
         return True
 
     async def carry_out(self, work: Coroutine[Any, Any, T]) -> T:

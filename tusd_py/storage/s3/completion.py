@@ -13,6 +13,8 @@ from tusd_py.storage.s3.layout import Layout, checksum_of, contiguous, size_of
 from tusd_py.storage.s3.objects import OWNER, object_key, owner
 from tusd_py.upload import Part, Upload
 
+NOT_AS_EXPECTED = "the stored object is not what the parts should make"
+
 
 async def complete(engine: Engine, upload: Upload, layout: Layout, ledger: Sequence[Part]) -> Layout:
     """Make the object; returns the layout of a whole upload.
@@ -66,13 +68,15 @@ async def _complete_multipart(engine: Engine, upload: Upload, layout: Layout, le
             previous = parts[-1].number if parts else 0
             parts.append(await _last_part(engine, upload, layout, multipart, end, previous))
         await _join(engine, upload, multipart, parts)
-    except (MultipartMissing, StorageBehind):
+    except (MultipartMissing, StorageBehind) as error:
         # An earlier try may have gone through although its answer never came.
-        if not await engine.is_placed(upload, layout.key, layout.marker, _etag(parts, upload)):
-            raise
-        return
+        if await engine.is_placed(upload, layout.key, layout.marker, _etag(parts, upload)):
+            return
+        if isinstance(error, MultipartMissing) and await engine.head(layout.key) is not None:
+            raise StorageUnavailable(NOT_AS_EXPECTED) from None  # it may be whole: its bytes are not lost for certain
+        raise
     if not await engine.is_placed(upload, layout.key, layout.marker, _etag(parts, upload)):
-        raise StorageUnavailable("the stored object is not what the parts should make")
+        raise StorageUnavailable(NOT_AS_EXPECTED)
 
 
 def _etag(parts: Sequence[Part], upload: Upload) -> str:
