@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -18,6 +19,11 @@ from tests.harness import ROOT, ServerProcess
 from tests.raw_client import request
 from tests.redis_server import RedisServer, shared_redis_url
 from tests.s3_server import CREDENTIALS, s3_server
+from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.events.base import EventBus
+from tusd_py.settings import from_arguments
+from tusd_py.uploads.expiration import clean
+from tusd_py.uploads.requests import NewUpload
 
 DATA = bytes(range(256)) * 4
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -173,6 +179,47 @@ def test_an_operator_can_overrule(tmp_path: Path, redis_options: dict[str, Any])
     assert (code, text.partition(" ")[0]) == (0, "1")
     with ServerProcess(tmp_path / "new", **redis_options) as server:
         assert finishes(server, begun(server))
+
+
+@pytest.mark.parametrize("storage", ["S3", "shared disk"])
+def test_what_other_records_name_is_no_orphan(tmp_path: Path, redis_options: dict[str, Any], storage: str) -> None:
+    """A server that is started with other records than before, on the right storage, removes nothing of theirs."""
+    uploads = tmp_path / "uploads"
+    options = redis_options | (s3_options(tmp_path) if storage == "S3" else {})
+    other = options | {"redis_prefix": f"{tmp_path.name}-other:"}
+    with ServerProcess(uploads, env=CREDENTIALS, **options) as server:
+        path = begun(server)
+        if storage == "shared disk":
+            suspect_holder(options, path)
+            assert patch(server, path, 100, 200) == 204
+        sent = 200 if storage == "shared disk" else 100
+        assert asyncio.run(orphans_of(uploads, other)) == 0
+        code, text = run(uploads, "adopt-storage", other, CREDENTIALS)
+        assert code == 0, text
+        assert asyncio.run(orphans_of(uploads, other, dry_run=True)) == 1
+        assert finishes(server, path, sent)
+        assert asyncio.run(orphans_of(uploads, options)) == 0
+
+
+async def orphans_of(uploads: Path, options: dict[str, Any], *, dry_run: bool = False) -> int:
+    """How many orphans the cleanup of a server with these options finds, however young; it has an upload of its own."""
+    settings = from_arguments({"upload_dir": uploads, **options})
+    service = build_service(settings, EventBus())
+    await open_service(service, settings)
+    try:
+        own = await service.create(NewUpload(10))
+        found = await clean(service, older_than=-60, dry_run=dry_run)
+        await service.terminate(own.id)
+        return len(found)
+    finally:
+        await close_service(service)
+
+
+def suspect_holder(options: dict[str, Any], path: str) -> None:
+    """As if the last holder of the lock had vanished: the next writer begins a file of its own."""
+    redis = RedisServer(port=int(options["redis_url"].rpartition(":")[2].partition("/")[0]))
+    record = f"{options['redis_prefix']}{{{path.rpartition('/')[2]}}}:record"
+    redis.command("HDEL", record, "released")
 
 
 # Records of a version that knew no identities.

@@ -15,7 +15,7 @@ from tusd_py.state.base import StateStore, SupportsIndexRepair
 from tusd_py.storage.base import HasIdentity, HasJanitor, Orphan
 from tusd_py.upload import Upload
 from tusd_py.uploads.holders import Undisturbed
-from tusd_py.uploads.identity import keep_identity
+from tusd_py.uploads.identity import keep_identity, know_all
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import keep_time
 
@@ -99,6 +99,12 @@ async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_r
         return ()
     if isinstance(service.storage, HasIdentity):
         await service.storage.prove_identity()  # another one may hold the uploads of others
+        if not await know_all(service.state):
+            logger.warning(
+                "nothing orphaned is removed: the storage was in use before these records; if no other records name"
+                " uploads in it, say so with `tusd-py adopt-storage`"
+            )
+            return ()
     # A record that cannot be read may name what would be removed.
     if await anext(service.state.broken(), None) is not None:
         logger.warning("nothing orphaned is removed while there are records that cannot be read")

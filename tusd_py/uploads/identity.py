@@ -16,6 +16,8 @@ from tusd_py.uploads.locations import located
 logger = logging.getLogger("tusd_py.storage")
 
 IDENTITY = "storage"  # the metadata that holds it
+YOUNGER = "younger-than-storage"  # the metadata that says whether the storage was in use before these records
+YES, NO = "yes", "no"
 ATTEMPTS = 5  # to agree with processes that start at the same time
 SAMPLE = 50  # uploads looked for in a storage that has no identity yet
 HOW_TO_OVERRULE = (
@@ -58,13 +60,25 @@ async def _join(state: StateStore, storage: Storage, found: str | None, *, recor
     assert isinstance(storage, HasIdentity)
     if not records_inside and not await _looks_right(state, storage):
         raise _refused(storage, "it has none of the uploads of these records")
+    younger = found is not None and await anext(state.all(), None) is None
     if found is None:
         await storage.create_identity(new_identity())
         found = await storage.read_identity()
-    elif await anext(state.all(), None) is None:
+        await state.write_metadata(YOUNGER, NO, before=await state.read_metadata(YOUNGER))
+    elif younger:
         logger.warning("there are no records yet, but the storage was used before: are these the right records?")
-    if found is not None:
-        await state.write_metadata(IDENTITY, found, before=None)  # if not, another process was faster
+    joined = found is not None and await state.write_metadata(IDENTITY, found, before=None)
+    if joined and younger and not records_inside:  # if not joined, another process was faster
+        await state.write_metadata(YOUNGER, YES, before=None)  # unless who has just made the identity says otherwise
+
+
+async def know_all(state: StateStore) -> bool:
+    """Whether what these records do not name belongs to nothing.
+
+    A storage that was in use before the records may hold uploads that others name: those of another server, or of a
+    backup.
+    """
+    return await state.read_metadata(YOUNGER) != YES
 
 
 async def adopt_storage(state: StateStore, storage: Storage) -> str:
@@ -78,12 +92,15 @@ async def adopt_storage(state: StateStore, storage: Storage) -> str:
         if found is None:
             raise StorageUnavailable("the storage does not keep its identity")
     await state.write_metadata(IDENTITY, found, before=await state.read_metadata(IDENTITY))
+    await state.write_metadata(YOUNGER, NO, before=await state.read_metadata(YOUNGER))
     return found
 
 
 async def hand_on_identity(source: StateStore, target: StateStore) -> None:
     """Have other records name the same storage; raises `StateUnavailable` if they name another one."""
-    known = await source.read_metadata(IDENTITY)
+    known, younger = await source.read_metadata(IDENTITY), await source.read_metadata(YOUNGER)
+    if younger is not None:
+        await target.write_metadata(YOUNGER, younger, before=None)
     if known is None or await target.write_metadata(IDENTITY, known, before=None):
         return
     if await target.read_metadata(IDENTITY) != known:
@@ -97,8 +114,8 @@ async def keep_identity(state: StateStore, storage: Storage) -> None:
     with contextlib.suppress(StorageUnavailable, StateFull):  # the next time, then
         found = await storage.read_identity()
         await storage.prove_identity()
-        if found is not None:
-            await state.write_metadata(IDENTITY, found, before=None)
+        if found is not None and await state.write_metadata(IDENTITY, found, before=None):
+            await state.write_metadata(YOUNGER, YES, before=None)
 
 
 async def _looks_right(state: StateStore, storage: Storage) -> bool:
