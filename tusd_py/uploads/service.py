@@ -100,8 +100,8 @@ class UploadService:
         upload = replace(upload, location=self.storage.locate(upload))
         await self.state.create(upload)
         self.events.publish(UploadCreated(upload))
-        if upload.status is Status.FINISHING:
-            upload = await outcome(self._work.start_unlocked(self._completion.finish(upload, token=0)))
+        if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
+            upload = await self.carry_out(self._drive_now(upload.id, self.policy.lock_timeout))
         await self._told(upload.id)
         return upload
 
@@ -193,11 +193,11 @@ class UploadService:
             raise LockTimeout
         return driving.result()
 
-    async def _drive_now(self, upload_id: str) -> Upload:
+    async def _drive_now(self, upload_id: str, patience: float = INSPECT_PATIENCE) -> Upload:
         async def recover(lock: Lock) -> Upload:
             return await self._completion.recover(await self.get(upload_id, lock), lock.token)
 
-        return await self._work.run(upload_id, Undisturbed(), INSPECT_PATIENCE, recover)
+        return await self._work.run(upload_id, Undisturbed(), patience, recover)
 
     # Appending.
 
