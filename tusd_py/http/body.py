@@ -14,6 +14,7 @@ from tusd_py.storage.base import Buffer
 from tusd_py.uploads.budget import BlockPool
 
 ARRIVALS = "tusd_py.arrivals"  # ASGI scope extension: an `Arrivals`
+READ_AHEAD = 128 << 10  # bytes of a body held for a reader that is busy, under a server that cannot be asked
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
 
 
@@ -87,6 +88,7 @@ class RequestBody:
         idle_timeout: float = 60,
         minimum_rate: float = 0,
         offers_upgrade: bool = False,
+        expects_continue: bool = False,
         arrivals: Arrivals | None = None,
         pool: BlockPool | None = None,
     ) -> None:
@@ -96,6 +98,7 @@ class RequestBody:
         self.ended = False  # nothing of the body is left on the connection
         self._receive = receive
         self._offers_upgrade = offers_upgrade and arrivals is None
+        self._expects_continue = expects_continue
         self._arrivals = arrivals
         self._pool = pool
         self._idle_timeout = idle_timeout
@@ -108,7 +111,8 @@ class RequestBody:
         self._feeding = False
         self._expected: asyncio.Future[Message | None] | None = None  # while the reader that is fed waits
         self._hunger: asyncio.Future[None] | None = None  # while the feeder waits for that
-        self._fed: list[Message | Exception] = []  # what came when the reader did not wait any more
+        self._fed: list[Message | Exception] = []  # messages that came while the reader did not wait for one
+        self._received_last = False  # no message of the body follows those that were received
         self._silent_since: float | None = None  # began to wait for what has not come yet
         self._window_waited = 0.0
         self._window_received = 0
@@ -212,7 +216,7 @@ class RequestBody:
         reader.add_done_callback(self._reader_done)
         try:
             while not reader.done():
-                if self._expected is None or self._expected.done():
+                if (self._expected is None or self._expected.done()) and not self._may_read_ahead():
                     self._hunger = asyncio.get_running_loop().create_future()
                     await self._hunger
                     continue
@@ -227,6 +231,18 @@ class RequestBody:
             self._feeding = False
             reader.remove_done_callback(self._reader_done)
 
+    def _may_read_ahead(self) -> bool:
+        """Whether to receive a message before the reader asks for it.
+
+        Servers drop the bytes that they hold when the client disconnects. Where they cannot be asked for them, only
+        bytes that were received in time are kept. A client that waits for `100 Continue` is left waiting.
+        """
+        may_send = self.started or not self._expects_continue
+        if self._arrivals is not None or not may_send or self._received_last:
+            return False
+        held = sum(len(message.get("body", b"")) for message in self._fed if not isinstance(message, Exception))
+        return held < READ_AHEAD
+
     async def _receive_for_reader(self) -> Message | Exception | None:
         try:
             return await self._receive_here()
@@ -234,6 +250,7 @@ class RequestBody:
             return error
 
     def _serve(self, message: Message | Exception) -> None:
+        self._received_last = isinstance(message, Exception) or not message.get("more_body", False)
         if self._expected is None or self._expected.done():
             self._fed.append(message)
         elif isinstance(message, Exception):

@@ -65,6 +65,7 @@ class TusEndpoint:
             idle_timeout=self._idle_timeout,
             minimum_rate=self._minimum_rate,
             offers_upgrade="upgrade" in headers,
+            expects_continue=headers.get("expect", "").lower() == "100-continue",
             arrivals=arrivals_of(scope, receive),
             pool=self._pool,
         )
