@@ -266,9 +266,12 @@ def look_at_a_running_patch(patched_port: int, asked_port: int, data: bytes) -> 
         def send() -> None:
             nonlocal sent
             while sent < len(data):
+                seen = len(offsets)
                 connection.send(data[sent : sent + piece])
                 sent = min(len(data), sent + piece)
                 time.sleep(0.01)  # a network, not a memory copy
+                if len(data) - sent <= 10 * piece:  # on a slow machine the last pieces wait for whoever looks
+                    wait_until(lambda: len(offsets) > seen, "HEAD is answered")  # noqa: B023
 
         with ThreadPoolExecutor(1) as executor:
             sender = executor.submit(send)

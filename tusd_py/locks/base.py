@@ -61,8 +61,13 @@ class Locker(Protocol):
         the lock even where there is no room for anything new. Raises `LockTimeout`, `StateFull`.
         """
 
-    def request_commit(self, upload_id: str) -> AbstractAsyncContextManager[bool]:
-        """Ask the holder to commit what it has, for as long as the context lasts; False if nobody holds the lock."""
+    def request_commit(self, upload_id: str) -> AbstractAsyncContextManager[int]:
+        """Ask the holder to commit its bytes, for as long as the context lasts.
+
+        The value is the number of commits to wait for until one is sure to have begun after this call: 0 if nobody
+        holds the lock, 1 if the holder is told once, 2 if it is told again and again while somebody asks, so that
+        the first may be one that an earlier caller asked for.
+        """
 
     async def is_held(self, upload_id: str) -> bool:
         """Whether anybody, in whatever process, holds the lock now."""

@@ -275,18 +275,18 @@ class LocalLocker:
                     unlock(self._wish_file, position)
 
     @contextlib.asynccontextmanager
-    async def request_commit(self, upload_id: str) -> AsyncIterator[bool]:
+    async def request_commit(self, upload_id: str) -> AsyncIterator[int]:
         current = self._held.get(upload_id)
         if current is not None:
             current.holder.commit_requested()
-            yield True
+            yield 1
             return
         descriptor, position = self._place(upload_id)
         if not is_locked_elsewhere(descriptor, position):
-            yield False
+            yield 0
             return
         with self._wish(position + COMMIT_WANTED):
-            yield True
+            yield 2  # each look of the holder's process asks for one
 
     async def is_held(self, upload_id: str) -> bool:
         return upload_id in self._held or is_locked_elsewhere(*self._place(upload_id))

@@ -294,9 +294,9 @@ class RedisLocker:
             logger.warning("the lease of upload %s could not be released; it ends by itself", lock.upload_id)
 
     @contextlib.asynccontextmanager
-    async def request_commit(self, upload_id: str) -> AsyncIterator[bool]:
+    async def request_commit(self, upload_id: str) -> AsyncIterator[int]:
         keys = self._keys(upload_id, "lock", "commit")
-        yield bool(await self._redis.run(ASK_FOR_COMMIT, keys, [upload_id, self._channel, WISH_TTL]))
+        yield int(await self._redis.run(ASK_FOR_COMMIT, keys, [upload_id, self._channel, WISH_TTL]))
 
     async def is_held(self, upload_id: str) -> bool:
         return bool(await self._redis.command("EXISTS", *self._keys(upload_id, "lock")))

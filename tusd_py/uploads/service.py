@@ -165,19 +165,20 @@ class UploadService:
         """
         deadline = time.monotonic() + SETTLE_TIME
         while True:
-            async with self.locker.request_commit(upload.id) as held:
+            async with self.locker.request_commit(upload.id) as commits:
                 before = upload
-                if held:
-                    upload = await self._wait_for_checkpoint(upload)
-            if not held or upload.offset == before.offset or upload.is_complete or time.monotonic() >= deadline:
-                return upload, held
+                if commits:
+                    upload = await self._wait_for_commits(upload, commits)
+            if not commits or upload.offset == before.offset or upload.is_complete or time.monotonic() >= deadline:
+                return upload, commits > 0
 
-    async def _wait_for_checkpoint(self, before: Upload) -> Upload:
+    async def _wait_for_commits(self, before: Upload, commits: int) -> Upload:
+        """Wait until the holder has made so many commits that were asked for, or has let go; for a moment only."""
         deadline = time.monotonic() + INSPECT_PATIENCE
         while True:
             held = await self.locker.is_held(before.id)
             upload = await self.get(before.id)
-            answered = upload.checkpoint > before.checkpoint or upload.is_complete
+            answered = upload.checkpoint >= before.checkpoint + commits or upload.is_complete
             if answered or not held or time.monotonic() >= deadline:
                 return upload
             await asyncio.sleep(INSPECT_POLL)
