@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 RUNNABLE := $(VENV)/.runnable
 # Not repeated: what needs the server's own protocol class, and what concerns S3, the memory of Redis or a browser, which
 # are the same whichever class read the body. The long run with all faults of S3 is.
-NOT_REPEATED = tests/clients/test_hosts.py tests/clients/test_s3.py tests/clients/test_uppy.py \
+NOT_REPEATED = tests/test_failure_chaos.py tests/clients/test_hosts.py tests/clients/test_s3.py tests/clients/test_uppy.py \
 	tests/test_failure_redis_memory.py tests/test_failure_s3.py
 DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/test_failure_*.py \
 	tests/test_wire_*.py)) tests/test_block_receiver.py tests/test_property.py tests/test_workers.py \

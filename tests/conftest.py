@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.timing import slowness
 
 def pytest_configure() -> None:
     slowness()  # in the first process of all, which starts the others
+
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the servers of the tests would ignore it too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

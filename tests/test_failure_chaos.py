@@ -165,13 +165,14 @@ class Chaos:
 def servers(
     folder: Path, libraries: Libraries, count: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> Iterator[list[Place]]:
-    """Servers on one directory, whose requests are cancelled now and then."""
+    """Servers on one directory, whose requests are cancelled now and then; those of one host share its clock."""
+    one_host = "redis_url" not in options
     monkeypatch.setattr(harness, "COMMAND", cancelling.COMMAND)
     places = []
     with ExitStack() as stack:
         for number in range(count):
             faults = PreloadedFaults(folder / f"faults{number}", libraries.calls)
-            clock = PreloadedClock(folder / f"clock{number}", libraries.clock)
+            clock = PreloadedClock(folder / ("clock" if one_host else f"clock{number}"), libraries.clock)
             preload = f"{faults.env['LD_PRELOAD']}:{clock.env['LD_PRELOAD']}"
             env = faults.env | clock.env | {"LD_PRELOAD": preload, "CANCEL_SHARE": "0.05"}
             server = ServerProcess(

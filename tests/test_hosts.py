@@ -365,7 +365,7 @@ def test_the_sweeper_of_one_host_leaves_the_patch_of_another_alone(tmp_path: Pat
 
 def test_a_host_that_shuts_down_hands_its_uploads_to_the_others(tmp_path: Path, redis: RedisServer) -> None:
     data = payload(2 * MEBI)
-    with several_hosts(tmp_path, redis.url, 2) as (first, second):
+    with several_hosts(tmp_path, redis.url, 2, redis_prefix="leaving:") as (first, second):
         path = create(first.port, len(data))
         with stalled_patch(first.port, path, data, 900_000) as connection:
             first.process.terminate()
@@ -378,10 +378,10 @@ def test_a_host_that_shuts_down_hands_its_uploads_to_the_others(tmp_path: Path, 
 
 def test_a_host_that_joins_serves_what_is_there(tmp_path: Path, redis: RedisServer) -> None:
     data = payload(MEBI)
-    with several_hosts(tmp_path, redis.url, 1) as (first,):
+    with several_hosts(tmp_path, redis.url, 1, redis_prefix="joining:") as (first,):
         unfinished = create(first.port, len(data), body=data[:5000])
         finished = create(first.port, len(data), body=data)
-        with several_hosts(tmp_path, redis.url, 1) as (second,):
+        with several_hosts(tmp_path, redis.url, 1, redis_prefix="joining:") as (second,):
             assert_content(second.port, finished, data)
             complete(second.port, unfinished, data)
         assert_content(first.port, unfinished, data)
@@ -389,7 +389,7 @@ def test_a_host_that_joins_serves_what_is_there(tmp_path: Path, redis: RedisServ
 
 def test_several_processes_of_a_host_share_its_uploads_with_another_host(tmp_path: Path, redis: RedisServer) -> None:
     data = payload(MEBI)
-    with several_hosts(tmp_path, redis.url, 2, workers=2) as (first, second):
+    with several_hosts(tmp_path, redis.url, 2, workers=2, redis_prefix="workers:") as (first, second):
         paths = [create(first.port, len(data)) for _ in range(8)]
         with ExitStack() as stack:
             for number, path in enumerate(paths):
