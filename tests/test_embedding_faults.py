@@ -16,8 +16,9 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tests.asgi_calls import Call, create
 from tests.redis_server import RedisServer, shared_redis_url
 from tests.s3_server import s3_server
 from tests.s3_uploads import Place
@@ -139,6 +140,17 @@ async def test_a_request_that_goes_away_does_not_end_the_start(tmp_path: Path) -
     first.cancel()
     assert (await call(app, "POST", "/files", {"Upload-Length": "5"})).status == 201
     await tus.shutdown()
+
+
+async def test_a_web_server_that_does_not_tell_the_raw_path_serves_uploads(tmp_path: Path) -> None:
+    server = TusServer(upload_dir=tmp_path, sweep_interval=0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await server({**scope, "raw_path": None}, receive, send)
+
+    async with server.lifespan():
+        path = await create(server, 5)
+        assert (await Call(app, "HEAD", f"{path}/").answer()).offset == 0
 
 
 @pytest.mark.parametrize("in_the_way", ["", ".tusd-py", ".tusd-py/locks", ".tusd-py/uploads.sqlite3"])

@@ -298,6 +298,7 @@ def test_if_none_match(thousand: str) -> None:
         assert answer.status == 304, value
         assert answer.body == b""
         assert answer["ETag"] == etag
+        assert "Content-Length" not in answer
     for value in ('"other"', etag.strip('"'), etag[:-1] + 'x"', 'W/"other"', "", "nonsense"):
         answer = get(thousand, {"If-None-Match": value})
         assert (answer.status, answer.body) == (200, DATA), value

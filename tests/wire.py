@@ -341,6 +341,7 @@ def refusal_without_continue(method: str, url: str, headers: Headers, declared: 
         connection.send_head(method, url, given)
         answer = connection.answer(method, given)
     assert answer.interim == (), answer
+    assert answer["Connection"] == "close", "the next bytes may be the body or a request"
     return answer
 
 

@@ -138,7 +138,7 @@ class TusEndpoint:
         closes = _leaves_too_much_unread(request)
         if closes:
             response.headers["Connection"] = "close"
-        if response.status != 204:
+        if response.status not in (204, 304):
             response.headers.setdefault("Content-Length", str(len(response.body)))
         self._warn_of_size(request, response)
         await self._send_start(response, send)
@@ -212,7 +212,7 @@ class TusEndpoint:
 
 def _without_slash(path: str, scope: Scope) -> str:
     """The path without a slash at its end, unless that was encoded and so is a part of the name."""
-    if path.endswith("/") and not scope.get("raw_path", b"").lower().endswith(b"%2f"):
+    if path.endswith("/") and not (scope.get("raw_path") or b"").lower().endswith(b"%2f"):
         return path[:-1]
     return path
 
@@ -263,9 +263,11 @@ def with_common_headers(send: Send) -> Send:
 
 
 def _leaves_too_much_unread(request: Request) -> bool:
-    """Whether so much of the body may still come that closing the connection is cheaper than reading it."""
+    """Whether the connection is to be closed, since more may come of the body than is worth reading."""
     if request.body.ended or not request.has_body:
         return False
+    if request.awaits_continue:  # whether the body comes or the next request is up to the client: a guess
+        return True
     size = request.body.declared_size
     ignored = IGNORED_BODY if request.body.is_watched else 0
     return size is None or size - request.body.bytes_received > ignored

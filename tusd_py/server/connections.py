@@ -17,6 +17,13 @@ class IdleConnection(Protocol):
         """Close it."""
 
 
+class WaitingConnection(Protocol):
+    """A connection with bytes that no request has been made of yet."""
+
+    def end_waiting(self) -> None:
+        """Drop these bytes, and close it once the response is complete that it is being sent, if any."""
+
+
 @dataclass(slots=True)
 class Connections:
     """State shared by all connections. Times are seconds, rates bytes a second; zero switches a deadline off.
@@ -33,6 +40,7 @@ class Connections:
     ended: Callable[[str], None] = lambda reason: None
     waiting: int = 0  # bytes that no request has been made of yet
     _idle: dict[IdleConnection, float] = field(default_factory=dict)  # since when, longest first
+    _waiting: dict[WaitingConnection, int] = field(default_factory=dict)  # bytes, those first that wait longest
 
     def became_idle(self, connection: IdleConnection) -> None:
         self._idle.pop(connection, None)  # it goes to the end
@@ -40,6 +48,22 @@ class Connections:
 
     def became_busy(self, connection: IdleConnection) -> None:
         self._idle.pop(connection, None)
+
+    def count_waiting(self, connection: WaitingConnection, size: int) -> None:
+        """Note that `size` bytes wait at a connection now; beyond the bound, end those that have waited longest.
+
+        An honest head waits for a moment only.
+        """
+        self.waiting += size - self._waiting.get(connection, 0)
+        if size:
+            self._waiting[connection] = size
+        else:
+            self._waiting.pop(connection, None)
+        while self.waiting > MOST_WAITING:
+            longest = next(iter(self._waiting))
+            self.waiting -= self._waiting.pop(longest)
+            longest.end_waiting()
+            self.ended("room")
 
     def end_longest_idle(self, idle_for: float) -> bool:
         """Make room for another connection; False if none has been idle for so many seconds."""

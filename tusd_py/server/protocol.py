@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from tusd_py.http.body import ARRIVALS
-from tusd_py.server.connections import MOST_WAITING, Connections
+from tusd_py.server.connections import Connections
 from tusd_py.server.cycle import INFORMATIONAL, UploadCycle
 from tusd_py.server.flow import ConnectionFlow, WriteWatch
 from tusd_py.server.framing import (
@@ -257,27 +257,30 @@ class UploadProtocol(HttpToolsProtocol):
     def _await_rest_of_head(self) -> None:
         self._await_head()
         self._count_waiting(self._head_size)
-        if self.shared.waiting > MOST_WAITING:
-            self._refuse(TOO_LARGE, HEAD_TOO_LONG)
 
     def _hold(self, data: bytes) -> None:
         """Keep what follows the request that is being answered, and read no more until it has been.
 
-        Beyond the bound for all connections together the connection ends with this response instead; its client asks
-        again, as after any closed connection.
+        Beyond the bound for all connections together the connection may end with this response instead; its client
+        asks again, as after any closed connection.
         """
         self.flow.pause_reading()
         if self.cycle.keep_alive:
             self._held.append(data)
             self._count_waiting(self._waiting + len(data))
-            if self.shared.waiting > MOST_WAITING:
-                self.cycle.keep_alive = False
-                self._held.clear()
-                self._count_waiting(0)
 
     def _count_waiting(self, size: int) -> None:
-        self.shared.waiting += size - self._waiting
         self._waiting = size
+        self.shared.count_waiting(self, size)
+
+    def end_waiting(self) -> None:
+        self._waiting = 0
+        if self._is_serving():
+            self.cycle.keep_alive = False
+            self._held.clear()
+        else:
+            logger.debug("a connection is closed: the heads of all requests take too much memory")
+            self.transport.abort()
 
     def listen_for_disconnect(self) -> None:
         """Read on after the end of a body, if nothing is held."""
@@ -293,7 +296,8 @@ class UploadProtocol(HttpToolsProtocol):
         logger.debug("a connection is refused: %s", text)
         self._refused = True
         self._pieces.clear()
-        self._count_waiting(0)
+        if self._waiting:
+            self._count_waiting(0)
         self.shared.became_busy(self)
         if self._is_serving():
             self.cycle.give_up()
@@ -335,14 +339,17 @@ class UploadProtocol(HttpToolsProtocol):
             self.cycle.trailers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        names = dict(self.headers)
+        is_chunked = b"transfer-encoding" in names
+        if is_chunked and not _is_chunked_only(self.headers):  # the parser takes "gzip, chunked" for "chunked"
+            raise httptools.HttpParserError("a transfer coding that is not known here")
         self._cancel_timer()
         if self._waiting:
             self._count_waiting(0)
         self.shared.became_busy(self)
         super().on_headers_complete()
-        names = dict(self.headers)
         self._content_length = self._body_remaining = 0
-        if b"transfer-encoding" in names:
+        if is_chunked:
             self._phase = Phase.CHUNKED_BODY
             self._chunked = ChunkedBody()
             self._allowance = FramingAllowance(MOST_FRAMING_BYTES, MOST_FRAMING_PER_BYTE)
@@ -411,6 +418,11 @@ class UploadProtocol(HttpToolsProtocol):
         self.cycle.body_ended()
         if not self._is_serving() and not self.transport.is_closing():
             self._await_next()
+
+
+def _is_chunked_only(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Return whether no field names a transfer coding other than `chunked`."""
+    return all(value.strip().lower() == b"chunked" for name, value in headers if name == b"transfer-encoding")
 
 
 def upload_protocol(
