@@ -156,6 +156,26 @@ async def test_a_clock_that_jumps_ahead_removes_no_finished_upload(tmp_path: Pat
     await close_service(service)
 
 
+async def test_a_clock_that_was_behind_shortens_the_life_of_no_finished_upload(tmp_path: Path) -> None:
+    """It started without battery or network, and was corrected later."""
+    settings = load({"upload_dir": tmp_path / "uploads", "retention": "30d", "expires_after": "1d"}).settings
+    clock = FakeClock()
+    clock.jump(-400 * DAY)
+    service = build_service(settings, EventBus(), clock=clock)
+    await open_service(service, settings)
+    upload = await finished(service)
+    clock.jump(400 * DAY)
+    for _ in range(29 * 24):
+        clock.pass_by(DAY / 24)
+        assert await sweep(service) == 0
+    assert await is_there(service, upload)
+    for _ in range(2 * 24):
+        clock.pass_by(DAY / 24)
+        await sweep(service)
+    assert not await is_there(service, upload)
+    await close_service(service)
+
+
 def test_a_server_with_retention_removes_what_is_old_enough(tmp_path: Path) -> None:
     with serving(tmp_path, retention="1s", sweep_interval="0.3s") as server:
         location = create(server.url, len(DATA), body=DATA)

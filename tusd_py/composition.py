@@ -58,7 +58,7 @@ def build_service(
             concatenation_parts=settings.concatenation_parts,
             concatenation_repeats=settings.concatenation_repeats,
         ),
-        clock=SteadyClock(state.clock, hold=settings.expires_after),
+        clock=SteadyClock(state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_grace)),
     )
 
 
