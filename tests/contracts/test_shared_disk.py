@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.stalls import OSFaults
 from tests.upload_records import FixedRecords
 from tusd_py.errors import StorageAhead, StorageBehind
 from tusd_py.storage.segments import Span, layout_of, spans
@@ -86,6 +87,60 @@ async def test_a_writer_that_wakes_up_changes_nothing(storage: SharedDiskStorage
     await sleeper.close()
     assert await content(storage, replace(upload, layout="")) == b"0123456789"
     assert files(storage) == ["upload"]
+
+
+@pytest.mark.parametrize("synced", [False, True])
+async def test_a_sync_that_fails_after_another_host_took_over_leaves_the_finished_file_alone(
+    storage: SharedDiskStorage, os_faults: OSFaults, synced: bool
+) -> None:
+    """The writer was frozen, or cut off from everything; the file of its name is another one now."""
+    sleeper = storage.writer(UPLOAD, 5)
+    await sleeper.flush([b"012"], sync=synced)
+    upload = replace(UPLOAD, offset=3, synced=sleeper.synced)
+    await sleeper.flush([b"34"], sync=False)
+    upload = await append(storage, upload, b"3456789", 6, inherited=True)
+    await storage.complete(upload, sync=True)
+    os_faults.fail("fsync,fdatasync", "*/uploads/upload*", times=1)
+    with pytest.raises(StorageBehind):
+        await sleeper.flush([b"xxx"], sync=True)
+    await sleeper.close()
+    assert await content(storage, replace(upload, layout="")) == b"0123456789"
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_sync_proves_nothing_of_an_earlier_segment_whose_own_fails(
+    storage: SharedDiskStorage, os_faults: OSFaults, ends: bool
+) -> None:
+    earlier = storage.writer(UPLOAD, 5)
+    await earlier.flush([b"012"], sync=False)
+    upload = replace(UPLOAD, offset=3)
+    os_faults.fail("fsync,fdatasync", "*/uploads/upload", times=1)
+    later = storage.writer(upload, 6, inherited=True)
+    with pytest.raises(StorageBehind) as behind:
+        if ends:
+            await later.finish([b"3456789"], sync=True)
+        else:
+            await later.flush([b"345"], sync=True)
+    assert behind.value.stored == 0
+    assert later.synced == 0
+    await later.close()
+    await earlier.close()
+    assert await storage.stored(upload) == 0
+
+
+async def test_segments_that_were_synced_once_are_not_synced_again(
+    storage: SharedDiskStorage, os_faults: OSFaults
+) -> None:
+    first = storage.writer(UPLOAD, 5)
+    await first.flush([b"012"], sync=False)
+    await first.close()
+    later = storage.writer(replace(UPLOAD, offset=3), 6, inherited=True)
+    await later.flush([b"345"], sync=True)
+    assert later.synced == 6
+    os_faults.fail("fsync,fdatasync", "*/uploads/upload")
+    await later.flush([b"678"], sync=True)
+    assert later.synced == 9
+    await later.close()
 
 
 async def test_a_writer_that_opens_its_file_only_after_waking_up(storage: SharedDiskStorage) -> None:

@@ -37,7 +37,7 @@ from tusd_py.storage.copying import CopyTools, FileCopier, FileRange
 from tusd_py.storage.files import NO_ROOM, FileTree, Modes, copy_range
 from tusd_py.storage.identity import IdentityFile
 from tusd_py.storage.notes import FinishedNotes
-from tusd_py.storage.syncs import Syncs, sync_data, sync_file
+from tusd_py.storage.syncs import Syncs, inode_of, sync_data, sync_file
 from tusd_py.storage.threads import Threads
 from tusd_py.upload import Part, Upload, is_upload_id
 
@@ -66,6 +66,8 @@ def file_errors() -> Iterator[None]:
 class DiskStorage:
     """Files under one directory, in folders by day of creation if `date_folders` is set."""
 
+    is_shared = False  # with other hosts
+
     def __init__(
         self,
         directory: Path,
@@ -79,7 +81,7 @@ class DiskStorage:
         self._notes = FinishedNotes(notes) if notes else None
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
-        self.syncs = Syncs(self.files)
+        self.syncs = Syncs(self.files, shared=self.is_shared)
         self._identity = IdentityFile(directory)
 
     async def open(self) -> None:
@@ -384,7 +386,7 @@ class DiskWriter:
         self._failure: UploadError | None = None
         self._new_name = upload.offset == 0  # this writer may make the file
         self.stored = upload.offset
-        self.synced = upload.synced
+        self.synced = min(upload.synced, upload.offset)
 
     def parts(self, after: int) -> Sequence[Part]:
         return ()
@@ -512,10 +514,11 @@ class DiskWriter:
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
+        inode = inode_of(descriptor)
         try:
             os.close(descriptor)
         except OSError as error:  # NFS stores, and tells what it could not store, when a file is closed
-            self._storage.syncs.lost(self._path, self.synced, error, start=self._file_start)
+            self._storage.syncs.lost(self._path, self.synced, error, start=self._file_start, inode=inode)
 
     def _truncate(self, offset: int) -> None:
         with file_errors():

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tusd_py.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
@@ -22,6 +22,7 @@ from tusd_py.storage.base import Observer, Orphan, UploadRecords
 from tusd_py.storage.copying import FileRange
 from tusd_py.storage.disk import DiskStorage, DiskWriter, file_errors
 from tusd_py.storage.segments import FIRST, LAYOUT, Span, layout_of, spans
+from tusd_py.storage.syncs import sync_file
 from tusd_py.upload import UPLOAD_ID, Part, Upload
 
 SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
@@ -29,6 +30,8 @@ SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
 
 class SharedDiskStorage(DiskStorage):
     """Files under one directory that all hosts have mounted; notes of finished uploads in the folder `notes`."""
+
+    is_shared = True
 
     def _can_read(self, layout: str) -> bool:
         return LAYOUT.fullmatch(layout) is not None
@@ -85,7 +88,7 @@ class SharedDiskStorage(DiskStorage):
                         pass
                 whole = len(held) == 1 and stored == upload.offset
                 if sync:
-                    self._sync(path, held, upload.synced, names=whole)
+                    self.sync_spans(path, held, upload.synced, names=whole)
                 return whole
 
         if not await self.finished(finish):
@@ -120,7 +123,7 @@ class SharedDiskStorage(DiskStorage):
         await self.assemble(_new_name(path), path, ranges, sync=sync)
         return ""
 
-    def _sync(self, path: Path, held: Sequence[Span], synced: int, *, names: bool) -> None:
+    def sync_spans(self, path: Path, held: Sequence[Span], synced: int, *, names: bool) -> None:
         """Sync every file of an upload, also those that are copied: a lost page is told of here, not by reading."""
         for span in held:
             file = file_of(path, span.token)
@@ -197,6 +200,7 @@ class SharedDiskWriter(DiskWriter):
         self._shared = storage
         self._token = token
         self._inherited = inherited
+        self._first_path = path
         self._held = spans(upload.layout, upload.offset)
         self.layout = layout_of(self._held)
 
@@ -218,6 +222,16 @@ class SharedDiskWriter(DiskWriter):
         self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._path, self._file_start, self._new_name = path, self._start, True
         self.layout = layout_of([*self._held, Span(self._token, self._start, self._start)])
+
+    def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
+        """Sync the file, and once those before it: only then nothing before `stored` is in doubt."""
+        synced = self.synced
+        super()._sync(names=names, with_call=with_call)
+        if synced < self._file_start:
+            self.synced = synced
+            earlier = [span for span in self._held if span.start < span.end <= self._file_start]
+            self._shared.sync_spans(self._first_path, earlier, synced, names=True)
+            self.synced = self.stored
 
     def _open_if_own(self, path: Path) -> bool:
         """Open the file if it ends where this writer begins."""

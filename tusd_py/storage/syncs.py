@@ -16,9 +16,12 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from tusd_py.errors import StorageBehind, StorageUnavailable
 from tusd_py.storage.files import NO_ROOM, FileTree
+
+Inode: TypeAlias = tuple[int, int]
 
 logger = logging.getLogger("tusd_py.storage")
 
@@ -56,8 +59,10 @@ def sync_data(descriptor: int) -> None:
 class Syncs:
     """The syncs of one storage. Every call blocks."""
 
-    def __init__(self, files: FileTree) -> None:
+    def __init__(self, files: FileTree, *, shared: bool = False) -> None:
+        """`shared` says that others may put another file in the place of one that is being synced."""
         self._files = files
+        self._shared = shared
         self._failed_at: float | None = None  # in the time of the monotonic clock
         self._distrusted: dict[Path, int] = {}  # files that could not be cut off, and where they should have been
         self._syncs_folders = True
@@ -83,7 +88,7 @@ class Syncs:
             if names:
                 self.sync_folders(path)
         except OSError as error:
-            self.lost(path, kept, error, start=start)
+            self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
 
     def sync_copy(self, descriptor: int, path: Path) -> None:
         """Sync a file that is made from others, and made anew if that fails; raises `OSError`."""
@@ -93,16 +98,19 @@ class Syncs:
             self._tell(path, error, 0)
             raise
 
-    def lost(self, path: Path, kept: int, error: OSError, *, start: int = 0) -> None:
-        """Cut off what a failure may have lost; raises `StorageBehind`."""
+    def lost(self, path: Path, kept: int, error: OSError, *, start: int = 0, inode: Inode) -> None:
+        """Cut off what a failure may have lost, of this file only; raises `StorageBehind`."""
         kept = max(kept, start)
         self._tell(path, error, kept)
         try:
-            if kept == start:
+            if kept == start and not self._shared:
                 self._files.unlink(path)  # what comes next goes to a file of which no page is in doubt
             else:
                 with self._files.opened(path, os.O_RDWR) as descriptor:
-                    _cut(descriptor, kept)
+                    if inode_of(descriptor) == inode:  # or who took the lease over has finished the upload meanwhile
+                        _cut(descriptor, kept)
+        except FileNotFoundError:
+            pass
         except OSError as failure:
             logger.error("%s could not be cut off: %s", path, failure.strerror)
             self._distrusted[path] = kept
@@ -190,8 +198,16 @@ def _sync_probe(descriptor: int) -> None:
         raise
 
 
+def inode_of(descriptor: int) -> Inode:
+    """What tells a file from another one that has its name later."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
 def _cut(descriptor: int, end: int) -> None:
     """Cut a file off, and have the block around its end written again: it was part of what failed."""
+    if os.fstat(descriptor).st_size < end:
+        return
     begin = end - end % BLOCK
     block = os.pread(descriptor, end - begin, begin)
     os.ftruncate(descriptor, end)
