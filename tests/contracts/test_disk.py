@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.test_storage import append, assert_takes_no_more, content, final_of, finish, partials, store
+from tests.faults.stalls import OSFaults
 from tusd_py.errors import PartBehind, StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.storage.base import Buffer
 from tusd_py.storage.disk import DiskStorage, DiskWriter
@@ -364,3 +366,21 @@ async def test_concatenating_when_the_kernel_stops_copying_half_way(
     parts = await partials(storage, b"0123456789", b"abcdefghij")
     await storage.concatenate(final_of(parts), parts, sync=False)
     assert await content(storage, final_of(parts)) == b"0123456789abcdefghij"
+
+
+async def test_a_read_that_is_cancelled_while_its_file_is_opened_leaves_no_descriptor(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    upload = await finish(storage, await append(storage, UPLOAD, [b"content"], sync=True))
+    before = len(os.listdir("/proc/self/fd"))
+    stall = os_faults.stall("open", "*/upload")
+    readers = [asyncio.create_task(content(storage, upload)) for _ in range(20)]
+    await asyncio.to_thread(stall.wait)
+    for reader in readers:
+        reader.cancel()
+    await asyncio.wait(readers)
+    stall.lift()
+    await storage.close()
+    await asyncio.sleep(0)
+    await storage.close()
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -273,7 +273,12 @@ class DiskStorage:
             with file_errors():
                 return os.pread(descriptor, min(piece_size(DOWNLOAD_PIECE), end - position), position)
 
-        descriptor = await self.run(open_file)
+        opening = self.run(open_file)
+        try:
+            descriptor = await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the thread opens it all the same
+            opening.add_done_callback(self._close_opened)
+            raise
         try:
             position = start
             while position < end:
@@ -284,6 +289,10 @@ class DiskStorage:
                 yield data
         finally:
             self.run(lambda: os.close(descriptor))
+
+    def _close_opened(self, opening: asyncio.Future[int]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self.run(lambda: os.close(opening.result()))
 
     def _check_directory(self) -> None:
         with file_errors():
