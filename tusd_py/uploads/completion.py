@@ -37,7 +37,7 @@ from tusd_py.uploads.waiting import WaitingFinals
 
 logger = logging.getLogger("tusd_py.uploads")
 
-MOST_REMEMBERED = 10_000
+MOST_LOOKED_FOR = 10_000
 REMEMBERED_AGAIN = 3600.0  # seconds after its completion
 
 
@@ -52,7 +52,7 @@ class Completion:
         self._events = events
         self._policy = policy
         self._kept: set[str] = set()  # expired uploads that were told of
-        self._remembered: set[str] = set()  # complete uploads that the storage was found to remember
+        self._looked_for: set[str] = set()  # complete uploads whose notes need no second look
         self._clock = clock
         self.waiting = WaitingFinals(state, clock)
 
@@ -179,19 +179,19 @@ class Completion:
             except UploadError as error:  # the upload is complete all the same
                 logger.warning("upload %s has no note: %s", complete.id, error.message)
 
-    async def remember_again(self, complete: Upload) -> None:
-        """A crash may have come between the record and what the storage remembers: a client that saw it asks soon."""
-        if (
-            not isinstance(self._storage, Remembers)
-            or (complete.completed_at or 0) < self._clock.wall() - REMEMBERED_AGAIN
-        ):
-            return
-        with contextlib.suppress(UploadError):  # the upload is complete all the same
-            if await self._storage.remembered(complete.id) is None:
-                await self.remember(complete)
-            if len(self._remembered) >= MOST_REMEMBERED:
-                self._remembered.clear()
-            self._remembered.add(complete.id)
+    def should_look_for_note(self, complete: Upload) -> bool:
+        """Whether a crash may have come between the record and what the storage remembers; True once an upload.
+
+        A client that saw the crash asks soon.
+        """
+        if not isinstance(self._storage, Remembers) or complete.is_partial or complete.id in self._looked_for:
+            return False
+        if (complete.completed_at or 0) < self._clock.wall() - REMEMBERED_AGAIN:
+            return False
+        if len(self._looked_for) >= MOST_LOOKED_FOR:
+            self._looked_for.clear()
+        self._looked_for.add(complete.id)
+        return True
 
     async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
         """Put the partial uploads together; returns the final one with its length."""

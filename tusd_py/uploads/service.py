@@ -36,6 +36,7 @@ from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_
 
 T = TypeVar("T")
 
+READER_PATIENCE = 1.95  # seconds until a reader is told to ask later
 INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
 SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
@@ -127,13 +128,21 @@ class UploadService:
         return await self.storage.download_url(upload, disposition, content_type)
 
     async def inspect(self, upload_id: str) -> Upload:
-        """The upload with the offset that the next append needs, within two seconds.
+        """The upload with the offset that the next append needs, within two seconds, whatever hangs.
 
         A running append is asked to commit what it has. Raises `LockTimeout` while completion is under way.
         """
+        try:
+            async with asyncio.timeout(READER_PATIENCE):
+                return await self._inspect(upload_id)
+        except TimeoutError:
+            raise LockTimeout from None
+
+    async def _inspect(self, upload_id: str) -> Upload:
         upload = await self.get(upload_id)
         if upload.is_complete:
-            await self._completion.remember_again(upload)
+            if not self._draining and self._completion.should_look_for_note(upload):
+                self._work.start_unlocked(self._remember_again(upload_id))
             return upload
         upload, held = await self._committed_now(upload)
         if upload.status is Status.FINISHING:
@@ -149,6 +158,17 @@ class UploadService:
             if stored < upload.offset or ahead:
                 return await self._drive(upload_id)
         return upload
+
+    async def _remember_again(self, upload_id: str) -> None:
+        """Have the storage remember a complete upload, unless it does; under its lock, since it may be terminated."""
+
+        async def remember(lock: Lock) -> None:
+            upload = await self.get(upload_id, lock)
+            if upload.is_complete:
+                await self._completion.remember(upload)
+
+        if await self._completion.remembered(upload_id) is None:
+            await self._work.run(upload_id, Undisturbed(), 0, remember)
 
     async def _stored(self, upload: Upload) -> int:
         try:
