@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.contracts.test_storage import append, content, final_of, partials
+from tests.faults.stalls import OSFaults
 from tests.timing import scaled
 from tusd_py.errors import StorageFull, UploadError
 from tusd_py.storage import disk
@@ -301,3 +302,26 @@ async def test_what_a_killed_copy_left_goes_with_the_upload(tmp_path: Path, dire
     await storage.delete(final)
     assert files(directory) == {parts[0].id}
     await storage.close()
+
+
+def test_a_storage_whose_copy_lost_its_event_loop_closes_once_the_thread_has_ended(
+    directory: Path, os_faults: OSFaults
+) -> None:
+    """A loop that is closed cancels nothing: its tasks never end, only their threads do."""
+    storage = DiskStorage(directory)
+    stall = os_faults.stall("copy_file_range", "*")
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> asyncio.Task[str]:
+        await storage.open()
+        parts = await partials(storage, LARGE)
+        copy = asyncio.create_task(storage.concatenate(final_of(parts), parts, sync=False))
+        await asyncio.to_thread(stall.wait)
+        return copy
+
+    copy = loop.run_until_complete(begin())
+    loop.close()
+    assert not asyncio.run(storage.close(0.1))
+    stall.lift()
+    assert asyncio.run(storage.close(PATIENCE))
+    assert not copy.done()

@@ -58,8 +58,9 @@ class FileCopier:
         Copies that hang then are not waited for any more when the event loop ends.
         """
         self._closing = True
-        if self._running:
-            _, hanging = await asyncio.wait(self._running, timeout=patience)
+        running = [task for task in self._running if not (task.done() or task.get_loop().is_closed())]
+        if running:
+            _, hanging = await asyncio.wait(running, timeout=patience)
             self._abandoned = bool(hanging)
             if hanging:
                 return False
@@ -100,12 +101,16 @@ class FileCopier:
             with running:
                 steps.close()
 
+        has_loop = True
         try:
             while await self._threads.run(advance):
                 if self._closing or stop.wanted:
                     raise ServerShutdown("the copy was interrupted; it will be made again")
+        except GeneratorExit:  # the loop was closed and this task is thrown away: nothing can be waited for
+            has_loop = False
+            raise
         finally:
-            if not self._abandoned:
+            if has_loop and not self._abandoned:
                 await self._threads.run(close)
 
     def steps(
