@@ -66,7 +66,12 @@ def pattern(server: ServerProcess, path: str) -> str:
 
 def assert_told(server: ServerProcess, failures: int = 1) -> None:
     """One line of the log for each failure, and an answer for the load balancer."""
-    lines = [line for line in server.log if "sync of" in line and "failed" in line]
+
+    def told() -> list[str]:
+        return [line for line in server.log if "sync of" in line and "failed" in line]
+
+    wait_until(lambda: len(told()) >= failures, "it is told")
+    lines = told()
     assert len(lines) == failures, server.log
     assert all("ERROR" in line.upper() for line in lines)
     answer = request(server.port, "GET", "/readyz")
@@ -136,7 +141,7 @@ def test_a_process_that_dies_right_after_a_failed_sync_leaves_nothing_to_believe
         path = create(server.port, len(DATA))
         assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
         place.faults.fail(SYNC, pattern(server, path), times=1)
-        place.faults.kill("unlink", pattern(server, path), after=True)
+        place.faults.kill("unlink,ftruncate", pattern(server, path), after=True)
         with pytest.raises(ConnectionError):
             patch(server.port, path, MIDDLE, DATA[MIDDLE:])
         place.faults.clear()
