@@ -18,7 +18,7 @@ from tests.harness import ServerProcess
 from tests.hosts import Body
 from tests.raw_client import KIBI, assert_content, create, head, patch, payload, start_patch
 from tests.timing import scaled
-from tusd_py.app import build_service, close_service, open_service
+from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.errors import LockTimeout, UploadNotFound
 from tusd_py.events.base import EventBus
 from tusd_py.settings import load

@@ -37,6 +37,7 @@ from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_
 T = TypeVar("T")
 
 READER_PATIENCE = 1.95  # seconds until a reader is told to ask later
+NOTE_PATIENCE = 1.0  # seconds a reader of a finished upload waits for its note, once
 INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL = 0.01
 SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
@@ -142,7 +143,9 @@ class UploadService:
         upload = await self.get(upload_id)
         if upload.is_complete:
             if not self._draining and self._completion.should_look_for_note(upload):
-                self._work.start_unlocked(self._remember_again(upload_id))
+                await asyncio.wait(
+                    (self._work.start_unlocked(self._remember_again(upload_id)),), timeout=NOTE_PATIENCE
+                )
             return upload
         upload, held = await self._committed_now(upload)
         if upload.status is Status.FINISHING:
