@@ -116,11 +116,9 @@ async def test_a_sync_proves_nothing_of_an_earlier_segment_whose_own_fails(
     upload = replace(UPLOAD, offset=3)
     os_faults.fail("fsync,fdatasync", "*/uploads/upload", times=1)
     later = storage.writer(upload, 6, inherited=True)
+    write = later.finish if ends else later.flush
     with pytest.raises(StorageBehind) as behind:
-        if ends:
-            await later.finish([b"3456789"], sync=True)
-        else:
-            await later.flush([b"345"], sync=True)
+        await write([b"3456789"], sync=True)
     assert behind.value.stored == 0
     assert later.synced == 0
     await later.close()

@@ -143,9 +143,7 @@ class UploadService:
         upload = await self.get(upload_id)
         if upload.is_complete:
             if not self._draining and self._completion.should_look_for_note(upload):
-                await asyncio.wait(
-                    (self._work.start_unlocked(self._remember_again(upload_id)),), timeout=NOTE_PATIENCE
-                )
+                await asyncio.wait((self._work.start_unlocked(self._remember_again(upload_id)),), timeout=NOTE_PATIENCE)
             return upload
         upload, held = await self._committed_now(upload)
         if upload.status is Status.FINISHING:
