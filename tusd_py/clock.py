@@ -1,7 +1,7 @@
-"""Clocks: what records are stamped with, and what they are judged by.
+"""Clocks: those that records are stamped with, and the one that they are judged by.
 
-A wall clock can be wrong, jump, and differ from that of another host. So records are stamped with the wall clock of who
-keeps them (of this host, or of Redis), and judged by a `SteadyClock`, which does not follow a jump forward at once.
+A wall clock can be wrong, jump, and differ from that of another host. So records are stamped with the wall clock of
+their store (of this host, or of Redis), and judged by a `SteadyClock`, which does not follow a jump forward at once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RemoteClock:
         self._offset: float | None = None  # of the other wall clock to the monotonic one of this host
 
     def heard(self, wall: float, asked_at: float) -> None:
-        """Take note of what the other clock says; `asked_at` is the monotonic time before it was asked."""
+        """Set this clock to the time `wall` of the other one; `asked_at` is the monotonic time before it was asked."""
         self._offset = wall - (asked_at + self._clock.monotonic()) / 2
 
     def wall(self) -> float:

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError, ResponseEr
 
 
 class Link:
-    """One connection, and who waits for which of its answers. It is never connected a second time."""
+    """One connection, and the callers that wait for its answers. Never connected a second time."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
@@ -70,7 +70,7 @@ class Link:
 
 
 class Pipe:
-    """Makes a link with the first call, and anew after it broke. Who calls sets the limit of time."""
+    """Connects with the first call, and again after the connection broke. Callers set limits of time."""
 
     def __init__(self, make: Callable[[], AbstractConnection]) -> None:
         self._make = make
@@ -117,10 +117,10 @@ class Pipe:
 
 
 def _settle(answer: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
-    if answer.done():  # who asked has gone
+    if answer.done():  # the caller has gone
         return
     if error is None:
         answer.set_result(value)
         return
     answer.set_exception(error)
-    answer.exception()  # seen: who asked may go before it looks
+    answer.exception()  # seen: the caller may go before it looks

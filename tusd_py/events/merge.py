@@ -1,7 +1,7 @@
 """Files of metrics of several processes: one for each process that lives, and one for all that have ended.
 
 prometheus_client leaves the files of every process that ever was. A reader must see what a process counted once,
-neither in both files nor in none: readers and the one who merges exclude each other by a lock file.
+neither in both files nor in none: a reader and the process that merges exclude each other by a lock file.
 """
 
 from __future__ import annotations

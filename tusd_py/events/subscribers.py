@@ -127,7 +127,7 @@ class SubscriberCalls:
                 value, error = None, None
                 try:
                     value = context.run(function, event)
-                except BaseException as caught:  # it belongs to who waits, `sys.exit()` in a thread too
+                except BaseException as caught:  # `sys.exit()` too; raised again where the call is awaited
                     error = _as_result(caught)
                 with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                     loop.call_soon_threadsafe(_settle, returned, value, error)

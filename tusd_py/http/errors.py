@@ -82,7 +82,7 @@ JSON_TYPES = ("application/problem+json", "application/json")
 
 
 def render(answer: Answer, accept: str) -> tuple[str, bytes]:
-    """Content type and body: problem details for who asks for JSON, else `CODE: sentence`."""
+    """Content type and body: problem details for clients that accept JSON, else `CODE: sentence`."""
     if any(_accepts(accept, media_type) for media_type in JSON_TYPES):
         problem = {"title": answer.message, "status": answer.status, "code": answer.code}
         return "application/problem+json", json.dumps(problem).encode()

@@ -227,7 +227,7 @@ class TusEndpoints:
         return Response(200, headers)
 
     async def _describe(self, request: Request) -> Response:
-        """Answer a HEAD of somebody who knows nothing of tus (`curl -I`) as GET would be."""
+        """Answer the HEAD of a client that does not speak tus (`curl -I`), with the headers that GET would have."""
         if not (await self._service.get(request.upload_id)).is_complete:
             check_version(request)
         return await self._download(request, body=False)

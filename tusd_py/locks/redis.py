@@ -55,7 +55,7 @@ if held then
     redis.call('PUBLISH', channel, 'release ' .. id .. ' ' .. owner)
   end
   local left = redis.call('PTTL', KEYS[1])
-  if left > 10 * ttl then  -- the clock was set back: only who renews it still has it in a moment
+  if left > 10 * ttl then  -- the clock was set back: a living holder renews the lock in a moment
     redis.call('PEXPIRE', KEYS[1], ttl)
     left = tonumber(ttl)
   end
@@ -216,7 +216,7 @@ class RedisLocker:
                 task.cancel()
                 await asyncio.wait((task,), timeout=CANCEL_INTERVAL)
         self._listener = self._watch = None
-        # Who still holds a lock has not said that it is done: the next holder is not told otherwise.
+        # A process that still holds a lock has not said that it is done: the next holder is not told otherwise.
         await asyncio.gather(*(self._let_go(lock, clean=False) for lock in list(self._held.values())))
         self._held.clear()
         if self._tasks:
@@ -397,4 +397,4 @@ class RedisLocker:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # who waits for it has it too
+            task.exception()  # the caller that waits for it has it too

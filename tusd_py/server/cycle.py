@@ -137,7 +137,7 @@ class UploadCycle(RequestResponseCycle):
         if self.body or self.receiver is None:
             body, self.body = self.body, bytearray()
             return body
-        self.message_event.set()  # who waits in `receive` meanwhile has to provide the next block
+        self.message_event.set()  # a reader that waits in `receive` has to provide the next block
         return self.receiver.take()
 
     def close(self) -> None:

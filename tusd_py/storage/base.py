@@ -153,7 +153,7 @@ class HasIdentity(Protocol):
         """Raise `WrongStorage` unless the storage shows the id that is expected."""
 
     async def renew_identity(self) -> None:
-        """Make what holds the id look new, for those who tidy up by age."""
+        """Make what holds the id look new, so that cleaners that go by age spare it."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """The identity of a storage: a random id that is kept in it, and beside the records of its uploads.
 
-That bytes are absent means something only in the storage that they were stored in. Before anything is concluded from
-it, the storage has to show its id (`Proof`): a mount that is away, another directory or another bucket cannot.
+Absent bytes mean something only in the storage that they were stored in. Before the server concludes anything from
+absence, the storage has to show its id (`Proof`): a mount that is away, another directory or another bucket cannot.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class IdentityFile:
                     raise
         new.replace(self._path)
         if not replace:
-            time.sleep(SETTLING)  # who saw no file either has put its own in place by then, and the last one counts
+            time.sleep(SETTLING)  # another process that saw no file has made its own by then; the last one counts
 
     def _sync_folders(self) -> None:
         for folder in (self._path.parent, self._path.parent.parent):
@@ -146,5 +146,5 @@ class IdentityFile:
         self.proof.judge(self._seen_identity)
 
     def touch(self) -> None:
-        """Make the file look new, for those who tidy up by age."""
+        """Make the file look new, so that cleaners that go by age spare it."""
         os.utime(self._path)

@@ -257,5 +257,5 @@ def file_of(path: Path, token: int) -> Path:
 
 
 def _new_name(path: Path) -> Path:
-    """A name that no other host uses: whoever lost the lease may still be at it."""
+    """A name that no other host uses: a host that lost the lease may still write to its own."""
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}")

@@ -63,7 +63,7 @@ class Threads:
             work, loop, result = job
             try:
                 value, error = work(), None
-            except Exception as caught:  # whatever it is, it belongs to who waits for the result
+            except Exception as caught:  # raised again where the result is waited for
                 value, error = None, caught
             try:
                 loop.call_soon_threadsafe(_settle, result, value, error)

@@ -43,7 +43,7 @@ class BlockWriter:
     async def add(self, data: Buffer) -> None:
         """Take the next bytes; raises what the storage says of earlier ones."""
         if not self._budget.try_reserve(len(data)):
-            # Only who holds nothing may wait, or all could wait for each other.
+            # An append waits only while it holds nothing, or all could wait for each other.
             await self._hand_over()
             await self._budget.reserve(len(data))
         self._gathered.append(data)

@@ -10,7 +10,7 @@ SMALLEST_BLOCK = 16 << 10
 
 
 class ByteBudget:
-    """Counts buffered bytes; who wants more than is left waits, and so stops reading from its socket."""
+    """Counts buffered bytes; an append that wants more than is left waits, and so stops reading from its socket."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -86,7 +86,7 @@ class BlockPool:
         return blocks.pop()
 
     def hand_over(self, block: bytearray) -> None:
-        """It has been filled; its bytes count against the budget of who has them now."""
+        """Detach a filled block from the pool; its bytes count against `ByteBudget` from now on."""
         self._lent -= len(block)
 
     def recycle(self, block: bytearray) -> None:

@@ -42,7 +42,7 @@ REMEMBERED_AGAIN = 3600.0  # seconds after its completion
 
 
 class Completion:
-    """Finishes, recovers and removes uploads. Who calls holds their lock, and gives its token."""
+    """Finishes, recovers and removes uploads. The caller holds their lock, and gives its token."""
 
     def __init__(
         self, state: StateStore, storage: Storage, events: EventBus, policy: Policy, clock: SteadyClock
@@ -166,13 +166,13 @@ class Completion:
         return until is not None and until <= now
 
     async def correct_retention(self, upload: Upload, token: int) -> None:
-        """Have the record of a finished upload say how long it is kept now: the setting may have been changed."""
+        """Correct the expiry in the record of a finished upload, if the setting `retention` has been changed."""
         if upload.is_complete and not upload.is_partial:
             until = self._retained_until(upload.completed_at or upload.created_at)
             await self._state.update(upload, replace(upload, expires_at=until), token)
 
     async def remember(self, complete: Upload) -> None:
-        """Have the storage remember a complete upload; not earlier, since who lost the lock completes nothing."""
+        """Have the storage keep a note of a complete upload, after its record was changed, which proves the lock."""
         if isinstance(self._storage, Remembers) and not complete.is_partial:
             try:
                 await self._storage.remember(complete)
@@ -213,7 +213,7 @@ class Completion:
         return final
 
     async def _put_back(self, error: PartBehind, partials: Sequence[Upload]) -> None:
-        """A complete partial upload goes on where its bytes end, as any upload does whose storage lost some."""
+        """Reopen a complete partial upload at the offset where its bytes end: its storage has lost the rest."""
         partial = next(partial for partial in partials if partial.id == error.upload_id)
         back = replace(
             partial.at(error.stored), status=Status.ACTIVE, completed_at=None, expires_at=self.extended(partial)
@@ -262,7 +262,7 @@ class Completion:
             await self._state.delete(ended.id, token)
 
     async def remove_broken(self, error: BrokenRecord, token: int) -> Upload:
-        """Remove an upload whose record cannot be read, as far as can be told what belongs to it."""
+        """Remove an upload whose record cannot be read, with all that `error.remains` names."""
         remains = error.remains
         assert isinstance(remains, Upload)
         with contextlib.suppress(StoredElsewhere):  # what says where the bytes are is broken too
@@ -275,7 +275,7 @@ class Completion:
         return now + self._policy.expires_after if self._policy.expires_after else None
 
     def extended(self, upload: Upload) -> float | None:
-        """When an upload expires that was written to just now: never earlier than it did before, whatever the clock."""
+        """The expiry of an upload that was written to just now: never earlier than before, whatever the clock says."""
         expires_at = self.expiry(self._clock.wall())
         if expires_at is None or upload.expires_at is None:
             return expires_at

@@ -1,4 +1,4 @@
-"""Whether a storage and a store of records belong together (`HasIdentity`), found out at the start."""
+"""The check at the start that a storage and a store of records belong together (`HasIdentity`)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def _settle(state: StateStore, storage: Storage, *, records_inside: bool) 
 
 
 async def _join(state: StateStore, storage: Storage, found: str | None, *, records_inside: bool) -> None:
-    """Records that name no storage: they are new, or were made by a version that knew no identities."""
+    """Join records that name no storage, because they are new or of a version without identities, with this one."""
     assert isinstance(storage, HasIdentity)
     if not records_inside and not await _looks_right(state, storage):
         raise _refused(storage, "it has none of the uploads of these records")
@@ -108,7 +108,7 @@ async def hand_on_identity(source: StateStore, target: StateStore) -> None:
 
 
 async def keep_identity(state: StateStore, storage: Storage) -> None:
-    """Say again which storage the records are of, in case the store has lost all that it knew."""
+    """Write the identity of the storage beside the records again, in case the store has lost it."""
     if not isinstance(storage, HasIdentity) or await state.read_metadata(IDENTITY) is not None:
         return
     with contextlib.suppress(StorageUnavailable, StateFull):  # the next time, then

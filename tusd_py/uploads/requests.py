@@ -49,7 +49,7 @@ def check_addition(upload: Upload, addition: Addition, policy: Policy) -> Upload
 
 
 def refuse_hopeless(record: Upload, addition: Addition, policy: Policy) -> None:
-    """Raise what an addition fails with for certain, whatever the one who is writing to the upload still commits."""
+    """Raise the error that an addition ends with for certain, whatever a running append still commits."""
     if record.is_final:
         raise FinalUploadModified
     if addition.offset < record.offset:

@@ -291,7 +291,7 @@ class UploadService:
         await self._drive_now(final_id)
 
     async def _told(self, upload_id: str) -> None:
-        """Return when everybody has heard of what happened to an upload, or has had the time to."""
+        """Return when waiting final uploads and subscribers have heard of an upload, or have had the time to."""
         making = self._finals_of.get(upload_id)
         if making is not None:
             await asyncio.wait((making,), timeout=2 * INSPECT_PATIENCE)
@@ -374,7 +374,7 @@ class UploadService:
         return True
 
     async def carry_out(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work that takes locks by itself, and that a cancellation of the caller must not end."""
+        """Do work that takes locks by itself; a cancellation of the caller does not end it."""
         return await outcome(self._work.start_unlocked(work))
 
     # Running.
@@ -395,7 +395,7 @@ class UploadService:
         return [sentence for part in parts for sentence in part.limitations]
 
     def leave(self) -> None:
-        """Observe no events any more: another service takes the place of this one."""
+        """Stop observing events: another service takes the place of this one."""
         self.events.unobserve(PartialFinished, self.part_ended)
         self.events.unobserve(UploadTerminated, self.part_ended)
         self.events.unobserve(UploadExpired, self.part_ended)
@@ -418,7 +418,7 @@ class UploadService:
             pass
 
     async def drain(self) -> None:
-        """Running appends commit what they have and end, new ones are refused; returns when no work is left."""
+        """Have running appends commit what they have and end, and refuse new ones; returns when no work is left."""
         self._draining = True
         self._appending.drain()
         await self._work.settle()
@@ -431,6 +431,6 @@ class UploadService:
         return await located(self.storage, record)
 
     async def close(self) -> None:
-        """Like `drain`, and afterwards nothing that changes an upload is done any more."""
+        """Refuse all work from now on, and wait for the end of what there is."""
         self._draining = True
         await self._work.close()

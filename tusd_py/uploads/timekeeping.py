@@ -1,4 +1,4 @@
-"""The steady clock beside the records, so that it goes on where the last process left it."""
+"""Keeping of the steady clock beside the records, so that it goes on where the last process left it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def resume_time(state: StateStore, clock: SteadyClock) -> None:
 
 
 async def keep_time(state: StateStore, clock: SteadyClock) -> None:
-    """Have the clock tell the time exactly, and write down what it tells."""
+    """Refresh the clock of the records, and save the state of the steady clock beside them."""
     await state.refresh_clock()
     await _write_down(state, clock)
 

@@ -71,7 +71,7 @@ class Flights:
         self._queue.clear()
 
     async def load(self, flight: Flight) -> None:
-        """Have all bytes of the part in memory. Only who holds none may wait, or all could wait for each other."""
+        """Load missing bytes from tails into memory. To avoid deadlock, wait for memory only while holding none."""
         missing = flight.memory_start - flight.start
         if missing:
             await self._load(flight, missing)

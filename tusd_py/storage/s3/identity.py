@@ -40,7 +40,7 @@ class IdentityObject:
         except NotSatisfied:  # another process was faster
             return
         if not conditional and not replace:
-            await asyncio.sleep(SETTLING)  # who saw none either has put its own by then, and the last one counts
+            await asyncio.sleep(SETTLING)  # another process that saw none has put its own by then; the last one counts
 
     async def _put(self, identity: str, condition: dict[str, str]) -> None:
         parameters = {"Key": self._config.identity, **protection(self._config), **condition}

@@ -175,10 +175,10 @@ class PartMemory:
         self._admit()
 
     def _spill_silent(self) -> None:
-        """Have the silent let go of what they hold, those who hold most first.
+        """Have silent uploads store what they hold as tails, the largest first.
 
-        Then those who wait to be admitted themselves, the last ones first, if the little that each of them may hold
-        has become much.
+        Then uploads that wait to be admitted themselves, the last ones first, if the little that each of them may hold
+        has become much in sum.
         """
         free = MAX_SPILLS - self.spilling
         if free <= 0:

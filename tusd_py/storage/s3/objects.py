@@ -105,7 +105,7 @@ def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
 
 
 def owner(upload: Upload) -> str:
-    """Says whose an object is without giving away the id."""
+    """A marker for the metadata of an object that names its upload without giving away the id."""
     return hashlib.sha256(upload.id.encode()).hexdigest()[:32]
 
 

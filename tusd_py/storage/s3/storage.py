@@ -79,7 +79,7 @@ class S3Storage:
         return location_of(self.config, upload)
 
     async def stored(self, upload: Upload) -> int:
-        """How far the bytes are there. Many who ask for the same wait for one answer, and go when they like."""
+        """The offset up to which bytes are stored. Concurrent calls for one record share a request."""
         record = (upload.id, upload.layout, upload.offset)
         probe = self._probes.get(record)
         if probe is None:
