@@ -814,6 +814,17 @@ async def test_clean_leaves_multiparts_of_others_alone(opened: Opener, server: S
     assert len(server.multiparts(storage.config.prefix)) == 1
 
 
+async def test_clean_with_a_key_without_the_prefix_leaves_multiparts_of_others_alone(
+    opened: Opener, server: S3Server, tmp_path: Path
+) -> None:
+    """Their prefixes keep the tails of two servers apart, but not their objects."""
+    key = f"{tmp_path.name}-{{id}}"
+    one, two = [await opened(server, key=key, prefix=f"{tmp_path.name}/{name}/") for name in ("one", "two")]
+    upload = await send(one, replace(UPLOAD, id="a" * 32), DATA[: PART + 1])
+    assert await two.clean(FixedRecords(replace(UPLOAD, id="b" * 32)), older_than=-60) == []
+    assert await content(one, await finish(one, upload)) == DATA[: PART + 1]
+
+
 async def test_clean_leaves_an_upload_of_tusd_alone(storage: S3Storage, server: S3Server) -> None:
     name = f"{storage.config.prefix}{'c' * 32}"
     with contextlib.closing(server.client()) as client:

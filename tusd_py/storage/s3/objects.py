@@ -95,10 +95,12 @@ def key_pattern(config: S3Config) -> tuple[str, re.Pattern[str]]:
 def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
     """Keys that only a server with this configuration makes: the id, as servers choose it, follows fixed text at once.
 
-    None where metadata comes first, which could be the beginning of another server's prefix.
+    None where metadata comes first, which could be the beginning of another server's prefix, and where the prefix that
+    tells this server from another one is not in the key.
     """
-    fields = [field for field in FIELD.finditer(config.key) if field[1] != "prefix"]
-    if fields[0][1] != "id":
+    names: list[str] = FIELD.findall(config.key)
+    has_prefix = not config.prefix or "prefix" in names
+    if not has_prefix or next(name for name in names if name != "prefix") != "id":
         return None
     _, pattern = key_pattern(config)
     return re.compile(pattern.pattern.replace(ANY_ID, GENERATED_ID, 1))
