@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -460,6 +461,44 @@ def test_tails_that_somebody_removed(rig: Rig) -> None:
     rig.place.remove([key for key in rig.place.traces_of(path) if "tails" in key])
     assert offset_of(rig.port, path) == 0
     finish(rig, path, DATA)
+
+
+class WrongClock(FaultyProxy):
+    """Refuses the time in every request, as S3 does where that is a quarter of an hour off."""
+
+    wrong = False
+
+    def forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
+        if not self.wrong:
+            return super().forward(method, target, headers, body)
+        error = b"<Error><Code>RequestTimeTooSkewed</Code></Error>"
+        return 403, {"Content-Type": "application/xml", "Content-Length": str(len(error))}, error
+
+
+def test_a_host_whose_clock_s3_refuses_changes_nothing(tmp_path: Path) -> None:
+    place = Place(s3_server())
+    proxy = WrongClock(place.server)
+    with proxy, serving(tmp_path, place, proxy.server.endpoint) as server:
+        sent = {create(server.port, len(DATA)): size for size in (1000, PART, 2 * PART + 1000)}
+        for path, size in sent.items():
+            assert patch(server.port, path, 0, DATA[:size]).offset == size
+        server.restart()  # it has nothing in memory
+        proxy.wrong = True
+        for path, size in sent.items():
+            for answer in (
+                head(server.port, path),
+                patch(server.port, path, size, DATA[size:]),
+                head(server.port, path),
+            ):
+                assert answer.status in (423, 500), answer
+                assert "retry-after" in answer.headers
+            assert head(server.port, path).status == 423
+        assert any("its clock is wrong" in line for line in server.log)
+        proxy.wrong = False
+        for path, size in sent.items():
+            assert offset_of(server.port, path) == size
+            assert patch(server.port, path, size, DATA[size:]).offset == len(DATA)
+            place.assert_object(path, DATA)
 
 
 # S3 is away.

@@ -61,6 +61,8 @@ def translate(error: Exception, bucket: str) -> UploadError:
         return StorageUnavailable(f"a name is not valid: {' '.join(str(error).split())}")
     if code in ("NoCredentialsError", "PartialCredentialsError"):
         return StorageUnavailable("there are no credentials for the storage")
+    if code in ("RequestTimeTooSkewed", "RequestExpired"):
+        return StorageUnavailable("the storage refuses the time of this host: its clock is wrong")
     if getattr(error, "response", None) is not None:
         return StorageUnavailable(f"the storage answered {code}")
     return StorageUnavailable(f"the storage cannot be reached ({code})")
