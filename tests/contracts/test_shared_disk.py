@@ -126,6 +126,18 @@ async def test_a_sync_proves_nothing_of_an_earlier_segment_whose_own_fails(
     assert await storage.stored(upload) == 0
 
 
+async def test_discarding_what_a_failed_sync_of_another_host_has_cut_off_leaves_no_hole(
+    storage: SharedDiskStorage,
+) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    writer = storage.writer(upload, 6)
+    await writer.flush([b"34"], sync=False)
+    os.truncate(storage.path(UPLOAD), 1)
+    await writer.discard(3)
+    await writer.close()
+    assert await storage.stored(upload) == 1
+
+
 async def test_segments_that_were_synced_once_are_not_synced_again(
     storage: SharedDiskStorage, os_faults: OSFaults
 ) -> None:

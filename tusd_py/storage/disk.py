@@ -531,7 +531,8 @@ class DiskWriter:
 
     def _truncate(self, offset: int) -> None:
         with file_errors():
-            os.ftruncate(self._descriptor, offset)
+            if os.fstat(self._descriptor).st_size > offset:  # a failed sync may have cut it off: a hole would count
+                os.ftruncate(self._descriptor, offset)
         self.synced = min(self.synced, offset)
 
 
