@@ -77,3 +77,21 @@ def test_many_labels_fit(tmp_path: Path) -> None:
     written(tmp_path / "counter_1.db", **values)
     merge_counts(tmp_path, 1)
     assert read(tmp_path / "counter_ended.db") == values
+
+
+def test_a_scrape_waits_for_the_file_that_a_process_is_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    metrics = Metrics(EventBus())
+    file = tmp_path / "counter_1.db"
+    file.touch()
+    pauses = 0
+
+    def pause(seconds: float) -> None:
+        nonlocal pauses
+        pauses += 1
+        file.unlink()
+        written(file, **{'["tusd_made", "tusd_made_total", {}, "Made."]': 3.0})
+
+    monkeypatch.setattr("tusd_py.events.metrics.time.sleep", pause)
+    assert "tusd_made_total 3.0" in metrics.render().decode()
+    assert pauses == 1

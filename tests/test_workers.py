@@ -64,7 +64,8 @@ def request(server: ServerProcess, method: str, path: str, headers: dict[str, st
 
 
 def metric(server: ServerProcess, name: str) -> float:
-    text = request(server, "GET", "/metrics")[1]
+    status, text = request(server, "GET", "/metrics")
+    assert status == 200, text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +37,7 @@ PLAIN_COUNTERS = {
     "tusd_uploads_expired": "Unfinished uploads removed after their time.",
 }
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+READ_ATTEMPTS, READ_PAUSE = 50, 0.02  # seconds; a process makes its file empty at first
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 DURATIONS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
 S3_CALLS = (0.005, 0.025, 0.1, 0.5, 2, 10, 60)
@@ -125,13 +129,7 @@ class Metrics:
         for gauge, measure in self._measured.items():
             gauge.set(measure())
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        if folder is None:
-            text = _text_of(self._registry)
-        else:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-            with locked(Path(folder), shared=True):
-                text = _text_of(registry)
+        text = _text_of(self._registry) if folder is None else _sums(Path(folder))
         for name in PLAIN_COUNTERS:
             text = text.replace(f"{name}_total".encode(), name.encode())
         return text
@@ -162,6 +160,18 @@ class Metrics:
             self._lock_timeouts.inc()
         if event.inherited:
             self._takeovers.inc()
+
+
+def _sums(folder: Path) -> bytes:
+    """Add up the files of all processes; blocks for a moment while a process is making one of its own."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    for _ in range(READ_ATTEMPTS - 1):
+        with contextlib.suppress(struct.error), locked(folder, shared=True):
+            return _text_of(registry)
+        time.sleep(READ_PAUSE)
+    with locked(folder, shared=True):
+        return _text_of(registry)
 
 
 def _text_of(registry: CollectorRegistry) -> bytes:
