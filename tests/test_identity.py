@@ -202,7 +202,7 @@ def test_what_other_records_name_is_no_orphan(tmp_path: Path, redis_options: dic
 
 
 async def orphans_of(uploads: Path, options: dict[str, Any], *, dry_run: bool = False) -> int:
-    """How many orphans the cleanup of a server with these options finds, however young; it has an upload of its own."""
+    """Number of orphans, of any age, that a cleanup with these options finds; its server has an upload of its own."""
     settings = from_arguments({"upload_dir": uploads, **options})
     service = build_service(settings, EventBus())
     await open_service(service, settings)

@@ -157,7 +157,7 @@ async def test_a_clock_that_jumps_ahead_removes_no_finished_upload(tmp_path: Pat
 
 
 async def test_a_clock_that_was_behind_shortens_the_life_of_no_finished_upload(tmp_path: Path) -> None:
-    """It started without battery or network, and was corrected later."""
+    """The machine started without battery or network, and its clock was corrected later."""
     settings = load({"upload_dir": tmp_path / "uploads", "retention": "30d", "expires_after": "1d"}).settings
     clock = FakeClock()
     clock.jump(-400 * DAY)

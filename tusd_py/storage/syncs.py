@@ -199,7 +199,7 @@ def _sync_probe(descriptor: int) -> None:
 
 
 def inode_of(descriptor: int) -> Inode:
-    """What tells a file from another one that has its name later."""
+    """Device and inode number, which tell a file from another one that has its name later."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 
