@@ -53,6 +53,14 @@ def test_a_line_in_text_says_everything_once(caplog: pytest.LogCaptureFixture) -
     assert line.count("method=") == 1
 
 
+@pytest.mark.parametrize(
+    "path", ["/a\n2026-01-31T12:00:00.000Z INFO request status=200", "/a\r\x1b[2J", "/a\u2028b\u202e"]
+)
+def test_a_message_with_what_a_client_sent_stays_one_line(path: str) -> None:
+    record = logging.LogRecord("a", logging.DEBUG, "", 0, '%s "%s" was cancelled\n', ("GET", path), None)
+    assert TextFormatter().format(record).partition(" DEBUG ")[2] == f'GET "{json.dumps(path)[1:-1]}" was cancelled'
+
+
 def test_a_line_in_json_has_fields(caplog: pytest.LogCaptureFixture) -> None:
     line = json.loads(JsonFormatter().format(logged(caplog, ANSWERED)))
     assert (line["message"], line["method"], line["status"], line["bytes"]) == ("request", "PATCH", 204, 5)

@@ -106,7 +106,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
-        message = str(Words(getattr(record, "event", None) or record.getMessage(), fields))
+        message = str(Words(getattr(record, "event", None) or _one_line(record.getMessage()), fields))
         line = f"{_timestamp(record)} {record.levelname} {message}"
         return line + "\n" + self.formatException(record.exc_info) if record.exc_info else line
 
@@ -130,6 +130,12 @@ class JsonFormatter(logging.Formatter):
 def _timestamp(record: logging.LogRecord) -> str:
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
     return f"{moment}.{int(record.msecs):03d}Z"
+
+
+def _one_line(text: str) -> str:
+    """Return a message that may name a path as it came, with what would begin another line made visible."""
+    text = text.rstrip("\n")
+    return text if text.isprintable() else json.dumps(text)[1:-1].replace('\\"', '"')
 
 
 def _word(value: object) -> str:

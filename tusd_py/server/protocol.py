@@ -130,6 +130,8 @@ class UploadProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _watch_writes(self) -> None:
+        if not self.transport.get_write_buffer_size():
+            return  # a connection that closes has nothing left to wait for
         if self._writes is None:
             limits = (self.shared.idle_timeout, self.shared.minimum_rate)
             self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)
