@@ -62,9 +62,9 @@ async def _join(state: StateStore, storage: Storage, found: str | None, *, recor
         raise _refused(storage, "it has none of the uploads of these records")
     younger = found is not None and await anext(state.all(), None) is None
     if found is None:
+        await state.write_metadata(YOUNGER, NO, before=await state.read_metadata(YOUNGER))  # first: this may end here
         await storage.create_identity(new_identity())
         found = await storage.read_identity()
-        await state.write_metadata(YOUNGER, NO, before=await state.read_metadata(YOUNGER))
     elif younger:
         logger.warning("there are no records yet, but the storage was used before: are these the right records?")
     joined = found is not None and await state.write_metadata(IDENTITY, found, before=None)
