@@ -66,6 +66,37 @@ async def test_tokens_go_on_beyond_those_of_the_version_before(tmp_path: Path) -
     assert min(await tokens(tmp_path / "locks", 1)) > 1 << 61
 
 
+async def test_a_server_of_an_earlier_version_that_takes_an_upload_keeps_this_one_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "locks"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        assert ranges.try_lock(descriptor, 4096 + (1 << 40))
+        locker = LocalLocker(path)
+        with pytest.raises(StateUnavailable, match="earlier version"):
+            await locker.open()
+    finally:
+        os.close(descriptor)
+    await locker.open()
+    await locker.close()
+
+
+async def test_a_server_of_an_earlier_version_takes_no_upload_beside_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "locks"
+    locker, other = LocalLocker(path), LocalLocker(path)
+    await locker.open()
+    await other.open()
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        for position in (4096, 4096 + (1 << 40), 1 << 62):
+            assert not ranges.try_lock(descriptor, position)
+        await locker.close()
+        assert not ranges.try_lock(descriptor, 4096)
+        await other.close()
+        assert ranges.try_lock(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+
+
 async def test_a_counter_that_a_power_cut_took_back_goes_on_beyond_what_was_used(tmp_path: Path) -> None:
     path = tmp_path / "locks"
     locker = LocalLocker(path)

@@ -39,6 +39,7 @@ LOOKING_SHARE = 0.1  # of the time of the event loop's thread that looking may t
 LOCK_FILES = 16  # the kernel goes through all locks of a file for each that it sets
 RELEASE_WANTED, COMMIT_WANTED = 0, 2  # not side by side: the kernel would make one lock of both
 PRESENCE = 64  # the byte of the file of the counter on which every server holds a read lock
+EARLIER_LOCKS = 4096  # from this byte of the file of the counter on, earlier versions lock uploads
 LAST_WISH = (1 << 62) + COMMIT_WANTED
 
 
@@ -125,6 +126,9 @@ class LocalLocker:
         self._counter = self._open_file("")
         if not try_lock(self._counter, PRESENCE, shared=True):
             raise StateUnavailable("its records are being copied by tusd-py migrate; try again when that has ended")
+        # Their locks and those of this version do not see each other: two writers would overwrite each other's bytes.
+        if not try_lock(self._counter, EARLIER_LOCKS, shared=True, to_end=True):
+            raise StateUnavailable("a server of an earlier version is taking uploads there; stop it first")
         self._tokens = TokenCounter(self._counter)
         self._wish_file = self._open_file("-wishes")
         for number in range(LOCK_FILES):

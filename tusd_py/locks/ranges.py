@@ -36,10 +36,11 @@ else:
         return kind, start, length
 
 
-def try_lock(descriptor: int, position: int, *, shared: bool = False) -> bool:
-    """Lock one byte; False if another opened file holds a lock on it that excludes this one."""
+def try_lock(descriptor: int, position: int, *, shared: bool = False, to_end: bool = False) -> bool:
+    """Lock one byte, or with `to_end` all from it on; False if another opened file holds a lock that excludes this."""
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     try:
-        fcntl.fcntl(descriptor, _SET, _pack(fcntl.F_RDLCK if shared else fcntl.F_WRLCK, position, 1))
+        fcntl.fcntl(descriptor, _SET, _pack(kind, position, 0 if to_end else 1))
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
