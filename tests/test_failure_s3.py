@@ -548,7 +548,8 @@ def test_s3_is_down_during_patches(network: tuple[ServerProcess, Trouble, Place]
             assert "retry-after" in answer.headers
             looked_at(server, path, offset)
         answer_or_none = connection.answer_or_closed(GIVE_UP)
-        assert answer_or_none is None or answer_or_none.status in (500, 503)
+        # 423 if it had been silent for a second, on a slow machine, when its offset was asked for.
+        assert answer_or_none is None or answer_or_none.status in (423, 500, 503)
     assert request(server.port, "GET", "/healthz").status == 200
     trouble.resume()
     paths[PART + 2000] = running

@@ -294,7 +294,7 @@ def test_finished_uploads_outlive_redis(tmp_path: Path, tusd: Path) -> None:
     assert_imported(
         tusd, tmp_path / "uploads", "--redis-url", shared_redis_url(), "--redis-prefix", f"{tmp_path.name}:"
     )
-    with serving(tmp_path, redis_url=shared_redis_url(), redis_prefix="an-empty-one:") as server:
+    with serving(tmp_path, redis_url=shared_redis_url(), redis_prefix=f"{tmp_path.name}-empty:") as server:
         assert content_of(f"{server.url}/{WHOLE}") == CONTENT
         assert content_of(f"{server.url}/{FINAL}") == CONTENT[:2000]
         assert head(f"{server.url}/{HALF}").status == 404

@@ -376,7 +376,7 @@ def test_finished_uploads_outlive_redis(site: Site) -> None:
     with serving(site.folder) as server:
         whole = identity(create(server.url, 3, body=b"abc"))
     site.assert_migrated("sqlite", "redis", 1)
-    with serving(site.folder, redis_url=shared_redis_url(), redis_prefix="an-empty-one:") as server:
+    with serving(site.folder, redis_url=shared_redis_url(), redis_prefix=f"{site.folder.name}-empty:") as server:
         assert content_of(f"{server.url}/{whole}") == b"abc"
 
 
