@@ -30,6 +30,7 @@ from tests.raw_client import (
     start_patch,
     wait_until,
 )
+from tests.timing import scaled
 
 pytestmark = [
     pytest.mark.integrated,
@@ -350,6 +351,20 @@ def test_heads_without_end_that_fill_the_memory_for_heads_refuse_nobody_else(tmp
         answer = honest.answer_or_closed()  # it waited longest: its client asks again
         assert answer is None or answer.offset == 0
         assert open_connections(server.port) > 250
+
+
+@pytest.mark.parametrize("follows", [b"", HEAD.encode() * 1000], ids=["alone", "pipelined"])
+def test_chunked_content_that_looks_like_many_ends_costs_what_other_content_costs(
+    server: ServerProcess, follows: bytes
+) -> None:
+    data = b"\r\n\r\n" * (MEBI // 4)
+    path = create(server.port, len(data))
+    before = cpu_seconds(server.pid)
+    with start_patch(server.port, path, 0, None) as connection:
+        connection.send(b"%x;name=value\r\n%b\r\n" % (len(data), data) + chunk(b"") + follows)
+        assert connection.answer_to("PATCH").offset == len(data)
+    assert cpu_seconds(server.pid) - before < scaled(0.3)
+    assert request(server.port, "GET", path).body == data
 
 
 @pytest.mark.parametrize("upgrade", ["", "Connection: upgrade\r\nUpgrade: h2c\r\n"])

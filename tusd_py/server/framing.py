@@ -8,6 +8,7 @@ SECTION_END = b"\r\n\r\n"  # ends a head, and a chunked body with its trailers
 OVERLAP = len(SECTION_END) - 1
 LINE_END = b"\r\n"
 MOST_LINE = 32  # bytes of a line with the size of a chunk that are looked at as such
+MOST_ENDS = 256  # of what looks like the end of a chunked body
 SMALL_CHUNK = 256  # bytes; with smaller ones a search is faster
 MOST_HEADER_BYTES = 128 << 10  # a thousand URLs in Upload-Concat, and the longest Upload-Metadata
 MOST_FRAMING_BYTES = 64 << 10  # of a chunked body without a byte of content between them
@@ -46,18 +47,19 @@ class ChunkedBody:
     """Follows the sizes of chunks, to tell where a chunked body may end without looking at its content.
 
     Whether the body is well-formed is up to the parser. After anything unusual this class searches for what looks like
-    an end, and may find one where there is none, but never misses the true one.
+    an end, and may find one where there is none, but does not miss the true one, before it has found `MOST_ENDS`.
     """
 
     def __init__(self) -> None:
         self._skip = 0  # bytes before the next line with a size
         self._line = b""  # what has come of it
         self._searching = False
+        self._ends_left = MOST_ENDS
 
     def end(self, before: bytes, data: bytes, start: int) -> int:
         """See `section_end`; to be called for all data of the body, in order."""
         if self._searching:
-            return section_end(before, data, start)
+            return self._search(before, data, start)
         position = start + self._skip
         lines = len(data) // SMALL_CHUNK + 16
         while position < len(data):
@@ -72,10 +74,19 @@ class ChunkedBody:
             lines -= 1
             if not size or not lines:
                 self._searching = True
-                return section_end(LINE_END, data, after) if size == 0 else section_end(before, data, start)
+                return section_end(LINE_END, data, after) if size == 0 else self._search(before, data, start)
             position = after + size + len(LINE_END)
         self._skip = position - len(data)
         return -1
+
+    def _search(self, before: bytes, data: bytes, start: int) -> int:
+        """Search, but no more after many ends that were none: content of nothing else would cost a call for each."""
+        if self._ends_left == 0:
+            return -1
+        found = section_end(before, data, start)
+        if found >= 0:
+            self._ends_left -= 1
+        return found
 
 
 def _chunk_size(line: bytes) -> int | None:

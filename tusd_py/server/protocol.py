@@ -226,6 +226,9 @@ class UploadProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             self._go_on_after_upgrade()
         except httptools.HttpParserError as error:
+            if phase is Phase.CHUNKED_BODY and self._phase is Phase.ENDED:
+                self._end_after_body()
+                return
             if self._pieces:
                 self.cycle.body_arrived(b"".join(self._pieces))  # what was right is kept
             too_many = isinstance(error.__context__, TooManyHeaders)
@@ -241,6 +244,16 @@ class UploadProtocol(HttpToolsProtocol):
             self._last_bytes = (self._last_bytes + piece[-OVERLAP:])[-OVERLAP:]
         if self._phase is Phase.ENDED and not self._is_serving():
             self._await_next()
+
+    def _end_after_body(self) -> None:
+        """Close after the response: a next request came with the end of a body that was not searched any more."""
+        if self._pieces:
+            self.cycle.body_arrived(b"".join(self._pieces))
+            self._pieces.clear()
+        self.cycle.body_ended()
+        self.cycle.keep_alive = False
+        if not self._is_serving():
+            self.end("the end of a body was not found in time")
 
     def _body_parsed(self, phase: Phase, size: int) -> None:
         """Hand over the bytes of the body that the parser found in so many bytes."""
