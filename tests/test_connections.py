@@ -106,8 +106,8 @@ def test_what_frames_a_body_without_end_is_refused(server: ServerProcess, part: 
         before = resident_size(server.pid)
         connection.start("PATCH", path, headers)
         connection.send(begin)
-        sent = pour(connection, piece, 16 * MEBI)
-        assert sent < 14 * MEBI, "everything was taken"
+        sent = pour(connection, piece, 64 * MEBI)
+        assert sent < 60 * MEBI, "everything was taken"  # the kernel may take half of it
         answer = connection.answer_or_closed()
         assert answer is None or answer.status in (400, 431), answer
     assert resident_size(server.pid) - before < 24 * MEBI
