@@ -833,14 +833,15 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(
     monkeypatch.setattr(harness, "COMMAND", cancelling.COMMAND)
     chance = seeded_random()
     clock = PreloadedClock(tmp_path / "clock", clock_library)
-    env = clock.env | {"CANCEL_SHARE": "0.05"}
+    options: dict[str, Any] = {"expires_after": "1h", "sweep_interval": "0.5s", "shutdown_grace": "1s"}
+    options["env"] = clock.env | {"CANCEL_SHARE": "0.05"}
     place = Place(s3_server())
     faults = random_faults(chance.randrange(1 << 32), FAULTS)
     records = tmp_path / "records"
     kills = 0
     with (
         FaultyProxy(place.server, faults) as proxy,
-        serving(tmp_path, place, proxy.server.endpoint, env=env, expires_after="1h", sweep_interval="0.5s") as server,
+        serving(tmp_path, place, proxy.server.endpoint, **options) as server,
         ThreadPoolExecutor(4) as executor,
     ):
         rig = Rig(server, proxy, place)
@@ -849,15 +850,15 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(
         running = [executor.submit(client.run) for client in clients]
         try:
             deadline = time.monotonic() + CHAOS_SECONDS
-            while time.monotonic() < deadline and not any(one.done() for one in running):
+            while (time.monotonic() < deadline or kills < 3) and not any(one.done() for one in running):
                 time.sleep(chance.uniform(0.01, LONGEST_LIFE))
                 if chance.random() < 0.3:
                     clock.set(chance.choice([0, chance.uniform(-SKEW, SKEW)]))
-                if chance.random() < 0.3:
+                if chance.random() < 0.2:
                     server.terminate(PATIENCE)
                 else:
                     server.kill()
-                    kills += 1
+                kills += 1
                 start_again(server)
         finally:
             stop.set()
@@ -868,7 +869,9 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(
             assert client.finished
         finished = {path: digest for client in clients for path, digest in client.finished.items()}
         broken = sum(client.broken for client in clients)
-        print(f"{kills} kills, {len(proxy.requests)} requests to S3, {len(finished)} uploads, {broken} broken PATCHes")
+        print(
+            f"{kills} kills and stops, {len(proxy.requests)} requests to S3, {len(finished)} uploads, {broken} broken"
+        )
         for path, digest in finished.items():
             assert place.digest(place.key_of(path)) == digest
             assert digest_of(stored_content(server.port, path)) == digest
