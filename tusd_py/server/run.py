@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from tusd_py.app import create_app
+from tusd_py.app import create_app, with_direct_uploads
 from tusd_py.server.acceptor import Acceptor
 from tusd_py.server.connections import Connections
 from tusd_py.server.descriptors import RESERVED, connection_limit, raise_descriptor_limit
@@ -81,7 +81,8 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
     )
     tus.metrics.connections_limited(limit)
     config = uvicorn.Config(
-        app,
+        with_direct_uploads(app),
+        interface="asgi3",
         http=upload_protocol(shared=shared),
         ws="none",
         lifespan="on",
