@@ -6,9 +6,13 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias, cast
 
 logger = logging.getLogger("tusd_py.server")
+
+Opening: TypeAlias = Coroutine[Any, Any, object]
+Waiter: TypeAlias = "asyncio.Future[Any]"
 
 BATCH = 64  # connections accepted before others get a turn, when several come at once
 PAUSE = 0.05  # seconds until the next look when all connections are in use
@@ -39,7 +43,7 @@ class Acceptor:
         self._open_connections = open_connections
         self._make_room = make_room
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[object]] = set()
+        self._opening: set[Waiter] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._accepted_at = 0.0
@@ -87,16 +91,31 @@ class Acceptor:
         return in_use < self._limit or self._make_room(IDLE_BEFORE_ROOM)
 
     def _open(self, connection: socket.socket) -> None:
-        task = self._loop.create_task(self._connect(connection))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        """Have the loop make a transport of a socket.
 
-    async def _connect(self, connection: socket.socket) -> None:
+        A task for each connection would take longer than all the rest: the coroutine of the loop waits once, for
+        `connection_made` to have been called.
+        """
+        opening = self._loop.connect_accepted_socket(self._new_protocol, connection)
+        waiter = self._advance(opening, connection)
+        if waiter is not None:
+            self._opening.add(waiter)
+            waiter.add_done_callback(lambda opened: self._opened(opened, opening, connection))
+
+    def _opened(self, waiter: Waiter, opening: Opening, connection: socket.socket) -> None:
+        self._opening.discard(waiter)
+        self._advance(opening, connection)
+
+    def _advance(self, opening: Opening, connection: socket.socket) -> Waiter | None:
+        """Let the coroutine go on; returns what it waits for, None once it has ended."""
         try:
-            await self._loop.connect_accepted_socket(self._new_protocol, connection)
+            return cast(Waiter, opening.send(None))
+        except StopIteration:
+            return None
         except OSError as error:  # the client was gone at once
             logger.debug("a connection was not opened: %s", error)
             connection.close()
+            return None
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._listener.fileno())
