@@ -22,7 +22,7 @@ from bench.workloads import Plan, Workload, catalogue
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SMALLEST_SIZE = 64 << 20
 LARGEST_COUNT = 100
-QUICK = Plan(size=128 << 20, small_uploads=400, heads=2000, slow_bytes=256 << 10)
+QUICK = Plan(size=128 << 20, small_uploads=400, heads=2000, connections=1000, slow_bytes=256 << 10)
 QUICK_ROUNDS, ROUNDS = 2, 3
 
 

@@ -43,6 +43,7 @@ class Plan:
     size: int = 1 << 30
     small_uploads: int = 2000
     heads: int = 10000
+    connections: int = 4000
     slow_bytes: int = 1 << 20
 
 
@@ -210,6 +211,21 @@ def heads(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
     return Work(0, plan.heads, latencies, uploads)
 
 
+def connections(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
+    """A new connection for every HEAD, one after the other."""
+    uploads: list[Upload] = []
+    drive(target.port, iter([small_script(target, payload, 0, uploads)]), 1)
+    request = build("HEAD", uploads[0].path)
+    latencies: list[float] = []
+    with meter:
+        for _ in range(plan.connections):
+            started = time.perf_counter()
+            with Connection(target.port) as connection:
+                connection.exchange(request).expect(200, "a HEAD")
+            latencies.append(time.perf_counter() - started)
+    return Work(0, plan.connections, latencies, uploads)
+
+
 def download(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
     sink = memoryview(bytearray(SINK_BYTES))
     with Connection(target.port) as connection:
@@ -299,6 +315,7 @@ def catalogue(plan: Plan) -> dict[str, Workload]:
             "creation-with-upload",
         ),
         Workload("head", f"{plan.heads} HEADs over {HEAD_CONNECTIONS} connections", "small", heads),
+        Workload("connections", f"{plan.connections} connections with one HEAD each", "small", connections),
         Workload("slow", f"{SLOW_CLIENTS} slow uploads of {slow_size}, {pace}", "memory", slow_uploads),
         Workload("slow10", f"{SLOW_CLIENTS} slow uploads of {ten}, {pace}", "memory", slow_uploads_ten_times),
     )
