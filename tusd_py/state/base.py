@@ -84,6 +84,14 @@ class StateStore(Protocol):
 
 
 @runtime_checkable
+class UpdatesInThreads(Protocol):
+    """A state store whose records can be changed from any thread, such as the one that has just stored the bytes."""
+
+    def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
+        """Do what `StateStore.update` does, for an upload that has no ledger. Blocks."""
+
+
+@runtime_checkable
 class SupportsIndexRepair(Protocol):
     """A state store that finds what is due by an index which it can lose."""
 

@@ -119,9 +119,7 @@ class SQLiteState:
         stored = after if after.token == token else replace(after, token=token)
 
         def change(connection: sqlite3.Connection) -> Upload:
-            condition = (before.id, token, before.offset, before.status)
-            if connection.execute(UPDATE, (*_row(stored), *condition)).rowcount == 0:
-                raise LockLost
+            _change(connection, before, stored)
             if parts:
                 rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
                 connection.executemany(INSERT_PART, rows)
@@ -133,6 +131,14 @@ class SQLiteState:
         removes = stored.status in ENDED
         result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_ledger, removes=removes)
         return result
+
+    def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
+        if self._writer is None:
+            raise StateUnavailable
+        stored = after if after.token == token else replace(after, token=token)
+        job = Job(lambda connection: _change(connection, before, stored), durable, None, removes=stored.status in ENDED)
+        self._writer.run_now(job)
+        return stored
 
     async def parts(self, upload_id: str) -> Sequence[Part]:
         rows: list[Any] = await self._submit(
@@ -227,6 +233,13 @@ class SQLiteState:
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._writer.submit(Job(work, durable, done, compound, removes))
         return done
+
+
+def _change(connection: sqlite3.Connection, before: Upload, after: Upload) -> None:
+    """Replace a record; raises `LockLost` if it is another one by now, or has a newer token."""
+    condition = (before.id, after.token, before.offset, before.status)
+    if connection.execute(UPDATE, (*_row(after), *condition)).rowcount == 0:
+        raise LockLost
 
 
 def _row(upload: Upload) -> tuple[Any, ...]:

@@ -1,4 +1,7 @@
-"""The one thread that writes to a SQLite file: jobs together in one transaction, and what happens when one fails.
+"""Writing to a SQLite file: jobs together in one transaction, and what happens when one fails.
+
+Jobs of the event loop run in a thread of the writer's own. A thread that has a job itself (`run_now`) runs it, together
+with those that other threads have brought meanwhile. One thread at a time uses the connection.
 
 Full disk: the log is written back and cut off, and the jobs are tried again; those that remove something may then use
 the room that is kept for them (`reserve.py`).
@@ -17,6 +20,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,24 +46,27 @@ FAILED = "a sync of the records to the disk failed: look at the disk"
 
 @dataclass(slots=True)
 class Job:
-    """Work for the writer thread, one statement as a rule, and the future that waits for its result."""
+    """Work for the writer, one statement as a rule, and the future that waits for its result."""
 
     work: Callable[[sqlite3.Connection], Any]
     durable: bool
-    done: asyncio.Future[Any]
+    done: asyncio.Future[Any] | None  # None: a thread waits for it
     compound: bool = False  # several statements
     removes: bool = False  # makes room, or leads to that
     result: Any = None
     error: Exception | None = None
+    ended: bool = False
 
 
 class SQLiteWriter:
-    """Runs jobs in the order in which they come. Everything but `submit` and `check` runs in its thread."""
+    """Runs jobs in the order in which they come; who uses the connection holds `_turn`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        self._brought: deque[Job] = deque()  # by threads that wait for their turn
         self._reserve = Reserve(path.with_name("reserve"))
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
@@ -71,6 +78,22 @@ class SQLiteWriter:
 
     def submit(self, job: Job) -> None:
         self._jobs.put(job)
+
+    def run_now(self, job: Job) -> Any:
+        """Run a job in the thread of the caller; returns or raises as it does. Blocks."""
+        self._brought.append(job)
+        with self._turn:
+            if not job.ended:  # or a thread whose turn was earlier has run it
+                jobs = [self._brought.popleft() for _ in range(len(self._brought))]
+                self._attempt(jobs)
+                for ended in jobs:
+                    ended.ended = True
+                self._written += len(jobs)
+                if self._written >= CHECKPOINT_WRITES > self._written - len(jobs):
+                    self._jobs.put(Job(_nothing, False, None))  # the writer's thread writes the log back
+        if job.error is not None:
+            raise job.error
+        return job.result
 
     def close(self) -> None:
         """Do what waits, then end; blocks. A thread that hangs in a call to the system is left to end by itself."""
@@ -121,11 +144,14 @@ class SQLiteWriter:
 
     def _run(self) -> None:
         while jobs := self._take():
-            self._attempt(jobs)
+            with self._turn:
+                self._attempt(jobs)
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 self._loop.call_soon_threadsafe(_deliver, jobs)
-            self._tidy(len(jobs))
-        self._disconnect()
+            with self._turn:
+                self._tidy(len(jobs))
+        with self._turn:
+            self._disconnect()
 
     def _take(self) -> list[Job]:
         """The jobs that wait; an empty list at the end."""
@@ -241,9 +267,12 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
         connection.execute("COMMIT")
 
 
+def _nothing(connection: sqlite3.Connection) -> None: ...
+
+
 def _deliver(jobs: Sequence[Job]) -> None:
     for job in jobs:
-        if job.done.cancelled():
+        if job.done is None or job.done.cancelled():
             continue
         if job.error is not None:
             job.done.set_exception(job.error)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from tusd_py.upload import Part, Upload
 
+T = TypeVar("T")
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Observer: TypeAlias = Callable[[Buffer], object]
 PieceSize: TypeAlias = Callable[[int], int]  # bytes to read at a time, at most so many
@@ -66,6 +67,16 @@ class Writer(Protocol):
         """Forget every byte from `offset` on."""
 
     async def close(self) -> None: ...
+
+
+class ThreadedWriter(Writer, Protocol):
+    """A writer that stores in a thread, in which something else can follow the last bytes directly."""
+
+    def takes_last_step(self, *, with_bytes: bool) -> bool:
+        """Whether `finish_then` can be called now, and leaves nothing to do for `Storage.complete`."""
+
+    async def finish_then(self, buffers: Sequence[Buffer], step: Callable[[], T], *, sync: bool) -> T:
+        """Do what `finish` does, and then `step`, which blocks; returns or raises as `step` does."""
 
 
 class Storage(Protocol):
@@ -165,6 +176,19 @@ class Remembers(Protocol):
 
     async def remembered(self, upload_id: str) -> Upload | None:
         """The record that was kept, if the bytes are there too."""
+
+
+@runtime_checkable
+class StoresInThreads(Protocol):
+    """A storage whose writers are `ThreadedWriter`s."""
+
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0
+    ) -> ThreadedWriter:
+        """See `Storage.writer`."""
+
+    def remember_in_thread(self, upload: Upload) -> None:
+        """Do what `Remembers.remember` does. Blocks."""
 
 
 @runtime_checkable

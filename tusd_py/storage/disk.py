@@ -50,6 +50,7 @@ LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the folder of a fil
 T = TypeVar("T")
 
 THREADS = 8
+MOST_LAST_STEPS = 6  # at a time: should the records hang, threads are left for bytes
 MOST_BUFFERS = 1024  # IOV_MAX
 DEFAULT_MODES = Modes()
 
@@ -83,6 +84,7 @@ class DiskStorage:
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files, shared=self.is_shared)
         self._identity = IdentityFile(directory)
+        self.last_steps = 0  # jobs that do more than storing, in the threads
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
@@ -352,14 +354,12 @@ class DiskStorage:
             return None
 
     async def remember(self, upload: Upload) -> None:
-        notes = self._notes
+        await self.finished(lambda: self.remember_in_thread(upload))
 
-        def write() -> None:
-            with file_errors():
-                if notes is not None:
-                    notes.write(upload)
-
-        await self.finished(write)
+    def remember_in_thread(self, upload: Upload) -> None:
+        with file_errors():
+            if self._notes is not None:
+                self._notes.write(upload)
 
     async def remembered(self, upload_id: str) -> Upload | None:
         if self._notes is None or not is_upload_id(upload_id):
@@ -421,6 +421,31 @@ class DiskWriter:
         self._pending = self._storage.run(lambda: self._finish(buffers, sync))
         await self._settle()
         return not self.layout
+
+    def takes_last_step(self, *, with_bytes: bool) -> bool:
+        return (with_bytes or self._descriptor >= 0) and self._storage.last_steps < MOST_LAST_STEPS
+
+    async def finish_then(self, buffers: Sequence[Buffer], step: Callable[[], T], *, sync: bool) -> T:
+        await self._settle()
+        result: list[T] = []
+        failure: list[Exception] = []
+
+        def work() -> None:
+            self._finish(buffers, sync)
+            try:
+                result.append(step())
+            except Exception as error:  # raised below: it is not one of the storage
+                failure.append(error)
+
+        self._storage.last_steps += 1
+        try:
+            self._pending = self._storage.run(work)
+            await self._settle()
+        finally:
+            self._storage.last_steps -= 1
+        for error in failure:
+            raise error
+        return result[0]
 
     async def discard(self, offset: int) -> None:
         await self._wait()

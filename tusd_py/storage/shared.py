@@ -223,6 +223,9 @@ class SharedDiskWriter(DiskWriter):
         self._path, self._file_start, self._new_name = path, self._start, True
         self.layout = layout_of([*self._held, Span(self._token, self._start, self._start)])
 
+    def takes_last_step(self, *, with_bytes: bool) -> bool:
+        return False  # several files may have to be joined first
+
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
         """Sync the file, and once those before it: only then nothing before `stored` is in doubt."""
         synced = self.synced

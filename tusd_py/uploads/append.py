@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tusd_py.errors import (
     ChecksumMismatch,
@@ -18,7 +18,7 @@ from tusd_py.errors import (
     UploadError,
     UploadInterrupted,
 )
-from tusd_py.storage.base import Buffer, Writer
+from tusd_py.storage.base import Buffer, ThreadedWriter, Writer
 from tusd_py.upload import Part, Upload
 from tusd_py.uploads.blocks import BlockWriter
 from tusd_py.uploads.budget import ByteBudget
@@ -34,6 +34,15 @@ SILENT = 1.0  # seconds without a byte after which a reader's question ends the 
 # Commits the second record, and these parts, in place of the first; the flag says that the storage has nothing left
 # to do for it.
 Commit = Callable[[Upload, Upload, Sequence[Part], bool], Awaitable[Upload]]
+
+
+@dataclass(frozen=True, slots=True)
+class LastStep:
+    """How an upload is completed in the thread that stores its last bytes."""
+
+    writer: ThreadedWriter
+    commit: Callable[[Upload, Upload], Upload]  # the second record in place of the first; blocks
+    committed: Callable[[Upload, Upload], object]  # called in the event loop with the first record and the new one
 
 
 class Append:
@@ -54,7 +63,9 @@ class Append:
         *,
         sync: bool,
         verification: Verification | None,
+        last_step: LastStep | None = None,
     ) -> None:
+        self._last_step = last_step
         self.upload = upload  # as it is to be
         self._stored_record = upload  # as the state store has it
         self._source = source
@@ -203,8 +214,12 @@ class Append:
         return self._stored_record
 
     def _advance(self) -> None:
+        self.upload = self._reached()
+
+    def _reached(self) -> Upload:
+        """The upload with all that is stored."""
         blocks = self._blocks
-        self.upload = replace(self.upload, offset=blocks.stored, synced=blocks.synced, layout=blocks.layout)
+        return replace(self.upload, offset=blocks.stored, synced=blocks.synced, layout=blocks.layout)
 
     async def _commit_upload(self, requested: bool = False, *, whole: bool = False) -> Upload:
         if requested:
@@ -225,9 +240,25 @@ class Append:
             self._verification = None
         if self._position != self.upload.length:
             return await self._commit(everything=True)
-        whole = await self._blocks.finish(sync=self._policy.durability is not Durability.NEVER)
+        sync = self._policy.durability is not Durability.NEVER
+        last = self._last_step
+        if last is not None and last.writer.takes_last_step(with_bytes=self._blocks.holds_bytes):
+            return await self._finish_in_thread(last, sync=sync)
+        whole = await self._blocks.finish(sync=sync)
         self._advance()
         return await self._commit_upload(self._commit_requested, whole=whole)
+
+    async def _finish_in_thread(self, last: LastStep, *, sync: bool) -> Upload:
+        """Store and commit in one go, without coming back to the event loop in between."""
+        before = self._stored_record
+        checkpoint = before.checkpoint + self._commit_requested
+
+        def commit() -> Upload:
+            return last.commit(before, replace(self._reached(), checkpoint=checkpoint))
+
+        self.upload = self._stored_record = await self._blocks.finish_then(last.writer, commit, sync=sync)
+        last.committed(before, self.upload)
+        return self.upload
 
     async def _keep(self) -> None:
         """After a failure: commit what had arrived before it; with a checksum, none of it."""

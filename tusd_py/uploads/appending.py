@@ -21,10 +21,10 @@ from tusd_py.errors import (
 )
 from tusd_py.events.base import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
 from tusd_py.locks.base import Lock
-from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Storage
+from tusd_py.state.base import StateStore, UpdatesInThreads
+from tusd_py.storage.base import Observer, Storage, StoresInThreads, Writer
 from tusd_py.upload import Part, Status, Upload
-from tusd_py.uploads.append import Append
+from tusd_py.uploads.append import Append, LastStep
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.holders import Relay
@@ -61,6 +61,9 @@ class Appending:
         self._completion = completion
         self._refuse_when_draining = refuse_when_draining
         self._appends: set[Append] = set()
+        self._in_threads: tuple[UpdatesInThreads, StoresInThreads] | None = None
+        if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads):
+            self._in_threads = state, storage
 
     async def append(self, upload_id: str, addition: Addition) -> tuple[Upload, bool]:
         """Append what the source gives: the upload as committed, and whether the addition was made.
@@ -155,16 +158,37 @@ class Appending:
             stored = await self._state.update(before, after, lock.token, parts=parts, durable=durable)
             if whole:
                 await self._completion.remember(stored)
-            self._events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
+            self._committed(before, stored)
             return stored
 
+        writer, last_step = self._writer(upload, observer, lock)
         return Append(
             upload,
             addition.source,
-            self._storage.writer(upload, lock.token, observer, inherited=lock.inherited),
+            writer,
             self._budget,
             self._policy,
             commit,
             sync=sync,
             verification=verification,
+            last_step=last_step,
         )
+
+    def _committed(self, before: Upload, stored: Upload) -> None:
+        self._events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
+
+    def _writer(self, upload: Upload, observer: Observer | None, lock: Lock) -> tuple[Writer, LastStep | None]:
+        """The writer, and how to complete the upload in its thread, where that can be done."""
+        if self._in_threads is None:
+            return self._storage.writer(upload, lock.token, observer, inherited=lock.inherited), None
+        state, storage = self._in_threads
+        writer = storage.writer(upload, lock.token, observer, inherited=lock.inherited)
+
+        def commit(before: Upload, after: Upload) -> Upload:
+            complete = self._completion.completed(after, lock.token)
+            durable = self._policy.durability is not Durability.NEVER
+            stored = state.update_in_thread(before, complete, lock.token, durable=durable)
+            self._completion.remember_in_thread(storage, stored)
+            return stored
+
+        return writer, LastStep(writer, commit, self._committed)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from tusd_py.storage.base import Buffer, Writer
+from tusd_py.storage.base import Buffer, ThreadedWriter, Writer
 from tusd_py.upload import Part
 from tusd_py.uploads.budget import ByteBudget
+
+T = TypeVar("T")
 
 
 class BlockWriter:
@@ -20,6 +23,11 @@ class BlockWriter:
         self._gathered_size = 0
         self._writing: list[Buffer] = []
         self._writing_size = 0
+
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether there are bytes that the writer does not have yet."""
+        return bool(self._gathered)
 
     @property
     def stored(self) -> int:
@@ -70,6 +78,13 @@ class BlockWriter:
         whole = await self._writer.finish(gathered, sync=sync)
         self._written()
         return whole
+
+    async def finish_then(self, writer: ThreadedWriter, step: Callable[[], T], *, sync: bool) -> T:
+        """Do what `finish` does, and then `step` in the same thread; `writer` is the one of the construction."""
+        gathered = self._start_writing()
+        result = await writer.finish_then(gathered, step, sync=sync)
+        self._written()
+        return result
 
     async def discard(self, offset: int) -> None:
         """Forget every byte from `offset` on, stored or not."""

@@ -28,7 +28,7 @@ from tusd_py.errors import (
 from tusd_py.events.base import EventBus, finish_event
 from tusd_py.locks.base import Lock
 from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Concatenates, Remembers, Storage
+from tusd_py.storage.base import Concatenates, Remembers, Storage, StoresInThreads
 from tusd_py.upload import Status, Upload
 from tusd_py.uploads.concatenation import with_length
 from tusd_py.uploads.locations import located
@@ -178,7 +178,15 @@ class Completion:
             try:
                 await self._notes.remember(complete)
             except UploadError as error:  # the upload is complete all the same
-                logger.warning("upload %s has no note: %s", complete.id, error.message)
+                _warn_of_missing_note(complete, error)
+
+    def remember_in_thread(self, storage: StoresInThreads, complete: Upload) -> None:
+        """Do what `remember` does, in the thread of the caller. Blocks."""
+        if not complete.is_partial:
+            try:
+                storage.remember_in_thread(complete)
+            except UploadError as error:  # the upload is complete all the same
+                _warn_of_missing_note(complete, error)
 
     def should_look_for_note(self, complete: Upload) -> bool:
         """Whether a crash may have come between the record and what the storage remembers; True once an upload.
@@ -281,3 +289,7 @@ class Completion:
         if expires_at is None or upload.expires_at is None:
             return expires_at
         return max(expires_at, upload.expires_at)
+
+
+def _warn_of_missing_note(complete: Upload, error: UploadError) -> None:
+    logger.warning("upload %s has no note: %s", complete.id, error.message)
