@@ -22,8 +22,8 @@ from tusd_py.state.sqlite import SQLiteState
 from tusd_py.storage.base import Concatenates, Storage
 from tusd_py.storage.disk import DiskStorage
 from tusd_py.storage.files import Modes
-from tusd_py.storage.identity import PRIVATE_FOLDER
 from tusd_py.storage.shared import SharedDiskStorage
+from tusd_py.storage_identity import PRIVATE_FOLDER
 from tusd_py.uploads.budget import ByteBudget
 from tusd_py.uploads.identity import adopt_storage, settle_identity
 from tusd_py.uploads.policy import Durability, Policy

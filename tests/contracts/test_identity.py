@@ -18,7 +18,7 @@ from tests.contracts.test_storage import UPLOAD, append, content, finish
 from tusd_py.errors import StorageBehind, UploadNotFound, WrongStorage
 from tusd_py.storage.base import Concatenates, HasIdentity, Storage
 from tusd_py.storage.disk import DiskStorage
-from tusd_py.storage.identity import parse_identity
+from tusd_py.storage_identity import parse_identity
 from tusd_py.storage.s3 import S3Storage
 from tusd_py.storage.shared import SharedDiskStorage
 from tusd_py.upload import Concatenation, Upload

@@ -21,8 +21,8 @@ from tusd_py.redaction import without_password
 from tusd_py.settings import Settings
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import Remembers, Storage
-from tusd_py.storage.identity import PRIVATE_FOLDER
 from tusd_py.storage.shared import SharedDiskStorage
+from tusd_py.storage_identity import PRIVATE_FOLDER
 from tusd_py.upload import Part, Status, Upload
 from tusd_py.uploads.identity import hand_on_identity, settle_identity
 from tusd_py.uploads.locations import located

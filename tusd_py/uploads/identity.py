@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from tusd_py.errors import StateFull, StateUnavailable, StorageFull, StorageUnavailable, UploadError
 from tusd_py.state.base import StateStore
 from tusd_py.storage.base import HasIdentity, Storage
-from tusd_py.storage.identity import new_identity
+from tusd_py.storage_identity import new_identity
 from tusd_py.upload import Status, Upload
 from tusd_py.uploads.locations import located
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tusd_py.storage.identity import LONGEST, Proof, parse_identity
 from tusd_py.storage.s3.client import Client
 from tusd_py.storage.s3.config import S3Config
 from tusd_py.storage.s3.errors import NotSatisfied, ObjectMissing
 from tusd_py.storage.s3.objects import protection
 from tusd_py.storage.s3.recent import Recent
+from tusd_py.storage_identity import MAX_LENGTH, Proof, parse_identity
 
 PROVEN_FOR = 10.0  # seconds; the settings stay what they are, only what is behind the endpoint could change
 RENEWED_AFTER = 86400.0  # seconds; where versions are kept, each is one more
@@ -29,7 +29,7 @@ class IdentityObject:
 
     async def read(self) -> str | None:
         try:
-            return parse_identity(await self._client.get_unconfirmed(self._config.identity, LONGEST))
+            return parse_identity(await self._client.get_unconfirmed(self._config.identity, MAX_LENGTH))
         except ObjectMissing:
             return None
 
