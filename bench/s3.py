@@ -37,8 +37,8 @@ from bench.runner import Sample, sample, say, touch_memory
 from bench.servers import Target, running
 from bench.workloads import PARALLEL, SMALL_BYTES, SMALL_CONNECTIONS, Plan, Work, Workload, catalogue, human
 from tests.s3_server import BUCKET, CREDENTIALS, S3Server, free_ports, start_seaweedfs
-from tusd_py.storage.s3.config import S3Config
-from tusd_py.storage.s3.engine import RESERVED
+from tusd_py.backends.s3.config import S3Config
+from tusd_py.backends.s3.bucket import RESERVED
 
 ROUNDS = 3
 SMALL_UPLOADS = 1000

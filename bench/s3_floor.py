@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from tusd_py.storage.s3.body import crc32, crc32_text
-from tusd_py.storage.s3.client import Client
-from tusd_py.storage.s3.config import S3Config
+from tusd_py.backends.s3.body import crc32, crc32_text
+from tusd_py.backends.s3.client import Client
+from tusd_py.backends.s3.config import S3Config
 
 
 async def connect(config: S3Config) -> Any:

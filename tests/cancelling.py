@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tests.watched import watch
 from tusd_py.cli import main
-from tusd_py.server import run
+from tusd_py.uvicorn_server import process as run
 
 COMMAND = (sys.executable, "-W", "error", "-m", "tests.cancelling")  # in place of `tests.harness.COMMAND`
 SHARE = float(os.environ.get("CANCEL_SHARE", "0.1"))

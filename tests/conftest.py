@@ -26,7 +26,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the servers of the t
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under PLAIN_ASGI, leave out what only the server's own protocol class can do."""
     if os.environ.get("PLAIN_ASGI"):
-        skip = pytest.mark.skip(reason="needs the protocol class of tusd_py.server")
+        skip = pytest.mark.skip(reason="needs the protocol class of tusd_py.uvicorn_server")
         for item in items:
             if item.get_closest_marker("integrated"):
                 item.add_marker(skip)

@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.harness import ServerProcess
 from tests.raw_client import request
-from tusd_py.errors import UploadError
-from tusd_py.storage.base import Buffer
+from tusd_py.core.errors import UploadError
+from tusd_py.contracts.storage import Buffer
 
 # Of a bug; what else a server logs with a stack trace is why it could not serve a request.
 BUGS = ("a request failed", "Exception in ASGI", "never retrieved", "was never awaited", "Warning")

@@ -29,7 +29,7 @@ import boto3  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 
 from tests.timing import scaled
-from tusd_py.storage.s3.config import MIN_PART, Preset, S3Config
+from tusd_py.backends.s3.config import MIN_PART, Preset, S3Config
 
 ACCESS_KEY, SECRET_KEY = "tests", "only-for-tests"
 BUCKET = "uploads"

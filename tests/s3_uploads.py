@@ -20,11 +20,11 @@ from tests.hosts import bugs_of
 from tests.raw_client import MEBI, Answer, request
 from tests.s3_server import CREDENTIALS, S3Server, s3_config
 from tests.timing import scaled
-from tusd_py.locks.local import LocalLocker
-from tusd_py.state.sqlite import SQLiteState
-from tusd_py.storage.base import Orphan
-from tusd_py.storage.s3 import S3Config, S3Storage
-from tusd_py.uploads.expiration import Records
+from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.contracts.storage import Orphan
+from tusd_py.backends.s3 import S3Config, S3Storage
+from tusd_py.uploads.sweeping import Records
 
 PART = 5 * MEBI  # of all servers here: the smallest that S3 takes
 READ_SIZE = MEBI

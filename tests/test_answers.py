@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tusd_py.errors import BrokenRecord, UploadError
+from tusd_py.core.errors import BrokenRecord, UploadError
 from tusd_py.http.errors import INTERNAL_ERROR, STATUS, TRY_LATER
 
 WORTH_ANOTHER_TRY = (423, 429, 500, 503, 507)

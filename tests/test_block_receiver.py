@@ -14,8 +14,8 @@ import pytest
 
 from tests.harness import ServerProcess
 from tests.timing import scaled
-from tusd_py.server.blocks import BlockReceiver
-from tusd_py.uploads.budget import BlockPool, ByteBudget
+from tusd_py.uvicorn_server.buffered_receiver import BlockReceiver
+from tusd_py.transfer.budget import BlockPool, ByteBudget
 
 MEBI = 1 << 20
 

@@ -7,10 +7,10 @@ import pytest
 from starlette.types import Message
 
 from tests.timing import scaled
-from tusd_py.errors import ClientDisconnected, ReadTimeout, ServerShutdown, UploadInterrupted
+from tusd_py.core.errors import ClientDisconnected, ReadTimeout, ServerShutdown, UploadInterrupted
 from tusd_py.http.body import RATE_WINDOW, RequestBody
-from tusd_py.storage.base import Buffer
-from tusd_py.uploads.budget import BlockPool, ByteBudget
+from tusd_py.contracts.storage import Buffer
+from tusd_py.transfer.budget import BlockPool, ByteBudget
 
 PATIENCE = scaled(30.0)  # seconds for anything that has to happen
 

@@ -19,9 +19,9 @@ from tests.contracts.parts import PATIENCE, STATE_STORES, prefix_of, within
 from tests.harness import ServerProcess
 from tests.raw_client import create, head, patch, request, wait_until
 from tests.redis_server import shared_redis_url
-from tusd_py.errors import BrokenRecord
-from tusd_py.state.base import StateStore
-from tusd_py.upload import Status, Upload
+from tusd_py.core.errors import BrokenRecord
+from tusd_py.contracts.state import StateStore
+from tusd_py.core.upload import Status, Upload
 
 GARBAGE: dict[str, tuple[str, Any]] = {
     "a status that is none": ("status", "gone"),

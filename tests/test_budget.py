@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tusd_py.uploads.budget import LARGEST_BLOCK, SMALLEST_BLOCK, BlockPool, ByteBudget
+from tusd_py.transfer.budget import LARGEST_BLOCK, SMALLEST_BLOCK, BlockPool, ByteBudget
 
 
 class Waiters:

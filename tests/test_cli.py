@@ -22,10 +22,10 @@ from tests.timing import scaled
 from tusd_py import Settings, Upload, __version__
 from tusd_py.cli import COMMANDS, main
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.events.base import EventBus
-from tusd_py.locks.local import alone
+from tusd_py.events.bus import EventBus
+from tusd_py.backends.local_locks.locker import alone
 from tusd_py.settings import load
-from tusd_py.upload import Status
+from tusd_py.core.upload import Status
 
 
 def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:

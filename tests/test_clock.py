@@ -1,11 +1,11 @@
-"""The time that records are judged by (tusd_py/clock.py)."""
+"""The time that records are judged by (tusd_py/core/clock.py)."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.faults.clocks import DAY, FakeClock
-from tusd_py.clock import RemoteClock, SteadyClock, SystemClock
+from tusd_py.core.clock import RemoteClock, SteadyClock, SystemClock
 
 HOUR = 3600.0
 START = 1_800_000_000.0

@@ -11,10 +11,10 @@ import pytest
 
 from tests.redis_server import shared_redis_url
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.events.base import EventBus, UploadFinished
+from tusd_py.events.bus import EventBus, UploadFinished
 from tusd_py.settings import from_arguments
-from tusd_py.upload import Part, Upload
-from tusd_py.uploads.requests import NewUpload
+from tusd_py.core.upload import Part, Upload
+from tusd_py.uploads.validation import NewUpload
 
 
 @pytest.mark.parametrize("sweeper", ["has finished it", "is finishing it"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tusd_py.uploads import expiration
+from tusd_py.uploads import sweeping as expiration
 
 
 @pytest.mark.parametrize("interval", [0.01, 3600])

@@ -57,13 +57,13 @@ from tests.raw_client import (
 )
 from tests.redis_server import RedisServer
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import LockLost, UploadNotFound
-from tusd_py.events.base import EventBus
+from tusd_py.core.errors import LockLost, UploadNotFound
+from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.storage.base import Buffer
-from tusd_py.storage.shared import SharedDiskStorage, SharedDiskWriter
-from tusd_py.upload import Upload
-from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.contracts.storage import Buffer
+from tusd_py.backends.disk.shared import SharedDiskStorage, SharedDiskWriter
+from tusd_py.core.upload import Upload
+from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
 
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "40"))

@@ -19,12 +19,12 @@ from tests.hosts import Body
 from tests.raw_client import KIBI, assert_content, create, head, patch, payload, start_patch
 from tests.timing import scaled
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import LockTimeout, UploadNotFound
-from tusd_py.events.base import EventBus
+from tusd_py.core.errors import LockTimeout, UploadNotFound
+from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.storage.base import Remembers
-from tusd_py.upload import Status
-from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.contracts.storage import Remembers
+from tusd_py.core.upload import Status
+from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
 
 GRACE = 2.0

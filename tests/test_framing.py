@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.raw_client import chunk
-from tusd_py.server.framing import OVERLAP, ChunkedBody, FramingAllowance, section_end
+from tusd_py.uvicorn_server.framing import OVERLAP, ChunkedBody, FramingAllowance, section_end
 
 PIECES = st.lists(st.integers(1, 40), min_size=1, max_size=400)
 

@@ -12,8 +12,8 @@ from hypothesis import example, given, strategies as st
 
 from tests.crc32c import bitwise_crc32c
 from tests.properties import HEADER_TEXT, on_any_machine
-from tusd_py.errors import ChecksumMismatch
-from tusd_py.http.headers import (
+from tusd_py.core.errors import ChecksumMismatch
+from tusd_py.http.tus.headers import (
     LARGEST_INTEGER,
     InvalidHeader,
     MetadataLimits,

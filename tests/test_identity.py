@@ -20,10 +20,10 @@ from tests.raw_client import request
 from tests.redis_server import RedisServer, shared_redis_url
 from tests.s3_server import CREDENTIALS, s3_server
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.events.base import EventBus
+from tusd_py.events.bus import EventBus
 from tusd_py.settings import from_arguments
-from tusd_py.uploads.expiration import clean
-from tusd_py.uploads.requests import NewUpload
+from tusd_py.uploads.sweeping import clean
+from tusd_py.uploads.validation import NewUpload
 
 DATA = bytes(range(256)) * 4
 TUS = {"Tus-Resumable": "1.0.0"}

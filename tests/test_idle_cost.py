@@ -17,11 +17,11 @@ from bench.measure import cpu_seconds, process_tree
 from tests.contracts.parts import within
 from tests.harness import ServerProcess
 from tests.raw_client import Connection, create, offset_of, promptly, start_patch
-from tusd_py.errors import ClientDisconnected, UploadError
-from tusd_py.storage.base import Buffer
-from tusd_py.tus_server import TusServer
-from tusd_py.uploads.policy import Policy
-from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.core.errors import ClientDisconnected, UploadError
+from tusd_py.contracts.storage import Buffer
+from tusd_py.server import TusServer
+from tusd_py.uploads.options import Policy
+from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
 
 COMMIT_INTERVAL = 0.05  # seconds

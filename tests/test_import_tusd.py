@@ -32,14 +32,14 @@ from tests.wire import (
     serving,
     shown,
 )
-from tusd_py.errors import StorageFull
-from tusd_py.migration import tusd_files
+from tusd_py.core.errors import StorageFull
+from tusd_py.migration.tusd import files as tusd_files
 from tusd_py.migration.report import Counts, Refused
-from tusd_py.migration.tusd_files import data_path, import_tusd
-from tusd_py.migration.tusd_info import metadata_header, parse_info, to_upload
+from tusd_py.migration.tusd.files import data_path, import_tusd
+from tusd_py.migration.tusd.info import metadata_header, parse_info, to_upload
 from tusd_py.settings import Settings, load
-from tusd_py.storage.syncs import Syncs
-from tusd_py.upload import Concatenation, Status
+from tusd_py.backends.disk.syncs import Syncs
+from tusd_py.core.upload import Concatenation, Status
 
 HALF = "24e533e02ec3bc40c387f1a0e460e216"
 WHOLE = "0123456789abcdef0123456789abcdef"

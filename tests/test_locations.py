@@ -14,9 +14,9 @@ from tests.raw_client import request
 from tests.redis_server import RedisServer, shared_redis_url
 from tests.s3_server import CREDENTIALS
 from tests.test_identity import TUS, begun, finishes, offset, patch, redis_options, run, s3_options
-from tusd_py.errors import StoredElsewhere
-from tusd_py.storage.disk import DiskStorage
-from tusd_py.upload import Upload
+from tusd_py.core.errors import StoredElsewhere
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.core.upload import Upload
 
 __all__ = ["redis_options"]  # a fixture
 

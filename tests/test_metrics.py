@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
 from tests.harness import ROOT
-from tusd_py.events.base import EventBus
-from tusd_py.events.merge import merge_counts
-from tusd_py.events.metrics import Metrics
+from tusd_py.events.bus import EventBus
+from tusd_py.observability.metrics_merge import merge_counts
+from tusd_py.observability.metrics import Metrics
 
 HOST = """
 from prometheus_client import Counter, generate_latest
@@ -92,6 +92,6 @@ def test_a_scrape_waits_for_the_file_that_a_process_is_making(tmp_path: Path, mo
         file.unlink()
         written(file, **{'["tusd_made", "tusd_made_total", {}, "Made."]': 3.0})
 
-    monkeypatch.setattr("tusd_py.events.metrics.time.sleep", pause)
+    monkeypatch.setattr("tusd_py.observability.metrics.time.sleep", pause)
     assert "tusd_made_total 3.0" in metrics.render().decode()
     assert pauses == 1

@@ -18,15 +18,15 @@ from tests.redis_server import shared_redis_url
 from tests.test_cli import assert_refused_in_one_line, run
 from tests.wire import content_of, create, head, identity, offset_of, patch, payload, serving
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import StorageBehind
-from tusd_py.events.base import EventBus
-from tusd_py.migration.records import migrate_records
+from tusd_py.core.errors import StorageBehind
+from tusd_py.events.bus import EventBus
+from tusd_py.migration.state_copy import migrate_records
 from tusd_py.migration.report import Counts
 from tusd_py.settings import load
-from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Storage
-from tusd_py.storage.disk import DiskStorage
-from tusd_py.upload import Concatenation, Part, Status, Upload
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.core.upload import Concatenation, Part, Status, Upload
 
 TOKEN = 1_700_000_000_123_456_789  # nanoseconds: the locker beside SQLite counts so
 UPLOADS = [replace(upload, id=f"upload-{number}", token=TOKEN) for number, upload in enumerate(RECORDS.values())]

@@ -15,15 +15,15 @@ from tests.faults.clocks import DAY, FakeClock
 from tests.hosts import Body
 from tests.redis_server import shared_redis_url
 from tests.wire import ask, content_of, create, eventually, head, serving
-from tusd_py.clock import Clock
+from tusd_py.core.clock import Clock
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import UploadNotFound
-from tusd_py.events.base import EventBus
+from tusd_py.core.errors import UploadNotFound
+from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.storage.base import Remembers
-from tusd_py.upload import Concatenation, Upload
-from tusd_py.uploads.expiration import due_uploads, sweep
-from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.contracts.storage import Remembers
+from tusd_py.core.upload import Concatenation, Upload
+from tusd_py.uploads.sweeping import due_uploads, sweep
+from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
 
 DATA = b"0123456789"

@@ -26,16 +26,16 @@ from tests.raw_client import (
 from tests.s3_server import FaultyProxy, s3_config, s3_server
 from tests.s3_uploads import PART, Place, serving
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import MaxSizeExceeded, StorageUnavailable
-from tusd_py.events.base import EventBus
+from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
+from tusd_py.events.bus import EventBus
 from tusd_py.settings import Settings
-from tusd_py.storage.s3 import S3Config, S3Storage
-from tusd_py.storage.s3.concatenation import plan
-from tusd_py.storage.s3.config import ABILITIES, Preset
-from tusd_py.storage.s3.layout import size_of
-from tusd_py.storage.s3.sizes import Slice
-from tusd_py.upload import Upload
-from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.backends.s3 import S3Config, S3Storage
+from tusd_py.backends.s3.copy import plan
+from tusd_py.backends.s3.config import ABILITIES, Preset
+from tusd_py.backends.s3.layout import size_of
+from tusd_py.backends.s3.part_sizes import Slice
+from tusd_py.core.upload import Upload
+from tusd_py.uploads.validation import Addition, NewUpload
 
 MAX_METADATA = 2048  # bytes; of an object in AWS
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.raw_client import MEBI, create, payload, start_patch, wait_until
 from tests.s3_server import s3_server
 from tests.s3_uploads import Place, serving
-from tusd_py.storage.s3.memory import MAX_SPILLS, PartMemory
-from tusd_py.storage.s3.pace import Pace
+from tusd_py.backends.s3.memory_limiter import MAX_SPILLS, PartMemory
+from tusd_py.backends.s3.pace import Pace
 
 TOTAL = 32 * MEBI
 PART = 8 * MEBI

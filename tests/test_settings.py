@@ -13,7 +13,7 @@ from tests.harness import ROOT
 from tests.properties import on_any_machine
 from tusd_py import TusServer, create_app
 from tusd_py.cli import main
-from tusd_py.redaction import without_password
+from tusd_py.core.redaction import without_password
 from tusd_py.settings import (
     ENV_PREFIX,
     InvalidSettings,

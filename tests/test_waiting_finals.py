@@ -18,13 +18,13 @@ import pytest
 from tests.hosts import Body
 from tests.redis_server import shared_redis_url
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import StorageFull, UploadNotFound
-from tusd_py.events.base import EventBus
+from tusd_py.core.errors import StorageFull, UploadNotFound
+from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.storage.base import Concatenates
-from tusd_py.upload import Concatenation, Status, Upload
-from tusd_py.uploads.expiration import sweep
-from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.contracts.storage import Concatenates
+from tusd_py.core.upload import Concatenation, Status, Upload
+from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
 
 PATIENCE = 30.0  # seconds

@@ -11,7 +11,7 @@ import pytest
 import tusd_py
 from tests.harness import ServerProcess
 from tests.wire import OFFSET_STREAM, TUS, Answer, Connection, Headers, encoded
-from tusd_py.errors import UploadError
+from tusd_py.core.errors import UploadError
 
 UNKNOWN = "A" * 22
 OFFSET: Headers = {"Upload-Offset": "0", "Content-Type": OFFSET_STREAM}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from tusd_py.errors import LockTimeout
-from tusd_py.upload import Upload
+from tusd_py.core.errors import LockTimeout
+from tusd_py.core.upload import Upload
 
 
 class FixedRecords:

@@ -10,15 +10,15 @@ from blockbuster import BlockBuster
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tusd_py.cli import main
-from tusd_py.server import run
+from tusd_py.uvicorn_server import process as run
 
 
 def watch() -> BlockBuster:
-    """Blocking calls of tusd_py in an event loop raise. The one exception is explained in tusd_py/state/sqlite.py."""
+    """Blocking calls of tusd_py in an event loop raise. The one exception is explained in tusd_py/backends/sqlite/state.py."""
     blockbuster = BlockBuster("tusd_py")
     for name, function in blockbuster.functions.items():
         if name.startswith("sqlite3."):
-            function.can_block_in("tusd_py/state/sqlite.py", "_read_inline")
+            function.can_block_in("tusd_py/backends/sqlite/state.py", "_read_inline")
     blockbuster.activate()
     return blockbuster
 

@@ -2,8 +2,8 @@
 
 __version__ = "0.1.0"
 
-from tusd_py.app import create_app
-from tusd_py.events.base import (
+from tusd_py.application import create_app
+from tusd_py.events.bus import (
     PartialFinished,
     UploadCreated,
     UploadExpired,
@@ -12,8 +12,8 @@ from tusd_py.events.base import (
     UploadTerminated,
 )
 from tusd_py.settings import InvalidSettings, Settings
-from tusd_py.tus_server import TusServer
-from tusd_py.upload import Upload
+from tusd_py.server import TusServer
+from tusd_py.core.upload import Upload
 
 __all__ = [
     "InvalidSettings",

@@ -15,20 +15,20 @@ from typing import Any, NoReturn
 
 from tusd_py import __version__
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import UploadError
-from tusd_py.events.base import EventBus
-from tusd_py.events.logs import announce, configure, formats_json
-from tusd_py.migration.records import StateKind, has_records, migrate, records_file
+from tusd_py.core.errors import UploadError
+from tusd_py.events.bus import EventBus
+from tusd_py.observability.logging import announce, configure, formats_json
+from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
 from tusd_py.migration.report import shown, silent
-from tusd_py.migration.tusd_files import import_tusd
-from tusd_py.redaction import without_password
-from tusd_py.server.memory import keep_freed_memory
-from tusd_py.server.run import bind, limit_of, reserve, run_server
-from tusd_py.server.supervisor import Supervisor
-from tusd_py.server.terminal import outlive_hangups
+from tusd_py.migration.tusd.files import import_tusd
+from tusd_py.core.redaction import without_password
+from tusd_py.uvicorn_server.malloc import keep_freed_memory
+from tusd_py.uvicorn_server.process import bind, limit_of, reserve, run_server
+from tusd_py.uvicorn_server.supervisor import Supervisor
+from tusd_py.uvicorn_server.terminal import outlive_hangups
 from tusd_py.settings import InvalidSettings, Loaded, Settings, did_you_mean, flag_name, load, unknown_variables
 from tusd_py.settings_help import choices, readable_default
-from tusd_py.uploads.expiration import clean, due_uploads, sweep
+from tusd_py.uploads.sweeping import clean, due_uploads, sweep
 
 COMMANDS = {
     "serve": "serve uploads",

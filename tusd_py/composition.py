@@ -9,24 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from tusd_py.clock import Clock, SteadyClock
-from tusd_py.errors import StateUnavailable, StorageUnavailable, UploadError
-from tusd_py.events.base import EventBus
-from tusd_py.events.metrics import Metrics
-from tusd_py.locks.base import Locker
-from tusd_py.locks.local import LocalLocker
-from tusd_py.redaction import without_password
+from tusd_py.core.clock import Clock, SteadyClock
+from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
+from tusd_py.events.bus import EventBus
+from tusd_py.observability.metrics import Metrics
+from tusd_py.contracts.locks import Locker
+from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.core.redaction import without_password
 from tusd_py.settings import Settings, default_of
-from tusd_py.state.base import StateStore
-from tusd_py.state.sqlite import SQLiteState
-from tusd_py.storage.base import Concatenates, Storage
-from tusd_py.storage.disk import DiskStorage
-from tusd_py.storage.files import Modes
-from tusd_py.storage.shared import SharedDiskStorage
-from tusd_py.storage_identity import PRIVATE_FOLDER
-from tusd_py.uploads.budget import ByteBudget
+from tusd_py.contracts.state import StateStore
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.contracts.storage import Concatenates, Storage
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.disk.files import Modes
+from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.core.storage_identity import PRIVATE_FOLDER
+from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.identity import adopt_storage, settle_identity
-from tusd_py.uploads.policy import Durability, Policy
+from tusd_py.uploads.options import Durability, Policy
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
@@ -68,9 +68,9 @@ def build_state_and_locker(
     """Build the store of records and the locks, on Redis or SQLite; tests give a `clock` instead of the system's."""
     if settings.redis_url is None:
         return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / LOCKS)
-    from tusd_py.locks.redis import RedisLocker  # Redis is an extra
-    from tusd_py.redis_connection import RedisConnection
-    from tusd_py.state.redis import RedisState
+    from tusd_py.backends.redis.locker import RedisLocker  # Redis is an extra
+    from tusd_py.backends.redis.connection import RedisConnection
+    from tusd_py.backends.redis.state import RedisState
 
     connection = RedisConnection(settings.redis_url, metrics.redis_called if metrics else None, clock)
     return (
@@ -102,7 +102,7 @@ def _modes_are_set(settings: Settings) -> bool:
 
 
 def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
-    from tusd_py.storage.s3 import S3Config, S3Storage  # S3 is an extra
+    from tusd_py.backends.s3 import S3Config, S3Storage  # S3 is an extra
 
     try:
         config = S3Config(

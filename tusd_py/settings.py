@@ -20,7 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from tusd_py.redaction import without_password
+from tusd_py.core.redaction import without_password
 from tusd_py.settings_parsing import (
     LONGEST,
     check_base_path,

@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from urllib.parse import urlsplit
 
-from tusd_py.redaction import QUERY
+from tusd_py.core.redaction import QUERY
 
 MOST_TAGS = 10  # S3 takes no more, and only these characters
 TAG = re.compile(r"[\w +\-.:/@]{1,128}=[\w +\-=.:/@]{0,256}")

@@ -7,9 +7,9 @@ import pytest
 
 from tests.contracts.parts import LOCKERS, STATE_STORES, STORAGES, Instances
 from tests.watched import watch
-from tusd_py.locks.base import Locker
-from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Concatenates, Storage
+from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Concatenates, Storage
 
 
 @pytest.fixture(autouse=True)

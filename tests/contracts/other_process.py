@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.contracts.parts import LOCKERS, PATIENCE, STATE_STORES
-from tusd_py.upload import Upload
+from tusd_py.core.upload import Upload
 
 
 class Stubborn:

@@ -14,17 +14,17 @@ from tests.harness import ROOT
 from tests.redis_server import shared_redis_url
 from tests.s3_server import s3_config, s3_server
 from tests.timing import scaled
-from tusd_py.locks.base import Locker
-from tusd_py.locks.local import LocalLocker
-from tusd_py.locks.redis import RedisLocker
-from tusd_py.redis_connection import RedisConnection
-from tusd_py.state.base import StateStore
-from tusd_py.state.redis import RedisState
-from tusd_py.state.sqlite import SQLiteState
-from tusd_py.storage.base import Storage
-from tusd_py.storage.disk import DiskStorage
-from tusd_py.storage.s3 import S3Storage
-from tusd_py.storage.shared import SharedDiskStorage
+from tusd_py.contracts.locks import Locker
+from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.backends.redis.locker import RedisLocker
+from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.contracts.state import StateStore
+from tusd_py.backends.redis.state import RedisState
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.contracts.storage import Storage
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.s3 import S3Storage
+from tusd_py.backends.disk.shared import SharedDiskStorage
 
 
 def redis() -> RedisConnection:

@@ -9,10 +9,10 @@ import asyncio
 import sys
 
 from tests.contracts.parts import PATIENCE
-from tusd_py.errors import UploadError
-from tusd_py.locks.redis import RedisLocker
-from tusd_py.redis_connection import RedisConnection
-from tusd_py.state.redis import RedisState
+from tusd_py.core.errors import UploadError
+from tusd_py.backends.redis.locker import RedisLocker
+from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.state import RedisState
 
 LEASE = 2.0  # seconds
 

@@ -17,11 +17,11 @@ import pytest
 from tests.contracts.test_storage import append, content, final_of, partials
 from tests.faults.stalls import OSFaults
 from tests.timing import scaled
-from tusd_py.errors import StorageFull, UploadError
-from tusd_py.storage import disk
-from tusd_py.storage.disk import DiskStorage
-from tusd_py.storage.shared import SharedDiskStorage
-from tusd_py.upload import Upload
+from tusd_py.core.errors import StorageFull, UploadError
+from tusd_py.backends.disk import storage as disk
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.core.upload import Upload
 
 LARGE = bytes(range(256)) * 1000
 PATIENCE = scaled(30.0)  # seconds for anything that has to happen
@@ -44,7 +44,7 @@ async def storage(directory: Path, tmp_path: Path, request: pytest.FixtureReques
 @pytest.fixture
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of a kilobyte."""
-    monkeypatch.setattr("tusd_py.storage.copying.SLICE_SIZE", 1000, raising=False)
+    monkeypatch.setattr("tusd_py.backends.disk.copying.SLICE_SIZE", 1000, raising=False)
 
 
 class HeldCopies:

@@ -1,4 +1,4 @@
-"""Contract of every storage with an identity (`HasIdentity` in tusd_py/storage/base.py)."""
+"""Contract of every storage with an identity (`HasIdentity` in tusd_py/contracts/storage.py)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 
 from tests.contracts.parts import Instances
 from tests.contracts.test_storage import UPLOAD, append, content, finish
-from tusd_py.errors import StorageBehind, UploadNotFound, WrongStorage
-from tusd_py.storage.base import Concatenates, HasIdentity, Storage
-from tusd_py.storage.disk import DiskStorage
-from tusd_py.storage_identity import parse_identity
-from tusd_py.storage.s3 import S3Storage
-from tusd_py.storage.shared import SharedDiskStorage
-from tusd_py.upload import Concatenation, Upload
+from tusd_py.core.errors import StorageBehind, UploadNotFound, WrongStorage
+from tusd_py.contracts.storage import Concatenates, HasIdentity, Storage
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.core.storage_identity import parse_identity
+from tusd_py.backends.s3 import S3Storage
+from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.core.upload import Concatenation, Upload
 
 IDENTITY, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 

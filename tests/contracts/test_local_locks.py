@@ -14,10 +14,10 @@ import pytest
 
 from tests.contracts.parts import PATIENCE, within
 from tests.contracts.test_locks import Holder, let_go_when_asked
-from tusd_py.errors import StateUnavailable
+from tusd_py.core.errors import StateUnavailable
 from tusd_py.locks import ranges, tokens as counter
-from tusd_py.locks.base import Lock
-from tusd_py.locks.local import LocalLocker
+from tusd_py.contracts.locks import Lock
+from tusd_py.backends.local_locks.locker import LocalLocker
 
 
 @pytest.mark.parametrize("in_the_way", ["missing/locks", "a-file/locks", "a-directory"])

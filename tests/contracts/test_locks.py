@@ -1,4 +1,4 @@
-"""What every locker has to do (tusd_py/locks/base.py)."""
+"""What every locker has to do (tusd_py/contracts/locks.py)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import PATIENCE, Instances, line_of, other_process, within
-from tusd_py.errors import LockTimeout
-from tusd_py.locks.base import Lock, Locker
+from tusd_py.core.errors import LockTimeout
+from tusd_py.contracts.locks import Lock, Locker
 
 UPLOAD = "upload"
 

@@ -26,13 +26,13 @@ from tests.proxies import Stream, Trouble
 from tests.raw_client import wait_until
 from tests.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port, is_system_wanted, shared_redis_url
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import LockLost, LockTimeout, StateFull, StateUnavailable, UploadExists
-from tusd_py.events.base import EventBus
-from tusd_py.locks.redis import RedisLocker
-from tusd_py.redis_connection import RedisConnection
+from tusd_py.core.errors import LockLost, LockTimeout, StateFull, StateUnavailable, UploadExists
+from tusd_py.events.bus import EventBus
+from tusd_py.backends.redis.locker import RedisLocker
+from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.settings import load
-from tusd_py.state.redis import RedisState
-from tusd_py.upload import Concatenation, Part, Status, Upload
+from tusd_py.backends.redis.state import RedisState
+from tusd_py.core.upload import Concatenation, Part, Status, Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=100)
 LEASE = 2.0  # seconds; that of `redis_holder`, too

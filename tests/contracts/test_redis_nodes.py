@@ -30,7 +30,7 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
 from tests.harness import ROOT
 from tests.raw_client import wait_until
 from tests.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port
-from tusd_py.errors import LockTimeout, StateUnavailable
+from tusd_py.core.errors import LockTimeout, StateUnavailable
 
 IDS = [f"upload-{number}" for number in range(30)]  # in slots of all nodes
 MANY = 8  # calls for each of them, more at once than there are connections
@@ -86,7 +86,7 @@ async def test_a_sentinel_that_hangs_is_passed_over(tmp_path: Path, prefix: str)
 async def test_messages_come_from_the_new_master_after_the_old_one_hung(
     tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tusd_py.locks.redis.LISTEN_TIMEOUT", 1.0)
+    monkeypatch.setattr("tusd_py.backends.redis.locker.LISTEN_TIMEOUT", 1.0)
     with RedisSentinels(tmp_path / "sentinels") as group:
         async with Host(group.url, prefix, LONG) as one, Host(group.url, prefix, LONG) as other:
             await one.state.create(UPLOAD)

@@ -32,20 +32,20 @@ from tests.contracts.test_shared_disk import UPLOAD, append, content, storage  #
 from tests.hosts import Body
 from tests.redis_server import RedisServer, shared_redis_url
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.errors import LockLost, LockTimeout, StorageBehind, StorageUnavailable, UploadError
-from tusd_py.events.base import EventBus
-from tusd_py.locks.redis import RedisLock
-from tusd_py.migration.records import migrate_records
-from tusd_py.records import encode
-from tusd_py.redis_connection import RedisConnection, Script
+from tusd_py.core.errors import LockLost, LockTimeout, StorageBehind, StorageUnavailable, UploadError
+from tusd_py.events.bus import EventBus
+from tusd_py.backends.redis.locker import RedisLock
+from tusd_py.migration.state_copy import migrate_records
+from tusd_py.core.upload_codec import encode
+from tusd_py.backends.redis.connection import RedisConnection, Script
 from tusd_py.settings import Settings
-from tusd_py.state.redis import RedisState
-from tusd_py.state.sqlite import SQLiteState
-from tusd_py.storage.disk import THREADS, DiskStorage
-from tusd_py.storage.shared import SharedDiskStorage
-from tusd_py.upload import Concatenation, Status, Upload
-from tusd_py.uploads.expiration import sweep
-from tusd_py.uploads.requests import Addition, NewUpload
+from tusd_py.backends.redis.state import RedisState
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.backends.disk.storage import THREADS, DiskStorage
+from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.core.upload import Concatenation, Status, Upload
+from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
 
 DATA = b"0123456789"  # what every upload is to hold in the end

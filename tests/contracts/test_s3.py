@@ -34,16 +34,16 @@ from tests.s3_server import (
     s3_server,
 )
 from tests.upload_records import FixedRecords
-from tusd_py.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
-from tusd_py.storage.base import Buffer, HasJanitor, Redirects
-from tusd_py.storage.s3 import S3Config, S3Storage
-from tusd_py.storage.s3.config import MAX_PART, MIB, MIN_PART
-from tusd_py.storage.s3.engine import SEEN_FOR
-from tusd_py.storage.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
-from tusd_py.storage.s3.objects import content_disposition, content_type, key_pattern, object_key, properties
-from tusd_py.storage.s3.recent import Recent
-from tusd_py.storage.s3.sizes import PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
-from tusd_py.upload import Concatenation, Upload
+from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
+from tusd_py.contracts.storage import Buffer, HasJanitor, Redirects
+from tusd_py.backends.s3 import S3Config, S3Storage
+from tusd_py.backends.s3.config import MAX_PART, MIB, MIN_PART
+from tusd_py.backends.s3.bucket import SEEN_FOR
+from tusd_py.backends.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
+from tusd_py.backends.s3.object_keys import content_disposition, content_type, key_pattern, object_key, properties
+from tusd_py.asyncutil.ttl_set import Recent
+from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
+from tusd_py.core.upload import Concatenation, Upload
 
 PART = MIN_PART
 DATA = random.Random(5).randbytes(4 * PART + 12345)
@@ -579,7 +579,7 @@ async def test_a_multipart_upload_is_looked_for_again_after_a_while(
     upload = await send(storage, upload, b"a")
     assert calls == {"put_object": 1}
     now = time.monotonic()
-    monkeypatch.setattr("tusd_py.storage.s3.recent.time.monotonic", lambda: now + SEEN_FOR)
+    monkeypatch.setattr("tusd_py.asyncutil.ttl_set.time.monotonic", lambda: now + SEEN_FOR)
     calls.clear()
     upload = await send(storage, upload, b"b")
     upload = await send(storage, upload, b"c")
@@ -588,7 +588,7 @@ async def test_a_multipart_upload_is_looked_for_again_after_a_while(
 
 def test_what_was_seen_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("tusd_py.storage.s3.recent.time.monotonic", lambda: now)
+    monkeypatch.setattr("tusd_py.asyncutil.ttl_set.time.monotonic", lambda: now)
     recent = Recent(10)
     for now in range(100):
         recent.note(str(now))

@@ -29,11 +29,11 @@ from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
 )
 from tests.contracts.test_storage import TOKEN, UPLOAD, Record, committed, content, finish
 from tests.s3_server import Fault, FaultyProxy, Held, Request, S3Server, moto
-from tusd_py.errors import UploadError
-from tusd_py.storage.base import Buffer, Writer
-from tusd_py.storage.s3 import S3Storage
-from tusd_py.storage.s3.config import MIB
-from tusd_py.storage.s3.layout import size_of
+from tusd_py.core.errors import UploadError
+from tusd_py.contracts.storage import Buffer, Writer
+from tusd_py.backends.s3 import S3Storage
+from tusd_py.backends.s3.config import MIB
+from tusd_py.backends.s3.layout import size_of
 
 PRESETS = pytest.mark.parametrize("preset", ["aws", "ceph"])  # with CRC-32 and conditions, and without
 

@@ -12,10 +12,10 @@ import pytest
 
 from tests.faults.stalls import OSFaults
 from tests.upload_records import FixedRecords
-from tusd_py.errors import StorageAhead, StorageBehind
-from tusd_py.storage.segments import Span, layout_of, spans
-from tusd_py.storage.shared import SharedDiskStorage
-from tusd_py.upload import Status, Upload
+from tusd_py.core.errors import StorageAhead, StorageBehind
+from tusd_py.backends.disk.segment_map import Span, layout_of, spans
+from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.core.upload import Status, Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=10)
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.contracts.parts import within
-from tusd_py.errors import StateFull, StateUnavailable
-from tusd_py.state.sqlite import SELECT_DUE, SQLiteState
-from tusd_py.state.sqlite_schema import SCHEMA
-from tusd_py.upload import Upload
+from tusd_py.core.errors import StateFull, StateUnavailable
+from tusd_py.backends.sqlite.state import SELECT_DUE, SQLiteState
+from tusd_py.backends.sqlite.schema import SCHEMA
+from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0)
 
@@ -87,7 +87,7 @@ async def test_a_file_that_another_process_keeps_locked(
     path: Path, state: SQLiteState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await state.create(UPLOAD)
-    monkeypatch.setattr("tusd_py.state.sqlite_writer.BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("tusd_py.backends.sqlite.writer.BUSY_TIMEOUT", 0.1)
     impatient = SQLiteState(path)
     await impatient.open()
     other = sqlite3.connect(path, isolation_level=None)

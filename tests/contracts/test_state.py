@@ -1,4 +1,4 @@
-"""What every state store has to do (tusd_py/state/base.py)."""
+"""What every state store has to do (tusd_py/contracts/state.py)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.contracts.parts import STATE_STORES, Instances, line_of, other_process, within
-from tusd_py.errors import LockLost, UploadExists
-from tusd_py.state.base import StateStore
-from tusd_py.upload import Concatenation, Part, Status, Upload
+from tusd_py.core.errors import LockLost, UploadExists
+from tusd_py.contracts.state import StateStore
+from tusd_py.core.upload import Concatenation, Part, Status, Upload
 
 LARGEST = (1 << 63) - 1
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.125)

@@ -1,4 +1,4 @@
-"""What every storage has to do (tusd_py/storage/base.py)."""
+"""What every storage has to do (tusd_py/contracts/storage.py)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from tests.contracts.parts import PATIENCE, Instances, within
-from tusd_py.errors import StorageBehind, StoredElsewhere, UploadError, UploadNotFound
-from tusd_py.storage.base import Buffer, Concatenates, Storage, Writer
-from tusd_py.upload import Concatenation, Part, Status, Upload
+from tusd_py.core.errors import StorageBehind, StoredElsewhere, UploadError, UploadNotFound
+from tusd_py.contracts.storage import Buffer, Concatenates, Storage, Writer
+from tusd_py.core.upload import Concatenation, Part, Status, Upload
 
 
 @dataclass(frozen=True, slots=True)

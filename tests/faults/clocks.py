@@ -18,7 +18,7 @@ DAY = 86400.0  # seconds
 
 
 class FakeClock:
-    """A clock of one host that stands still (`tusd_py.clock.Clock`): the test moves it."""
+    """A clock of one host that stands still (`tusd_py.core.clock.Clock`): the test moves it."""
 
     def __init__(self, wall: float | None = None, *, monotonic: float = 1000.0, era: str = "first boot") -> None:
         self.now = time.time() if wall is None else wall

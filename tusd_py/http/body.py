@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Scope
 
-from tusd_py.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
-from tusd_py.storage.base import Buffer
-from tusd_py.uploads.budget import BlockPool
+from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
+from tusd_py.contracts.storage import Buffer
+from tusd_py.transfer.budget import BlockPool
 
 ARRIVALS = "tusd_py.arrivals"  # ASGI scope extension: an `Arrivals`
 READ_AHEAD = 128 << 10  # bytes of a body held for a reader that is busy, under a server that cannot be asked

@@ -6,8 +6,8 @@ import json
 import re
 from dataclasses import dataclass
 
-from tusd_py import errors
-from tusd_py.http.headers import InvalidHeader
+from tusd_py.core import errors
+from tusd_py.http.tus.headers import InvalidHeader
 
 ZERO_WEIGHT = re.compile(r"q\s*=\s*0(?:\.0*)?")
 RETRY_AFTER = "1"  # seconds

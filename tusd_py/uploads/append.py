@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tusd_py.errors import (
+from tusd_py.core.errors import (
     ChecksumMismatch,
     LockLost,
     MaxSizeExceeded,
@@ -18,14 +18,14 @@ from tusd_py.errors import (
     UploadError,
     UploadInterrupted,
 )
-from tusd_py.storage.base import Buffer, ThreadedWriter, Writer
-from tusd_py.upload import Part, Upload
-from tusd_py.uploads.blocks import BlockWriter
-from tusd_py.uploads.budget import ByteBudget
+from tusd_py.contracts.storage import Buffer, ThreadedWriter, Writer
+from tusd_py.core.upload import Part, Upload
+from tusd_py.transfer.batch_writer import BlockWriter
+from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
-from tusd_py.uploads.policy import Durability, Policy
-from tusd_py.uploads.requests import limit_text
-from tusd_py.uploads.source import Source
+from tusd_py.uploads.options import Durability, Policy
+from tusd_py.uploads.validation import limit_text
+from tusd_py.transfer.body_source import Source
 
 IDLE_STEP = 0.25  # seconds between the moments at which idle appends are looked at
 FLUSH_INTERVAL = 10.0  # seconds after which everything is stored even where that is not cheap

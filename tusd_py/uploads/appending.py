@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tusd_py.errors import (
+from tusd_py.core.errors import (
     FinalUploadModified,
     LockLost,
     LockTimeout,
@@ -19,18 +19,18 @@ from tusd_py.errors import (
     StorageUnavailable,
     UploadInterrupted,
 )
-from tusd_py.events.base import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
-from tusd_py.locks.base import Lock
-from tusd_py.state.base import StateStore, UpdatesInThreads
-from tusd_py.storage.base import Observer, Storage, StoresInThreads, Writer
-from tusd_py.upload import Part, Status, Upload
+from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
+from tusd_py.contracts.locks import Lock
+from tusd_py.contracts.state import StateStore, UpdatesInThreads
+from tusd_py.contracts.storage import Observer, Storage, StoresInThreads, Writer
+from tusd_py.core.upload import Part, Status, Upload
 from tusd_py.uploads.append import Append, LastStep
-from tusd_py.uploads.budget import ByteBudget
+from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.completion import Completion
-from tusd_py.uploads.holders import Relay
+from tusd_py.uploads.lock_holders import Relay
 from tusd_py.uploads.locked_work import LockedWork
-from tusd_py.uploads.policy import Durability, Policy
-from tusd_py.uploads.requests import Addition, check_addition, refuse_hopeless
+from tusd_py.uploads.options import Durability, Policy
+from tusd_py.uploads.validation import Addition, check_addition, refuse_hopeless
 
 ENDING_POLL = 0.01  # seconds between two looks whether an upload has ended
 

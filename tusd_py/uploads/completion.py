@@ -7,8 +7,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tusd_py.clock import SteadyClock
-from tusd_py.errors import (
+from tusd_py.core.clock import SteadyClock
+from tusd_py.core.errors import (
     BrokenRecord,
     MaxSizeExceeded,
     OffsetMismatch,
@@ -25,15 +25,15 @@ from tusd_py.errors import (
     UploadGone,
     UploadNotFound,
 )
-from tusd_py.events.base import EventBus, finish_event
-from tusd_py.locks.base import Lock
-from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Concatenates, Remembers, Storage, StoresInThreads
-from tusd_py.upload import Status, Upload
+from tusd_py.events.bus import EventBus, finish_event
+from tusd_py.contracts.locks import Lock
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Concatenates, Remembers, Storage, StoresInThreads
+from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.concatenation import with_length
 from tusd_py.uploads.locations import located
-from tusd_py.uploads.policy import Durability, Policy
-from tusd_py.uploads.waiting import WaitingFinals
+from tusd_py.uploads.options import Durability, Policy
+from tusd_py.uploads.waiting_finals import WaitingFinals
 
 logger = logging.getLogger("tusd_py.uploads")
 

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tusd_py.errors import InvalidConcatenation, PartialUnfinished
-from tusd_py.upload import Concatenation, Status, Upload
-from tusd_py.uploads.policy import Policy
-from tusd_py.uploads.requests import NewUpload, check_size
+from tusd_py.core.errors import InvalidConcatenation, PartialUnfinished
+from tusd_py.core.upload import Concatenation, Status, Upload
+from tusd_py.uploads.options import Policy
+from tusd_py.uploads.validation import NewUpload, check_size
 
 
 def check_partial_ids(partial_ids: Sequence[str], policy: Policy) -> None:

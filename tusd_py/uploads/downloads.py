@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from tusd_py.storage.base import Buffer, Storage
-from tusd_py.upload import Upload
+from tusd_py.contracts.storage import Buffer, Storage
+from tusd_py.core.upload import Upload
 
 DOWNLOAD_MEMORY = 32 << 20
 SMALLEST_PIECE = 16 << 10

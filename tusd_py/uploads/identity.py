@@ -6,11 +6,11 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
-from tusd_py.errors import StateFull, StateUnavailable, StorageFull, StorageUnavailable, UploadError
-from tusd_py.state.base import StateStore
-from tusd_py.storage.base import HasIdentity, Storage
-from tusd_py.storage_identity import new_identity
-from tusd_py.upload import Status, Upload
+from tusd_py.core.errors import StateFull, StateUnavailable, StorageFull, StorageUnavailable, UploadError
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import HasIdentity, Storage
+from tusd_py.core.storage_identity import new_identity
+from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.locations import located
 
 logger = logging.getLogger("tusd_py.storage")

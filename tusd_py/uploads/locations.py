@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tusd_py.storage.base import Locates, Storage
-from tusd_py.upload import Upload
+from tusd_py.contracts.storage import Locates, Storage
+from tusd_py.core.upload import Upload
 
 
 async def located(storage: Storage, upload: Upload) -> Upload:

@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from tusd_py.errors import LockTimeout, ServerShutdown, UploadError
-from tusd_py.events.base import EventBus, LockWaited
-from tusd_py.locks.base import Lock, Locker, LockHolder
-from tusd_py.uploads.holders import Undisturbed
+from tusd_py.core.errors import LockTimeout, ServerShutdown, UploadError
+from tusd_py.events.bus import EventBus, LockWaited
+from tusd_py.contracts.locks import Lock, Locker, LockHolder
+from tusd_py.uploads.lock_holders import Undisturbed
 
 logger = logging.getLogger("tusd_py.uploads")
 

@@ -8,8 +8,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tusd_py.clock import SteadyClock
-from tusd_py.errors import (
+from tusd_py.core.clock import SteadyClock
+from tusd_py.core.errors import (
     BrokenRecord,
     LockTimeout,
     ServerShutdown,
@@ -18,21 +18,21 @@ from tusd_py.errors import (
     UploadNotFound,
     WrongStorage,
 )
-from tusd_py.events.base import EventBus, PartialFinished, UploadCreated, UploadExpired, UploadTerminated
-from tusd_py.health import ReportsHealth
-from tusd_py.locks.base import Lock, Locker
-from tusd_py.state.base import StateStore
-from tusd_py.storage.base import Concatenates, HasIdentity, Redirects, Storage, SupportsSizeLimits
-from tusd_py.upload import Status, Upload, final_upload_id, new_upload_id
+from tusd_py.events.bus import EventBus, PartialFinished, UploadCreated, UploadExpired, UploadTerminated
+from tusd_py.contracts.health import ReportsHealth
+from tusd_py.contracts.locks import Lock, Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Concatenates, HasIdentity, Redirects, Storage, SupportsSizeLimits
+from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
 from tusd_py.uploads.appending import Appending
-from tusd_py.uploads.budget import ByteBudget
+from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
-from tusd_py.uploads.holders import Undisturbed
+from tusd_py.uploads.lock_holders import Undisturbed
 from tusd_py.uploads.locations import located
 from tusd_py.uploads.locked_work import LockedWork, outcome
-from tusd_py.uploads.policy import Policy
-from tusd_py.uploads.requests import Addition, NewUpload, append_nothing, check_size
+from tusd_py.uploads.options import Policy
+from tusd_py.uploads.validation import Addition, NewUpload, append_nothing, check_size
 
 T = TypeVar("T")
 

@@ -1,0 +1,88 @@
+"""The application that `tusd-py serve` runs: a tus server, a text at `/`, health checks and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tusd_py.core.errors import UploadError
+from tusd_py.observability.metrics import CONTENT_TYPE
+from tusd_py.http.app import with_common_headers
+from tusd_py.http.tus.headers import single_values
+from tusd_py.settings import Settings
+from tusd_py.server import HEAD_PATIENCE, TusServer
+
+WELCOME = """\
+This is a tus server: it takes uploads that can be resumed.
+
+Upload with a tus client, and give it this endpoint:  {url}
+Clients for browsers, phones and programs:  https://tus.io/implementations
+Is the server ready?  /readyz
+"""
+
+
+def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
+    """The application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz and /metrics."""
+    server = TusServer(settings, **overrides)
+
+    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or path not in ("", "/"):
+            await server.not_found(scope, receive, send)
+            return
+        url = server.urls.base(scope, single_values(scope["headers"])) + server.settings.base_path
+        await PlainTextResponse(WELCOME.format(url=url))(scope, receive, with_common_headers(send))
+
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> Response:
+        if server.is_draining:
+            return PlainTextResponse("the server is about to shut down\n", 503)
+        error = await server.start_error(HEAD_PATIENCE)
+        try:
+            if error is None:
+                await server.service.check()
+        except UploadError as failure:
+            error = failure
+        if error is not None:
+            return PlainTextResponse(f"{error.message}\n", 503)
+        return PlainTextResponse("\n".join(["ready", *server.service.limitations, ""]))
+
+    async def metrics(request: Request) -> Response:
+        return Response(await asyncio.to_thread(server.metrics.render), media_type=CONTENT_TYPE)
+
+    routes: list[BaseRoute] = [server.route(server.settings.base_path), Route("/healthz", healthz)]
+    routes.append(Route("/readyz", readyz))
+    if not server.settings.disable_metrics:
+        routes.append(Route("/metrics", metrics))
+    app = Starlette(routes=routes, lifespan=server.lifespan)
+    app.router.default = elsewhere
+    app.state.tus = server
+    return app
+
+
+def with_direct_uploads(app: Starlette) -> ASGIApp:
+    """The application of `create_app`, with a shorter way to its tus endpoint: no middleware, no router.
+
+    For an application that nobody has added a middleware to: these would not see the requests.
+    """
+    server: TusServer = app.state.tus
+    base = server.settings.base_path
+    below = f"{base}/"
+
+    def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http" and (scope["path"].startswith(below) or scope["path"] == base):
+            scope["app_root_path"] = scope["root_path"]
+            scope["root_path"] = base
+            return server(scope, receive, send)
+        return app(scope, receive, send)
+
+    return dispatch

@@ -1,0 +1,99 @@
+"""The identity of a storage in a directory: a file in its private folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import time
+from pathlib import Path
+
+from tusd_py.core.storage_identity import MAX_LENGTH, NAME, PRIVATE_FOLDER, Proof, parse_identity
+
+SETTLING = 1.0  # seconds between a look and the end of the write that it leads to
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV)
+
+
+class IdentityFile:
+    """The id of a directory, in a file of its private folder. Every method blocks, and raises `OSError`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / PRIVATE_FOLDER / NAME
+        self.proof = Proof(f"that the file system of {directory} is mounted, and --upload-dir ({self._path})")
+        self._seen: tuple[int, int, int] | None = None  # the file that was read last, and when it was changed
+        self._seen_identity: str | None = None
+
+    def read(self) -> str | None:
+        """The id; None if there is none."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return parse_identity(os.read(descriptor, MAX_LENGTH))
+        finally:
+            os.close(descriptor)
+
+    def create(self, identity: str, *, replace: bool = False) -> None:
+        """Keep an id for good; without `replace`, only if there is none."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = self._path.with_name(f"{NAME}.{secrets.token_hex(8)}")
+        try:
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                os.write(descriptor, f"{identity}\n".encode())
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if replace or self.read() is None:
+                self._put(new, replace=replace)
+        finally:
+            new.unlink(missing_ok=True)
+        self._sync_folders()
+
+    def _put(self, new: Path, *, replace: bool) -> None:
+        if not replace and not os.path.lexists(self._path):
+            try:
+                os.link(new, self._path)  # of several processes, one succeeds
+                return
+            except FileExistsError:
+                return
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+        new.replace(self._path)
+        if not replace:
+            time.sleep(SETTLING)  # another process that saw no file has made its own by then; the last one counts
+
+    def _sync_folders(self) -> None:
+        for folder in (self._path.parent, self._path.parent.parent):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                with contextlib.suppress(OSError):  # some file systems sync no directories
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def check(self) -> None:
+        """Raise `WrongStorage` unless the directory shows the id that is expected.
+
+        The file is read again only when it is another one, or was changed: the number of the inode means nothing.
+        """
+        if self.proof.expected is None:
+            return
+        try:
+            status = os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            self.proof.judge(None)
+            return
+        seen = (status.st_dev, status.st_ino, status.st_ctime_ns)
+        if seen != self._seen or self._seen_identity != self.proof.expected:
+            self._seen, self._seen_identity = None, None
+            found = self.read()
+            self._seen, self._seen_identity = seen, found
+        self.proof.judge(self._seen_identity)
+
+    def touch(self) -> None:
+        """Make the file look new, so that cleaners that go by age spare it."""
+        os.utime(self._path)

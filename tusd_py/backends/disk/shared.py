@@ -1,0 +1,264 @@
+"""Bytes in files on a file system that several hosts share, where a lease can be lost without its holder knowing.
+
+A writer whose lease was not handed over may be stopped with the file open, and go on when it wakes up. So nobody ever
+writes to a file that such a writer may have open: the next one goes on in a file of its own, named by its token
+(`segments.py`), from the committed offset. What the earlier one then still writes is beyond that offset in a file that
+nobody reads beyond it. Bytes that are there already are never written over or cut off, and completion puts the files
+together under a new name before that takes the place of the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tusd_py.core.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
+from tusd_py.contracts.storage import Observer, Orphan, UploadRecords
+from tusd_py.backends.disk.copying import FileRange
+from tusd_py.backends.disk.storage import DiskStorage, DiskWriter, file_errors
+from tusd_py.backends.disk.segment_map import FIRST, LAYOUT, Span, layout_of, spans
+from tusd_py.backends.disk.syncs import sync_file
+from tusd_py.core.upload import UPLOAD_ID, Part, Upload
+
+SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
+
+
+class SharedDiskStorage(DiskStorage):
+    """Files under one directory that all hosts have mounted; notes of finished uploads in the folder `notes`."""
+
+    is_shared = True
+
+    def _can_read(self, layout: str) -> bool:
+        return LAYOUT.fullmatch(layout) is not None
+
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0
+    ) -> SharedDiskWriter:
+        return SharedDiskWriter(self, self.path(upload), upload, token, observer, inherited=inherited)
+
+    async def stored(self, upload: Upload) -> int:
+        path = self.path(upload)
+        held = spans(upload.layout, upload.offset)
+
+        def look() -> int:
+            with file_errors():
+                return self._contiguous(path, held)
+
+        return await self.run(look)
+
+    def _contiguous(self, path: Path, held: Sequence[Span]) -> int:
+        """Up to which offset the bytes are there; more than the record says if the last file is longer."""
+        for span in held:
+            size = self.size_of(file_of(path, span.token))
+            if size < span.end:
+                self.check_place()
+                size = self.size_of(file_of(path, span.token))  # the file system may have come back only now
+            if size < span.end:
+                return max(span.start, size)
+        return size
+
+    def size_of(self, path: Path) -> int:
+        """Bytes in a file; 0 if there is none.
+
+        NFS answers `stat` from what it remembers, but asks the server when a file or folder is opened.
+        """
+        try:
+            with self.files.opened_folder(path.parent), self.files.opened(path, os.O_RDONLY) as descriptor:
+                return self.syncs.believed(path, os.fstat(descriptor).st_size)
+        except FileNotFoundError:
+            return 0
+
+    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+        path = self.path(upload)
+        held = spans(upload.layout, upload.offset)
+
+        def finish() -> bool:
+            with file_errors():
+                stored = self._contiguous(path, held)
+                if stored < upload.offset:
+                    raise StorageBehind(stored)
+                if upload.offset == 0:  # perhaps there is no file yet
+                    self.check_place()
+                    with self.files.opened(path, os.O_WRONLY | os.O_CREAT):
+                        pass
+                whole = len(held) == 1 and stored == upload.offset
+                if sync:
+                    self.sync_spans(path, held, upload.synced, names=whole)
+                return whole
+
+        if not await self.finished(finish):
+            await self._join(path, held, sync=sync)
+        return ""
+
+    async def _join(self, path: Path, held: Sequence[Span], *, sync: bool) -> None:
+        ranges = [FileRange(file_of(path, span.token), span.start, span.end) for span in held]
+        try:
+            await self.assemble(_new_name(path), path, ranges, sync=sync)
+        except (UploadNotFound, PartBehind) as error:  # somebody else has done it, or HEAD will tell what is left
+            raise StorageUnavailable from error
+
+    async def tidy(self, upload: Upload) -> None:
+        path = self.path(upload)
+
+        def remove() -> None:
+            with file_errors():
+                self._remove_segments(path)
+
+        if upload.layout:
+            await self.finished(remove)
+
+    def _remove_segments(self, path: Path) -> None:
+        """Remove every file of an upload but the first; an id holds no character that means something here."""
+        for segment in path.parent.glob(f"{path.name}.*"):
+            self.files.unlink(segment)
+
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
+        path = self.path(final)
+        ranges = [FileRange(self.path(partial), 0, partial.offset) for partial in partials]
+        await self.assemble(_new_name(path), path, ranges, sync=sync)
+        return ""
+
+    def sync_spans(self, path: Path, held: Sequence[Span], synced: int, *, names: bool) -> None:
+        """Sync every file of an upload, also those that are copied: a lost page is told of here, not by reading."""
+        for span in held:
+            file = file_of(path, span.token)
+            with contextlib.suppress(FileNotFoundError), self.files.opened(file, os.O_RDWR) as descriptor:
+                self.syncs.sync(descriptor, file, min(synced, span.end), start=span.start, names=names)
+
+    async def delete(self, upload: Upload) -> None:
+        await super().delete(upload)
+        path = self.path(upload)
+
+        def remove() -> None:
+            with file_errors():
+                self._remove_segments(path)
+
+        if upload.layout:
+            await self.finished(remove)
+
+    async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+        """Segments that no layout names: a writer that woke up late made them, or a crash left them."""
+        before = time.time() - older_than
+        orphans = []
+        for path, changed_at in await self.run(self._segments):
+            upload_id, _, token = path.name.partition(".")
+            orphan = Orphan("file", str(path), upload_id, changed_at)
+            if changed_at > before or _names(await records.get(upload_id), token):
+                continue
+            if dry_run or await self._remove_orphan(orphan, token, records):
+                orphans.append(orphan)
+        return orphans
+
+    async def _remove_orphan(self, orphan: Orphan, token: str, records: UploadRecords) -> bool:
+        """Remove a segment unless its upload is in use, or has come to name it; whether it was removed."""
+
+        def remove() -> None:
+            with file_errors():
+                self.files.unlink(Path(orphan.name))
+
+        try:
+            async with records.locked(orphan.upload_id) as upload:
+                if _names(upload, token):
+                    return False
+                await self.run(remove)
+        except LockTimeout:
+            return False
+        return True
+
+    def _segments(self) -> list[tuple[Path, float]]:
+        """Every file that is not the first of its upload, and when it was changed last."""
+        found = []
+        for folder, folders, names in os.walk(self._directory):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in names:
+                if SEGMENT.fullmatch(name):
+                    with contextlib.suppress(FileNotFoundError):
+                        path = Path(folder, name)
+                        found.append((path, path.lstat().st_mtime))
+        return found
+
+
+class SharedDiskWriter(DiskWriter):
+    """Goes on in the last file of an upload if that is certain to be its own, else in a new one."""
+
+    def __init__(
+        self,
+        storage: SharedDiskStorage,
+        path: Path,
+        upload: Upload,
+        token: int,
+        observer: Observer | None,
+        *,
+        inherited: int,
+    ) -> None:
+        super().__init__(storage, path, upload, observer)
+        self._shared = storage
+        self._token = token
+        self._inherited = inherited
+        self._first_path = path
+        self._held = spans(upload.layout, upload.offset)
+        self.layout = layout_of(self._held)
+
+    def _open(self) -> None:
+        last = self._held[-1]
+        path = file_of(self._path, last.token)
+        if not self._inherited and self._open_if_own(path):
+            self._path, self._file_start = path, last.start
+            return
+        size = self._shared.size_of(path)
+        if size < self._start:
+            self._shared.check_place()
+            size = self._shared.size_of(path)
+        if size < self._start:
+            raise StorageBehind(max(last.start, size))
+        if self._shared.read_note(self._path.name) is not None:
+            raise StorageAhead
+        path = file_of(self._path, self._token)
+        self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._path, self._file_start, self._new_name = path, self._start, True
+        self.layout = layout_of([*self._held, Span(self._token, self._start, self._start)])
+
+    def takes_last_step(self, *, with_bytes: bool) -> bool:
+        return False  # several files may have to be joined first
+
+    def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
+        """Sync the file, and once those before it: only then nothing before `stored` is in doubt."""
+        synced = self.synced
+        super()._sync(names=names, with_call=with_call)
+        if synced < self._file_start:
+            self.synced = synced
+            earlier = [span for span in self._held if span.start < span.end <= self._file_start]
+            self._shared.sync_spans(self._first_path, earlier, synced, names=True)
+            self.synced = self.stored
+
+    def _open_if_own(self, path: Path) -> bool:
+        """Open the file if it ends where this writer begins."""
+        try:
+            descriptor = self._shared.files.open(path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
+        except FileNotFoundError:
+            return False
+        size = os.fstat(descriptor).st_size
+        if size == self._start == self._shared.syncs.believed(path, size):
+            self._descriptor = descriptor
+            return True
+        os.close(descriptor)
+        return False
+
+
+def _names(upload: Upload | None, token: str) -> bool:
+    """Whether the record counts the segment with this token as one of its upload."""
+    return upload is not None and token in [word.partition(":")[2] for word in upload.layout.split()]
+
+
+def file_of(path: Path, token: int) -> Path:
+    return path if token == FIRST else path.with_name(f"{path.name}.{token}")
+
+
+def _new_name(path: Path) -> Path:
+    """A name that no other host uses: a host that lost the lease may still write to its own."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}")

@@ -1,0 +1,570 @@
+"""Bytes in files on a local disk, one file an upload, named by its id.
+
+A finished upload has a note beside the files, from which its record can be made again if the state store lost it, or
+was brought back from a backup that is older than the files.
+
+Every call to the file system runs in threads of the storage's own. A file is made with the first bytes; nothing is
+allocated for what a client merely claims.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from tusd_py.core.errors import (
+    PartBehind,
+    StorageAhead,
+    StorageBehind,
+    StorageFull,
+    StorageUnavailable,
+    StoredElsewhere,
+    UploadError,
+    UploadNotFound,
+)
+from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
+from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
+from tusd_py.backends.disk.files import NO_ROOM, FileTree, Modes, copy_range
+from tusd_py.backends.disk.identity import IdentityFile
+from tusd_py.backends.disk.completion_records import FinishedNotes
+from tusd_py.backends.disk.syncs import Syncs, inode_of, sync_data, sync_file
+from tusd_py.asyncutil.threads import Threads
+from tusd_py.core.upload import Part, Upload, is_upload_id
+
+logger = logging.getLogger("tusd_py.storage")
+DOWNLOAD_PIECE = 256 << 10  # most bytes read at a time
+
+TOP = "."  # the directory itself
+LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the folder of a file: no other is ever opened
+
+T = TypeVar("T")
+
+THREADS = 8
+MOST_LAST_STEPS = 6  # at a time: should the records hang, threads are left for bytes
+MOST_BUFFERS = 1024  # IOV_MAX
+DEFAULT_MODES = Modes()
+
+
+@contextlib.contextmanager
+def file_errors() -> Iterator[None]:
+    """Errors of the operating system as errors of an upload."""
+    try:
+        yield
+    except OSError as error:
+        raise (StorageFull() if error.errno in NO_ROOM else StorageUnavailable()) from error
+
+
+class DiskStorage:
+    """Files under one directory, in folders by day of creation if `date_folders` is set."""
+
+    is_shared = False  # with other hosts
+
+    def __init__(
+        self,
+        directory: Path,
+        notes: Path | None = None,
+        *,
+        date_folders: bool = False,
+        modes: Modes = DEFAULT_MODES,
+    ) -> None:
+        """Notes of finished uploads are kept in the folder `notes`, if there is one."""
+        self._directory = directory
+        self._notes = FinishedNotes(notes) if notes else None
+        self._date_folders = date_folders
+        self.files = FileTree(directory, modes)
+        self.syncs = Syncs(self.files, shared=self.is_shared)
+        self._identity = IdentityFile(directory)
+        self.last_steps = 0  # jobs that do more than storing, in the threads
+
+    async def open(self) -> None:
+        self._threads = Threads(THREADS, "tusd-py-disk")
+        self._copier = FileCopier()
+        await self.run(self._check_directory)
+
+    def interrupt(self) -> None:
+        self._copier.interrupt()
+
+    async def close(self, patience: float | None = None) -> bool:
+        copies_ended = await self._copier.close(patience)
+        return await asyncio.to_thread(self._threads.close, patience) and copies_ended
+
+    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run blocking work in the threads of this storage."""
+        return self._threads.run(work)
+
+    async def finished(self, work: Callable[[], T]) -> T:
+        """Run blocking work that has to be over before the lock of the upload is released.
+
+        The task that holds the lock is cancelled only by the end of the event loop, and then the lock stays
+        (`LockedWork`).
+        """
+        return await self.run(work)
+
+    def path(self, upload: Upload) -> Path:
+        """The file of an upload, below the directory whatever its id; raises `StoredElsewhere`."""
+        if not self._can_read(upload.layout):
+            raise StoredElsewhere
+        location = upload.location or self.locate(upload)
+        if not LOCATION.fullmatch(location):
+            raise StoredElsewhere
+        folder = self._directory / location
+        path = folder / upload.id
+        if path.parent != folder or upload.id.startswith("."):
+            raise UploadNotFound
+        return path
+
+    def locate(self, upload: Upload) -> str:
+        return _day(upload) if self._date_folders else TOP
+
+    async def located(self, upload: Upload) -> Upload:
+        """Look into the folder of the day and the directory itself: one is where the settings of its time put it."""
+        if upload.location or not self._can_read(upload.layout):
+            return upload
+        here, there = (_day(upload), TOP) if self._date_folders else (TOP, _day(upload))
+        candidates = [replace(upload, location=location) for location in (here, there)]
+
+        def look() -> Upload:
+            with file_errors():
+                sizes = [self.files.size(self.path(candidate)) for candidate in candidates]
+            for wanted in (upload.offset, 0):
+                for candidate, size in zip(candidates, sizes, strict=True):
+                    if size is not None and size >= wanted:
+                        return candidate
+            return candidates[0]
+
+        return await self.run(look)
+
+    def _can_read(self, layout: str) -> bool:
+        return not layout
+
+    def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> DiskWriter:
+        # No fencing is needed: a lock of this host dies with its process, which then cannot write either.
+        return DiskWriter(self, self.path(upload), upload, observer)
+
+    async def stored(self, upload: Upload) -> int:
+        path = self.path(upload)
+
+        def size() -> int:
+            with file_errors():
+                held = self.held(path)
+                if held < upload.offset:
+                    self.check_place()
+                    held = self.held(path)  # the file system may have come back only now
+                return held
+
+        return await self.run(size)
+
+    def size_of(self, path: Path) -> int:
+        """The size of a file, in bytes that count; 0 if there is none. Blocks: call it in a worker thread."""
+        return self.syncs.believed(path, self.files.size(path) or 0)
+
+    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+        path = self.path(upload)
+        length = upload.offset
+
+        def finish() -> None:
+            with file_errors(), self._opened_whole(path, length) as descriptor:
+                if os.fstat(descriptor).st_size > length:
+                    os.ftruncate(descriptor, length)
+                if sync:
+                    self.syncs.sync(descriptor, path, upload.synced, names=True)
+
+        await self.finished(finish)
+        return ""
+
+    def held(self, path: Path) -> int:
+        """The number of bytes of a file that count; 0 if there is no file. Blocks: call it in a worker thread."""
+        size = self.files.size(path)
+        return 0 if size is None else self.syncs.believed(path, size)
+
+    def _is_missing(self, path: Path) -> bool:
+        try:
+            return self.files.size(path) is None
+        except OSError:  # there is something else
+            return False
+
+    @contextlib.contextmanager
+    def _opened_whole(self, path: Path, length: int) -> Iterator[int]:
+        """The file of an upload that has all bytes; raises `StorageBehind`."""
+        if length == 0:
+            self.check_place()  # there may be no file yet
+        try:
+            descriptor = self.files.open(path, os.O_RDWR | (os.O_CREAT if length == 0 else 0))
+        except FileNotFoundError:
+            self.check_place()
+            raise StorageBehind(0) from None
+        try:
+            size = self.syncs.believed(path, os.fstat(descriptor).st_size)
+            if size < length:
+                self.check_place()
+                raise StorageBehind(size)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    async def tidy(self, upload: Upload) -> None:
+        """There is one file."""
+
+    async def delete(self, upload: Upload) -> None:
+        path = self.path(upload)
+
+        def remove() -> None:
+            with file_errors():
+                if upload.offset and self._is_missing(path):
+                    self.check_place()
+                if self._notes is not None:
+                    self._notes.remove(upload.id)
+                self.files.unlink(path)
+                self.files.unlink(_unfinished(path))
+
+        await self.finished(remove)
+
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
+        path = self.path(final)
+        ranges = [FileRange(self.path(partial), 0, partial.offset) for partial in partials]
+        # The lock of the upload sees to it that one name is enough, and the next try writes over what a crash left.
+        await self.assemble(_unfinished(path), path, ranges, sync=sync)
+        return ""
+
+    async def assemble(self, new: Path, path: Path, ranges: Sequence[FileRange], *, sync: bool) -> None:
+        """Put ranges of files together under the name `new`, which then takes the place of `path`."""
+        tools = CopyTools(file_errors, self._create, self.copy, self.files, self.syncs)
+        await self._copier.run(self._copier.steps(new, path, ranges, tools, sync=sync))
+
+    def _create(self, path: Path) -> int:
+        self.check_place()
+        self.files.unlink(path)  # what a crash left: not a page of it is to be written over
+        return self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def copy(self, target: int, source: Path, start: int, end: int) -> None:
+        """Append a range of another file; raises `UploadNotFound`, `PartBehind`."""
+        try:
+            with self.files.opened(source, os.O_RDONLY) as descriptor:
+                held = copy_range(target, descriptor, start, end)
+        except FileNotFoundError:
+            self.check_place()
+            raise UploadNotFound("a partial upload is no longer there") from None
+        if held < end:
+            self.check_place()
+            raise PartBehind(source.name, held)
+
+    async def read(
+        self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
+    ) -> AsyncIterator[Buffer]:
+        path = self.path(upload)
+
+        def open_file() -> int:
+            with file_errors():
+                try:
+                    return self.files.open(path, os.O_RDONLY)
+                except FileNotFoundError:
+                    self.check_place()
+                    raise UploadNotFound from None
+
+        def read_at(position: int) -> bytes:
+            with file_errors():
+                return os.pread(descriptor, min(piece_size(DOWNLOAD_PIECE), end - position), position)
+
+        opening = self.run(open_file)
+        try:
+            descriptor = await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the thread opens it all the same
+            opening.add_done_callback(self._close_opened)
+            raise
+        try:
+            position = start
+            while position < end:
+                data = await self.run(partial(read_at, position))
+                if not data:
+                    raise StorageUnavailable("the stored file is shorter than the upload")
+                position += len(data)
+                yield data
+        finally:
+            self.run(lambda: os.close(descriptor))
+
+    def _close_opened(self, opening: asyncio.Future[int]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self.run(lambda: os.close(opening.result()))
+
+    def _check_directory(self) -> None:
+        with file_errors():
+            self.files.make()
+            if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "not writable", str(self._directory))
+            self.syncs.open()
+
+    def check_place(self) -> None:
+        """Raise `WrongStorage` unless this is the directory that the records name; blocks.
+
+        Without its mount it is another, empty one: bytes would be written where nobody looks for them, and the bytes of
+        the mount would count as lost.
+        """
+        with file_errors():
+            self._identity.check()
+
+    # The identity (`HasIdentity`).
+
+    async def read_identity(self) -> str | None:
+        return await self._on_identity(self._identity.read)
+
+    async def create_identity(self, identity: str, *, replace: bool = False) -> None:
+        await self._on_identity(lambda: self._identity.create(identity, replace=replace))
+
+    @property
+    def what_to_check(self) -> str:
+        return self._identity.proof.what_to_check
+
+    def expect_identity(self, identity: str) -> None:
+        self._identity.proof.expected = identity
+
+    async def prove_identity(self) -> None:
+        await self._on_identity(self._identity.check)
+
+    async def renew_identity(self) -> None:
+        await self._on_identity(self._identity.touch)
+
+    async def _on_identity(self, work: Callable[[], T]) -> T:
+        def run() -> T:
+            with file_errors():
+                return work()
+
+        return await self.run(run)
+
+    # Notes of finished uploads.
+
+    def read_note(self, upload_id: str) -> Upload | None:
+        """The record of an upload that was finished and whose bytes are there; call it in a thread."""
+        if self._notes is None:
+            return None
+        with file_errors():
+            upload = self._notes.read(upload_id)
+            if upload is not None and self.size_of(self.path(upload)) == upload.offset:
+                return upload
+            self.check_place()  # that there is none means that there is no such upload
+            return None
+
+    async def remember(self, upload: Upload) -> None:
+        await self.finished(lambda: self.remember_in_thread(upload))
+
+    def remember_in_thread(self, upload: Upload) -> None:
+        with file_errors():
+            if self._notes is not None:
+                self._notes.write(upload)
+
+    async def remembered(self, upload_id: str) -> Upload | None:
+        if self._notes is None or not is_upload_id(upload_id):
+            return None
+        return await self.run(lambda: self.read_note(upload_id))
+
+    # Running.
+
+    async def check(self) -> None:
+        """Whether bytes can be stored now; raises `StorageUnavailable`."""
+        if self.syncs.failed:
+            await self.run(self.syncs.check)
+
+    @property
+    def limitations(self) -> Sequence[str]:
+        """One sentence for each thing that the file system cannot do."""
+        return self.syncs.limitations
+
+
+class DiskWriter:
+    """Writes at explicit offsets; one block is written while the next one fills."""
+
+    layout = ""
+
+    def __init__(self, storage: DiskStorage, path: Path, upload: Upload, observer: Observer | None) -> None:
+        self._storage = storage
+        self._path = path  # of the file that is written to
+        self._file_start = 0  # the position of its first byte
+        self._start = upload.offset
+        self._observer = observer
+        self._descriptor = -1
+        self._pending: asyncio.Future[None] | None = None
+        self._failure: UploadError | None = None
+        self._new_name = upload.offset == 0  # this writer may make the file
+        self.stored = upload.offset
+        self.synced = min(upload.synced, upload.offset)
+
+    def parts(self, after: int) -> Sequence[Part]:
+        return ()
+
+    async def write(self, buffers: Sequence[Buffer]) -> None:
+        await self._settle()
+        if buffers:
+            self._pending = self._storage.run(lambda: self._write(buffers))
+
+    async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
+        await self._settle()
+        if buffers or (sync and self._descriptor >= 0):
+            self._pending = self._storage.run(lambda: self._flush(buffers, sync))
+            await self._settle()
+
+    async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        await self.flush(buffers, sync=sync)
+
+    async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
+        await self._settle()
+        if not buffers and self._descriptor < 0:
+            return False  # this writer has not even opened the file
+        self._pending = self._storage.run(lambda: self._finish(buffers, sync))
+        await self._settle()
+        return not self.layout
+
+    def takes_last_step(self, *, with_bytes: bool) -> bool:
+        return (with_bytes or self._descriptor >= 0) and self._storage.last_steps < MOST_LAST_STEPS
+
+    async def finish_then(self, buffers: Sequence[Buffer], step: Callable[[], T], *, sync: bool) -> T:
+        await self._settle()
+        result: list[T] = []
+        failure: list[Exception] = []
+
+        def work() -> None:
+            self._finish(buffers, sync)
+            try:
+                result.append(step())
+            except Exception as error:  # raised below: it is not one of the storage
+                failure.append(error)
+
+        self._storage.last_steps += 1
+        try:
+            self._pending = self._storage.run(work)
+            await self._settle()
+        finally:
+            self._storage.last_steps -= 1
+        for error in failure:
+            raise error
+        return result[0]
+
+    async def discard(self, offset: int) -> None:
+        await self._wait()
+        if self._descriptor >= 0:
+            await self._storage.run(lambda: self._truncate(offset))
+        self.stored = offset
+
+    async def close(self) -> None:
+        await self._wait()
+        if self._descriptor >= 0:
+            await self._storage.run(self._close)
+
+    async def _settle(self) -> None:
+        """Wait for the write under way; raises what has failed, now and whenever it is called again."""
+        await self._wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _wait(self) -> None:
+        """Wait for the write under way."""
+        if self._pending is None:
+            return
+        try:
+            await asyncio.shield(self._pending)
+        except UploadError as error:
+            self._failure = self._failure or error
+        except Exception as error:  # of an observer, say: the bytes after it may not be written either
+            logger.error("bytes could not be written", exc_info=error)
+            self._failure = self._failure or StorageUnavailable()
+            self._failure.__cause__ = error
+        self._pending = None
+
+    # What follows runs in a thread of the storage, one call at a time.
+
+    def _write(self, buffers: Sequence[Buffer]) -> None:
+        with file_errors():
+            if self._descriptor < 0:
+                self._storage.check_place()
+                self._open()
+            if self._observer is not None:
+                for buffer in buffers:
+                    self._observer(buffer)
+            for first in range(0, len(buffers), MOST_BUFFERS):
+                self._write_all(list(buffers[first : first + MOST_BUFFERS]))
+
+    def _write_all(self, buffers: list[Buffer]) -> None:
+        while buffers:
+            written = os.pwritev(self._descriptor, buffers, self.stored)
+            self.stored += written
+            while buffers and written >= len(buffers[0]):
+                written -= len(buffers[0])
+                del buffers[0]
+            if written:
+                buffers[0] = memoryview(buffers[0])[written:]
+
+    def _open(self) -> None:
+        if self._start == 0:
+            with contextlib.suppress(FileExistsError):
+                self._descriptor = self._storage.files.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                return
+        try:
+            descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
+        except FileNotFoundError:
+            self._storage.check_place()
+            raise StorageBehind(self._storage.held(self._path)) from None
+        try:
+            size = os.fstat(descriptor).st_size
+            believed = self._storage.syncs.believed(self._path, size)
+            if believed < self._start:
+                self._storage.check_place()
+                raise StorageBehind(believed)
+            if size > self._start:  # bytes that were never committed, unless the record is older than they are
+                if self._storage.read_note(self._path.name) is not None:
+                    raise StorageAhead
+                os.ftruncate(descriptor, self._start)
+            self._storage.syncs.trust(self._path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
+        if buffers:
+            self._write(buffers)
+        if sync:
+            self._sync(names=self._new_name, with_call=sync_data)
+
+    def _finish(self, buffers: Sequence[Buffer], sync: bool) -> None:
+        if buffers:
+            self._write(buffers)
+        if sync:
+            self._sync(names=True)
+        self._close()
+
+    def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
+        self._storage.syncs.sync(
+            self._descriptor, self._path, self.synced, start=self._file_start, names=names, with_call=with_call
+        )
+        self.synced = self.stored
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        inode = inode_of(descriptor)
+        try:
+            os.close(descriptor)
+        except OSError as error:  # NFS stores, and tells what it could not store, when a file is closed
+            self._storage.syncs.lost(self._path, self.synced, error, start=self._file_start, inode=inode)
+
+    def _truncate(self, offset: int) -> None:
+        with file_errors():
+            if os.fstat(self._descriptor).st_size > offset:  # a failed sync may have cut it off: a hole would count
+                os.ftruncate(self._descriptor, offset)
+        self.synced = min(self.synced, offset)
+
+
+def _day(upload: Upload) -> str:
+    return time.strftime("%Y/%m/%d", time.gmtime(upload.created_at))
+
+
+def _unfinished(path: Path) -> Path:
+    """The file that a concatenation fills; no upload id starts with a dot."""
+    return path.with_name(f".{path.name}.concatenation")

@@ -1,0 +1,349 @@
+"""Locks between the processes of one host: bytes of files, locked in the kernel, that die with their process.
+
+Every upload has a byte in one of several (empty) lock files, at a position made from its id; a write lock on that
+byte is the lock of the upload. A contender that wants the holder to release, or to commit, holds a read lock on a byte
+of the file of wishes for as long as it waits. That lock disappears with its process too, so that no stale wish is ever
+left behind. Wishes of the same process reach the holder directly; those of other processes when the holder next looks.
+
+A look costs one call of the kernel while no other process wants anything, however many uploads are held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from tusd_py.core.errors import LockTimeout, StateUnavailable
+from tusd_py.contracts.locks import LockHolder
+from tusd_py.backends.local_locks.byte_ranges import (
+    all_locked_elsewhere,
+    first_locked_elsewhere,
+    is_locked_elsewhere,
+    try_lock,
+    unlock,
+)
+from tusd_py.backends.local_locks.tokens import TokenCounter
+
+logger = logging.getLogger("tusd_py.locks")
+
+POLL_INTERVAL = 0.02  # seconds between two looks at what other processes did
+LONGEST_INTERVAL = 0.5  # seconds, when there is so much to look at that a look takes long
+LOOKING_SHARE = 0.1  # of the time of the event loop's thread that looking may take
+LOCK_FILES = 16  # the kernel goes through all locks of a file for each that it sets
+RELEASE_WANTED, COMMIT_WANTED = 0, 2  # not side by side: the kernel would make one lock of both
+PRESENCE = 64  # the byte of the file of the counter on which every server holds a read lock
+EARLIER_LOCKS = 4096  # from this byte of the file of the counter on, earlier versions lock uploads
+LAST_WISH = (1 << 62) + COMMIT_WANTED
+
+
+def _digest(upload_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(upload_id.encode(), digest_size=8).digest())
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep servers from starting with these lock files; raises `StateUnavailable` if one is running. Blocks."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):  # no server has ever been there
+        yield
+        return
+    except OSError as error:
+        raise StateUnavailable from error
+    try:
+        if not try_lock(descriptor, PRESENCE):
+            raise StateUnavailable("a server is running with these records; stop it first")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class LocalLock:
+    """One held lock."""
+
+    inherited = 0  # the kernel takes a lock from dead processes only
+    record = None  # the locker knows no records
+
+    def __init__(self, locker: LocalLocker, upload_id: str, place: tuple[int, int], holder: LockHolder) -> None:
+        """`place` is a descriptor and a position in its file."""
+        self._locker = locker
+        self.upload_id = upload_id
+        self.place = place
+        self.token = 0
+        self.holder = holder
+        self.release_was_requested = False
+
+    def request_release(self) -> None:
+        """Tell the holder, once, that somebody waits."""
+        if not self.release_was_requested:
+            self.release_was_requested = True
+            self.holder.release_requested()
+
+    async def outdo(self, token: int) -> None:
+        while self.token <= token:
+            self.token = self._locker._next_token(token) or self.token
+            if self.token <= token:
+                await asyncio.sleep(POLL_INTERVAL)
+
+    async def release(self) -> None:
+        self._locker._release(self)
+
+
+class LocalLocker:
+    """The locker of one process. All processes that share `path` exclude each other."""
+
+    def __init__(self, path: Path) -> None:
+        """Keep the token counter in `path`, and what is locked in files whose names begin with it."""
+        self._path = path
+        self._counter = -1  # descriptors
+        self._wish_file = -1
+        self._lock_files: list[int] = []
+        self._held: dict[str, LocalLock] = {}
+        self._held_at: dict[int, LocalLock] = {}  # by position
+        self._waiters: dict[str, deque[asyncio.Future[None]]] = {}  # for a lock that this process holds
+        self._outside: dict[str, list[asyncio.Future[None]]] = {}  # for one that another process holds
+        self._wishes: Counter[int] = Counter()  # read locks of this process, by position
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        try:
+            await asyncio.to_thread(self._open_files)
+        except OSError as error:
+            self._close_files()
+            raise StateUnavailable from error
+        except StateUnavailable:
+            self._close_files()
+            raise
+
+    def _open_files(self) -> None:
+        self._counter = self._open_file("")
+        if not try_lock(self._counter, PRESENCE, shared=True):
+            raise StateUnavailable("its records are being copied by tusd-py migrate; try again when that has ended")
+        # Their locks and those of this version do not see each other: two writers would overwrite each other's bytes.
+        if not try_lock(self._counter, EARLIER_LOCKS, shared=True, to_end=True):
+            raise StateUnavailable("a server of an earlier version is taking uploads there; stop it first")
+        self._tokens = TokenCounter(self._counter)
+        self._wish_file = self._open_file("-wishes")
+        for number in range(LOCK_FILES):
+            self._lock_files.append(self._open_file(f"-{number}"))
+
+    def _open_file(self, suffix: str) -> int:
+        path = self._path.with_name(self._path.name + suffix)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _close_files(self) -> None:
+        for descriptor in (self._counter, self._wish_file, *self._lock_files):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._counter = self._wish_file = -1
+        self._lock_files.clear()
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._close_files()  # the kernel lets go of every lock
+        for waiters in self._outside.values():
+            _wake(waiters)
+
+    def _place(self, upload_id: str) -> tuple[int, int]:
+        """The descriptor and the position of an upload's lock; raises `StateUnavailable` after `close`."""
+        if not self._lock_files:
+            raise StateUnavailable
+        digest = _digest(upload_id)
+        return self._lock_files[digest % LOCK_FILES], (digest >> 4) << 2  # 60 bits of it, and room for the wishes
+
+    async def acquire(
+        self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
+    ) -> LocalLock:
+        if timeout <= 0 or upload_id not in self._held:
+            lock = self._try(upload_id, holder)
+            if lock is not None:
+                return lock
+        if timeout <= 0:
+            raise LockTimeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._wait(upload_id, holder)
+        except TimeoutError:
+            raise LockTimeout from None
+
+    async def _wait(self, upload_id: str, holder: LockHolder) -> LocalLock:
+        with self._wish(self._place(upload_id)[1] + RELEASE_WANTED):
+            while True:
+                current = self._held.get(upload_id)
+                if current is not None:
+                    await self._wait_for_release(current)
+                lock = self._try(upload_id, holder)
+                if lock is not None:
+                    return lock
+                if upload_id not in self._held:
+                    await self._wait_for_other_process(upload_id)
+
+    async def _wait_for_release(self, lock: LocalLock) -> None:
+        waiters = self._waiters.setdefault(lock.upload_id, deque())
+        released = asyncio.get_running_loop().create_future()
+        waiters.append(released)
+        lock.request_release()
+        try:
+            await released
+        except asyncio.CancelledError:
+            if released.done() and not released.cancelled():  # it was this waiter's turn: pass it on
+                self._wake_next(lock.upload_id)
+            raise
+        finally:
+            with contextlib.suppress(ValueError):
+                waiters.remove(released)
+            if not waiters and self._waiters.get(lock.upload_id) is waiters:
+                del self._waiters[lock.upload_id]
+
+    async def _wait_for_other_process(self, upload_id: str) -> None:
+        """Return when a look has found the lock free."""
+        waiters = self._outside.setdefault(upload_id, [])
+        free = asyncio.get_running_loop().create_future()
+        waiters.append(free)
+        self._look_later(POLL_INTERVAL)
+        try:
+            await free
+        finally:
+            waiters.remove(free)
+            if not waiters:
+                del self._outside[upload_id]
+
+    def _try(self, upload_id: str, holder: LockHolder) -> LocalLock | None:
+        place = self._place(upload_id)
+        if upload_id in self._held or not try_lock(*place):
+            return None
+        lock = LocalLock(self, upload_id, place, holder)
+        try:
+            token = self._next_token()
+        except StateUnavailable:
+            unlock(*place)
+            raise
+        if token is None:
+            unlock(*place)
+            return None
+        lock.token = token
+        self._held[upload_id] = self._held_at[place[1]] = lock
+        if self._waiters.get(upload_id):  # they asked the holder before this one
+            lock.request_release()
+        self._pass_on_wishes_for(lock)
+        self._look_later(POLL_INTERVAL)
+        return lock
+
+    def _next_token(self, above: int = 0) -> int | None:
+        """A number larger than any before it, in whichever process; None if another process is just taking one."""
+        if self._counter < 0:
+            raise StateUnavailable
+        try:
+            return self._tokens.next(above)
+        except OSError as error:
+            raise StateUnavailable from error
+
+    def _release(self, lock: LocalLock) -> None:
+        if self._held.get(lock.upload_id) is not lock:
+            return
+        del self._held[lock.upload_id], self._held_at[lock.place[1]]
+        if not self._lock_files:  # closed: the kernel has let go of every lock
+            return
+        unlock(*lock.place)
+        self._wake_next(lock.upload_id)
+
+    def _wake_next(self, upload_id: str) -> None:
+        waiters = self._waiters.get(upload_id)
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    @contextlib.contextmanager
+    def _wish(self, position: int) -> Iterator[None]:
+        if self._wishes[position] == 0:
+            try_lock(self._wish_file, position, shared=True)
+        self._wishes[position] += 1
+        try:
+            yield
+        finally:
+            self._wishes[position] -= 1
+            if self._wishes[position] == 0:
+                del self._wishes[position]
+                if self._wish_file >= 0:
+                    unlock(self._wish_file, position)
+
+    @contextlib.asynccontextmanager
+    async def request_commit(self, upload_id: str) -> AsyncIterator[int]:
+        current = self._held.get(upload_id)
+        if current is not None:
+            current.holder.commit_requested()
+            yield 1
+            return
+        descriptor, position = self._place(upload_id)
+        if not is_locked_elsewhere(descriptor, position):
+            yield 0
+            return
+        with self._wish(position + COMMIT_WANTED):
+            yield 2  # each look of the holder's process asks for one
+
+    async def is_held(self, upload_id: str) -> bool:
+        return upload_id in self._held or is_locked_elsewhere(*self._place(upload_id))
+
+    # Looking at what other processes do.
+
+    def _look_later(self, delay: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._look)
+
+    def _look(self) -> None:
+        """Tell holders what other processes want of them, and waiters what other processes have released.
+
+        Goes on while there is anybody to tell.
+        """
+        self._timer = None
+        started = time.thread_time()
+        try:
+            self._pass_on_wishes()
+            for upload_id, waiters in self._outside.items():
+                if not is_locked_elsewhere(*self._place(upload_id)):
+                    _wake(waiters)
+        except OSError as error:  # of the kernel: the next look may do better
+            logger.error("the locks of other processes cannot be seen: %s", error)
+        if self._held or self._outside:
+            spent = time.thread_time() - started
+            self._look_later(min(LONGEST_INTERVAL, max(POLL_INTERVAL, spent / LOOKING_SHARE)))
+
+    def _pass_on_wishes(self) -> None:
+        """Look for wishes, at each upload that is held only if there are more wishes than that."""
+        if not self._held:
+            return
+        wishes = all_locked_elsewhere(self._wish_file, 0, LAST_WISH, most=len(self._held))
+        if wishes is None:
+            for lock in list(self._held.values()):
+                self._pass_on_wishes_for(lock)
+            return
+        for position in {position & ~COMMIT_WANTED for position in wishes}:
+            lock_there = self._held_at.get(position)
+            if lock_there is not None:
+                self._pass_on_wishes_for(lock_there)
+
+    def _pass_on_wishes_for(self, lock: LocalLock) -> None:
+        position = lock.place[1]
+        if first_locked_elsewhere(self._wish_file, position, position + COMMIT_WANTED) is None:
+            return
+        if is_locked_elsewhere(self._wish_file, position + RELEASE_WANTED):
+            lock.request_release()
+        elif is_locked_elsewhere(self._wish_file, position + COMMIT_WANTED):
+            lock.holder.commit_requested()
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

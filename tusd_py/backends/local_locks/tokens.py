@@ -1,0 +1,84 @@
+"""Fencing tokens of one host: a counter in a file, which neither a power cut nor a clock takes back."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import threading
+import time
+
+from tusd_py.backends.local_locks.byte_ranges import try_lock, unlock
+
+logger = logging.getLogger("tusd_py.locks")
+
+GUARD = 0  # the byte whose lock guards the counter
+NUMBERS = struct.Struct(">QQ")  # the newest token, and the one up to which the device knows that tokens may be used
+BLOCK = 1_000_000  # tokens that are reserved at a time
+OPEN_PATIENCE = 5.0  # seconds to wait for another process that opens the counter
+RETRY_PAUSE = 0.001
+
+
+class TokenCounter:
+    """The counter at the beginning of an open file, shared by all processes that have the file.
+
+    The newest token is not synced each time. Instead tokens are reserved in blocks, and the reservation is synced while
+    there are still enough of the block before: after a power cut the counter goes on beyond what was reserved.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Read and reserve; blocks. Raises `OSError`."""
+        self._descriptor = descriptor
+        deadline = time.monotonic() + OPEN_PATIENCE
+        while not try_lock(descriptor, GUARD):
+            if time.monotonic() > deadline:
+                raise OSError(errno.EAGAIN, "another process does not let go of the lock file")
+            time.sleep(RETRY_PAUSE)
+        try:
+            newest, reserved = self._read()
+            newest = max(newest, reserved)
+            self._write(newest, newest + BLOCK)
+            os.fsync(descriptor)
+        finally:
+            unlock(descriptor, GUARD)
+
+    def next(self, above: int = 0) -> int | None:
+        """A number larger than `above` and all before it, in whichever process.
+
+        None if another process is just taking one. Raises `OSError`.
+        """
+        if not try_lock(self._descriptor, GUARD):
+            return None
+        try:
+            newest, reserved = self._read()
+            token = max(newest, above) + 1
+            if token > reserved - BLOCK // 2:
+                self._write(token, token + BLOCK)
+                self._sync_soon()
+            else:
+                self._write(token, reserved)
+        finally:
+            unlock(self._descriptor, GUARD)
+        return token
+
+    def _read(self) -> tuple[int, int]:
+        content = os.pread(self._descriptor, NUMBERS.size, 0)
+        newest, reserved = NUMBERS.unpack(content.ljust(NUMBERS.size, b"\0"))
+        return newest, reserved
+
+    def _write(self, newest: int, reserved: int) -> None:
+        os.pwrite(self._descriptor, NUMBERS.pack(newest, reserved), 0)
+
+    def _sync_soon(self) -> None:
+        descriptor = os.dup(self._descriptor)
+
+        def sync() -> None:
+            try:
+                os.fsync(descriptor)
+            except OSError as error:  # after a power cut, the records tell which tokens were used
+                logger.error("the lock file could not be synced: %s", error.strerror)
+            finally:
+                os.close(descriptor)
+
+        threading.Thread(target=sync, name="tusd-py-tokens", daemon=True).start()

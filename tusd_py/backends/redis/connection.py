@@ -1,0 +1,359 @@
+"""Calls to Redis, Valkey, a Sentinel group or a Cluster, shared by the records and the locks of a process.
+
+Every call has a limit of time, and is tried again within it: whatever goes through here must be harmless to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from tusd_py.core.clock import Clock, RemoteClock, SystemClock
+from tusd_py.core.errors import StateFull, StateUnavailable
+
+try:
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.client import PubSub
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import Sentinel
+    from redis.backoff import NoBackoff
+    from redis.exceptions import (
+        AuthenticationError,
+        NoPermissionError,
+        NoScriptError,
+        OutOfMemoryError,
+        ReadOnlyError,
+        RedisClusterException,
+        RedisError,
+        ResponseError,
+    )
+
+    from tusd_py.backends.redis.pipeline import Pipe
+except ImportError as error:  # the extra is not installed
+    raise StateUnavailable("Redis needs the package redis: pip install 'redis[hiredis]'") from error
+
+logger = logging.getLogger("tusd_py.state")
+_warnings: set[tuple[str, str]] = set()  # that this process has logged, with the URL
+
+T = TypeVar("T")
+# Operation, seconds it took, whether it succeeded.
+Observe: TypeAlias = Callable[[str, float, bool], object]
+
+PATIENCE = 1.5  # seconds a call is tried for, unless said otherwise
+TRY_TIMEOUT = 1.0  # seconds one try has
+# A client that knows several nodes must see by itself, within one try, that one of them does not answer.
+PATIENCE_WITH_A_NODE = {"socket_timeout": TRY_TIMEOUT / 4, "socket_connect_timeout": TRY_TIMEOUT / 4}
+PAUSES = (0.02, 0.05, 0.1, 0.25)  # seconds between tries; the last one again and again
+MOST_CONNECTIONS = 64
+OLDEST_VERSION = (7, 0)
+VERSION = re.compile(
+    r"redis_version'?: ?'?([0-9]+)\.([0-9]+)"
+)  # in the text of INFO, or in what a cluster's client makes of it
+MEMORY_POLICY = re.compile(r"maxmemory_policy'?: ?'?([a-z-]+)")
+MEMORY_LIMIT = re.compile(r"maxmemory'?: ?'?([0-9]+)")
+SCAN_COUNT = 500
+# Not to be had, or not for this; the client of a cluster has an exception of its own.
+FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
+# Answers that the next try repeats: what was asked is wrong, not the moment.
+FINAL_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError)
+NO_PASSWORD = ("NOAUTH", "HELLO must be called with the client already authenticated")
+PASSING = (
+    "LOADING",
+    "MASTERDOWN",
+    "READONLY",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "BUSY",
+    "UNBLOCKED",
+    "FAILOVER",
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Lua script that runs as a whole or not at all, on the keys of one upload."""
+
+    name: str  # in metrics
+    text: str
+    allow_oom: bool = False  # run although Redis has reached `maxmemory`; for what adds little and makes room
+
+    @cached_property
+    def source(self) -> str:
+        return f"#!lua flags=allow-oom\n{self.text}" if self.allow_oom else self.text
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def is_redis_url(url: str) -> bool:
+    """Whether `RedisConnection` takes this URL."""
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    if scheme == "unix":
+        return not kind and bool(parts.path)
+    return scheme in ("redis", "rediss", "valkey", "valkeys") and kind in ("", "sentinel", "cluster")
+
+
+class RedisConnection:
+    """Calls to one Redis. `redis://`, `rediss://` (TLS) and `unix://` name a server; `redis+cluster://HOST:PORT,...`
+    a cluster, `redis+sentinel://HOST:PORT,.../SERVICE/DB` what sentinels watch. `valkey` stands for `redis` anywhere.
+    """
+
+    def __init__(self, url: str, observe: Observe | None = None, clock: Clock | None = None) -> None:
+        self._url = url
+        self.clock = RemoteClock(clock or SystemClock())  # of Redis
+        self._observe = observe
+        self._client: Any = None
+        self._clients: list[Any] = []  # all that have to be closed
+        self._pipe: Pipe | None = None  # a cluster has none: its client knows which node to ask
+        self._users = 0
+        self._opening = asyncio.Lock()
+        self.is_cluster = "+cluster" in urlsplit(url).scheme
+
+    async def open(self) -> None:
+        """Connect, unless somebody has. Raises `StateUnavailable` with a sentence on what is wrong."""
+        async with self._opening:
+            if self._users == 0:
+                try:
+                    self._client = self._make_client()
+                    if not self.is_cluster:
+                        self._pipe = Pipe(self._make_client(socket_timeout=None).connection_pool.make_connection)
+                    await self._check_version()
+                    await self.ask_for_time()
+                    await self.check_memory_policy(refuse=True)
+                except (TypeError, ValueError) as error:  # of an option in the URL
+                    await self._disconnect()
+                    raise StateUnavailable(f"its URL cannot be used: {error}") from None
+                except BaseException:
+                    await self._disconnect()
+                    raise
+            self._users += 1
+
+    async def close(self) -> None:
+        """Disconnect when the last one who opened it closes it."""
+        async with self._opening:
+            self._users = max(0, self._users - 1)
+            if self._users == 0:
+                await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        self._client = None
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            await pipe.close()
+        while self._clients:
+            await self._clients.pop().aclose()
+
+    def _make_client(self, socket_timeout: float | None = TRY_TIMEOUT) -> Any:
+        self._clients += _clients(self._url, socket_timeout)
+        return self._clients[-1]
+
+    async def run(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = PATIENCE
+    ) -> Any:
+        """What a script returns."""
+
+        count = len(keys)
+
+        async def call() -> Any:
+            try:
+                return await self._send(("EVALSHA", script.digest, count, *keys, *arguments))
+            except NoScriptError:
+                return await self._send(("EVAL", script.source, count, *keys, *arguments))
+
+        return await self._call(script.name, call, patience)
+
+    async def ask_for_time(self) -> None:
+        """Set the clock by that of Redis."""
+        asked_at = self.clock.monotonic()
+        answer = await self.command("TIME")
+        times = answer.values() if isinstance(answer, dict) else [answer]  # of a cluster, those of all its nodes
+        self.clock.heard(min(seconds_of(time) for time in times), asked_at)
+
+    async def command(self, *words: Any, patience: float = PATIENCE) -> Any:
+        """What a single command answers."""
+        return await self._call(str(words[0]).lower(), lambda: self._send(words), patience)
+
+    async def commands(self, *commands: Sequence[Any], patience: float = PATIENCE) -> list[Any]:
+        """The answers of several commands, in this order, in one round trip where that is possible."""
+        pipe = self._pipe
+        if pipe is None:
+            return [await self.command(*words, patience=patience) for words in commands]
+        return await self._call(str(commands[0][0]).lower(), lambda: pipe.calls(commands), patience)
+
+    def _send(self, words: Sequence[Any]) -> Awaitable[Any]:
+        if self._pipe is not None:
+            return self._pipe.call(words)
+        answer: Awaitable[Any] = self._client.execute_command(*words)
+        return answer
+
+    async def keys(self, pattern: str) -> AsyncIterator[str]:
+        """Every key that matches, some perhaps twice."""
+        try:
+            async for key in self._client.scan_iter(match=pattern, count=SCAN_COUNT):
+                yield key
+        except FAILURES as error:
+            raise _state_error(error) from error
+
+    def subscriber(self) -> PubSub:
+        """A connection of its own for messages."""
+        subscriber: PubSub = self._client.pubsub()
+        return subscriber
+
+    async def listeners(self, channel: str) -> int:
+        """The number of connections, of all processes, that have subscribed to a channel."""
+        answer = await self._call("pubsub", lambda: self._client.pubsub_numsub(channel), PATIENCE)
+        return sum(int(count) for _, count in answer)
+
+    async def _call(self, name: str, call: Callable[[], Awaitable[T]], patience: float) -> T:
+        if self._client is None:
+            raise StateUnavailable
+        started = time.monotonic()
+        pauses = iter(PAUSES)
+        while True:
+            tried = time.monotonic()
+            try:
+                async with asyncio.timeout(min(TRY_TIMEOUT, patience)):
+                    result = await call()
+            except FAILURES as error:
+                now = time.monotonic()
+                if self._pipe is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
+                    self._pipe.drop()  # it is stuck, or leads to what was the master
+                self._observed(name, now - tried, succeeded=False)
+                pause = next(pauses, PAUSES[-1])
+                if not _may_pass(error) or now + pause - started >= patience:
+                    raise _state_error(error) from error
+                await asyncio.sleep(pause)
+            else:
+                self._observed(name, time.monotonic() - tried, succeeded=True)
+                return result
+
+    def _observed(self, name: str, seconds: float, *, succeeded: bool) -> None:
+        if self._observe is not None:
+            self._observe(name, seconds, succeeded)
+
+    async def check_memory_policy(self, *, refuse: bool) -> None:
+        """Warn of a server that may evict keys; with `refuse`, raise `StateUnavailable` if it evicts records."""
+        answer = await self._info("memory")
+        policies = set(MEMORY_POLICY.findall(answer))
+        limited = any(int(limit) for limit in MEMORY_LIMIT.findall(answer))
+        evicting = sorted(policies - {"noeviction"})
+        if not policies:
+            self._warn_once("Redis does not tell its maxmemory-policy; anything but noeviction loses uploads")
+        elif limited and any(policy.startswith("allkeys") for policy in evicting):
+            reason = f"its maxmemory-policy {evicting[0]} evicts the records of uploads; set it to noeviction"
+            if refuse:
+                raise StateUnavailable(reason)
+            logger.error("Redis loses uploads: %s", reason)
+        elif evicting:
+            lost = "the records of uploads" if evicting[0].startswith("allkeys") else "locks"
+            self._warn_once(
+                f"the maxmemory-policy of Redis is {evicting[0]}: with a limit of memory it evicts {lost};"
+                " set it to noeviction"
+            )
+
+    def _warn_once(self, text: str) -> None:
+        """Log a warning, unless this process has logged it before: a server opens its connection more than once."""
+        if (self._url, text) not in _warnings:
+            _warnings.add((self._url, text))
+            logger.warning("%s", text)
+
+    async def _info(self, section: str) -> str:
+        """The INFO text of every node; empty if the user is not permitted to ask."""
+        try:
+            if self.is_cluster:
+                return str(
+                    await self._call("info", lambda: self._client.info(section, target_nodes="primaries"), PATIENCE)
+                )
+            return str(await self.command("INFO", section))
+        except StateUnavailable as error:
+            if isinstance(error.__cause__, NoPermissionError):
+                return ""
+            raise
+
+    async def _check_version(self) -> None:
+        answer = await self._info("server")
+        if not answer:
+            return  # then the scripts have to show what the server can do
+        match = VERSION.search(answer)
+        if match is None or (int(match[1]), int(match[2])) < OLDEST_VERSION:
+            version = "unknown" if match is None else f"{match[1]}.{match[2]}"
+            raise StateUnavailable(f"Redis 7.0 or later is needed, the version of this one is {version}")
+
+
+def seconds_of(answer: Sequence[str]) -> float:
+    """Seconds since the epoch from what TIME answers."""
+    seconds, microseconds = answer
+    return int(seconds) + int(microseconds) / 1e6
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, FINAL_ERRORS):
+        return False
+    # Whatever else a server answers with is about the command, which the next try would only repeat.
+    return type(error) is not ResponseError or str(error).startswith(PASSING)
+
+
+def _state_error(error: Exception) -> StateUnavailable:
+    if isinstance(error, OutOfMemoryError):
+        return StateFull()
+    if isinstance(error, AuthenticationError) or str(error).startswith(NO_PASSWORD):
+        return StateUnavailable("it refuses the user or the password")
+    return StateUnavailable()
+
+
+def _clients(url: str, socket_timeout: float | None) -> list[Any]:
+    """A client for this URL, after those that it needs itself."""
+    parts = urlsplit(url)
+    scheme = parts.scheme.replace("valkey", "redis")
+    options: dict[str, Any] = {
+        "socket_timeout": socket_timeout,
+        "socket_connect_timeout": TRY_TIMEOUT,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": True,
+        "encoding_errors": "surrogateescape",
+        "protocol": 3,
+        "driver_info": None,  # its version is looked up in files, for every connection
+    }
+    scheme, _, kind = scheme.partition("+")
+    if not kind:
+        plain = parts._replace(scheme=scheme).geturl()
+        return [Redis.from_url(plain, max_connections=MOST_CONNECTIONS, **options)]
+    options |= _credentials(parts)
+    if scheme == "rediss":
+        options["ssl"] = True
+    if kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in _hosts(parts, 6379)]
+        options |= PATIENCE_WITH_A_NODE
+        return [RedisCluster(startup_nodes=nodes, max_connections=MOST_CONNECTIONS, **options)]
+    service, _, database = parts.path.strip("/").partition("/")
+    sentinels: Any = Sentinel(  # type: ignore[no-untyped-call]
+        _hosts(parts, 26379),
+        sentinel_kwargs={"retry": Retry(NoBackoff(), 0), "driver_info": None} | PATIENCE_WITH_A_NODE,
+        **options,
+    )
+    return [*sentinels.sentinels, sentinels.master_for(service or "mymaster", db=int(database or 0))]
+
+
+def _credentials(parts: SplitResult) -> dict[str, str]:
+    given = {"username": parts.username, "password": parts.password}
+    return {name: unquote(value) for name, value in given.items() if value}
+
+
+def _hosts(parts: SplitResult, port: int) -> list[tuple[str, int]]:
+    hosts = []
+    for name in parts.netloc.rpartition("@")[2].split(","):
+        host, colon, number = name.rpartition(":")
+        hosts.append((host.strip("[]"), int(number)) if colon else (name, port))
+    return hosts

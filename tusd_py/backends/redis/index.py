@@ -1,0 +1,88 @@
+"""Repair of the index of due uploads, `{prefix}due`, from the records.
+
+Redis can lose the index and keep the records: an operator deletes it, a key is evicted, a failover forgets it. Without
+its entry an upload would never expire. The index has a member of its own, `WHOLE`, whose score tells when the records
+were compared with it last. A lost index lacks that member, and is rebuilt at the next sweep; a single lost entry is
+found when the records are compared again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from tusd_py.backends.redis.connection import RedisConnection, Script
+from tusd_py.core.upload import Concatenation, Status
+
+logger = logging.getLogger("tusd_py.sweeper")
+
+WHOLE = "."  # no upload has such an id
+NEVER_DUE = 1e12  # seconds; added to the time of the comparison, so that the member is never due
+PAGE_SIZE = 200  # records looked at in one round trip
+# An earlier time than the index knows, or one of which the entry was lost.
+NOTE = Script("note", "return redis.call('ZADD', KEYS[1], 'LT', ARGV[1], ARGV[2])", allow_oom=True)
+MARK_WHOLE = Script("note", "return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])", allow_oom=True)
+
+
+class DueIndex:
+    """The index of one prefix."""
+
+    def __init__(self, connection: RedisConnection, prefix: str) -> None:
+        self._redis = connection
+        self._prefix = prefix
+        self.key = f"{prefix}due"
+
+    async def repair(self, older_than: float) -> int:
+        """Add what the index lacks if it was compared more than `older_than` seconds ago; returns how many entries."""
+        compared_at = await self._redis.command("ZSCORE", self.key, WHOLE)
+        now = self._redis.clock.wall()
+        if compared_at is not None and 0 <= now - (float(compared_at) - NEVER_DUE) < older_than:
+            return 0
+        await self._redis.check_memory_policy(refuse=False)
+        added = 0
+        page: list[str] = []
+        async for key in self._redis.keys(f"{escaped(self._prefix)}{{*}}:record"):
+            page.append(key)
+            if len(page) == PAGE_SIZE:
+                added += await self._repair_page(page, now)
+                page.clear()
+        added += await self._repair_page(page, now)
+        await self._redis.run(MARK_WHOLE, [self.key], [repr(NEVER_DUE + now), WHOLE])
+        if added:
+            logger.warning("%d entries of the index of due uploads were lost, and have been restored", added)
+        return added
+
+    async def _repair_page(self, keys: Sequence[str], now: float) -> int:
+        if not keys:
+            return 0
+        records = await self._redis.commands(
+            *[("HMGET", key, "id", "status", "expires_at", "concatenation") for key in keys]
+        )
+        due = {}
+        for upload_id, status, expires_at, concatenation in records:
+            waits = concatenation == Concatenation.FINAL and expires_at is not None
+            when = _due_at(None if waits else status, expires_at, now)
+            if upload_id and when is not None:
+                due[upload_id] = when
+        if not due:
+            return 0
+        known = await self._redis.command("ZMSCORE", self.key, *due)
+        missing = [upload_id for upload_id, score in zip(due, known, strict=True) if score is None]
+        for upload_id in missing:
+            await self._redis.run(NOTE, [self.key], [repr(due[upload_id]), upload_id])
+        return len(missing)
+
+
+def _due_at(status: str | None, expires_at: str | None, now: float) -> float | None:
+    """The score of a record; None if it never has to be looked at, or cannot be read."""
+    if status == Status.FINISHING:
+        return -now
+    try:
+        return None if expires_at is None else float(expires_at)
+    except ValueError:
+        return None
+
+
+def escaped(prefix: str) -> str:
+    """The prefix as a pattern of SCAN that matches nothing else."""
+    return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)

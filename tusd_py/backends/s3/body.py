@@ -1,0 +1,111 @@
+"""Bodies made of pieces of memory, and their checksums."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+from tusd_py.contracts.storage import Buffer
+from tusd_py.backends.s3.memory_limiter import BLOCK
+
+try:
+    from zlib_ng.zlib_ng import crc32 as add_crc32  # several times as fast
+except ImportError:
+    from zlib import crc32 as add_crc32
+
+Reader: TypeAlias = Callable[..., bytes]  # of so many bytes, or of all
+SMALLEST_BODY = 256 << 10  # bytes; less is joined, and sent without asking first (Expect: 100-continue)
+LARGEST_READ = 256 << 10  # bytes; who sends asks for 16 KiB at a time, one call to the kernel each
+
+
+class Body(io.RawIOBase):
+    """A file of pieces that are neither joined nor copied."""
+
+    def __init__(self, pieces: Sequence[Buffer]) -> None:
+        self._pieces = [memoryview(piece) for piece in pieces if len(piece)]
+        self._size = sum(map(len, self._pieces))
+        self._index = self._offset = self._position = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = left = max(0, min(self._size, base + offset))
+        self._index = 0
+        while self._index < len(self._pieces) and left >= len(self._pieces[self._index]):
+            left -= len(self._pieces[self._index])
+            self._index += 1
+        self._offset = left
+        return self._position
+
+    def read(self, size: int = -1) -> memoryview:
+        """The rest of a piece, or as much of it as is sent at a time."""
+        if self._index == len(self._pieces):
+            return memoryview(b"")
+        data = self._pieces[self._index][self._offset : self._offset + LARGEST_READ]
+        self._position += len(data)
+        self._offset += len(data)
+        if self._offset == len(self._pieces[self._index]):
+            self._index, self._offset = self._index + 1, 0
+        return data
+
+
+def body_of(pieces: Sequence[Buffer]) -> Body | bytes:
+    return b"".join(pieces) if sum(map(len, pieces)) < SMALLEST_BODY else Body(pieces)
+
+
+def read_all(read: Reader) -> bytes:
+    return read()
+
+
+def read_pieces(read: Reader, new_block: Callable[[], bytearray]) -> list[Buffer]:
+    """All bytes, in whole blocks as far as possible."""
+    pieces: list[Buffer] = []
+    while data := read(BLOCK):
+        if len(data) == BLOCK:
+            block = new_block()
+            block[:] = data
+            pieces.append(block)
+        else:
+            pieces.append(data)
+    return pieces
+
+
+def crc32(pieces: Iterable[Buffer], value: int = 0) -> int:
+    """Of bytes that follow others with this value."""
+    for piece in pieces:
+        value = add_crc32(piece, value)
+    return value
+
+
+def crc32_text(value: int) -> str:
+    return base64.b64encode(value.to_bytes(4)).decode()
+
+
+def md5(pieces: Iterable[Buffer]) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in pieces:
+        digest.update(piece)
+    return base64.b64encode(digest.digest()).decode()
+
+
+def multipart_etag(etags: Sequence[str]) -> str:
+    """The ETag that most servers give an object made of parts with these."""
+    try:
+        digests = b"".join(bytes.fromhex(etag.strip('"')) for etag in etags)
+    except ValueError:
+        return ""
+    return f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(etags)}"'

@@ -1,0 +1,68 @@
+"""Errors of S3 and of the way to it, as errors of an upload."""
+
+from __future__ import annotations
+
+from tusd_py.core.errors import StorageFull, StorageUnavailable, UploadError, UploadNotFound
+
+NO_ROOM = frozenset(["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "StorageFull", "507"])
+DENIED = frozenset(
+    ["AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"]
+)
+# Of an answer without a body. With one it is not S3 who answers but a gateway that does not find S3.
+NAMELESS = frozenset(["404", "NotFound"])
+
+
+class ObjectMissing(UploadNotFound):
+    default_message = "the object is no longer there"
+
+
+class MultipartMissing(UploadNotFound):
+    default_message = "the multipart upload was aborted; its bytes are lost"
+
+
+class BytesMissing(StorageUnavailable):
+    default_message = "bytes on their way to the storage were lost"
+
+
+class NotSatisfied(StorageUnavailable):
+    default_message = "another object has this key"
+
+
+class PartsRefused(StorageUnavailable):
+    default_message = "the storage does not have the parts that were stored"
+
+
+def code_of(error: BaseException) -> str:
+    """A short stable name of what went wrong."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code") or "Unknown")
+    return type(error).__name__
+
+
+def translate(error: Exception, bucket: str) -> UploadError:
+    """The error of an upload that stands for an error of botocore."""
+    code = code_of(error)
+    if code == "NoSuchBucket":
+        return StorageUnavailable(f"there is no bucket {bucket}")
+    if code == "NoSuchUpload":
+        return MultipartMissing()
+    if code == "NoSuchKey" or (code in NAMELESS and getattr(error, "operation_name", "") == "HeadObject"):
+        return ObjectMissing()
+    if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+        return NotSatisfied()
+    if code in ("InvalidPart", "InvalidPartOrder", "EntityTooSmall"):
+        return PartsRefused()
+    if code in NO_ROOM:
+        return StorageFull()
+    if code in DENIED or code in ("403", "Forbidden"):
+        return StorageUnavailable(f"the storage refused the credentials for bucket {bucket} ({code})")
+    if code == "ParamValidationError":
+        return StorageUnavailable(f"a name is not valid: {' '.join(str(error).split())}")
+    if code in ("NoCredentialsError", "PartialCredentialsError"):
+        return StorageUnavailable("there are no credentials for the storage")
+    if code in ("RequestTimeTooSkewed", "RequestExpired"):
+        return StorageUnavailable("the storage refuses the time of this host: its clock is wrong")
+    if getattr(error, "response", None) is not None:
+        return StorageUnavailable(f"the storage answered {code}")
+    return StorageUnavailable(f"the storage cannot be reached ({code})")

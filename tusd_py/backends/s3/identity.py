@@ -1,0 +1,64 @@
+"""The identity of a bucket, in an object below the prefix."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tusd_py.backends.s3.client import Client
+from tusd_py.backends.s3.config import S3Config
+from tusd_py.backends.s3.errors import NotSatisfied, ObjectMissing
+from tusd_py.backends.s3.object_keys import protection
+from tusd_py.asyncutil.ttl_set import Recent
+from tusd_py.core.storage_identity import MAX_LENGTH, Proof, parse_identity
+
+PROVEN_FOR = 10.0  # seconds; the settings stay what they are, only what is behind the endpoint could change
+RENEWED_AFTER = 86400.0  # seconds; where versions are kept, each is one more
+SETTLING = 2.0  # seconds between a look and the end of the write that it leads to
+
+
+class IdentityObject:
+    """Reads, makes and checks it. Methods raise `StorageUnavailable`."""
+
+    def __init__(self, config: S3Config, client: Client) -> None:
+        self._config = config
+        self._client = client
+        self._proven = Recent(PROVEN_FOR)
+        self.proof = Proof(f"--s3-bucket, --s3-endpoint and --s3-prefix ({config.bucket}/{config.identity})")
+        client.confirm_missing = self.check
+
+    async def read(self) -> str | None:
+        try:
+            return parse_identity(await self._client.get_unconfirmed(self._config.identity, MAX_LENGTH))
+        except ObjectMissing:
+            return None
+
+    async def create(self, identity: str, *, replace: bool) -> None:
+        conditional = self._config.abilities.conditional_put and not replace
+        try:
+            await self._put(identity, {"IfNoneMatch": "*"} if conditional else {})
+        except NotSatisfied:  # another process was faster
+            return
+        if not conditional and not replace:
+            await asyncio.sleep(SETTLING)  # another process that saw none has put its own by then; the last one counts
+
+    async def _put(self, identity: str, condition: dict[str, str]) -> None:
+        parameters = {"Key": self._config.identity, **protection(self._config), **condition}
+        await self._client.send("put_object", [f"{identity}\n".encode()], **parameters)
+
+    async def check(self) -> None:
+        """Raise `WrongStorage` unless the bucket has shown the id that is expected, now or a moment ago."""
+        expected = self.proof.expected
+        if expected is None or expected in self._proven:
+            return
+        self.proof.judge(await self.read())
+        self._proven.note(expected)
+
+    async def renew(self) -> None:
+        """Store the object once more after a day, for a rule that removes what is old."""
+        await self.check()
+        if self.proof.expected is None:
+            return
+        found = await self._client.call("head_object", Key=self._config.identity)
+        if time.time() - found["LastModified"].timestamp() > RENEWED_AFTER:
+            await self._put(self.proof.expected, {})

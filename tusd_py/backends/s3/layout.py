@@ -1,0 +1,138 @@
+"""What the record of an upload says of its bytes in S3 (`Upload.layout`), and how the ledger of parts is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tusd_py.core.errors import StoredElsewhere
+from tusd_py.core.upload import Part, Upload
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """An object of its own with bytes that do not fill a part yet."""
+
+    name: str
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Parts up to `parts_end`, tails from there on, or one whole object."""
+
+    key: str = ""  # of the object; empty: nothing was stored yet
+    part_size: int = 0
+    growing: bool = False
+    largest: int = 0  # bytes that parts grow to
+    multipart: str = ""  # the id of the multipart upload; empty: there is none yet
+    marker: str = ""  # metadata of the object that the multipart upload makes
+    next_number: int = 1  # of the next part; numbers below it may be in use
+    parts_end: int = 0
+    tails: tuple[Tail, ...] = ()
+    dropped: tuple[str, ...] = ()  # tails that are no longer needed once this layout is committed
+    placed: str = ""  # the marker of the object that holds every byte, yet to be verified
+    whole: bool = False  # the object holds every byte
+
+    def covered(self, limit: int) -> int:
+        """The offset up to which there are bytes without a gap, not beyond `limit`."""
+        end = min(self.parts_end, limit)
+        for tail in self.tails:
+            if tail.start <= end < tail.end:
+                end = min(tail.end, limit)
+        return end
+
+    def tails_from(self, start: int, end: int) -> tuple[Tail, ...]:
+        """The tails that hold the bytes between these offsets, in order and cut to them."""
+        found = []
+        for tail in self.tails:
+            if tail.start <= start < tail.end and start < end:
+                found.append(Tail(tail.name, tail.start, min(tail.end, end)))
+                start = found[-1].end
+        return tuple(found)
+
+    @property
+    def tail_names(self) -> tuple[str, ...]:
+        return (*(tail.name for tail in self.tails), *self.dropped)
+
+
+def dump(layout: Layout) -> str:
+    """As compact JSON, without what is not there."""
+    fields: dict[str, Any] = {
+        "key": layout.key,
+        "size": layout.part_size,
+        "grow": layout.growing,
+        "max": layout.largest,
+        "mpu": layout.multipart,
+        "mark": layout.marker,
+        "next": layout.next_number if layout.next_number > 1 else 0,
+        "end": layout.parts_end,
+        "tails": [[tail.name, tail.start, tail.end] for tail in layout.tails],
+        "drop": list(layout.dropped),
+        "put": layout.placed,
+        "whole": layout.whole,
+    }
+    return json.dumps({name: value for name, value in fields.items() if value}, separators=(",", ":"))
+
+
+def layout_of(upload: Upload) -> Layout:
+    """The layout of a record; raises `StoredElsewhere` if S3 has not its bytes."""
+    if upload.offset and not upload.is_final and not upload.layout.startswith("{"):
+        raise StoredElsewhere
+    return parse(upload.layout)
+
+
+def parse(text: str) -> Layout:
+    """The layout of a record; an empty one for an upload that nothing was stored of."""
+    if not text.startswith("{"):
+        return Layout()
+    fields = json.loads(text)
+    return Layout(
+        key=fields.get("key", ""),
+        part_size=fields.get("size", 0),
+        growing=fields.get("grow", False),
+        largest=fields.get("max", 0),
+        multipart=fields.get("mpu", ""),
+        marker=fields.get("mark", ""),
+        next_number=fields.get("next", 1),
+        parts_end=fields.get("end", 0),
+        tails=tuple(Tail(*tail) for tail in fields.get("tails", ())),
+        dropped=tuple(fields.get("drop", ())),
+        placed=fields.get("put", ""),
+        whole=fields.get("whole", False),
+    )
+
+
+def entry(number: int, start: int, end: int, etag: str, checksum: str) -> Part:
+    """One entry of the ledger; the size goes with the checksum, so that the start is known too."""
+    return Part(number, end, etag, f"{end - start}:{checksum}")
+
+
+def size_of(part: Part) -> int:
+    return int(part.checksum.partition(":")[0])
+
+
+def checksum_of(part: Part) -> str:
+    return part.checksum.partition(":")[2]
+
+
+def contiguous(ledger: Sequence[Part], end: int) -> list[Part]:
+    """The parts that follow each other from the first byte on, not beyond `end`.
+
+    Where bytes were lost and sent again, the ledger has both: the larger number counts.
+    """
+    chain: list[Part] = []
+    for part in sorted(ledger, key=lambda part: part.number):
+        start = part.end - size_of(part)
+        while chain and chain[-1].end > start:
+            chain.pop()
+        if start == (chain[-1].end if chain else 0) and part.end <= end:
+            chain.append(part)
+    return chain

@@ -1,0 +1,171 @@
+"""Names and properties of objects: pure functions of the configuration and the record."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from tusd_py.core.errors import StoredElsewhere, UploadNotFound
+from tusd_py.backends.s3.config import FIELD, S3Config, tails_below
+from tusd_py.core.upload import Upload, is_upload_id
+
+TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
+UNSAFE_IN_KEY = re.compile(r"[^A-Za-z0-9!_.*'()-]+")
+UNSAFE_IN_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
+NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')
+ANY_ID = r"(?P<id>[A-Za-z0-9_-]{1,128})"
+GENERATED_ID = r"(?P<id>[0-9a-f]{32})"
+MAX_DISPOSITION = 1024  # bytes; S3 takes 2 KiB of metadata with an object, and refuses the whole object for more
+MAX_EXTENSION = 16  # characters
+OWNER = "tusd-py-upload"  # metadata of an object: a digest of the upload's id
+MARKER = "tusd-py-put"  # metadata of an object: the request that made it
+
+
+def metadata_of(upload: Upload) -> dict[str, str]:
+    """Upload-Metadata as text; what cannot be read is left out."""
+    values = {}
+    for pair in (upload.metadata or "").split(","):
+        name, _, encoded = pair.strip().partition(" ")
+        try:
+            values[name] = base64.b64decode(encoded, validate=True).decode("utf-8", "replace")
+        except (binascii.Error, ValueError):
+            continue
+    return values
+
+
+def object_key(config: S3Config, upload: Upload) -> str:
+    """The key of the finished object; values that clients choose are reduced to harmless characters."""
+    if not is_upload_id(upload.id):
+        raise UploadNotFound
+    if upload.location:
+        return _parsed(upload.location)[1]
+    values = metadata_of(upload)
+
+    def value(field: re.Match[str]) -> str:
+        name = field[1]
+        if name == "id":
+            return upload.id
+        if name == "prefix":
+            return config.prefix
+        text = values.get(name.removeprefix("metadata."), "").replace("\\", "/").rpartition("/")[2]
+        return UNSAFE_IN_KEY.sub("_", text)[: config.max_value].strip(".") or "_"
+
+    return FIELD.sub(value, config.key)
+
+
+def location_of(config: S3Config, upload: Upload) -> str:
+    """The location that this configuration gives to an upload: the prefix of its tails, and the key of its object."""
+    return json.dumps([config.prefix, object_key(config, upload)], separators=(",", ":"))
+
+
+def tails_of(config: S3Config, upload: Upload) -> str:
+    """The beginning of the names of the tail objects of an upload."""
+    return tails_below(_parsed(upload.location)[0]) if upload.location else config.tails
+
+
+def _parsed(location: str) -> tuple[str, str]:
+    try:
+        prefix, key = json.loads(location)
+    except ValueError:  # of a disk, say
+        raise StoredElsewhere from None
+    return str(prefix), str(key)
+
+
+def key_pattern(config: S3Config) -> tuple[str, re.Pattern[str]]:
+    """What all keys begin with, and a pattern whose group `id` is the upload that a key belongs to."""
+    pattern, fixed, open_end = "", "", False
+    last = 0
+    for field in FIELD.finditer(config.key):
+        text = config.key[last : field.start()] + (config.prefix if field[1] == "prefix" else "")
+        last = field.end()
+        pattern += re.escape(text)
+        fixed += "" if open_end else text
+        if field[1] != "prefix":
+            open_end = True
+            pattern += ANY_ID if field[1] == "id" else r"[^/]*"
+    pattern += re.escape(config.key[last:])
+    return fixed, re.compile(pattern)
+
+
+def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
+    """Keys that only a server with this configuration makes: the id, as servers choose it, follows fixed text at once.
+
+    None where metadata comes first, which could be the beginning of another server's prefix, and where the prefix that
+    tells this server from another one is not in the key.
+    """
+    names: list[str] = FIELD.findall(config.key)
+    has_prefix = not config.prefix or "prefix" in names
+    if not has_prefix or next(name for name in names if name != "prefix") != "id":
+        return None
+    _, pattern = key_pattern(config)
+    return re.compile(pattern.pattern.replace(ANY_ID, GENERATED_ID, 1))
+
+
+def owner(upload: Upload) -> str:
+    """A marker for the metadata of an object that names its upload without giving away the id."""
+    return hashlib.sha256(upload.id.encode()).hexdigest()[:32]
+
+
+def protection(config: S3Config) -> dict[str, Any]:
+    """Encryption, for every object with bytes of an upload."""
+    parameters = {"ServerSideEncryption": config.encryption, "SSEKMSKeyId": config.kms_key}
+    return {name: value for name, value in parameters.items() if value}
+
+
+def properties(config: S3Config, upload: Upload, marker: str) -> dict[str, Any]:
+    """Parameters of the request that makes the object of an upload."""
+    parameters = protection(config) | {
+        "Metadata": {OWNER: owner(upload), MARKER: marker},
+        "ContentType": content_type(upload),
+        "ContentDisposition": content_disposition(upload),
+        "StorageClass": config.storage_class,
+        "ACL": config.acl,
+        "Tagging": urlencode(config.tags),
+    }
+    return {name: value for name, value in parameters.items() if value}
+
+
+def content_type(upload: Upload) -> str:
+    values = metadata_of(upload)
+    found = next((values[name] for name in ("filetype", "type", "contentType") if values.get(name)), "")
+    return found if TYPE.fullmatch(found) else "application/octet-stream"
+
+
+def content_disposition(upload: Upload) -> str:
+    """For saving under its name: what a bucket serves must not run in a browser."""
+    values = metadata_of(upload)
+    name = next((values[key] for key in ("filename", "name") if values.get(key)), "")
+    name = UNSAFE_IN_NAME.sub("_", name)
+    if not name:
+        return "attachment"
+    size = 255
+    while len(disposition := _disposition(_shortened(name, size))) > MAX_DISPOSITION:
+        size -= 8
+    return disposition
+
+
+def _shortened(name: str, size: int) -> str:
+    """The name in at most so many characters, with its extension."""
+    if len(name) <= size:
+        return name
+    stem, dot, extension = name.rpartition(".")
+    if not stem or len(extension) > MAX_EXTENSION:
+        return name[:size]
+    return stem[: size - len(extension) - 1] + dot + extension
+
+
+def _disposition(name: str) -> str:
+    plain = NOT_PLAIN.sub("_", name)
+    extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
+    return f'attachment; filename="{plain}"{extended}'
+
+
+def token_of(marker: str) -> int:
+    """The fencing token in the marker of an object; -1 if there is none."""
+    token = marker.partition("-")[0]
+    return int(token) if token.isascii() and token.isdigit() else -1

@@ -1,0 +1,188 @@
+"""Uploads in an S3 bucket.
+
+An upload is a multipart upload whose parts leave memory while the body still arrives, or one object if it fits into a
+part. What does not fill a part yet is stored in objects of its own (tails) when it has to be durable. The record says
+which parts and tails count (`layout.py`); S3 is asked only whether they are still there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from tusd_py.core.errors import StorageUnavailable
+from tusd_py.contracts.storage import Buffer, Observer, Orphan, PieceSize, SizeLimits, UploadRecords, largest_piece
+from tusd_py.backends.s3.client import OnCall
+from tusd_py.backends.s3.assemble import complete
+from tusd_py.backends.s3.copy import concatenate
+from tusd_py.backends.s3.config import S3Config
+from tusd_py.backends.s3.bucket import Engine
+from tusd_py.backends.s3.errors import ObjectMissing
+from tusd_py.backends.s3.identity import IdentityObject
+from tusd_py.backends.s3.orphans import clean
+from tusd_py.backends.s3.layout import dump, layout_of, parse
+from tusd_py.backends.s3.object_keys import location_of, object_key
+from tusd_py.backends.s3.part_sizes import size_limits
+from tusd_py.backends.s3.writer import S3Writer
+from tusd_py.core.upload import Part, Upload
+
+READ_SIZE = 1 << 20
+MOST_PROBES = 4  # requests at a time that only look; the others are for bytes
+
+
+class S3Storage:
+    """Uploads in one bucket. `on_call` is called in a thread after every request to S3."""
+
+    def __init__(self, config: S3Config, on_call: OnCall | None = None) -> None:
+        self.config = config
+        self._engine = Engine(config, on_call)
+        self._probes: dict[tuple[str, str, int], asyncio.Task[int]] = {}
+        self._probing = asyncio.Semaphore(MOST_PROBES)
+        self._identity = IdentityObject(config, self._engine.client)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of parts in memory now."""
+        return self._engine.memory.used
+
+    @property
+    def parts_in_flight(self) -> int:
+        """Parts that are being sent to S3 now."""
+        return self._engine.parts_in_flight
+
+    @property
+    def size_limits(self) -> SizeLimits:
+        config, abilities = self.config, self.config.abilities
+        return size_limits(
+            config.part_size,
+            abilities.max_parts,
+            equal=abilities.equal_parts,
+            copies=abilities.part_copy,
+            largest=config.largest_part,
+        )
+
+    async def open(self) -> None:
+        await self._engine.open()
+
+    def interrupt(self) -> None:
+        self._engine.is_interrupted = True
+
+    async def close(self, patience: float | None = None) -> bool:
+        for probe in list(self._probes.values()):
+            probe.cancel()
+        return await self._engine.close(patience)
+
+    def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> S3Writer:
+        return S3Writer(self._engine, upload, token, observer, inherited=inherited)
+
+    def locate(self, upload: Upload) -> str:
+        return location_of(self.config, upload)
+
+    async def stored(self, upload: Upload) -> int:
+        """The offset up to which bytes are stored. Concurrent calls for one record share a request."""
+        record = (upload.id, upload.layout, upload.offset)
+        probe = self._probes.get(record)
+        if probe is None:
+            probe = self._probes[record] = asyncio.create_task(self._probe(upload))
+            probe.add_done_callback(lambda probe: self._probed(record, probe))
+        return await asyncio.shield(probe)
+
+    def _probed(self, record: tuple[str, str, int], probe: asyncio.Task[int]) -> None:
+        del self._probes[record]
+        if not probe.cancelled():
+            probe.exception()  # perhaps nobody waits any more
+
+    async def _probe(self, upload: Upload) -> int:
+        async with self._probing:
+            return await self._look(upload)
+
+    async def _look(self, upload: Upload) -> int:
+        """One request, none if nothing was stored yet; raises `UploadNotFound` if the multipart upload was aborted."""
+        layout = layout_of(upload)
+        if layout.whole:
+            found = await self._engine.head(layout.key)
+            return 0 if found is None else min(found["ContentLength"], upload.offset)
+        covered = layout.covered(upload.offset)
+        if layout.multipart:
+            await self._engine.check_multipart(layout.key, layout.multipart)
+            return covered
+        for tail in reversed(layout.tails_from(layout.parts_end, covered)):
+            if await self._engine.head(self._engine.tail_key(upload, tail.name)) is not None:
+                return tail.end
+        return min(covered, layout.parts_end)
+
+    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+        return dump(await complete(self._engine, upload, layout_of(upload), parts))
+
+    async def tidy(self, upload: Upload) -> None:
+        """Nothing is left to do: a completion that is repeated finds the object."""
+
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
+        return dump(await concatenate(self._engine, final, partials))
+
+    async def delete(self, upload: Upload) -> None:
+        layout = parse(upload.layout)
+        key = layout.key or object_key(self.config, upload)
+        engine = self._engine
+        await self._identity.check()  # S3 does not tell whether there was something to delete
+        engine.memory.forget(upload.id)
+        engine.used_numbers.pop(upload.id, None)
+        if layout.multipart:
+            await engine.abort(key, layout.multipart)
+        await engine.remove([key, *(engine.tail_key(upload, name) for name in layout.tail_names)])
+
+    async def read(
+        self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
+    ) -> AsyncIterator[Buffer]:
+        key = self._key(upload)
+        if start == end and await self._engine.head(key) is None:
+            raise ObjectMissing
+        while start < end:
+            data = await self._engine.client.get(key, start, min(end, start + piece_size(READ_SIZE)))
+            if not data:
+                raise StorageUnavailable("the stored object is shorter than the upload")
+            start += len(data)
+            yield data
+
+    async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
+        """A presigned URL, if the configuration has clients download from S3 itself."""
+        if self.config.download != "redirect":
+            return None
+        return await self._engine.client.presign(
+            "get_object",
+            self.config.redirect_expires,
+            Key=self._key(upload),
+            ResponseContentDisposition=disposition,
+            ResponseContentType=content_type,
+        )
+
+    async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+        """Remove multipart uploads and tails that no record names, at least `older_than` seconds old.
+
+        Returns what was found, with `dry_run` without removing anything.
+        """
+        return await clean(self._engine, records, older_than=older_than, dry_run=dry_run)
+
+    # The identity (`HasIdentity`).
+
+    async def read_identity(self) -> str | None:
+        return await self._identity.read()
+
+    async def create_identity(self, identity: str, *, replace: bool = False) -> None:
+        await self._identity.create(identity, replace=replace)
+
+    @property
+    def what_to_check(self) -> str:
+        return self._identity.proof.what_to_check
+
+    def expect_identity(self, identity: str) -> None:
+        self._identity.proof.expected = identity
+
+    async def prove_identity(self) -> None:
+        await self._identity.check()
+
+    async def renew_identity(self) -> None:
+        await self._identity.renew()
+
+    def _key(self, upload: Upload) -> str:
+        return parse(upload.layout).key or object_key(self.config, upload)

@@ -1,0 +1,67 @@
+"""The tables of the records in SQLite, and how files of earlier versions come to have them."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import fields
+
+from tusd_py.core.errors import StateUnavailable
+from tusd_py.core.upload import Upload
+
+FIELDS = tuple(field.name for field in fields(Upload))
+VERSION = 1  # `user_version` of the files that this version writes; 0 in those before it
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS uploads (
+    id TEXT PRIMARY KEY, created_at REAL NOT NULL, length INTEGER, deferred INTEGER NOT NULL,
+    offset INTEGER NOT NULL, status TEXT NOT NULL, metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT,
+    partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL,
+    layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL, synced INTEGER NOT NULL DEFAULT 0,
+    location TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (
+    upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
+    PRIMARY KEY (upload_id, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS metadata (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expires_at IS NOT NULL;
+DROP INDEX IF EXISTS uploads_finishing;
+CREATE INDEX IF NOT EXISTS uploads_to_finish ON uploads (status)
+    WHERE status = 'finishing' AND (concatenation <> 'final' OR expires_at IS NULL);
+CREATE TABLE IF NOT EXISTS waiting_finals (
+    partial_id TEXT, final_id TEXT, PRIMARY KEY (partial_id, final_id)
+) WITHOUT ROWID;
+"""
+# To the files of earlier versions. The bytes of a recording were synced before every answer then too.
+ADD_COLUMNS = {
+    "layout": ("ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''",),
+    "location": ("ALTER TABLE uploads ADD COLUMN location TEXT NOT NULL DEFAULT ''",),
+    "synced": (
+        "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
+        "UPDATE uploads SET synced = offset WHERE deferred",
+    ),
+}
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables, or give an older file what it lacks; raises `StateUnavailable` for one of a later version."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise StateUnavailable(
+            f"its records were written by a newer version of tusd-py (format {version}; this version reads "
+            f"formats up to {VERSION})"
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.executescript(SCHEMA)
+    if version == VERSION and _columns(connection) >= ADD_COLUMNS.keys():
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    for column in ADD_COLUMNS.keys() - _columns(connection):
+        for statement in ADD_COLUMNS[column]:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
+def _columns(connection: sqlite3.Connection) -> set[str]:
+    return {row[1] for row in connection.execute("PRAGMA table_info(uploads)")}

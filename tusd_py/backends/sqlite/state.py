@@ -1,0 +1,299 @@
+"""Records in one SQLite file (WAL), shared by every process of one host.
+
+Writes run in a thread of their own, which commits whatever has queued up in one transaction; one record is read
+in the event loop, because that takes less time than waking a thread (measured: 15 us against 160 us).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from tusd_py.core.clock import Clock, SystemClock
+from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
+from tusd_py.core.upload_codec import BrokenRecords, broken, check
+from tusd_py.backends.sqlite.schema import FIELDS
+from tusd_py.backends.sqlite.writer import Job, SQLiteWriter
+from tusd_py.core.upload import Concatenation, Part, Status, Upload
+
+VALUES = attrgetter(*FIELDS)
+PARTIAL_IDS = FIELDS.index("partial_ids")  # kept as one text, separated by spaces
+
+SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
+SELECT_ONE = f"{SELECT} WHERE id = ?"
+EXISTS = "SELECT 1 FROM uploads WHERE id = ?"
+SELECT_DUE = (
+    f"{SELECT} WHERE expires_at <= ? UNION ALL "
+    f"{SELECT} WHERE status = 'finishing' AND (concatenation <> 'final' OR expires_at IS NULL) "
+    "AND (expires_at IS NULL OR expires_at > ?) LIMIT ? OFFSET ?"
+)
+INSERT = f"INSERT INTO uploads ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
+UPDATE = (
+    f"UPDATE uploads SET {', '.join(f'{name} = ?' for name in FIELDS)} "
+    "WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
+)
+DELETE = "DELETE FROM uploads WHERE id = ? AND (token <= ? OR typeof(token) <> 'integer')"
+SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
+PAGE = 500  # records
+INSERT_PART = "INSERT OR REPLACE INTO parts (upload_id, number, end, etag, checksum) VALUES (?, ?, ?, ?, ?)"
+SELECT_PARTS = "SELECT number, end, etag, checksum FROM parts WHERE upload_id = ? ORDER BY number"
+SELECT_METADATA = "SELECT value FROM metadata WHERE name = ?"
+INSERT_METADATA = "INSERT OR IGNORE INTO metadata (name, value) VALUES (?, ?)"
+UPDATE_METADATA = "UPDATE metadata SET value = ? WHERE name = ? AND value = ?"
+INSERT_WAITING = "INSERT OR IGNORE INTO waiting_finals (partial_id, final_id) VALUES (?, ?)"
+SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT ?"
+DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
+DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
+COLUMN_TYPES: dict[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
+    **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location"), (str,)),
+    **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
+    **dict.fromkeys(("expires_at", "completed_at"), (float, type(None))),
+    "created_at": (float,),
+    "length": (int, type(None)),
+}
+ENDED = (Status.TERMINATED, Status.EXPIRED)
+
+
+class SQLiteState:
+    """The embedded state store."""
+
+    def __init__(self, path: Path, clock: Clock | None = None) -> None:
+        self._path = path
+        self.clock: Clock = clock or SystemClock()
+        self._writer: SQLiteWriter | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._broken = BrokenRecords()
+
+    async def open(self) -> None:
+        self._writer = SQLiteWriter(self._path)
+        await self._submit(lambda connection: None)  # fails if the file cannot be opened
+        self._reader = await asyncio.to_thread(self._writer.connect)
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await asyncio.to_thread(writer.close)
+        if self._reader is not None:
+            await asyncio.to_thread(self._reader.close)
+            self._reader = None
+
+    async def check(self) -> None:
+        """Raise `StateUnavailable` for a while after a sync of the records has failed."""
+        if self._writer is not None:
+            self._writer.check()
+
+    @property
+    def limitations(self) -> Sequence[str]:
+        return ()
+
+    async def create(self, upload: Upload, *, durable: bool = False) -> None:
+        def insert(connection: sqlite3.Connection) -> None:
+            try:
+                connection.execute(INSERT, _row(upload))
+            except sqlite3.IntegrityError:
+                raise UploadExists from None
+
+        await self._submit(insert, durable)
+
+    async def get(self, upload_id: str) -> Upload | None:
+        try:
+            row = self._read_inline(upload_id)
+        except sqlite3.Error:  # the file is busy (a recovery in another process) or broken: wait elsewhere
+            rows = await self._submit(lambda connection: _rows(connection, SELECT_ONE, (upload_id,)))
+            row = rows[0] if rows else None
+        return None if row is None else _upload(row)
+
+    def _read_inline(self, upload_id: str) -> Any:
+        assert self._reader is not None
+        return self._reader.execute(SELECT_ONE, (upload_id,)).fetchone()
+
+    async def update(
+        self, before: Upload, after: Upload, token: int, *, parts: Sequence[Part] = (), durable: bool = False
+    ) -> Upload:
+        stored = after if after.token == token else replace(after, token=token)
+
+        def change(connection: sqlite3.Connection) -> Upload:
+            _change(connection, before, stored)
+            if parts:
+                rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
+                connection.executemany(INSERT_PART, rows)
+            if drop_ledger:
+                connection.execute(DELETE_PARTS, (before.id,))
+            return stored
+
+        drop_ledger = bool(before.layout) and stored.is_complete
+        removes = stored.status in ENDED
+        result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_ledger, removes=removes)
+        return result
+
+    def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
+        if self._writer is None:
+            raise StateUnavailable
+        stored = after if after.token == token else replace(after, token=token)
+        job = Job(lambda connection: _change(connection, before, stored), durable, None, removes=stored.status in ENDED)
+        self._writer.run_now(job)
+        return stored
+
+    async def parts(self, upload_id: str) -> Sequence[Part]:
+        rows: list[Any] = await self._submit(
+            lambda connection: connection.execute(SELECT_PARTS, (upload_id,)).fetchall()
+        )
+        return [Part(*row) for row in rows]
+
+    async def delete(self, upload_id: str, token: int) -> None:
+        def remove(connection: sqlite3.Connection) -> None:
+            deleted = connection.execute(DELETE, (upload_id, token)).rowcount
+            if not deleted and connection.execute(EXISTS, (upload_id,)).fetchone() is not None:
+                raise LockLost
+            connection.execute(DELETE_PARTS, (upload_id,))
+
+        await self._submit(remove, compound=True, removes=True)
+
+    async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
+        found: list[Upload] = []
+        while len(found) < limit:
+            count = min(PAGE, limit - len(found))
+            rows = await self._submit(partial(_rows, statement=SELECT_DUE, values=(now, now, count, skip)))
+            found += [upload for row in rows if not isinstance(upload := self._readable(row), BrokenRecord)]
+            skip += count
+            if len(rows) < count:
+                break
+        return found
+
+    async def add_waiting(self, partial_id: str, final_id: str) -> None:
+        await self._submit(lambda connection: connection.execute(INSERT_WAITING, (partial_id, final_id)).rowcount)
+
+    async def waiting_for(self, partial_id: str, limit: int) -> Sequence[str]:
+        rows: list[Any] = await self._submit(
+            lambda connection: connection.execute(SELECT_WAITING, (partial_id, limit)).fetchall()
+        )
+        return [str(row[0]) for row in rows]
+
+    async def remove_waiting(self, partial_id: str, final_ids: Sequence[str]) -> None:
+        rows = [(partial_id, final_id) for final_id in final_ids]
+        await self._submit(lambda connection: connection.executemany(DELETE_WAITING, rows).rowcount, compound=True)
+
+    async def refresh_clock(self) -> None:
+        """Do nothing: the clock is that of this host."""
+
+    async def read_metadata(self, name: str) -> str | None:
+        row = await self._submit(lambda connection: connection.execute(SELECT_METADATA, (name,)).fetchone())
+        return None if row is None else str(row[0])
+
+    async def write_metadata(self, name: str, value: str, *, before: str | None) -> bool:
+        statement, values = (
+            (INSERT_METADATA, (name, value)) if before is None else (UPDATE_METADATA, (value, name, before))
+        )
+        changed: int = await self._submit(lambda connection: connection.execute(statement, values).rowcount, True)
+        return changed > 0
+
+    async def all(self) -> AsyncIterator[Upload]:
+        async for record in self._records():
+            if not isinstance(record, BrokenRecord):
+                yield record
+
+    async def broken(self) -> AsyncIterator[BrokenRecord]:
+        async for record in self._records():
+            if isinstance(record, BrokenRecord):
+                yield record
+
+    async def _records(self) -> AsyncIterator[Upload | BrokenRecord]:
+        last = ""
+        while rows := await self._page(last):
+            for row in rows:
+                yield self._readable(row)
+            last = rows[-1][FIELDS.index("id")]
+
+    def _page(self, last: str) -> asyncio.Future[Any]:
+        return self._submit(lambda connection: _rows(connection, SELECT_AFTER, (last, PAGE)))
+
+    def _readable(self, row: Sequence[Any]) -> Upload | BrokenRecord:
+        try:
+            return _upload(row)
+        except BrokenRecord as error:
+            self._broken.tell(error)
+            return error
+
+    def _submit(
+        self,
+        work: Callable[[sqlite3.Connection], Any],
+        durable: bool = False,
+        *,
+        compound: bool = False,
+        removes: bool = False,
+    ) -> asyncio.Future[Any]:
+        if self._writer is None:
+            raise StateUnavailable
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._writer.submit(Job(work, durable, done, compound, removes))
+        return done
+
+
+def _change(connection: sqlite3.Connection, before: Upload, after: Upload) -> None:
+    """Replace a record; raises `LockLost` if it is another one by now, or has a newer token."""
+    condition = (before.id, after.token, before.offset, before.status)
+    if connection.execute(UPDATE, (*_row(after), *condition)).rowcount == 0:
+        raise LockLost
+
+
+def _row(upload: Upload) -> tuple[Any, ...]:
+    values = VALUES(upload)
+    return (*values[:PARTIAL_IDS], " ".join(upload.partial_ids), *values[PARTIAL_IDS + 1 :])
+
+
+def _rows(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    """The rows of a query; a text that is none comes as bytes."""
+    try:
+        return connection.execute(statement, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if "decode" not in str(error):
+            raise
+    connection.text_factory = _text
+    try:
+        return connection.execute(statement, values).fetchall()
+    finally:
+        connection.text_factory = str
+
+
+def _text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
+_known_types: set[tuple[type, ...]] = set()  # of rows that hold in every column what it is for
+
+
+def _upload(row: Sequence[Any]) -> Upload:
+    """The record; raises `BrokenRecord` for one with garbage in it."""
+    values = dict(zip(FIELDS, row, strict=True))
+    try:
+        types = tuple(map(type, row))
+        if types not in _known_types:
+            _check_types(types)
+            _known_types.add(types)
+        values["deferred"] = bool(values["deferred"])
+        values["status"] = Status(values["status"])
+        values["concatenation"] = Concatenation(values["concatenation"])
+        values["partial_ids"] = tuple(values["partial_ids"].split())
+        upload = Upload(**values)
+        check(upload)
+    except ValueError as error:
+        texts = {
+            name: str(value) for name, value in zip(FIELDS, row, strict=True) if isinstance(value, str | int | float)
+        }
+        raise broken(str(row[0]), texts, error) from None
+    return upload
+
+
+def _check_types(types: Sequence[type]) -> None:
+    for name, found in zip(FIELDS, types, strict=True):
+        if found not in COLUMN_TYPES[name]:
+            raise ValueError(f"{name} is {found.__name__}")

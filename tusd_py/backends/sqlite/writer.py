@@ -1,0 +1,294 @@
+"""Writing to a SQLite file: jobs together in one transaction, and what happens when one fails.
+
+Jobs of the event loop run in a thread of the writer's own. A thread that has a job itself (`run_now`) runs it, together
+with those that other threads have brought meanwhile. One thread at a time uses the connection.
+
+Full disk: the log is written back and cut off, and the jobs are tried again; those that remove something may then use
+the room that is kept for them (`reserve.py`).
+
+Failed sync, of the log or of the file: the pages of the log that were not synced before may be lost although they can
+be read, and the next sync would prove nothing. So every change fails until all of the log has been written to the file
+and synced there, after which the log begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tusd_py.core.errors import StateFull, StateUnavailable, UploadError
+from tusd_py.backends.sqlite.reserve import Reserve
+from tusd_py.backends.sqlite.schema import prepare
+
+logger = logging.getLogger("tusd_py.state")
+
+BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+BUSY_PAUSE = 0.02  # seconds
+BUSY_TIMEOUT = 5.0  # seconds a write waits for another process's
+MOST_WRITES_IN_A_TRANSACTION = 256
+CHECKPOINT_WRITES = 250  # after so many the log is written back; about a thousand of its pages
+LARGEST_IDLE_LOG = 4 << 20  # bytes
+SUSPICION = 60.0  # seconds after a failed sync in which no success counts for the readiness
+CLOSE_PATIENCE = 10.0  # seconds
+FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_CANTOPEN")
+FAILED = "a sync of the records to the disk failed: look at the disk"
+
+
+@dataclass(slots=True)
+class Job:
+    """Work for the writer, one statement as a rule, and the future that waits for its result."""
+
+    work: Callable[[sqlite3.Connection], Any]
+    durable: bool
+    done: asyncio.Future[Any] | None  # None: a thread waits for it
+    compound: bool = False  # several statements
+    removes: bool = False  # makes room, or leads to that
+    result: Any = None
+    error: Exception | None = None
+    ended: bool = False
+
+
+class SQLiteWriter:
+    """Runs jobs in the order in which they come; who uses the connection holds `_turn`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        self._brought: deque[Job] = deque()  # by threads that wait for their turn
+        self._reserve = Reserve(path.with_name("reserve"))
+        self._connection: sqlite3.Connection | None = None
+        self._synchronous = ""
+        self._written = 0  # jobs since the log was written back
+        self._log_lost = False  # a sync failed, and the log has not been written back since
+        self._failed_at: float | None = None  # in the time of the monotonic clock
+        self._thread = threading.Thread(target=self._run, name="tusd-py-state", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def run_now(self, job: Job) -> Any:
+        """Run a job in the thread of the caller; returns or raises as it does. Blocks."""
+        self._brought.append(job)
+        with self._turn:
+            if not job.ended:  # or a thread whose turn was earlier has run it
+                jobs = [self._brought.popleft() for _ in range(len(self._brought))]
+                self._attempt(jobs)
+                for ended in jobs:
+                    ended.ended = True
+                self._written += len(jobs)
+                if self._written >= CHECKPOINT_WRITES > self._written - len(jobs):
+                    self._jobs.put(Job(_nothing, False, None))  # the writer's thread writes the log back
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def close(self) -> None:
+        """Do what waits, then end; blocks. A thread that hangs in a call to the system is left to end by itself."""
+        self._jobs.put(None)
+        self._thread.join(CLOSE_PATIENCE)
+
+    def check(self) -> None:
+        """Raise `StateUnavailable` after a failed sync, until changes have succeeded well after it."""
+        if self._failed_at is None:
+            return
+        if self._log_lost or time.monotonic() - self._failed_at < SUSPICION:
+            raise StateUnavailable(FAILED)
+        self._failed_at = None
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection, whose tables are there; raises `StateUnavailable`, `StateFull`."""
+        try:
+            return self._connect()
+        except sqlite3.Error as error:
+            # A full disk has no room for the files that SQLite makes beside its own.
+            if _is_full(error) and self._reserve.release():
+                with contextlib.suppress(sqlite3.Error):
+                    return self._connect()
+            raise _state_error(error) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        try:
+            while True:
+                try:
+                    prepare(connection)
+                except sqlite3.Error as error:
+                    if connection.in_transaction:
+                        connection.rollback()
+                    # Processes that start together meet here, where SQLite does not wait by itself.
+                    if getattr(error, "sqlite_errorcode", None) not in BUSY or time.monotonic() > deadline:
+                        raise
+                    time.sleep(BUSY_PAUSE)
+                else:
+                    # SQLite says nothing of a sync that failed while it wrote the log back by itself.
+                    connection.execute("PRAGMA wal_autocheckpoint = 0")
+                    connection.execute(f"PRAGMA journal_size_limit = {LARGEST_IDLE_LOG}")
+                    return connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def _run(self) -> None:
+        while jobs := self._take():
+            with self._turn:
+                self._attempt(jobs)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                self._loop.call_soon_threadsafe(_deliver, jobs)
+            with self._turn:
+                self._tidy(len(jobs))
+        with self._turn:
+            self._disconnect()
+
+    def _take(self) -> list[Job]:
+        """The jobs that wait; an empty list at the end."""
+        jobs: list[Job] = []
+        job = self._jobs.get()
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == MOST_WRITES_IN_A_TRANSACTION or self._jobs.empty():
+                return jobs
+            job = self._jobs.get()
+        if jobs:
+            self._jobs.put(None)
+        return jobs
+
+    def _attempt(self, jobs: Sequence[Job]) -> None:
+        error = self._try(jobs)
+        if error is None or not _is_full(error):
+            return
+        self._write_back("TRUNCATE")
+        if not _is_full(self._try(jobs)):
+            return
+        for job in jobs:
+            if job.removes and self._try([job]) is not None and self._reserve.release():
+                self._write_back("TRUNCATE")
+                self._try([job])
+
+    def _try(self, jobs: Sequence[Job]) -> sqlite3.Error | None:
+        """Run the jobs in one transaction; what makes all of them fail is returned."""
+        try:
+            self._transact(jobs)
+        except (sqlite3.Error, UploadError) as error:
+            cause = error if isinstance(error, sqlite3.Error) else error.__cause__
+            for job in jobs:
+                job.result, job.error = None, error if isinstance(error, UploadError) else _state_error(error)
+            if isinstance(cause, sqlite3.Error):
+                self._failed(cause)
+                return cause
+        return None
+
+    def _transact(self, jobs: Sequence[Job]) -> None:
+        if self._connection is None:
+            self._connection, self._synchronous = self.connect(), ""
+        if self._log_lost:
+            self._write_log_back()
+        # FULL syncs the log at the commit, NORMAL leaves that to the kernel.
+        wanted = "FULL" if any(job.durable for job in jobs) else "NORMAL"
+        if self._synchronous != wanted:
+            self._connection.execute(f"PRAGMA synchronous = {wanted}")
+            self._synchronous = wanted
+        _transact(self._connection, jobs)
+
+    def _write_log_back(self) -> None:
+        """Have every page of the log in the file, and synced there; raises `StateUnavailable`."""
+        assert self._connection is not None
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._synchronous = "FULL"
+        busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StateUnavailable(FAILED)
+        self._log_lost = False
+        logger.warning("the records are written and synced again after the failure")
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        if self._connection is not None and self._connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.rollback()
+        if _is_full(error) or not _name(error).startswith("SQLITE_IOERR"):
+            return
+        if not self._log_lost:
+            logger.error("the records could not be written to the disk (%s): %s", _name(error), self._path)
+        self._log_lost, self._failed_at = True, time.monotonic()
+        self._disconnect()
+
+    def _tidy(self, written: int) -> None:
+        self._written += written
+        if self._connection is None or self._log_lost:
+            return
+        if self._written >= CHECKPOINT_WRITES:
+            self._write_back("PASSIVE")
+        self._reserve.restore()
+
+    def _write_back(self, mode: str) -> None:
+        """Write the log back to the file as far as that goes now."""
+        self._written = 0
+        if self._connection is None:
+            return
+        try:
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.Error as error:
+            self._failed(error)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+
+def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+    """Run the jobs in one transaction; a single statement is a transaction by itself."""
+    together = len(jobs) > 1 or jobs[0].compound
+    if together:
+        connection.execute("BEGIN IMMEDIATE")
+    for job in jobs:
+        job.error = None
+        try:
+            job.result = job.work(connection)
+        except sqlite3.Error:
+            raise
+        except Exception as error:  # this job's own (a lost lock, a value that no column takes); it changed nothing
+            job.error = error
+    if together:
+        connection.execute("COMMIT")
+
+
+def _nothing(connection: sqlite3.Connection) -> None: ...
+
+
+def _deliver(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.done is None or job.done.cancelled():
+            continue
+        if job.error is not None:
+            job.done.set_exception(job.error)
+        else:
+            job.done.set_result(job.result)
+
+
+def _name(error: sqlite3.Error) -> str:
+    return str(getattr(error, "sqlite_errorname", ""))
+
+
+def _is_full(error: sqlite3.Error | None) -> bool:
+    return error is not None and _name(error) in FULL
+
+
+def _state_error(error: sqlite3.Error) -> UploadError:
+    failure = StateFull() if _name(error) == "SQLITE_FULL" else StateUnavailable()
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,273 @@
+"""The ASGI application of one tus endpoint: routing, the format of answers and errors, one event per request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from starlette.types import Message, Receive, Scope, Send
+
+from tusd_py.core.errors import ClientDisconnected, NotReady, OffsetMismatch, UploadError, UploadNotFound, WriteTimeout
+from tusd_py.events.bus import EventBus, RequestFinished
+from tusd_py.http.body import RequestBody, arrivals_of
+from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
+from tusd_py.http.tus.headers import format_date, single_values
+from tusd_py.http.request import Request, Response, declared_size, method_of
+from tusd_py.http.tus.handlers import VERSION, Endpoint, RangeNotSatisfiable, TusEndpoints
+from tusd_py.http.urls import UrlBuilder
+from tusd_py.contracts.storage import Buffer
+from tusd_py.core.upload import is_upload_id
+from tusd_py.transfer.budget import BlockPool
+
+logger = logging.getLogger("tusd_py.http")
+
+COMMON_HEADERS = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
+CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) as its endpoint; "
+OUTSIDE = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
+NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server could start
+IGNORED_BODY = 64 << 10  # bytes of a refused body that a server with deadlines swallows on a connection it keeps
+LINGER = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
+REQUEST_ID_LENGTH = 64
+PASSED_BY_DEFAULT = 3500  # bytes of two fields that nginx passes with its default buffers of 4 KiB for all of them
+
+
+class TusEndpoint:
+    """Serves `/` (creation) and `/{id}` below wherever it is mounted."""
+
+    def __init__(
+        self,
+        endpoints: TusEndpoints,
+        events: EventBus,
+        urls: UrlBuilder,
+        pool: BlockPool,
+        *,
+        idle_timeout: float,
+        minimum_rate: float,
+    ) -> None:
+        self._endpoints = endpoints
+        self._events = events
+        self._urls = urls
+        self._pool = pool
+        self._idle_timeout = idle_timeout
+        self._minimum_rate = minimum_rate
+        self._warned_of_size = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        # A server may append trailers to the list later: headers are what is there now.
+        headers = single_values(list(scope["headers"]))
+        body = RequestBody(
+            receive,
+            0,
+            idle_timeout=self._idle_timeout,
+            minimum_rate=self._minimum_rate,
+            offers_upgrade="upgrade" in headers,
+            expects_continue=headers.get("expect", "").lower() == "100-continue",
+            arrivals=arrivals_of(scope, receive),
+            pool=self._pool,
+        )
+        request = Request(scope, "", body, headers)
+        status, code = 0, "ERR_CLIENT_DISCONNECTED"
+        try:
+            response = await self._respond(request)
+            if response is not None:
+                await self._send(request, response, send)
+                status, code = response.status, response.error_code
+        except UploadError as error:  # in the middle of the answer: the server closes the connection
+            code = error.code
+            if error.__cause__ is not None:
+                logger.error("%s: %s (%s)", code, error.message, first_cause(error))
+        finally:
+            body.close()
+            self._events.publish(
+                RequestFinished(
+                    method=method_of(scope, headers),
+                    path=scope["path"],
+                    status=status,
+                    seconds=time.monotonic() - started,
+                    error_code=code,
+                    upload_id=request.upload_id,
+                    bytes_received=body.bytes_received,
+                    bytes_sent=request.bytes_sent,
+                    offset_before=request.offset_before,
+                    offset_after=request.offset_after,
+                    client=self._urls.client(scope, headers),
+                    request_id=headers.get("x-request-id", "")[:REQUEST_ID_LENGTH],
+                )
+            )
+
+    async def _respond(self, request: Request) -> Response | None:
+        """The answer to a request; None if nobody is there to hear it."""
+        method = method_of(request.scope, request.headers)
+        try:
+            request.body.declared_size = declared_size(request.headers)
+            return await self._route(request, method)(request)
+        except ClientDisconnected:
+            return None
+        except UploadError as error:
+            if error.__cause__ is not None:
+                details = error if logger.isEnabledFor(logging.DEBUG) else None
+                logger.error("%s: %s (%s)", error.code, error.message, first_cause(error), exc_info=details)
+            answer = answer_for(error)
+            if method == "HEAD" and answer.status >= 500:
+                answer = TRY_LATER
+            return _refusal(request, answer, error)
+        except Exception:  # a bug: the client gets a plain answer, the log the traceback
+            logger.exception("a request failed")
+            return _refusal(request, TRY_LATER if method == "HEAD" else INTERNAL_ERROR)
+
+    async def _send(self, request: Request, response: Response, send: Send) -> None:
+        if response.stream is not None:
+            await self._send_start(response, send)
+            await self._send_stream(request, response.stream, send)
+        elif request.body.is_watched:
+            await self._send_whole(request, response, send)
+        else:
+            if request.has_body and not request.body.ended and not request.awaits_continue:
+                await request.body.discard(0)  # mostly all of it has arrived
+            async with self._patience(request, 0):
+                await self._send_whole(request, response, send)
+
+    async def _send_start(self, response: Response, send: Send) -> None:
+        await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
+
+    async def _send_whole(self, request: Request, response: Response, send: Send) -> None:
+        closes = _leaves_too_much_unread(request)
+        if closes:
+            response.headers["Connection"] = "close"
+        if response.status not in (204, 304):
+            response.headers.setdefault("Content-Length", str(len(response.body)))
+        self._warn_of_size(request, response)
+        await self._send_start(response, send)
+        if closes and not request.awaits_continue:
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+            await request.body.discard(LINGER)
+            response.body = b""
+        await send({"type": "http.response.body", "body": response.body})
+
+    def _warn_of_size(self, request: Request, response: Response) -> None:
+        """Say once that the fields of an upload are longer than a proxy may pass on."""
+        sent = (response.headers.get(name, "") for name in ("Upload-Metadata", "Upload-Concat"))
+        if self._warned_of_size or sum(map(len, sent)) <= PASSED_BY_DEFAULT:
+            return
+        if self._urls.is_behind_proxy(request.scope):
+            self._warned_of_size = True
+            logger.warning(
+                "the fields of upload %s are longer than nginx passes on by default: it answers 502 and clients begin"
+                " again, unless proxy_buffer_size is raised as in deploy/nginx.conf",
+                request.upload_id,
+            )
+
+    async def _send_stream(self, request: Request, stream: AsyncIterator[Buffer], send: Send) -> None:
+        # Servers swallow what is sent to a client that has gone: only `receive` tells.
+        gone = asyncio.ensure_future(request.body.wait_for_disconnect())
+        try:
+            async for data in stream:
+                if gone.done():
+                    raise WriteTimeout if request.body.reader_timed_out else ClientDisconnected
+                async with self._patience(request, len(data)):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    # Returns when the client has taken almost all: only then more is read.
+                    await send({"type": "http.response.body", "body": b"", "more_body": True})
+                request.bytes_sent += len(data)
+            if request.body.reader_timed_out:
+                raise WriteTimeout
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            gone.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _patience(self, request: Request, size: int) -> AsyncIterator[None]:
+        """Bound the time in which a client takes so many bytes, unless the server itself watches every byte."""
+        limit = None
+        if self._idle_timeout and not request.body.is_watched:
+            limit = self._idle_timeout + (size / self._minimum_rate if self._minimum_rate else 0.0)
+        try:
+            async with asyncio.timeout(limit):
+                yield
+        except TimeoutError:
+            raise WriteTimeout from None
+
+    def _route(self, request: Request, method: str) -> Endpoint:
+        scope = request.scope
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if OUTSIDE in scope:
+            raise RequestRefused(404, "ERR_NOT_FOUND", "there is nothing here")
+        if path in ("", "/"):
+            methods = self._endpoints.on_endpoint
+        elif is_upload_id(upload_id := _without_slash(path[1:], scope)):
+            request.upload_id = upload_id
+            methods = self._endpoints.on_upload
+        else:
+            raise UploadNotFound
+        if method not in methods:
+            raise MethodNotAllowed(list(methods), "" if request.upload_id else CREATION_URL)
+        if NOT_READY in scope and method != "OPTIONS":
+            raise NotReady
+        return methods[method]
+
+
+def _without_slash(path: str, scope: Scope) -> str:
+    """The path without a slash at its end, unless that was encoded and so is a part of the name."""
+    if path.endswith("/") and not (scope.get("raw_path") or b"").lower().endswith(b"%2f"):
+        return path[:-1]
+    return path
+
+
+def first_cause(error: BaseException) -> str:
+    """What began it, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class MethodNotAllowed(RequestRefused):
+    def __init__(self, allowed: Sequence[str], hint: str = "") -> None:
+        super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"{hint}the methods here are {', '.join(allowed)}")
+        self.allowed = allowed
+
+
+def _refusal(request: Request, answer: Answer, error: UploadError | None = None) -> Response:
+    content_type, body = render(answer, request.headers.get("accept", ""))
+    headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+    if isinstance(error, OffsetMismatch):
+        headers["Upload-Offset"] = str(error.offset)
+        request.offset_after = error.offset
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.length}"
+    if request.expires_at is not None:
+        headers["Upload-Expires"] = format_date(request.expires_at)
+    if answer.status == 412:
+        headers["Tus-Version"] = VERSION
+    if answer.retry:
+        headers["Retry-After"] = RETRY_AFTER
+    if answer.close:
+        headers["Connection"] = "close"
+    return Response(answer.status, headers, body, error_code=answer.code)
+
+
+def with_common_headers(send: Send) -> Send:
+    """What every answer carries, errors and preflights included."""
+
+    async def send_with_common_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *COMMON_HEADERS]
+        await send(message)
+
+    return send_with_common_headers
+
+
+def _leaves_too_much_unread(request: Request) -> bool:
+    """Whether the connection is to be closed, since more may come of the body than is worth reading."""
+    if request.body.ended or not request.has_body:
+        return False
+    if request.awaits_continue:  # whether the body comes or the next request is up to the client: a guess
+        return True
+    size = request.body.declared_size
+    ignored = IGNORED_BODY if request.body.is_watched else 0
+    return size is None or size - request.body.bytes_received > ignored

@@ -1,0 +1,330 @@
+"""The endpoints of tus 1.0.0: each parses a request, calls one verb of the service and formats the response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from tusd_py.core.errors import ClientDisconnected, UploadError, UploadGone, UploadNotFound
+from tusd_py.http.download import describe, select
+from tusd_py.http.empty_patches import EmptyPatches
+from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, RequestRefused, answer_for
+from tusd_py.http.tus.headers import (
+    InvalidHeader,
+    MetadataLimits,
+    format_date,
+    is_offset_content_type,
+    is_version,
+    parse_checksum,
+    parse_final_concat,
+    parse_metadata,
+    quoted,
+)
+from tusd_py.http.request import Request, Response
+from tusd_py.http.urls import UrlBuilder, upload_id_of
+from tusd_py.contracts.storage import Buffer
+from tusd_py.core.upload import Concatenation, Upload
+from tusd_py.uploads.checksum import ALGORITHMS, AnnouncedChecksum, TrailingChecksum, Verification
+from tusd_py.uploads.downloads import Downloads
+from tusd_py.uploads.validation import Addition, NewUpload, check_size
+from tusd_py.uploads.service import UploadService
+
+VERSION = "1.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Which optional parts of the protocol this server offers."""
+
+    creation_with_upload: bool = True
+    creation_defer_length: bool = True
+    expiration: bool = True
+    checksum: bool = True
+    termination: bool = True
+    concatenation: bool = True
+    concatenation_unfinished: bool = False
+    download: bool = True
+
+    def extensions(self, *, trailers: bool) -> list[str]:
+        """The values of Tus-Extension; trailers can be seen under some web servers only."""
+        switches = {
+            "creation-with-upload": self.creation_with_upload,
+            "creation-defer-length": self.creation_defer_length,
+            "expiration": self.expiration,
+            "checksum": self.checksum,
+            "checksum-trailer": self.checksum and trailers,
+            "termination": self.termination,
+            "concatenation": self.concatenation,
+            "concatenation-unfinished": self.concatenation and self.concatenation_unfinished,
+        }
+        return ["creation", *(name for name, offered in switches.items() if offered)]
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class TusEndpoints:
+    """The verbs on the endpoint itself and on one upload."""
+
+    def __init__(
+        self, service: UploadService, features: Features, urls: UrlBuilder, metadata_limits: MetadataLimits
+    ) -> None:
+        self._service = service
+        self._features = features
+        self._urls = urls
+        self._metadata_limits = metadata_limits
+        self._empty_patches = EmptyPatches()
+        self._downloads = Downloads()
+        self.on_endpoint: dict[str, Endpoint] = {"OPTIONS": self.options, "POST": self.post}
+        self.on_upload: dict[str, Endpoint] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
+        if features.download:
+            self.on_upload["GET"] = self.get
+        if features.termination:
+            self.on_upload["DELETE"] = self.delete
+
+    async def options(self, request: Request) -> Response:
+        extensions = self._features.extensions(trailers=request.body.has_trailers)
+        headers = {"Tus-Version": VERSION, "Tus-Extension": ",".join(extensions)}
+        max_size = self._service.policy.largest()
+        if max_size is not None:
+            headers["Tus-Max-Size"] = str(max_size)
+        if self._features.checksum:
+            headers["Tus-Checksum-Algorithm"] = ",".join(ALGORITHMS)
+        return Response(200, headers)
+
+    async def post(self, request: Request) -> Response:
+        check_version(request)
+        new = self._new_upload(request)
+        if new.concatenation is Concatenation.FINAL:
+            return self._created(request, await self._service.concatenate(new))
+        addition = await self._first_addition(request, new)
+        upload = await self._service.create(new)
+        if addition is not None:
+            upload = await self._append_to_new(upload, addition)
+        request.offset_after = upload.offset
+        return self._created(request, upload)
+
+    async def _append_to_new(self, upload: Upload, addition: Addition) -> Upload:
+        """Whatever becomes of the body, the upload exists: the client learns where it is and how far it got."""
+        try:
+            return await self._service.append(upload.id, addition)
+        except ClientDisconnected:
+            raise
+        except UploadError:
+            return await self._service.get(upload.id)
+
+    def _created(self, request: Request, upload: Upload) -> Response:
+        request.upload_id = upload.id
+        location = f"{self._urls.base(request.scope, request.headers)}/{upload.id}"
+        return Response(201, {"Location": location, **_offset(upload), **_expires(upload)})
+
+    def _new_upload(self, request: Request) -> NewUpload:
+        concatenation, partial_ids = self._concatenation(request)
+        metadata = request.headers.get("upload-metadata", "")
+        parse_metadata(metadata, self._metadata_limits)
+        return NewUpload(
+            length=self._new_length(request, concatenation),
+            metadata=metadata or None,
+            concatenation=concatenation,
+            concat_header=request.headers.get("upload-concat"),
+            partial_ids=partial_ids,
+        )
+
+    def _concatenation(self, request: Request) -> tuple[Concatenation, tuple[str, ...]]:
+        header = request.headers.get("upload-concat")
+        if header is None:
+            return Concatenation.NONE, ()
+        if not self._features.concatenation:
+            raise RequestRefused(400, "ERR_CONCATENATION_UNSUPPORTED", "this server does not concatenate uploads")
+        if header == "partial":
+            return Concatenation.PARTIAL, ()
+        if not header.startswith("final;"):
+            raise InvalidHeader('Upload-Concat must be "partial" or "final;" and URLs', "ERR_INVALID_CONCAT")
+        if request.has_body:
+            raise RequestRefused(403, "ERR_MODIFY_FINAL", "a final upload takes no bytes of its own")
+        return Concatenation.FINAL, tuple(upload_id_of(url) for url in parse_final_concat(header))
+
+    def _new_length(self, request: Request, concatenation: Concatenation) -> int | None:
+        length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")
+        deferred = request.headers.get("upload-defer-length")
+        if concatenation is Concatenation.FINAL:
+            if length is not None or deferred is not None:
+                raise InvalidHeader("a final upload has the length of its parts", "ERR_INVALID_UPLOAD_LENGTH")
+            return None
+        if deferred is not None and deferred != "1":
+            raise InvalidHeader("Upload-Defer-Length must be 1", "ERR_INVALID_UPLOAD_LENGTH_DEFER")
+        if deferred is not None and length is not None:
+            raise InvalidHeader(
+                "Upload-Length and Upload-Defer-Length exclude each other", "ERR_AMBIGUOUS_UPLOAD_LENGTH"
+            )
+        if deferred is not None and not self._features.creation_defer_length:
+            raise InvalidHeader("this server needs to know Upload-Length", "ERR_INVALID_UPLOAD_LENGTH_DEFER")
+        if deferred is None and length is None:
+            raise InvalidHeader("Upload-Length or Upload-Defer-Length is missing", "ERR_INVALID_UPLOAD_LENGTH")
+        return length
+
+    async def _first_addition(self, request: Request, new: NewUpload) -> Addition | None:
+        """The bytes that come with a creation, if any; refused before anything is created."""
+        if not request.has_body:
+            return None
+        if not is_offset_content_type(request.headers.get("content-type", "")):
+            if request.body.declared_size is None and not await _has_bytes(request):
+                return None  # chunked, but empty: a plain creation
+            raise _wrong_content_type()
+        if not self._features.creation_with_upload:
+            raise RequestRefused(400, "ERR_CREATION_WITH_UPLOAD_UNSUPPORTED", "this server creates uploads empty")
+        size = request.body.declared_size or 0
+        if new.length is not None and size > new.length:
+            raise RequestRefused(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
+        check_size(max(size, new.length or 0), self._service.policy, "deferred" if new.length is None else "declared")
+        return Addition(0, request.body, verification=self._verification(request))
+
+    def _verification(self, request: Request) -> Verification | None:
+        if not self._features.checksum:
+            return None
+        header = request.headers.get("upload-checksum")
+        if header is not None:
+            return AnnouncedChecksum(*parse_checksum(header))
+        promised = [name.strip().lower() for name in request.headers.get("trailer", "").split(",")]
+        if "upload-checksum" not in promised:
+            return None
+        if not request.body.has_trailers:
+            raise RequestRefused(400, "ERR_TRAILERS_UNSUPPORTED", "this server does not see trailers")
+
+        def trailing_checksum() -> tuple[str, bytes] | None:
+            trailer = request.body.trailer("upload-checksum")
+            return None if trailer is None else parse_checksum(trailer)
+
+        return TrailingChecksum(trailing_checksum)
+
+    async def head(self, request: Request) -> Response:
+        is_browsing = "tus-resumable" not in request.headers and request.scope["method"] == "HEAD"
+        no_store = {"Cache-Control": "no-store"}
+        try:
+            if is_browsing and self._features.download:
+                return await self._describe(request)
+            check_version(request)
+            upload = await self._service.inspect(request.upload_id)
+        except RequestRefused:
+            raise
+        except (UploadNotFound, UploadGone) as error:
+            return Response(answer_for(error).status, no_store, error_code=error.code)
+        except UploadError as error:
+            return Response(TRY_LATER.status, {**no_store, "Retry-After": RETRY_AFTER}, error_code=error.code)
+        request.offset_after = upload.offset
+        headers = no_store | _expires(upload)
+        if not upload.is_final or upload.is_complete:  # a final upload has no offset before its parts are put together
+            headers |= _offset(upload)
+        if upload.length is None:
+            headers["Upload-Defer-Length"] = "1"
+        else:
+            headers["Upload-Length"] = str(upload.length)
+        if upload.metadata is not None:
+            headers["Upload-Metadata"] = upload.metadata
+        if upload.concat_header is not None:
+            headers["Upload-Concat"] = upload.concat_header
+        return Response(200, headers)
+
+    async def _describe(self, request: Request) -> Response:
+        """Answer the HEAD of a client that does not speak tus (`curl -I`), with the headers that GET would have."""
+        if not (await self._service.get(request.upload_id)).is_complete:
+            check_version(request)
+        return await self._download(request, body=False)
+
+    async def patch(self, request: Request) -> Response:
+        check_version(request)
+        if not is_offset_content_type(request.headers.get("content-type", "")):
+            raise _wrong_content_type()
+        offset = request.integer("Upload-Offset", "ERR_INVALID_OFFSET")
+        if offset is None:
+            raise InvalidHeader("Upload-Offset is missing", "ERR_INVALID_OFFSET")
+        length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")
+        addition = Addition(offset, request.body, length, self._verification(request))
+        request.offset_before = offset
+        try:
+            upload = await self._service.append(request.upload_id, addition)
+        except UploadError:
+            # The protocol wants Upload-Expires on every answer to a PATCH.
+            request.expires_at = await self._service.expires_at(request.upload_id)
+            raise
+        request.offset_after = upload.offset
+        if upload.offset > offset:
+            self._empty_patches.brought_bytes(upload.id)
+        elif length is None and not upload.is_complete:
+            await asyncio.sleep(self._empty_patches.pause(upload.id))
+        return Response(204, _offset(upload) | _expires(upload))
+
+    async def delete(self, request: Request) -> Response:
+        check_version(request)
+        await self._service.terminate(request.upload_id)
+        return Response(204)
+
+    async def get(self, request: Request) -> Response:
+        return await self._download(request, body=True)
+
+    async def _download(self, request: Request, *, body: bool) -> Response:
+        upload = await self._service.finished(request.upload_id)
+        selection = select(upload, request.headers, ranges=body)
+        headers = describe(upload)
+        if selection.status in (304, 412):
+            return Response(selection.status, headers)
+        if selection.status == 416:
+            raise RangeNotSatisfiable(upload.length or 0)
+        if not body:
+            async for _ in self._service.storage.read(upload, 0, 0):
+                pass  # the bytes may be gone
+            headers |= _offset(upload) | {"Content-Length": str(upload.length)}
+            return Response(200, headers)
+        url = await self._service.download_url(upload, headers["Content-Disposition"], headers["Content-Type"])
+        if url is not None:
+            return Response(302, {"Location": url, "Cache-Control": "no-store"})
+        headers["Content-Length"] = str(selection.end - selection.start)
+        if selection.status == 206:
+            headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"
+        stream = self._downloads.read(self._service.storage, upload, selection.start, selection.end)
+        first = await anext(stream, b"")  # before the answer starts: the bytes may be gone
+        return Response(selection.status, headers, stream=_chain(first, stream))
+
+
+class RangeNotSatisfiable(RequestRefused):
+    def __init__(self, length: int) -> None:
+        super().__init__(416, "ERR_RANGE_NOT_SATISFIABLE", f"the upload has {length} bytes")
+        self.length = length
+
+
+def check_version(request: Request) -> None:
+    received = request.headers.get("tus-resumable")
+    if received is None:
+        raise _wrong_version("none came")
+    if received != VERSION and not is_version(received, VERSION):
+        raise _wrong_version(f"{quoted(received)} came")
+
+
+def _wrong_version(received: str) -> RequestRefused:
+    return RequestRefused(412, "ERR_UNSUPPORTED_VERSION", f"Tus-Resumable must be {VERSION}, {received}")
+
+
+def _wrong_content_type() -> RequestRefused:
+    return RequestRefused(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/offset+octet-stream")
+
+
+async def _chain(first: Buffer, rest: AsyncIterator[Buffer]) -> AsyncIterator[Buffer]:
+    yield first
+    async for data in rest:
+        yield data
+
+
+async def _has_bytes(request: Request) -> bool:
+    while (data := await request.body.read()) is not None:
+        if data:
+            return True
+    return False
+
+
+def _offset(upload: Upload) -> dict[str, str]:
+    return {"Upload-Offset": str(upload.offset)}
+
+
+def _expires(upload: Upload) -> dict[str, str]:
+    return {} if upload.announced_expiry is None else {"Upload-Expires": format_date(upload.announced_expiry)}

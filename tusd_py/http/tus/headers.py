@@ -1,0 +1,146 @@
+"""Header fields of the protocol, both ways: pure functions that raise `InvalidHeader` with the reason."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+
+from tusd_py.core.errors import ChecksumMismatch, UploadError
+from tusd_py.uploads.checksum import ALGORITHMS
+
+INTEGER = re.compile(r"[0-9]{1,19}")
+LARGEST_INTEGER = (1 << 63) - 1
+OFFSET_CONTENT_TYPE = "application/offset+octet-stream"
+
+
+class InvalidHeader(UploadError):
+    """a header field is malformed"""
+
+    code = "ERR_INVALID_HEADER"
+
+    def __init__(self, message: str, code: str = "ERR_INVALID_HEADER") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def parse_integer(name: str, text: str, code: str) -> int:
+    """A non-negative integer: digits only, at most 2^63-1."""
+    if not INTEGER.fullmatch(text) or int(text) > LARGEST_INTEGER:
+        raise InvalidHeader(f"{name} must be a decimal integer from 0 to {LARGEST_INTEGER}", code)
+    return int(text)
+
+
+def is_offset_content_type(text: str) -> bool:
+    """Media types are case-insensitive and may carry parameters (RFC 9110, section 8.3.1)."""
+    return text.partition(";")[0].strip().lower() == OFFSET_CONTENT_TYPE
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataLimits:
+    header_size: int = 16 << 10  # bytes
+    pairs: int = 64
+
+
+def parse_metadata(text: str, limits: MetadataLimits | None = None) -> dict[str, bytes]:
+    """The pairs of Upload-Metadata (tus 1.0.0, Creation); an empty header has none.
+
+    Spaces around commas, a comma at the end and Base64 without its padding are taken as some clients send them.
+    """
+    limits = limits or MetadataLimits()
+    if len(text) > limits.header_size:
+        raise _metadata_error(f"is longer than {limits.header_size} bytes")
+    if not text.strip(" \t"):
+        return {}
+    pairs = text.rstrip(" \t").removesuffix(",").split(",")
+    if len(pairs) > limits.pairs:
+        raise _metadata_error(f"has more than {limits.pairs} pairs")
+    metadata: dict[str, bytes] = {}
+    for pair in pairs:
+        key, value = _parse_pair(pair.strip(" \t"))
+        if key in metadata:
+            raise _metadata_error(f"has the key {key!r} twice")
+        metadata[key] = value
+    return metadata
+
+
+def _parse_pair(pair: str) -> tuple[str, bytes]:
+    key, _, encoded = pair.partition(" ")
+    if not key:
+        raise _metadata_error("has an empty key")
+    if not key.isascii() or not key.isprintable():
+        raise _metadata_error("has a key that is not printable ASCII")
+    if " " in encoded:
+        raise _metadata_error(f"must have one space between the key {key!r} and its value")
+    try:
+        return key, _decode_base64(encoded)
+    except (binascii.Error, ValueError):
+        raise _metadata_error(f"has a value for {key!r} that is not Base64") from None
+
+
+def _decode_base64(text: str) -> bytes:
+    """The bytes of Base64 with or without padding; raises `ValueError` for anything else."""
+    return base64.b64decode(text if text.endswith("=") else text + "=" * (-len(text) % 4), validate=True)
+
+
+def _metadata_error(reason: str) -> InvalidHeader:
+    return InvalidHeader(f"Upload-Metadata {reason}", "ERR_INVALID_METADATA")
+
+
+def parse_checksum(text: str) -> tuple[str, bytes]:
+    """Upload-Checksum: the name of an algorithm and the digest (tus 1.0.0, Checksum).
+
+    Raises `ChecksumMismatch` for a digest of a size that no bytes can have.
+    """
+    algorithm, space, encoded = text.partition(" ")
+    if algorithm not in ALGORITHMS:
+        known = ", ".join(ALGORITHMS)
+        raise InvalidHeader(f"Upload-Checksum must name one of the algorithms {known}", "ERR_UNKNOWN_ALGORITHM")
+    try:
+        expected = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        expected = b""
+    if not space or not expected:
+        raise InvalidHeader(f"Upload-Checksum must hold a Base64 {algorithm} digest", "ERR_INVALID_CHECKSUM")
+    size = len(ALGORITHMS[algorithm]().digest())
+    if len(expected) != size:
+        raise ChecksumMismatch(f"the digest has {len(expected)} bytes, a {algorithm} digest has {size}")
+    return algorithm, expected
+
+
+def is_version(text: str, version: str) -> bool:
+    """Whether a field is this version; a proxy or a client may have sent it twice."""
+    return all(item.strip(" \t") == version for item in text.split(","))
+
+
+def quoted(text: str, limit: int = 40) -> str:
+    """Text of a client in quotes, for an error message: printable ASCII, at most `limit` characters."""
+    shown = "".join(letter if " " <= letter <= "~" else "?" for letter in text[:limit])
+    return f'"{shown}..."' if len(text) > limit else f'"{shown}"'
+
+
+def parse_final_concat(text: str) -> list[str]:
+    """The URLs of `Upload-Concat: final;url url ...` (tus 1.0.0, Concatenation)."""
+    urls = text.removeprefix("final;").split(" ")
+    urls = [url for url in urls if url]
+    if not urls:
+        raise InvalidHeader("Upload-Concat names no partial uploads", "ERR_INVALID_CONCAT")
+    return urls
+
+
+def format_date(seconds: float) -> str:
+    """An RFC 9110 date."""
+    return formatdate(seconds, usegmt=True)
+
+
+def single_values(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    """Header fields by lower-case name; a repeated one becomes a list (RFC 9110, section 5.2), which no integer is."""
+    values: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name = raw_name.decode("latin-1")
+        value = raw_value.decode("latin-1").strip(" \t")  # not every parser does (RFC 9110, section 5.5)
+        values[name] = f"{values[name]}, {value}" if name in values else value
+    return values

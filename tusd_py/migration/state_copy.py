@@ -1,0 +1,271 @@
+"""From one state store to another: the records move, the bytes stay where they are.
+
+May be done again after an interruption: what was copied is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from tusd_py.composition import LOCKS, RECORDS, build_state, build_storage
+from tusd_py.core.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
+from tusd_py.backends.local_locks.locker import alone
+from tusd_py.migration.report import Counts, Refused, Say, because, printable, shown, silent
+from tusd_py.core.redaction import without_password
+from tusd_py.settings import Settings
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Remembers, Storage
+from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.core.storage_identity import PRIVATE_FOLDER
+from tusd_py.core.upload import Part, Status, Upload
+from tusd_py.uploads.identity import hand_on_identity, settle_identity
+from tusd_py.uploads.locations import located
+
+StateKind: TypeAlias = Literal["sqlite", "redis"]
+
+UNFINISHED = (Status.ACTIVE, Status.FINISHING)
+
+
+async def migrate_records(
+    source: StateStore,
+    target: StateStore,
+    *,
+    joins: Storage | None = None,
+    remembers: Remembers | None = None,
+    dry_run: bool = False,
+    tell: Say = silent,
+    complain: Say = silent,
+) -> Counts:
+    """Copy every record with its ledger of parts; the source is only read.
+
+    A record that is there already is skipped; one that differs is refused and left as it is. The
+    storage `joins` makes the bytes of unfinished uploads one file first, for a server that cannot read their layout;
+    `remembers` is told of the finished ones. Tells of every upload that is copied, complains of every one that is
+    refused.
+    """
+    migration = Migration(source, target, joins, remembers, dry_run)
+    counts = Counts()
+    async for record in source.all():
+        try:
+            if await migration.copy(record):
+                tell(printable(f"{record.id} {record.status} {record.offset} bytes"))
+                counts.done += 1
+            else:
+                counts.skipped += 1
+        except Refused as error:
+            complain(printable(f"upload {record.id} {error}"))
+            counts.refused += 1
+    async for broken in source.broken():
+        complain(f"upload {shown(broken.upload_id)} has a record that cannot be read: {shown(broken.reason)}")
+        counts.refused += 1
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """From where to where, and how."""
+
+    source: StateStore
+    target: StateStore
+    joins: Storage | None = None
+    remembers: Remembers | None = None
+    dry_run: bool = False
+
+    async def copy(self, record: Upload) -> bool:
+        """Copy one record; False if it is there already. Raises `Refused`."""
+        # The other locker counts its tokens anew. Those beside SQLite are nanoseconds: a change under a smaller token
+        # would be refused for ever, and Redis compares tokens as doubles, which cannot tell such large ones apart.
+        record = replace(record, token=0)
+        existing = await self.target.get(record.id)
+        parts = [] if record.is_complete else list(await self.source.parts(record.id))
+        if self.joins is not None and record.layout and record.status in UNFINISHED:
+            record, parts = replace(record, layout=await self._join(record, parts, existing)), []
+        if existing is not None:
+            copied = list(await self.target.parts(record.id))
+            if replace(existing, token=0) != record or copied not in ([], parts):
+                raise Refused("is there already, and differs")
+            if copied == parts:
+                return False
+        if not self.dry_run:
+            await self._store(existing, record, parts)
+        return True
+
+    async def _join(self, upload: Upload, parts: Sequence[Part], existing: Upload | None) -> str:
+        """Make one file of the bytes of an upload; returns its layout then."""
+        if existing is not None:  # that was done before; once more could cut off what came later
+            return existing.layout
+        if self.joins is None or self.dry_run:
+            return upload.layout
+        try:
+            return await self.joins.complete(await located(self.joins, upload), parts, sync=True)
+        except StorageBehind as error:
+            raise Refused(f"is at {upload.offset} bytes, but {error.message}") from None
+        except StoredElsewhere as error:
+            raise Refused(f"cannot be joined: {error.message}") from None
+
+    async def _store(self, existing: Upload | None, record: Upload, parts: Sequence[Part]) -> None:
+        """In steps: after an interruption, the later ones may be missing."""
+        if existing is None:
+            if self.remembers is not None and record.is_complete and not record.is_partial:
+                await self.remembers.remember(record)
+            await self.target.create(record, durable=True)
+        if parts:
+            before = existing or record
+            await self.target.update(before, before, before.token, parts=parts, durable=True)
+
+
+async def migrate(
+    settings: Settings,
+    source: StateKind,
+    target: StateKind,
+    *,
+    dry_run: bool = False,
+    tell: Say = silent,
+    complain: Say = silent,
+) -> Counts:
+    """`migrate_records` between the stores that these settings name, while no server uses either of them.
+
+    Raises `StateUnavailable` and `StorageUnavailable` with a sentence that says where.
+    """
+    if source == "sqlite" and not await asyncio.to_thread(has_records, settings):
+        raise StateUnavailable(f"there are no records in {records_file(settings)}")
+    async with (
+        nothing_running(settings, dry_run=dry_run),
+        opened_state(settings, source) as old,
+        opened_state(settings, target, scratch=dry_run) as new,
+        opened_storage(settings, dry_run=dry_run) as storage,
+    ):
+        if not dry_run:
+            await settle_identity(old, storage, records_inside=source == "sqlite" and not settings.s3_bucket)
+            await hand_on_identity(old, new)
+        return await migrate_records(
+            old,
+            new,
+            joins=storage if target == "sqlite" and isinstance(storage, SharedDiskStorage) else None,
+            remembers=storage if target == "redis" and isinstance(storage, Remembers) else None,
+            dry_run=dry_run,
+            tell=tell,
+            complain=complain,
+        )
+
+
+@contextlib.asynccontextmanager
+async def nothing_running(settings: Settings, *, dry_run: bool) -> AsyncIterator[None]:
+    """Raise `StateUnavailable` if a server uses these records: what it changes meanwhile would be lost.
+
+    A server beside SQLite cannot start meanwhile either. A dry run harms nothing.
+    """
+    with contextlib.ExitStack() as stack:
+        if not dry_run:
+            try:
+                await asyncio.to_thread(stack.enter_context, alone(settings.upload_dir / PRIVATE_FOLDER / LOCKS))
+            except StateUnavailable as error:
+                raise StateUnavailable(f"the upload directory {settings.upload_dir}: {because(error)}") from error
+            await _no_server_on_redis(settings)
+        yield
+
+
+async def _no_server_on_redis(settings: Settings) -> None:
+    from tusd_py.backends.redis.locker import servers_with  # Redis is an extra
+    from tusd_py.backends.redis.connection import RedisConnection
+
+    where = f"Redis at {without_password(settings.redis_url or '')}"
+    connection = RedisConnection(settings.redis_url or "")
+    try:
+        await connection.open()
+        servers = await servers_with(connection, settings.redis_prefix)
+    except StateUnavailable as error:
+        raise StateUnavailable(f"{where} cannot be used: {because(error)}") from error
+    finally:
+        await connection.close()
+    if servers:
+        raise StateUnavailable(f"{where}: {servers} server processes are running with these records; stop them first")
+
+
+@contextlib.asynccontextmanager
+async def opened_state(settings: Settings, kind: StateKind, *, scratch: bool = False) -> AsyncIterator[StateStore]:
+    """The state store of these settings; with `scratch` no new file is made for it, but an empty one elsewhere.
+
+    Raises `StateUnavailable` with a sentence that says where.
+    """
+    where = f"the upload directory {settings.upload_dir}"
+    if kind == "redis":
+        where = f"Redis at {without_password(settings.redis_url or '')}"
+    with contextlib.ExitStack() as stack:
+        if kind == "sqlite":
+            if scratch and not await asyncio.to_thread(has_records, settings):
+                elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="tusd-py-"))
+                settings = settings.model_copy(update={"upload_dir": Path(elsewhere)})
+            await asyncio.to_thread(_make_private_folder, settings)
+        state = build_state(settings, kind)
+        try:
+            await _open(state, where)
+            yield state
+        finally:
+            await state.close()
+
+
+async def _open(state: StateStore, where: str) -> None:
+    try:
+        await state.open()
+    except StateUnavailable as error:
+        raise StateUnavailable(f"{where} cannot be used: {because(error)}") from error
+
+
+@contextlib.asynccontextmanager
+async def opened_storage(settings: Settings, *, dry_run: bool) -> AsyncIterator[Storage]:
+    """The storage of these settings, not opened for a dry run. Raises `StorageUnavailable`, which says where."""
+    storage = build_storage(settings)
+    if dry_run:
+        yield storage
+        return
+    try:
+        await storage.open()
+    except StorageUnavailable as error:
+        text = f"the upload directory {settings.upload_dir} cannot be used: {because(error)}"
+        raise StorageUnavailable(text) from error
+    try:
+        yield storage
+    finally:
+        await storage.close()
+
+
+def records_file(settings: Settings) -> Path:
+    return settings.upload_dir / PRIVATE_FOLDER / RECORDS
+
+
+def has_records(settings: Settings) -> bool:
+    """Whether there is a file of records, or something in its place, which shows when it is opened.
+
+    Raises `StateUnavailable` if that cannot be seen.
+    """
+    with _upload_directory(settings):
+        try:
+            records_file(settings).stat()
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
+    return True
+
+
+def _make_private_folder(settings: Settings) -> None:
+    with _upload_directory(settings):
+        settings.upload_dir.mkdir(parents=True, exist_ok=True)
+        (settings.upload_dir / PRIVATE_FOLDER).mkdir(mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _upload_directory(settings: Settings) -> Iterator[None]:
+    """What the system refuses is said with the name of the directory."""
+    try:
+        yield
+    except OSError as error:
+        text = f"the upload directory {settings.upload_dir} cannot be used: {error.strerror}"
+        raise StateUnavailable(text) from error

@@ -1,0 +1,262 @@
+"""A directory written by tusd's filestore becomes uploads of this server.
+
+First the bytes are in place, then the record is made: after an interruption it is done again, and what has a record is
+skipped. Nothing in the directory is removed or changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tusd_py.core.errors import StorageFull, StorageUnavailable, UploadExists
+from tusd_py.migration.state_copy import opened_state, opened_storage
+from tusd_py.migration.report import Counts, Refused, Say, printable, shown, silent
+from tusd_py.migration.tusd.info import TusdUpload, parse_info, to_upload
+from tusd_py.settings import Settings
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Remembers
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.disk.files import NO_ROOM, READ_SIZE, FileTree, copy_range
+from tusd_py.core.upload import Upload
+from tusd_py.uploads.identity import settle_identity
+
+INFO = ".info"
+LONGEST_INFO = 8 << 20  # bytes; the headers of a request to tusd have 1 MiB at most
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The bytes of an upload of tusd; without a path there are none."""
+
+    path: Path | None
+    size: int
+    modified_at: float  # seconds since the epoch
+
+
+async def import_tusd(
+    settings: Settings,
+    directory: Path,
+    *,
+    copy: bool = False,
+    dry_run: bool = False,
+    tell: Say = silent,
+    complain: Say = silent,
+) -> Counts:
+    """Take over the uploads of a directory, which may be the upload directory itself.
+
+    Finished ones become links to their files where that is possible, unless `copy` is set. Tells of every upload that
+    is taken over, complains of every .info file that is refused. Raises `StorageUnavailable`, `StorageFull` and
+    `StateUnavailable` with a sentence that says where.
+    """
+    directory, names = await asyncio.to_thread(_listed, directory)
+    counts = Counts()
+    async with (
+        opened_storage(settings, dry_run=dry_run) as storage,
+        opened_state(settings, "redis" if settings.redis_url else "sqlite", scratch=dry_run) as state,
+    ):
+        if not isinstance(storage, DiskStorage):
+            raise StorageUnavailable("uploads of tusd can be taken over only to where they are files")
+        if not dry_run:
+            await settle_identity(state, storage, records_inside=settings.redis_url is None)
+        take = Import(settings, directory, names, state, storage, copy=copy, dry_run=dry_run)
+        for name in names:
+            try:
+                upload = await take.upload(name)
+            except (Refused, OSError) as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise StorageFull(f"the upload directory {settings.upload_dir} is full") from error
+                reason = str(error) if isinstance(error, Refused) else f"failed: {error.strerror}"
+                complain(f"{shown(name)} {printable(reason)}")
+                counts.refused += 1
+                continue
+            if upload is not None:
+                tell(f"{upload.id} {upload.offset} of {'?' if upload.length is None else upload.length} bytes")
+            counts.done += upload is not None
+            counts.skipped += upload is None
+    return counts
+
+
+def _listed(directory: Path) -> tuple[Path, list[str]]:
+    """The true path of a directory, and the names of its .info files."""
+    try:
+        real = Path(os.path.realpath(directory, strict=True))
+        return real, sorted(name for name in os.listdir(real) if name.endswith(INFO))
+    except OSError as error:
+        raise StorageUnavailable(f"{directory}: {error.strerror}") from error
+
+
+class Import:
+    """One run over a directory."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        directory: Path,
+        names: Sequence[str],
+        state: StateStore,
+        storage: DiskStorage,
+        *,
+        copy: bool,
+        dry_run: bool,
+    ) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._names = frozenset(names)
+        self._claimed: set[Path] = set()
+        self._state = state
+        self._copy = copy
+        self._dry_run = dry_run
+        self._storage = storage
+
+    async def upload(self, name: str) -> Upload | None:
+        """Take over the upload of an .info file; None if it is there already. Raises `Refused`, `OSError`."""
+        content, written_at = await asyncio.to_thread(_read_info, self._directory / name)
+        info = parse_info(content)
+        if name != info.id + INFO:
+            raise Refused(f"is of the upload {info.id}")
+        path = await asyncio.to_thread(data_path, info, self._directory)
+        self._claim(path, info)
+        if await self._state.get(info.id) is not None:
+            return None
+        data = await asyncio.to_thread(find_data, info, path, written_at)
+        times = {"created_at": written_at, "modified_at": data.modified_at, "now": self._state.clock.wall()}
+        upload = to_upload(info, data.size, **times, settings=self._settings)
+        upload = replace(upload, location=self._storage.locate(upload))
+        if not self._dry_run:
+            # An unfinished upload must not share its file with the original, which would be written to as well.
+            link = upload.is_complete and not self._copy
+            await asyncio.to_thread(place, data, upload, self._storage, link=link)
+            if isinstance(self._storage, Remembers) and upload.is_complete and not upload.is_partial:
+                await self._storage.remember(upload)
+            with contextlib.suppress(UploadExists):
+                await self._state.create(upload, durable=True)
+        return upload
+
+    def _claim(self, path: Path, info: TusdUpload) -> None:
+        """No two uploads have the same file: the one would change with the other."""
+        named_by_another = path.parent == self._directory and path.name != info.id and path.name + INFO in self._names
+        if named_by_another or path in self._claimed:
+            raise Refused(f"has its data in {shown(str(path))}, the file of another upload")
+        self._claimed.add(path)
+
+
+def _read_info(path: Path) -> tuple[bytes, float]:
+    """The content and the time of its last change."""
+    with _regular(path) as descriptor:
+        content = bytearray()
+        while len(content) <= LONGEST_INFO and (data := os.read(descriptor, LONGEST_INFO)):
+            content += data
+        if len(content) > LONGEST_INFO:
+            raise Refused(f"is longer than {LONGEST_INFO} bytes")
+        return bytes(content), os.fstat(descriptor).st_mtime
+
+
+def data_path(info: TusdUpload, directory: Path) -> Path:
+    """Where the data of an upload is, if it is anywhere: below this real directory."""
+    own = directory / info.id
+    for base in (Path.cwd(), directory.parent, directory) if info.path else ():
+        try:
+            path = Path(os.path.realpath(base / info.path))
+            if path.is_relative_to(directory) and path.is_file():
+                hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
+                return own if hidden else path
+        except (OSError, ValueError):  # no path at all
+            continue
+    return own
+
+
+def find_data(info: TusdUpload, path: Path, written_at: float) -> Data:
+    """What is there; raises `Refused`."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        if info.path and Path(info.path).name != info.id:
+            raise Refused(f"has its data in {shown(info.path)}, where there is no file of this directory") from None
+        return Data(None, 0, written_at)
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused(f"has its data in {shown(str(path))}, which is not a regular file")
+    return Data(path, status.st_size, status.st_mtime)
+
+
+def place(data: Data, upload: Upload, storage: DiskStorage, *, link: bool) -> None:
+    """Put the bytes where the storage looks for them, and sync them; blocks. With `link`, as a link where possible.
+
+    Raises `Refused` if there is another file already.
+    """
+    target = storage.path(upload)
+    if data.path is not None and target.is_file() and os.path.realpath(target) == str(data.path):
+        pass  # in place
+    elif not os.path.lexists(target):
+        storage.files.make_folders(target)
+        if not (link and data.path is not None and _linked(data.path, target)):
+            _copy(data, target, storage.files)
+    elif data.path is not None and target.samefile(data.path):
+        if not link:
+            _copy(data, target, storage.files)
+    elif not _is_copy(data, target):
+        raise Refused(f"would replace {target}, another file")
+    with _regular(target) as descriptor:
+        os.fsync(descriptor)
+    storage.syncs.sync_folders(target)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # on another file system, on one without links, or somebody else's file
+        return False
+    return True
+
+
+def _copy(data: Data, target: Path, files: FileTree) -> None:
+    """Copy all or nothing."""
+    unfinished = target.with_name(f".{target.name}.import")  # no upload id starts with a dot
+    try:
+        with files.opened(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+            if data.path is not None:
+                with _regular(data.path) as source:
+                    if copy_range(descriptor, source, 0, data.size) < data.size:
+                        raise Refused("lost bytes meanwhile: is tusd still running?")
+            os.fsync(descriptor)
+        files.rename(unfinished, target)
+    except FileNotFoundError:
+        raise Refused("lost bytes meanwhile: is tusd still running?") from None
+    finally:
+        files.unlink(unfinished)
+
+
+def _is_copy(data: Data, target: Path) -> bool:
+    with _regular(target) as copy:
+        if os.fstat(copy).st_size != data.size:
+            return False
+        if data.path is None:
+            return True
+        with _regular(data.path) as source:
+            return all(
+                os.pread(source, READ_SIZE, position) == os.pread(copy, READ_SIZE, position)
+                for position in range(0, data.size, READ_SIZE)
+            )
+
+
+@contextlib.contextmanager
+def _regular(path: Path) -> Iterator[int]:
+    """A regular file for reading, nothing else and through no link; raises `Refused`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise Refused("is a symbolic link") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Refused("is not a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,152 @@
+"""The .info files of tusd's filestore: JSON that anything may have written. Pure functions."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tusd_py.http.tus.headers import InvalidHeader, MetadataLimits, parse_metadata
+from tusd_py.migration.report import Refused, shown
+from tusd_py.settings import Settings
+from tusd_py.core.upload import Concatenation, Status, Upload, is_upload_id
+
+LARGEST_SIZE = (1 << 63) - 1  # bytes
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TusdUpload:
+    """What tusd's filestore has written of an upload, as far as it is of use."""
+
+    id: str
+    length: int | None  # bytes; None: not known yet
+    metadata: str | None = None  # as an Upload-Metadata header
+    concatenation: Concatenation = Concatenation.NONE
+    partial_ids: tuple[str, ...] = ()
+    path: str = ""  # of its data, absolute or relative to wherever tusd ran; whatever somebody wrote there
+
+
+def parse_info(content: bytes) -> TusdUpload:
+    """The upload of an .info file; raises `Refused`."""
+    try:
+        values = json.loads(content.decode())
+    except (ValueError, RecursionError):
+        raise Refused("is not JSON") from None
+    if not isinstance(values, dict):
+        raise Refused("is not a JSON object")
+    storage = _field(values, "Storage", dict, {})
+    if _field(storage, "Type", str, "") not in ("", "filestore"):
+        raise Refused("is not of tusd's filestore")
+    concatenation, partial_ids = _concatenation(values)
+    return TusdUpload(
+        id=_checked_id(_field(values, "ID", str, "")),
+        length=_length(values),
+        metadata=metadata_header(_field(values, "MetaData", dict, {})),
+        concatenation=concatenation,
+        partial_ids=partial_ids,
+        path=_field(storage, "Path", str, ""),
+    )
+
+
+def _field(values: Mapping[str, Any], name: str, kind: type[T], default: T) -> T:
+    """A value of exactly this type: true is no integer here. Go writes null for what is empty."""
+    value = values.get(name)
+    if value is None:
+        return default
+    if type(value) is not kind:
+        raise Refused(f"has a {name} of the wrong type")
+    return value
+
+
+def _checked_id(text: str) -> str:
+    if not is_upload_id(text):
+        raise Refused(f"has the id {shown(text)!r}, and ids here are up to 128 letters, digits, - and _")
+    return text
+
+
+def _length(values: Mapping[str, Any]) -> int | None:
+    size = _field(values, "Size", int, -1)
+    if _field(values, "SizeIsDeferred", bool, False):
+        return None
+    if not 0 <= size <= LARGEST_SIZE:
+        raise Refused(f"has no Size from 0 to {LARGEST_SIZE}")
+    return size
+
+
+def _concatenation(values: Mapping[str, Any]) -> tuple[Concatenation, tuple[str, ...]]:
+    partial, final = _field(values, "IsPartial", bool, False), _field(values, "IsFinal", bool, False)
+    ids = _field(values, "PartialUploads", list, [])
+    if not all(isinstance(item, str) for item in ids):
+        raise Refused("has PartialUploads that are not ids")
+    if (partial and final) or final is not bool(ids):
+        raise Refused("contradicts itself in IsPartial, IsFinal and PartialUploads")
+    if final:
+        return Concatenation.FINAL, tuple(_checked_id(item) for item in ids)
+    return (Concatenation.PARTIAL if partial else Concatenation.NONE), ()
+
+
+def metadata_header(pairs: Mapping[str, Any]) -> str | None:
+    """Upload-Metadata with these pairs in the order of their keys, as tusd does not know theirs; raises `Refused`."""
+    try:
+        wanted = {key: value.encode() for key, value in sorted(pairs.items())}
+        header = ",".join(f"{key} {base64.b64encode(value).decode()}".rstrip(" ") for key, value in wanted.items())
+        if parse_metadata(header, MetadataLimits(len(header), len(wanted))) == wanted:
+            return header or None
+    except (InvalidHeader, AttributeError, UnicodeEncodeError):
+        pass
+    raise Refused("has MetaData that no Upload-Metadata header can hold")
+
+
+def to_upload(
+    info: TusdUpload, size: int, *, created_at: float, modified_at: float, now: float, settings: Settings
+) -> Upload:
+    """The record of an upload with so many bytes of data; raises `Refused`. Times are seconds since the epoch."""
+    if info.length is not None and size > info.length:
+        raise Refused(f"has {size} bytes of data, more than its Size of {info.length}")
+    _check_headers(info, settings)
+    whole = size == info.length
+    partial = info.concatenation is Concatenation.PARTIAL
+    if info.concatenation is Concatenation.FINAL and not whole:
+        raise Refused(f"is a final upload with only {size} of its {info.length} bytes")
+    expires = settings.expires_after > 0 and (partial or not whole)
+    return Upload(
+        id=info.id,
+        created_at=_past(created_at, now),
+        length=info.length,
+        deferred=info.length is None,
+        offset=size,
+        status=Status.COMPLETE if whole else Status.ACTIVE,
+        metadata=info.metadata,
+        concatenation=info.concatenation,
+        concat_header=_concat_header(info, settings.base_path),
+        partial_ids=info.partial_ids,
+        expires_at=now + settings.expires_after if expires else None,
+        completed_at=_past(modified_at, now) if whole else None,
+    )
+
+
+def _check_headers(info: TusdUpload, settings: Settings) -> None:
+    """Refuse what makes HEAD answer with larger headers than this server would have taken from a client."""
+    metadata, parts = info.metadata or "", len(info.partial_ids)
+    if len(metadata) > settings.metadata_size:
+        raise Refused(f"has {len(metadata)} bytes of metadata, and --metadata-size is {settings.metadata_size}")
+    pairs = metadata.count(",") + 1 if metadata else 0
+    if pairs > settings.metadata_pairs:
+        raise Refused(f"has {pairs} pairs of metadata, and --metadata-pairs is {settings.metadata_pairs}")
+    if parts > settings.concatenation_parts:
+        raise Refused(f"has {parts} partial uploads, and --concatenation-parts is {settings.concatenation_parts}")
+
+
+def _past(seconds: float, now: float) -> float:
+    """A time that every date can hold: files can be of any."""
+    return min(max(seconds, 0.0), now)
+
+
+def _concat_header(info: TusdUpload, base_path: str) -> str | None:
+    """What the client would have sent for it to this server."""
+    if info.concatenation is Concatenation.FINAL:
+        return "final;" + " ".join(f"{base_path}/{partial_id}" for partial_id in info.partial_ids)
+    return "partial" if info.concatenation is Concatenation.PARTIAL else None

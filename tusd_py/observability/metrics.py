@@ -1,0 +1,203 @@
+"""Prometheus metrics, fed by events. Names are tusd's where the meaning is the same, so that its dashboards work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from tusd_py.events.bus import (
+    AppendEnded,
+    AppendStarted,
+    EventBus,
+    LockWaited,
+    PartialFinished,
+    RequestFinished,
+    UploadCreated,
+    UploadExpired,
+    UploadFinished,
+    UploadProgressed,
+    UploadTerminated,
+)
+from tusd_py.observability.metrics_merge import locked
+
+# tusd's names, which lack the `_total` that prometheus_client gives every counter.
+PLAIN_COUNTERS = {
+    "tusd_bytes_received": "Bytes of uploads that were stored.",
+    "tusd_uploads_created": "Uploads created.",
+    "tusd_uploads_finished": "Uploads completed.",
+    "tusd_uploads_terminated": "Uploads removed by clients.",
+    "tusd_uploads_expired": "Unfinished uploads removed after their time.",
+}
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+READ_ATTEMPTS, READ_PAUSE = 50, 0.02  # seconds; a process makes its file empty at first
+METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
+DURATIONS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
+S3_CALLS = (0.005, 0.025, 0.1, 0.5, 2, 10, 60)
+CALLS = (0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1)
+LOCK_WAITS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10)
+
+
+class Metrics:
+    """The metrics of one server; of all its processes together where PROMETHEUS_MULTIPROC_DIR is set."""
+
+    def __init__(self, events: EventBus) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._plain = {name: Counter(name, text, registry=registry) for name, text in PLAIN_COUNTERS.items()}
+        self._requests = Counter("tusd_requests", "Requests by method.", ["method"], registry=registry)
+        self._by_method: dict[str, tuple[Counter, Histogram]] = {}  # looking these up by labels takes longer
+        self._errors = Counter("tusd_errors", "Requests refused.", ["status", "code"], registry=registry)
+        self._durations = Histogram(
+            "tusd_request_duration_seconds", "Time to answer.", ["method"], buckets=DURATIONS, registry=registry
+        )
+        self._lock_waits = Histogram(
+            "tusd_lock_wait_seconds", "Time to obtain the lock of an upload.", buckets=LOCK_WAITS, registry=registry
+        )
+        self._takeovers = Counter(
+            "tusd_lock_takeovers", "Locks taken over from a holder that vanished.", registry=registry
+        )
+        self._lost_leases = Counter("tusd_leases_lost", "Leases that could not be renewed in time.", registry=registry)
+        self._redis_calls = Histogram(
+            "tusd_redis_call_duration_seconds", "Calls to Redis.", ["call"], buckets=CALLS, registry=registry
+        )
+        self._s3_calls = Histogram(
+            "tusd_s3_call_duration_seconds",
+            "Requests to S3.",
+            ["operation", "result"],
+            buckets=S3_CALLS,
+            registry=registry,
+        )
+        self._s3_buffered = Gauge(
+            "tusd_s3_buffered_bytes", "Bytes of parts in memory.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._s3_parts = Gauge(
+            "tusd_s3_parts_in_flight", "Parts being sent to S3.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._measured: dict[Gauge, Callable[[], int]] = {}
+        self._redis_call: dict[str, Histogram] = {}
+        self._redis_errors = Counter("tusd_redis_errors", "Calls to Redis that failed.", ["call"], registry=registry)
+        self._lock_timeouts = Counter("tusd_lock_timeouts", "Locks that were not obtained in time.", registry=registry)
+        self._active = Gauge(
+            "tusd_uploads_active", "Uploads being written to.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._connections = Gauge(
+            "tusd_connections_open", "Open connections.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._connection_limit = Gauge(
+            "tusd_connections_limit", "Most open connections.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._connections_ended = Counter(
+            "tusd_connections_ended", "Connections that the server ended early.", ["reason"], registry=registry
+        )
+        self._subscribe(events)
+
+    def connections_changed(self, change: int) -> None:
+        self._connections.inc(change)
+
+    def connections_limited(self, limit: int) -> None:
+        self._connection_limit.set(limit)
+
+    def connection_ended(self, reason: str) -> None:
+        self._connections_ended.labels(reason).inc()
+
+    def s3_called(self, operation: str, result: str, seconds: float) -> None:
+        self._s3_calls.labels(operation, result).observe(seconds)
+
+    def s3_buffers(self, bytes_held: Callable[[], int], parts: Callable[[], int]) -> None:
+        """Where to ask for what is on its way to S3."""
+        self._measured |= {self._s3_buffered: bytes_held, self._s3_parts: parts}
+
+    def lease_lost(self) -> None:
+        self._lost_leases.inc()
+
+    def redis_called(self, call: str, seconds: float, succeeded: bool) -> None:
+        histogram = self._redis_call.get(call)
+        if histogram is None:
+            histogram = self._redis_call[call] = self._redis_calls.labels(call)
+        histogram.observe(seconds)
+        if not succeeded:
+            self._redis_errors.labels(call).inc()
+
+    def render(self) -> bytes:
+        """The metrics in Prometheus's text format; reads files when there are several processes."""
+        for gauge, measure in self._measured.items():
+            gauge.set(measure())
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        text = _text_of(self._registry) if folder is None else _sums(Path(folder))
+        for name in PLAIN_COUNTERS:
+            text = text.replace(f"{name}_total".encode(), name.encode())
+        return text
+
+    def _subscribe(self, events: EventBus) -> None:
+        events.observe(RequestFinished, self._request_finished)
+        events.observe(LockWaited, self._lock_waited)
+        events.observe(AppendStarted, lambda event: self._active.inc())
+        events.observe(AppendEnded, lambda event: self._active.dec())
+        plain = self._plain
+        events.observe(UploadProgressed, lambda event: plain["tusd_bytes_received"].inc(event.received))
+        events.observe(UploadCreated, lambda event: plain["tusd_uploads_created"].inc())
+        for kind in (UploadFinished, PartialFinished):  # tusd counts both
+            events.observe(kind, lambda event: plain["tusd_uploads_finished"].inc())
+        events.observe(UploadTerminated, lambda event: plain["tusd_uploads_terminated"].inc())
+        events.observe(UploadExpired, lambda event: plain["tusd_uploads_expired"].inc())
+
+    def _request_finished(self, event: RequestFinished) -> None:
+        requests, durations = self._by_method.get(event.method) or self._of_method(event.method)
+        requests.inc()
+        durations.observe(event.seconds)
+        if event.error_code:
+            self._errors.labels(str(event.status), event.error_code).inc()
+
+    def _of_method(self, method: str) -> tuple[Counter, Histogram]:
+        """Return the counts of requests with a method, which are made with the first one."""
+        name = method if method in METHODS else "other"
+        counts = self._requests.labels(name), self._durations.labels(name)
+        if method in METHODS:  # others are without bound
+            self._by_method[method] = counts
+        return counts
+
+    def _lock_waited(self, event: LockWaited) -> None:
+        self._lock_waits.observe(event.seconds)
+        if not event.obtained:
+            self._lock_timeouts.inc()
+        if event.inherited:
+            self._takeovers.inc()
+
+
+def _sums(folder: Path) -> bytes:
+    """Add up the files of all processes; blocks for a moment while a process is making one of its own."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    for _ in range(READ_ATTEMPTS - 1):
+        with contextlib.suppress(struct.error), locked(folder, shared=True):
+            return _text_of(registry)
+        time.sleep(READ_PAUSE)
+    with locked(folder, shared=True):
+        return _text_of(registry)
+
+
+def _text_of(registry: CollectorRegistry) -> bytes:
+    return generate_latest(_WithoutCreated(registry))
+
+
+class _WithoutCreated(CollectorRegistry):
+    """The metrics of a registry without the time beside every counter, which nobody reads.
+
+    prometheus_client can leave these out itself, but only for all metrics of the process.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._whole = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._whole.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric

@@ -1,0 +1,43 @@
+"""What the operator decided about uploads, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+from tusd_py.contracts.storage import SizeLimits
+
+SizeKind: TypeAlias = Literal["declared", "deferred", "final"]
+
+
+class Durability(StrEnum):
+    """When bytes are synced to the device (docs/configuration.md)."""
+
+    COMPLETE = "complete"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Sizes are bytes, times are seconds; zero switches a limit of time off."""
+
+    max_size: int | None = None
+    expires_after: float = 0
+    durability: Durability = Durability.COMPLETE
+    lock_timeout: float = 10
+    commit_bytes: int = 16 << 20  # a running append commits at least this often
+    commit_interval: float = 1
+    partial_grace: float = 3600  # concatenated partial uploads live this long
+    retention: float = 0  # finished uploads are removed so long after their completion; 0: never
+    gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
+    concatenation_unfinished: bool = False
+    concatenation_parts: int = 1000  # most partial uploads that a final one may name
+    concatenation_repeats: int = 10  # so often it may name the same one
+    storage: SizeLimits = field(default_factory=SizeLimits)
+
+    def largest(self, kind: SizeKind = "declared") -> int | None:
+        """The most bytes that an upload of this kind may have; None if nothing bounds it."""
+        limits = [limit for limit in (self.max_size, getattr(self.storage, kind)) if limit is not None]
+        return min(limits, default=None)

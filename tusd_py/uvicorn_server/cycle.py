@@ -1,0 +1,160 @@
+"""One request and its response under uvicorn, with what uploads need of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, RequestResponseCycle
+
+from tusd_py.uvicorn_server.buffered_receiver import BlockReceiver
+from tusd_py.contracts.storage import Buffer
+from tusd_py.transfer.budget import BlockPool
+
+if TYPE_CHECKING:
+    from tusd_py.uvicorn_server.protocol import UploadProtocol
+
+logger = logging.getLogger("tusd_py.uvicorn_server")
+
+INFORMATIONAL = "http.response.informational"  # ASGI message and scope extension: an interim (1xx) response
+WORTH_BLOCKS = 256 << 10  # bytes still to come for which the parser is left out
+
+
+class UploadCycle(RequestResponseCycle):
+    """One request and its response, and the `Arrivals` of its body."""
+
+    protocol: UploadProtocol
+    pool: BlockPool | None
+    receiver: BlockReceiver | None
+    arrived: int  # bytes of the body that passed the parser
+    last_arrival: float
+    trailers: list[tuple[bytes, bytes]]
+    end_delivered: bool
+    reader_timed_out: bool
+
+    def adopt(self, protocol: UploadProtocol) -> None:
+        """Initialize what this class adds to an object that the base class has made."""
+        self.protocol = protocol
+        self.pool = None
+        self.receiver = None
+        self.arrived = 0
+        self.last_arrival = 0.0
+        self.trailers = []
+        self.end_delivered = False
+        self.reader_timed_out = False
+
+    async def run_asgi(self, app: Any) -> None:
+        """Run the application; log nothing if the client is gone, or a shutdown waits no longer."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            logger.debug("%s %s was cancelled", self.scope["method"], self.scope["path"])
+            self.protocol.end("the request was cancelled")
+        except Exception:  # whatever the application raises ends this request only
+            self.logger.exception("Exception in ASGI application")
+            await self._answer_failure()
+        else:
+            if not self.response_complete and not self.disconnected:
+                logger.debug("%s %s has no whole answer", self.scope["method"], self.scope["path"])
+                await self._answer_failure()
+        finally:
+            self.on_response = lambda: None
+
+    async def _answer_failure(self) -> None:
+        if self.response_started:
+            self.protocol.end("the answer is not whole")
+        elif not self.disconnected:
+            await self.send_500_response()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == INFORMATIONAL:
+            self._send_informational(message["status"], message.get("headers", []))
+        else:
+            await super().send(message)
+
+    def _send_informational(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """An interim response (RFC 9110, section 15.2); nothing once the final one has begun."""
+        if self.response_started or self.disconnected:
+            return
+        lines = [b"HTTP/1.1 %d \r\n" % status]
+        for name, value in headers:
+            if HEADER_RE.search(name) or HEADER_VALUE_RE.search(value):
+                raise RuntimeError("Invalid HTTP header.")
+            lines.append(b"%s: %s\r\n" % (name, value))
+        self.transport.write(b"".join([*lines, b"\r\n"]))
+
+    async def receive(self) -> Any:
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        while not self.response_complete:
+            if self._has_message():
+                data = self.take()
+                self.end_delivered = self._is_at_end()
+                return {"type": "http.request", "body": data, "more_body": not self.end_delivered}
+            if self.disconnected:
+                break
+            self._continue_reading()
+            await self.message_event.wait()
+            self.message_event.clear()
+        return {"type": "http.disconnect"}
+
+    def body_arrived(self, body: bytes) -> None:
+        """Bytes of the body that the parser found."""
+        self.arrived += len(body)
+        self.last_arrival = time.monotonic()
+        if not self.response_complete:
+            self.body += body
+            if len(self.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            self.message_event.set()
+
+    def body_ended(self) -> None:
+        self.more_body = False
+        self.message_event.set()
+
+    def give_up(self) -> None:
+        """End the request: nothing more is received or sent."""
+        self.disconnected = True
+        self.message_event.set()
+
+    def _has_message(self) -> bool:
+        """Whether there is something to deliver: of a long body whole blocks, and what is left at its end."""
+        if self.body:
+            return True
+        if self.receiver is not None and self.receiver.filled and (self.receiver.is_full or self.disconnected):
+            return True
+        return self._is_at_end() and not self.end_delivered
+
+    def _is_at_end(self) -> bool:
+        return not self.more_body and not self.body and (self.receiver is None or not self.receiver.filled)
+
+    def take(self) -> Buffer:
+        if self.body or self.receiver is None:
+            body, self.body = self.body, bytearray()
+            return body
+        self.message_event.set()  # a reader that waits in `receive` has to provide the next block
+        return self.receiver.take()
+
+    def close(self) -> None:
+        if self.receiver is not None:
+            self.receiver.close()
+
+    def use_blocks(self, pool: BlockPool) -> None:
+        self.pool = pool
+
+    def _continue_reading(self) -> None:
+        if not self.more_body:
+            self.protocol.listen_for_disconnect()
+            return
+        if self.receiver is None and self.pool is not None:
+            size = self.protocol.content_length()
+            if size - self.arrived >= WORTH_BLOCKS:
+                self.receiver = BlockReceiver(self.protocol, self, self.pool, size - self.arrived)
+        if self.receiver is not None:
+            self.receiver.provide_block()
+        self.flow.resume_reading()

@@ -1,0 +1,120 @@
+"""`tusd-py serve`: the application under uvicorn."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+
+from tusd_py.application import create_app, with_direct_uploads
+from tusd_py.uvicorn_server.acceptor import Acceptor
+from tusd_py.uvicorn_server.connections import Connections
+from tusd_py.uvicorn_server.descriptors import RESERVED, connection_limit, raise_descriptor_limit
+from tusd_py.uvicorn_server.protocol import upload_protocol
+from tusd_py.settings import InvalidSettings, Settings
+from tusd_py.settings_parsing import LONGEST
+
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Accepts at most so many connections at a time, and tells when it does."""
+
+    def __init__(self, config: uvicorn.Config, shared: Connections, limit: int, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._shared = shared
+        self._limit = limit
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        acceptors = [self._acceptor(listener) for listener in sockets or ()]
+        for acceptor in acceptors:
+            acceptor.start(self.config.backlog)
+        self.servers: list[Any] = acceptors
+        self.started = True
+        self._ready()
+
+    def _acceptor(self, listener: socket.socket) -> Acceptor:
+        def new_protocol() -> Any:
+            protocol: Any = self.config.http_protocol_class
+            return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        return Acceptor(
+            listener,
+            new_protocol,
+            limit=self._limit,
+            open_connections=lambda: len(self.server_state.connections),
+            make_room=self._shared.end_longest_idle,
+        )
+
+
+def limit_of(settings: Settings) -> int:
+    """Connections that this process may have at a time; raises `InvalidSettings`. Raises the limit of descriptors."""
+    reserved = RESERVED + (settings.s3_concurrency if settings.s3_bucket else 0)
+    try:
+        return connection_limit(raise_descriptor_limit(), reserved, settings.max_connections, settings.workers)
+    except ValueError as error:
+        raise InvalidSettings(f"--max-connections is too large: {error}") from None
+
+
+def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on a bound socket until a signal says to stop."""
+    limit = limit_of(settings)
+    app = create_app(settings)
+    tus = app.state.tus
+    shared = Connections(
+        header_timeout=settings.header_timeout,
+        keep_alive_timeout=settings.keep_alive_timeout,
+        idle_timeout=settings.idle_timeout,
+        minimum_rate=settings.minimum_rate,
+        changed=tus.metrics.connections_changed,
+        ended=tus.metrics.connection_ended,
+    )
+    tus.metrics.connections_limited(limit)
+    config = uvicorn.Config(
+        with_direct_uploads(app),
+        interface="asgi3",
+        http=upload_protocol(shared=shared),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=math.ceil(settings.keep_alive_timeout or LONGEST),  # of stock protocol classes
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again that ended it
+        Server(config, shared, limit, ready).run(sockets=[listener])
+
+
+def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
+    """A socket on this host and port, which other processes can bind too if `shared`; raises OSError."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def reserve(address: tuple[str, int]) -> socket.socket:
+    """A shared socket on a host and port that nobody else listens on; raises OSError."""
+    with bind(address) as probe:  # a shared one would not notice another server
+        name = probe.getsockname()
+    return bind((name[0], name[1]), shared=True)

@@ -1,0 +1,451 @@
+"""uvicorn's HTTP/1.1 protocol, extended for uploads, and with bounds for all that a client can do.
+
+Bytes that arrived are delivered before a disconnect is told, and long bodies are received straight into blocks of
+memory (`uvicorn_server/buffered_receiver.py`); trailers are kept apart from headers, interim responses can be sent. The application
+finds these as ASGI scope extensions, and does without them under another server.
+
+A connection has one request at a time: what follows its end is kept, and not parsed before the response is complete.
+Every state has a deadline. While a request is being answered, the application and `WriteWatch` see to it; otherwise
+there is one timer, for a head, the rest of a body that nobody wants, the pause before the next request, or the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from tusd_py.http.body import ARRIVALS
+from tusd_py.uvicorn_server.connections import Connections
+from tusd_py.uvicorn_server.cycle import INFORMATIONAL, UploadCycle
+from tusd_py.uvicorn_server.flow import ConnectionFlow, WriteWatch
+from tusd_py.uvicorn_server.framing import (
+    MOST_FRAMING_BYTES,
+    MOST_FRAMING_PER_BYTE,
+    MOST_HEADER_BYTES,
+    MOST_HEADERS,
+    MOST_TRAILERS,
+    OVERLAP,
+    SECTION_END,
+    ChunkedBody,
+    FramingAllowance,
+    Phase,
+    TooManyHeaders,
+    section_end,
+)
+from tusd_py.uvicorn_server.refusals import HEAD_TOO_LONG, HEADER_TIMEOUT, INVALID, TOO_LARGE, TRAILERS_TOO_LONG, refusal
+
+logger = logging.getLogger("tusd_py.uvicorn_server")
+
+UNREAD_BODY_TIMEOUT = 10.0  # seconds for the rest of a small body that nobody wants
+LINGER = 2.0  # seconds a refused connection stays open, so that the client gets to see why
+LINGER_SIZE = 256 << 10  # bytes that are read and thrown away meanwhile
+
+
+class BodyEvents:
+    """Receiver of a parser's events for a body whose head another parser has read."""
+
+    def __init__(self, protocol: UploadProtocol) -> None:
+        self.on_body = protocol.on_body
+        self.on_header = protocol.on_header
+        self.on_message_complete = protocol.on_message_complete
+
+
+class UploadProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    shared: ClassVar[Connections]
+
+    cycle: UploadCycle
+    flow: ConnectionFlow
+    _chunked: ChunkedBody  # of the current body, if it is chunked
+    _allowance: FramingAllowance
+    on_body: Callable[[bytes], None]  # type: ignore[assignment]
+
+    def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append  # no frame of Python for each chunk: the parser calls this
+        super().__init__(config, server_state, app_state, _loop)
+        self._phase = Phase.HEAD
+        self._parser_is_spent = False
+        self._last_bytes = b""  # of the section that is being received
+        self._head_size = 0
+        self._body_remaining = 0
+        self._content_length = 0
+        self._held: list[bytes] = []  # bytes of the next requests
+        self._waiting = 0  # bytes of a head without end, or held
+        self._writes: WriteWatch | None = None  # once the client is slow to take something
+        self._refused = False
+        self._linger_size = LINGER_SIZE
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_is_for_head = False
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = ConnectionFlow(transport)
+        self.shared.changed(1)
+        self.shared.became_idle(self)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._cancel_timer()
+        self._stop_watching_writes()
+        if self._waiting:
+            self._count_waiting(0)
+        self._held.clear()
+        self.shared.became_busy(self)
+        self.shared.changed(-1)
+
+    def eof_received(self) -> None:
+        """The transport closes once everything is sent, which a client that does not read must not delay."""
+        self._watch_writes()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writes()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_watching_writes()
+
+    def end(self, reason: str) -> None:
+        """Close once everything is sent."""
+        logger.debug("a connection is closed: %s", reason)
+        self._cancel_timer()
+        self.transport.close()
+        self._watch_writes()
+
+    def end_idle(self) -> None:
+        logger.debug("a connection is closed: it is idle, and others wait")
+        self.transport.abort()
+
+    def _watch_writes(self) -> None:
+        if not self.transport.get_write_buffer_size():
+            return  # a connection that closes has nothing left to wait for
+        if self._writes is None:
+            limits = (self.shared.idle_timeout, self.shared.minimum_rate)
+            self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)
+        self._writes.start()
+
+    def _stop_watching_writes(self) -> None:
+        if self._writes is not None:
+            self._writes.stop()
+
+    def _reader_timed_out(self) -> None:
+        self.shared.ended("write_timeout")
+        if self._is_serving():
+            self.cycle.reader_timed_out = True
+        self.transport.abort()
+
+    def _is_serving(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    # Deadlines of a connection without a request that is being answered.
+
+    def _set_timer(self, seconds: float, act: Callable[..., None], *arguments: str) -> None:
+        self._cancel_timer()
+        if seconds:
+            self._timer = self.loop.call_later(seconds, act, *arguments)
+
+    def _cancel_timer(self) -> None:
+        self._timer_is_for_head = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _await_head(self) -> None:
+        if not self._timer_is_for_head:
+            self._set_timer(self.shared.header_timeout, self._end_for, "header_timeout", "408 Request Timeout")
+            self._timer_is_for_head = True
+
+    def _end_for(self, reason: str, status: str = "") -> None:
+        self.shared.ended(reason)
+        if status:
+            self._refuse(status, HEADER_TIMEOUT)
+        else:
+            self.end(reason)
+
+    def _await_next(self) -> None:
+        """The response is complete: read on, or wait for what is left of the request, or for the next one."""
+        self.shared.became_idle(self)
+        if self._phase is not Phase.ENDED:
+            self._set_timer(UNREAD_BODY_TIMEOUT, self._end_for, "unread_body")
+            return
+        self._begin_message()
+        self._set_timer(self.shared.keep_alive_timeout, self.end, "it is idle")
+        if self._held:
+            held, self._held = self._held, []
+            self._count_waiting(0)
+            self._feed(b"".join(held))
+
+    # What arrives.
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            self._throw_away(len(data))
+        else:
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        position = 0
+        while position < len(data) and not self._refused and not self.transport.is_closing():
+            if self._phase is Phase.ENDED:
+                self._hold(data[position:])
+                return
+            end = self._piece_end(data, position)
+            self._parse(data if end - position == len(data) else data[position:end])
+            position = end
+
+    def _piece_end(self, data: bytes, start: int) -> int:
+        """The position in `data` up to which the parser may read: never beyond the end of the message."""
+        if self._phase is Phase.SIZED_BODY:
+            return min(len(data), start + self._body_remaining)
+        find = self._chunked.end if self._phase is Phase.CHUNKED_BODY else section_end
+        end = find(self._last_bytes, data, start)
+        return end if end >= 0 else len(data)
+
+    def _parse(self, piece: bytes) -> None:
+        phase = self._phase
+        if phase is Phase.HEAD:
+            self._head_size += len(piece)
+            if self._head_size > MOST_HEADER_BYTES:
+                self._refuse(TOO_LARGE, HEAD_TOO_LONG)
+                return
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._go_on_after_upgrade()
+        except httptools.HttpParserError as error:
+            if phase is Phase.CHUNKED_BODY and self._phase is Phase.ENDED:
+                self._end_after_body()
+                return
+            if self._pieces:
+                self.cycle.body_arrived(b"".join(self._pieces))  # what was right is kept
+            too_many = isinstance(error.__context__, TooManyHeaders)
+            self._refuse(TOO_LARGE if too_many else "400 Bad Request", HEAD_TOO_LONG if too_many else INVALID)
+            return
+        if phase is not Phase.HEAD:
+            self._body_parsed(phase, len(piece))
+        elif self._phase is Phase.HEAD:
+            self._await_rest_of_head()
+        if self._phase is not phase or piece.endswith(SECTION_END):
+            self._last_bytes = b""
+        else:
+            self._last_bytes = (self._last_bytes + piece[-OVERLAP:])[-OVERLAP:]
+        if self._phase is Phase.ENDED and not self._is_serving():
+            self._await_next()
+
+    def _end_after_body(self) -> None:
+        """Close after the response: a next request came with the end of a body that was not searched any more."""
+        if self._pieces:
+            self.cycle.body_arrived(b"".join(self._pieces))
+            self._pieces.clear()
+        self.cycle.body_ended()
+        self.cycle.keep_alive = False
+        if not self._is_serving():
+            self.end("the end of a body was not found in time")
+
+    def _body_parsed(self, phase: Phase, size: int) -> None:
+        """Hand over the bytes of the body that the parser found in so many bytes."""
+        body = b"".join(self._pieces)
+        self._pieces.clear()
+        if body:
+            self.cycle.body_arrived(body)
+        if phase is Phase.SIZED_BODY:
+            self._body_remaining -= size
+        elif not self._allowance.add(size, len(body)):
+            self._refuse(TOO_LARGE, TRAILERS_TOO_LONG)
+            return
+        if self._phase is Phase.ENDED:
+            self.cycle.body_ended()
+
+    def _await_rest_of_head(self) -> None:
+        self._await_head()
+        self._count_waiting(self._head_size)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what follows the request that is being answered, and read no more until it has been.
+
+        Beyond the bound for all connections together the connection may end with this response instead; its client
+        asks again, as after any closed connection.
+        """
+        self.flow.pause_reading()
+        if self.cycle.keep_alive:
+            self._held.append(data)
+            self._count_waiting(self._waiting + len(data))
+
+    def _count_waiting(self, size: int) -> None:
+        self._waiting = size
+        self.shared.count_waiting(self, size)
+
+    def end_waiting(self) -> None:
+        self._waiting = 0
+        if self._is_serving():
+            self.cycle.keep_alive = False
+            self._held.clear()
+        else:
+            logger.debug("a connection is closed: the heads of all requests take too much memory")
+            self.transport.abort()
+
+    def listen_for_disconnect(self) -> None:
+        """Read on after the end of a body, if nothing is held."""
+        if not self._held:
+            self.flow.resume_reading()
+
+    # What is refused.
+
+    def _refuse(self, status: str, text: str) -> None:
+        """Answer what cannot be served, and close a moment later: the answer would be lost if bytes were unread."""
+        if self.transport.is_closing() or self._refused:
+            return
+        logger.debug("a connection is refused: %s", text)
+        self._refused = True
+        self._pieces.clear()
+        if self._waiting:
+            self._count_waiting(0)
+        self.shared.became_busy(self)
+        if self._is_serving():
+            self.cycle.give_up()
+            if self.cycle.response_started:
+                self.end(text)
+                return
+        self.transport.write(refusal(status, text))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._watch_writes()
+        self._set_timer(LINGER, self.end, "it was refused")
+        self.flow.resume_reading()
+
+    def _throw_away(self, size: int) -> None:
+        self._linger_size -= size
+        if self._linger_size <= 0:
+            self.flow.pause_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse("400 Bad Request", f"ERR_INVALID_REQUEST: {msg}")
+
+    # What the parser reports.
+
+    def on_message_begin(self) -> None:
+        if self._phase is not Phase.HEAD:  # the parser saw beyond the end of a message
+            raise httptools.HttpParserError("a message begins before its turn")
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Fields after the body are trailers, and must not pass for headers."""
+        if self._phase is Phase.HEAD:
+            if len(self.headers) >= MOST_HEADERS:
+                raise TooManyHeaders
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
+        elif len(self.cycle.trailers) < MOST_TRAILERS:
+            self.cycle.trailers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        names = dict(self.headers)
+        is_chunked = b"transfer-encoding" in names
+        if is_chunked and not _is_chunked_only(self.headers):  # the parser takes "gzip, chunked" for "chunked"
+            raise httptools.HttpParserError("a transfer coding that is not known here")
+        self._cancel_timer()
+        if self._waiting:
+            self._count_waiting(0)
+        self.shared.became_busy(self)
+        super().on_headers_complete()
+        self._content_length = self._body_remaining = 0
+        if is_chunked:
+            self._phase = Phase.CHUNKED_BODY
+            self._chunked = ChunkedBody()
+            self._allowance = FramingAllowance(MOST_FRAMING_BYTES, MOST_FRAMING_PER_BYTE)
+        else:
+            self._content_length = self._body_remaining = int(names.get(b"content-length", b"0"))
+            self._phase = Phase.SIZED_BODY
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        # The base class names the class of its cycles in a global.
+        cycle.__class__ = UploadCycle
+        assert isinstance(cycle, UploadCycle)
+        cycle.adopt(self)
+        extensions: Any = {ARRIVALS: cycle, INFORMATIONAL: {}}
+        cycle.scope["extensions"] = extensions
+        super()._start_asgi_task(cycle, app)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():  # otherwise the body is still to come
+            self._phase = Phase.ENDED
+            if not self._pieces:
+                self.cycle.body_ended()
+
+    def on_response_complete(self) -> None:
+        if self.cycle.receiver is not None:
+            self.cycle.receiver.close()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            self._watch_writes()
+            return
+        self.flow.resume_reading()
+        self._await_next()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.end("it is idle")
+
+    # Messages that do not pass one parser from the beginning to the end.
+
+    def _begin_message(self) -> None:
+        self._phase = Phase.HEAD
+        self._head_size = 0
+        if self._parser_is_spent:
+            self._use_parser(self)
+
+    def _use_parser(self, events: object) -> None:
+        self._parser_is_spent = events is not self
+        self.parser = httptools.HttpRequestParser(events)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _go_on_after_upgrade(self) -> None:
+        """Ignore that the client offers another protocol: after such a head the parser reads no body."""
+        self._use_parser(BodyEvents(self))
+        if self._phase is Phase.CHUNKED_BODY:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        else:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % self._body_remaining)
+        self.cycle.trailers.clear()
+
+    def content_length(self) -> int:
+        """The declared size of the current request's body, zero where there is none."""
+        return self._content_length
+
+    def body_was_received_elsewhere(self) -> None:
+        """The parser still waits for a body that did not pass it: a new one reads the next message."""
+        self._parser_is_spent = True
+        self._phase = Phase.ENDED
+        self.cycle.body_ended()
+        if not self._is_serving() and not self.transport.is_closing():
+            self._await_next()
+
+
+def _is_chunked_only(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Return whether no field names a transfer coding other than `chunked`."""
+    return all(value.strip().lower() == b"chunked" for name, value in headers if name == b"transfer-encoding")
+
+
+def upload_protocol(
+    connections_changed: Callable[[int], None] = lambda change: None,
+    header_timeout: float = 30.0,
+    *,
+    shared: Connections | None = None,
+) -> type[UploadProtocol]:
+    """The protocol class of one server, which reports every connection that opens (1) or closes (-1)."""
+    shared = shared or Connections(header_timeout=header_timeout, changed=connections_changed)
+    return type("UploadProtocol", (UploadProtocol,), {"shared": shared})

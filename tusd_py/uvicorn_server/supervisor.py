@@ -1,0 +1,217 @@
+"""Several server processes on one port, each with a listening socket of its own, so that the kernel spreads the
+connections evenly (processes that share one socket leave most long uploads to whichever wakes first).
+
+SIGTERM and SIGINT drain and end all of them, at once even while SIGHUP replaces them one by one; one that dies is
+started again. The counts of processes that have ended stay in `/metrics`, merged into one file.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from prometheus_client.multiprocess import mark_process_dead
+
+from tusd_py.observability.logging import configure
+from tusd_py.observability.metrics_merge import merge_counts
+from tusd_py.uvicorn_server.malloc import keep_freed_memory
+from tusd_py.uvicorn_server.process import bind, run_server
+from tusd_py.uvicorn_server.terminal import Terminal
+from tusd_py.settings import Settings
+
+logger = logging.getLogger("tusd_py.supervisor")
+
+START_TIMEOUT = 30.0  # seconds a process may take until it accepts connections
+KILL_DELAY = 5.0  # seconds after the shutdown grace
+RESTART_PAUSE = 1.0  # seconds before a process that died is started again
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # makes prometheus_client count across processes; read at its import
+
+
+@dataclass(slots=True)
+class Worker:
+    """One server process. Our end of the pipe tells when it is ready; its end tells it when we are gone."""
+
+    process: BaseProcess
+    pipe: Connection
+    started: float = field(default_factory=time.monotonic)
+
+    def is_ready(self) -> bool:
+        """Whether it accepts connections; to be asked once, after its pipe has become readable."""
+        try:
+            return self.pipe.poll() and bool(self.pipe.recv())
+        except (EOFError, OSError):
+            return False
+
+
+def run_worker(settings: Settings, address: tuple[str, int], pipe: Connection) -> None:
+    """The life of one server process."""
+    if not settings.disable_malloc_tuning:
+        keep_freed_memory()
+    configure(settings.log_format, settings.log_level)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal that closes: the supervisor decides
+    listener = bind(address, shared=True)
+    threading.Thread(target=_end_with_supervisor, args=(pipe,), daemon=True).start()
+    run_server(settings, listener, lambda: pipe.send(True))
+
+
+def _end_with_supervisor(pipe: Connection) -> None:
+    try:
+        pipe.recv()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Supervisor:
+    """Keeps `settings.workers` processes running on the address of the reserved socket."""
+
+    def __init__(self, settings: Settings, reserved: socket.socket) -> None:
+        self._settings = settings
+        self._address: tuple[str, int] = reserved.getsockname()[:2]
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[Worker] = []
+        self._leaving: list[Worker] = []  # replaced, and draining
+        self._terminal = Terminal()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._received: list[int] = []
+
+    def run(self, ready: Callable[[], None]) -> int:
+        """Run until a signal says to stop; returns the exit code."""
+        os.environ[METRICS_VARIABLE] = metrics_folder = tempfile.mkdtemp(prefix="tusd-py-metrics-")
+        previous = self._take_signals()
+        try:
+            if not self._start_all():
+                return 0 if self._stopping else 1
+            ready()
+            while not self._stopping:
+                self._watch()
+            return 0
+        finally:
+            self._stop([*self._workers, *self._leaving])
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
+            self._wake_receiver.close()
+            self._wake_sender.close()
+            shutil.rmtree(metrics_folder, ignore_errors=True)
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether a signal has said to stop; a terminal that has closed says so with SIGHUP."""
+        return (
+            signal.SIGTERM in self._received
+            or signal.SIGINT in self._received
+            or (signal.SIGHUP in self._received and self._terminal.has_closed())
+        )
+
+    def _take_signals(self) -> dict[int, signal._HANDLER]:
+        self._wake_sender.setblocking(False)
+        signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        return {
+            number: signal.signal(number, lambda received, _: self._received.append(received)) for number in numbers
+        }
+
+    def _start_all(self) -> bool:
+        self._workers = [self._start() for _ in range(self._settings.workers)]
+        return all(self._becomes_ready(worker) for worker in self._workers)
+
+    def _becomes_ready(self, worker: Worker) -> bool:
+        """Wait until a process accepts connections; false if it does not in time, or a signal says to stop."""
+        self._wait([worker.pipe, worker.process.sentinel], START_TIMEOUT)
+        return not self._stopping and worker.is_ready()
+
+    def _wait(self, things: Sequence[Connection | int], seconds: float) -> None:
+        """Wait for one of these, at most so long; a signal to stop ends it too."""
+        deadline = time.monotonic() + seconds
+        while not self._stopping and not wait(things, 0):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return
+            wait([self._wake_receiver, *things], remaining)
+            self._drain_wake_ups()
+
+    def _start(self) -> Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=run_worker, args=(self._settings, self._address, theirs))
+        process.start()
+        theirs.close()
+        return Worker(process, ours)
+
+    def _watch(self) -> None:
+        """Wait for a signal or the death of a process, and act on it."""
+        if not self._received:  # one may have come while something else was waited for
+            wait([self._wake_receiver, *(worker.process.sentinel for worker in self._workers)])
+            self._drain_wake_ups()
+        if self._stopping:
+            return
+        if signal.SIGHUP in self._received:
+            self._received = [number for number in self._received if number != signal.SIGHUP]
+            self._replace_all()
+        for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
+            logger.error("process %s died with code %s", worker.process.pid, worker.process.exitcode)
+            self._workers.remove(worker)
+            _forget(worker)
+            if time.monotonic() - worker.started < RESTART_PAUSE:
+                self._wait([], RESTART_PAUSE)
+            if not self._stopping:
+                self._workers.append(self._start())
+
+    def _drain_wake_ups(self) -> None:
+        while wait([self._wake_receiver], 0):
+            self._wake_receiver.recv(4096)
+
+    def _replace_all(self) -> None:
+        """Start a new process for each old one, and drain the old one once the new one accepts connections."""
+        for old in list(self._workers):
+            new = self._start()
+            self._workers.append(new)
+            if not self._becomes_ready(new):
+                if not self._stopping:
+                    logger.error("a new process did not start; the old ones go on")
+                    self._workers.remove(new)
+                    self._stop([new])
+                return
+            self._workers.remove(old)
+            self._leaving = [old]
+            if old.process.is_alive():
+                os.kill(old.process.pid or 0, signal.SIGINT)  # unlike SIGTERM without --drain-delay: others serve on
+            self._wait([old.process.sentinel], self._settings.shutdown_grace + KILL_DELAY)
+            if self._stopping:
+                return  # it ends with the others
+            self._stop(self._leaving)
+            self._leaving = []
+
+    def _stop(self, workers: list[Worker]) -> None:
+        for worker in workers:
+            if worker.process.is_alive():
+                worker.process.terminate()
+        deadline = time.monotonic() + self._settings.drain_delay + self._settings.shutdown_grace + KILL_DELAY
+        for worker in workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))  # all have the same time
+            if worker.process.is_alive():
+                logger.error("process %s did not end in time", worker.process.pid)
+                worker.process.kill()
+                worker.process.join()
+            _forget(worker)
+
+
+def _forget(worker: Worker) -> None:
+    worker.pipe.close()
+    folder = os.environ[METRICS_VARIABLE]
+    mark_process_dead(worker.process.pid, folder)  # type: ignore[no-untyped-call]
+    try:
+        merge_counts(Path(folder), worker.process.pid or 0)
+    except OSError as error:  # a full disk, for example; only the number of files is harmed
+        logger.warning("the metrics of process %s were not merged: %s", worker.process.pid, error)
