@@ -20,22 +20,22 @@ from bench.runner import Result, run_workload, say
 from bench.workloads import Plan, Workload, catalogue
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-SMALLEST_SIZE = 64 << 20
-LARGEST_COUNT = 100
+MIN_SIZE = 64 << 20
+MAX_COUNT = 100
 QUICK = Plan(size=128 << 20, small_uploads=400, heads=2000, connections=1000, slow_bytes=256 << 10)
 QUICK_ROUNDS, ROUNDS = 2, 3
 
 
 def size(text: str) -> int:
     match = re.fullmatch(r"(\d+)\s*(|KiB|MiB|GiB)", text)
-    if not match or int(match[1]) * UNITS[match[2]] < SMALLEST_SIZE:
+    if not match or int(match[1]) * UNITS[match[2]] < MIN_SIZE:
         raise argparse.ArgumentTypeError("a size is like 512MiB or 1GiB, and at least 64MiB")
     return int(match[1]) * UNITS[match[2]]
 
 
 def count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_COUNT:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 to {LARGEST_COUNT} is needed")
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to {MAX_COUNT} is needed")
     return int(text)
 
 

@@ -32,7 +32,7 @@ DOWNLOAD_BYTES = 16 << 20
 RECEIVE_BUFFER = 16 << 10  # bytes, so that little of a download waits in the kernel
 S3_LENGTH, S3_SENT = 64 << 20, 3 << 20
 PACE = 0.02  # seconds between two looks of the honest client while the crowd comes
-LONGEST_SECONDS = 240  # for one crowd; then its server is ended
+MAX_SECONDS = 240  # for one crowd; then its server is ended
 
 Crowd = Callable[[Target, int], list[socket.socket]]
 
@@ -65,7 +65,7 @@ def connect(target: Target, data: bytes, receive_buffer: int = 0) -> socket.sock
     connection = socket.socket()
     if receive_buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    connection.settimeout(LONGEST_SECONDS)
+    connection.settimeout(MAX_SECONDS)
     connection.connect(("127.0.0.1", target.port))
     connection.sendall(data)
     return connection
@@ -106,7 +106,7 @@ def s3_uploads(target: Target, count: int) -> list[socket.socket]:
     ]
     block = bytes(1 << 16)
     rest = dict.fromkeys(connections, S3_SENT)
-    deadline = time.monotonic() + LONGEST_SECONDS / 4
+    deadline = time.monotonic() + MAX_SECONDS / 4
     for connection in connections:
         connection.setblocking(False)
     while any(rest.values()) and time.monotonic() < deadline:  # what the server does not take, it does not get
@@ -201,7 +201,7 @@ class Watching:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join(LONGEST_SECONDS)
+        self._thread.join(MAX_SECONDS)
 
 
 def is_open(connection: socket.socket) -> bool:
@@ -269,7 +269,7 @@ def recipe_for(scene: Scene, home: Path, extra: Sequence[str]) -> Iterator[Recip
 
 def measure(scene: Scene, home: Path, extra: Sequence[str]) -> Figures:
     with recipe_for(scene, home, extra) as recipe, running(recipe, home) as target:
-        watchdog = threading.Timer(LONGEST_SECONDS, kill, [target.process])
+        watchdog = threading.Timer(MAX_SECONDS, kill, [target.process])
         watchdog.daemon = True
         watchdog.start()
         try:

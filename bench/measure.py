@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TICKS = os.sysconf("SC_CLK_TCK")
+CHECKS_PER_LEASE = os.sysconf("SC_CLK_TCK")
 # Work that a server does right after its last answer still counts as its CPU time.
 SETTLE_SECONDS = 0.1
 
@@ -43,7 +43,7 @@ def cpu_seconds(tree: Sequence[int]) -> float:
     for process in tree:
         with contextlib.suppress(OSError):
             ticks += sum(int(field) for field in stat_fields(process)[11:15])
-    return ticks / TICKS
+    return ticks / CHECKS_PER_LEASE
 
 
 def memory_bytes(tree: Sequence[int], field: str) -> int:

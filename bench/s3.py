@@ -37,8 +37,8 @@ from bench.runner import Sample, sample, say, touch_memory
 from bench.servers import Target, running
 from bench.workloads import PARALLEL, SMALL_BYTES, SMALL_CONNECTIONS, Plan, Work, Workload, catalogue, human
 from tests.s3_server import BUCKET, CREDENTIALS, S3Server, free_ports, start_seaweedfs
+from tusd_py.backends.s3.bucket import RESERVED_REQUEST_SLOTS
 from tusd_py.backends.s3.config import S3Config
-from tusd_py.backends.s3.bucket import RESERVED
 
 ROUNDS = 3
 SMALL_UPLOADS = 1000
@@ -168,7 +168,7 @@ def floor(job: Job, *, threads: int = 0) -> tuple[Work, Usage]:
     """As many requests at a time as our server has: of one upload, of all uploads, for clients of small ones."""
     config = S3Config(bucket=BUCKET)
     uploads, length, usual_threads = {
-        "parallel": (PARALLEL, job.plan.size // PARALLEL, config.concurrency - RESERVED),
+        "parallel": (PARALLEL, job.plan.size // PARALLEL, config.concurrency - RESERVED_REQUEST_SLOTS),
         "small": (job.plan.small_uploads, SMALL_BYTES, SMALL_CONNECTIONS),
     }.get(job.workload.name, (1, job.plan.size, config.parts_in_flight))
     server = job.storage.server

@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.harness import ServerProcess
 from tests.raw_client import request
-from tusd_py.core.errors import UploadError
 from tusd_py.contracts.storage import Buffer
+from tusd_py.core.errors import UploadError
 
 # Of a bug; what else a server logs with a stack trace is why it could not serve a request.
 BUGS = ("a request failed", "Exception in ASGI", "never retrieved", "was never awaited", "Warning")
@@ -110,7 +110,7 @@ class Body:
     async def read(self) -> Buffer | None:
         return self._rest.pop() if self._rest else None
 
-    def recycle(self, buffers: Sequence[Buffer]) -> None: ...
+    def release(self, buffers: Sequence[Buffer]) -> None: ...
 
     def silent_for(self) -> float:
         return 0.0

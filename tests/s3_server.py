@@ -29,11 +29,11 @@ import boto3  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 
 from tests.timing import scaled
-from tusd_py.backends.s3.config import MIN_PART, Preset, S3Config
+from tusd_py.backends.s3.config import MIN_PART, S3Config, S3Dialect
 
 ACCESS_KEY, SECRET_KEY = "tests", "only-for-tests"
 BUCKET = "uploads"
-START_PATIENCE = scaled(60.0)  # seconds
+START_TIMEOUT = scaled(60.0)  # seconds
 START_ATTEMPTS = 3
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -69,7 +69,7 @@ class S3Server:
 
     endpoint: str
     bucket: str = BUCKET
-    preset: Preset = "aws"
+    preset: S3Dialect = "aws"
 
     @property
     def port(self) -> int:
@@ -137,7 +137,7 @@ class Process:
 
     def wait_for_bucket(self, server: S3Server) -> None:
         """Wait until the server answers; makes the bucket if it is not there."""
-        deadline = time.monotonic() + START_PATIENCE
+        deadline = time.monotonic() + START_TIMEOUT
         with contextlib.closing(server.client()) as client:
             while True:
                 try:

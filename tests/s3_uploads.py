@@ -21,9 +21,9 @@ from tests.raw_client import MEBI, Answer, request
 from tests.s3_server import CREDENTIALS, S3Server, s3_config
 from tests.timing import scaled
 from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.backends.s3 import S3Config, S3Storage
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.storage import Orphan
-from tusd_py.backends.s3 import S3Config, S3Storage
 from tusd_py.uploads.sweeping import Records
 
 PART = 5 * MEBI  # of all servers here: the smallest that S3 takes
@@ -52,7 +52,7 @@ class Place:
         return {
             "s3_bucket": self.server.bucket,
             "s3_endpoint": endpoint or self.server.endpoint,
-            "s3_preset": self.server.preset,
+            "s3_dialect": self.server.preset,
             "s3_addressing": "path",
             "s3_prefix": self.prefix,
             "s3_part_size": "5MiB",

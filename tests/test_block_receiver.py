@@ -14,8 +14,8 @@ import pytest
 
 from tests.harness import ServerProcess
 from tests.timing import scaled
-from tusd_py.uvicorn_server.buffered_receiver import BlockReceiver
-from tusd_py.transfer.budget import BlockPool, ByteBudget
+from tusd_py.transfer.budget import BufferPool, ByteBudget
+from tusd_py.uvicorn_server.buffered_receiver import BufferedBodyReceiver
 
 MEBI = 1 << 20
 
@@ -32,18 +32,18 @@ class Flow:
         self.read_paused = False
 
 
-def receiver(remaining: int) -> tuple[BlockReceiver, Flow]:
+def receiver(remaining: int) -> tuple[BufferedBodyReceiver, Flow]:
     flow = Flow()
     transport = SimpleNamespace(set_protocol=lambda protocol: None, is_closing=lambda: False)
     message_event = SimpleNamespace(set=lambda: None)
     cycle: Any = SimpleNamespace(flow=flow, transport=transport, message_event=message_event, last_arrival=0.0)
     protocol: Any = SimpleNamespace(body_was_received_elsewhere=lambda: None)
-    block_receiver = BlockReceiver(protocol, cycle, BlockPool(ByteBudget(MEBI)), remaining)
-    block_receiver.provide_block()
+    block_receiver = BufferedBodyReceiver(protocol, cycle, BufferPool(ByteBudget(MEBI)), remaining)
+    block_receiver.provide_buffer()
     return block_receiver, flow
 
 
-def arrive(block_receiver: BlockReceiver, data: bytes) -> None:
+def arrive(block_receiver: BufferedBodyReceiver, data: bytes) -> None:
     block_receiver.get_buffer(-1)[: len(data)] = data
     block_receiver.buffer_updated(len(data))
 
@@ -54,7 +54,7 @@ def test_bytes_taken_from_a_block_that_is_not_full_stay_as_they_are(size: int) -
     arrive(block_receiver, b"a" * size)
     taken = block_receiver.take()
     if flow.read_paused:  # the transport reads again only after there is a new block
-        block_receiver.provide_block()
+        block_receiver.provide_buffer()
         flow.resume_reading()
     arrive(block_receiver, b"b" * size)
     assert bytes(taken) == b"a" * size

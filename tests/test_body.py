@@ -7,10 +7,10 @@ import pytest
 from starlette.types import Message
 
 from tests.timing import scaled
+from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import ClientDisconnected, ReadTimeout, ServerShutdown, UploadInterrupted
 from tusd_py.http.body import RATE_WINDOW, RequestBody
-from tusd_py.contracts.storage import Buffer
-from tusd_py.transfer.budget import BlockPool, ByteBudget
+from tusd_py.transfer.budget import BufferPool, ByteBudget
 
 PATIENCE = scaled(30.0)  # seconds for anything that has to happen
 
@@ -37,7 +37,7 @@ class Arrived:
     def __init__(self, data: bytes = b"", trailers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.last_arrival = 0.0
         self.trailers = list(trailers)
-        self.pools: list[BlockPool] = []
+        self.pools: list[BufferPool] = []
         self._data = data
 
     def take(self) -> bytes:
@@ -46,7 +46,7 @@ class Arrived:
 
     def close(self) -> None: ...
 
-    def use_blocks(self, pool: BlockPool) -> None:
+    def use_buffer_pool(self, pool: BufferPool) -> None:
         self.pools.append(pool)
 
 
@@ -195,7 +195,7 @@ async def test_the_first_reason_counts(make: Make) -> None:
 
 async def test_what_has_arrived_is_read_before_the_interruption(wire: Wire, make: Make) -> None:
     arrived = Arrived(b"rest")
-    body = make(arrivals=arrived)
+    body = make(extension=arrived)
     wire.send(b"start ")
     assert await next_of(body) == b"start "
     task = await waiting(body)
@@ -208,7 +208,7 @@ async def test_what_has_arrived_is_read_before_the_interruption(wire: Wire, make
 
 async def test_what_has_arrived_is_read_on_waking(make: Make) -> None:
     arrived = Arrived(b"half a block")
-    body = make(arrivals=arrived)
+    body = make(extension=arrived)
     task = await waiting(body)
     body.wake()
     assert await asyncio.wait_for(task, PATIENCE) == b"half a block"
@@ -218,7 +218,7 @@ async def test_what_has_arrived_is_read_on_waking(make: Make) -> None:
 
 
 async def test_nothing_is_taken_after_the_end(wire: Wire, make: Make) -> None:
-    body = make(arrivals=Arrived(b"of the next request"))
+    body = make(extension=Arrived(b"of the next request"))
     wire.send(b"all", more=False)
     assert await next_of(body) == b"all"
     body.wake()
@@ -443,7 +443,7 @@ async def test_waking_does_not_break_the_silence(make: Make, clock: Clock) -> No
 async def test_bytes_that_arrive_without_being_read_break_the_silence(make: Make, clock: Clock) -> None:
     """A large block fills slowly, and only a full one is handed over."""
     arrived = Arrived()
-    body = make(arrivals=arrived, idle_timeout=0.125)
+    body = make(extension=arrived, idle_timeout=0.125)
     task = await waiting(body)
     for _ in range(3):
         clock.now += 0.0625
@@ -476,8 +476,8 @@ async def read_for(body: RequestBody, clock: Clock, seconds: float) -> None:
         assert await next_of(body)
 
 
-async def test_a_client_below_the_minimum_rate_is_given_up(make: Make, clock: Clock) -> None:
-    body = make(receive=pacing(clock, 999, 1), idle_timeout=0, minimum_rate=1000)
+async def test_a_client_below_the_min_rate_is_given_up(make: Make, clock: Clock) -> None:
+    body = make(receive=pacing(clock, 999, 1), idle_timeout=0, min_rate=1000)
     started = clock.now
     with pytest.raises(ReadTimeout):
         await read_for(body, clock, 10 * RATE_WINDOW)
@@ -485,13 +485,13 @@ async def test_a_client_below_the_minimum_rate_is_given_up(make: Make, clock: Cl
 
 
 @pytest.mark.parametrize(("size", "rate"), [(1000, 1000), (1001, 1000), (1, 0)])
-async def test_a_client_at_the_minimum_rate_may_go_on(make: Make, clock: Clock, size: int, rate: int) -> None:
-    body = make(receive=pacing(clock, size, 1), idle_timeout=0, minimum_rate=rate)
+async def test_a_client_at_the_min_rate_may_go_on(make: Make, clock: Clock, size: int, rate: int) -> None:
+    body = make(receive=pacing(clock, size, 1), idle_timeout=0, min_rate=rate)
     await read_for(body, clock, 10 * RATE_WINDOW)
 
 
 async def test_the_time_that_the_server_takes_does_not_count(make: Make, clock: Clock) -> None:
-    body = make(receive=pacing(clock, 1000, 1), idle_timeout=0, minimum_rate=1000)
+    body = make(receive=pacing(clock, 1000, 1), idle_timeout=0, min_rate=1000)
     for _ in range(200):
         assert await next_of(body)
         clock.now += 100
@@ -504,7 +504,7 @@ async def test_a_client_that_gets_slow_is_given_up(make: Make, clock: Clock) -> 
         clock.now += 1
         return {"type": "http.request", "body": b"x" * wire["size"], "more_body": True}
 
-    body = make(receive=receive, idle_timeout=0, minimum_rate=1000)
+    body = make(receive=receive, idle_timeout=0, min_rate=1000)
     await read_for(body, clock, 3 * RATE_WINDOW)
     wire["size"] = 10
     with pytest.raises(ReadTimeout):
@@ -516,14 +516,14 @@ async def test_the_end_of_a_slow_body_is_still_taken(make: Make, clock: Clock) -
         clock.now += 2 * RATE_WINDOW
         return {"type": "http.request", "body": b"x", "more_body": False}
 
-    body = make(receive=receive, idle_timeout=0, minimum_rate=1000)
+    body = make(receive=receive, idle_timeout=0, min_rate=1000)
     assert await next_of(body) == b"x"
     assert await next_of(body) is None
 
 
 async def test_waking_does_not_hide_that_a_client_is_slow(wire: Wire, make: Make, clock: Clock) -> None:
     """A byte every two seconds, and somebody who asks for the offset in between."""
-    body = make(idle_timeout=0, minimum_rate=1000)
+    body = make(idle_timeout=0, min_rate=1000)
 
     async def two_seconds() -> None:
         task = await waiting(body)
@@ -589,8 +589,8 @@ async def test_a_cancelled_discard_is_cancelled(make: Make) -> None:
 
 
 async def test_blocks_are_used_from_the_first_read_on(wire: Wire, make: Make) -> None:
-    arrived, pool = Arrived(), BlockPool(ByteBudget(32 << 20))
-    body = make(arrivals=arrived, pool=pool)
+    arrived, pool = Arrived(), BufferPool(ByteBudget(32 << 20))
+    body = make(extension=arrived, pool=pool)
     started = [body.started]
     assert arrived.pools == []  # nothing is set aside for a request that is refused
     for data in (b"one", b"two"):
@@ -602,13 +602,13 @@ async def test_blocks_are_used_from_the_first_read_on(wire: Wire, make: Make) ->
 
 
 async def test_only_blocks_are_recycled(make: Make) -> None:
-    pool = BlockPool(ByteBudget(8 << 20))
+    pool = BufferPool(ByteBudget(8 << 20))
     body = make(pool=pool)
     block = pool.acquire()
-    pool.hand_over(block)
-    body.recycle([b"bytes", bytearray(b"of the parser"), memoryview(b"not a block"), memoryview(block)[:10]])
+    pool.detach(block)
+    body.release([b"bytes", bytearray(b"of the parser"), memoryview(b"not a block"), memoryview(block)[:10]])
     assert pool.acquire() is block
-    make().recycle([memoryview(block)])
+    make().release([memoryview(block)])
 
 
 @pytest.mark.parametrize(
@@ -622,7 +622,7 @@ async def test_only_blocks_are_recycled(make: Make) -> None:
     ],
 )
 async def test_a_field_after_the_body(make: Make, trailers: list[tuple[bytes, bytes]], expected: str | None) -> None:
-    body = make(arrivals=Arrived(trailers=trailers))
+    body = make(extension=Arrived(trailers=trailers))
     assert body.has_trailers
     assert body.trailer("upload-checksum") == expected
 

@@ -19,8 +19,8 @@ from tests.contracts.parts import PATIENCE, STATE_STORES, prefix_of, within
 from tests.harness import ServerProcess
 from tests.raw_client import create, head, patch, request, wait_until
 from tests.redis_server import shared_redis_url
-from tusd_py.core.errors import BrokenRecord
 from tusd_py.contracts.state import StateStore
+from tusd_py.core.errors import BrokenRecord
 from tusd_py.core.upload import Status, Upload
 
 GARBAGE: dict[str, tuple[str, Any]] = {

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tusd_py.transfer.budget import LARGEST_BLOCK, SMALLEST_BLOCK, BlockPool, ByteBudget
+from tusd_py.transfer.budget import MAX_BATCH_SIZE, MIN_BATCH_SIZE, BufferPool, ByteBudget
 
 
 class Waiters:
@@ -176,18 +176,18 @@ async def test_it_holds_and_leaks_nothing_whatever_happens(budget: ByteBudget, s
 @pytest.mark.parametrize(
     ("total", "writers", "expected"),
     [
-        (1 << 30, 0, LARGEST_BLOCK),
-        (1 << 30, 1, LARGEST_BLOCK),
+        (1 << 30, 0, MAX_BATCH_SIZE),
+        (1 << 30, 1, MAX_BATCH_SIZE),
         (32 << 20, 4, 4 << 20),
         (32 << 20, 16, 1 << 20),
-        (32 << 20, 10_000, SMALLEST_BLOCK),
+        (32 << 20, 10_000, MIN_BATCH_SIZE),
         (1 << 20, 1, 512 << 10),
     ],
 )
 def test_blocks_are_a_fair_share(total: int, writers: int, expected: int) -> None:
     budget = ByteBudget(total)
     budget.writers = writers
-    assert budget.block_size() == expected
+    assert budget.batch_size() == expected
 
 
 # Blocks of memory.
@@ -198,20 +198,20 @@ MEBI = 1 << 20
 def test_blocks_have_a_bound_of_their_own() -> None:
     """Bytes that somebody holds and blocks that are being filled do not stand in each other's way."""
     budget = ByteBudget(32 * MEBI)
-    pool = BlockPool(budget)
+    pool = BufferPool(budget)
     block = pool.acquire()
-    assert len(block) == LARGEST_BLOCK
+    assert len(block) == MAX_BATCH_SIZE
     assert budget.used == 0
 
 
 def test_blocks_are_used_again() -> None:
     budget = ByteBudget(32 * MEBI)
-    pool = BlockPool(budget)
+    pool = BufferPool(budget)
     first, second = pool.acquire(), pool.acquire()
     assert first is not second
     for block in (first, second):
-        pool.hand_over(block)
-        pool.recycle(block)
+        pool.detach(block)
+        pool.release(block)
     assert {id(pool.acquire()), id(pool.acquire())} == {id(first), id(second)}
     assert pool.acquire() is not first
 
@@ -220,35 +220,35 @@ def test_blocks_are_used_again() -> None:
 def test_blocks_are_a_fair_share_too(writers: int) -> None:
     budget = ByteBudget(32 * MEBI)
     budget.writers = writers
-    block = BlockPool(budget).acquire()
-    assert SMALLEST_BLOCK <= len(block) <= budget.block_size()
-    assert len(block) * 2 > budget.block_size()
+    block = BufferPool(budget).acquire()
+    assert MIN_BATCH_SIZE <= len(block) <= budget.batch_size()
+    assert len(block) * 2 > budget.batch_size()
 
 
 def test_blocks_get_smaller_where_little_is_left_and_never_run_out() -> None:
     """A connection has to read something to learn that its client has gone, however many hold a block."""
-    pool = BlockPool(ByteBudget(2 * MEBI))
+    pool = BufferPool(ByteBudget(2 * MEBI))
     blocks = [pool.acquire() for _ in range(10)]
     sizes = [len(block) for block in blocks]
     assert sizes[0] == MEBI  # all of the half that is for blocks
-    assert set(sizes[1:]) == {SMALLEST_BLOCK}
+    assert set(sizes[1:]) == {MIN_BATCH_SIZE}
     for block in blocks:
-        pool.hand_over(block)
+        pool.detach(block)
     assert len(pool.acquire()) == MEBI
 
 
 def test_the_pool_keeps_no_more_than_its_bound() -> None:
-    pool = BlockPool(ByteBudget(4 * MEBI))
+    pool = BufferPool(ByteBudget(4 * MEBI))
     blocks = [bytearray(MEBI) for _ in range(5)]
     for block in blocks:
-        pool.recycle(block)
+        pool.release(block)
     budget_of_one_writer = [pool.acquire()]
     assert [len(block) for block in budget_of_one_writer] == [2 * MEBI]
-    pool.hand_over(budget_of_one_writer.pop())
-    smaller = BlockPool(ByteBudget(2 * MEBI))
+    pool.detach(budget_of_one_writer.pop())
+    smaller = BufferPool(ByteBudget(2 * MEBI))
     for block in blocks:
-        smaller.recycle(block)
+        smaller.release(block)
     kept = smaller.acquire()
     assert any(kept is block for block in blocks)
-    smaller.hand_over(kept)
+    smaller.detach(kept)
     assert not any(smaller.acquire() is block for block in blocks)  # one was kept, and it is in use

@@ -20,12 +20,12 @@ from tests.harness import ROOT, ServerProcess
 from tests.redis_server import RedisNodes, RedisServer
 from tests.timing import scaled
 from tusd_py import Settings, Upload, __version__
+from tusd_py.backends.local_locks.locker import alone
 from tusd_py.cli import COMMANDS, main
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.events.bus import EventBus
-from tusd_py.backends.local_locks.locker import alone
-from tusd_py.settings import load
 from tusd_py.core.upload import Status
+from tusd_py.events.bus import EventBus
+from tusd_py.settings import load
 
 
 def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from tests.properties import HEADER_TEXT, on_any_machine
+from tusd_py.core.upload import Status, Upload
 from tusd_py.http.download import content_disposition, describe, entity_tag, file_name, select
 from tusd_py.http.tus.headers import format_date
-from tusd_py.core.upload import Status, Upload
 
 COMPLETED = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT
 UPLOAD = Upload("abc", 784000000.0, length=10, offset=10, status=Status.COMPLETE, completed_at=COMPLETED + 0.75)

@@ -6,7 +6,7 @@ import pytest
 
 from tusd_py.http import empty_patches
 from tusd_py.http.empty_patches import EmptyPatches
-from tusd_py.http.errors import RequestRefused
+from tusd_py.http.errors import HTTPError
 
 
 def test_empty_patches_in_a_row_wait_longer_and_longer_and_are_refused_in_the_end() -> None:
@@ -14,11 +14,11 @@ def test_empty_patches_in_a_row_wait_longer_and_longer_and_are_refused_in_the_en
     pauses = [patches.pause("a") for _ in range(empty_patches.MOST)]
     assert pauses[:3] == [0, 0, 0]
     assert pauses == sorted(pauses)
-    assert pauses[-1] == empty_patches.LONGEST_PAUSE
-    with pytest.raises(RequestRefused, match="empty PATCH") as refusal:
+    assert pauses[-1] == empty_patches.MAX_PAUSE
+    with pytest.raises(HTTPError, match="empty PATCH") as refusal:
         patches.pause("a")
     assert refusal.value.status == 400
-    with pytest.raises(RequestRefused, match="empty PATCH"):
+    with pytest.raises(HTTPError, match="empty PATCH"):
         patches.pause("a")
     assert patches.pause("b") == 0
     patches.brought_bytes("a")
@@ -35,6 +35,6 @@ def test_empty_patches_now_and_then_are_answered_at_once() -> None:
 
 def test_the_uploads_with_empty_patches_that_are_remembered_are_bounded() -> None:
     patches = EmptyPatches()
-    for number in range(empty_patches.REMEMBERED + 100):
+    for number in range(empty_patches.MAX_TRACKED_UPLOADS + 100):
         patches.pause(str(number))
-    assert len(patches._runs) == empty_patches.REMEMBERED
+    assert len(patches._runs) == empty_patches.MAX_TRACKED_UPLOADS

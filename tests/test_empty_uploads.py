@@ -11,9 +11,9 @@ import pytest
 
 from tests.redis_server import shared_redis_url
 from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.events.bus import EventBus, UploadFinished
 from tusd_py.settings import from_arguments
-from tusd_py.core.upload import Part, Upload
 from tusd_py.uploads.validation import NewUpload
 
 
@@ -41,7 +41,7 @@ async def test_an_empty_upload_that_the_sweeper_finds_first_is_created(
         sweeping.append(asyncio.create_task(service.sweep(upload)))
         await (sweeping[0] if sweeper == "has finished it" else completing.wait())
 
-    async def complete_slowly(upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+    async def complete_slowly(upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         completing.set()
         await asyncio.sleep(0.2)
         return await complete(upload, parts, sync=sync)

@@ -71,7 +71,7 @@ def fill(path: Path, leave: int = 0) -> Path:
     return ballast
 
 
-def file_of(server: ServerProcess, path: str) -> Path:
+def segment_path(server: ServerProcess, path: str) -> Path:
     return server.upload_dir / path.rpartition("/")[2]
 
 
@@ -120,15 +120,15 @@ def test_a_full_disk_keeps_what_it_could_take(tmp_path: Path, framing: str) -> N
             answer = connection.answer()
         assert_clear(answer, {FULL})
         offset = offset_of(server.port, path)
-        stored = file_of(server, path).stat().st_size
-        assert offset == stored == file_of(server, path).stat().st_size
+        stored = segment_path(server, path).stat().st_size
+        assert offset == stored == segment_path(server, path).stat().st_size
         if framing == "checksum":
             assert offset == MEBI
         else:
             assert 3 * MEBI <= offset < len(data)
         assert_clear(patch(server.port, path, offset, data[offset:]), {FULL})  # still full
         again = offset_of(server.port, path)
-        assert offset <= again == file_of(server, path).stat().st_size
+        assert offset <= again == segment_path(server, path).stat().st_size
         remount(uploads, "size=16m")
         ballast.unlink()
         complete(server.port, path, data)
@@ -151,7 +151,7 @@ def test_a_disk_full_of_uploads_and_records_together(tmp_path: Path) -> None:
         for path in paths:
             offset = offset_if_known(server, path, acknowledged[path])
             assert acknowledged[path] <= offset <= len(data)
-            stored = file_of(server, path)
+            stored = segment_path(server, path)
             assert offset <= (stored.stat().st_size if stored.exists() else 0)
             acknowledged[path] = offset
         server.restart()  # nothing of it was only in memory
@@ -229,7 +229,7 @@ def test_a_full_disk_becomes_free_again_by_deleting(tmp_path: Path, together: bo
         for path in (*empty, unfinished, finished):
             assert request(server.port, "DELETE", path).status == 204
             assert head(server.port, path).status == 404
-        assert not file_of(server, finished).exists()
+        assert not segment_path(server, finished).exists()
         path = create(server.port, 100 * KIBI)
         if together:
             complete(server.port, path, data[: 100 * KIBI])
@@ -246,7 +246,9 @@ def test_a_full_disk_becomes_free_again_by_expiry_also_after_a_restart(tmp_path:
             fill_completely(uploads, server.port)
             server.kill()
         with ServerProcess(uploads, sweep_interval="1s", expires_after="2s") as server:
-            wait_until(lambda: not any(file_of(server, path).exists() for path in paths), "what has expired is removed")
+            wait_until(
+                lambda: not any(segment_path(server, path).exists() for path in paths), "what has expired is removed"
+            )
             complete(server.port, create(server.port, len(data)), data)
 
 
@@ -317,7 +319,7 @@ def test_a_creation_with_upload_on_a_full_disk_still_tells_where_it_is(tmp_path:
         assert answer.status == 201, answer
         path = path_of(answer)
         assert answer.offset == offset_of(server.port, path)
-        assert answer.offset <= file_of(server, path).stat().st_size
+        assert answer.offset <= segment_path(server, path).stat().st_size
         ballast.unlink()
         complete(server.port, path, data)
 
@@ -379,7 +381,7 @@ def test_a_file_that_was_truncated_behind_the_server(server: ServerProcess, left
     data = payload(2 * MEBI)
     path = create(server.port, len(data))
     assert patch(server.port, path, 0, data[:MEBI]).status == 204
-    os.truncate(file_of(server, path), left)
+    os.truncate(segment_path(server, path), left)
     assert offset_of(server.port, path) == left
     complete(server.port, path, data)
 
@@ -389,7 +391,7 @@ def test_a_file_that_vanished_behind_the_server(server: ServerProcess) -> None:
     for deferred in (False, True):
         path = create(server.port, None if deferred else len(data))
         assert patch(server.port, path, 0, data[:MEBI]).status == 204
-        file_of(server, path).unlink()
+        segment_path(server, path).unlink()
         assert offset_of(server.port, path) == 0
         complete(server.port, path, data, {"Upload-Length": str(len(data))} if deferred else {})
 
@@ -399,7 +401,7 @@ def test_a_patch_without_head_after_bytes_were_lost_leaves_no_hole(server: Serve
     for left in (0, 700_000):
         path = create(server.port, len(data))
         assert patch(server.port, path, 0, data[:MEBI]).status == 204
-        os.truncate(file_of(server, path), left)
+        os.truncate(segment_path(server, path), left)
         answer = patch(server.port, path, MEBI, data[MEBI:])
         assert (answer.status, answer.offset) == (409, left)
         complete(server.port, path, data)
@@ -411,9 +413,9 @@ def test_a_file_that_vanished_while_the_server_was_down(server: ServerProcess) -
     for path in (gone, truncated, longer):
         assert patch(server.port, path, 0, data[:MEBI]).status == 204
     server.kill()
-    file_of(server, gone).unlink()
-    os.truncate(file_of(server, truncated), 4096)
-    with file_of(server, longer).open("ab") as file:
+    segment_path(server, gone).unlink()
+    os.truncate(segment_path(server, truncated), 4096)
+    with segment_path(server, longer).open("ab") as file:
         file.write(data[MEBI : MEBI + 5000])  # arrived and was written, but not recorded any more
     server.restart()
     assert offset_of(server.port, gone) == 0
@@ -426,11 +428,11 @@ def test_a_file_that_vanished_while_the_server_was_down(server: ServerProcess) -
 def test_a_finished_file_that_vanished_is_not_served(server: ServerProcess) -> None:
     data = payload(MEBI)
     path = create(server.port, len(data), body=data)
-    os.truncate(file_of(server, path), 1000)
+    os.truncate(segment_path(server, path), 1000)
     with contextlib.suppress(ConnectionError):  # an answer that breaks off is one way to say it
         answer = request(server.port, "GET", path)
         assert answer.status != 200, "a part of the upload was served as the whole"
-    file_of(server, path).unlink()
+    segment_path(server, path).unlink()
     assert request(server.port, "GET", path).status in {404, 500, 503}
     assert head(server.port, path).status in {200, 404}
     assert request(server.port, "DELETE", path).status == 204
@@ -444,7 +446,7 @@ def test_a_part_that_lost_bytes_goes_back_and_its_final_upload_can_be_made_after
     options: dict[str, Any] = {"concatenation_unfinished": True} if unfinished else {}
     with ServerProcess(tmp_path / "uploads", **options) as server:
         paths = [create(server.port, len(part), {"Upload-Concat": "partial"}, part) for _ in range(2)]
-        os.truncate(file_of(server, paths[1]), 5000)
+        os.truncate(segment_path(server, paths[1]), 5000)
         headers = {"Upload-Concat": "final;" + " ".join(paths)}
         answer = request(server.port, "POST", "/files", headers)
         if unfinished:

@@ -56,15 +56,15 @@ from tests.raw_client import (
     wait_until,
 )
 from tests.redis_server import RedisServer
+from tusd_py.backends.disk.shared import SharedDiskStorage, SharedDiskWriter
 from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import LockLost, UploadNotFound
+from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.contracts.storage import Buffer
-from tusd_py.backends.disk.shared import SharedDiskStorage, SharedDiskWriter
-from tusd_py.core.upload import Upload
-from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "40"))
 BOUNDED = 5.0  # seconds within which a request is answered while Redis is away
@@ -258,13 +258,15 @@ def test_an_upload_whose_writer_was_killed_can_be_terminated(tmp_path: Path, red
 # The fence of the storage.
 
 
-def fenced_off(inherited: bool) -> str:
-    return "fenced" if inherited else "not fenced"
+def fenced_off(unreleased_predecessors: bool) -> str:
+    return "fenced" if unreleased_predecessors else "not fenced"
 
 
 @pytest.mark.parametrize("inherited", [True, False], ids=fenced_off)
 @pytest.mark.parametrize("wakes", ["before the end", "after the end"])
-async def test_a_writer_that_wakes_up_corrupts_what_is_not_fenced(tmp_path: Path, inherited: bool, wakes: str) -> None:
+async def test_a_writer_that_wakes_up_corrupts_what_is_not_fenced(
+    tmp_path: Path, unreleased_predecessors: bool, wakes: str
+) -> None:
     """The scenario is a dangerous one: a second writer that does not know of the first one loses its bytes."""
     start, size = 1000, 3000
     old, new = payload(size, 1), payload(size, 2)
@@ -275,7 +277,7 @@ async def test_a_writer_that_wakes_up_corrupts_what_is_not_fenced(tmp_path: Path
     await paused.flush([old[:start]], sync=False)
     committed = replace(upload, offset=start, layout=paused.layout, token=1)
 
-    second = storage.writer(committed, 2, inherited=inherited)
+    second = storage.writer(committed, 2, unreleased_predecessors=unreleased_predecessors)
     await second.flush([new[start:2000]], sync=False)
     if wakes == "before the end":
         await paused.flush([old[start:]], sync=False)
@@ -289,7 +291,7 @@ async def test_a_writer_that_wakes_up_corrupts_what_is_not_fenced(tmp_path: Path
     await second.close()
     await paused.close()
     await storage.close()
-    assert (stored == old[:start] + new[start:]) == inherited
+    assert (stored == old[:start] + new[start:]) == unreleased_predecessors
 
 
 async def test_a_writer_that_wakes_up_after_completion_does_not_reach_the_finished_file(tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ async def test_a_writer_that_wakes_up_after_completion_does_not_reach_the_finish
     paused = storage.writer(upload, 1)
     await paused.flush([old[:1500]], sync=False)  # 500 of them were never committed
     committed = replace(upload, offset=start, layout="", token=1)
-    second = storage.writer(committed, 2, inherited=True)
+    second = storage.writer(committed, 2, unreleased_predecessors=True)
     assert not await second.finish([new[start:]], sync=False)
     full = replace(committed, offset=size, layout=second.layout, token=2)
     full = replace(full, layout=await storage.complete(full, sync=False))
@@ -347,11 +349,11 @@ async def test_a_writer_that_froze_before_its_last_commit_finishes_nothing(
     old, new = OLD[:3000], OLD[:1000] + NEW[1000:3000]
     async with service_of_a_host(tmp_path, redis) as first, service_of_a_host(tmp_path, redis) as second:
         upload = await first.create(NewUpload(length=3000))
-        await first.append(upload.id, Addition(0, Body(old[:1000])))
-        freezing = asyncio.create_task(first.append(upload.id, Addition(1000, Body(old[1000:]))))
+        await first.append(upload.id, AppendRequest(0, Body(old[:1000])))
+        freezing = asyncio.create_task(first.append(upload.id, AppendRequest(1000, Body(old[1000:]))))
         await stored.wait()
         end_lease(redis, upload.id)
-        assert (await second.append(upload.id, Addition(1000, Body(new[1000:2000])))).offset == 2000
+        assert (await second.append(upload.id, AppendRequest(1000, Body(new[1000:2000])))).offset == 2000
         wake_up.set()
         with pytest.raises(LockLost):
             await freezing
@@ -359,7 +361,7 @@ async def test_a_writer_that_froze_before_its_last_commit_finishes_nothing(
             with pytest.raises(UploadNotFound):  # a download, before the end
                 await service.finished(upload.id)
             assert (await service.inspect(upload.id)).offset == 2000
-        assert (await second.append(upload.id, Addition(2000, Body(new[2000:])))).is_complete
+        assert (await second.append(upload.id, AppendRequest(2000, Body(new[2000:])))).is_complete
         for service in (first, second):
             found = await service.finished(upload.id)
             content_of = [bytes(data) async for data in service.storage.read(found, 0, 3000)]

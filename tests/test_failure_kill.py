@@ -39,7 +39,7 @@ from tests.raw_client import (
 )
 
 KILLING_TIME = 18.0  # seconds of random kills
-LONGEST_LIFE = 1.2  # seconds a server lives between two kills
+MAX_LIFE = 1.2  # seconds a server lives between two kills
 
 
 def seeded_random() -> random.Random:
@@ -157,7 +157,7 @@ def test_random_kills_during_parallel_uploads(tmp_path: Path) -> None:
         try:
             deadline = time.monotonic() + KILLING_TIME
             while time.monotonic() < deadline and not any(one.done() for one in running):
-                time.sleep(chance.uniform(0.01, LONGEST_LIFE))
+                time.sleep(chance.uniform(0.01, MAX_LIFE))
                 server.restart()
                 kills += 1
         finally:

@@ -51,7 +51,7 @@ from tests.s3_uploads import PART, Place, clean, digest_of, id_of, serving
 SKEW = 600.0  # seconds; S3 refuses requests whose time is 900 off
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "25"))
 FAULTS = 0.12  # of all requests to S3
-LONGEST_LIFE = 6.0  # seconds a server lives between two kills
+MAX_LIFE = 6.0  # seconds a server lives between two kills
 BOUNDED = 5.0  # seconds within which HEAD is answered whatever S3 does
 GIVE_UP = 75.0  # seconds within which every request has ended while S3 is away
 DATA = payload(4 * PART + 12_345)
@@ -851,7 +851,7 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(
         try:
             deadline = time.monotonic() + CHAOS_SECONDS
             while (time.monotonic() < deadline or kills < 3) and not any(one.done() for one in running):
-                time.sleep(chance.uniform(0.01, LONGEST_LIFE))
+                time.sleep(chance.uniform(0.01, MAX_LIFE))
                 if chance.random() < 0.3:
                     clock.set(chance.choice([0, chance.uniform(-SKEW, SKEW)]))
                 if chance.random() < 0.2:

@@ -19,13 +19,13 @@ from tests.hosts import Body
 from tests.raw_client import KIBI, assert_content, create, head, patch, payload, start_patch
 from tests.timing import scaled
 from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.contracts.storage import SupportsCompletionRecords
 from tusd_py.core.errors import LockTimeout, UploadNotFound
+from tusd_py.core.upload import Status
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.contracts.storage import Remembers
-from tusd_py.core.upload import Status
-from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 GRACE = 2.0
 HEAD_LIMIT = 2.0  # seconds, as promised
@@ -86,7 +86,7 @@ async def test_a_reader_of_a_finished_upload_does_not_wait_for_a_disk_that_hangs
     service: UploadService, os_faults: OSFaults, tmp_path: Path
 ) -> None:
     upload = await service.create(NewUpload(4))
-    await service.append(upload.id, Addition(0, Body(b"data")))
+    await service.append(upload.id, AppendRequest(0, Body(b"data")))
     stall = os_faults.stall("open", NOTES)
     for _ in range(20):  # more than there are threads
         async with asyncio.timeout(scaled(HEAD_LIMIT)):
@@ -121,7 +121,7 @@ async def test_a_reader_of_an_upload_whose_completion_hangs_is_told_to_ask_later
     service: UploadService, os_faults: OSFaults
 ) -> None:
     upload = await service.create(NewUpload(None))
-    upload = await service.append(upload.id, Addition(0, Body(b"data")))
+    upload = await service.append(upload.id, AppendRequest(0, Body(b"data")))
     finishing = replace(upload, length=4, status=Status.FINISHING)
     await service.state.update(upload, finishing, upload.token)
     stall = os_faults.stall("fsync,fdatasync", "*/uploads/*")
@@ -150,8 +150,8 @@ async def test_a_reader_that_asks_while_an_upload_is_removed_leaves_no_note_of_i
     await service.terminate(upload.id)
     stall.lift()
     assert (await reader).is_complete
-    assert isinstance(service.storage, Remembers)
-    assert await service.storage.remembered(upload.id) is None
+    assert isinstance(service.storage, SupportsCompletionRecords)
+    assert await service.storage.load_completion_record(upload.id) is None
     with pytest.raises(UploadNotFound):
         await service.get(upload.id)
     await service.drain()
@@ -160,7 +160,7 @@ async def test_a_reader_that_asks_while_an_upload_is_removed_leaves_no_note_of_i
 
 async def test_a_reader_has_the_note_made_that_a_crash_prevented(service: UploadService, tmp_path: Path) -> None:
     upload = await service.create(NewUpload(4))
-    await service.append(upload.id, Addition(0, Body(b"data")))
+    await service.append(upload.id, AppendRequest(0, Body(b"data")))
     (note,) = notes_of(tmp_path)
     note.unlink()
     await service.inspect(upload.id)

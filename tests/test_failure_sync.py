@@ -55,7 +55,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, preload_library: Path)
     return Place(tmp_path / "uploads", PreloadedFaults(tmp_path / "faults", preload_library), options)
 
 
-def file_of(server: ServerProcess, path: str) -> Path:
+def segment_path(server: ServerProcess, path: str) -> Path:
     (file,) = server.upload_dir.rglob(path.rpartition("/")[2])
     return file
 
@@ -118,7 +118,7 @@ def test_a_failed_sync_keeps_what_an_earlier_one_proved(place: Place, deferred: 
         answer = patch(server.port, path, MIDDLE, DATA[MIDDLE:end])
         assert (answer.status, answer.offset) == (409, MIDDLE)
         assert true_offset(server, path) == MIDDLE
-        assert file_of(server, path).stat().st_size == MIDDLE
+        assert segment_path(server, path).stat().st_size == MIDDLE
         assert_told(server)
         complete(server.port, path, DATA, {"Upload-Length": str(len(DATA))} if deferred else {})
         assert_content(server.port, path, DATA)

@@ -14,7 +14,7 @@ from tests.crc32c import bitwise_crc32c
 from tests.properties import HEADER_TEXT, on_any_machine
 from tusd_py.core.errors import ChecksumMismatch
 from tusd_py.http.tus.headers import (
-    LARGEST_INTEGER,
+    MAX_INTEGER,
     InvalidHeader,
     MetadataLimits,
     format_date,
@@ -40,15 +40,15 @@ def base64_of(value: bytes) -> str:
 
 
 @on_any_machine
-@given(st.integers(0, LARGEST_INTEGER))
+@given(st.integers(0, MAX_INTEGER))
 @example(0)
-@example(LARGEST_INTEGER)
+@example(MAX_INTEGER)
 def test_every_integer_in_range_is_parsed(number: int) -> None:
     assert parse_integer("Upload-Length", str(number), "ERR") == number
 
 
 @on_any_machine
-@given(st.integers(LARGEST_INTEGER + 1) | st.integers(max_value=-1))
+@given(st.integers(MAX_INTEGER + 1) | st.integers(max_value=-1))
 def test_no_integer_out_of_range_is_parsed(number: int) -> None:
     with pytest.raises(InvalidHeader, match="Upload-Length must be") as raised:
         parse_integer("Upload-Length", str(number), "ERR_SOMETHING")
@@ -64,7 +64,7 @@ def test_an_integer_is_digits_or_it_is_none(text: str) -> None:
         return
     assert text.isascii()
     assert text.isdecimal()
-    assert 0 <= number <= LARGEST_INTEGER
+    assert 0 <= number <= MAX_INTEGER
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,7 @@ def test_what_is_not_an_integer(text: str) -> None:
         parse_integer("Upload-Offset", text, "ERR")
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("0", 0), ("00", 0), ("007", 7), ("9223372036854775807", LARGEST_INTEGER)]
-)
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("00", 0), ("007", 7), ("9223372036854775807", MAX_INTEGER)])
 def test_integers(text: str, number: int) -> None:
     assert parse_integer("Upload-Offset", text, "ERR") == number
 

@@ -17,16 +17,16 @@ from bench.measure import cpu_seconds, process_tree
 from tests.contracts.parts import within
 from tests.harness import ServerProcess
 from tests.raw_client import Connection, create, offset_of, promptly, start_patch
-from tusd_py.core.errors import ClientDisconnected, UploadError
 from tusd_py.contracts.storage import Buffer
+from tusd_py.core.errors import ClientDisconnected, UploadError
 from tusd_py.server import TusServer
-from tusd_py.uploads.options import Policy
-from tusd_py.uploads.validation import Addition, NewUpload
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 COMMIT_INTERVAL = 0.05  # seconds
 MANY = 600
-MOST_CPU = 0.1  # of one core, for that many idle appends
+MAX_CPU = 0.1  # of one core, for that many idle appends
 
 
 class SlowSource:
@@ -53,7 +53,7 @@ class SlowSource:
             raise self._stop
         return data
 
-    def recycle(self, buffers: Sequence[Buffer]) -> None: ...
+    def release(self, buffers: Sequence[Buffer]) -> None: ...
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:
         await asyncio.wait((reader,))
@@ -72,7 +72,7 @@ class SlowSource:
 
 @pytest.fixture
 async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[UploadService]:
-    monkeypatch.setattr("tusd_py.composition.Policy", partial(Policy, commit_interval=COMMIT_INTERVAL))
+    monkeypatch.setattr("tusd_py.composition.Policy", partial(UploadOptions, commit_interval=COMMIT_INTERVAL))
     server = TusServer(upload_dir=tmp_path)
     async with server.lifespan():
         yield server.service
@@ -86,7 +86,7 @@ async def committed(service: UploadService, upload_id: str, offset: int) -> None
 async def test_an_append_without_bytes_wakes_nobody_and_commits_what_comes_later(service: UploadService) -> None:
     upload = await service.create(NewUpload(length=1000))
     source = SlowSource()
-    appending = asyncio.create_task(service.append(upload.id, Addition(0, source)))
+    appending = asyncio.create_task(service.append(upload.id, AppendRequest(0, source)))
     source.arrive(b"first")
     await within(committed(service, upload.id, 5))
     await asyncio.sleep(4 * COMMIT_INTERVAL)  # the timer has seen that there is no more
@@ -132,6 +132,6 @@ def test_many_open_patches_that_send_nothing_cost_next_to_nothing(tmp_path: Path
         before = cpu_seconds(tree)
         started = time.monotonic()
         time.sleep(3)
-        assert cpu_seconds(tree) - before < MOST_CPU * (time.monotonic() - started)
+        assert cpu_seconds(tree) - before < MAX_CPU * (time.monotonic() - started)
         unheard = create(server.port, 10)
         assert offset_of(server.port, unheard) == 0

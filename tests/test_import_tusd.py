@@ -19,7 +19,7 @@ import pytest
 from tests.redis_server import shared_redis_url
 from tests.test_cli import assert_refused_in_one_line, run
 from tests.wire import (
-    LARGEST_INTEGER,
+    MAX_INTEGER,
     TUS,
     ask,
     content_of,
@@ -32,14 +32,14 @@ from tests.wire import (
     serving,
     shown,
 )
+from tusd_py.backends.disk.syncs import Syncs
 from tusd_py.core.errors import StorageFull
-from tusd_py.migration.tusd import files as tusd_files
+from tusd_py.core.upload import Status, UploadKind
 from tusd_py.migration.report import Counts, Refused
+from tusd_py.migration.tusd import files as tusd_files
 from tusd_py.migration.tusd.files import data_path, import_tusd
 from tusd_py.migration.tusd.info import metadata_header, parse_info, to_upload
 from tusd_py.settings import Settings, load
-from tusd_py.backends.disk.syncs import Syncs
-from tusd_py.core.upload import Concatenation, Status
 
 HALF = "24e533e02ec3bc40c387f1a0e460e216"
 WHOLE = "0123456789abcdef0123456789abcdef"
@@ -458,7 +458,7 @@ HOSTILE: dict[str, Hostile] = {
     "another id": Hostile("upload y", {"ID": "y"}),
     "a negative size": Hostile("has no Size", {"Size": -1}),
     "no size": Hostile("has no Size", {"Size": None}),
-    "a large size": Hostile("has no Size", {"Size": LARGEST_INTEGER + 1}),
+    "a large size": Hostile("has no Size", {"Size": MAX_INTEGER + 1}),
     "a huge size": Hostile("has no Size", {"Size": 10**400}),
     "a broken size": Hostile("wrong type", {"Size": 3.5}),
     "a size with an exponent": Hostile("wrong type", {"Size": 1e300}),
@@ -518,7 +518,7 @@ def test_hostile_info_files(tmp_path: Path, case: Hostile, in_place: bool) -> No
     (directory / ".hidden" / "secret").write_bytes(b"sec")
     uploads = directory if in_place else tmp_path / "uploads"
     said: list[str] = []
-    counts = asyncio.run(import_tusd(settings_of(upload_dir=uploads), directory, complain=said.append))
+    counts = asyncio.run(import_tusd(settings_of(upload_dir=uploads), directory, report_error=said.append))
     assert counts == Counts(done=1, refused=1)
     assert len(said) == 1
     assert said[0].startswith("x.info ")
@@ -675,7 +675,7 @@ def test_data_that_shrinks_meanwhile(tmp_path: Path, tusd: Path, monkeypatch: py
     monkeypatch.setattr(tusd_files, "find_data", shrinking)
     said: list[str] = []
     counts = asyncio.run(
-        import_tusd(settings_of(upload_dir=tmp_path / "uploads"), tusd, copy=True, complain=said.append)
+        import_tusd(settings_of(upload_dir=tmp_path / "uploads"), tusd, copy=True, report_error=said.append)
     )
     assert counts == Counts(done=1, refused=NUMBER - 1)
     assert all("still running" in line for line in said)
@@ -707,7 +707,7 @@ def test_the_least_that_an_old_tusd_writes() -> None:
     assert (found.id, found.length, found.metadata, found.path) == ("x", 3, None, "")
     upload = to_upload(found, 3, created_at=5, modified_at=6, now=7, settings=settings_of())
     assert (upload.status, upload.created_at, upload.completed_at) == (Status.COMPLETE, 5, 6)
-    assert upload.concatenation is Concatenation.NONE
+    assert upload.concatenation is UploadKind.NONE
     assert upload.expires_at is None
 
 

@@ -14,8 +14,8 @@ from tests.raw_client import request
 from tests.redis_server import RedisServer, shared_redis_url
 from tests.s3_server import CREDENTIALS
 from tests.test_identity import TUS, begun, finishes, offset, patch, redis_options, run, s3_options
-from tusd_py.core.errors import StoredElsewhere
 from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.core.errors import StoredElsewhere
 from tusd_py.core.upload import Upload
 
 __all__ = ["redis_options"]  # a fixture
@@ -103,7 +103,7 @@ def test_another_key_or_prefix_in_s3_is_for_new_uploads_only(tmp_path: Path, cha
         unfinished, complete = begun(server), begun(server)
         assert finishes(server, complete)
     if changed == "key":
-        options["s3_key"] = "{prefix}other/{id}"
+        options["s3_key_template"] = "{prefix}other/{id}"
     else:
         options["s3_prefix"] += "other/"
         code, text = run(tmp_path / "uploads", "adopt-storage", options, CREDENTIALS)

@@ -14,9 +14,9 @@ import pytest
 
 from tests.harness import ROOT, ServerProcess
 from tests.wire import OFFSET_STREAM, TUS, ask, create, patch
+from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus, RequestFinished, UploadFinished
 from tusd_py.observability.logging import JsonFormatter, TextFormatter, log_requests
-from tusd_py.core.upload import Status, Upload
 
 ANSWERED = RequestFinished("PATCH", "/files/abc", 204, 0.0123, upload_id="abc", bytes_received=5, client="127.0.0.1")
 

@@ -11,8 +11,8 @@ from prometheus_client.mmap_dict import MmapedDict
 
 from tests.harness import ROOT
 from tusd_py.events.bus import EventBus
-from tusd_py.observability.metrics_merge import merge_counts
 from tusd_py.observability.metrics import Metrics
+from tusd_py.observability.metrics_merge import merge_counts
 
 HOST = """
 from prometheus_client import Counter, generate_latest

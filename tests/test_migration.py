@@ -17,21 +17,21 @@ from tests.contracts.test_state import RECORDS
 from tests.redis_server import shared_redis_url
 from tests.test_cli import assert_refused_in_one_line, run
 from tests.wire import content_of, create, head, identity, offset_of, patch, payload, serving
+from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.core.errors import StorageBehind
-from tusd_py.events.bus import EventBus
-from tusd_py.migration.state_copy import migrate_records
-from tusd_py.migration.report import Counts
-from tusd_py.settings import load
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
-from tusd_py.backends.disk.storage import DiskStorage
-from tusd_py.core.upload import Concatenation, Part, Status, Upload
+from tusd_py.core.errors import StorageBehind
+from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
+from tusd_py.events.bus import EventBus
+from tusd_py.migration.report import Counts
+from tusd_py.migration.state_copy import migrate_records
+from tusd_py.settings import load
 
 TOKEN = 1_700_000_000_123_456_789  # nanoseconds: the locker beside SQLite counts so
 UPLOADS = [replace(upload, id=f"upload-{number}", token=TOKEN) for number, upload in enumerate(RECORDS.values())]
 SPLIT = Upload(id="split", created_at=5.0, length=100, offset=30, layout="10:7 20:9", token=TOKEN)
-PARTS = [Part(1, 10, "a"), Part(3, 20, "b", "c"), Part(10_000, 30, 'd"\\ é')]
+PARTS = [UploadPart(1, 10, "a"), UploadPart(3, 20, "b", "c"), UploadPart(10_000, 30, 'd"\\ é')]
 ENDED = (Status.TERMINATED, Status.EXPIRED)
 
 
@@ -57,13 +57,13 @@ def target(stores: tuple[StateStore, StateStore]) -> StateStore:
     return stores[1]
 
 
-async def fill(store: StateStore, uploads: Sequence[Upload], parts: Sequence[Part] = ()) -> None:
+async def fill(store: StateStore, uploads: Sequence[Upload], parts: Sequence[UploadPart] = ()) -> None:
     for upload in uploads:
         await store.create(replace(upload, token=0))
         await store.update(replace(upload, token=0), upload, upload.token, parts=parts)
 
 
-async def everything(store: StateStore) -> dict[str, tuple[Upload, list[Part]]]:
+async def everything(store: StateStore) -> dict[str, tuple[Upload, list[UploadPart]]]:
     return {upload.id: (upload, list(await store.parts(upload.id))) async for upload in store.all()}
 
 
@@ -171,15 +171,17 @@ async def test_a_record_that_differs(source: StateStore, target: StateStore, oth
     await fill(target, [other])
     before = await everything(target)
     said: list[str] = []
-    assert await migrate_records(source, target, complain=said.append) == Counts(done=2, refused=1)
+    assert await migrate_records(source, target, report_error=said.append) == Counts(done=2, refused=1)
     assert said == ["upload split is there already, and differs"]
     after = await everything(target)
     assert after["split"] == before["split"]
     assert len(after) == 3
 
 
-@pytest.mark.parametrize("other", [PARTS[:2], [*PARTS, Part(4, 40, "x")], [replace(PARTS[0], etag="x"), *PARTS[1:]]])
-async def test_a_ledger_that_differs(source: StateStore, target: StateStore, other: Sequence[Part]) -> None:
+@pytest.mark.parametrize(
+    "other", [PARTS[:2], [*PARTS, UploadPart(4, 40, "x")], [replace(PARTS[0], etag="x"), *PARTS[1:]]]
+)
+async def test_a_ledger_that_differs(source: StateStore, target: StateStore, other: Sequence[UploadPart]) -> None:
     await fill(source, [SPLIT], PARTS)
     await fill(target, [SPLIT], other)
     before = await everything(target)
@@ -209,10 +211,10 @@ class Joining(DiskStorage):
 
     def __init__(self, directory: Path, error: StorageBehind | None = None) -> None:
         super().__init__(directory)
-        self.joined: list[tuple[Upload, list[Part]]] = []
+        self.joined: list[tuple[Upload, list[UploadPart]]] = []
         self._error = error
 
-    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         assert sync
         self.joined.append((upload, list(parts)))
         if self._error is not None:
@@ -250,7 +252,7 @@ async def test_bytes_that_are_not_there(source: StateStore, target: StateStore, 
     await fill(source, [SPLIT])
     said: list[str] = []
     storage: Storage = Joining(tmp_path, StorageBehind(20))
-    assert await migrate_records(source, target, joins=storage, complain=said.append) == Counts(refused=1)
+    assert await migrate_records(source, target, joins=storage, report_error=said.append) == Counts(refused=1)
     assert said == ["upload split is at 30 bytes, but the storage holds 20 bytes"]
     assert await everything(target) == {}
 
@@ -264,15 +266,15 @@ async def test_finished_uploads_are_remembered(source: StateStore, target: State
             assert await target.get(upload.id) is None
             self.uploads.append(upload.id)
 
-        async def remembered(self, upload_id: str) -> Upload | None:
+        async def load_completion_record(self, upload_id: str) -> Upload | None:
             raise AssertionError
 
     whole = replace(SPLIT, layout="", status=Status.COMPLETE)
-    partial = replace(whole, id="partial", concatenation=Concatenation.PARTIAL)
+    partial = replace(whole, id="partial", concatenation=UploadKind.PARTIAL)
     await fill(source, [whole, partial, replace(SPLIT, id="active")])
     memory = Memory()
     for dry_run in (True, False, False):
-        await migrate_records(source, target, remembers=memory, dry_run=dry_run)
+        await migrate_records(source, target, completion_records=memory, dry_run=dry_run)
         assert memory.uploads == ([] if dry_run else ["split"])
 
 
@@ -351,8 +353,8 @@ def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
         await open_service(service, settings)
         upload = Upload(id="split", created_at=time.time(), length=len(CONTENT))
         await service.state.create(upload)
-        for token, end, inherited in ((7, MIDDLE, False), (9, LATER, True)):
-            writer = service.storage.writer(upload, token, inherited=inherited)
+        for token, end, unreleased_predecessors in ((7, MIDDLE, False), (9, LATER, True)):
+            writer = service.storage.writer(upload, token, unreleased_predecessors=unreleased_predecessors)
             await writer.flush([CONTENT[upload.offset : end]], sync=True)
             after = replace(upload.at(end), layout=writer.layout)
             upload = await service.state.update(upload, after, token, parts=writer.parts(upload.offset))

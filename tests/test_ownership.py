@@ -18,8 +18,8 @@ from tests.redis_server import shared_redis_url
 from tests.s3_server import s3_server
 from tests.s3_uploads import Place
 from tusd_py import TusServer
-from tusd_py.core.errors import StorageUnavailable
 from tusd_py.backends.s3.client import Client
+from tusd_py.core.errors import StorageUnavailable
 
 SIZE = 300_000
 

@@ -15,16 +15,16 @@ from tests.faults.clocks import DAY, FakeClock
 from tests.hosts import Body
 from tests.redis_server import shared_redis_url
 from tests.wire import ask, content_of, create, eventually, head, serving
-from tusd_py.core.clock import Clock
 from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.contracts.storage import SupportsCompletionRecords
+from tusd_py.core.clock import Clock
 from tusd_py.core.errors import UploadNotFound
+from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.contracts.storage import Remembers
-from tusd_py.core.upload import Concatenation, Upload
-from tusd_py.uploads.sweeping import due_uploads, sweep
-from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.sweeping import expired_uploads, sweep
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 DATA = b"0123456789"
 Process: TypeAlias = Callable[..., AbstractAsyncContextManager[UploadService]]
@@ -52,7 +52,7 @@ def process(tmp_path: Path, request: pytest.FixtureRequest) -> Process:
 
 async def finished(service: UploadService, **options: Any) -> Upload:
     upload = await service.create(NewUpload(len(DATA), **options))
-    return await service.append(upload.id, Addition(0, Body(DATA)))
+    return await service.append(upload.id, AppendRequest(0, Body(DATA)))
 
 
 async def age(service: UploadService, upload: Upload, seconds: float) -> Upload:
@@ -84,12 +84,12 @@ async def test_a_finished_upload_is_removed_after_its_retention(process: Process
         assert await sweep(service) == 0
         assert await is_there(service, upload)
         upload = await age(service, upload, 120)
-        assert [found.id async for found in due_uploads(service, service.clock.steady())] == [upload.id]
+        assert [found.id async for found in expired_uploads(service, service.clock.steady())] == [upload.id]
         assert await sweep(service) == 1
         assert not await is_there(service, upload)
         assert await service.state.get(upload.id) is None
-        if isinstance(service.storage, Remembers):
-            assert await service.storage.remembered(upload.id) is None
+        if isinstance(service.storage, SupportsCompletionRecords):
+            assert await service.storage.load_completion_record(upload.id) is None
 
 
 async def test_a_finished_upload_is_never_removed_without_retention(process: Process) -> None:
@@ -109,7 +109,7 @@ async def test_retention_that_is_switched_off_or_longer_now_removes_nothing(
         upload = await finished(service)
         await age(service, upload, 31 * DAY)
     async with process(**later) as service:
-        assert [found.id async for found in due_uploads(service, service.clock.steady())] == []
+        assert [found.id async for found in expired_uploads(service, service.clock.steady())] == []
         assert await sweep(service) == 0
         assert await is_there(service, upload)
         record = await service.state.get(upload.id)
@@ -130,8 +130,8 @@ async def test_what_was_finished_before_retention_was_switched_on_stays(process:
 
 async def test_the_retention_of_a_final_upload_begins_with_its_concatenation(process: Process) -> None:
     async with process(retention="30d") as service:
-        part = await finished(service, concatenation=Concatenation.PARTIAL)
-        final = await service.concatenate(NewUpload(None, None, Concatenation.FINAL, "final;", (part.id,)))
+        part = await finished(service, concatenation=UploadKind.PARTIAL)
+        final = await service.concatenate(NewUpload(None, None, UploadKind.FINAL, "final;", (part.id,)))
         assert final.completed_at is not None
         assert final.expires_at == final.completed_at + 30 * DAY
         await age(service, final, 31 * DAY)

@@ -44,7 +44,7 @@ from tests.s3_uploads import PART, Place, calls_of, digest_of, fetch, id_of, pea
 from tests.timing import scaled
 from tests.wire import metadata
 
-LARGEST_MEMORY = 150 * 10**6  # bytes resident, however large an upload is
+MAX_MEMORY = 150 * 10**6  # bytes resident, however large an upload is
 STORAGE_CLASS = "REDUCED_REDUNDANCY"
 MEMORY_MIB = int(os.environ.get("S3_MEMORY_MIB", "512"))  # of the upload in one PATCH
 MEMORY_PATCHES_MIB = int(os.environ.get("S3_MEMORY_PATCHES_MIB", "200"))  # of the upload in 100 KiB PATCHes
@@ -520,7 +520,7 @@ def test_keys_from_hostile_metadata(tmp_path: Path) -> None:
     place = Place(s3_server())
     template = "{prefix}by/{metadata.folder}/{metadata.filename}-{id}.bin"
     data = payload(500)
-    with serving(tmp_path, place, s3_key=template) as server:
+    with serving(tmp_path, place, s3_key_template=template) as server:
         for value in HOSTILE.values():
             before = set(place.keys)
             fields = metadata(folder=value, filename=value)
@@ -670,7 +670,7 @@ def test_a_termination_at_another_host_leaves_nothing(hosts: Hosts, place: Place
         ({}, {"AWS_ACCESS_KEY_ID": "unknown"}, "credentials"),
         ({}, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "credentials"),
         ({"s3_endpoint": None}, {}, "cannot be reached"),
-        ({"s3_key": "{prefix}everything"}, {}, "{id}"),
+        ({"s3_key_template": "{prefix}everything"}, {}, "{id}"),
     ],
     ids=["bucket", "secret", "key", "no credentials", "endpoint", "object key"],
 )
@@ -705,7 +705,7 @@ def test_mistakes_are_one_clear_line(
 
 def test_a_server_that_can_do_little(tmp_path: Path) -> None:
     place = Place(rclone())
-    with serving(tmp_path, place, s3_preset="plain") as server:
+    with serving(tmp_path, place, s3_dialect="plain") as server:
         for length in (0, 1000, PART, 2 * PART + 99):
             data = payload(length)
             path = create(server.port, length)
@@ -730,7 +730,7 @@ def test_a_server_that_can_do_little(tmp_path: Path) -> None:
 def test_a_server_that_can_do_little_keeps_nothing_of_a_patch_with_a_wrong_checksum(tmp_path: Path) -> None:
     data = payload(2 * PART + 99)
     place = Place(rclone())
-    with serving(tmp_path, place, s3_preset="plain") as server:
+    with serving(tmp_path, place, s3_dialect="plain") as server:
         path = create(server.port, len(data), body=data[: PART + 1000])
         assert patch(server.port, path, PART + 1000, data[PART + 1000 :], checksum(b"other")).status == 460
         assert offset_of(server.port, path) == PART + 1000
@@ -808,7 +808,7 @@ def test_one_patch_of_any_size_needs_little_memory(own: tuple[ServerProcess, Pla
         answer = connection.answer(60)
     assert (answer.status, answer.offset) == (204, length)
     print(f"{MEMORY_MIB} MiB in one PATCH: {peak_memory(server) / 1e6:.0f} MB")
-    assert peak_memory(server) < LARGEST_MEMORY
+    assert peak_memory(server) < MAX_MEMORY
     assert place.digest(place.key_of(path)) == streamed(block, MEMORY_MIB)
     assert request(server.port, "DELETE", path).status == 204
 
@@ -829,7 +829,7 @@ def test_many_patches_need_little_memory(own: tuple[ServerProcess, Place]) -> No
             answer = connection.answer()
             assert (answer.status, answer.offset) == (204, (number + 1) * size), answer
     print(f"{MEMORY_PATCHES_MIB} MiB in {count} PATCHes: {peak_memory(server) / 1e6:.0f} MB")
-    assert peak_memory(server) < LARGEST_MEMORY
+    assert peak_memory(server) < MAX_MEMORY
     assert place.digest(place.key_of(path)) == streamed(block, count)
     assert place.keys == [place.key_of(path)]
 
@@ -865,7 +865,7 @@ def test_many_uploads_at_once_need_little_memory(own: tuple[ServerProcess, Place
             connection.socket.setblocking(True)
             assert connection.answer(60).offset == len(data)
     print(f"{len(paths)} uploads at once: {peak_memory(server) / 1e6:.0f} MB")
-    assert peak_memory(server) < LARGEST_MEMORY + 50 * 10**6  # both budgets in full
+    assert peak_memory(server) < MAX_MEMORY + 50 * 10**6  # both budgets in full
     for path in paths:
         place.assert_alone(path, data)
     assert sorted(place.keys) == sorted(place.key_of(path) for path in paths)

@@ -25,17 +25,17 @@ from tests.raw_client import (
 )
 from tests.s3_server import FaultyProxy, s3_config, s3_server
 from tests.s3_uploads import PART, Place, serving
-from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import Settings
 from tusd_py.backends.s3 import S3Config, S3Storage
+from tusd_py.backends.s3.config import ABILITIES, S3Dialect
 from tusd_py.backends.s3.copy import plan
-from tusd_py.backends.s3.config import ABILITIES, Preset
 from tusd_py.backends.s3.layout import size_of
 from tusd_py.backends.s3.part_sizes import Slice
+from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
 from tusd_py.core.upload import Upload
-from tusd_py.uploads.validation import Addition, NewUpload
+from tusd_py.events.bus import EventBus
+from tusd_py.settings import Settings
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 MAX_METADATA = 2048  # bytes; of an object in AWS
 
@@ -150,11 +150,11 @@ async def test_a_deferred_upload_that_reaches_the_limit_is_refused_with_its_byte
     try:
         upload = await service.create(NewUpload(None))
         with pytest.raises(MaxSizeExceeded, match=str(limit)):
-            await service.append(upload.id, Addition(0, Chunks(data)))
+            await service.append(upload.id, AppendRequest(0, Chunks(data)))
         assert (await service.inspect(upload.id)).offset == limit
         with pytest.raises(MaxSizeExceeded):
-            await service.append(upload.id, Addition(limit, Chunks(b""), length=limit + 1))
-        assert (await service.append(upload.id, Addition(limit, Chunks(b""), length=limit))).is_complete
+            await service.append(upload.id, AppendRequest(limit, Chunks(b""), length=limit + 1))
+        assert (await service.append(upload.id, AppendRequest(limit, Chunks(b""), length=limit))).is_complete
     finally:
         await close_service(service)
     place.assert_object(upload.id, data[:limit])
@@ -199,7 +199,7 @@ async def test_parts_get_smaller_with_the_memory_and_larger_again(tmp_path: Path
 
 
 @pytest.mark.parametrize("preset", ["r2", "plain"])
-def test_a_concatenation_that_goes_through_memory_is_bounded(preset: Preset) -> None:
+def test_a_concatenation_that_goes_through_memory_is_bounded(preset: S3Dialect) -> None:
     config = S3Config("bucket", preset=preset)
     limit = S3Storage(config).size_limits.final
     assert limit is not None

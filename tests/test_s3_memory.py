@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.raw_client import MEBI, create, payload, start_patch, wait_until
 from tests.s3_server import s3_server
 from tests.s3_uploads import Place, serving
-from tusd_py.backends.s3.memory_limiter import MAX_SPILLS, PartMemory
+from tusd_py.backends.s3.memory_limiter import MAX_SPILLS, MemoryLimiter
 from tusd_py.backends.s3.pace import Pace
 
 TOTAL = 32 * MEBI
@@ -23,7 +23,7 @@ SOON = 20.0  # seconds, on a machine that does other things, too; it was a secon
 class FakeUpload:
     """An upload whose part is filling up; a spill ends when the test says so."""
 
-    memory: PartMemory
+    memory: MemoryLimiter
     held: int
     silent: bool = True
     expected: int = 0
@@ -47,9 +47,9 @@ class FakeUpload:
         self.memory.release(held)
 
 
-def filled(count: int, size: int, **options: bool) -> tuple[PartMemory, list[FakeUpload]]:
+def filled(count: int, size: int, **options: bool) -> tuple[MemoryLimiter, list[FakeUpload]]:
     """A memory that uploads hold all of, and those that were asked to spill."""
-    memory = PartMemory(count * size)
+    memory = MemoryLimiter(count * size)
     spills: list[FakeUpload] = []
     for _ in range(count):
         upload = FakeUpload(memory, size, spills=spills, **options)

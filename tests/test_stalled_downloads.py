@@ -76,7 +76,7 @@ def test_a_reader_that_pauses_gets_everything(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_stalls_is_ended_and_logged_as_that(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "uploads", idle_timeout="1s", minimum_rate="1MiB") as server:
+    with ServerProcess(tmp_path / "uploads", idle_timeout="1s", min_rate="1MiB") as server:
         path = stored(server, payload(16 * MEBI))
         with download(server, path):
             wait_until(logged(server, "method=GET", "code=ERR_WRITE_TIMEOUT"), "the download was ended")
@@ -84,7 +84,7 @@ def test_a_reader_that_stalls_is_ended_and_logged_as_that(tmp_path: Path) -> Non
 
 
 @pytest.mark.integrated
-def test_a_slow_reader_above_the_minimum_rate_is_not_ended(tmp_path: Path) -> None:
+def test_a_slow_reader_above_the_min_rate_is_not_ended(tmp_path: Path) -> None:
     """The kernels' buffers hide for many seconds that it reads at all."""
     data = payload(16 * MEBI)
     with ServerProcess(tmp_path / "uploads", idle_timeout="3s") as server:

@@ -14,15 +14,15 @@ import pytest
 from tests.faults.clocks import DAY, FakeClock, HostClock
 from tests.hosts import Body
 from tests.redis_server import shared_redis_url
-from tusd_py.core.clock import Clock
 from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.core.clock import Clock
 from tusd_py.core.errors import UploadNotFound
+from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.core.upload import Concatenation, Upload
-from tusd_py.uploads.sweeping import sweep
-from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 HOUR = 3600.0
 DATA = bytes(range(100))
@@ -32,7 +32,9 @@ Process: TypeAlias = Callable[[Clock], AbstractAsyncContextManager[UploadService
 
 
 def processes(folder: Path, **options: Any) -> Process:
-    settings = load({"upload_dir": folder / "uploads", "expires_after": "1d", "partial_grace": "1h"} | options).settings
+    settings = load(
+        {"upload_dir": folder / "uploads", "expires_after": "1d", "partial_retention": "1h"} | options
+    ).settings
 
     @contextlib.asynccontextmanager
     async def process(clock: Clock) -> AsyncIterator[UploadService]:
@@ -62,7 +64,7 @@ async def begun(service: UploadService, **options: Any) -> Upload:
 
 
 async def appended(service: UploadService, upload_id: str, start: int, end: int) -> Upload:
-    return await service.append(upload_id, Addition(start, Body(DATA[start:end])))
+    return await service.append(upload_id, AppendRequest(start, Body(DATA[start:end])))
 
 
 async def is_there(service: UploadService, upload: Upload) -> bool:
@@ -165,7 +167,7 @@ async def test_a_jump_does_not_prolong_for_ever(one_host: Process) -> None:
 async def test_a_complete_partial_upload_keeps_its_expiry_when_the_clock_goes_back(one_host: Process) -> None:
     clock = FakeClock()
     async with one_host(clock) as service:
-        upload = await begun(service, concatenation=Concatenation.PARTIAL)
+        upload = await begun(service, concatenation=UploadKind.PARTIAL)
         clock.jump(-2 * DAY)
         complete = await appended(service, upload.id, 10, 100)
         assert complete.is_complete

@@ -8,9 +8,9 @@ from hypothesis import given, strategies as st
 from starlette.types import Scope
 
 from tests.properties import HEADER_TEXT, on_any_machine
+from tusd_py.core.upload import is_upload_id
 from tusd_py.http.tus.headers import InvalidHeader
 from tusd_py.http.urls import TrustedProxies, UrlBuilder, upload_id_of
-from tusd_py.core.upload import is_upload_id
 
 PROXY = "10.0.0.1"
 CLIENT = "203.0.113.9"

@@ -18,14 +18,14 @@ import pytest
 from tests.hosts import Body
 from tests.redis_server import shared_redis_url
 from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.contracts.storage import SupportsConcatenation
 from tusd_py.core.errors import StorageFull, UploadNotFound
+from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
-from tusd_py.contracts.storage import Concatenates
-from tusd_py.core.upload import Concatenation, Status, Upload
-from tusd_py.uploads.sweeping import sweep
-from tusd_py.uploads.validation import Addition, NewUpload
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 PATIENCE = 30.0  # seconds
 Process: TypeAlias = Callable[[], AbstractAsyncContextManager[UploadService]]
@@ -58,16 +58,16 @@ async def service(process: Process) -> AsyncIterator[UploadService]:
 
 
 async def part(service: UploadService, length: int = 5) -> Upload:
-    return await service.create(NewUpload(length, None, Concatenation.PARTIAL, "partial"))
+    return await service.create(NewUpload(length, None, UploadKind.PARTIAL, "partial"))
 
 
 async def final(service: UploadService, *parts: Upload, metadata: str | None = None) -> Upload:
     ids = tuple(part.id for part in parts)
-    return await service.concatenate(NewUpload(None, metadata, Concatenation.FINAL, "final;", ids))
+    return await service.concatenate(NewUpload(None, metadata, UploadKind.FINAL, "final;", ids))
 
 
 async def fill(service: UploadService, part: Upload, data: bytes = b"hello") -> None:
-    await service.append(part.id, Addition(0, Body(data)))
+    await service.append(part.id, AppendRequest(0, Body(data)))
 
 
 async def add_waiting(service: UploadService, count: int) -> None:
@@ -279,7 +279,7 @@ class Room:
             os, "statvfs", lambda path: SimpleNamespace(f_blocks=1 << 30, f_bavail=self.free, f_frsize=1)
         )
         storage = service.storage
-        assert isinstance(storage, Concatenates)
+        assert isinstance(storage, SupportsConcatenation)
         concatenate = storage.concatenate
 
         async def counted(*arguments: Any, **options: Any) -> str:

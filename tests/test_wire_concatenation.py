@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness import ServerProcess
 from tests.wire import (
-    LARGEST_INTEGER,
+    MAX_INTEGER,
     OFFSET_STREAM,
     TUS,
     Answer,
@@ -420,7 +420,7 @@ def test_the_limits_on_parts_are_settings(tmp_path_factory: pytest.TempPathFacto
 def test_a_sum_that_no_header_can_tell_is_refused(tmp_path_factory: pytest.TempPathFactory, unfinished: bool) -> None:
     options = {"concatenation_unfinished": True} if unfinished else {}
     with serving(tmp_path_factory.mktemp("overflow"), **options) as server:
-        parts = [create(server.url, LARGEST_INTEGER, PARTIAL) for _ in range(2)]
+        parts = [create(server.url, MAX_INTEGER, PARTIAL) for _ in range(2)]
         with unchanged(server):
             answer = concatenate(server, *parts)
         assert answer.status == (413 if unfinished else 400)
@@ -440,7 +440,7 @@ def test_a_sum_over_the_maximum_creates_nothing(small: ServerProcess) -> None:
 
 def test_parts_are_removed_after_their_grace_period(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("grace")
-    with serving(folder, partial_grace="1s", sweep_interval="0.5s") as server:
+    with serving(folder, partial_retention="1s", sweep_interval="0.5s") as server:
         parts = [partial(server, b"hello"), partial(server, b"world")]
         unused = partial(server, b"unused")
         final = concatenate(server, *parts)["Location"]

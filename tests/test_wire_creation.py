@@ -11,7 +11,7 @@ from tests.harness import ServerProcess
 from tests.wire import (
     ID,
     IMF_DATE,
-    LARGEST_INTEGER,
+    MAX_INTEGER,
     NO_INTEGERS,
     OFFSET_STREAM,
     TUS,
@@ -97,8 +97,8 @@ def test_an_upload_of_no_bytes_is_complete_at_once(site: ServerProcess) -> None:
 
 
 def test_the_largest_length_is_accepted(site: ServerProcess) -> None:
-    location = create(site.url, LARGEST_INTEGER)
-    assert head(location)["Upload-Length"] == str(LARGEST_INTEGER)
+    location = create(site.url, MAX_INTEGER)
+    assert head(location)["Upload-Length"] == str(MAX_INTEGER)
     assert delete(location).status == 204
 
 
@@ -183,7 +183,7 @@ def test_a_length_over_the_maximum_creates_nothing(small: ServerProcess) -> None
     create(small.url, 1000)
     with unchanged(small):
         creation(small.url, 1001, answered=413)
-        creation(small.url, LARGEST_INTEGER, answered=413)
+        creation(small.url, MAX_INTEGER, answered=413)
 
 
 def test_a_switched_off_deferred_length_creates_nothing(bare: ServerProcess) -> None:

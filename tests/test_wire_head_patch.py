@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness import ServerProcess
 from tests.wire import (
-    LARGEST_INTEGER,
+    MAX_INTEGER,
     NO_INTEGERS,
     OFFSET_STREAM,
     TUS,
@@ -204,7 +204,7 @@ def test_a_malformed_offset_stores_nothing(site: ServerProcess, offset: Value | 
     assert offset_of(location) == 5
 
 
-@pytest.mark.parametrize("offset", [0, 4, 6, 10, 11, LARGEST_INTEGER])
+@pytest.mark.parametrize("offset", [0, 4, 6, 10, 11, MAX_INTEGER])
 def test_another_offset_is_answered_with_the_true_one(site: ServerProcess, offset: int) -> None:
     location = create(site.url, 10, body=b"hello")
     with unchanged(site):

@@ -14,7 +14,10 @@ from tusd_py.uvicorn_server import process as run
 
 
 def watch() -> BlockBuster:
-    """Blocking calls of tusd_py in an event loop raise. The one exception is explained in tusd_py/backends/sqlite/state.py."""
+    """Let blocking calls of tusd_py in an event loop raise.
+
+    `tusd_py/backends/sqlite/state.py` explains the one exception.
+    """
     blockbuster = BlockBuster("tusd_py")
     for name, function in blockbuster.functions.items():
         if name.startswith("sqlite3."):

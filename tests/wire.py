@@ -28,7 +28,7 @@ Body = bytes | list[bytes] | None  # a list is sent in chunks, None without Cont
 
 TUS: dict[str, Value] = {"Tus-Resumable": "1.0.0"}
 OFFSET_STREAM = "application/offset+octet-stream"
-LARGEST_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 ID = r"[A-Za-z0-9_-]{22,128}"  # 128 random bits need 22 characters at least
 IMF_DATE = re.compile(
     r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4} \d\d:\d\d:\d\d GMT"
@@ -63,7 +63,7 @@ NO_INTEGERS: tuple[Value, ...] = (
     "\uff15".encode(),  # a full-width digit
     b"\xb2",  # superscript two in ISO 8859-1
     b"\xff",
-    str(LARGEST_INTEGER + 1),
+    str(MAX_INTEGER + 1),
     str(2**64 + 5),
     "9" * 30,
     "9" * 5000,  # more digits than int() converts

@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from tusd_py.application import create_app
+from tusd_py.core.upload import Upload
 from tusd_py.events.bus import (
     PartialFinished,
     UploadCreated,
@@ -11,9 +12,8 @@ from tusd_py.events.bus import (
     UploadProgressed,
     UploadTerminated,
 )
-from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.server import TusServer
-from tusd_py.core.upload import Upload
+from tusd_py.settings import InvalidSettings, Settings
 
 __all__ = [
     "InvalidSettings",

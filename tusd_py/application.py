@@ -13,11 +13,11 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tusd_py.core.errors import UploadError
-from tusd_py.observability.metrics import CONTENT_TYPE
 from tusd_py.http.app import with_common_headers
 from tusd_py.http.tus.headers import single_values
+from tusd_py.observability.metrics import CONTENT_TYPE
+from tusd_py.server import HEAD_TIMEOUT, TusServer
 from tusd_py.settings import Settings
-from tusd_py.server import HEAD_PATIENCE, TusServer
 
 WELCOME = """\
 This is a tus server: it takes uploads that can be resumed.
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
     async def readyz(request: Request) -> Response:
         if server.is_draining:
             return PlainTextResponse("the server is about to shut down\n", 503)
-        error = await server.start_error(HEAD_PATIENCE)
+        error = await server.start_error(HEAD_TIMEOUT)
         try:
             if error is None:
                 await server.service.check()

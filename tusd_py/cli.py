@@ -16,19 +16,19 @@ from typing import Any, NoReturn
 from tusd_py import __version__
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import UploadError
-from tusd_py.events.bus import EventBus
-from tusd_py.observability.logging import announce, configure, formats_json
-from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
-from tusd_py.migration.report import shown, silent
-from tusd_py.migration.tusd.files import import_tusd
 from tusd_py.core.redaction import without_password
-from tusd_py.uvicorn_server.malloc import keep_freed_memory
+from tusd_py.events.bus import EventBus
+from tusd_py.migration.report import abbreviated, no_report
+from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
+from tusd_py.migration.tusd.files import import_tusd
+from tusd_py.observability.logging import announce, configure, formats_json
+from tusd_py.settings import InvalidSettings, Loaded, Settings, did_you_mean, flag_name, load, unknown_variables
+from tusd_py.settings_help import choices, readable_default
+from tusd_py.uploads.sweeping import clean, expired_uploads, sweep
+from tusd_py.uvicorn_server.malloc import tune_malloc
 from tusd_py.uvicorn_server.process import bind, limit_of, reserve, run_server
 from tusd_py.uvicorn_server.supervisor import Supervisor
 from tusd_py.uvicorn_server.terminal import outlive_hangups
-from tusd_py.settings import InvalidSettings, Loaded, Settings, did_you_mean, flag_name, load, unknown_variables
-from tusd_py.settings_help import choices, readable_default
-from tusd_py.uploads.sweeping import clean, due_uploads, sweep
 
 COMMANDS = {
     "serve": "serve uploads",
@@ -79,7 +79,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
     if command != "config":
         configure(loaded.settings.log_format, loaded.settings.log_level)
     for name, hint in unknown_variables().items():
-        complain(f"there is no setting for the variable {name}{hint}")
+        report_error(f"there is no setting for the variable {name}{hint}")
     if command == "config":
         return print_config(loaded)
     return RUN[command](loaded.settings, **own)
@@ -167,7 +167,7 @@ def print_config(loaded: Loaded) -> int:
 
 def run_serve(settings: Settings) -> int:
     if not settings.disable_malloc_tuning:
-        keep_freed_memory()
+        tune_malloc()
     try:
         limit_of(settings)
         asyncio.run(check(settings))
@@ -208,12 +208,14 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
         await open_service(service, settings)
         try:
             if dry_run:
-                async for upload in due_uploads(service, service.clock.steady()):
+                async for upload in expired_uploads(service, service.clock.steady()):
                     print(f"{upload.id} {upload.offset} bytes")
             else:
                 print(f"{await sweep(service, failures.append)} removed or finished")
             async for broken in service.state.broken():
-                complain(f"the record of upload {shown(broken.upload_id)} cannot be read: {shown(broken.reason)}")
+                report_error(
+                    f"the record of upload {abbreviated(broken.upload_id)} cannot be read: {abbreviated(broken.reason)}"
+                )
             for orphan in await clean(service, dry_run=dry_run):
                 print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
         finally:
@@ -226,7 +228,7 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
     except UploadError as error:
         return fail(error.message, 1)
     for failure in failures:
-        complain(failure)
+        report_error(failure)
     return 1 if failures else 0
 
 
@@ -252,9 +254,9 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
         return fail(f"--from and --to are both {source}")
     if settings.redis_url is None:
         return fail("--redis-url is missing")
-    tell = print if dry_run else silent
+    tell = print if dry_run else no_report
     try:
-        counts = asyncio.run(migrate(settings, source, target, dry_run=dry_run, tell=tell, complain=complain))
+        counts = asyncio.run(migrate(settings, source, target, dry_run=dry_run, tell=tell, report_error=report_error))
     except UploadError as error:
         return fail(error.message, 1)
     print(f"{counts.done} {'to copy' if dry_run else 'copied'}, {counts.skipped} there already")
@@ -266,16 +268,18 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
 
 
 def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool) -> int:
-    tell = print if dry_run else silent
+    tell = print if dry_run else no_report
     try:
-        counts = asyncio.run(import_tusd(settings, directory, copy=copy, dry_run=dry_run, tell=tell, complain=complain))
+        counts = asyncio.run(
+            import_tusd(settings, directory, copy=copy, dry_run=dry_run, tell=tell, report_error=report_error)
+        )
     except UploadError as error:
         return fail(error.message, 1)
     print(f"{counts.done} {'to import' if dry_run else 'imported'}, {counts.skipped} there already")
     return fail(f"{counts.refused} not imported", 1) if counts.refused else 0
 
 
-def complain(message: str) -> None:
+def report_error(message: str) -> None:
     fail(message)
 
 

@@ -9,30 +9,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from tusd_py.core.clock import Clock, SteadyClock
-from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
-from tusd_py.events.bus import EventBus
-from tusd_py.observability.metrics import Metrics
-from tusd_py.contracts.locks import Locker
-from tusd_py.backends.local_locks.locker import LocalLocker
-from tusd_py.core.redaction import without_password
-from tusd_py.settings import Settings, default_of
-from tusd_py.contracts.state import StateStore
-from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.contracts.storage import Concatenates, Storage
-from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.disk.files import Modes
 from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage, SupportsConcatenation
+from tusd_py.core.clock import Clock, SteadyClock
+from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
+from tusd_py.core.redaction import without_password
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
+from tusd_py.events.bus import EventBus
+from tusd_py.observability.metrics import Metrics
+from tusd_py.settings import Settings, default_of
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.identity import adopt_storage, settle_identity
-from tusd_py.uploads.options import Durability, Policy
+from tusd_py.uploads.options import Durability, UploadOptions
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
 RECORDS = "uploads.sqlite3"  # in the private folder
 LOCKS = "locks"  # beginning of the names of the lock files, in the private folder
-CLOSE_PATIENCE = 30.0  # seconds that closing may take
+CLOSE_TIMEOUT = 30.0  # seconds that closing may take
 
 
 def build_service(
@@ -46,19 +46,21 @@ def build_service(
         storage=build_storage(settings, metrics),
         events=events,
         budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
-        policy=Policy(
+        options=UploadOptions(
             max_size=settings.max_size,
             expires_after=settings.expires_after,
             durability=Durability(settings.durability),
             lock_timeout=settings.lock_timeout,
-            partial_grace=settings.partial_grace,
+            partial_retention=settings.partial_retention,
             retention=settings.retention,
             gone_for=settings.gone_for,
             concatenation_unfinished=settings.concatenation_unfinished,
             concatenation_parts=settings.concatenation_parts,
             concatenation_repeats=settings.concatenation_repeats,
         ),
-        clock=SteadyClock(state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_grace)),
+        clock=SteadyClock(
+            state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
+        ),
     )
 
 
@@ -68,8 +70,8 @@ def build_state_and_locker(
     """Build the store of records and the locks, on Redis or SQLite; tests give a `clock` instead of the system's."""
     if settings.redis_url is None:
         return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / LOCKS)
-    from tusd_py.backends.redis.locker import RedisLocker  # Redis is an extra
     from tusd_py.backends.redis.connection import RedisConnection
+    from tusd_py.backends.redis.locker import RedisLocker  # Redis is an extra
     from tusd_py.backends.redis.state import RedisState
 
     connection = RedisConnection(settings.redis_url, metrics.redis_called if metrics else None, clock)
@@ -110,9 +112,9 @@ def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
             endpoint=settings.s3_endpoint,
             region=settings.s3_region,
             prefix=settings.s3_prefix,
-            key=settings.s3_key,
+            key=settings.s3_key_template,
             addressing=settings.s3_addressing,
-            preset=settings.s3_preset,
+            preset=settings.s3_dialect,
             part_size=settings.s3_part_size,
             buffer_size=settings.s3_buffer_size,
             concurrency=settings.s3_concurrency,
@@ -181,14 +183,14 @@ def _reason(error: Exception) -> str:
     return text or f"it does not answer ({type(reason).__name__})"
 
 
-async def close_service(service: UploadService, patience: float = CLOSE_PATIENCE) -> bool:
+async def close_service(service: UploadService, patience: float = CLOSE_TIMEOUT) -> bool:
     """Close every part: what works, then the storage, then the locks that guard both, then the records.
 
     Returns False if a step of the storage has not ended after `patience` seconds. Then locks and records stay open,
     which protects the bytes that the step may still write; call this again until it succeeds, or end the process.
     """
     deadline = time.monotonic() + patience
-    if isinstance(service.storage, Concatenates):
+    if isinstance(service.storage, SupportsConcatenation):
         service.storage.interrupt()
     try:
         async with asyncio.timeout(patience):

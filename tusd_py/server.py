@@ -19,24 +19,24 @@ from starlette.types import Receive, Scope, Send
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.events.bus import EventBus, Subscriber
+from tusd_py.http.app import NOT_READY, UNROUTED, TusApp, with_common_headers
+from tusd_py.http.cors import missing_in_middleware, with_cors
+from tusd_py.http.tus.handlers import Features, TusHandlers
+from tusd_py.http.tus.headers import MetadataLimits
+from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics
-from tusd_py.http.cors import missing_in_middleware, with_cors
-from tusd_py.http.app import NOT_READY, OUTSIDE, TusEndpoint, with_common_headers
-from tusd_py.http.tus.headers import MetadataLimits
-from tusd_py.http.tus.handlers import Features, TusEndpoints
-from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.settings import Settings, cross_check, from_arguments
-from tusd_py.transfer.budget import BlockPool
-from tusd_py.uploads.sweeping import sweep_forever
+from tusd_py.transfer.budget import BufferPool
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.sweeping import sweep_forever
 
 logger = logging.getLogger("tusd_py")
 
-LAST_MOMENT = 1.0  # seconds that requests have at least to commit, and an earlier service to close
+MIN_SHUTDOWN_TIME = 1.0  # seconds that requests have at least to commit, and an earlier service to close
 CLOSE_AGAIN = 0.5  # seconds between two attempts to close what hangs
-START_PATIENCE = 20.0  # seconds a request waits for the start of the server
-HEAD_PATIENCE = 1.5  # seconds a HEAD waits for it, which is to be answered within two
+START_TIMEOUT = 20.0  # seconds a request waits for the start of the server
+HEAD_TIMEOUT = 1.5  # seconds a HEAD waits for it, which is to be answered within two
 START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of requests
 
 E = TypeVar("E")
@@ -92,7 +92,7 @@ class TusServer:
         self._restore_signals()
         self._build()
 
-    def _endpoint(self) -> TusEndpoint:
+    def _endpoint(self) -> TusApp:
         settings = self.settings
         self.urls = UrlBuilder(settings.public_url, TrustedProxies(settings.trusted_proxies))
         features = Features(
@@ -106,13 +106,13 @@ class TusServer:
             download=not settings.disable_download,
         )
         limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)
-        return TusEndpoint(
-            TusEndpoints(self.service, features, self.urls, limits),
+        return TusApp(
+            TusHandlers(self.service, features, self.urls, limits),
             self.events,
             self.urls,
-            BlockPool(self.service.budget),
+            BufferPool(self.service.budget),
             idle_timeout=settings.idle_timeout,
-            minimum_rate=settings.minimum_rate,
+            min_rate=settings.min_rate,
         )
 
     def on(self, kind: type[E]) -> Callable[[Subscriber[E]], Subscriber[E]]:
@@ -141,18 +141,18 @@ class TusServer:
             raise RuntimeError("a tus server speaks HTTP only")
         self._look_around(scope.get("app"))
         self._leave_closed_loop()
-        patience = HEAD_PATIENCE if scope["method"] == "HEAD" else START_PATIENCE
+        patience = HEAD_TIMEOUT if scope["method"] == "HEAD" else START_TIMEOUT
         if not self._started and await self.start_error(patience) is not None:
             scope = {**scope, NOT_READY: True}
         await self._application(scope, receive, with_common_headers(send))
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 404 to any request, in the format of every other answer."""
-        await self({**scope, OUTSIDE: True}, receive, send)
+        await self({**scope, UNROUTED: True}, receive, send)
 
     def route(self, path: str) -> BaseRoute:
         """A route for this server that takes the creation URL with and without a slash at its end."""
-        return EndpointRoute(path, app=self)
+        return TusMount(path, app=self)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
@@ -224,14 +224,14 @@ class TusServer:
     async def _close_earlier(self) -> None:
         """Close what an earlier loop or shutdown left; raises `StorageUnavailable` while that is still busy."""
         if self._closing is not None:
-            await asyncio.wait((self._closing,), timeout=LAST_MOMENT)
+            await asyncio.wait((self._closing,), timeout=MIN_SHUTDOWN_TIME)
             if not self._closing.done():
                 raise StorageUnavailable("what was under way at the last shutdown has not ended yet")
             self._closing = None
         while self._abandoned:
             closed = True
             with contextlib.suppress(Exception):  # what it had in its loop is gone; its threads and files are not
-                closed = await close_service(self._abandoned[-1], LAST_MOMENT)
+                closed = await close_service(self._abandoned[-1], MIN_SHUTDOWN_TIME)
             if not closed:
                 raise StorageUnavailable("what was under way in an earlier event loop has not ended yet")
             self._abandoned.pop()
@@ -296,11 +296,11 @@ class TusServer:
                         self.is_draining = True
                         loop.call_soon_threadsafe(loop.call_later, self.settings.drain_delay, stop, received)
                         return
-                    loop.call_soon_threadsafe(self._drain_soon)
+                    loop.call_soon_threadsafe(self._schedule_drain)
                 previous(received, frame)
 
             def stop(received: int) -> None:
-                self._drain_soon()
+                self._schedule_drain()
                 previous(received, None)
 
             self._signal_handlers[number] = previous
@@ -315,7 +315,7 @@ class TusServer:
                 signal.signal(number, handler)
         self._signal_handlers.clear()
 
-    def _drain_soon(self) -> None:
+    def _schedule_drain(self) -> None:
         self._drain_began = asyncio.get_running_loop().time()
         self._drain = asyncio.ensure_future(self.service.drain())
 
@@ -323,10 +323,10 @@ class TusServer:
         """The end of the shutdown grace, in the time of the loop, `LAST_MOMENT` away at least."""
         now = asyncio.get_running_loop().time()
         began = now if self._drain_began is None else self._drain_began
-        return max(began + self.settings.shutdown_grace, now + LAST_MOMENT)
+        return max(began + self.settings.shutdown_grace, now + MIN_SHUTDOWN_TIME)
 
 
-class EndpointRoute(Mount):
+class TusMount(Mount):
     """A mount that also matches its own path without a slash at the end, since not every client follows a redirect."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

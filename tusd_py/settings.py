@@ -22,7 +22,7 @@ from pydantic_settings import (
 
 from tusd_py.core.redaction import without_password
 from tusd_py.settings_parsing import (
-    LONGEST,
+    MAX_DURATION,
     check_base_path,
     check_directory_mode,
     check_endpoint,
@@ -44,10 +44,12 @@ from tusd_py.settings_parsing import (
 ANY_HOST = re.compile(r"[^:]+://\*+(?::.*)?/?")  # an origin that leaves the host open
 ENV_PREFIX = "TUSD_PY_"
 PLAIN_REASONS = {"a valid integer": "a whole number", "a valid boolean": "true or false"}  # for some of pydantic
-NEEDED = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
+REQUIRED_SETTINGS = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
 
 Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=(1 << 63) - 1)]
-Seconds: TypeAlias = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=LONGEST, allow_inf_nan=False)]
+Seconds: TypeAlias = Annotated[
+    float, BeforeValidator(parse_duration), Field(ge=0, le=MAX_DURATION, allow_inf_nan=False)
+]
 Number: TypeAlias = Annotated[int, BeforeValidator(refuse_switch)]
 Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 
@@ -112,14 +114,14 @@ class Settings(BaseSettings):
     s3_region: str | None = Field(
         default=None, description="region of the bucket; if it is not given, that of the AWS configuration"
     )
-    s3_preset: Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"] = Field(
+    s3_dialect: Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"] = Field(
         default="aws", description="kind of S3 server; plain is the least common denominator"
     )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         default="auto", description="place of the bucket in URLs: in the path, or in the host name (virtual)"
     )
     s3_prefix: str = Field(default="", description="beginning of the keys of all objects")
-    s3_key: str = Field(
+    s3_key_template: str = Field(
         default="{prefix}{id}",
         description="key of a finished object; {id} has to occur, {metadata.NAME} is a metadata value of the client",
     )
@@ -179,7 +181,7 @@ class Settings(BaseSettings):
     gone_for: Seconds = Field(
         default=0, description="answer 410 instead of 404 for so long after an upload expired or was terminated"
     )
-    partial_grace: Seconds = Field(
+    partial_retention: Seconds = Field(
         default=3600, description="keep partial uploads for so long after a final upload was made of them"
     )
     sweep_interval: Seconds = Field(default=60, description="time between two searches for expired uploads; 0: never")
@@ -215,7 +217,7 @@ class Settings(BaseSettings):
         default=60,
         description="end a request that sends nothing, or takes nothing of its answer, for this time; 0: never",
     )
-    minimum_rate: Size = Field(
+    min_rate: Size = Field(
         default=1 << 10,
         description="end a request slower than this many bytes a second on average over a minute; 0: never",
     )
@@ -311,7 +313,7 @@ def cross_check(
     name_of: Callable[[str], str] = str,
 ) -> None:
     """Raise `InvalidSettings` where settings contradict each other; `given` are the names that have been set."""
-    for needed in NEEDED:
+    for needed in REQUIRED_SETTINGS:
         family = f"{needed.partition('_')[0]}_"
         idle = [name for name in given if name.startswith(family) and getattr(settings, name) != default_of(name)]
         if idle and not getattr(settings, needed):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from tusd_py.core.redaction import QUERY
 
-MOST_TAGS = 10  # S3 takes no more, and only these characters
+MAX_TAGS = 10  # S3 takes no more, and only these characters
 TAG = re.compile(r"[\w +\-.:/@]{1,128}=[\w +\-=.:/@]{0,256}")
 ENDPOINT = re.compile(r"https?://[^/\s?#]+/?")
 REDIS_URL = re.compile(r"(?:(?:redis|valkey)s?(?:\+sentinel|\+cluster)?://[^/\s]+(?:/\S*)?)|unix:/\S+")
@@ -25,12 +25,12 @@ PUBLIC_URL = re.compile(
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?/?")
 HOST = re.compile(r"[^\s/?#@\[\]]+|\[[0-9A-Fa-f:.%]+[^\s\[\]]*\]")
 HOST_AND_PORT = re.compile(r"(?:[^:,@\[\]\s]*|\[[0-9A-Fa-f:.%a-z]+\])(?::[0-9]{1,5})?")
-OWN_PATHS = ("/healthz", "/readyz", "/metrics")
+RESERVED_PATHS = ("/healthz", "/readyz", "/metrics")
 SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 SIZE_UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d)?")
-LONGEST = 100 * 366 * 86400.0  # seconds; dates stay within four digits
+MAX_DURATION = 100 * 366 * 86400.0  # seconds; dates stay within four digits
 DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -97,8 +97,8 @@ def check_base_path(value: str) -> str:
     path = "/" + value.strip("/")
     if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
         raise ValueError("a path such as /files")
-    if path in OWN_PATHS:
-        raise ValueError(f"another path than {', '.join(OWN_PATHS)}")
+    if path in RESERVED_PATHS:
+        raise ValueError(f"another path than {', '.join(RESERVED_PATHS)}")
     return path
 
 
@@ -120,9 +120,9 @@ def check_endpoint(value: str) -> str:
 
 def check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
     names = {tag.partition("=")[0] for tag in tags}
-    if len(tags) > MOST_TAGS or len(names) < len(tags) or not all(TAG.fullmatch(tag) for tag in tags):
+    if len(tags) > MAX_TAGS or len(names) < len(tags) or not all(TAG.fullmatch(tag) for tag in tags):
         raise ValueError(
-            f"at most {MOST_TAGS} different pairs such as project=press,kind=upload,"
+            f"at most {MAX_TAGS} different pairs such as project=press,kind=upload,"
             " of letters, digits, spaces and +-=._:/@"
         )
     return tags

@@ -9,7 +9,7 @@ from tests.contracts.parts import LOCKERS, STATE_STORES, STORAGES, Instances
 from tests.watched import watch
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import Concatenates, Storage
+from tusd_py.contracts.storage import Storage, SupportsConcatenation
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ async def storage(storages: Instances[Storage]) -> Storage:
 
 
 @pytest.fixture
-def concatenates(storage: Storage) -> Concatenates:
-    if not isinstance(storage, Concatenates):
+def concatenates(storage: Storage) -> SupportsConcatenation:
+    if not isinstance(storage, SupportsConcatenation):
         pytest.skip("this storage does not put uploads together")
     return storage

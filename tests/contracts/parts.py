@@ -14,17 +14,17 @@ from tests.harness import ROOT
 from tests.redis_server import shared_redis_url
 from tests.s3_server import s3_config, s3_server
 from tests.timing import scaled
-from tusd_py.contracts.locks import Locker
-from tusd_py.backends.local_locks.locker import LocalLocker
-from tusd_py.backends.redis.locker import RedisLocker
-from tusd_py.backends.redis.connection import RedisConnection
-from tusd_py.contracts.state import StateStore
-from tusd_py.backends.redis.state import RedisState
-from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.contracts.storage import Storage
-from tusd_py.backends.disk.storage import DiskStorage
-from tusd_py.backends.s3 import S3Storage
 from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.locker import RedisLocker
+from tusd_py.backends.redis.state import RedisState
+from tusd_py.backends.s3 import S3Storage
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage
 
 
 def redis() -> RedisConnection:
@@ -57,7 +57,7 @@ PATIENCE = scaled(30.0)  # seconds for anything that has to happen
 T = TypeVar("T")
 
 
-class Part(Protocol):
+class UploadPart(Protocol):
     """What all the contracts have in common."""
 
     async def open(self) -> None: ...
@@ -65,7 +65,7 @@ class Part(Protocol):
     async def close(self) -> object: ...
 
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=UploadPart)
 
 
 class Instances(Generic[P]):

@@ -9,10 +9,10 @@ import asyncio
 import sys
 
 from tests.contracts.parts import PATIENCE
-from tusd_py.core.errors import UploadError
-from tusd_py.backends.redis.locker import RedisLocker
 from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.locker import RedisLocker
 from tusd_py.backends.redis.state import RedisState
+from tusd_py.core.errors import UploadError
 
 LEASE = 2.0  # seconds
 

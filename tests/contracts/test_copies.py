@@ -17,10 +17,10 @@ import pytest
 from tests.contracts.test_storage import append, content, final_of, partials
 from tests.faults.stalls import OSFaults
 from tests.timing import scaled
-from tusd_py.core.errors import StorageFull, UploadError
 from tusd_py.backends.disk import storage as disk
-from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.core.errors import StorageFull, UploadError
 from tusd_py.core.upload import Upload
 
 LARGE = bytes(range(256)) * 1000
@@ -124,7 +124,7 @@ async def test_a_join_of_segments_does_not_hold_up_writes(
     for number in range(12):
         upload = Upload(id=f"taken-over-{number}", created_at=0.0)
         upload = await append(storage, upload, [b"one "], sync=False)
-        writer = storage.writer(upload, 2, inherited=1)
+        writer = storage.writer(upload, 2, unreleased_predecessors=1)
         await writer.flush([b"two"], sync=False)
         await writer.close()
         joined.append(replace(upload, offset=7, length=7, layout=writer.layout))

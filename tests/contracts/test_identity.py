@@ -15,23 +15,23 @@ import pytest
 
 from tests.contracts.parts import Instances
 from tests.contracts.test_storage import UPLOAD, append, content, finish
-from tusd_py.core.errors import StorageBehind, UploadNotFound, WrongStorage
-from tusd_py.contracts.storage import Concatenates, HasIdentity, Storage
-from tusd_py.backends.disk.storage import DiskStorage
-from tusd_py.core.storage_identity import parse_identity
-from tusd_py.backends.s3 import S3Storage
 from tusd_py.backends.disk.shared import SharedDiskStorage
-from tusd_py.core.upload import Concatenation, Upload
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.s3 import S3Storage
+from tusd_py.contracts.storage import Storage, SupportsConcatenation, SupportsIdentity
+from tusd_py.core.errors import StorageBehind, UploadNotFound, WrongStorage
+from tusd_py.core.storage_identity import parse_identity
+from tusd_py.core.upload import Upload, UploadKind
 
 IDENTITY, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 
 
-def identified(storage: Storage) -> HasIdentity:
-    assert isinstance(storage, HasIdentity)
+def identified(storage: Storage) -> SupportsIdentity:
+    assert isinstance(storage, SupportsIdentity)
     return storage
 
 
-async def with_identity(storage: Storage) -> HasIdentity:
+async def with_identity(storage: Storage) -> SupportsIdentity:
     one = identified(storage)
     await one.create_identity(IDENTITY)
     one.expect_identity(IDENTITY)
@@ -53,7 +53,7 @@ async def test_of_several_who_make_an_identity_at_once_one_succeeds(storages: In
     several = [identified(await storages.open()) for _ in range(4)]
     ids = [f"{number:032x}" for number in range(4)]
 
-    async def make(storage: HasIdentity, identity: str) -> str | None:
+    async def make(storage: SupportsIdentity, identity: str) -> str | None:
         await storage.create_identity(identity)
         return await storage.read_identity()
 
@@ -102,8 +102,8 @@ async def conclude(storage: Storage, upload: Upload, absence: str) -> None:
     elif absence == "deleted":
         await storage.delete(upload)
     else:
-        assert isinstance(storage, Concatenates)
-        final = replace(UPLOAD, id="final", concatenation=Concatenation.FINAL, partial_ids=(upload.id,))
+        assert isinstance(storage, SupportsConcatenation)
+        final = replace(UPLOAD, id="final", concatenation=UploadKind.FINAL, partial_ids=(upload.id,))
         whole = replace(upload, layout=await layout_when_complete(storage, upload))
         await storage.concatenate(replace(final, length=7, offset=7), [whole], sync=False)
 

@@ -14,10 +14,10 @@ import pytest
 
 from tests.contracts.parts import PATIENCE, within
 from tests.contracts.test_locks import Holder, let_go_when_asked
-from tusd_py.core.errors import StateUnavailable
-from tusd_py.locks import ranges, tokens as counter
-from tusd_py.contracts.locks import Lock
+from tusd_py.backends.local_locks import byte_ranges, tokens as counter
 from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.contracts.locks import Lock
+from tusd_py.core.errors import StateUnavailable
 
 
 @pytest.mark.parametrize("in_the_way", ["missing/locks", "a-file/locks", "a-directory"])
@@ -70,7 +70,7 @@ async def test_a_server_of_an_earlier_version_that_takes_an_upload_keeps_this_on
     path = tmp_path / "locks"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        assert ranges.try_lock(descriptor, 4096 + (1 << 40))
+        assert byte_ranges.try_lock(descriptor, 4096 + (1 << 40))
         locker = LocalLocker(path)
         with pytest.raises(StateUnavailable, match="earlier version"):
             await locker.open()
@@ -88,11 +88,11 @@ async def test_a_server_of_an_earlier_version_takes_no_upload_beside_this_one(tm
     descriptor = os.open(path, os.O_RDWR)
     try:
         for position in (4096, 4096 + (1 << 40), 1 << 62):
-            assert not ranges.try_lock(descriptor, position)
+            assert not byte_ranges.try_lock(descriptor, position)
         await locker.close()
-        assert not ranges.try_lock(descriptor, 4096)
+        assert not byte_ranges.try_lock(descriptor, 4096)
         await other.close()
-        assert ranges.try_lock(descriptor, 4096)
+        assert byte_ranges.try_lock(descriptor, 4096)
     finally:
         os.close(descriptor)
 
@@ -130,7 +130,7 @@ async def test_a_lock_outdoes_the_token_of_a_record(tmp_path: Path) -> None:
     locker = LocalLocker(tmp_path / "locks")
     await locker.open()
     lock = await locker.acquire("upload", Holder(), 0)
-    await lock.outdo(1 << 61)
+    await lock.raise_token(1 << 61)
     assert lock.token > 1 << 61
     later = await locker.acquire("other", Holder(), 0)
     assert later.token > lock.token
@@ -145,7 +145,7 @@ class Calls:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self._call = fcntl.fcntl
-        monkeypatch.setattr(ranges, "fcntl", SimpleNamespace(**vars(fcntl) | {"fcntl": self._counted}))
+        monkeypatch.setattr(byte_ranges, "fcntl", SimpleNamespace(**vars(fcntl) | {"fcntl": self._counted}))
 
     def _counted(self, descriptor: int, command: int, argument: bytes) -> bytes:
         self.count += 1
@@ -239,14 +239,14 @@ def test_every_byte_that_others_have_locked_is_found(tmp_path: Path) -> None:
     ours, theirs, third = (os.open(tmp_path / "locks", os.O_RDWR | os.O_CREAT) for _ in range(3))
     positions = {0, 2, 4, 100, 1 << 40, (1 << 62) + 2}
     for position in positions:
-        assert ranges.try_lock(theirs, position, shared=True)
-    assert ranges.try_lock(third, 2, shared=True)
-    assert ranges.try_lock(ours, 50)
-    found = ranges.all_locked_elsewhere(ours, 0, (1 << 63) - 2, most=10)
+        assert byte_ranges.try_lock(theirs, position, shared=True)
+    assert byte_ranges.try_lock(third, 2, shared=True)
+    assert byte_ranges.try_lock(ours, 50)
+    found = byte_ranges.all_locked_elsewhere(ours, 0, (1 << 63) - 2, most=10)
     assert found is not None
     assert set(found) == positions
-    assert ranges.all_locked_elsewhere(ours, 1, 99, most=10) in ([2, 4], [4, 2])
-    assert ranges.all_locked_elsewhere(ours, 5, 99, most=0) == []
-    assert ranges.all_locked_elsewhere(ours, 0, 1 << 62, most=4) is None
+    assert byte_ranges.all_locked_elsewhere(ours, 1, 99, most=10) in ([2, 4], [4, 2])
+    assert byte_ranges.all_locked_elsewhere(ours, 5, 99, most=0) == []
+    assert byte_ranges.all_locked_elsewhere(ours, 0, 1 << 62, most=4) is None
     for descriptor in (ours, theirs, third):
         os.close(descriptor)

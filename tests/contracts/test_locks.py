@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import PATIENCE, Instances, line_of, other_process, within
-from tusd_py.core.errors import LockTimeout
 from tusd_py.contracts.locks import Lock, Locker
+from tusd_py.core.errors import LockTimeout
 
 UPLOAD = "upload"
 

@@ -25,14 +25,14 @@ from tests.harness import COMMAND, ROOT
 from tests.proxies import Stream, Trouble
 from tests.raw_client import wait_until
 from tests.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port, is_system_wanted, shared_redis_url
+from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.locker import RedisLocker
+from tusd_py.backends.redis.state import RedisState
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import LockLost, LockTimeout, StateFull, StateUnavailable, UploadExists
+from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
 from tusd_py.events.bus import EventBus
-from tusd_py.backends.redis.locker import RedisLocker
-from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.settings import load
-from tusd_py.backends.redis.state import RedisState
-from tusd_py.core.upload import Concatenation, Part, Status, Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=100)
 LEASE = 2.0  # seconds; that of `redis_holder`, too
@@ -156,7 +156,7 @@ async def test_everything_of_an_upload_is_in_one_hash_slot(host: Host, other: Ho
     await host.state.create(upload)
     holder = Holder()
     lock = await host.locker.acquire(upload.id, holder, 1)
-    await host.state.update(upload, upload.at(10), lock.token, parts=[Part(1, 10, "etag")])
+    await host.state.update(upload, upload.at(10), lock.token, parts=[UploadPart(1, 10, "etag")])
     async with other.locker.request_commit(upload.id):
         pass
     with pytest.raises(LockTimeout):
@@ -171,7 +171,7 @@ async def test_nothing_of_a_deleted_upload_stays(host: Host, prefix: str) -> Non
     upload = replace(UPLOAD, expires_at=5.0)
     await host.state.create(upload)
     lock = await host.locker.acquire(upload.id, Holder(), 1)
-    stored = await host.state.update(upload, upload.at(10), lock.token, parts=[Part(1, 10, "etag")])
+    stored = await host.state.update(upload, upload.at(10), lock.token, parts=[UploadPart(1, 10, "etag")])
     await host.state.delete(stored.id, lock.token)
     await lock.release()
     assert keys_of(prefix) in ([], [f"{prefix}due"])
@@ -201,11 +201,11 @@ async def test_a_lock_whose_answer_is_lost_is_found_to_be_mine(troubled: Host, n
     network.lose_answer_to(UPLOAD.id.encode())
     lock = await within(troubled.locker.acquire(UPLOAD.id, Holder(), 0))
     assert network.lost_answers == 1
-    assert not lock.inherited
+    assert not lock.unreleased_predecessors
     assert await troubled.locker.is_held(UPLOAD.id)
     await lock.release()
     lock = await troubled.locker.acquire(UPLOAD.id, Holder(), 0)
-    assert not lock.inherited
+    assert not lock.unreleased_predecessors
     await lock.release()
 
 
@@ -216,7 +216,7 @@ async def test_a_release_whose_answer_is_lost_is_a_release(troubled: Host, netwo
     await within(lock.release())
     assert network.lost_answers == 1
     lock = await troubled.locker.acquire(UPLOAD.id, Holder(), 0)
-    assert not lock.inherited
+    assert not lock.unreleased_predecessors
     await lock.release()
 
 
@@ -232,10 +232,10 @@ async def test_a_creation_whose_answer_is_lost_is_one_creation(troubled: Host, n
 async def test_a_change_whose_answer_is_lost_is_one_change(troubled: Host, network: Trouble) -> None:
     await troubled.state.create(UPLOAD)
     network.lose_answer_to(UPLOAD.id.encode())
-    stored = await within(troubled.state.update(UPLOAD, UPLOAD.at(10), 5, parts=[Part(1, 10, "etag")]))
+    stored = await within(troubled.state.update(UPLOAD, UPLOAD.at(10), 5, parts=[UploadPart(1, 10, "etag")]))
     assert network.lost_answers == 1
     assert await troubled.state.get(UPLOAD.id) == stored == replace(UPLOAD, offset=10, token=5)
-    assert list(await troubled.state.parts(UPLOAD.id)) == [Part(1, 10, "etag")]
+    assert list(await troubled.state.parts(UPLOAD.id)) == [UploadPart(1, 10, "etag")]
     with pytest.raises(LockLost):
         await troubled.state.update(UPLOAD, UPLOAD.at(10), 5)
 
@@ -322,7 +322,7 @@ async def test_a_clean_release_is_not_inherited(host: Host, other: Host) -> None
     await host.state.create(UPLOAD)
     for number in range(4):
         lock = await (host, other)[number % 2].locker.acquire(UPLOAD.id, Holder(), 1)
-        assert not lock.inherited
+        assert not lock.unreleased_predecessors
         await lock.release()
 
 
@@ -331,16 +331,16 @@ async def test_what_vanished_holders_leave_is_inherited_until_bytes_are_added(pr
     for vanished in range(2):
         async with Host(shared_redis_url(), prefix) as vanishing:
             lock = await vanishing.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
-            assert lock.inherited == vanished
+            assert lock.unreleased_predecessors == vanished
     for _ in range(2):  # nobody has moved the offset: the first ones may still write where the next would
         lock = await other.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
-        assert lock.inherited == 2
+        assert lock.unreleased_predecessors == 2
         await lock.release()
     lock = await other.locker.acquire(UPLOAD.id, Holder(), 1)
     await other.state.update(UPLOAD, UPLOAD.at(10), lock.token)
     await lock.release()
     lock = await other.locker.acquire(UPLOAD.id, Holder(), 1)
-    assert not lock.inherited
+    assert not lock.unreleased_predecessors
     await lock.release()
 
 
@@ -372,7 +372,7 @@ async def test_a_frozen_holder_loses_its_lock_and_is_told_when_it_wakes_up(
         async with asyncio.timeout(LEASE + BOUNDED):
             lock = await other.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
         assert lock.token > token
-        assert lock.inherited
+        assert lock.unreleased_predecessors
         record: Upload | None = UPLOAD
         if changes:
             record = await other.state.update(UPLOAD, UPLOAD.at(10), lock.token)
@@ -447,7 +447,7 @@ async def test_a_cancelled_acquisition_leaves_nothing_locked(host: Host, other: 
             await (await acquiring).release()
         await eventually_free(other, UPLOAD.id, LEASE + BOUNDED)
     lock = await other.locker.acquire(UPLOAD.id, Holder(), 0)
-    assert not lock.inherited
+    assert not lock.unreleased_predecessors
     await lock.release()
 
 
@@ -477,7 +477,7 @@ async def test_a_lease_whose_end_moved_away_with_the_clock_of_redis_ends_in_time
     await eventually_free(other, UPLOAD.id, LEASE + BOUNDED)
     next_lock = await other.locker.acquire(UPLOAD.id, Holder(), 0)
     assert next_lock.token > lock.token
-    assert next_lock.inherited
+    assert next_lock.unreleased_predecessors
     await next_lock.release()
 
 
@@ -696,7 +696,7 @@ async def test_the_index_of_due_uploads_is_rebuilt_after_its_loss(redis: RedisSe
         await one.state.create(replace(UPLOAD, id="later", expires_at=1e10))
         await one.state.create(replace(UPLOAD, id="finishing", status=Status.FINISHING, expires_at=None))
         await one.state.create(replace(UPLOAD, id="complete", status=Status.COMPLETE, expires_at=None))
-        waiting = replace(UPLOAD, id="waiting", status=Status.FINISHING, concatenation=Concatenation.FINAL)
+        waiting = replace(UPLOAD, id="waiting", status=Status.FINISHING, concatenation=UploadKind.FINAL)
         await one.state.create(replace(waiting, expires_at=1e10))
         await one.state.repair_index()
         if loss == "all":
@@ -743,11 +743,11 @@ async def exercise(host: Host) -> None:
         async with host.locker.request_commit(upload.id) as held:
             assert held
             await within(holder.commit_asked.wait())
-        stored = await host.state.update(upload, upload.at(10), lock.token, parts=[Part(1, 10, "etag")])
+        stored = await host.state.update(upload, upload.at(10), lock.token, parts=[UploadPart(1, 10, "etag")])
         with pytest.raises(LockLost):
             await host.state.update(upload, upload.at(10), lock.token)
         assert await host.state.get(upload.id) == stored
-        assert list(await host.state.parts(upload.id)) == [Part(1, 10, "etag")]
+        assert list(await host.state.parts(upload.id)) == [UploadPart(1, 10, "etag")]
         await lock.release()
         assert not await host.locker.is_held(upload.id)
     assert len(await host.state.due(10.0, 100)) == 6

@@ -31,22 +31,22 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
 from tests.contracts.test_shared_disk import UPLOAD, append, content, storage  # noqa: F401 (fixtures)
 from tests.hosts import Body
 from tests.redis_server import RedisServer, shared_redis_url
-from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.core.errors import LockLost, LockTimeout, StorageBehind, StorageUnavailable, UploadError
-from tusd_py.events.bus import EventBus
-from tusd_py.backends.redis.locker import RedisLock
-from tusd_py.migration.state_copy import migrate_records
-from tusd_py.core.upload_codec import encode
+from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.backends.disk.storage import THREADS, DiskStorage
 from tusd_py.backends.redis.connection import RedisConnection, Script
-from tusd_py.settings import Settings
+from tusd_py.backends.redis.locker import RedisLock
 from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.backends.disk.storage import THREADS, DiskStorage
-from tusd_py.backends.disk.shared import SharedDiskStorage
-from tusd_py.core.upload import Concatenation, Status, Upload
-from tusd_py.uploads.sweeping import sweep
-from tusd_py.uploads.validation import Addition, NewUpload
+from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.core.errors import LockLost, LockTimeout, StorageBehind, StorageUnavailable, UploadError
+from tusd_py.core.upload import Status, Upload, UploadKind
+from tusd_py.core.upload_codec import encode
+from tusd_py.events.bus import EventBus
+from tusd_py.migration.state_copy import migrate_records
+from tusd_py.settings import Settings
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 DATA = b"0123456789"  # what every upload is to hold in the end
 MOST = 1000  # uploads
@@ -81,8 +81,8 @@ def disk_of(service: UploadService) -> SharedDiskStorage:
     return service.storage
 
 
-def body(start: int, end: int = len(DATA)) -> Addition:
-    return Addition(start, Body(DATA[start:end]))
+def body(start: int, end: int = len(DATA)) -> AppendRequest:
+    return AppendRequest(start, Body(DATA[start:end]))
 
 
 @contextlib.asynccontextmanager
@@ -100,7 +100,9 @@ async def add(host: Host, storage: SharedDiskStorage, end: int) -> Upload:
     """Append up to this offset under a lock that is handed over, and commit."""
     async with locked(host) as (lock, record):
         data = DATA[record.offset : end]
-        after = await append(storage, record, data, lock.token, inherited=bool(lock.inherited))
+        after = await append(
+            storage, record, data, lock.token, unreleased_predecessors=bool(lock.unreleased_predecessors)
+        )
         return await host.state.update(record, after, lock.token)
 
 
@@ -108,7 +110,7 @@ async def in_segments(storage: SharedDiskStorage) -> Upload:
     """All bytes of the upload, in the files of three writers: `upload`, `upload.2` and `upload.3`."""
     upload = UPLOAD
     for token, data in ((1, DATA[:3]), (2, DATA[3:6]), (3, DATA[6:])):
-        upload = await append(storage, upload, data, token, inherited=token > 1)
+        upload = await append(storage, upload, data, token, unreleased_predecessors=token > 1)
     return upload
 
 
@@ -173,9 +175,9 @@ async def test_a_final_upload_that_waits_is_made_after_its_last_part(
     tmp_path: Path, prefix: str, other: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(tmp_path, shared_redis_url(), prefix, concatenation_unfinished=True) as service:
-        part = await service.create(NewUpload(len(DATA), None, Concatenation.PARTIAL, "partial"))
+        part = await service.create(NewUpload(len(DATA), None, UploadKind.PARTIAL, "partial"))
         just_before(monkeypatch, "create", lambda: due(other.state))
-        final = await service.concatenate(NewUpload(None, None, Concatenation.FINAL, "final;part", (part.id,)))
+        final = await service.concatenate(NewUpload(None, None, UploadKind.FINAL, "final;part", (part.id,)))
         await service.append(part.id, body(0))
         await sweep(service)
         complete = await service.finished(final.id)
@@ -216,7 +218,7 @@ async def test_the_slower_one_of_two_who_complete_does_no_harm(
     completing = asyncio.create_task(storage.complete(upload, sync=True))
     await copy.reached()
     await faster.complete(upload, sync=True)
-    await faster.tidy(upload)
+    await faster.discard_superseded(upload)
     copy.go_on()
     with contextlib.suppress(StorageUnavailable, StorageBehind):
         await within(completing)
@@ -230,7 +232,7 @@ async def test_a_long_first_file_does_not_stand_for_a_lost_segment(storage: Shar
     at5 = UPLOAD.at(5)
     await first.flush([b"xxxxx"], sync=False)  # never committed
     await first.close()
-    upload = await append(storage, at5, DATA[5:], 2, inherited=True)
+    upload = await append(storage, at5, DATA[5:], 2, unreleased_predecessors=True)
     storage.path(upload).with_name("upload.2").unlink()
     with pytest.raises(StorageBehind) as behind:
         await storage.complete(upload, sync=False)
@@ -269,9 +271,9 @@ async def test_a_final_upload_survives_redis_going_back_after_its_parts_are_remo
     async with serving(tmp_path, redis.url, "t:", lock_ttl=LEASE) as service:
         disk = disk_of(service)
         for upload_id, data in (("a", DATA[:5]), ("b", DATA[5:])):
-            partial = replace(UPLOAD, id=upload_id, length=5, concatenation=Concatenation.PARTIAL)
+            partial = replace(UPLOAD, id=upload_id, length=5, concatenation=UploadKind.PARTIAL)
             await service.state.create(partial)
-            after = await append(disk, partial, data, 1, inherited=False)
+            after = await append(disk, partial, data, 1, unreleased_predecessors=False)
             await service.state.update(partial, replace(after, status=Status.COMPLETE), 1)
         concatenate = disk.concatenate
 
@@ -281,7 +283,7 @@ async def test_a_final_upload_survives_redis_going_back_after_its_parts_are_remo
 
         with monkeypatch.context() as patch:
             patch.setattr(disk, "concatenate", kept_before)
-            final = await service.concatenate(NewUpload(None, None, Concatenation.FINAL, "final;a b", ("a", "b")))
+            final = await service.concatenate(NewUpload(None, None, UploadKind.FINAL, "final;a b", ("a", "b")))
         assert await content(disk, final) == DATA
         await service.terminate("a")
         await service.terminate("b")
@@ -306,7 +308,7 @@ async def test_a_frozen_writer_is_suspected_again_when_the_bytes_after_its_own_a
     async with Host(shared_redis_url(), prefix) as freezing:  # its lease ends without having been released
         lock = await freezing.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
         assert lock.record is not None
-        frozen = storage.writer(lock.record, lock.token, inherited=lock.inherited)
+        frozen = storage.writer(lock.record, lock.token, unreleased_predecessors=lock.unreleased_predecessors)
         await frozen.flush([DATA[:4]], sync=False)
         await freezing.state.update(lock.record, lock.record.at(4), lock.token)
     at8 = await add(host, storage, 8)
@@ -332,7 +334,7 @@ async def test_a_writer_whose_lock_redis_forgot_is_suspected(
             await one.state.update(record, replace(record, checkpoint=1), lock.token)
         await asyncio.to_thread(redis.keep_snapshot, earlier)
         async with locked(one) as (lock, record):
-            writer = storage.writer(record, lock.token, inherited=lock.inherited)
+            writer = storage.writer(record, lock.token, unreleased_predecessors=lock.unreleased_predecessors)
             await asyncio.to_thread(redis.go_back_to, earlier)
             await writer.flush([DATA[:4]], sync=False)
             with contextlib.suppress(LockLost):
@@ -350,7 +352,7 @@ async def test_a_writer_whose_lock_redis_forgot_is_suspected(
 async def test_a_migration_to_other_records_leaves_an_upload_usable(service: UploadService, tmp_path: Path) -> None:
     """Who gives it up goes on with Redis, although the files were put together."""
     await service.state.create(UPLOAD)
-    upload = await append(disk_of(service), UPLOAD, DATA[:8], 7, inherited=True)
+    upload = await append(disk_of(service), UPLOAD, DATA[:8], 7, unreleased_predecessors=True)
     assert upload.layout == "0:7"  # the writer before left nothing
     await service.state.update(UPLOAD, upload, 7)
     target = SQLiteState(tmp_path / "records.sqlite3")
@@ -363,7 +365,7 @@ async def test_a_migration_to_other_records_leaves_an_upload_usable(service: Upl
 async def test_who_was_told_of_a_complete_upload_finds_it_when_its_record_is_lost(service: UploadService) -> None:
     """Although who completed it was killed before its note was written."""
     await service.state.create(UPLOAD)
-    upload = await append(disk_of(service), UPLOAD, DATA, 7, inherited=False)
+    upload = await append(disk_of(service), UPLOAD, DATA, 7, unreleased_predecessors=False)
     complete = replace(upload, status=Status.COMPLETE, completed_at=time.time())
     await service.state.update(UPLOAD, complete, 7)
     assert (await service.inspect(UPLOAD.id)).is_complete

@@ -34,16 +34,16 @@ from tests.s3_server import (
     s3_server,
 )
 from tests.upload_records import FixedRecords
-from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
-from tusd_py.contracts.storage import Buffer, HasJanitor, Redirects
+from tusd_py.asyncutil.ttl_set import TTLSet
 from tusd_py.backends.s3 import S3Config, S3Storage
+from tusd_py.backends.s3.bucket import EXISTENCE_CACHE_TTL
 from tusd_py.backends.s3.config import MAX_PART, MIB, MIN_PART
-from tusd_py.backends.s3.bucket import SEEN_FOR
 from tusd_py.backends.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
 from tusd_py.backends.s3.object_keys import content_disposition, content_type, key_pattern, object_key, properties
-from tusd_py.asyncutil.ttl_set import Recent
 from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
-from tusd_py.core.upload import Concatenation, Upload
+from tusd_py.contracts.storage import Buffer, SupportsDownloadRedirect, SupportsOrphanCleanup
+from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
+from tusd_py.core.upload import Upload, UploadKind
 
 PART = MIN_PART
 DATA = random.Random(5).randbytes(4 * PART + 12345)
@@ -388,7 +388,7 @@ async def test_redirects(opened: Opener, server: S3Server) -> None:
 
     storage: S3Storage = await opened(server, download="redirect")
     redirects: object = storage
-    assert isinstance(redirects, Redirects)
+    assert isinstance(redirects, SupportsDownloadRedirect)
     upload = await send_all(storage, UPLOAD, b"content")
     url = await storage.download_url(upload, 'attachment; filename="x"', "text/plain")
     assert url is not None
@@ -410,7 +410,7 @@ async def test_a_writer_that_lost_its_lock_cannot_replace_a_part(storage: S3Stor
     stale = storage.writer(upload, TOKEN)
     for block in blocks_of(b"x" * (2 * PART)):
         await stale.write([block])
-    after = await send(storage, upload, DATA[upload.offset : 3 * PART], inherited=True)
+    after = await send(storage, upload, DATA[upload.offset : 3 * PART], unreleased_predecessors=True)
     await stale.flush(sync=True)
     await stale.close()
     numbers = [part.number for part in after.ledger]
@@ -579,7 +579,7 @@ async def test_a_multipart_upload_is_looked_for_again_after_a_while(
     upload = await send(storage, upload, b"a")
     assert calls == {"put_object": 1}
     now = time.monotonic()
-    monkeypatch.setattr("tusd_py.asyncutil.ttl_set.time.monotonic", lambda: now + SEEN_FOR)
+    monkeypatch.setattr("tusd_py.asyncutil.ttl_set.time.monotonic", lambda: now + EXISTENCE_CACHE_TTL)
     calls.clear()
     upload = await send(storage, upload, b"b")
     upload = await send(storage, upload, b"c")
@@ -589,7 +589,7 @@ async def test_a_multipart_upload_is_looked_for_again_after_a_while(
 def test_what_was_seen_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("tusd_py.asyncutil.ttl_set.time.monotonic", lambda: now)
-    recent = Recent(10)
+    recent = TTLSet(10)
     for now in range(100):
         recent.note(str(now))
         recent.note("always")
@@ -646,7 +646,7 @@ async def test_a_crash_between_storing_a_tail_and_its_commit(opened: Opener, ser
         await crashed.flush([b"%d" % number], sync=True)  # each takes in the tail before
     storage = await opened(server)
     assert await storage.stored(upload) == upload.offset
-    after = await send(storage, upload, b"bytes", inherited=True)
+    after = await send(storage, upload, b"bytes", unreleased_predecessors=True)
     assert await content(storage, await finish(storage, after)) == b"acknowledged bytes"
     await crashed.close()
 
@@ -704,7 +704,7 @@ async def test_random_faults(opened: Opener, proxy: FaultyProxy, server: S3Serve
                 break
             end = min(len(data), upload.offset + chance.choice([10, 1000, PART // 3, 2 * PART]))
             before = upload.offset
-            upload = await send(storage, upload, data[before:end], inherited=chance.random() < 0.2)
+            upload = await send(storage, upload, data[before:end], unreleased_predecessors=chance.random() < 0.2)
             assert before <= upload.offset <= end
             assert await storage.stored(upload) == upload.offset
         except StorageBehind as error:
@@ -724,7 +724,7 @@ async def test_random_faults(opened: Opener, proxy: FaultyProxy, server: S3Serve
 
 async def test_the_janitor_removes_what_no_record_names(storage: S3Storage, server: S3Server) -> None:
     has_janitor: object = storage
-    assert isinstance(has_janitor, HasJanitor)
+    assert isinstance(has_janitor, SupportsOrphanCleanup)
     kept = await send(storage, replace(UPLOAD, id="kept"), DATA[: PART + 1])
     forgotten = "f" * 32
     await send(storage, replace(UPLOAD, id=forgotten), DATA[: PART + 1])
@@ -847,7 +847,7 @@ async def test_clean_judges_ages_by_the_clock_of_s3(
 
 async def test_parts_are_copied_without_their_bytes_coming_here(storage: S3Storage, calls: Calls) -> None:
     stored = [
-        replace(await send_all(storage, replace(UPLOAD, id=f"p{number}"), data), concatenation=Concatenation.PARTIAL)
+        replace(await send_all(storage, replace(UPLOAD, id=f"p{number}"), data), concatenation=UploadKind.PARTIAL)
         for number, data in enumerate([DATA[: PART + 1], b"middle", DATA[PART + 1 : 3 * PART]])
     ]
     calls.clear()

@@ -29,11 +29,11 @@ from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
 )
 from tests.contracts.test_storage import TOKEN, UPLOAD, Record, committed, content, finish
 from tests.s3_server import Fault, FaultyProxy, Held, Request, S3Server, moto
-from tusd_py.core.errors import UploadError
-from tusd_py.contracts.storage import Buffer, Writer
 from tusd_py.backends.s3 import S3Storage
 from tusd_py.backends.s3.config import MIB
 from tusd_py.backends.s3.layout import size_of
+from tusd_py.contracts.storage import Buffer, Writer
+from tusd_py.core.errors import UploadError
 
 PRESETS = pytest.mark.parametrize("preset", ["aws", "ceph"])  # with CRC-32 and conditions, and without
 
@@ -324,11 +324,11 @@ async def test_two_holders_in_a_row_lose_their_lock(opened: Opener) -> None:
     with FaultyProxy(moto(), held) as proxy:  # as S3, it has one part of a number
         one, two, three = await opened(moto()), await opened(proxy.server), await opened(moto())
         record = await send(one, replace(UPLOAD, length=len(DATA)), DATA[:PART])
-        stale = two.writer(record, TOKEN, inherited=1)
+        stale = two.writer(record, TOKEN, unreleased_predecessors=1)
         for block in blocks_of(b"x" * (2 * PART)):
             await stale.write([block])
         await asyncio.to_thread(held.wait)
-        after = await send(three, record, DATA[PART : 3 * PART], inherited=2)
+        after = await send(three, record, DATA[PART : 3 * PART], unreleased_predecessors=2)
         held.release()
         await stale.flush(sync=True)
         await stale.close()

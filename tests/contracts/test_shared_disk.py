@@ -12,9 +12,9 @@ import pytest
 
 from tests.faults.stalls import OSFaults
 from tests.upload_records import FixedRecords
-from tusd_py.core.errors import StorageAhead, StorageBehind
-from tusd_py.backends.disk.segment_map import Span, layout_of, spans
+from tusd_py.backends.disk.segment_map import Segment, layout_of, segments
 from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.core.errors import StorageAhead, StorageBehind
 from tusd_py.core.upload import Status, Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=10)
@@ -28,8 +28,10 @@ async def storage(tmp_path: Path) -> AsyncIterator[SharedDiskStorage]:
     await storage.close()
 
 
-async def append(storage: SharedDiskStorage, upload: Upload, data: bytes, token: int, *, inherited: bool) -> Upload:
-    writer = storage.writer(upload, token, inherited=inherited)
+async def append(
+    storage: SharedDiskStorage, upload: Upload, data: bytes, token: int, *, unreleased_predecessors: bool
+) -> Upload:
+    writer = storage.writer(upload, token, unreleased_predecessors=unreleased_predecessors)
     await writer.flush([data], sync=True)
     await writer.close()
     return replace(upload, offset=writer.stored, layout=writer.layout)
@@ -46,23 +48,23 @@ def files(storage: SharedDiskStorage) -> list[str]:
 @pytest.mark.parametrize(
     ("layout", "offset", "expected"),
     [
-        ("", 0, [Span(0, 0, 0)]),
-        ("", 9, [Span(0, 0, 9)]),
-        ("4:7", 9, [Span(0, 0, 4), Span(7, 4, 9)]),
-        ("0:7", 9, [Span(0, 0, 0), Span(7, 0, 9)]),
-        ("4:7 6:9", 9, [Span(0, 0, 4), Span(7, 4, 6), Span(9, 6, 9)]),
-        ("4:7 6:9", 6, [Span(0, 0, 4), Span(7, 4, 6)]),  # what began beyond the offset holds nothing that counts
-        ("4:7 6:9", 2, [Span(0, 0, 2)]),
+        ("", 0, [Segment(0, 0, 0)]),
+        ("", 9, [Segment(0, 0, 9)]),
+        ("4:7", 9, [Segment(0, 0, 4), Segment(7, 4, 9)]),
+        ("0:7", 9, [Segment(0, 0, 0), Segment(7, 0, 9)]),
+        ("4:7 6:9", 9, [Segment(0, 0, 4), Segment(7, 4, 6), Segment(9, 6, 9)]),
+        ("4:7 6:9", 6, [Segment(0, 0, 4), Segment(7, 4, 6)]),  # what began beyond the offset holds nothing that counts
+        ("4:7 6:9", 2, [Segment(0, 0, 2)]),
     ],
 )
-def test_which_file_holds_which_bytes(layout: str, offset: int, expected: list[Span]) -> None:
-    assert spans(layout, offset) == expected
-    assert spans(layout_of(expected), offset) == expected
+def test_which_file_holds_which_bytes(layout: str, offset: int, expected: list[Segment]) -> None:
+    assert segments(layout, offset) == expected
+    assert segments(layout_of(expected), offset) == expected
 
 
 async def test_who_was_handed_the_lock_goes_on_in_the_same_file(storage: SharedDiskStorage) -> None:
-    upload = await append(storage, UPLOAD, b"01234", 5, inherited=False)
-    upload = await append(storage, upload, b"56789", 6, inherited=False)
+    upload = await append(storage, UPLOAD, b"01234", 5, unreleased_predecessors=False)
+    upload = await append(storage, upload, b"56789", 6, unreleased_predecessors=False)
     assert upload.layout == ""
     assert await storage.complete(upload, sync=True) == ""
     assert files(storage) == ["upload"]
@@ -71,18 +73,18 @@ async def test_who_was_handed_the_lock_goes_on_in_the_same_file(storage: SharedD
 
 @pytest.mark.parametrize("woken", [b"", b"x", b"xxxxx", b"xxxxxxxxxx"])
 async def test_a_writer_that_wakes_up_changes_nothing(storage: SharedDiskStorage, woken: bytes) -> None:
-    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
     sleeper = storage.writer(upload, 6)
     await sleeper.flush([b"34"], sync=False)  # stored, but never committed
-    upload = await append(storage, upload, b"3456", 7, inherited=True)
+    upload = await append(storage, upload, b"3456", 7, unreleased_predecessors=True)
     await sleeper.flush([woken], sync=False)
     assert await storage.stored(upload) == 7
     await sleeper.discard(3)
-    upload = await append(storage, upload, b"789", 8, inherited=True)
+    upload = await append(storage, upload, b"789", 8, unreleased_predecessors=True)
     assert upload.layout == "3:7 7:8"
     await sleeper.write([woken])
     assert await storage.complete(upload, sync=True) == ""
-    await storage.tidy(upload)
+    await storage.discard_superseded(upload)
     await sleeper.flush([woken], sync=False)
     await sleeper.close()
     assert await content(storage, replace(upload, layout="")) == b"0123456789"
@@ -98,7 +100,7 @@ async def test_a_sync_that_fails_after_another_host_took_over_leaves_the_finishe
     await sleeper.flush([b"012"], sync=synced)
     upload = replace(UPLOAD, offset=3, synced=sleeper.synced)
     await sleeper.flush([b"34"], sync=False)
-    upload = await append(storage, upload, b"3456789", 6, inherited=True)
+    upload = await append(storage, upload, b"3456789", 6, unreleased_predecessors=True)
     await storage.complete(upload, sync=True)
     os_faults.fail("fsync,fdatasync", "*/uploads/upload*", times=1)
     with pytest.raises(StorageBehind):
@@ -115,7 +117,7 @@ async def test_a_sync_proves_nothing_of_an_earlier_segment_whose_own_fails(
     await earlier.flush([b"012"], sync=False)
     upload = replace(UPLOAD, offset=3)
     os_faults.fail("fsync,fdatasync", "*/uploads/upload", times=1)
-    later = storage.writer(upload, 6, inherited=True)
+    later = storage.writer(upload, 6, unreleased_predecessors=True)
     write = later.finish if ends else later.flush
     with pytest.raises(StorageBehind) as behind:
         await write([b"3456789"], sync=True)
@@ -129,7 +131,7 @@ async def test_a_sync_proves_nothing_of_an_earlier_segment_whose_own_fails(
 async def test_discarding_what_a_failed_sync_of_another_host_has_cut_off_leaves_no_hole(
     storage: SharedDiskStorage,
 ) -> None:
-    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
     writer = storage.writer(upload, 6)
     await writer.flush([b"34"], sync=False)
     os.truncate(storage.path(UPLOAD), 1)
@@ -144,7 +146,7 @@ async def test_segments_that_were_synced_once_are_not_synced_again(
     first = storage.writer(UPLOAD, 5)
     await first.flush([b"012"], sync=False)
     await first.close()
-    later = storage.writer(replace(UPLOAD, offset=3), 6, inherited=True)
+    later = storage.writer(replace(UPLOAD, offset=3), 6, unreleased_predecessors=True)
     await later.flush([b"345"], sync=True)
     assert later.synced == 6
     os_faults.fail("fsync,fdatasync", "*/uploads/upload")
@@ -154,9 +156,9 @@ async def test_segments_that_were_synced_once_are_not_synced_again(
 
 
 async def test_a_writer_that_opens_its_file_only_after_waking_up(storage: SharedDiskStorage) -> None:
-    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
     sleeper = storage.writer(upload, 6)
-    upload = await append(storage, upload, b"3456789", 7, inherited=True)
+    upload = await append(storage, upload, b"3456789", 7, unreleased_predecessors=True)
     await storage.complete(upload, sync=True)
     await sleeper.flush([b"xxx"], sync=False)
     await sleeper.close()
@@ -165,28 +167,28 @@ async def test_a_writer_that_opens_its_file_only_after_waking_up(storage: Shared
 
 async def test_bytes_beyond_the_offset_are_left_alone(storage: SharedDiskStorage) -> None:
     """The records went back in time."""
-    longer = await append(storage, UPLOAD, b"01234567", 5, inherited=False)
-    earlier = await append(storage, longer.at(4), b"456", 6, inherited=False)
+    longer = await append(storage, UPLOAD, b"01234567", 5, unreleased_predecessors=False)
+    earlier = await append(storage, longer.at(4), b"456", 6, unreleased_predecessors=False)
     assert earlier.layout == "4:6"
     assert storage.path(UPLOAD).read_bytes() == b"01234567"
 
 
 async def test_completing_again_after_every_step(storage: SharedDiskStorage) -> None:
-    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
-    upload = await append(storage, upload, b"3456789", 6, inherited=True)
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
+    upload = await append(storage, upload, b"3456789", 6, unreleased_predecessors=True)
     for _ in range(3):
         await storage.complete(upload, sync=True)
         assert await content(storage, replace(upload, layout="")) == b"0123456789"
     for _ in range(2):
-        await storage.tidy(upload)
+        await storage.discard_superseded(upload)
     assert files(storage) == ["upload"]
 
 
 @pytest.mark.parametrize(("lost", "left"), [("upload", 0), ("upload.6", 3), ("upload.7", 6)])
 async def test_a_lost_segment_puts_the_offset_back(storage: SharedDiskStorage, lost: str, left: int) -> None:
-    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
-    upload = await append(storage, upload, b"345", 6, inherited=True)
-    upload = await append(storage, upload, b"6789", 7, inherited=True)
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
+    upload = await append(storage, upload, b"345", 6, unreleased_predecessors=True)
+    upload = await append(storage, upload, b"6789", 7, unreleased_predecessors=True)
     storage.path(UPLOAD).with_name(lost).unlink()
     assert await storage.stored(upload) == left
     with pytest.raises(StorageBehind) as behind:
@@ -195,28 +197,28 @@ async def test_a_lost_segment_puts_the_offset_back(storage: SharedDiskStorage, l
 
 
 async def test_a_finished_upload_is_remembered(storage: SharedDiskStorage) -> None:
-    upload = await append(storage, UPLOAD, b"0123456789", 5, inherited=False)
-    assert await storage.remembered(UPLOAD.id) is None
+    upload = await append(storage, UPLOAD, b"0123456789", 5, unreleased_predecessors=False)
+    assert await storage.load_completion_record(UPLOAD.id) is None
     complete = replace(upload, status=Status.COMPLETE, metadata="filename YQ==")
     await storage.remember(complete)
-    assert await storage.remembered(UPLOAD.id) == complete
-    for inherited in (False, True):
-        writer = storage.writer(upload.at(4), 9, inherited=inherited)
+    assert await storage.load_completion_record(UPLOAD.id) == complete
+    for unreleased_predecessors in (False, True):
+        writer = storage.writer(upload.at(4), 9, unreleased_predecessors=unreleased_predecessors)
         with pytest.raises(StorageAhead):
             await writer.flush([b"x"], sync=False)
         await writer.close()
     await storage.delete(complete)
-    assert await storage.remembered(UPLOAD.id) is None
+    assert await storage.load_completion_record(UPLOAD.id) is None
 
 
 @pytest.mark.parametrize("upload_id", ["../secret", "a/b", ".", "", "a" * 129, "\0"])
 async def test_nothing_is_remembered_of_what_is_no_id(storage: SharedDiskStorage, upload_id: str) -> None:
-    assert await storage.remembered(upload_id) is None
+    assert await storage.load_completion_record(upload_id) is None
 
 
 async def test_segments_that_no_layout_names_are_removed(storage: SharedDiskStorage) -> None:
-    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
-    upload = await append(storage, upload, b"345", 6, inherited=True)
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
+    upload = await append(storage, upload, b"345", 6, unreleased_predecessors=True)
     folder = storage.path(UPLOAD).parent
     old = time.time() - 100_000
     for name in ("upload.7", "upload.6", "unknown.9", "upload", "notes.txt"):
@@ -231,7 +233,7 @@ async def test_segments_that_no_layout_names_are_removed(storage: SharedDiskStor
 
 
 async def test_segments_of_an_upload_in_use_are_kept(storage: SharedDiskStorage) -> None:
-    upload = await append(storage, UPLOAD, b"012", 5, inherited=False)
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
     segment = storage.path(UPLOAD).with_name("upload.7")
     segment.touch()
     os.utime(segment, (0, 0))

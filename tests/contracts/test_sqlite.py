@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.contracts.parts import within
-from tusd_py.core.errors import StateFull, StateUnavailable
-from tusd_py.backends.sqlite.state import SELECT_DUE, SQLiteState
 from tusd_py.backends.sqlite.schema import SCHEMA
+from tusd_py.backends.sqlite.state import SELECT_DUE, SQLiteState
+from tusd_py.core.errors import StateFull, StateUnavailable
 from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0)

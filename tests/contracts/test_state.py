@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.contracts.parts import STATE_STORES, Instances, line_of, other_process, within
-from tusd_py.core.errors import LockLost, UploadExists
 from tusd_py.contracts.state import StateStore
-from tusd_py.core.upload import Concatenation, Part, Status, Upload
+from tusd_py.core.errors import LockLost, UploadExists
+from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
 
 LARGEST = (1 << 63) - 1
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.125)
@@ -26,7 +26,7 @@ FULL = Upload(
     offset=999,
     status=Status.FINISHING,
     metadata="filename d29ybGQ=,is_confidential",
-    concatenation=Concatenation.FINAL,
+    concatenation=UploadKind.FINAL,
     concat_header="final;/files/a /files/b",
     partial_ids=("a", "b", "a"),
     expires_at=1_700_000_600.654321,
@@ -47,7 +47,7 @@ RECORDS: dict[str, Upload] = {
     "long": replace(UPLOAD, metadata="m" * (1 << 20), partial_ids=tuple("p" * 120 + f"{n:08}" for n in range(1000))),
     "largest": replace(UPLOAD, length=LARGEST, offset=LARGEST, checkpoint=LARGEST, token=LARGEST),
     **{status: replace(UPLOAD, status=status) for status in Status},
-    **{f"concatenation {kind}": replace(UPLOAD, concatenation=kind) for kind in Concatenation},
+    **{f"concatenation {kind}": replace(UPLOAD, concatenation=kind) for kind in UploadKind},
 }
 
 
@@ -260,7 +260,7 @@ async def test_a_holder_that_lost_its_lock_does_not_delete(state: StateStore) ->
 
 # Parts.
 
-LEDGER = [Part(1, 40, '"a"', "c1"), Part(2, 80, '"b"'), Part(11, 90, '"c"', "c3")]
+LEDGER = [UploadPart(1, 40, '"a"', "c1"), UploadPart(2, 80, '"b"'), UploadPart(11, 90, '"c"', "c3")]
 IN_PARTS = replace(UPLOAD, layout="parts")
 
 
@@ -276,7 +276,7 @@ async def test_parts_are_kept_with_the_offset(state: StateStore, other_state: St
 async def test_a_part_takes_the_place_of_one_with_its_number(state: StateStore) -> None:
     await state.create(IN_PARTS)
     first = await state.update(IN_PARTS, IN_PARTS.at(90), 1, parts=LEDGER)
-    changed = Part(2, 85, '"d"')
+    changed = UploadPart(2, 85, '"d"')
     await state.update(first, first.at(85), 1, parts=[changed])
     assert list(await state.parts(UPLOAD.id)) == [LEDGER[0], changed, LEDGER[2]]
 
@@ -322,21 +322,21 @@ NOW = 1000.0
 DUE = [
     replace(UPLOAD, id="expired", expires_at=NOW - 1),
     replace(UPLOAD, id="expires-now", expires_at=NOW),
-    replace(UPLOAD, id="expired-partial", status=Status.COMPLETE, expires_at=1.0, concatenation=Concatenation.PARTIAL),
+    replace(UPLOAD, id="expired-partial", status=Status.COMPLETE, expires_at=1.0, concatenation=UploadKind.PARTIAL),
     replace(UPLOAD, id="terminated", status=Status.TERMINATED, expires_at=NOW - 1),
     replace(UPLOAD, id="ended-by-the-sweeper", status=Status.EXPIRED, expires_at=NOW - 1),
     replace(UPLOAD, id="finishing", status=Status.FINISHING),
     replace(UPLOAD, id="finishing-and-to-expire", status=Status.FINISHING, expires_at=NOW + 1),
     replace(UPLOAD, id="finishing-and-expired", status=Status.FINISHING, expires_at=NOW - 1),
-    replace(UPLOAD, id="final", status=Status.FINISHING, concatenation=Concatenation.FINAL),
-    replace(UPLOAD, id="waited", status=Status.FINISHING, concatenation=Concatenation.FINAL, expires_at=NOW),
+    replace(UPLOAD, id="final", status=Status.FINISHING, concatenation=UploadKind.FINAL),
+    replace(UPLOAD, id="waited", status=Status.FINISHING, concatenation=UploadKind.FINAL, expires_at=NOW),
 ]
 NOT_DUE = [
     replace(UPLOAD, id="active", expires_at=NOW + 0.001),
     replace(UPLOAD, id="never-expires"),
-    replace(UPLOAD, id="waits", status=Status.FINISHING, concatenation=Concatenation.FINAL, expires_at=NOW + 1),
+    replace(UPLOAD, id="waits", status=Status.FINISHING, concatenation=UploadKind.FINAL, expires_at=NOW + 1),
     replace(UPLOAD, id="complete", status=Status.COMPLETE, completed_at=1.0),
-    replace(UPLOAD, id="partial", status=Status.COMPLETE, expires_at=NOW + 1, concatenation=Concatenation.PARTIAL),
+    replace(UPLOAD, id="partial", status=Status.COMPLETE, expires_at=NOW + 1, concatenation=UploadKind.PARTIAL),
 ]
 
 
@@ -364,7 +364,7 @@ async def test_due_passes_over_as_many_as_it_is_told(state: StateStore, size: in
 
 
 async def test_what_becomes_waiting_is_due_later(state: StateStore) -> None:
-    final = replace(UPLOAD, status=Status.FINISHING, concatenation=Concatenation.FINAL)
+    final = replace(UPLOAD, status=Status.FINISHING, concatenation=UploadKind.FINAL)
     await state.create(final)
     assert [upload.id for upload in await state.due(NOW, 10)] == [UPLOAD.id]
     waiting = await state.update(final, replace(final, expires_at=NOW + 10), 1)

@@ -11,16 +11,16 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from tests.contracts.parts import PATIENCE, Instances, within
+from tusd_py.contracts.storage import Buffer, Storage, SupportsConcatenation, Writer
 from tusd_py.core.errors import StorageBehind, StoredElsewhere, UploadError, UploadNotFound
-from tusd_py.contracts.storage import Buffer, Concatenates, Storage, Writer
-from tusd_py.core.upload import Concatenation, Part, Status, Upload
+from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
 
 
 @dataclass(frozen=True, slots=True)
 class Record(Upload):
     """An upload with its ledger, as a state store keeps them."""
 
-    ledger: tuple[Part, ...] = ()
+    ledger: tuple[UploadPart, ...] = ()
 
 
 UPLOAD = Record(id="upload", created_at=1_700_000_000.0)
@@ -522,7 +522,7 @@ async def test_what_is_not_there_cannot_be_read(storage: Storage) -> None:
 
 async def partials(storage: Storage, *contents: bytes) -> list[Upload]:
     return [
-        replace(await store(storage, f"partial-{number}", data), concatenation=Concatenation.PARTIAL)
+        replace(await store(storage, f"partial-{number}", data), concatenation=UploadKind.PARTIAL)
         for number, data in enumerate(contents)
     ]
 
@@ -535,7 +535,7 @@ def final_of(parts: Sequence[Upload]) -> Upload:
         length=length,
         offset=length,
         status=Status.FINISHING,
-        concatenation=Concatenation.FINAL,
+        concatenation=UploadKind.FINAL,
         partial_ids=tuple(part.id for part in parts),
     )
 
@@ -555,7 +555,7 @@ def final_of(parts: Sequence[Upload]) -> Upload:
     ],
 )
 async def test_concatenating(
-    storage: Storage, concatenates: Concatenates, contents: list[bytes], order: list[int], sync: bool
+    storage: Storage, concatenates: SupportsConcatenation, contents: list[bytes], order: list[int], sync: bool
 ) -> None:
     stored = await partials(storage, *contents)
     parts = [stored[number] for number in order]
@@ -567,7 +567,9 @@ async def test_concatenating(
         assert await content(storage, part) == data
 
 
-async def test_a_final_upload_does_not_need_its_partials_any_more(storage: Storage, concatenates: Concatenates) -> None:
+async def test_a_final_upload_does_not_need_its_partials_any_more(
+    storage: Storage, concatenates: SupportsConcatenation
+) -> None:
     parts = await partials(storage, b"one ", b"two")
     final = final_of(parts)
     final = replace(final, layout=await concatenates.concatenate(final, parts, sync=True))
@@ -579,18 +581,18 @@ async def test_a_final_upload_does_not_need_its_partials_any_more(storage: Stora
 
 
 async def test_concatenating_may_be_repeated(
-    storages: Instances[Storage], storage: Storage, concatenates: Concatenates
+    storages: Instances[Storage], storage: Storage, concatenates: SupportsConcatenation
 ) -> None:
     parts = await partials(storage, b"one ", b"two")
     final = final_of(parts)
     await concatenates.concatenate(final, parts, sync=False)
     other = await storages.open()
-    assert isinstance(other, Concatenates)
+    assert isinstance(other, SupportsConcatenation)
     final = replace(final, layout=await other.concatenate(final, parts, sync=True))
     assert await content(storage, final) == b"one two"
 
 
-async def test_a_partial_that_is_gone(storage: Storage, concatenates: Concatenates) -> None:
+async def test_a_partial_that_is_gone(storage: Storage, concatenates: SupportsConcatenation) -> None:
     parts = await partials(storage, b"one ", b"two ", b"three")
     final = final_of(parts)
     await storage.delete(parts[1])
@@ -602,7 +604,9 @@ async def test_a_partial_that_is_gone(storage: Storage, concatenates: Concatenat
     assert await content(storage, final) == b"one TWO three"
 
 
-async def test_what_a_failed_concatenation_left_can_be_deleted(storage: Storage, concatenates: Concatenates) -> None:
+async def test_what_a_failed_concatenation_left_can_be_deleted(
+    storage: Storage, concatenates: SupportsConcatenation
+) -> None:
     parts = await partials(storage, b"one ", b"two")
     final = final_of(parts)
     await storage.delete(parts[1])

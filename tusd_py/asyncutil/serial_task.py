@@ -12,7 +12,7 @@ from tusd_py.core.errors import StorageUnavailable, UploadError
 logger = logging.getLogger("tusd_py.storage")
 
 
-class Jobs:
+class SerialTask:
     """Runs jobs one after another; remembers the first thing that failed."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class Recent:
+class TTLSet:
     """Names and when they were noted last; forgets them after `period` seconds."""
 
     def __init__(self, period: float) -> None:

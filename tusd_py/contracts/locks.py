@@ -31,14 +31,14 @@ class Lock(Protocol):
     def token(self) -> int: ...
 
     @property
-    def inherited(self) -> int:
+    def unreleased_predecessors(self) -> int:
         """How many earlier holders did not release the lock: they may be alive and believe that they still have it."""
 
     @property
     def record(self) -> Upload | None:
         """The record as it was when the lock was obtained, if the locker has seen it."""
 
-    async def outdo(self, token: int) -> None:
+    async def raise_token(self, token: int) -> None:
         """Have a token larger than this one, which the record has: the locker may have lost count."""
 
     async def release(self) -> None:

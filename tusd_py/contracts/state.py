@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord
-from tusd_py.core.upload import Part, Upload
+from tusd_py.core.upload import Upload, UploadPart
 
 
 class StateStore(Protocol):
@@ -38,7 +38,7 @@ class StateStore(Protocol):
         """The record; raises `BrokenRecord` if it cannot be read."""
 
     async def update(
-        self, before: Upload, after: Upload, token: int, *, parts: Sequence[Part] = (), durable: bool = False
+        self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
     ) -> Upload:
         """Replace `before` by `after`; returns the record as stored, with `token` as its token.
 
@@ -46,7 +46,7 @@ class StateStore(Protocol):
         upload has no ledger any more.
         """
 
-    async def parts(self, upload_id: str) -> Sequence[Part]:
+    async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         """The ledger of an upload, in the order of the numbers."""
 
     async def delete(self, upload_id: str, token: int) -> None:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from tusd_py.core.upload import Part, Upload
+from tusd_py.core.upload import Upload, UploadPart
 
 T = TypeVar("T")
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -57,7 +57,7 @@ class Writer(Protocol):
     def layout(self) -> str:
         """What the record has to say of the bytes up to `stored` (`Upload.layout`)."""
 
-    def parts(self, after: int) -> Sequence[Part]:
+    def parts(self, after: int) -> Sequence[UploadPart]:
         """What the ledger of the committed record, which is at the offset `after`, lacks of the parts up to `stored`.
 
         There may be parts among them that it has.
@@ -95,7 +95,9 @@ class Storage(Protocol):
         False if a step has not ended: then the locks must stay, and this can be called again.
         """
 
-    def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> Writer:
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
+    ) -> Writer:
         """A writer that appends at the upload's committed offset; bytes beyond it are dropped.
 
         `inherited` earlier writers (`Lock.inherited`) may wake up and write on: they must do no harm. The
@@ -108,13 +110,13 @@ class Storage(Protocol):
     async def stored(self, upload: Upload) -> int:
         """How many contiguous bytes of the upload there are."""
 
-    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         """Every byte was written, the parts are its ledger: make the upload whole; returns its layout then.
 
         May be called again after a failure. Raises `StorageBehind` where bytes are missing, or their sync has failed.
         """
 
-    async def tidy(self, upload: Upload) -> None:
+    async def discard_superseded(self, upload: Upload) -> None:
         """The record says that the upload is whole: remove what only `upload`, the record before that one, needed."""
 
     async def delete(self, upload: Upload) -> None:
@@ -132,7 +134,7 @@ class Storage(Protocol):
 
 
 @runtime_checkable
-class Locates(Protocol):
+class SupportsLocations(Protocol):
     """A storage that can find the bytes of an upload whose record does not say where they are."""
 
     async def located(self, upload: Upload) -> Upload:
@@ -140,7 +142,7 @@ class Locates(Protocol):
 
 
 @runtime_checkable
-class HasIdentity(Protocol):
+class SupportsIdentity(Protocol):
     """A storage with a random id that is kept in it. Methods raise `StorageUnavailable`.
 
     Once it knows which id is expected, it shows it before it says that bytes are absent, where that would take an
@@ -168,13 +170,13 @@ class HasIdentity(Protocol):
 
 
 @runtime_checkable
-class Remembers(Protocol):
+class SupportsCompletionRecords(Protocol):
     """A storage that can tell of a finished upload although its record was lost."""
 
     async def remember(self, upload: Upload) -> None:
         """Keep the record of a complete upload."""
 
-    async def remembered(self, upload_id: str) -> Upload | None:
+    async def load_completion_record(self, upload_id: str) -> Upload | None:
         """The record that was kept, if the bytes are there too."""
 
 
@@ -183,7 +185,7 @@ class StoresInThreads(Protocol):
     """A storage whose writers are `ThreadedWriter`s."""
 
     def writer(
-        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0
+        self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> ThreadedWriter:
         """See `Storage.writer`."""
 
@@ -192,7 +194,7 @@ class StoresInThreads(Protocol):
 
 
 @runtime_checkable
-class Redirects(Protocol):
+class SupportsDownloadRedirect(Protocol):
     """A storage that clients can download from directly."""
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
@@ -242,7 +244,7 @@ class UploadRecords(Protocol):
 
 
 @runtime_checkable
-class HasJanitor(Protocol):
+class SupportsOrphanCleanup(Protocol):
     """A storage in which crashes can leave something that no record names."""
 
     async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
@@ -254,7 +256,7 @@ class HasJanitor(Protocol):
 
 
 @runtime_checkable
-class Concatenates(Protocol):
+class SupportsConcatenation(Protocol):
     """A storage that can put uploads together."""
 
     def interrupt(self) -> None:

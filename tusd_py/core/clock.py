@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SHORTEST_HOLD = 3600.0  # seconds
+MIN_HOLD = 3600.0  # seconds
 CATCHING_UP = 0.001  # seconds in a second that the steady clock may gain on the monotonic one
 JUMP = 5.0  # seconds; less is a correction, not a jump
 PAUSE = 180.0  # seconds between two saved times that need no explanation
@@ -77,9 +77,9 @@ class SteadyClock:
     than necessary nothing is removed too early. Time in which no server ran does not count either, until it is as old.
     """
 
-    def __init__(self, clock: Clock, hold: float = SHORTEST_HOLD) -> None:
+    def __init__(self, clock: Clock, hold: float = MIN_HOLD) -> None:
         self._clock = clock
-        self._hold = max(hold, SHORTEST_HOLD)
+        self._hold = max(hold, MIN_HOLD)
         self._looked_at = clock.monotonic()
         self._offset: float | None = None  # of the steady time to the monotonic clock
         self._gap = 0.0  # by which the wall clock was ahead at the last look

@@ -25,7 +25,7 @@ class Status(StrEnum):
     EXPIRED = "expired"
 
 
-class Concatenation(StrEnum):
+class UploadKind(StrEnum):
     """The role of an upload in the concatenation extension."""
 
     NONE = ""
@@ -44,7 +44,7 @@ class Upload:
     offset: int = 0  # committed: storage holds at least these bytes
     status: Status = Status.ACTIVE
     metadata: str | None = None  # Upload-Metadata byte for byte as the client sent it
-    concatenation: Concatenation = Concatenation.NONE
+    concatenation: UploadKind = UploadKind.NONE
     concat_header: str | None = None  # Upload-Concat as the client sent it
     partial_ids: tuple[str, ...] = ()
     expires_at: float | None = None  # None: never
@@ -57,11 +57,11 @@ class Upload:
 
     @property
     def is_final(self) -> bool:
-        return self.concatenation is Concatenation.FINAL
+        return self.concatenation is UploadKind.FINAL
 
     @property
     def is_partial(self) -> bool:
-        return self.concatenation is Concatenation.PARTIAL
+        return self.concatenation is UploadKind.PARTIAL
 
     @property
     def is_complete(self) -> bool:
@@ -98,7 +98,7 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class UploadPart:
     """One entry of the ledger of an upload whose storage keeps it in parts."""
 
     number: int  # ascending, not always by one

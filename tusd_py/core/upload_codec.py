@@ -9,12 +9,12 @@ from dataclasses import fields
 from typing import Any
 
 from tusd_py.core.errors import BrokenRecord
-from tusd_py.core.upload import Concatenation, Status, Upload
+from tusd_py.core.upload import Status, Upload, UploadKind
 
 logger = logging.getLogger("tusd_py.state")
 
 LATEST = 253402300800.0  # seconds since the epoch: the year 10000
-MOST_TOLD = 1000
+MAX_REPORTED_LENGTH = 1000
 FIELDS = tuple(field.name for field in fields(Upload))
 PARSERS: Mapping[str, Any] = {
     "created_at": float,
@@ -22,7 +22,7 @@ PARSERS: Mapping[str, Any] = {
     "deferred": lambda text: text == "1",
     "offset": int,
     "status": Status,
-    "concatenation": Concatenation,
+    "concatenation": UploadKind,
     "partial_ids": lambda text: tuple(text.split()),
     "expires_at": float,
     "completed_at": float,
@@ -94,7 +94,7 @@ class BrokenRecords:
         self._told: set[str] = set()
 
     def tell(self, error: BrokenRecord) -> None:
-        if error.upload_id not in self._told and len(self._told) < MOST_TOLD:
+        if error.upload_id not in self._told and len(self._told) < MAX_REPORTED_LENGTH:
             self._told.add(error.upload_id)
             logger.error(
                 "the record of upload %s cannot be read and is left alone; DELETE removes it: %s",

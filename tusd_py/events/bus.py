@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from tusd_py.events.subscribers import Deliveries
 from tusd_py.core.upload import Upload
+from tusd_py.events.subscribers import Deliveries
 
 logger = logging.getLogger("tusd_py.events")
 
@@ -61,7 +61,7 @@ class LockWaited:
     upload_id: str
     seconds: float
     obtained: bool
-    inherited: bool = False  # from a holder that never released it
+    unreleased_predecessors: bool = False  # from a holder that never released it
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ Subscriber: TypeAlias = Callable[[E], Awaitable[None] | None]
 
 # Delivered while the upload is still being written to; everything else after its lock is released.
 DURING_WORK = (UploadProgressed, AppendStarted)
-MOST_REQUESTS_WAITING = 10_000  # events about requests; beyond these they are not delivered
+MAX_REQUESTS_WAITING = 10_000  # events about requests; beyond these they are not delivered
 REQUESTS = ""  # the key of their queue: no upload has this id
 
 
@@ -167,7 +167,7 @@ class EventBus:
         if isinstance(event, UploadProgressed) and isinstance(last, UploadProgressed):
             together = UploadProgressed(event.upload, last.received + event.received)
             self._deliveries.replace_last(key, together)
-        elif key == REQUESTS and self._deliveries.count(key) >= MOST_REQUESTS_WAITING:
+        elif key == REQUESTS and self._deliveries.count(key) >= MAX_REQUESTS_WAITING:
             logger.error("subscribers of %s are too slow: an event was dropped", type(event).__name__)
         else:
             self._deliveries.add(key, event, self._subscribers[type(event)])

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 logger = logging.getLogger("tusd_py.events")
 
 SUBSCRIBER_TIMEOUT = 30.0  # seconds
-MOST_THREADS = 16  # plain functions that run at a time
-MOST_HUNG = 64  # threads given up on because their function did not return in time; beyond these none is started
+MAX_THREADS = 16  # plain functions that run at a time
+MAX_HUNG = 64  # threads given up on because their function did not return in time; beyond these none is started
 
 AnySubscriber: TypeAlias = Callable[[Any], Awaitable[None] | None]
 
@@ -102,7 +102,7 @@ class SubscriberCalls:
     """Calls functions of the user in the running loop, with limits of time and threads."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(MOST_THREADS)
+        self._slots = asyncio.Semaphore(MAX_THREADS)
         self._hung = 0
         self._running: set[asyncio.Future[Any]] = set()
 
@@ -117,7 +117,7 @@ class SubscriberCalls:
 
     async def _call_in_thread(self, function: AnySubscriber, event: Any) -> Any:
         async with self._slots:
-            if self._hung >= MOST_HUNG:
+            if self._hung >= MAX_HUNG:
                 raise TimeoutError(f"not called: {self._hung} earlier calls have not returned")
             loop = asyncio.get_running_loop()
             returned: asyncio.Future[Any] = loop.create_future()

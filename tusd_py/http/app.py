@@ -10,49 +10,57 @@ from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import Message, Receive, Scope, Send
 
+from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import ClientDisconnected, NotReady, OffsetMismatch, UploadError, UploadNotFound, WriteTimeout
+from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus, RequestFinished
 from tusd_py.http.body import RequestBody, arrivals_of
-from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, Answer, RequestRefused, answer_for, render
-from tusd_py.http.tus.headers import format_date, single_values
+from tusd_py.http.errors import (
+    INTERNAL_ERROR,
+    RETRY_AFTER,
+    TRY_LATER,
+    ErrorResponse,
+    HTTPError,
+    error_response_for,
+    render,
+)
 from tusd_py.http.request import Request, Response, declared_size, method_of
-from tusd_py.http.tus.handlers import VERSION, Endpoint, RangeNotSatisfiable, TusEndpoints
+from tusd_py.http.tus.handlers import VERSION, Handler, RangeNotSatisfiable, TusHandlers
+from tusd_py.http.tus.headers import format_date, single_values
 from tusd_py.http.urls import UrlBuilder
-from tusd_py.contracts.storage import Buffer
-from tusd_py.core.upload import is_upload_id
-from tusd_py.transfer.budget import BlockPool
+from tusd_py.transfer.budget import BufferPool
 
 logger = logging.getLogger("tusd_py.http")
 
 COMMON_HEADERS = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
 CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) as its endpoint; "
-OUTSIDE = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
+UNROUTED = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
 NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server could start
-IGNORED_BODY = 64 << 10  # bytes of a refused body that a server with deadlines swallows on a connection it keeps
-LINGER = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
+MAX_DRAIN_BYTES = 64 << 10  # bytes of a refused body that a server with deadlines swallows on a connection it keeps
+LINGERING_CLOSE_TIMEOUT = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
 REQUEST_ID_LENGTH = 64
 PASSED_BY_DEFAULT = 3500  # bytes of two fields that nginx passes with its default buffers of 4 KiB for all of them
 
 
-class TusEndpoint:
+class TusApp:
     """Serves `/` (creation) and `/{id}` below wherever it is mounted."""
 
     def __init__(
         self,
-        endpoints: TusEndpoints,
+        endpoints: TusHandlers,
         events: EventBus,
         urls: UrlBuilder,
-        pool: BlockPool,
+        pool: BufferPool,
         *,
         idle_timeout: float,
-        minimum_rate: float,
+        min_rate: float,
     ) -> None:
         self._endpoints = endpoints
         self._events = events
         self._urls = urls
         self._pool = pool
         self._idle_timeout = idle_timeout
-        self._minimum_rate = minimum_rate
+        self._min_rate = min_rate
         self._warned_of_size = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,10 +71,10 @@ class TusEndpoint:
             receive,
             0,
             idle_timeout=self._idle_timeout,
-            minimum_rate=self._minimum_rate,
+            min_rate=self._min_rate,
             offers_upgrade="upgrade" in headers,
             expects_continue=headers.get("expect", "").lower() == "100-continue",
-            arrivals=arrivals_of(scope, receive),
+            extension=arrivals_of(scope, receive),
             pool=self._pool,
         )
         request = Request(scope, "", body, headers)
@@ -111,13 +119,13 @@ class TusEndpoint:
             if error.__cause__ is not None:
                 details = error if logger.isEnabledFor(logging.DEBUG) else None
                 logger.error("%s: %s (%s)", error.code, error.message, first_cause(error), exc_info=details)
-            answer = answer_for(error)
+            answer = error_response_for(error)
             if method == "HEAD" and answer.status >= 500:
                 answer = TRY_LATER
-            return _refusal(request, answer, error)
+            return error_response(request, answer, error)
         except Exception:  # a bug: the client gets a plain answer, the log the traceback
             logger.exception("a request failed")
-            return _refusal(request, TRY_LATER if method == "HEAD" else INTERNAL_ERROR)
+            return error_response(request, TRY_LATER if method == "HEAD" else INTERNAL_ERROR)
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
         if response.stream is not None:
@@ -144,7 +152,7 @@ class TusEndpoint:
         await self._send_start(response, send)
         if closes and not request.awaits_continue:
             await send({"type": "http.response.body", "body": response.body, "more_body": True})
-            await request.body.discard(LINGER)
+            await request.body.discard(LINGERING_CLOSE_TIMEOUT)
             response.body = b""
         await send({"type": "http.response.body", "body": response.body})
 
@@ -184,18 +192,18 @@ class TusEndpoint:
         """Bound the time in which a client takes so many bytes, unless the server itself watches every byte."""
         limit = None
         if self._idle_timeout and not request.body.is_watched:
-            limit = self._idle_timeout + (size / self._minimum_rate if self._minimum_rate else 0.0)
+            limit = self._idle_timeout + (size / self._min_rate if self._min_rate else 0.0)
         try:
             async with asyncio.timeout(limit):
                 yield
         except TimeoutError:
             raise WriteTimeout from None
 
-    def _route(self, request: Request, method: str) -> Endpoint:
+    def _route(self, request: Request, method: str) -> Handler:
         scope = request.scope
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if OUTSIDE in scope:
-            raise RequestRefused(404, "ERR_NOT_FOUND", "there is nothing here")
+        if UNROUTED in scope:
+            raise HTTPError(404, "ERR_NOT_FOUND", "there is nothing here")
         if path in ("", "/"):
             methods = self._endpoints.on_endpoint
         elif is_upload_id(upload_id := _without_slash(path[1:], scope)):
@@ -224,13 +232,13 @@ def first_cause(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-class MethodNotAllowed(RequestRefused):
+class MethodNotAllowed(HTTPError):
     def __init__(self, allowed: Sequence[str], hint: str = "") -> None:
         super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"{hint}the methods here are {', '.join(allowed)}")
         self.allowed = allowed
 
 
-def _refusal(request: Request, answer: Answer, error: UploadError | None = None) -> Response:
+def error_response(request: Request, answer: ErrorResponse, error: UploadError | None = None) -> Response:
     content_type, body = render(answer, request.headers.get("accept", ""))
     headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
     if isinstance(error, OffsetMismatch):
@@ -269,5 +277,5 @@ def _leaves_too_much_unread(request: Request) -> bool:
     if request.awaits_continue:  # whether the body comes or the next request is up to the client: a guess
         return True
     size = request.body.declared_size
-    ignored = IGNORED_BODY if request.body.is_watched else 0
+    ignored = MAX_DRAIN_BYTES if request.body.is_watched else 0
     return size is None or size - request.body.bytes_received > ignored

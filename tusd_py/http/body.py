@@ -9,16 +9,16 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Scope
 
-from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
 from tusd_py.contracts.storage import Buffer
-from tusd_py.transfer.budget import BlockPool
+from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
+from tusd_py.transfer.budget import BufferPool
 
-ARRIVALS = "tusd_py.arrivals"  # ASGI scope extension: an `Arrivals`
+BODY_EXTENSION = "tusd_py.arrivals"  # ASGI scope extension: an `Arrivals`
 READ_AHEAD = 128 << 10  # bytes of a body held for a reader that is busy, under a server that cannot be asked
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
 
 
-class Arrivals(Protocol):
+class BodyExtension(Protocol):
     """What a server may tell of a body beyond ASGI messages."""
 
     last_arrival: float  # by time.monotonic
@@ -34,7 +34,7 @@ class Arrivals(Protocol):
     def close(self) -> None:
         """No more bytes are wanted."""
 
-    def use_blocks(self, pool: BlockPool) -> None:
+    def use_buffer_pool(self, pool: BufferPool) -> None:
         """Receive into blocks of this pool from now on; messages are then whole blocks, as memoryviews."""
 
 
@@ -44,36 +44,36 @@ class BehindMiddleware:
     Bytes may be on their way through it, so that the server cannot be asked for those that follow.
     """
 
-    def __init__(self, arrivals: Arrivals) -> None:
-        self._arrivals = arrivals
+    def __init__(self, extension: BodyExtension) -> None:
+        self._extension = extension
         self.last_arrival = 0.0  # of bytes that nobody sees yet
-        self.trailers = arrivals.trailers
+        self.trailers = extension.trailers
 
     @property
     def reader_timed_out(self) -> bool:
-        return self._arrivals.reader_timed_out
+        return self._extension.reader_timed_out
 
     def take(self) -> Buffer:
         return b""
 
     def close(self) -> None:
-        self._arrivals.close()
+        self._extension.close()
 
-    def use_blocks(self, pool: BlockPool) -> None: ...
+    def use_buffer_pool(self, pool: BufferPool) -> None: ...
 
 
-def arrivals_of(scope: Scope, receive: Receive) -> Arrivals | None:
+def arrivals_of(scope: Scope, receive: Receive) -> BodyExtension | None:
     """The server's extension for the body that `receive` gives; None under a server that has none."""
-    arrivals: Arrivals | None = scope.get("extensions", {}).get(ARRIVALS)
-    if arrivals is None or getattr(receive, "__self__", None) is arrivals:
-        return arrivals
-    return BehindMiddleware(arrivals)
+    extension: BodyExtension | None = scope.get("extensions", {}).get(BODY_EXTENSION)
+    if extension is None or getattr(receive, "__self__", None) is extension:
+        return extension
+    return BehindMiddleware(extension)
 
 
 class RequestBody:
     """Reads a body through ASGI messages.
 
-    `idle_timeout` (seconds) bounds the wait for the next bytes; `minimum_rate` (bytes a second) what arrives on
+    `idle_timeout` (seconds) bounds the wait for the next bytes; `min_rate` (bytes a second) what arrives on
     average. Only the time spent waiting for the client counts, not the time the server takes to store.
 
     Only the task of the request calls `receive`, which servers and middleware may bind to it: either it reads itself,
@@ -86,23 +86,23 @@ class RequestBody:
         declared_size: int | None,
         *,
         idle_timeout: float = 60,
-        minimum_rate: float = 0,
+        min_rate: float = 0,
         offers_upgrade: bool = False,
         expects_continue: bool = False,
-        arrivals: Arrivals | None = None,
-        pool: BlockPool | None = None,
+        extension: BodyExtension | None = None,
+        pool: BufferPool | None = None,
     ) -> None:
         self.declared_size = declared_size
         self.bytes_received = 0
         self.started = False  # the client was let send
         self.ended = False  # nothing of the body is left on the connection
         self._receive = receive
-        self._offers_upgrade = offers_upgrade and arrivals is None
+        self._offers_upgrade = offers_upgrade and extension is None
         self._expects_continue = expects_continue
-        self._arrivals = arrivals
+        self._extension = extension
         self._pool = pool
         self._idle_timeout = idle_timeout
-        self._minimum_rate = minimum_rate
+        self._min_rate = min_rate
         self._stop: UploadError | None = None
         self._woken = False
         self._task: asyncio.Task[object] | None = None  # while it waits in `receive`
@@ -138,8 +138,8 @@ class RequestBody:
 
     def _begin(self) -> None:
         self.started = True
-        if self._arrivals is not None and self._pool is not None:
-            self._arrivals.use_blocks(self._pool)
+        if self._extension is not None and self._pool is not None:
+            self._extension.use_buffer_pool(self._pool)
 
     def _accept(self, message: Message) -> Buffer:
         if message["type"] == "http.disconnect":
@@ -160,45 +160,45 @@ class RequestBody:
 
     def _take_arrived(self) -> Buffer:
         """What has arrived but was not handed over yet, where the server can be asked."""
-        data = self._arrivals.take() if self._arrivals is not None else b""
-        if data and self._arrivals is not None:
-            self._silent_since = self._arrivals.last_arrival
+        data = self._extension.take() if self._extension is not None else b""
+        if data and self._extension is not None:
+            self._silent_since = self._extension.last_arrival
         self._count(len(data))
         return data
 
-    def recycle(self, buffers: Sequence[Buffer]) -> None:
+    def release(self, buffers: Sequence[Buffer]) -> None:
         """See `uploads.source.Source.recycle`."""
         if self._pool is not None:
             for buffer in buffers:
                 if isinstance(buffer, memoryview) and isinstance(buffer.obj, bytearray):
-                    self._pool.recycle(buffer.obj)
+                    self._pool.release(buffer.obj)
 
     @property
     def is_watched(self) -> bool:
         """Whether the server has a deadline for every state of the connection itself."""
-        return self._arrivals is not None
+        return self._extension is not None
 
     @property
     def reader_timed_out(self) -> bool:
         """Whether the server has closed the connection because the client did not read."""
-        return self._arrivals is not None and self._arrivals.reader_timed_out
+        return self._extension is not None and self._extension.reader_timed_out
 
     @property
     def has_trailers(self) -> bool:
         """Whether trailers can be seen here."""
-        return self._arrivals is not None
+        return self._extension is not None
 
     def trailer(self, name: str) -> str | None:
         """A field that came after the body; None if it did not, or more than once."""
-        trailers = self._arrivals.trailers if self._arrivals is not None else []
+        trailers = self._extension.trailers if self._extension is not None else []
         values = [value.decode("latin-1").strip(" \t") for field, value in trailers if field.decode("latin-1") == name]
         return values[0] if len(values) == 1 else None
 
     def silent_for(self) -> float:
         if self._silent_since is None:
             return 0.0
-        if self._arrivals is not None and self._arrivals.last_arrival > self._silent_since:
-            return time.monotonic() - self._arrivals.last_arrival
+        if self._extension is not None and self._extension.last_arrival > self._silent_since:
+            return time.monotonic() - self._extension.last_arrival
         return time.monotonic() - self._silent_since
 
     def interrupt(self, reason: UploadError) -> None:
@@ -238,7 +238,7 @@ class RequestBody:
         bytes that were received in time are kept. A client that waits for `100 Continue` is left waiting.
         """
         may_send = self.started or not self._expects_continue
-        if self._arrivals is not None or not may_send or self._received_last:
+        if self._extension is not None or not may_send or self._received_last:
             return False
         held = sum(len(message.get("body", b"")) for message in self._fed if not isinstance(message, Exception))
         return held < READ_AHEAD
@@ -347,15 +347,15 @@ class RequestBody:
         self.bytes_received += received
         self._window_received += received
         if self._window_waited >= RATE_WINDOW and not self.ended:
-            if self._window_received < self._minimum_rate * self._window_waited:
+            if self._window_received < self._min_rate * self._window_waited:
                 self.interrupt(ReadTimeout())
             self._window_waited = 0.0
             self._window_received = 0
 
     def close(self) -> None:
         """The application is done with the request."""
-        if self._arrivals is not None:
-            self._arrivals.close()
+        if self._extension is not None:
+            self._extension.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -366,7 +366,7 @@ class RequestBody:
         try:
             async with asyncio.timeout(seconds):
                 while (data := await self.read()) is not None:
-                    self.recycle((data,))
+                    self.release((data,))
         except (TimeoutError, UploadError):
             pass
 

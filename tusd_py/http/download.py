@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
-from tusd_py.http.tus.headers import InvalidHeader, format_date, parse_metadata
 from tusd_py.core.upload import Upload
+from tusd_py.http.tus.headers import InvalidHeader, format_date, parse_metadata
 
 # Types that a browser shows without running anything; everything else is offered for saving.
 INLINE_TYPES = frozenset(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tusd_py.http.errors import RequestRefused
+from tusd_py.http.errors import HTTPError
 
-FREE = 3  # empty PATCHes in a row that are answered at once
-STEP = 0.1  # seconds by which the pause grows
-LONGEST_PAUSE = 2.0  # seconds
+FREE_PATCHES = 3  # empty PATCHes in a row that are answered at once
+PAUSE_STEP = 0.1  # seconds by which the pause grows
+MAX_PAUSE = 2.0  # seconds
 MOST = 200  # empty PATCHes in a row on one upload
 RUN_ENDS = 5.0  # seconds without one, after which the next does not count as in a row
-REMEMBERED = 10_000  # uploads
+MAX_TRACKED_UPLOADS = 10_000  # uploads
 
 
 class EmptyPatches:
@@ -31,11 +31,11 @@ class EmptyPatches:
         now = self._clock()
         count, last = self._runs.pop(upload_id, (0, now))
         count = 1 if now - last > RUN_ENDS else count + 1
-        pause = 0.0 if count > MOST else min(LONGEST_PAUSE, STEP * max(0, count - FREE))
-        while len(self._runs) >= REMEMBERED:
+        pause = 0.0 if count > MOST else min(MAX_PAUSE, PAUSE_STEP * max(0, count - FREE_PATCHES))
+        while len(self._runs) >= MAX_TRACKED_UPLOADS:
             del self._runs[next(iter(self._runs))]
         self._runs[upload_id] = (count, now + pause)
         if count > MOST:
             text = f"more than {MOST} empty PATCH requests in a row: send bytes, or Upload-Length if this is the end"
-            raise RequestRefused(400, "ERR_ENDLESS_EMPTY_PATCHES", text)
+            raise HTTPError(400, "ERR_ENDLESS_EMPTY_PATCHES", text)
         return pause

@@ -14,7 +14,7 @@ RETRY_AFTER = "1"  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ErrorResponse:
     """What a request is refused with."""
 
     status: int
@@ -24,7 +24,7 @@ class Answer:
     close: bool = False  # the connection cannot be used again
 
 
-class RequestRefused(errors.UploadError):
+class HTTPError(errors.UploadError):
     """A request that is refused for what it is, before any upload is looked at."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -63,25 +63,25 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
 }
 
 
-def answer_for(error: errors.UploadError) -> Answer:
-    if isinstance(error, RequestRefused):
-        return Answer(error.status, error.code, error.message)
+def error_response_for(error: errors.UploadError) -> ErrorResponse:
+    if isinstance(error, HTTPError):
+        return ErrorResponse(error.status, error.code, error.message)
     for kind in type(error).__mro__:
         if kind in STATUS:
             status, retry, close = STATUS[kind]
-            return Answer(status, error.code, error.message, retry, close)
+            return ErrorResponse(status, error.code, error.message, retry, close)
     return INTERNAL_ERROR
 
 
-INTERNAL_ERROR = Answer(500, "ERR_INTERNAL_SERVER_ERROR", "something went wrong in the server", retry=True)
+INTERNAL_ERROR = ErrorResponse(500, "ERR_INTERNAL_SERVER_ERROR", "something went wrong in the server", retry=True)
 # Clients start a new upload at byte 0 when HEAD answers 5xx, so that nothing transient may look like that.
-TRY_LATER = Answer(423, "ERR_TRY_LATER", "the upload cannot be looked at now; try again", retry=True)
+TRY_LATER = ErrorResponse(423, "ERR_TRY_LATER", "the upload cannot be looked at now; try again", retry=True)
 
 
 JSON_TYPES = ("application/problem+json", "application/json")
 
 
-def render(answer: Answer, accept: str) -> tuple[str, bytes]:
+def render(answer: ErrorResponse, accept: str) -> tuple[str, bytes]:
     """Content type and body: problem details for clients that accept JSON, else `CODE: sentence`."""
     if any(_accepts(accept, media_type) for media_type in JSON_TYPES):
         problem = {"title": answer.message, "status": answer.status, "code": answer.code}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
+from tusd_py.contracts.storage import Buffer
 from tusd_py.http.body import RequestBody
 from tusd_py.http.tus.headers import parse_integer
-from tusd_py.contracts.storage import Buffer
 
 
 class Request:

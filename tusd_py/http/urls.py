@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from starlette.types import Scope
 
-from tusd_py.http.tus.headers import InvalidHeader
 from tusd_py.core.upload import is_upload_id
+from tusd_py.http.tus.headers import InvalidHeader
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 

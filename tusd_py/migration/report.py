@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-Say: TypeAlias = Callable[[str], None]
+Reporter: TypeAlias = Callable[[str], None]
 
 
 class Refused(Exception):
@@ -22,12 +22,12 @@ class Counts:
     refused: int = 0
 
 
-def silent(text: str) -> None:
+def no_report(text: str) -> None:
     pass
 
 
-def shown(text: str) -> str:
-    """Whatever it is, for one line on a terminal."""
+def abbreviated(text: str) -> str:
+    """A text of a record or file name cut to 200 characters, safe for one line on a terminal."""
     text = text if len(text) <= 200 else text[:200] + "..."
     return text if text.isprintable() else ascii(text)[1:-1]
 
@@ -37,7 +37,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def because(error: Exception) -> str:
+def root_cause(error: Exception) -> str:
     """What went wrong underneath, without numbers and names of classes."""
     cause = error.__cause__ or error
     return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)

@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tusd_py.composition import LOCKS, RECORDS, build_state, build_storage
-from tusd_py.core.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
-from tusd_py.backends.local_locks.locker import alone
-from tusd_py.migration.report import Counts, Refused, Say, because, printable, shown, silent
-from tusd_py.core.redaction import without_password
-from tusd_py.settings import Settings
-from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import Remembers, Storage
 from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.backends.local_locks.locker import alone
+from tusd_py.composition import LOCKS, RECORDS, build_state, build_storage
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage, SupportsCompletionRecords
+from tusd_py.core.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
+from tusd_py.core.redaction import without_password
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
-from tusd_py.core.upload import Part, Status, Upload
+from tusd_py.core.upload import Status, Upload, UploadPart
+from tusd_py.migration.report import Counts, Refused, Reporter, abbreviated, no_report, printable, root_cause
+from tusd_py.settings import Settings
 from tusd_py.uploads.identity import hand_on_identity, settle_identity
 from tusd_py.uploads.locations import located
 
@@ -37,10 +37,10 @@ async def migrate_records(
     target: StateStore,
     *,
     joins: Storage | None = None,
-    remembers: Remembers | None = None,
+    completion_records: SupportsCompletionRecords | None = None,
     dry_run: bool = False,
-    tell: Say = silent,
-    complain: Say = silent,
+    tell: Reporter = no_report,
+    report_error: Reporter = no_report,
 ) -> Counts:
     """Copy every record with its ledger of parts; the source is only read.
 
@@ -49,7 +49,7 @@ async def migrate_records(
     `remembers` is told of the finished ones. Tells of every upload that is copied, complains of every one that is
     refused.
     """
-    migration = Migration(source, target, joins, remembers, dry_run)
+    migration = Migration(source, target, joins, completion_records, dry_run)
     counts = Counts()
     async for record in source.all():
         try:
@@ -59,10 +59,12 @@ async def migrate_records(
             else:
                 counts.skipped += 1
         except Refused as error:
-            complain(printable(f"upload {record.id} {error}"))
+            report_error(printable(f"upload {record.id} {error}"))
             counts.refused += 1
     async for broken in source.broken():
-        complain(f"upload {shown(broken.upload_id)} has a record that cannot be read: {shown(broken.reason)}")
+        report_error(
+            f"upload {abbreviated(broken.upload_id)} has a record that cannot be read: {abbreviated(broken.reason)}"
+        )
         counts.refused += 1
     return counts
 
@@ -74,7 +76,7 @@ class Migration:
     source: StateStore
     target: StateStore
     joins: Storage | None = None
-    remembers: Remembers | None = None
+    completion_records: SupportsCompletionRecords | None = None
     dry_run: bool = False
 
     async def copy(self, record: Upload) -> bool:
@@ -96,7 +98,7 @@ class Migration:
             await self._store(existing, record, parts)
         return True
 
-    async def _join(self, upload: Upload, parts: Sequence[Part], existing: Upload | None) -> str:
+    async def _join(self, upload: Upload, parts: Sequence[UploadPart], existing: Upload | None) -> str:
         """Make one file of the bytes of an upload; returns its layout then."""
         if existing is not None:  # that was done before; once more could cut off what came later
             return existing.layout
@@ -109,11 +111,11 @@ class Migration:
         except StoredElsewhere as error:
             raise Refused(f"cannot be joined: {error.message}") from None
 
-    async def _store(self, existing: Upload | None, record: Upload, parts: Sequence[Part]) -> None:
+    async def _store(self, existing: Upload | None, record: Upload, parts: Sequence[UploadPart]) -> None:
         """In steps: after an interruption, the later ones may be missing."""
         if existing is None:
-            if self.remembers is not None and record.is_complete and not record.is_partial:
-                await self.remembers.remember(record)
+            if self.completion_records is not None and record.is_complete and not record.is_partial:
+                await self.completion_records.remember(record)
             await self.target.create(record, durable=True)
         if parts:
             before = existing or record
@@ -126,8 +128,8 @@ async def migrate(
     target: StateKind,
     *,
     dry_run: bool = False,
-    tell: Say = silent,
-    complain: Say = silent,
+    tell: Reporter = no_report,
+    report_error: Reporter = no_report,
 ) -> Counts:
     """`migrate_records` between the stores that these settings name, while no server uses either of them.
 
@@ -148,10 +150,12 @@ async def migrate(
             old,
             new,
             joins=storage if target == "sqlite" and isinstance(storage, SharedDiskStorage) else None,
-            remembers=storage if target == "redis" and isinstance(storage, Remembers) else None,
+            completion_records=storage
+            if target == "redis" and isinstance(storage, SupportsCompletionRecords)
+            else None,
             dry_run=dry_run,
             tell=tell,
-            complain=complain,
+            report_error=report_error,
         )
 
 
@@ -166,14 +170,14 @@ async def nothing_running(settings: Settings, *, dry_run: bool) -> AsyncIterator
             try:
                 await asyncio.to_thread(stack.enter_context, alone(settings.upload_dir / PRIVATE_FOLDER / LOCKS))
             except StateUnavailable as error:
-                raise StateUnavailable(f"the upload directory {settings.upload_dir}: {because(error)}") from error
+                raise StateUnavailable(f"the upload directory {settings.upload_dir}: {root_cause(error)}") from error
             await _no_server_on_redis(settings)
         yield
 
 
 async def _no_server_on_redis(settings: Settings) -> None:
-    from tusd_py.backends.redis.locker import servers_with  # Redis is an extra
     from tusd_py.backends.redis.connection import RedisConnection
+    from tusd_py.backends.redis.locker import servers_with  # Redis is an extra
 
     where = f"Redis at {without_password(settings.redis_url or '')}"
     connection = RedisConnection(settings.redis_url or "")
@@ -181,7 +185,7 @@ async def _no_server_on_redis(settings: Settings) -> None:
         await connection.open()
         servers = await servers_with(connection, settings.redis_prefix)
     except StateUnavailable as error:
-        raise StateUnavailable(f"{where} cannot be used: {because(error)}") from error
+        raise StateUnavailable(f"{where} cannot be used: {root_cause(error)}") from error
     finally:
         await connection.close()
     if servers:
@@ -215,7 +219,7 @@ async def _open(state: StateStore, where: str) -> None:
     try:
         await state.open()
     except StateUnavailable as error:
-        raise StateUnavailable(f"{where} cannot be used: {because(error)}") from error
+        raise StateUnavailable(f"{where} cannot be used: {root_cause(error)}") from error
 
 
 @contextlib.asynccontextmanager
@@ -228,7 +232,7 @@ async def opened_storage(settings: Settings, *, dry_run: bool) -> AsyncIterator[
     try:
         await storage.open()
     except StorageUnavailable as error:
-        text = f"the upload directory {settings.upload_dir} cannot be used: {because(error)}"
+        text = f"the upload directory {settings.upload_dir} cannot be used: {root_cause(error)}"
         raise StorageUnavailable(text) from error
     try:
         yield storage

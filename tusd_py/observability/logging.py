@@ -19,7 +19,7 @@ from tusd_py.events.bus import EventBus, RequestFinished, UploadFinished
 logger = logging.getLogger("tusd_py.requests")
 uploads_logger = logging.getLogger("tusd_py.uploads")
 server_logger = logging.getLogger("tusd_py.uvicorn_server")
-LONGEST_NAME = 255  # characters
+MAX_NAME = 255  # characters
 
 
 def configure(log_format: str, level: str) -> None:
@@ -96,7 +96,7 @@ def _file_name(metadata: str) -> str:
     pairs = dict(pair.strip().partition(" ")[::2] for pair in metadata.split(","))
     value = pairs.get("filename") or pairs.get("name") or ""
     try:
-        return base64.b64decode(value + "=" * (-len(value) % 4)).decode("utf-8", "replace")[:LONGEST_NAME]
+        return base64.b64decode(value + "=" * (-len(value) % 4)).decode("utf-8", "replace")[:MAX_NAME]
     except ValueError:
         return ""
 

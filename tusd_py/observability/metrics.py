@@ -167,7 +167,7 @@ class Metrics:
         self._lock_waits.observe(event.seconds)
         if not event.obtained:
             self._lock_timeouts.inc()
-        if event.inherited:
+        if event.unreleased_predecessors:
             self._takeovers.inc()
 
 

@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from tusd_py.contracts.storage import Buffer, ThreadedWriter, Writer
-from tusd_py.core.upload import Part
+from tusd_py.core.upload import UploadPart
 from tusd_py.transfer.budget import ByteBudget
 
 T = TypeVar("T")
 
 
-class BlockWriter:
+class BatchWriter:
     """Gathers one block while the writer stores another."""
 
-    def __init__(self, writer: Writer, budget: ByteBudget, recycle: Callable[[Sequence[Buffer]], None]) -> None:
+    def __init__(self, writer: Writer, budget: ByteBudget, release: Callable[[Sequence[Buffer]], None]) -> None:
         self._writer = writer
         self._budget = budget
-        self._recycle = recycle
+        self._release_buffers = release
         self._gathered: list[Buffer] = []
         self._gathered_size = 0
         self._writing: list[Buffer] = []
@@ -44,7 +44,7 @@ class BlockWriter:
         """What the record has to say of the stored bytes."""
         return self._writer.layout
 
-    def parts(self, after: int) -> Sequence[Part]:
+    def parts(self, after: int) -> Sequence[UploadPart]:
         """The stored parts that the ledger of a record at the offset `after` may lack."""
         return self._writer.parts(after)
 
@@ -56,7 +56,7 @@ class BlockWriter:
             await self._budget.reserve(len(data))
         self._gathered.append(data)
         self._gathered_size += len(data)
-        if self._gathered_size >= self._budget.block_size():
+        if self._gathered_size >= self._budget.batch_size():
             await self._write()
 
     async def flush(self, *, sync: bool) -> None:
@@ -127,10 +127,10 @@ class BlockWriter:
     def _written(self) -> None:
         """The writer is done with everything that it had."""
         self._budget.release(self._writing_size)
-        self._recycle(self._writing)
+        self._release_buffers(self._writing)
         self._writing, self._writing_size = [], 0
 
     def _forget_gathered(self) -> None:
         self._budget.release(self._gathered_size)
-        self._recycle(self._gathered)
+        self._release_buffers(self._gathered)
         self._gathered, self._gathered_size = [], 0

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from tusd_py.core.errors import UploadError
 from tusd_py.contracts.storage import Buffer
+from tusd_py.core.errors import UploadError
 
 
-class Source(Protocol):
+class BodySource(Protocol):
     """Where an append gets its bytes from."""
 
     @property
@@ -30,7 +30,7 @@ class Source(Protocol):
         Raises `ClientDisconnected`, `ReadTimeout` or what `interrupt` was given, once all that had arrived was read.
         """
 
-    def recycle(self, buffers: Sequence[Buffer]) -> None:
+    def release(self, buffers: Sequence[Buffer]) -> None:
         """Nobody looks at these buffers, which `read` returned, any more."""
 
     def silent_for(self) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-LARGEST_BLOCK = 4 << 20
-SMALLEST_BLOCK = 16 << 10
+MAX_BATCH_SIZE = 4 << 20
+MIN_BATCH_SIZE = 16 << 10
 
 
 class ByteBudget:
@@ -18,9 +18,9 @@ class ByteBudget:
         self.writers = 0
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    def block_size(self) -> int:
+    def batch_size(self) -> int:
         """Bytes worth gathering before they are written: a fair share, two blocks a writer."""
-        return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, self.total // (2 * max(1, self.writers))))
+        return max(MIN_BATCH_SIZE, min(MAX_BATCH_SIZE, self.total // (2 * max(1, self.writers))))
 
     def try_reserve(self, size: int) -> bool:
         if self._waiters or not self._fits(size):
@@ -59,7 +59,7 @@ class ByteBudget:
         return self.used + size <= self.total or self.used == 0  # one message larger than all is let through alone
 
 
-class BlockPool:
+class BufferPool:
     """Blocks of memory to receive into, used again so that their pages are touched for the first time only once.
 
     A block belongs to a connection while it is being filled, however slowly that goes. So that slow clients never make
@@ -75,8 +75,8 @@ class BlockPool:
 
     def acquire(self) -> bytearray:
         """A block of a fair size, or of what is left, but never less than the smallest."""
-        size = 1 << (self._budget.block_size().bit_length() - 1)
-        while size > SMALLEST_BLOCK and self._lent + size > self._limit:
+        size = 1 << (self._budget.batch_size().bit_length() - 1)
+        while size > MIN_BATCH_SIZE and self._lent + size > self._limit:
             size //= 2
         self._lent += size
         blocks = self._free.get(size)
@@ -85,11 +85,11 @@ class BlockPool:
         self._free_size -= size
         return blocks.pop()
 
-    def hand_over(self, block: bytearray) -> None:
+    def detach(self, block: bytearray) -> None:
         """Detach a filled block from the pool; its bytes count against `ByteBudget` from now on."""
         self._lent -= len(block)
 
-    def recycle(self, block: bytearray) -> None:
+    def release(self, block: bytearray) -> None:
         """Nobody looks at the block any more."""
         if self._free_size + len(block) <= self._limit:
             self._free_size += len(block)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
+from tusd_py.contracts.storage import Buffer, ThreadedWriter, Writer
 from tusd_py.core.errors import (
     ChecksumMismatch,
     LockLost,
@@ -18,14 +19,13 @@ from tusd_py.core.errors import (
     UploadError,
     UploadInterrupted,
 )
-from tusd_py.contracts.storage import Buffer, ThreadedWriter, Writer
-from tusd_py.core.upload import Part, Upload
-from tusd_py.transfer.batch_writer import BlockWriter
+from tusd_py.core.upload import Upload, UploadPart
+from tusd_py.transfer.batch_writer import BatchWriter
+from tusd_py.transfer.body_source import BodySource
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
-from tusd_py.uploads.options import Durability, Policy
+from tusd_py.uploads.options import Durability, UploadOptions
 from tusd_py.uploads.validation import limit_text
-from tusd_py.transfer.body_source import Source
 
 IDLE_STEP = 0.25  # seconds between the moments at which idle appends are looked at
 FLUSH_INTERVAL = 10.0  # seconds after which everything is stored even where that is not cheap
@@ -33,7 +33,7 @@ SILENT = 1.0  # seconds without a byte after which a reader's question ends the 
 
 # Commits the second record, and these parts, in place of the first; the flag says that the storage has nothing left
 # to do for it.
-Commit = Callable[[Upload, Upload, Sequence[Part], bool], Awaitable[Upload]]
+Commit = Callable[[Upload, Upload, Sequence[UploadPart], bool], Awaitable[Upload]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class Append:
     def __init__(
         self,
         upload: Upload,
-        source: Source,
+        source: BodySource,
         writer: Writer,
         budget: ByteBudget,
-        policy: Policy,
+        options: UploadOptions,
         commit: Commit,
         *,
         sync: bool,
@@ -70,12 +70,12 @@ class Append:
         self._stored_record = upload  # as the state store has it
         self._source = source
         self._budget = budget
-        self._blocks = BlockWriter(writer, budget, source.recycle)
-        self._policy = policy
+        self._blocks = BatchWriter(writer, budget, source.release)
+        self._options = options
         self._commit_record = commit
         self._sync = sync
         self._verification = verification
-        self._limit = _limit(upload, policy)
+        self._limit = _limit(upload, options)
         self._position = upload.offset  # where the next byte received goes
         self._timer: asyncio.TimerHandle | None = None
         self._woken_at: float | None = None  # by the timer, since when `read` has given no bytes
@@ -149,17 +149,17 @@ class Append:
         if data:
             await self._blocks.add(data)
             self._position += len(data)
-            if self._position - self._bytes_at_commit >= self._policy.commit_bytes:
+            if self._position - self._bytes_at_commit >= self._options.commit_bytes:
                 self._commit_due = True
         if excess:
             if self.upload.length is not None:
                 raise SizeExceeded
-            raise MaxSizeExceeded(limit_text(self._policy, "deferred"))
+            raise MaxSizeExceeded(limit_text(self._options, "deferred"))
 
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._policy.commit_interval, self._interval_passed)
+        self._timer = asyncio.get_running_loop().call_later(self._options.commit_interval, self._interval_passed)
 
     def _interval_passed(self) -> None:
         if self._is_idle():
@@ -172,7 +172,7 @@ class Append:
     def _look_again(self) -> None:
         """Set the timer while nothing comes, so that those of all idle appends fire together."""
         loop = asyncio.get_running_loop()
-        at = math.ceil((loop.time() + self._policy.commit_interval) / IDLE_STEP) * IDLE_STEP
+        at = math.ceil((loop.time() + self._options.commit_interval) / IDLE_STEP) * IDLE_STEP
         self._timer = loop.call_at(at, self._interval_passed)
 
     def _is_idle(self) -> bool:
@@ -240,7 +240,7 @@ class Append:
             self._verification = None
         if self._position != self.upload.length:
             return await self._commit(everything=True)
-        sync = self._policy.durability is not Durability.NEVER
+        sync = self._options.durability is not Durability.NEVER
         last = self._last_step
         if last is not None and last.writer.takes_last_step(with_bytes=self._blocks.holds_bytes):
             return await self._finish_in_thread(last, sync=sync)
@@ -290,9 +290,9 @@ class Append:
             await self._blocks.close()
 
 
-def _limit(upload: Upload, policy: Policy) -> int:
+def _limit(upload: Upload, options: UploadOptions) -> int:
     """The largest offset this append may reach."""
     if upload.length is not None:
         return upload.length
-    limit = policy.largest("deferred")
+    limit = options.largest("deferred")
     return limit if limit is not None else (1 << 63) - 1

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from tusd_py.contracts.locks import Lock
+from tusd_py.contracts.state import StateStore, UpdatesInThreads
+from tusd_py.contracts.storage import Observer, Storage, StoresInThreads, Writer
 from tusd_py.core.errors import (
     FinalUploadModified,
     LockLost,
@@ -19,18 +22,15 @@ from tusd_py.core.errors import (
     StorageUnavailable,
     UploadInterrupted,
 )
+from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
-from tusd_py.contracts.locks import Lock
-from tusd_py.contracts.state import StateStore, UpdatesInThreads
-from tusd_py.contracts.storage import Observer, Storage, StoresInThreads, Writer
-from tusd_py.core.upload import Part, Status, Upload
-from tusd_py.uploads.append import Append, LastStep
 from tusd_py.transfer.budget import ByteBudget
+from tusd_py.uploads.append import Append, LastStep
 from tusd_py.uploads.completion import Completion
-from tusd_py.uploads.lock_holders import Relay
+from tusd_py.uploads.lock_holders import DeferredHolder
 from tusd_py.uploads.locked_work import LockedWork
-from tusd_py.uploads.options import Durability, Policy
-from tusd_py.uploads.validation import Addition, check_addition, refuse_hopeless
+from tusd_py.uploads.options import Durability, UploadOptions
+from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 
 ENDING_POLL = 0.01  # seconds between two looks whether an upload has ended
 
@@ -47,7 +47,7 @@ class Appending:
         storage: Storage,
         events: EventBus,
         budget: ByteBudget,
-        policy: Policy,
+        options: UploadOptions,
         work: LockedWork,
         completion: Completion,
         refuse_when_draining: Callable[[], None],
@@ -56,7 +56,7 @@ class Appending:
         self._storage = storage
         self._events = events
         self._budget = budget
-        self._policy = policy
+        self._options = options
         self._work = work
         self._completion = completion
         self._refuse_when_draining = refuse_when_draining
@@ -65,16 +65,16 @@ class Appending:
         if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads):
             self._in_threads = state, storage
 
-    async def append(self, upload_id: str, addition: Addition) -> tuple[Upload, bool]:
+    async def append(self, upload_id: str, append_request: AppendRequest) -> tuple[Upload, bool]:
         """Append what the source gives: the upload as committed, and whether the addition was made.
 
         To a complete upload there is nothing to add. Raises as `UploadService.append` does.
         """
-        holder = Relay()
+        holder = DeferredHolder()
         try:
-            lock = await self._lock_to_append(upload_id, addition, holder)
-            work = self._work.start(lock, self._append_under(lock, addition, holder))
-            await addition.source.feed(work)
+            lock = await self._lock_to_append(upload_id, append_request, holder)
+            work = self._work.start(lock, self._append_under(lock, append_request, holder))
+            await append_request.source.feed(work)
             return work.result()
         except (LockLost, LockTimeout, UploadInterrupted):
             await self._refuse_if_ended(upload_id)
@@ -85,24 +85,26 @@ class Appending:
         for append in list(self._appends):
             append.interrupt(ServerShutdown())
 
-    async def _lock_to_append(self, upload_id: str, addition: Addition, holder: Relay) -> Lock:
+    async def _lock_to_append(self, upload_id: str, append_request: AppendRequest, holder: DeferredHolder) -> Lock:
         """The lock, without disturbing its holder on behalf of a request that cannot succeed."""
         try:
             return await self._work.acquire(upload_id, holder, 0)
         except LockTimeout:
-            refuse_hopeless(await self._completion.get(upload_id), addition, self._policy)
-        return await self._work.acquire(upload_id, holder, self._policy.lock_timeout)
+            refuse_hopeless(await self._completion.get(upload_id), append_request, self._options)
+        return await self._work.acquire(upload_id, holder, self._options.lock_timeout)
 
     async def _refuse_if_ended(self, upload_id: str) -> None:
         """Raise `UploadNotFound` or `UploadGone` if the upload has ended, or is about to: this waits for that."""
-        deadline = time.monotonic() + self._policy.lock_timeout
+        deadline = time.monotonic() + self._options.lock_timeout
         with contextlib.suppress(StateUnavailable, StorageUnavailable):  # then the caller's reason is the better one
             while await self._work.is_ending(upload_id) and time.monotonic() < deadline:
                 await self._completion.get(upload_id)
                 await asyncio.sleep(ENDING_POLL)
             await self._completion.get(upload_id)
 
-    async def _append_under(self, lock: Lock, addition: Addition, holder: Relay) -> tuple[Upload, bool]:
+    async def _append_under(
+        self, lock: Lock, append_request: AppendRequest, holder: DeferredHolder
+    ) -> tuple[Upload, bool]:
         """The upload, and whether the addition was made: to a complete one there is nothing to add."""
         record = await self._completion.get(lock.upload_id, lock)
         if record.is_final:
@@ -112,15 +114,17 @@ class Appending:
         if record.is_complete:
             return record, False
         try:
-            return await self._append(record, addition, lock, holder), True
+            return await self._append(record, append_request, lock, holder), True
         except StorageAhead as error:
             record = await self._completion.recover(await self._completion.get(lock.upload_id), lock.token)
             raise OffsetMismatch(record.offset) from error
 
-    async def _append(self, record: Upload, addition: Addition, lock: Lock, holder: Relay) -> Upload:
-        upload = check_addition(record, addition, self._policy)
+    async def _append(
+        self, record: Upload, append_request: AppendRequest, lock: Lock, holder: DeferredHolder
+    ) -> Upload:
+        upload = check_append(record, append_request, self._options)
         self._refuse_when_draining()
-        append = self._new_append(upload, addition, lock)
+        append = self._new_append(upload, append_request, lock)
         holder.target = append
         self._appends.add(append)
         self._events.publish(AppendStarted(upload))
@@ -140,21 +144,21 @@ class Appending:
         elif append.upload.status is Status.FINISHING:
             append.upload = await self._completion.finish(append.upload, lock.token)
 
-    def _new_append(self, upload: Upload, addition: Addition, lock: Lock) -> Append:
-        sync = self._policy.durability is Durability.ALWAYS or (
-            self._policy.durability is Durability.COMPLETE and upload.deferred
+    def _new_append(self, upload: Upload, append_request: AppendRequest, lock: Lock) -> Append:
+        sync = self._options.durability is Durability.ALWAYS or (
+            self._options.durability is Durability.COMPLETE and upload.deferred
         )
-        verification = addition.verification
+        verification = append_request.verification
         observer = verification.update if verification is not None else None
 
-        async def commit(before: Upload, after: Upload, parts: Sequence[Part], whole: bool) -> Upload:
+        async def commit(before: Upload, after: Upload, parts: Sequence[UploadPart], whole: bool) -> Upload:
             if whole:
                 after = self._completion.completed(after, lock.token)
             elif after.has_all_bytes:
                 after = replace(after, status=Status.FINISHING, token=lock.token)
             else:
                 after = replace(after, expires_at=self._completion.extended(before), token=lock.token)
-            durable = sync or (whole and self._policy.durability is not Durability.NEVER)
+            durable = sync or (whole and self._options.durability is not Durability.NEVER)
             stored = await self._state.update(before, after, lock.token, parts=parts, durable=durable)
             if whole:
                 await self._completion.remember(stored)
@@ -164,10 +168,10 @@ class Appending:
         writer, last_step = self._writer(upload, observer, lock)
         return Append(
             upload,
-            addition.source,
+            append_request.source,
             writer,
             self._budget,
-            self._policy,
+            self._options,
             commit,
             sync=sync,
             verification=verification,
@@ -180,13 +184,15 @@ class Appending:
     def _writer(self, upload: Upload, observer: Observer | None, lock: Lock) -> tuple[Writer, LastStep | None]:
         """The writer, and how to complete the upload in its thread, where that can be done."""
         if self._in_threads is None:
-            return self._storage.writer(upload, lock.token, observer, inherited=lock.inherited), None
+            return self._storage.writer(
+                upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
+            ), None
         state, storage = self._in_threads
-        writer = storage.writer(upload, lock.token, observer, inherited=lock.inherited)
+        writer = storage.writer(upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors)
 
         def commit(before: Upload, after: Upload) -> Upload:
             complete = self._completion.completed(after, lock.token)
-            durable = self._policy.durability is not Durability.NEVER
+            durable = self._options.durability is not Durability.NEVER
             stored = state.update_in_thread(before, complete, lock.token, durable=durable)
             self._completion.remember_in_thread(storage, stored)
             return stored

@@ -7,6 +7,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tusd_py.contracts.locks import Lock
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage, StoresInThreads, SupportsCompletionRecords, SupportsConcatenation
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import (
     BrokenRecord,
@@ -25,33 +28,32 @@ from tusd_py.core.errors import (
     UploadGone,
     UploadNotFound,
 )
-from tusd_py.events.bus import EventBus, finish_event
-from tusd_py.contracts.locks import Lock
-from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import Concatenates, Remembers, Storage, StoresInThreads
 from tusd_py.core.upload import Status, Upload
+from tusd_py.events.bus import EventBus, finish_event
 from tusd_py.uploads.concatenation import with_length
 from tusd_py.uploads.locations import located
-from tusd_py.uploads.options import Durability, Policy
+from tusd_py.uploads.options import Durability, UploadOptions
 from tusd_py.uploads.waiting_finals import WaitingFinals
 
 logger = logging.getLogger("tusd_py.uploads")
 
-MOST_LOOKED_FOR = 10_000
-REMEMBERED_AGAIN = 3600.0  # seconds after its completion
+MAX_LOOKUPS = 10_000
+ENSURED_RECORDS = 3600.0  # seconds after its completion
 
 
 class Completion:
     """Finishes, recovers and removes uploads. The caller holds their lock, and gives its token."""
 
     def __init__(
-        self, state: StateStore, storage: Storage, events: EventBus, policy: Policy, clock: SteadyClock
+        self, state: StateStore, storage: Storage, events: EventBus, options: UploadOptions, clock: SteadyClock
     ) -> None:
         self._state = state
         self._storage = storage
-        self._notes = storage if isinstance(storage, Remembers) else None  # asking a protocol class takes 10 us
+        self._completion_records = (
+            storage if isinstance(storage, SupportsCompletionRecords) else None
+        )  # asking a protocol class takes 10 us
         self._events = events
-        self._policy = policy
+        self._options = options
         self._kept: set[str] = set()  # expired uploads that were told of
         self._looked_for: set[str] = set()  # complete uploads whose notes need no second look
         self._clock = clock
@@ -61,31 +63,35 @@ class Completion:
         """The record as committed, as the lock brought it if it did; raises `UploadNotFound` or `UploadGone`."""
         upload = (lock and lock.record) or await self._state.get(upload_id)
         if lock is not None and upload is not None:
-            await lock.outdo(upload.token)
+            await lock.raise_token(upload.token)
         if upload is None:
             upload = await self.restore(upload_id)
         if not upload.location:
             upload = await located(self._storage, upload)
         if upload.has_ended(self._clock.steady()) and not await self._was_finished(upload):
-            raise UploadGone if self._policy.gone_for else UploadNotFound
+            raise UploadGone if self._options.gone_for else UploadNotFound
         return upload
 
     async def _was_finished(self, upload: Upload) -> bool:
         """Whether an expired record is older than the end of its upload; if so, the caller finishes the upload."""
-        return upload.status is Status.ACTIVE and await self.remembered(upload.id) is not None
+        return upload.status is Status.ACTIVE and await self.load_completion_record(upload.id) is not None
 
     async def restore(self, upload_id: str) -> Upload:
         """A finished upload whose record was lost; raises `UploadNotFound` if there is none."""
-        upload = await self.remembered(upload_id)
+        upload = await self.load_completion_record(upload_id)
         if upload is None:
             raise UploadNotFound
         with contextlib.suppress(UploadExists):
             await self._state.create(upload)
         return upload
 
-    async def remembered(self, upload_id: str) -> Upload | None:
+    async def load_completion_record(self, upload_id: str) -> Upload | None:
         """What the storage knows of an upload that was finished before its record was lost, or went back in time."""
-        upload = await self._notes.remembered(upload_id) if self._notes is not None else None
+        upload = (
+            await self._completion_records.load_completion_record(upload_id)
+            if self._completion_records is not None
+            else None
+        )
         return None if upload is None else replace(upload, token=0)
 
     # Going on.
@@ -93,7 +99,7 @@ class Completion:
     async def recover(self, upload: Upload, token: int) -> Upload:
         """Finish what was left unfinished, and go to the offset that storage really has."""
         if upload.is_final and not upload.is_complete:
-            finished = await self.remembered(upload.id)  # its parts may have been removed since
+            finished = await self.load_completion_record(upload.id)  # its parts may have been removed since
             if finished is not None:
                 return await self._state.update(upload, finished, token)
             return await self._recover_final(upload, token)
@@ -102,7 +108,7 @@ class Completion:
         stored = await self._storage.stored(upload) if upload.status is Status.ACTIVE else upload.offset
         if stored < upload.offset:
             return await self._state.update(upload, upload.at(stored), token)
-        finished = None if upload.is_complete else await self.remembered(upload.id)
+        finished = None if upload.is_complete else await self.load_completion_record(upload.id)
         if finished is not None:
             return await self._state.update(upload, finished, token)
         return upload
@@ -112,7 +118,7 @@ class Completion:
             try:
                 return await self.finish(upload, token)
             except PartialLost as error:
-                if not self._policy.concatenation_unfinished:
+                if not self._options.concatenation_unfinished:
                     await self.remove(upload, token, Status.TERMINATED)
                     raise
                 await self.waiting.wait_for_part(upload, error)
@@ -132,7 +138,7 @@ class Completion:
 
     async def finish(self, upload: Upload, token: int) -> Upload:
         """All bytes are stored: make the upload complete. Left in `finishing` if that fails."""
-        sync = self._policy.durability is not Durability.NEVER
+        sync = self._options.durability is not Durability.NEVER
         try:
             if upload.is_final:
                 assembled = await self._assemble(upload, sync=sync)
@@ -146,7 +152,7 @@ class Completion:
         complete = self.completed(assembled, token)
         complete = await self._state.update(upload, complete, token, durable=sync)
         await self.remember(complete)
-        await self._storage.tidy(upload)
+        await self._storage.discard_superseded(upload)
         self._events.publish(finish_event(complete))
         return complete
 
@@ -156,7 +162,7 @@ class Completion:
         return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at, token=token)
 
     def _retained_until(self, completed_at: float) -> float | None:
-        return completed_at + self._policy.retention if self._policy.retention else None
+        return completed_at + self._options.retention if self._options.retention else None
 
     def is_over(self, upload: Upload) -> bool:
         """Whether an upload has ended, or was finished so long ago that it is not to be kept any longer."""
@@ -174,9 +180,9 @@ class Completion:
 
     async def remember(self, complete: Upload) -> None:
         """Have the storage keep a note of a complete upload, after its record was changed, which proves the lock."""
-        if self._notes is not None and not complete.is_partial:
+        if self._completion_records is not None and not complete.is_partial:
             try:
-                await self._notes.remember(complete)
+                await self._completion_records.remember(complete)
             except UploadError as error:  # the upload is complete all the same
                 _warn_of_missing_note(complete, error)
 
@@ -193,28 +199,28 @@ class Completion:
 
         A client that saw the crash asks soon.
         """
-        if self._notes is None or complete.is_partial or complete.id in self._looked_for:
+        if self._completion_records is None or complete.is_partial or complete.id in self._looked_for:
             return False
-        if (complete.completed_at or 0) < self._clock.wall() - REMEMBERED_AGAIN:
+        if (complete.completed_at or 0) < self._clock.wall() - ENSURED_RECORDS:
             return False
-        if len(self._looked_for) >= MOST_LOOKED_FOR:
+        if len(self._looked_for) >= MAX_LOOKUPS:
             self._looked_for.clear()
         self._looked_for.add(complete.id)
         return True
 
     async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
         """Put the partial uploads together; returns the final one with its length."""
-        assert isinstance(self._storage, Concatenates)
+        assert isinstance(self._storage, SupportsConcatenation)
         found = {partial_id: await self.get(partial_id) for partial_id in dict.fromkeys(final.partial_ids)}
         partials = [found[partial_id] for partial_id in final.partial_ids]
-        final = with_length(final, partials, self._policy)
+        final = with_length(final, partials, self._options)
         try:
             layout = await self._storage.concatenate(final, partials, sync=sync)
         except PartBehind as error:
             await self._put_back(error, partials)
             raise PartialLost(error.upload_id, error.stored) from error
         final = replace(final, layout=layout)
-        grace_end = self._clock.wall() + self._policy.partial_grace
+        grace_end = self._clock.wall() + self._options.partial_retention
         for partial in found.values():
             if partial.expires_at is None or partial.expires_at > grace_end:
                 with contextlib.suppress(UploadError):  # it was terminated meanwhile, or is about to be
@@ -259,7 +265,7 @@ class Completion:
     async def remove(self, upload: Upload, token: int, status: Status, *, remember: bool = True) -> None:
         """Remove an upload, and its record unless ended uploads are remembered for a time."""
         # First the record says that the upload has ended, so that a crash on the way is cleaned up by the sweeper.
-        gone_until = self._clock.wall() + (self._policy.gone_for if remember else 0)
+        gone_until = self._clock.wall() + (self._options.gone_for if remember else 0)
         ended = replace(upload, status=status, expires_at=gone_until)
         try:
             ended = await self._state.update(upload, ended, token)
@@ -267,7 +273,7 @@ class Completion:
             await self._storage.delete(upload)
             ended = await self._state.update(upload, ended, token)
         await self._storage.delete(ended)
-        if not (remember and self._policy.gone_for):
+        if not (remember and self._options.gone_for):
             await self._state.delete(ended.id, token)
 
     async def remove_broken(self, error: BrokenRecord, token: int) -> Upload:
@@ -281,7 +287,7 @@ class Completion:
 
     def expiry(self, now: float) -> float | None:
         """When an upload expires that is written to now, in seconds since the epoch."""
-        return now + self._policy.expires_after if self._policy.expires_after else None
+        return now + self._options.expires_after if self._options.expires_after else None
 
     def extended(self, upload: Upload) -> float | None:
         """The expiry of an upload that was written to just now: never earlier than before, whatever the clock says."""

@@ -7,26 +7,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tusd_py.core.errors import InvalidConcatenation, PartialUnfinished
-from tusd_py.core.upload import Concatenation, Status, Upload
-from tusd_py.uploads.options import Policy
+from tusd_py.core.upload import Status, Upload, UploadKind
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import NewUpload, check_size
 
 
-def check_partial_ids(partial_ids: Sequence[str], policy: Policy) -> None:
+def check_partial_ids(partial_ids: Sequence[str], options: UploadOptions) -> None:
     """Raise `InvalidConcatenation` if a final upload may not be made of so many: a small request makes large copies."""
-    if len(partial_ids) > policy.concatenation_parts:
+    if len(partial_ids) > options.concatenation_parts:
         raise InvalidConcatenation(
-            f"a final upload may name at most {policy.concatenation_parts} partial uploads, not {len(partial_ids)}"
+            f"a final upload may name at most {options.concatenation_parts} partial uploads, not {len(partial_ids)}"
         )
     _, repeats = Counter(partial_ids).most_common(1)[0]
-    if repeats > policy.concatenation_repeats:
+    if repeats > options.concatenation_repeats:
         raise InvalidConcatenation(
-            f"a final upload may name the same partial upload at most {policy.concatenation_repeats} times,"
+            f"a final upload may name the same partial upload at most {options.concatenation_repeats} times,"
             f" not {repeats} times"
         )
 
 
-def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy: Policy, now: float) -> Upload:
+def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], options: UploadOptions, now: float) -> Upload:
     """The record of a final upload, in `finishing` from the start: all that is left to do is to put it together.
 
     Raises `InvalidConcatenation`, `MaxSizeExceeded`, and `PartialUnfinished` unless the policy lets it wait.
@@ -34,29 +34,29 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], policy
     for partial in partials:
         if not partial.is_partial:
             raise InvalidConcatenation(f"upload {partial.id} is not a partial upload")
-        if not partial.is_complete and not policy.concatenation_unfinished:
+        if not partial.is_complete and not options.concatenation_unfinished:
             raise PartialUnfinished(partial.id)
     length = _total(partials)
-    check_size(length, policy, "final")
+    check_size(length, options, "final")
     return Upload(
         id=upload_id,
         created_at=now,
         length=length,
         status=Status.FINISHING,
         metadata=new.metadata,
-        concatenation=Concatenation.FINAL,
+        concatenation=UploadKind.FINAL,
         concat_header=new.concat_header,
         partial_ids=new.partial_ids,
     )
 
 
-def with_length(final: Upload, partials: Sequence[Upload], policy: Policy) -> Upload:
+def with_length(final: Upload, partials: Sequence[Upload], options: UploadOptions) -> Upload:
     """The final upload as its finished parts make it; raises `PartialUnfinished`, `MaxSizeExceeded`."""
     for partial in partials:
         if not partial.is_complete:
             raise PartialUnfinished(partial.id)
     length = sum(partial.offset for partial in partials)
-    check_size(length, policy, "final")
+    check_size(length, options, "final")
     return replace(final, length=length, offset=length)
 
 

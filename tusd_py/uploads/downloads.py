@@ -8,7 +8,7 @@ from tusd_py.contracts.storage import Buffer, Storage
 from tusd_py.core.upload import Upload
 
 DOWNLOAD_MEMORY = 32 << 20
-SMALLEST_PIECE = 16 << 10
+MIN_PIECE = 16 << 10
 
 
 class Downloads:
@@ -23,7 +23,7 @@ class Downloads:
 
     def piece_size(self, most: int) -> int:
         """Bytes that one download may read at a time, at most so many."""
-        return max(SMALLEST_PIECE, min(most, self._memory // max(1, self._running)))
+        return max(MIN_PIECE, min(most, self._memory // max(1, self._running)))
 
     async def read(self, storage: Storage, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
         """See `Storage.read`."""

@@ -6,9 +6,9 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
-from tusd_py.core.errors import StateFull, StateUnavailable, StorageFull, StorageUnavailable, UploadError
 from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import HasIdentity, Storage
+from tusd_py.contracts.storage import Storage, SupportsIdentity
+from tusd_py.core.errors import StateFull, StateUnavailable, StorageFull, StorageUnavailable, UploadError
 from tusd_py.core.storage_identity import new_identity
 from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.locations import located
@@ -31,7 +31,7 @@ async def settle_identity(state: StateStore, storage: Storage, *, records_inside
     `records_inside` says that the records are kept in the storage itself. Raises `StorageUnavailable` with a sentence
     for the operator.
     """
-    if not isinstance(storage, HasIdentity):
+    if not isinstance(storage, SupportsIdentity):
         return
     try:
         await _settle(state, storage, records_inside=records_inside)
@@ -40,7 +40,7 @@ async def settle_identity(state: StateStore, storage: Storage, *, records_inside
 
 
 async def _settle(state: StateStore, storage: Storage, *, records_inside: bool) -> None:
-    assert isinstance(storage, HasIdentity)
+    assert isinstance(storage, SupportsIdentity)
     for _ in range(ATTEMPTS):
         known, found = await state.read_metadata(IDENTITY), await storage.read_identity()
         if known is None:
@@ -57,7 +57,7 @@ async def _settle(state: StateStore, storage: Storage, *, records_inside: bool) 
 
 async def _join(state: StateStore, storage: Storage, found: str | None, *, records_inside: bool) -> None:
     """Join records that name no storage, because they are new or of a version without identities, with this one."""
-    assert isinstance(storage, HasIdentity)
+    assert isinstance(storage, SupportsIdentity)
     if not records_inside and not await _looks_right(state, storage):
         raise _refused(storage, "it has none of the uploads of these records")
     younger = found is not None and await anext(state.all(), None) is None
@@ -83,7 +83,7 @@ async def know_all(state: StateStore) -> bool:
 
 async def adopt_storage(state: StateStore, storage: Storage) -> str:
     """Join the records and the storage whatever they know of each other; returns the identity."""
-    if not isinstance(storage, HasIdentity):
+    if not isinstance(storage, SupportsIdentity):
         raise StorageUnavailable("the storage has no identity")
     found = await storage.read_identity()
     if found is None:
@@ -109,7 +109,7 @@ async def hand_on_identity(source: StateStore, target: StateStore) -> None:
 
 async def keep_identity(state: StateStore, storage: Storage) -> None:
     """Write the identity of the storage beside the records again, in case the store has lost it."""
-    if not isinstance(storage, HasIdentity) or await state.read_metadata(IDENTITY) is not None:
+    if not isinstance(storage, SupportsIdentity) or await state.read_metadata(IDENTITY) is not None:
         return
     with contextlib.suppress(StorageUnavailable, StateFull):  # the next time, then
         found = await storage.read_identity()
@@ -139,7 +139,7 @@ async def _with_bytes(state: StateStore) -> AsyncIterator[Upload]:
             yield upload
 
 
-def _refused(storage: HasIdentity, what: str) -> StorageUnavailable:
+def _refused(storage: SupportsIdentity, what: str) -> StorageUnavailable:
     return StorageUnavailable(
         f"{what}, which its records do not name: check {storage.what_to_check}; {HOW_TO_OVERRULE}"
     )

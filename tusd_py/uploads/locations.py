@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tusd_py.contracts.storage import Locates, Storage
+from tusd_py.contracts.storage import Storage, SupportsLocations
 from tusd_py.core.upload import Upload
 
 
 async def located(storage: Storage, upload: Upload) -> Upload:
     """The record with its location, as far as the storage can see it."""
-    if upload.location or not isinstance(storage, Locates):
+    if upload.location or not isinstance(storage, SupportsLocations):
         return upload
     return await storage.located(upload)

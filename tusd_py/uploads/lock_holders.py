@@ -5,7 +5,7 @@ from __future__ import annotations
 from tusd_py.uploads.append import Append
 
 
-class Undisturbed:
+class NonInterruptibleHolder:
     """The holder of a lock that is held for a short piece of work, which nobody can shorten."""
 
     def release_requested(self) -> None: ...
@@ -15,7 +15,7 @@ class Undisturbed:
     def lock_lost(self) -> None: ...
 
 
-class Relay:
+class DeferredHolder:
     """Holds the lock for an append that is still being made, and remembers what is asked of it meanwhile."""
 
     def __init__(self) -> None:

@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
+from tusd_py.contracts.locks import Lock, Locker, LockHolder
 from tusd_py.core.errors import LockTimeout, ServerShutdown, UploadError
 from tusd_py.events.bus import EventBus, LockWaited
-from tusd_py.contracts.locks import Lock, Locker, LockHolder
-from tusd_py.uploads.lock_holders import Undisturbed
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 
 logger = logging.getLogger("tusd_py.uploads")
 
@@ -47,7 +47,9 @@ class LockedWork:
                 self._events.publish(LockWaited(upload_id, time.monotonic() - started, obtained=False))
             raise
         waited = time.monotonic() - started
-        self._events.publish(LockWaited(upload_id, waited, obtained=True, inherited=lock.inherited > 0))
+        self._events.publish(
+            LockWaited(upload_id, waited, obtained=True, unreleased_predecessors=lock.unreleased_predecessors > 0)
+        )
         return lock
 
     def start(self, lock: Lock, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -122,7 +124,7 @@ class LockedWork:
     async def ending(self, upload_id: str) -> AsyncIterator[None]:
         """Let those who are asked to release the lock of this upload know why (`is_ending`)."""
         try:
-            lock = await self._locker.acquire(_ending(upload_id), Undisturbed(), 0, to_remove=True)
+            lock = await self._locker.acquire(_ending(upload_id), NonInterruptibleHolder(), 0, to_remove=True)
         except LockTimeout:  # somebody else is ending it
             yield
             return

@@ -20,7 +20,7 @@ class Durability(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class UploadOptions:
     """Sizes are bytes, times are seconds; zero switches a limit of time off."""
 
     max_size: int | None = None
@@ -29,7 +29,7 @@ class Policy:
     lock_timeout: float = 10
     commit_bytes: int = 16 << 20  # a running append commits at least this often
     commit_interval: float = 1
-    partial_grace: float = 3600  # concatenated partial uploads live this long
+    partial_retention: float = 3600  # concatenated partial uploads live this long
     retention: float = 0  # finished uploads are removed so long after their completion; 0: never
     gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
     concatenation_unfinished: bool = False

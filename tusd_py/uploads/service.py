@@ -8,6 +8,16 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from tusd_py.contracts.health import ReportsHealth
+from tusd_py.contracts.locks import Lock, Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import (
+    Storage,
+    SupportsConcatenation,
+    SupportsDownloadRedirect,
+    SupportsIdentity,
+    SupportsSizeLimits,
+)
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import (
     BrokenRecord,
@@ -18,28 +28,24 @@ from tusd_py.core.errors import (
     UploadNotFound,
     WrongStorage,
 )
-from tusd_py.events.bus import EventBus, PartialFinished, UploadCreated, UploadExpired, UploadTerminated
-from tusd_py.contracts.health import ReportsHealth
-from tusd_py.contracts.locks import Lock, Locker
-from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import Concatenates, HasIdentity, Redirects, Storage, SupportsSizeLimits
 from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
-from tusd_py.uploads.appending import Appending
+from tusd_py.events.bus import EventBus, PartialFinished, UploadCreated, UploadExpired, UploadTerminated
 from tusd_py.transfer.budget import ByteBudget
+from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
-from tusd_py.uploads.lock_holders import Undisturbed
 from tusd_py.uploads.locations import located
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
-from tusd_py.uploads.options import Policy
-from tusd_py.uploads.validation import Addition, NewUpload, append_nothing, check_size
+from tusd_py.uploads.options import UploadOptions
+from tusd_py.uploads.validation import AppendRequest, NewUpload, check_size, verify_no_more_bytes
 
 T = TypeVar("T")
 
-READER_PATIENCE = 1.95  # seconds until a reader is told to ask later
-NOTE_PATIENCE = 1.0  # seconds a reader of a finished upload waits for its note, once
-INSPECT_PATIENCE = 1.5  # seconds a reader waits for the lock holder's commit
-INSPECT_POLL = 0.01
+READER_TIMEOUT = 1.95  # seconds until a reader is told to ask later
+COMPLETION_RECORD_TIMEOUT = 1.0  # seconds a reader of a finished upload waits for its note, once
+INSPECT_TIMEOUT = 1.5  # seconds a reader waits for the lock holder's commit
+INSPECT_POLL_INTERVAL = 0.01
 SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
 NOBODY = "-"  # the id of no upload
 
@@ -54,39 +60,39 @@ class UploadService:
         storage: Storage,
         events: EventBus,
         budget: ByteBudget,
-        policy: Policy,
+        options: UploadOptions,
         clock: SteadyClock,
     ) -> None:
         if isinstance(storage, SupportsSizeLimits):
-            policy = replace(policy, storage=storage.size_limits)
+            options = replace(options, storage=storage.size_limits)
         self.state = state
         self.locker = locker
         self.storage = storage
         self.events = events
         self.budget = budget
-        self.policy = policy
+        self.options = options
         self.clock = clock
         self._draining = False
         self._work = LockedWork(locker, events)
         self._finals_of: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
-        self._completion = Completion(state, storage, events, policy, clock)
+        self._completion = Completion(state, storage, events, options, clock)
         self._appending = Appending(
-            state, storage, events, budget, policy, self._work, self._completion, self.refuse_when_draining
+            state, storage, events, budget, options, self._work, self._completion, self.refuse_when_draining
         )
-        if policy.concatenation_unfinished:
+        if options.concatenation_unfinished:
             events.observe(PartialFinished, self.part_ended)
             events.observe(UploadTerminated, self.part_ended)
             events.observe(UploadExpired, self.part_ended)
 
     @property
     def can_concatenate(self) -> bool:
-        return isinstance(self.storage, Concatenates)
+        return isinstance(self.storage, SupportsConcatenation)
 
     # Creating.
 
     async def create(self, new: NewUpload) -> Upload:
         """A new upload, complete at once if its length is zero."""
-        check_size(new.length, self.policy)
+        check_size(new.length, self.options)
         now = self.clock.wall()
         upload = Upload(
             id=new_upload_id(),
@@ -103,7 +109,7 @@ class UploadService:
         await self.state.create(upload)
         self.events.publish(UploadCreated(upload))
         if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
-            upload = await self.carry_out(self._drive_now(upload.id, self.policy.lock_timeout))
+            upload = await self.carry_out(self._resume_completion_now(upload.id, self.options.lock_timeout))
         await self._told(upload.id)
         return upload
 
@@ -116,15 +122,15 @@ class UploadService:
     async def finished(self, upload_id: str) -> Upload:
         """The record of an upload that is complete; raises `UploadNotFound` otherwise."""
         upload = await self.get(upload_id)
-        if not upload.is_complete and await self._completion.remembered(upload_id) is not None:
-            upload = await self._drive(upload_id)
+        if not upload.is_complete and await self._completion.load_completion_record(upload_id) is not None:
+            upload = await self._resume_completion(upload_id)
         if not upload.is_complete:
             raise UploadNotFound("the upload is not finished yet")
         return upload
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
         """Where a client can download a complete upload without this server; None if it cannot."""
-        if not isinstance(self.storage, Redirects):
+        if not isinstance(self.storage, SupportsDownloadRedirect):
             return None
         return await self.storage.download_url(upload, disposition, content_type)
 
@@ -134,7 +140,7 @@ class UploadService:
         A running append is asked to commit what it has. Raises `LockTimeout` while completion is under way.
         """
         try:
-            async with asyncio.timeout(READER_PATIENCE):
+            async with asyncio.timeout(READER_TIMEOUT):
                 return await self._inspect(upload_id)
         except TimeoutError:
             raise LockTimeout from None
@@ -143,11 +149,13 @@ class UploadService:
         upload = await self.get(upload_id)
         if upload.is_complete:
             if not self._draining and self._completion.should_look_for_note(upload):
-                await asyncio.wait((self._work.start_unlocked(self._remember_again(upload_id)),), timeout=NOTE_PATIENCE)
+                await asyncio.wait(
+                    (self._work.start_unlocked(self._remember_again(upload_id)),), timeout=COMPLETION_RECORD_TIMEOUT
+                )
             return upload
-        upload, held = await self._committed_now(upload)
+        upload, held = await self._request_commit(upload)
         if upload.status is Status.FINISHING:
-            return await self._drive(upload_id)
+            return await self._resume_completion(upload_id)
         if not held:
             try:
                 stored = await self._stored(upload)
@@ -155,9 +163,9 @@ class UploadService:
                 if await self.get(upload_id) != upload:  # what storage holds goes with the new record
                     raise LockTimeout from None
                 raise
-            ahead = stored > upload.offset and await self._completion.remembered(upload_id) is not None
+            ahead = stored > upload.offset and await self._completion.load_completion_record(upload_id) is not None
             if stored < upload.offset or ahead:
-                return await self._drive(upload_id)
+                return await self._resume_completion(upload_id)
         return upload
 
     async def _remember_again(self, upload_id: str) -> None:
@@ -168,17 +176,17 @@ class UploadService:
             if upload.is_complete:
                 await self._completion.remember(upload)
 
-        if await self._completion.remembered(upload_id) is None:
-            await self._work.run(upload_id, Undisturbed(), 0, remember)
+        if await self._completion.load_completion_record(upload_id) is None:
+            await self._work.run(upload_id, NonInterruptibleHolder(), 0, remember)
 
     async def _stored(self, upload: Upload) -> int:
         try:
-            async with asyncio.timeout(INSPECT_PATIENCE):
+            async with asyncio.timeout(INSPECT_TIMEOUT):
                 return await self.storage.stored(upload)
         except TimeoutError:
             raise StorageUnavailable from None
 
-    async def _committed_now(self, upload: Upload) -> tuple[Upload, bool]:
+    async def _request_commit(self, upload: Upload) -> tuple[Upload, bool]:
         """The upload after its lock holder, if there is one, has committed what it has; and whether there is one.
 
         The connection of a client that comes back may have left bytes in the kernel that the holder is still
@@ -195,35 +203,35 @@ class UploadService:
 
     async def _wait_for_commits(self, before: Upload, commits: int) -> Upload:
         """Wait until the holder has made so many commits that were asked for, or has let go; for a moment only."""
-        deadline = time.monotonic() + INSPECT_PATIENCE
+        deadline = time.monotonic() + INSPECT_TIMEOUT
         while True:
             held = await self.locker.is_held(before.id)
             upload = await self.get(before.id)
             answered = upload.checkpoint >= before.checkpoint + commits or upload.is_complete
             if answered or not held or time.monotonic() >= deadline:
                 return upload
-            await asyncio.sleep(INSPECT_POLL)
+            await asyncio.sleep(INSPECT_POLL_INTERVAL)
 
-    async def _drive(self, upload_id: str) -> Upload:
+    async def _resume_completion(self, upload_id: str) -> Upload:
         """Finish what was left unfinished, and go back to what storage really holds.
 
         That goes on if it takes longer than a reader waits, who is told to come back by `LockTimeout`.
         """
-        driving = self._work.start_unlocked(self._drive_now(upload_id))
-        done, _ = await asyncio.wait((driving,), timeout=2 * INSPECT_PATIENCE)
+        driving = self._work.start_unlocked(self._resume_completion_now(upload_id))
+        done, _ = await asyncio.wait((driving,), timeout=2 * INSPECT_TIMEOUT)
         if not done:
             raise LockTimeout
         return driving.result()
 
-    async def _drive_now(self, upload_id: str, patience: float = INSPECT_PATIENCE) -> Upload:
+    async def _resume_completion_now(self, upload_id: str, patience: float = INSPECT_TIMEOUT) -> Upload:
         async def recover(lock: Lock) -> Upload:
             return await self._completion.recover(await self.get(upload_id, lock), lock.token)
 
-        return await self._work.run(upload_id, Undisturbed(), patience, recover)
+        return await self._work.run(upload_id, NonInterruptibleHolder(), patience, recover)
 
     # Appending.
 
-    async def append(self, upload_id: str, addition: Addition) -> Upload:
+    async def append(self, upload_id: str, append_request: AppendRequest) -> Upload:
         """Append what the source gives; returns the upload as committed.
 
         Raises what ended the append early, after committing what had arrived (`Source.read`, `Writer.flush`), or
@@ -231,9 +239,9 @@ class UploadService:
         `FinalUploadModified`, `LockTimeout`, `UploadNotFound`, `UploadGone`.
         """
         self.refuse_when_draining()
-        upload, done = await self._appending.append(upload_id, addition)
+        upload, done = await self._appending.append(upload_id, append_request)
         if not done:
-            return await append_nothing(upload, addition, self.policy)
+            return await verify_no_more_bytes(upload, append_request, self.options)
         await self._told(upload_id)
         return upload
 
@@ -255,13 +263,13 @@ class UploadService:
         Raises `UploadNotFound`, `InvalidConcatenation`, `PartialUnfinished`, `MaxSizeExceeded`.
         """
         self.refuse_when_draining()
-        check_partial_ids(new.partial_ids, self.policy)
+        check_partial_ids(new.partial_ids, self.options)
         upload_id = final_upload_id(new.partial_ids, new.metadata)
 
         async def make(lock: Lock) -> Upload:
             return await self._concatenate(new, lock)
 
-        final = await self._work.run(upload_id, Undisturbed(), self.policy.lock_timeout, make)
+        final = await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, make)
         await self.events.delivered(upload_id)
         return final
 
@@ -270,7 +278,7 @@ class UploadService:
         if existing is not None and not existing.has_ended(self.clock.steady()):
             return await self._completion.recover(existing, lock.token)
         partials = [await self.get(partial_id) for partial_id in new.partial_ids]
-        upload = new_final(lock.upload_id, new, partials, self.policy, self.clock.wall())
+        upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
         upload = replace(upload, token=lock.token, location=self.storage.locate(upload))
@@ -288,13 +296,13 @@ class UploadService:
 
     async def _resume(self, final_id: str) -> None:
         self.refuse_when_draining()
-        await self._drive_now(final_id)
+        await self._resume_completion_now(final_id)
 
     async def _told(self, upload_id: str) -> None:
         """Return when waiting final uploads and subscribers have heard of an upload, or have had the time to."""
         making = self._finals_of.get(upload_id)
         if making is not None:
-            await asyncio.wait((making,), timeout=2 * INSPECT_PATIENCE)
+            await asyncio.wait((making,), timeout=2 * INSPECT_TIMEOUT)
         await self.events.delivered(upload_id)
 
     # Ending.
@@ -325,7 +333,7 @@ class UploadService:
             self.events.publish(UploadTerminated(upload))
 
         async with self._work.ending(upload_id):
-            await self._work.run(upload_id, Undisturbed(), self.policy.lock_timeout, remove, to_remove=True)
+            await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, remove, to_remove=True)
 
     def is_over(self, upload: Upload) -> bool:
         """Whether the sweeper removes this upload."""
@@ -337,7 +345,7 @@ class UploadService:
         False if somebody is using it, or nothing was to be done.
         """
         try:
-            return await self._work.run(upload.id, Undisturbed(), 0, self._sweep, to_remove=True)
+            return await self._work.run(upload.id, NonInterruptibleHolder(), 0, self._sweep, to_remove=True)
         except LockTimeout:
             return False
 
@@ -350,7 +358,7 @@ class UploadService:
         if not self.is_over(current):
             await self._completion.correct_retention(current, lock.token)
             return False
-        if current.status is Status.ACTIVE and await self._completion.remembered(current.id) is not None:
+        if current.status is Status.ACTIVE and await self._completion.load_completion_record(current.id) is not None:
             return (await self._completion.recover(current, lock.token)).is_complete
         if await self._completion.is_kept(current):
             return False
@@ -407,10 +415,10 @@ class UploadService:
 
     async def _check_storage(self) -> None:
         """Raise `StorageUnavailable` if this is another storage; one that does not answer is no reason by itself."""
-        if not isinstance(self.storage, HasIdentity):
+        if not isinstance(self.storage, SupportsIdentity):
             return
         try:
-            async with asyncio.timeout(INSPECT_PATIENCE):
+            async with asyncio.timeout(INSPECT_TIMEOUT):
                 await self.storage.prove_identity()
         except WrongStorage as error:
             raise StorageUnavailable(error.explanation) from None
@@ -427,7 +435,7 @@ class UploadService:
         record = await self.state.get(lock.upload_id)
         if record is None:
             return None
-        await lock.outdo(record.token)
+        await lock.raise_token(record.token)
         return await located(self.storage, record)
 
     async def close(self) -> None:

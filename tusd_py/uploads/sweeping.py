@@ -9,13 +9,13 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from tusd_py.core.errors import LockTimeout, UploadError
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore, SupportsIndexRepair
-from tusd_py.contracts.storage import HasIdentity, HasJanitor, Orphan
+from tusd_py.contracts.storage import Orphan, SupportsIdentity, SupportsOrphanCleanup
+from tusd_py.core.errors import LockTimeout, UploadError
 from tusd_py.core.upload import Upload
-from tusd_py.uploads.lock_holders import Undisturbed
 from tusd_py.uploads.identity import keep_identity, know_all
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import keep_time
 
@@ -25,10 +25,10 @@ BATCH = 100
 ORPHAN_AGE = 86400.0  # seconds
 CLEAN_INTERVAL = 3600.0  # seconds
 FIRST_CLEAN = (30.0, 90.0)  # seconds after the start: soon, since a server may be restarted every few minutes
-LEADER = ".sweeper"  # a lock like that of an upload, whose id never begins with a dot
+SWEEPER_LOCK = ".sweeper"  # a lock like that of an upload, whose id never begins with a dot
 
 
-async def due_uploads(service: UploadService, now: float) -> AsyncIterator[Upload]:
+async def expired_uploads(service: UploadService, now: float) -> AsyncIterator[Upload]:
     """What a sweep would look at now, without touching it."""
     for upload in await service.state.due(now, 1 << 31):
         if service.is_over(upload):
@@ -70,7 +70,7 @@ async def sweep_as_leader(service: UploadService) -> int:
 async def clean_as_leader(service: UploadService) -> None:
     async with leading(service) as leads:
         orphans = await clean(service) if leads else ()
-        if leads and isinstance(service.storage, HasIdentity):
+        if leads and isinstance(service.storage, SupportsIdentity):
             await service.storage.renew_identity()
     for orphan in orphans:
         logger.info("removed the orphaned %s %s", orphan.kind, orphan.name)
@@ -80,7 +80,7 @@ async def clean_as_leader(service: UploadService) -> None:
 async def leading(service: UploadService) -> AsyncIterator[bool]:
     """Whether this process is the one that sweeps, for as long as the context lasts."""
     try:
-        lock = await service.locker.acquire(LEADER, Undisturbed(), 0, to_remove=True)
+        lock = await service.locker.acquire(SWEEPER_LOCK, NonInterruptibleHolder(), 0, to_remove=True)
     except LockTimeout:
         yield False
         return
@@ -95,9 +95,9 @@ async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_r
 
     Where there are no records at all, nothing is found: perhaps they are elsewhere.
     """
-    if not isinstance(service.storage, HasJanitor) or await anext(service.state.all(), None) is None:
+    if not isinstance(service.storage, SupportsOrphanCleanup) or await anext(service.state.all(), None) is None:
         return ()
-    if isinstance(service.storage, HasIdentity):
+    if isinstance(service.storage, SupportsIdentity):
         await service.storage.prove_identity()  # another one may hold the uploads of others
         if not await know_all(service.state):
             logger.warning(
@@ -133,7 +133,7 @@ class Records:
     @contextlib.asynccontextmanager
     async def locked(self, upload_id: str) -> AsyncIterator[Upload | None]:
         self._check()
-        lock = await self._locker.acquire(upload_id, Undisturbed(), 0, to_remove=True)
+        lock = await self._locker.acquire(upload_id, NonInterruptibleHolder(), 0, to_remove=True)
         try:
             yield await self._state.get(upload_id)
         finally:

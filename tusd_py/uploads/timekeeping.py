@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from tusd_py.contracts.state import StateStore
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import StateFull
-from tusd_py.contracts.state import StateStore
 
 CLOCK = "clock"  # the metadata that holds it
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from tusd_py.contracts.state import StateStore
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import PartialUnfinished, ServerShutdown, UploadError
-from tusd_py.contracts.state import StateStore
 from tusd_py.core.upload import Upload
 
 MIN_DELAY = 60.0  # seconds until a final upload is tried again; doubled with every try

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tusd_py.contracts.storage import Buffer
-from tusd_py.transfer.budget import BlockPool
+from tusd_py.transfer.budget import BufferPool
 
 if TYPE_CHECKING:
     from tusd_py.uvicorn_server.cycle import UploadCycle
@@ -17,13 +17,13 @@ SCRATCH_SIZE = 64 << 10
 SMALL_SHARE = 4  # a block that is less than this part full is copied out of rather than handed over
 
 
-class BlockReceiver(asyncio.BufferedProtocol):
+class BufferedBodyReceiver(asyncio.BufferedProtocol):
     """Takes the place of the connection's protocol until the body has ended.
 
     uvloop takes a protocol that is also an `asyncio.Protocol` for an unbuffered one, so this is a class of its own.
     """
 
-    def __init__(self, protocol: UploadProtocol, cycle: UploadCycle, pool: BlockPool, remaining: int) -> None:
+    def __init__(self, protocol: UploadProtocol, cycle: UploadCycle, pool: BufferPool, remaining: int) -> None:
         self._protocol = protocol
         self._cycle = cycle
         self._pool = pool
@@ -47,7 +47,7 @@ class BlockReceiver(asyncio.BufferedProtocol):
     def is_full(self) -> bool:
         return self._remaining == 0 or (self._block is not None and self.filled == len(self._block))
 
-    def provide_block(self) -> None:
+    def provide_buffer(self) -> None:
         """Make sure that there is room for more."""
         if self._block is None:
             self._block = self._pool.acquire()
@@ -62,30 +62,30 @@ class BlockReceiver(asyncio.BufferedProtocol):
         block, view = self._block, self._view[: self.filled]
         if block is None:
             return b""
-        self._give_up_block()
+        self._detach_buffer()
         if len(view) * SMALL_SHARE >= len(block):
             return view
         data = bytes(view)
-        self._pool.recycle(block)
+        self._pool.release(block)
         return data
 
     def close(self) -> None:
         """No more is wanted: what still comes is thrown away, up to the end of the body."""
         if self._block is not None:
             block = self._block
-            self._give_up_block()
-            self._pool.recycle(block)
+            self._detach_buffer()
+            self._pool.release(block)
         if self._remaining and not self._discarding and not self._transport.is_closing():
             self._discarding = True
             self._view = memoryview(bytearray(SCRATCH_SIZE))
             self._cycle.flow.resume_reading()
 
-    def _give_up_block(self) -> None:
+    def _detach_buffer(self) -> None:
         """Nothing may be received into it any more: reading goes on with the next one."""
         assert self._block is not None
         if self._remaining:
             self._cycle.flow.pause_reading()
-        self._pool.hand_over(self._block)
+        self._pool.detach(self._block)
         self._block = None
         self._view = memoryview(b"")
         self.filled = 0

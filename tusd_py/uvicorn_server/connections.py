@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-MOST_WAITING = 32 << 20  # bytes of heads without end and of requests that wait for their turn, of all connections
+MAX_WAITING_FINALS = 32 << 20  # bytes of heads without end and of requests that wait for their turn, of all connections
 
 
 class IdleConnection(Protocol):
@@ -35,7 +35,7 @@ class Connections:
     header_timeout: float = 30.0
     keep_alive_timeout: float = 75.0
     idle_timeout: float = 60.0
-    minimum_rate: float = 1024.0
+    min_rate: float = 1024.0
     changed: Callable[[int], None] = lambda change: None
     ended: Callable[[str], None] = lambda reason: None
     waiting: int = 0  # bytes that no request has been made of yet
@@ -59,7 +59,7 @@ class Connections:
             self._waiting[connection] = size
         else:
             self._waiting.pop(connection, None)
-        while self.waiting > MOST_WAITING:
+        while self.waiting > MAX_WAITING_FINALS:
             longest = next(iter(self._waiting))
             self.waiting -= self._waiting.pop(longest)
             longest.end_waiting()

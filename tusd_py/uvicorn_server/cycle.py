@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, RequestResponseCycle
 
-from tusd_py.uvicorn_server.buffered_receiver import BlockReceiver
 from tusd_py.contracts.storage import Buffer
-from tusd_py.transfer.budget import BlockPool
+from tusd_py.transfer.budget import BufferPool
+from tusd_py.uvicorn_server.buffered_receiver import BufferedBodyReceiver
 
 if TYPE_CHECKING:
     from tusd_py.uvicorn_server.protocol import UploadProtocol
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tusd_py.uvicorn_server")
 
 INFORMATIONAL = "http.response.informational"  # ASGI message and scope extension: an interim (1xx) response
-WORTH_BLOCKS = 256 << 10  # bytes still to come for which the parser is left out
+MIN_BUFFERED_BODY = 256 << 10  # bytes still to come for which the parser is left out
 
 
 class UploadCycle(RequestResponseCycle):
     """One request and its response, and the `Arrivals` of its body."""
 
     protocol: UploadProtocol
-    pool: BlockPool | None
-    receiver: BlockReceiver | None
+    pool: BufferPool | None
+    receiver: BufferedBodyReceiver | None
     arrived: int  # bytes of the body that passed the parser
     last_arrival: float
     trailers: list[tuple[bytes, bytes]]
@@ -144,7 +144,7 @@ class UploadCycle(RequestResponseCycle):
         if self.receiver is not None:
             self.receiver.close()
 
-    def use_blocks(self, pool: BlockPool) -> None:
+    def use_buffer_pool(self, pool: BufferPool) -> None:
         self.pool = pool
 
     def _continue_reading(self) -> None:
@@ -153,8 +153,8 @@ class UploadCycle(RequestResponseCycle):
             return
         if self.receiver is None and self.pool is not None:
             size = self.protocol.content_length()
-            if size - self.arrived >= WORTH_BLOCKS:
-                self.receiver = BlockReceiver(self.protocol, self, self.pool, size - self.arrived)
+            if size - self.arrived >= MIN_BUFFERED_BODY:
+                self.receiver = BufferedBodyReceiver(self.protocol, self, self.pool, size - self.arrived)
         if self.receiver is not None:
-            self.receiver.provide_block()
+            self.receiver.provide_buffer()
         self.flow.resume_reading()

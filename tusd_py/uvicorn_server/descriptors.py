@@ -8,7 +8,7 @@ import resource
 ENOUGH = 1 << 20  # descriptors; libraries that close all of them one by one would take minutes for more
 RESERVED = 64  # for records, locks, the log, folders and what libraries open
 PER_CONNECTION = 2  # its socket, and the file of its upload
-MOST_BY_DEFAULT = 16384  # connections of one process
+DEFAULT_MAX_CONNECTIONS = 16384  # connections of one process
 
 
 def raise_descriptor_limit() -> int:
@@ -30,7 +30,7 @@ def connection_limit(descriptors: int, reserved: int, wanted: int | None, worker
     """
     possible = max(1, (descriptors - reserved) // PER_CONNECTION)
     if wanted is None:
-        return min(possible, MOST_BY_DEFAULT)
+        return min(possible, DEFAULT_MAX_CONNECTIONS)
     share = -(-wanted // workers)
     if share > possible:
         needed = share * PER_CONNECTION + reserved

@@ -29,16 +29,16 @@ class ConnectionFlow(FlowControl):
 class WriteWatch:
     """Ends a connection whose client takes too little of what is waiting for it.
 
-    `idle_timeout` (seconds) bounds the time in which it takes nothing at all, `minimum_rate` (bytes a second) what it
+    `idle_timeout` (seconds) bounds the time in which it takes nothing at all, `min_rate` (bytes a second) what it
     takes on average; zero switches either off. Bytes count as taken once the client's kernel has acknowledged them.
     """
 
     def __init__(
-        self, transport: asyncio.Transport, idle_timeout: float, minimum_rate: float, end: Callable[[], None]
+        self, transport: asyncio.Transport, idle_timeout: float, min_rate: float, end: Callable[[], None]
     ) -> None:
         self._transport = transport
         self._idle_timeout = idle_timeout
-        self._minimum_rate = minimum_rate
+        self._min_rate = min_rate
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -48,7 +48,7 @@ class WriteWatch:
 
     def start(self) -> None:
         """Watch the client from now on: bytes wait for it, and the server adds none before it has taken some."""
-        if self._timer is None and (self._idle_timeout or self._minimum_rate):
+        if self._timer is None and (self._idle_timeout or self._min_rate):
             self._unsent = self._window_unsent = self._measure()
             self._window_began = self._loop.time()
             self._set_timer()
@@ -66,7 +66,7 @@ class WriteWatch:
         unsent = self._measure()
         stalled = bool(self._idle_timeout) and unsent >= self._unsent
         window = self._loop.time() - self._window_began
-        slow = window >= RATE_WINDOW and self._window_unsent - unsent < self._minimum_rate * window
+        slow = window >= RATE_WINDOW and self._window_unsent - unsent < self._min_rate * window
         if stalled or slow:
             self._end()
             return

@@ -7,14 +7,14 @@ from enum import Enum, auto
 SECTION_END = b"\r\n\r\n"  # ends a head, and a chunked body with its trailers
 OVERLAP = len(SECTION_END) - 1
 LINE_END = b"\r\n"
-MOST_LINE = 32  # bytes of a line with the size of a chunk that are looked at as such
-MOST_ENDS = 256  # of what looks like the end of a chunked body
+MAX_LINE = 32  # bytes of a line with the size of a chunk that are looked at as such
+MAX_ENDS = 256  # of what looks like the end of a chunked body
 SMALL_CHUNK = 256  # bytes; with smaller ones a search is faster
-MOST_HEADER_BYTES = 128 << 10  # a thousand URLs in Upload-Concat, and the longest Upload-Metadata
-MOST_FRAMING_BYTES = 64 << 10  # of a chunked body without a byte of content between them
-MOST_HEADERS = 256
-MOST_TRAILERS = 16
-MOST_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its content
+MAX_HEADER_BYTES = 128 << 10  # a thousand URLs in Upload-Concat, and the longest Upload-Metadata
+MAX_FRAMING_BYTES = 64 << 10  # of a chunked body without a byte of content between them
+MAX_HEADERS = 256
+MAX_TRAILERS = 16
+MAX_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its content
 
 
 class Phase(Enum):
@@ -54,7 +54,7 @@ class ChunkedBody:
         self._skip = 0  # bytes before the next line with a size
         self._line = b""  # what has come of it
         self._searching = False
-        self._ends_left = MOST_ENDS
+        self._ends_left = MAX_ENDS
 
     def end(self, before: bytes, data: bytes, start: int) -> int:
         """See `section_end`; to be called for all data of the body, in order."""
@@ -63,10 +63,10 @@ class ChunkedBody:
         position = start + self._skip
         lines = len(data) // SMALL_CHUNK + 16
         while position < len(data):
-            line = self._line + data[position : position + MOST_LINE]
+            line = self._line + data[position : position + MAX_LINE]
             length = line.find(LINE_END)
             size = _chunk_size(line[:length]) if length >= 0 else None
-            if size is None and length < 0 and len(line) < MOST_LINE:
+            if size is None and length < 0 and len(line) < MAX_LINE:
                 self._line, self._skip = line, 0
                 return -1
             after = position + length + len(LINE_END) - len(self._line)

@@ -9,11 +9,11 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 KEPT_SIZE = 128 << 20  # bytes free at the end of the heap before the kernel gets them back
-HEAPS = 1  # one for each thread would keep what this thread has freed from all others
-LARGEST_HEAP_PIECE = 32 << 20  # bytes; larger pieces are mapped and unmapped one by one
+MAX_ARENAS = 1  # one for each thread would keep what this thread has freed from all others
+MAX_HEAP_PIECE = 32 << 20  # bytes; larger pieces are mapped and unmapped one by one
 
 
-def keep_freed_memory() -> bool:
+def tune_malloc() -> bool:
     """Keep the pages of freed buffers instead of faulting them in again for every message; glibc only.
 
     Stock settings map and unmap every buffer of 128 KiB and more: a third of a million page faults for a GiB. To be
@@ -22,5 +22,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    wanted = {M_MMAP_THRESHOLD: LARGEST_HEAP_PIECE, M_TRIM_THRESHOLD: KEPT_SIZE, M_ARENA_MAX: HEAPS}
+    wanted = {M_MMAP_THRESHOLD: MAX_HEAP_PIECE, M_TRIM_THRESHOLD: KEPT_SIZE, M_ARENA_MAX: MAX_ARENAS}
     return all(mallopt(parameter, value) for parameter, value in wanted.items())

@@ -13,12 +13,12 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from tusd_py.application import create_app, with_direct_uploads
+from tusd_py.settings import InvalidSettings, Settings
+from tusd_py.settings_parsing import MAX_DURATION
 from tusd_py.uvicorn_server.acceptor import Acceptor
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.descriptors import RESERVED, connection_limit, raise_descriptor_limit
 from tusd_py.uvicorn_server.protocol import upload_protocol
-from tusd_py.settings import InvalidSettings, Settings
-from tusd_py.settings_parsing import LONGEST
 
 BACKLOG = 2048
 
@@ -75,7 +75,7 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
         header_timeout=settings.header_timeout,
         keep_alive_timeout=settings.keep_alive_timeout,
         idle_timeout=settings.idle_timeout,
-        minimum_rate=settings.minimum_rate,
+        min_rate=settings.min_rate,
         changed=tus.metrics.connections_changed,
         ended=tus.metrics.connection_ended,
     )
@@ -91,7 +91,7 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_keep_alive=math.ceil(settings.keep_alive_timeout or LONGEST),  # of stock protocol classes
+        timeout_keep_alive=math.ceil(settings.keep_alive_timeout or MAX_DURATION),  # of stock protocol classes
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
     )
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again that ended it

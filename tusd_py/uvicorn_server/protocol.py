@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol, extended for uploads, and with bounds for all that a client can do.
 
-Bytes that arrived are delivered before a disconnect is told, and long bodies are received straight into blocks of
-memory (`uvicorn_server/buffered_receiver.py`); trailers are kept apart from headers, interim responses can be sent. The application
-finds these as ASGI scope extensions, and does without them under another server.
+Bytes that arrived are delivered before a disconnect is told, and long bodies are received straight into buffers
+(`uvicorn_server/buffered_receiver.py`); trailers are kept apart from headers, interim responses can be sent. The
+application finds these as ASGI scope extensions, and does without them under another server.
 
 A connection has one request at a time: what follows its end is kept, and not parsed before the response is complete.
 Every state has a deadline. While a request is being answered, the application and `WriteWatch` see to it; otherwise
@@ -21,16 +21,16 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from tusd_py.http.body import ARRIVALS
+from tusd_py.http.body import BODY_EXTENSION
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.cycle import INFORMATIONAL, UploadCycle
 from tusd_py.uvicorn_server.flow import ConnectionFlow, WriteWatch
 from tusd_py.uvicorn_server.framing import (
-    MOST_FRAMING_BYTES,
-    MOST_FRAMING_PER_BYTE,
-    MOST_HEADER_BYTES,
-    MOST_HEADERS,
-    MOST_TRAILERS,
+    MAX_FRAMING_BYTES,
+    MAX_FRAMING_PER_BYTE,
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    MAX_TRAILERS,
     OVERLAP,
     SECTION_END,
     ChunkedBody,
@@ -39,12 +39,19 @@ from tusd_py.uvicorn_server.framing import (
     TooManyHeaders,
     section_end,
 )
-from tusd_py.uvicorn_server.refusals import HEAD_TOO_LONG, HEADER_TIMEOUT, INVALID, TOO_LARGE, TRAILERS_TOO_LONG, refusal
+from tusd_py.uvicorn_server.refusals import (
+    HEAD_TOO_LONG,
+    HEADER_TIMEOUT,
+    INVALID,
+    TOO_LARGE,
+    TRAILERS_TOO_LONG,
+    refusal,
+)
 
 logger = logging.getLogger("tusd_py.uvicorn_server")
 
 UNREAD_BODY_TIMEOUT = 10.0  # seconds for the rest of a small body that nobody wants
-LINGER = 2.0  # seconds a refused connection stays open, so that the client gets to see why
+LINGERING_CLOSE_TIMEOUT = 2.0  # seconds a refused connection stays open, so that the client gets to see why
 LINGER_SIZE = 256 << 10  # bytes that are read and thrown away meanwhile
 
 
@@ -133,7 +140,7 @@ class UploadProtocol(HttpToolsProtocol):
         if not self.transport.get_write_buffer_size():
             return  # a connection that closes has nothing left to wait for
         if self._writes is None:
-            limits = (self.shared.idle_timeout, self.shared.minimum_rate)
+            limits = (self.shared.idle_timeout, self.shared.min_rate)
             self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)
         self._writes.start()
 
@@ -218,7 +225,7 @@ class UploadProtocol(HttpToolsProtocol):
         phase = self._phase
         if phase is Phase.HEAD:
             self._head_size += len(piece)
-            if self._head_size > MOST_HEADER_BYTES:
+            if self._head_size > MAX_HEADER_BYTES:
                 self._refuse(TOO_LARGE, HEAD_TOO_LONG)
                 return
         try:
@@ -323,7 +330,7 @@ class UploadProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._watch_writes()
-        self._set_timer(LINGER, self.end, "it was refused")
+        self._set_timer(LINGERING_CLOSE_TIMEOUT, self.end, "it was refused")
         self.flow.resume_reading()
 
     def _throw_away(self, size: int) -> None:
@@ -344,13 +351,13 @@ class UploadProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Fields after the body are trailers, and must not pass for headers."""
         if self._phase is Phase.HEAD:
-            if len(self.headers) >= MOST_HEADERS:
+            if len(self.headers) >= MAX_HEADERS:
                 raise TooManyHeaders
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
             self.headers.append((name, value))
-        elif len(self.cycle.trailers) < MOST_TRAILERS:
+        elif len(self.cycle.trailers) < MAX_TRAILERS:
             self.cycle.trailers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -367,7 +374,7 @@ class UploadProtocol(HttpToolsProtocol):
         if is_chunked:
             self._phase = Phase.CHUNKED_BODY
             self._chunked = ChunkedBody()
-            self._allowance = FramingAllowance(MOST_FRAMING_BYTES, MOST_FRAMING_PER_BYTE)
+            self._allowance = FramingAllowance(MAX_FRAMING_BYTES, MAX_FRAMING_PER_BYTE)
         else:
             self._content_length = self._body_remaining = int(names.get(b"content-length", b"0"))
             self._phase = Phase.SIZED_BODY
@@ -377,7 +384,7 @@ class UploadProtocol(HttpToolsProtocol):
         cycle.__class__ = UploadCycle
         assert isinstance(cycle, UploadCycle)
         cycle.adopt(self)
-        extensions: Any = {ARRIVALS: cycle, INFORMATIONAL: {}}
+        extensions: Any = {BODY_EXTENSION: cycle, INFORMATIONAL: {}}
         cycle.scope["extensions"] = extensions
         super()._start_asgi_task(cycle, app)
 

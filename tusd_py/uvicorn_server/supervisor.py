@@ -26,10 +26,10 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from tusd_py.observability.logging import configure
 from tusd_py.observability.metrics_merge import merge_counts
-from tusd_py.uvicorn_server.malloc import keep_freed_memory
+from tusd_py.settings import Settings
+from tusd_py.uvicorn_server.malloc import tune_malloc
 from tusd_py.uvicorn_server.process import bind, run_server
 from tusd_py.uvicorn_server.terminal import Terminal
-from tusd_py.settings import Settings
 
 logger = logging.getLogger("tusd_py.supervisor")
 
@@ -58,7 +58,7 @@ class Worker:
 def run_worker(settings: Settings, address: tuple[str, int], pipe: Connection) -> None:
     """The life of one server process."""
     if not settings.disable_malloc_tuning:
-        keep_freed_memory()
+        tune_malloc()
     configure(settings.log_format, settings.log_level)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal that closes: the supervisor decides
     listener = bind(address, shared=True)

@@ -9,15 +9,15 @@ import os
 import secrets
 from pathlib import Path
 
-from tusd_py.core.upload_codec import decode, encode
 from tusd_py.backends.disk.files import FileTree, Modes
 from tusd_py.core.upload import Upload
+from tusd_py.core.upload_codec import decode, encode
 
 PRIVATE = Modes(0o600, 0o700)
-LARGEST_NOTE = 16 << 20  # bytes
+MAX_RECORD_SIZE = 16 << 20  # bytes
 
 
-class FinishedNotes:
+class CompletionRecords:
     """The notes in one folder. Every call blocks, and raises `OSError`."""
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,7 @@ class FinishedNotes:
         """The record of a finished upload; None if there is no note, or none that can be read."""
         try:
             with self._files.opened(self._path(upload_id), os.O_RDONLY) as descriptor:
-                return decode(json.loads(os.read(descriptor, LARGEST_NOTE)))
+                return decode(json.loads(os.read(descriptor, MAX_RECORD_SIZE)))
         except (FileNotFoundError, ValueError):
             return None
 

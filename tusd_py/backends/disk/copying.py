@@ -14,10 +14,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tusd_py.core.errors import ServerShutdown, StorageFull
+from tusd_py.asyncutil.threads import Threads
 from tusd_py.backends.disk.files import FileTree
 from tusd_py.backends.disk.syncs import Syncs
-from tusd_py.asyncutil.threads import Threads
+from tusd_py.core.errors import ServerShutdown, StorageFull
 
 COPY_THREADS = 2
 SLICE_SIZE = 16 << 20  # bytes copied, and synced, before another copy has its turn

@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass
 
 LAYOUT = re.compile(r"[0-9: ]*")
-FIRST = 0  # no token: the file that is named by the id alone
+PRIMARY_FILE = 0  # no token: the file that is named by the id alone
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Segment:
     """The bytes from `start` up to but not including `end` are in the file of this token."""
 
     token: int
@@ -23,17 +23,17 @@ class Span:
     end: int
 
 
-def spans(layout: str, offset: int) -> list[Span]:
+def segments(layout: str, offset: int) -> list[Segment]:
     """Where the first `offset` bytes are, in order; one span at least."""
-    starts = [(FIRST, 0)]
+    starts = [(PRIMARY_FILE, 0)]
     for word in layout.split():
         start, _, token = word.partition(":")
         if int(start) < offset:
             starts.append((int(token), int(start)))
     ends = [start for _, start in starts[1:]] + [offset]
-    return [Span(token, start, end) for (token, start), end in zip(starts, ends, strict=True)]
+    return [Segment(token, start, end) for (token, start), end in zip(starts, ends, strict=True)]
 
 
-def layout_of(held: list[Span]) -> str:
+def layout_of(held: list[Segment]) -> str:
     """The layout that says where these bytes are."""
-    return " ".join(f"{span.start}:{span.token}" for span in held if span.token != FIRST)
+    return " ".join(f"{span.start}:{span.token}" for span in held if span.token != PRIMARY_FILE)

@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tusd_py.core.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
-from tusd_py.contracts.storage import Observer, Orphan, UploadRecords
 from tusd_py.backends.disk.copying import FileRange
+from tusd_py.backends.disk.segment_map import LAYOUT, PRIMARY_FILE, Segment, layout_of, segments
 from tusd_py.backends.disk.storage import DiskStorage, DiskWriter, file_errors
-from tusd_py.backends.disk.segment_map import FIRST, LAYOUT, Span, layout_of, spans
 from tusd_py.backends.disk.syncs import sync_file
-from tusd_py.core.upload import UPLOAD_ID, Part, Upload
+from tusd_py.contracts.storage import Observer, Orphan, UploadRecords
+from tusd_py.core.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
+from tusd_py.core.upload import UPLOAD_ID, Upload, UploadPart
 
 SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
 
@@ -37,13 +37,15 @@ class SharedDiskStorage(DiskStorage):
         return LAYOUT.fullmatch(layout) is not None
 
     def writer(
-        self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0
+        self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> SharedDiskWriter:
-        return SharedDiskWriter(self, self.path(upload), upload, token, observer, inherited=inherited)
+        return SharedDiskWriter(
+            self, self.path(upload), upload, token, observer, unreleased_predecessors=unreleased_predecessors
+        )
 
     async def stored(self, upload: Upload) -> int:
         path = self.path(upload)
-        held = spans(upload.layout, upload.offset)
+        held = segments(upload.layout, upload.offset)
 
         def look() -> int:
             with file_errors():
@@ -51,13 +53,13 @@ class SharedDiskStorage(DiskStorage):
 
         return await self.run(look)
 
-    def _contiguous(self, path: Path, held: Sequence[Span]) -> int:
+    def _contiguous(self, path: Path, held: Sequence[Segment]) -> int:
         """Up to which offset the bytes are there; more than the record says if the last file is longer."""
         for span in held:
-            size = self.size_of(file_of(path, span.token))
+            size = self.size_of(segment_path(path, span.token))
             if size < span.end:
                 self.check_place()
-                size = self.size_of(file_of(path, span.token))  # the file system may have come back only now
+                size = self.size_of(segment_path(path, span.token))  # the file system may have come back only now
             if size < span.end:
                 return max(span.start, size)
         return size
@@ -73,9 +75,9 @@ class SharedDiskStorage(DiskStorage):
         except FileNotFoundError:
             return 0
 
-    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         path = self.path(upload)
-        held = spans(upload.layout, upload.offset)
+        held = segments(upload.layout, upload.offset)
 
         def finish() -> bool:
             with file_errors():
@@ -95,14 +97,14 @@ class SharedDiskStorage(DiskStorage):
             await self._join(path, held, sync=sync)
         return ""
 
-    async def _join(self, path: Path, held: Sequence[Span], *, sync: bool) -> None:
-        ranges = [FileRange(file_of(path, span.token), span.start, span.end) for span in held]
+    async def _join(self, path: Path, held: Sequence[Segment], *, sync: bool) -> None:
+        ranges = [FileRange(segment_path(path, span.token), span.start, span.end) for span in held]
         try:
             await self.assemble(_new_name(path), path, ranges, sync=sync)
         except (UploadNotFound, PartBehind) as error:  # somebody else has done it, or HEAD will tell what is left
             raise StorageUnavailable from error
 
-    async def tidy(self, upload: Upload) -> None:
+    async def discard_superseded(self, upload: Upload) -> None:
         path = self.path(upload)
 
         def remove() -> None:
@@ -123,10 +125,10 @@ class SharedDiskStorage(DiskStorage):
         await self.assemble(_new_name(path), path, ranges, sync=sync)
         return ""
 
-    def sync_spans(self, path: Path, held: Sequence[Span], synced: int, *, names: bool) -> None:
+    def sync_spans(self, path: Path, held: Sequence[Segment], synced: int, *, names: bool) -> None:
         """Sync every file of an upload, also those that are copied: a lost page is told of here, not by reading."""
         for span in held:
-            file = file_of(path, span.token)
+            file = segment_path(path, span.token)
             with contextlib.suppress(FileNotFoundError), self.files.opened(file, os.O_RDWR) as descriptor:
                 self.syncs.sync(descriptor, file, min(synced, span.end), start=span.start, names=names)
 
@@ -194,19 +196,19 @@ class SharedDiskWriter(DiskWriter):
         token: int,
         observer: Observer | None,
         *,
-        inherited: int,
+        unreleased_predecessors: int,
     ) -> None:
         super().__init__(storage, path, upload, observer)
         self._shared = storage
         self._token = token
-        self._inherited = inherited
+        self._inherited = unreleased_predecessors
         self._first_path = path
-        self._held = spans(upload.layout, upload.offset)
+        self._held = segments(upload.layout, upload.offset)
         self.layout = layout_of(self._held)
 
     def _open(self) -> None:
         last = self._held[-1]
-        path = file_of(self._path, last.token)
+        path = segment_path(self._path, last.token)
         if not self._inherited and self._open_if_own(path):
             self._path, self._file_start = path, last.start
             return
@@ -218,10 +220,10 @@ class SharedDiskWriter(DiskWriter):
             raise StorageBehind(max(last.start, size))
         if self._shared.read_note(self._path.name) is not None:
             raise StorageAhead
-        path = file_of(self._path, self._token)
+        path = segment_path(self._path, self._token)
         self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._path, self._file_start, self._new_name = path, self._start, True
-        self.layout = layout_of([*self._held, Span(self._token, self._start, self._start)])
+        self.layout = layout_of([*self._held, Segment(self._token, self._start, self._start)])
 
     def takes_last_step(self, *, with_bytes: bool) -> bool:
         return False  # several files may have to be joined first
@@ -255,8 +257,8 @@ def _names(upload: Upload | None, token: str) -> bool:
     return upload is not None and token in [word.partition(":")[2] for word in upload.layout.split()]
 
 
-def file_of(path: Path, token: int) -> Path:
-    return path if token == FIRST else path.with_name(f"{path.name}.{token}")
+def segment_path(path: Path, token: int) -> Path:
+    return path if token == PRIMARY_FILE else path.with_name(f"{path.name}.{token}")
 
 
 def _new_name(path: Path) -> Path:

@@ -22,6 +22,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from tusd_py.asyncutil.threads import Threads
+from tusd_py.backends.disk.completion_records import CompletionRecords
+from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
+from tusd_py.backends.disk.files import NO_ROOM, FileTree, Modes, copy_range
+from tusd_py.backends.disk.identity import IdentityFile
+from tusd_py.backends.disk.syncs import Syncs, inode_of, sync_data, sync_file
+from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
 from tusd_py.core.errors import (
     PartBehind,
     StorageAhead,
@@ -32,14 +39,7 @@ from tusd_py.core.errors import (
     UploadError,
     UploadNotFound,
 )
-from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
-from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
-from tusd_py.backends.disk.files import NO_ROOM, FileTree, Modes, copy_range
-from tusd_py.backends.disk.identity import IdentityFile
-from tusd_py.backends.disk.completion_records import FinishedNotes
-from tusd_py.backends.disk.syncs import Syncs, inode_of, sync_data, sync_file
-from tusd_py.asyncutil.threads import Threads
-from tusd_py.core.upload import Part, Upload, is_upload_id
+from tusd_py.core.upload import Upload, UploadPart, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
 DOWNLOAD_PIECE = 256 << 10  # most bytes read at a time
@@ -50,8 +50,8 @@ LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the folder of a fil
 T = TypeVar("T")
 
 THREADS = 8
-MOST_LAST_STEPS = 6  # at a time: should the records hang, threads are left for bytes
-MOST_BUFFERS = 1024  # IOV_MAX
+MAX_LAST_STEPS = 6  # at a time: should the records hang, threads are left for bytes
+MAX_BUFFERS = 1024  # IOV_MAX
 DEFAULT_MODES = Modes()
 
 
@@ -79,7 +79,7 @@ class DiskStorage:
     ) -> None:
         """Notes of finished uploads are kept in the folder `notes`, if there is one."""
         self._directory = directory
-        self._notes = FinishedNotes(notes) if notes else None
+        self._notes = CompletionRecords(notes) if notes else None
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files, shared=self.is_shared)
@@ -147,7 +147,9 @@ class DiskStorage:
     def _can_read(self, layout: str) -> bool:
         return not layout
 
-    def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> DiskWriter:
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
+    ) -> DiskWriter:
         # No fencing is needed: a lock of this host dies with its process, which then cannot write either.
         return DiskWriter(self, self.path(upload), upload, observer)
 
@@ -168,7 +170,7 @@ class DiskStorage:
         """The size of a file, in bytes that count; 0 if there is none. Blocks: call it in a worker thread."""
         return self.syncs.believed(path, self.files.size(path) or 0)
 
-    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         path = self.path(upload)
         length = upload.offset
 
@@ -212,7 +214,7 @@ class DiskStorage:
         finally:
             os.close(descriptor)
 
-    async def tidy(self, upload: Upload) -> None:
+    async def discard_superseded(self, upload: Upload) -> None:
         """There is one file."""
 
     async def delete(self, upload: Upload) -> None:
@@ -361,7 +363,7 @@ class DiskStorage:
             if self._notes is not None:
                 self._notes.write(upload)
 
-    async def remembered(self, upload_id: str) -> Upload | None:
+    async def load_completion_record(self, upload_id: str) -> Upload | None:
         if self._notes is None or not is_upload_id(upload_id):
             return None
         return await self.run(lambda: self.read_note(upload_id))
@@ -397,7 +399,7 @@ class DiskWriter:
         self.stored = upload.offset
         self.synced = min(upload.synced, upload.offset)
 
-    def parts(self, after: int) -> Sequence[Part]:
+    def parts(self, after: int) -> Sequence[UploadPart]:
         return ()
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
@@ -423,7 +425,7 @@ class DiskWriter:
         return not self.layout
 
     def takes_last_step(self, *, with_bytes: bool) -> bool:
-        return (with_bytes or self._descriptor >= 0) and self._storage.last_steps < MOST_LAST_STEPS
+        return (with_bytes or self._descriptor >= 0) and self._storage.last_steps < MAX_LAST_STEPS
 
     async def finish_then(self, buffers: Sequence[Buffer], step: Callable[[], T], *, sync: bool) -> T:
         await self._settle()
@@ -488,8 +490,8 @@ class DiskWriter:
             if self._observer is not None:
                 for buffer in buffers:
                     self._observer(buffer)
-            for first in range(0, len(buffers), MOST_BUFFERS):
-                self._write_all(list(buffers[first : first + MOST_BUFFERS]))
+            for first in range(0, len(buffers), MAX_BUFFERS):
+                self._write_all(list(buffers[first : first + MAX_BUFFERS]))
 
     def _write_all(self, buffers: list[Buffer]) -> None:
         while buffers:

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from tusd_py.core.errors import StorageBehind, StorageUnavailable
 from tusd_py.backends.disk.files import NO_ROOM, FileTree
+from tusd_py.core.errors import StorageBehind, StorageUnavailable
 
 Inode: TypeAlias = tuple[int, int]
 

@@ -20,8 +20,6 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from tusd_py.core.errors import LockTimeout, StateUnavailable
-from tusd_py.contracts.locks import LockHolder
 from tusd_py.backends.local_locks.byte_ranges import (
     all_locked_elsewhere,
     first_locked_elsewhere,
@@ -30,17 +28,19 @@ from tusd_py.backends.local_locks.byte_ranges import (
     unlock,
 )
 from tusd_py.backends.local_locks.tokens import TokenCounter
+from tusd_py.contracts.locks import LockHolder
+from tusd_py.core.errors import LockTimeout, StateUnavailable
 
 logger = logging.getLogger("tusd_py.locks")
 
 POLL_INTERVAL = 0.02  # seconds between two looks at what other processes did
-LONGEST_INTERVAL = 0.5  # seconds, when there is so much to look at that a look takes long
+MAX_INTERVAL = 0.5  # seconds, when there is so much to look at that a look takes long
 LOOKING_SHARE = 0.1  # of the time of the event loop's thread that looking may take
 LOCK_FILES = 16  # the kernel goes through all locks of a file for each that it sets
 RELEASE_WANTED, COMMIT_WANTED = 0, 2  # not side by side: the kernel would make one lock of both
 PRESENCE = 64  # the byte of the file of the counter on which every server holds a read lock
 EARLIER_LOCKS = 4096  # from this byte of the file of the counter on, earlier versions lock uploads
-LAST_WISH = (1 << 62) + COMMIT_WANTED
+LAST_REQUEST = (1 << 62) + COMMIT_WANTED
 
 
 def _digest(upload_id: str) -> int:
@@ -68,7 +68,7 @@ def alone(path: Path) -> Iterator[None]:
 class LocalLock:
     """One held lock."""
 
-    inherited = 0  # the kernel takes a lock from dead processes only
+    unreleased_predecessors = 0  # the kernel takes a lock from dead processes only
     record = None  # the locker knows no records
 
     def __init__(self, locker: LocalLocker, upload_id: str, place: tuple[int, int], holder: LockHolder) -> None:
@@ -86,7 +86,7 @@ class LocalLock:
             self.release_was_requested = True
             self.holder.release_requested()
 
-    async def outdo(self, token: int) -> None:
+    async def raise_token(self, token: int) -> None:
         while self.token <= token:
             self.token = self._locker._next_token(token) or self.token
             if self.token <= token:
@@ -109,7 +109,7 @@ class LocalLocker:
         self._held_at: dict[int, LocalLock] = {}  # by position
         self._waiters: dict[str, deque[asyncio.Future[None]]] = {}  # for a lock that this process holds
         self._outside: dict[str, list[asyncio.Future[None]]] = {}  # for one that another process holds
-        self._wishes: Counter[int] = Counter()  # read locks of this process, by position
+        self._lock_requests: Counter[int] = Counter()  # read locks of this process, by position
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
@@ -176,7 +176,7 @@ class LocalLocker:
             raise LockTimeout from None
 
     async def _wait(self, upload_id: str, holder: LockHolder) -> LocalLock:
-        with self._wish(self._place(upload_id)[1] + RELEASE_WANTED):
+        with self._announce_request(self._place(upload_id)[1] + RELEASE_WANTED):
             while True:
                 current = self._held.get(upload_id)
                 if current is not None:
@@ -265,16 +265,16 @@ class LocalLocker:
                 return
 
     @contextlib.contextmanager
-    def _wish(self, position: int) -> Iterator[None]:
-        if self._wishes[position] == 0:
+    def _announce_request(self, position: int) -> Iterator[None]:
+        if self._lock_requests[position] == 0:
             try_lock(self._wish_file, position, shared=True)
-        self._wishes[position] += 1
+        self._lock_requests[position] += 1
         try:
             yield
         finally:
-            self._wishes[position] -= 1
-            if self._wishes[position] == 0:
-                del self._wishes[position]
+            self._lock_requests[position] -= 1
+            if self._lock_requests[position] == 0:
+                del self._lock_requests[position]
                 if self._wish_file >= 0:
                     unlock(self._wish_file, position)
 
@@ -289,7 +289,7 @@ class LocalLocker:
         if not is_locked_elsewhere(descriptor, position):
             yield 0
             return
-        with self._wish(position + COMMIT_WANTED):
+        with self._announce_request(position + COMMIT_WANTED):
             yield 2  # each look of the holder's process asks for one
 
     async def is_held(self, upload_id: str) -> bool:
@@ -317,18 +317,18 @@ class LocalLocker:
             logger.error("the locks of other processes cannot be seen: %s", error)
         if self._held or self._outside:
             spent = time.thread_time() - started
-            self._look_later(min(LONGEST_INTERVAL, max(POLL_INTERVAL, spent / LOOKING_SHARE)))
+            self._look_later(min(MAX_INTERVAL, max(POLL_INTERVAL, spent / LOOKING_SHARE)))
 
     def _pass_on_wishes(self) -> None:
         """Look for wishes, at each upload that is held only if there are more wishes than that."""
         if not self._held:
             return
-        wishes = all_locked_elsewhere(self._wish_file, 0, LAST_WISH, most=len(self._held))
-        if wishes is None:
+        requests = all_locked_elsewhere(self._wish_file, 0, LAST_REQUEST, most=len(self._held))
+        if requests is None:
             for lock in list(self._held.values()):
                 self._pass_on_wishes_for(lock)
             return
-        for position in {position & ~COMMIT_WANTED for position in wishes}:
+        for position in {position & ~COMMIT_WANTED for position in requests}:
             lock_there = self._held_at.get(position)
             if lock_there is not None:
                 self._pass_on_wishes_for(lock_there)

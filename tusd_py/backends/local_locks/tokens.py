@@ -16,7 +16,7 @@ logger = logging.getLogger("tusd_py.locks")
 GUARD = 0  # the byte whose lock guards the counter
 NUMBERS = struct.Struct(">QQ")  # the newest token, and the one up to which the device knows that tokens may be used
 BLOCK = 1_000_000  # tokens that are reserved at a time
-OPEN_PATIENCE = 5.0  # seconds to wait for another process that opens the counter
+OPEN_TIMEOUT = 5.0  # seconds to wait for another process that opens the counter
 RETRY_PAUSE = 0.001
 
 
@@ -30,7 +30,7 @@ class TokenCounter:
     def __init__(self, descriptor: int) -> None:
         """Read and reserve; blocks. Raises `OSError`."""
         self._descriptor = descriptor
-        deadline = time.monotonic() + OPEN_PATIENCE
+        deadline = time.monotonic() + OPEN_TIMEOUT
         while not try_lock(descriptor, GUARD):
             if time.monotonic() > deadline:
                 raise OSError(errno.EAGAIN, "another process does not let go of the lock file")

@@ -37,7 +37,7 @@ try:
         ResponseError,
     )
 
-    from tusd_py.backends.redis.pipeline import Pipe
+    from tusd_py.backends.redis.pipeline import PipelinedConnection
 except ImportError as error:  # the extra is not installed
     raise StateUnavailable("Redis needs the package redis: pip install 'redis[hiredis]'") from error
 
@@ -48,12 +48,12 @@ T = TypeVar("T")
 # Operation, seconds it took, whether it succeeded.
 Observe: TypeAlias = Callable[[str, float, bool], object]
 
-PATIENCE = 1.5  # seconds a call is tried for, unless said otherwise
+RETRY_DEADLINE = 1.5  # seconds a call is tried for, unless said otherwise
 TRY_TIMEOUT = 1.0  # seconds one try has
 # A client that knows several nodes must see by itself, within one try, that one of them does not answer.
-PATIENCE_WITH_A_NODE = {"socket_timeout": TRY_TIMEOUT / 4, "socket_connect_timeout": TRY_TIMEOUT / 4}
+NODE_TIMEOUT = {"socket_timeout": TRY_TIMEOUT / 4, "socket_connect_timeout": TRY_TIMEOUT / 4}
 PAUSES = (0.02, 0.05, 0.1, 0.25)  # seconds between tries; the last one again and again
-MOST_CONNECTIONS = 64
+MAX_CONNECTIONS = 64
 OLDEST_VERSION = (7, 0)
 VERSION = re.compile(
     r"redis_version'?: ?'?([0-9]+)\.([0-9]+)"
@@ -116,7 +116,7 @@ class RedisConnection:
         self._observe = observe
         self._client: Any = None
         self._clients: list[Any] = []  # all that have to be closed
-        self._pipe: Pipe | None = None  # a cluster has none: its client knows which node to ask
+        self._pipe: PipelinedConnection | None = None  # a cluster has none: its client knows which node to ask
         self._users = 0
         self._opening = asyncio.Lock()
         self.is_cluster = "+cluster" in urlsplit(url).scheme
@@ -128,7 +128,9 @@ class RedisConnection:
                 try:
                     self._client = self._make_client()
                     if not self.is_cluster:
-                        self._pipe = Pipe(self._make_client(socket_timeout=None).connection_pool.make_connection)
+                        self._pipe = PipelinedConnection(
+                            self._make_client(socket_timeout=None).connection_pool.make_connection
+                        )
                     await self._check_version()
                     await self.ask_for_time()
                     await self.check_memory_policy(refuse=True)
@@ -160,7 +162,7 @@ class RedisConnection:
         return self._clients[-1]
 
     async def run(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = PATIENCE
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = RETRY_DEADLINE
     ) -> Any:
         """What a script returns."""
 
@@ -181,11 +183,11 @@ class RedisConnection:
         times = answer.values() if isinstance(answer, dict) else [answer]  # of a cluster, those of all its nodes
         self.clock.heard(min(seconds_of(time) for time in times), asked_at)
 
-    async def command(self, *words: Any, patience: float = PATIENCE) -> Any:
+    async def command(self, *words: Any, patience: float = RETRY_DEADLINE) -> Any:
         """What a single command answers."""
         return await self._call(str(words[0]).lower(), lambda: self._send(words), patience)
 
-    async def commands(self, *commands: Sequence[Any], patience: float = PATIENCE) -> list[Any]:
+    async def commands(self, *commands: Sequence[Any], patience: float = RETRY_DEADLINE) -> list[Any]:
         """The answers of several commands, in this order, in one round trip where that is possible."""
         pipe = self._pipe
         if pipe is None:
@@ -213,7 +215,7 @@ class RedisConnection:
 
     async def listeners(self, channel: str) -> int:
         """The number of connections, of all processes, that have subscribed to a channel."""
-        answer = await self._call("pubsub", lambda: self._client.pubsub_numsub(channel), PATIENCE)
+        answer = await self._call("pubsub", lambda: self._client.pubsub_numsub(channel), RETRY_DEADLINE)
         return sum(int(count) for _, count in answer)
 
     async def _call(self, name: str, call: Callable[[], Awaitable[T]], patience: float) -> T:
@@ -274,7 +276,9 @@ class RedisConnection:
         try:
             if self.is_cluster:
                 return str(
-                    await self._call("info", lambda: self._client.info(section, target_nodes="primaries"), PATIENCE)
+                    await self._call(
+                        "info", lambda: self._client.info(section, target_nodes="primaries"), RETRY_DEADLINE
+                    )
                 )
             return str(await self.command("INFO", section))
         except StateUnavailable as error:
@@ -329,18 +333,18 @@ def _clients(url: str, socket_timeout: float | None) -> list[Any]:
     scheme, _, kind = scheme.partition("+")
     if not kind:
         plain = parts._replace(scheme=scheme).geturl()
-        return [Redis.from_url(plain, max_connections=MOST_CONNECTIONS, **options)]
+        return [Redis.from_url(plain, max_connections=MAX_CONNECTIONS, **options)]
     options |= _credentials(parts)
     if scheme == "rediss":
         options["ssl"] = True
     if kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in _hosts(parts, 6379)]
-        options |= PATIENCE_WITH_A_NODE
-        return [RedisCluster(startup_nodes=nodes, max_connections=MOST_CONNECTIONS, **options)]
+        options |= NODE_TIMEOUT
+        return [RedisCluster(startup_nodes=nodes, max_connections=MAX_CONNECTIONS, **options)]
     service, _, database = parts.path.strip("/").partition("/")
     sentinels: Any = Sentinel(  # type: ignore[no-untyped-call]
         _hosts(parts, 26379),
-        sentinel_kwargs={"retry": Retry(NoBackoff(), 0), "driver_info": None} | PATIENCE_WITH_A_NODE,
+        sentinel_kwargs={"retry": Retry(NoBackoff(), 0), "driver_info": None} | NODE_TIMEOUT,
         **options,
     )
     return [*sentinels.sentinels, sentinels.master_for(service or "mymaster", db=int(database or 0))]

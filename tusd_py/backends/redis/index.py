@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 
 from tusd_py.backends.redis.connection import RedisConnection, Script
-from tusd_py.core.upload import Concatenation, Status
+from tusd_py.core.upload import Status, UploadKind
 
 logger = logging.getLogger("tusd_py.sweeper")
 
@@ -60,7 +60,7 @@ class DueIndex:
         )
         due = {}
         for upload_id, status, expires_at, concatenation in records:
-            waits = concatenation == Concatenation.FINAL and expires_at is not None
+            waits = concatenation == UploadKind.FINAL and expires_at is not None
             when = _due_at(None if waits else status, expires_at, now)
             if upload_id and when is not None:
                 due[upload_id] = when

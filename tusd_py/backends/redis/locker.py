@@ -19,20 +19,20 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from tusd_py.core.errors import LockTimeout, StateUnavailable
-from tusd_py.contracts.locks import LockHolder
-from tusd_py.core.upload_codec import decode
 from tusd_py.backends.redis.connection import RedisConnection, Script, seconds_of
+from tusd_py.contracts.locks import LockHolder
+from tusd_py.core.errors import LockTimeout, StateUnavailable
 from tusd_py.core.upload import Upload
+from tusd_py.core.upload_codec import decode
 
 logger = logging.getLogger("tusd_py.locks")
 
 POLL_INTERVAL = 0.5  # seconds between two tries while a lock is waited for, if no message comes
-WISH_TTL = 2000  # milliseconds
+REQUEST_TTL = 2000  # milliseconds
 RENEWALS = 3  # in the life of a lease
-TICKS = 12  # looks at the clock in the life of a lease
+CHECKS_PER_LEASE = 12  # looks at the clock in the life of a lease
 MARGIN = 0.1  # of its life that a lease counts as ended early
-RELEASE_PATIENCE = 1.0  # seconds; a lease that cannot be released ends by itself
+RELEASE_TIMEOUT = 1.0  # seconds; a lease that cannot be released ends by itself
 RECONNECT_PAUSE = 0.2  # seconds
 LISTEN_TIMEOUT = 5.0  # seconds
 CANCEL_INTERVAL = 0.2  # seconds
@@ -155,7 +155,7 @@ class RedisLock:
         self.nonce = nonce
         self.holder = holder
         self.token = 0
-        self.inherited = 0
+        self.unreleased_predecessors = 0
         self.record: Upload | None = None
         self.renewed_at = 0.0  # on the monotonic clock, before the request was sent
         self.renewing = False
@@ -173,7 +173,7 @@ class RedisLock:
             logger.warning("the lease of upload %s was lost", self.upload_id)
             self.holder.lock_lost()
 
-    async def outdo(self, token: int) -> None:
+    async def raise_token(self, token: int) -> None:
         """Do nothing: the script that takes a lock looks at the record."""
 
     async def release(self) -> None:
@@ -237,7 +237,7 @@ class RedisLocker:
         try:
             while True:
                 released.clear()
-                expires_in = await self._try_safely(lock, script, wish=timeout > 0)
+                expires_in = await self._try_safely(lock, script, request=timeout > 0)
                 if lock.token:
                     return lock
                 remaining = deadline - time.monotonic()
@@ -252,19 +252,19 @@ class RedisLocker:
             if not waiters:
                 del self._waiters[upload_id]
 
-    async def _try_safely(self, lock: RedisLock, script: Script, *, wish: bool) -> float:
+    async def _try_safely(self, lock: RedisLock, script: Script, *, request: bool) -> float:
         """Like `_try`; what is obtained although the request was cancelled, or the answer was lost, is given back."""
         try:
-            return await self._try(lock, script, wish=wish)
+            return await self._try(lock, script, request=request)
         except (asyncio.CancelledError, StateUnavailable):
             self._start(self._let_go(lock, clean=True))
             raise
 
-    async def _try(self, lock: RedisLock, script: Script, *, wish: bool) -> float:
+    async def _try(self, lock: RedisLock, script: Script, *, request: bool) -> float:
         """Take the lock, or return after how many seconds it ends at the latest."""
         sent_at = time.monotonic()
         ttl = round(self._ttl * 1000)
-        arguments = [lock.nonce, ttl, lock.upload_id, self._channel, WISH_TTL if wish else 0]
+        arguments = [lock.nonce, ttl, lock.upload_id, self._channel, REQUEST_TTL if request else 0]
         keys = self._keys(lock.upload_id, "lock", "record", "release")
         asked_at = self._redis.clock.monotonic()
         token, rest, record, now = await self._redis.run(script, keys, arguments)
@@ -273,7 +273,7 @@ class RedisLocker:
         if now:  # the work under this lock is stamped by the clock of Redis
             self._redis.clock.heard(seconds_of(now), asked_at)
         lock.token = int(token)
-        lock.inherited = int(rest)
+        lock.unreleased_predecessors = int(rest)
         with contextlib.suppress(ValueError):  # it is broken, as the state store will say
             lock.record = decode(dict(zip(record[::2], record[1::2], strict=True)))
         lock.renewed_at = sent_at
@@ -289,14 +289,14 @@ class RedisLocker:
     async def _let_go(self, lock: RedisLock, *, clean: bool) -> None:
         arguments = [lock.nonce, lock.token, lock.upload_id, self._channel, int(clean)]
         try:
-            await self._redis.run(RELEASE, self._keys(lock.upload_id, "lock", "record"), arguments, RELEASE_PATIENCE)
+            await self._redis.run(RELEASE, self._keys(lock.upload_id, "lock", "record"), arguments, RELEASE_TIMEOUT)
         except StateUnavailable:
             logger.warning("the lease of upload %s could not be released; it ends by itself", lock.upload_id)
 
     @contextlib.asynccontextmanager
     async def request_commit(self, upload_id: str) -> AsyncIterator[int]:
         keys = self._keys(upload_id, "lock", "commit")
-        yield int(await self._redis.run(ASK_FOR_COMMIT, keys, [upload_id, self._channel, WISH_TTL]))
+        yield int(await self._redis.run(ASK_FOR_COMMIT, keys, [upload_id, self._channel, REQUEST_TTL]))
 
     async def is_held(self, upload_id: str) -> bool:
         return bool(await self._redis.command("EXISTS", *self._keys(upload_id, "lock")))
@@ -314,7 +314,7 @@ class RedisLocker:
                 elif age >= self._ttl / RENEWALS and not lock.renewing:
                     lock.renewing = True
                     self._start(self._renew(lock))
-            await asyncio.sleep(self._ttl / TICKS)
+            await asyncio.sleep(self._ttl / CHECKS_PER_LEASE)
         self._watch = None
 
     async def _renew(self, lock: RedisLock) -> None:

@@ -69,7 +69,7 @@ class Link:
         await self._connection.disconnect(nowait=True)  # the reader may never have begun
 
 
-class Pipe:
+class PipelinedConnection:
     """Connects with the first call, and again after the connection broke. Callers set limits of time."""
 
     def __init__(self, make: Callable[[], AbstractConnection]) -> None:

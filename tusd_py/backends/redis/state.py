@@ -15,12 +15,12 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
+from tusd_py.backends.redis.connection import RETRY_DEADLINE, RedisConnection, Script
+from tusd_py.backends.redis.index import NOTE, DueIndex, escaped
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
+from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.core.upload_codec import BrokenRecords, broken, decode, encode
-from tusd_py.backends.redis.connection import PATIENCE, RedisConnection, Script
-from tusd_py.backends.redis.index import NOTE, DueIndex, escaped
-from tusd_py.core.upload import Part, Status, Upload
 
 PAGE = 200  # records fetched at once
 FRESH = 60.0  # seconds; for so long the record that an entry of the index speaks of may be on its way
@@ -100,7 +100,7 @@ return 1
 class RedisState:
     """The state store of several hosts."""
 
-    def __init__(self, connection: RedisConnection, prefix: str = "tus:", patience: float = PATIENCE) -> None:
+    def __init__(self, connection: RedisConnection, prefix: str = "tus:", patience: float = RETRY_DEADLINE) -> None:
         """A change is tried for `patience` seconds: so long an append holds out when Redis is away."""
         self._redis = connection
         self._prefix = prefix
@@ -138,7 +138,7 @@ class RedisState:
         return _upload(upload_id, await self._redis.command("HGETALL", self._keys(upload_id)[0]))
 
     async def update(
-        self, before: Upload, after: Upload, token: int, *, parts: Sequence[Part] = (), durable: bool = False
+        self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
     ) -> Upload:
         stored = after if after.token == token else replace(after, token=token)
         old, new = encode(before), encode(stored)
@@ -165,10 +165,11 @@ class RedisState:
             raise LockLost
         return stored
 
-    async def parts(self, upload_id: str) -> Sequence[Part]:
+    async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         ledger = await self._redis.command("HGETALL", self._keys(upload_id)[1])
         return sorted(
-            (Part(int(number), *json.loads(rest)) for number, rest in ledger.items()), key=lambda part: part.number
+            (UploadPart(int(number), *json.loads(rest)) for number, rest in ledger.items()),
+            key=lambda part: part.number,
         )
 
     async def delete(self, upload_id: str, token: int) -> None:

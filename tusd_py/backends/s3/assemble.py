@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tusd_py.core.errors import StorageBehind, StorageUnavailable
 from tusd_py.backends.s3.body import multipart_etag
-from tusd_py.backends.s3.bucket import Engine, Multipart
+from tusd_py.backends.s3.bucket import Bucket, Multipart
 from tusd_py.backends.s3.errors import MultipartMissing, PartsRefused
 from tusd_py.backends.s3.layout import Layout, checksum_of, contiguous, size_of
 from tusd_py.backends.s3.object_keys import OWNER, object_key, owner
-from tusd_py.core.upload import Part, Upload
+from tusd_py.core.errors import StorageBehind, StorageUnavailable
+from tusd_py.core.upload import Upload, UploadPart
 
 NOT_AS_EXPECTED = "the stored object is not what the parts should make"
 
 
-async def complete(engine: Engine, upload: Upload, layout: Layout, ledger: Sequence[Part]) -> Layout:
+async def complete(engine: Bucket, upload: Upload, layout: Layout, ledger: Sequence[UploadPart]) -> Layout:
     """Make the object; returns the layout of a whole upload.
 
     Raises `StorageBehind` with the offset to go on from if bytes are missing, and `UploadNotFound` if all are.
@@ -38,7 +38,7 @@ async def complete(engine: Engine, upload: Upload, layout: Layout, ledger: Seque
     return Layout(key=key, whole=True)
 
 
-async def _place(engine: Engine, upload: Upload, layout: Layout, key: str) -> None:
+async def _place(engine: Bucket, upload: Upload, layout: Layout, key: str) -> None:
     """An upload of less than a part."""
     covered = layout.covered(upload.offset)
     if covered < upload.offset:  # the object was there, and is no longer
@@ -57,7 +57,7 @@ async def _place(engine: Engine, upload: Upload, layout: Layout, key: str) -> No
         engine.memory.release(upload.offset)
 
 
-async def _complete_multipart(engine: Engine, upload: Upload, layout: Layout, ledger: Sequence[Part]) -> None:
+async def _complete_multipart(engine: Bucket, upload: Upload, layout: Layout, ledger: Sequence[UploadPart]) -> None:
     parts = contiguous(ledger, upload.offset)
     end = parts[-1].end if parts else 0
     if end < min(layout.parts_end, upload.offset):
@@ -79,18 +79,18 @@ async def _complete_multipart(engine: Engine, upload: Upload, layout: Layout, le
         raise StorageUnavailable(NOT_AS_EXPECTED)
 
 
-def _etag(parts: Sequence[Part], upload: Upload) -> str:
+def _etag(parts: Sequence[UploadPart], upload: Upload) -> str:
     whole = parts and parts[-1].end == upload.offset
     return multipart_etag([part.etag for part in parts]) if whole else "unknown"
 
 
 async def _last_part(
-    engine: Engine, upload: Upload, layout: Layout, multipart: Multipart, start: int, previous: int
-) -> Part:
+    engine: Bucket, upload: Upload, layout: Layout, multipart: Multipart, start: int, previous: int
+) -> UploadPart:
     """The tails are the last part."""
     tails = layout.tails_from(start, upload.offset)
     size = upload.offset - start
-    number = layout.next_number if engine.config.abilities.number_gaps else previous + 1
+    number = layout.next_number if engine.config.capabilities.number_gaps else previous + 1
     await engine.memory.take(size)
     try:
         pieces = await engine.get_tails(upload, tails)
@@ -99,7 +99,7 @@ async def _last_part(
         engine.memory.release(size)
 
 
-async def _join(engine: Engine, upload: Upload, multipart: Multipart, parts: Sequence[Part]) -> None:
+async def _join(engine: Bucket, upload: Upload, multipart: Multipart, parts: Sequence[UploadPart]) -> None:
     try:
         await engine.complete_multipart(multipart, parts)
     except PartsRefused:
@@ -110,7 +110,7 @@ async def _join(engine: Engine, upload: Upload, multipart: Multipart, parts: Seq
         await engine.complete_multipart(multipart, good)
 
 
-async def _list_parts(engine: Engine, multipart: Multipart) -> list[dict[str, Any]]:
+async def _list_parts(engine: Bucket, multipart: Multipart) -> list[dict[str, Any]]:
     """What S3 has of a multipart upload; some servers list several parts of one number."""
     found: list[dict[str, Any]] = []
     marker: dict[str, int] = {}
@@ -122,12 +122,12 @@ async def _list_parts(engine: Engine, multipart: Multipart) -> list[dict[str, An
         marker = {"PartNumberMarker": answer["NextPartNumberMarker"]}
 
 
-def _reconciled(parts: Sequence[Part], found: Sequence[dict[str, Any]]) -> list[Part]:
+def _reconciled(parts: Sequence[UploadPart], found: Sequence[dict[str, Any]]) -> list[UploadPart]:
     """The parts up to the first that S3 does not have as the ledger says.
 
     The same bytes may have another ETag (a repeated request, with encryption): their checksum tells.
     """
-    good: list[Part] = []
+    good: list[UploadPart] = []
     for part in parts:
         etags = {
             there["ETag"].strip('"'): there["ETag"]
@@ -139,5 +139,5 @@ def _reconciled(parts: Sequence[Part], found: Sequence[dict[str, Any]]) -> list[
         if not etags:
             break
         etag = etags.get(part.etag.strip('"')) or next(iter(etags.values()))
-        good.append(Part(part.number, part.end, etag, part.checksum))
+        good.append(UploadPart(part.number, part.end, etag, part.checksum))
     return good

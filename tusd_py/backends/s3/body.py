@@ -8,8 +8,8 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from tusd_py.contracts.storage import Buffer
 from tusd_py.backends.s3.memory_limiter import BLOCK
+from tusd_py.contracts.storage import Buffer
 
 try:
     from zlib_ng.zlib_ng import crc32 as add_crc32  # several times as fast
@@ -17,8 +17,8 @@ except ImportError:
     from zlib import crc32 as add_crc32
 
 Reader: TypeAlias = Callable[..., bytes]  # of so many bytes, or of all
-SMALLEST_BODY = 256 << 10  # bytes; less is joined, and sent without asking first (Expect: 100-continue)
-LARGEST_READ = 256 << 10  # bytes; who sends asks for 16 KiB at a time, one call to the kernel each
+MIN_EXPECT_BODY = 256 << 10  # bytes; less is joined, and sent without asking first (Expect: 100-continue)
+MAX_READ_SIZE = 256 << 10  # bytes; who sends asks for 16 KiB at a time, one call to the kernel each
 
 
 class Body(io.RawIOBase):
@@ -55,7 +55,7 @@ class Body(io.RawIOBase):
         """The rest of a piece, or as much of it as is sent at a time."""
         if self._index == len(self._pieces):
             return memoryview(b"")
-        data = self._pieces[self._index][self._offset : self._offset + LARGEST_READ]
+        data = self._pieces[self._index][self._offset : self._offset + MAX_READ_SIZE]
         self._position += len(data)
         self._offset += len(data)
         if self._offset == len(self._pieces[self._index]):
@@ -64,7 +64,7 @@ class Body(io.RawIOBase):
 
 
 def body_of(pieces: Sequence[Buffer]) -> Body | bytes:
-    return b"".join(pieces) if sum(map(len, pieces)) < SMALLEST_BODY else Body(pieces)
+    return b"".join(pieces) if sum(map(len, pieces)) < MIN_EXPECT_BODY else Body(pieces)
 
 
 def read_all(read: Reader) -> bytes:

@@ -10,27 +10,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
-from tusd_py.contracts.storage import Buffer
+from tusd_py.asyncutil.threads import Threads
+from tusd_py.asyncutil.ttl_set import TTLSet
 from tusd_py.backends.s3.client import Client, OnCall
 from tusd_py.backends.s3.config import MAX_PART, S3Config
 from tusd_py.backends.s3.errors import MultipartMissing, NotSatisfied, ObjectMissing
 from tusd_py.backends.s3.layout import Layout, Tail, checksum_of, entry
-from tusd_py.backends.s3.memory_limiter import PartMemory
+from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.object_keys import MARKER, OWNER, owner, properties, protection, tails_of, token_of
-from tusd_py.asyncutil.ttl_set import Recent
 from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, skipped
-from tusd_py.asyncutil.threads import Threads
-from tusd_py.core.upload import Part, Upload
+from tusd_py.contracts.storage import Buffer
+from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
+from tusd_py.core.upload import Upload, UploadPart
 
 logger = logging.getLogger("tusd_py.storage")
 
 _warned_of: set[tuple[str | None, str]] = set()  # buckets; a server opens its storage more than once
 COPY_THREADS = 4
-RESERVED = 4  # threads that parts leave to small requests
+RESERVED_REQUEST_SLOTS = 4  # threads that parts leave to small requests
 COPY_SHARE = 3  # concatenations use a third of what is left
-SEEN_FOR = 10.0  # seconds that a multipart upload or a tail is not looked for again
-DELETE_AT_ONCE = 1000  # keys of one DeleteObjects
+EXISTENCE_CACHE_TTL = 10.0  # seconds that a multipart upload or a tail is not looked for again
+DELETE_CONCURRENCY = 1000  # keys of one DeleteObjects
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,17 @@ class Multipart:
     marker: str
 
 
-class Engine:
+class Bucket:
     """Requests to one bucket, with the memory and the threads behind them."""
 
     def __init__(self, config: S3Config, on_call: OnCall | None) -> None:
         self.config = config
         self.client = Client(config, on_call)
-        self.memory = PartMemory(config.memory)
-        self.wants_crc = config.abilities.checksum == "crc32"
+        self.memory = MemoryLimiter(config.memory)
+        self.wants_crc = config.capabilities.checksum == "crc32"
         self.parts_in_flight = 0
         self.is_interrupted = False  # concatenations are to end
-        self.seen = Recent(SEEN_FOR)  # multipart uploads and tails that were there a moment ago
+        self.seen = TTLSet(EXISTENCE_CACHE_TTL)  # multipart uploads and tails that were there a moment ago
         # The next unused part number of uploads whose record does not know it, since nothing was committed.
         self.used_numbers: dict[str, int] = {}
 
@@ -60,8 +60,8 @@ class Engine:
         self.is_interrupted = False
         self.copying = Threads(COPY_THREADS, "tusd-py-s3-copy")
         # Parts, and copies among them, leave threads to small requests; copies leave most of the rest to parts.
-        self.slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED))
-        self.copies = asyncio.Semaphore(max(1, (self.config.concurrency - RESERVED) // COPY_SHARE))
+        self.slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED_REQUEST_SLOTS))
+        self.copies = asyncio.Semaphore(max(1, (self.config.concurrency - RESERVED_REQUEST_SLOTS) // COPY_SHARE))
         await self.client.open()
         await self.warn_of_versions()
 
@@ -76,26 +76,28 @@ class Engine:
 
     def sizes_of(self, upload: Upload, layout: Layout) -> PartSizes:
         """As they were chosen with the first byte, which may be now."""
-        abilities = self.config.abilities
+        capabilities = self.config.capabilities
         largest = self.config.largest_part
         if not layout.part_size:
             return choose_sizes(
                 upload.length,
                 self.config.part_size,
-                abilities.max_parts,
-                equal=abilities.equal_parts,
+                capabilities.max_parts,
+                equal=capabilities.equal_parts,
                 largest=largest,
             )
-        if abilities.number_gaps and not abilities.equal_parts:  # then sizes may change on the way
-            return PartSizes(layout.part_size, layout.growing, abilities.max_parts, largest)
-        return PartSizes(layout.part_size, layout.growing, abilities.max_parts, layout.largest or MAX_PART)
+        if capabilities.number_gaps and not capabilities.equal_parts:  # then sizes may change on the way
+            return PartSizes(layout.part_size, layout.growing, capabilities.max_parts, largest)
+        return PartSizes(layout.part_size, layout.growing, capabilities.max_parts, layout.largest or MAX_PART)
 
-    def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, inherited: int) -> int:
+    def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, unreleased_predecessors: int) -> int:
         """The number of the next part, that no request of an earlier writer may have."""
-        if not self.config.abilities.number_gaps:  # then only the identical bytes of a retry keep parts what they are
+        if (
+            not self.config.capabilities.number_gaps
+        ):  # then only the identical bytes of a retry keep parts what they are
             return sizes.number_at(min(layout.parts_end, upload.offset))
         number = max(layout.next_number, self.used_numbers.get(upload.id, 1))
-        for _ in range(inherited):
+        for _ in range(unreleased_predecessors):
             number += skipped(sizes, number, None if upload.length is None else upload.length - upload.offset)
         return number
 
@@ -110,15 +112,15 @@ class Engine:
         """A multipart upload, some of whose parts will be `copied`."""
         marker = f"mpu-{secrets.token_hex(8)}"
         parameters = properties(self.config, upload, marker)
-        abilities = self.config.abilities
-        if self.wants_crc and (abilities.copied_checksums or not copied):
+        capabilities = self.config.capabilities
+        if self.wants_crc and (capabilities.copied_checksums or not copied):
             parameters["ChecksumAlgorithm"] = "CRC32"
         answer = await self.client.call("create_multipart_upload", Key=key, **parameters)
         return Multipart(key, answer["UploadId"], marker)
 
     async def upload_part(
         self, multipart: Multipart, number: int, start: int, pieces: Sequence[Buffer], crc: int | None = None
-    ) -> Part:
+    ) -> UploadPart:
         """One part from memory, with its CRC-32 if that is known; returns its entry in the ledger."""
         end = start + sum(map(len, pieces))
         async with self.slots:
@@ -134,7 +136,7 @@ class Engine:
         self.seen.note(multipart.id)
         return entry(number, start, end, answer["ETag"], checksum)
 
-    async def copy_part(self, multipart: Multipart, number: int, start: int, source: Slice) -> Part:
+    async def copy_part(self, multipart: Multipart, number: int, start: int, source: Slice) -> UploadPart:
         """One part that S3 copies from another object."""
         async with self.slots:
             answer = await self.client.call(
@@ -148,7 +150,7 @@ class Engine:
         result = answer["CopyPartResult"]
         return entry(number, start, start + source.size, result["ETag"], result.get("ChecksumCRC32", ""))
 
-    async def complete_multipart(self, multipart: Multipart, parts: Sequence[Part]) -> None:
+    async def complete_multipart(self, multipart: Multipart, parts: Sequence[UploadPart]) -> None:
         listed = []
         for part in parts:
             fields = {"PartNumber": part.number, "ETag": part.etag}
@@ -219,8 +221,8 @@ class Engine:
         if len(keys) == 1 or not self.wants_crc:  # botocore sends no Content-MD5 with the other
             await asyncio.gather(*(self.client.call("delete_object", Key=key) for key in keys))
             return
-        for first in range(0, len(keys), DELETE_AT_ONCE):
-            batch = [{"Key": key} for key in keys[first : first + DELETE_AT_ONCE]]
+        for first in range(0, len(keys), DELETE_CONCURRENCY):
+            batch = [{"Key": key} for key in keys[first : first + DELETE_CONCURRENCY]]
             answer = await self.client.call("delete_objects", Delete={"Objects": batch, "Quiet": True})
             failed = [error.get("Code") for error in answer.get("Errors", []) if error.get("Code") != "NoSuchKey"]
             if failed:
@@ -295,7 +297,7 @@ class Engine:
         """
         marker = f"{token}-{secrets.token_hex(8)}"
         parameters = {"Key": key, **properties(self.config, upload, marker)}
-        condition = {"IfNoneMatch": "*"} if self.config.abilities.conditional_put else {}
+        condition = {"IfNoneMatch": "*"} if self.config.capabilities.conditional_put else {}
         for _ in range(3):
             try:
                 await self.client.send("put_object", pieces, crc, **parameters, **condition)

@@ -9,18 +9,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from tusd_py.core.errors import StorageUnavailable, UploadError
-from tusd_py.contracts.storage import Buffer
+from tusd_py.asyncutil.threads import Threads
 from tusd_py.backends.s3.body import Reader, body_of, crc32, crc32_text, md5, read_all, read_pieces
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.backends.s3.errors import MultipartMissing, ObjectMissing, code_of, translate
-from tusd_py.asyncutil.threads import Threads
+from tusd_py.contracts.storage import Buffer
+from tusd_py.core.errors import StorageUnavailable, UploadError
 
 T = TypeVar("T")
 
 # Told of every call: the operation in snake case, "ok" or the code of the error, seconds.
 OnCall: TypeAlias = Callable[[str, str, float], None]
-CLOSE_PATIENCE = 2.0  # seconds for requests that nobody waits for any more
+CLOSE_TIMEOUT = 2.0  # seconds for requests that nobody waits for any more
 BODY_ATTEMPTS = 3  # a body that breaks off is asked for again, which botocore does not do
 
 
@@ -44,7 +44,7 @@ class Client:
         return not hasattr(self, "_threads") or await asyncio.to_thread(self._close, patience)
 
     def _close(self, patience: float | None) -> bool:
-        ended = self._threads.close(CLOSE_PATIENCE if patience is None else patience)
+        ended = self._threads.close(CLOSE_TIMEOUT if patience is None else patience)
         if self._client is not None:
             self._client.close()
         return ended
@@ -97,7 +97,7 @@ class Client:
     def _send(
         self, operation: str, pieces: Sequence[Buffer], crc: int | None, parameters: dict[str, Any]
     ) -> tuple[dict[str, Any], str]:
-        if self._config.abilities.checksum == "md5":
+        if self._config.capabilities.checksum == "md5":
             name, checksum = "ContentMD5", md5(pieces)
         else:
             name, checksum = "ChecksumCRC32", crc32_text(crc32(pieces) if crc is None else crc)

@@ -13,11 +13,11 @@ MAX_OBJECT = 5 << 40
 MAX_PARTS = 10_000
 MAX_KEY = 1024  # bytes
 MAX_ID = 128  # characters
-LONGEST_VALUE, SHORTEST_VALUE = 128, 16  # characters of a metadata value in a key
+MAX_VALUE_LENGTH, MIN_VALUE = 128, 16  # characters of a metadata value in a key
 FIELD = re.compile(r"\{([^{}]*)\}")
 FIELD_NAME = re.compile(r"id|prefix|metadata\.[A-Za-z0-9_.-]+")
 
-Preset = Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"]
+S3Dialect = Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Abilities:
     multipart_prefixes: bool = True  # multipart uploads can be listed by the beginning of their key
 
 
-ABILITIES: dict[Preset, Abilities] = {
+ABILITIES: dict[S3Dialect, Abilities] = {
     "aws": Abilities(checksum="crc32", conditional_put=True),
     "minio": Abilities(checksum="crc32", conditional_put=True, copied_checksums=False, multipart_prefixes=False),
     "r2": Abilities(conditional_put=True, equal_parts=True),
@@ -62,7 +62,7 @@ class S3Config:
     prefix: str = ""
     key: str = "{prefix}{id}"  # of the finished object; {metadata.NAME} stands for a value of Upload-Metadata
     addressing: Literal["auto", "path", "virtual"] = "auto"
-    preset: Preset = "aws"
+    preset: S3Dialect = "aws"
     part_size: int = 8 << 20
     buffer_size: int = 32 << 20  # bytes of parts in memory, of all uploads together
     parts_in_flight: int = 4  # of one upload
@@ -94,11 +94,11 @@ class S3Config:
         unknown = [field for field in fields if not FIELD_NAME.fullmatch(field)]
         if unknown or set(FIELD.sub("", self.key)) & set("{}"):
             raise ValueError("a key is made of text, {prefix}, {id} and {metadata.NAME}")
-        if self.max_value < SHORTEST_VALUE:
+        if self.max_value < MIN_VALUE:
             raise ValueError(f"the key is too long: those of S3 have at most {MAX_KEY} bytes")
 
     @property
-    def abilities(self) -> Abilities:
+    def capabilities(self) -> Abilities:
         return ABILITIES[self.preset]
 
     @property
@@ -117,7 +117,7 @@ class S3Config:
         values = sum(field.startswith("metadata.") for field in fields)
         prefix = fields.count("prefix") * len(self.prefix.encode())
         room = MAX_KEY - len(FIELD.sub("", self.key).encode()) - prefix - MAX_ID
-        return min(LONGEST_VALUE, room // max(1, values))
+        return min(MAX_VALUE_LENGTH, room // max(1, values))
 
     @property
     def identity(self) -> str:

@@ -5,6 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from tusd_py.backends.s3.body import multipart_etag
+from tusd_py.backends.s3.bucket import Bucket, Multipart
+from tusd_py.backends.s3.config import MAX_OBJECT, MIB, S3Config
+from tusd_py.backends.s3.errors import MultipartMissing, ObjectMissing
+from tusd_py.backends.s3.layout import Layout, layout_of
+from tusd_py.backends.s3.object_keys import object_key
+from tusd_py.backends.s3.part_sizes import COPY_SIZE, Piece, Slice, choose_sizes, plan_copies, plan_equal
+from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import (
     MaxSizeExceeded,
     ServerShutdown,
@@ -13,20 +21,12 @@ from tusd_py.core.errors import (
     UploadError,
     UploadNotFound,
 )
-from tusd_py.contracts.storage import Buffer
-from tusd_py.backends.s3.body import multipart_etag
-from tusd_py.backends.s3.config import MAX_OBJECT, MIB, S3Config
-from tusd_py.backends.s3.bucket import Engine, Multipart
-from tusd_py.backends.s3.errors import MultipartMissing, ObjectMissing
-from tusd_py.backends.s3.layout import Layout, layout_of
-from tusd_py.backends.s3.object_keys import object_key
-from tusd_py.backends.s3.part_sizes import COPY_SIZE, Piece, Slice, choose_sizes, plan_copies, plan_equal
-from tusd_py.core.upload import Part, Upload
+from tusd_py.core.upload import Upload, UploadPart
 
 ONE_COPY = 64 << 20  # bytes; a single source up to this size is copied in one request
 
 
-async def concatenate(engine: Engine, final: Upload, partials: Sequence[Upload]) -> Layout:
+async def concatenate(engine: Bucket, final: Upload, partials: Sequence[Upload]) -> Layout:
     """Make the object of `final`; returns its layout.
 
     Raises `UploadNotFound` if a partial upload is no longer there.
@@ -35,10 +35,10 @@ async def concatenate(engine: Engine, final: Upload, partials: Sequence[Upload])
     sources = [Slice(_source(engine.config, partial), 0, partial.offset) for partial in partials if partial.offset]
     length = sum(source.size for source in sources)
     try:
-        if length <= engine.config.part_size and (len(sources) != 1 or not engine.config.abilities.part_copy):
+        if length <= engine.config.part_size and (len(sources) != 1 or not engine.config.capabilities.part_copy):
             async with engine.copies:
                 await _put(engine, final, key, sources, length)
-        elif len(sources) == 1 and length <= ONE_COPY and engine.config.abilities.part_copy:
+        elif len(sources) == 1 and length <= ONE_COPY and engine.config.capabilities.part_copy:
             async with engine.copies:
                 await engine.copy_object(final, key, sources[0].key)
         else:
@@ -56,20 +56,20 @@ def plan(config: S3Config, sources: Sequence[Slice], length: int) -> list[Piece]
     """The parts of the object."""
     if length > MAX_OBJECT:
         raise MaxSizeExceeded(f"the storage takes objects of at most {MAX_OBJECT} bytes")
-    abilities = config.abilities
-    if abilities.part_copy and not abilities.equal_parts:
-        copy_size = max(COPY_SIZE, -(-length // (abilities.max_parts // 2) // MIB + 1) * MIB)
+    capabilities = config.capabilities
+    if capabilities.part_copy and not capabilities.equal_parts:
+        copy_size = max(COPY_SIZE, -(-length // (capabilities.max_parts // 2) // MIB + 1) * MIB)
         pieces = plan_copies(sources, copy_size)
-        if len(pieces) <= abilities.max_parts:
+        if len(pieces) <= capabilities.max_parts:
             return pieces
-    sizes = choose_sizes(length, config.part_size, abilities.max_parts, equal=True, largest=config.largest_part)
+    sizes = choose_sizes(length, config.part_size, capabilities.max_parts, equal=True, largest=config.largest_part)
     room = sizes.left(1)
     if length > room:
         raise MaxSizeExceeded(f"the storage can put at most {room} bytes together from so many partial uploads")
     return plan_equal(sources, sizes.first)
 
 
-async def _put(engine: Engine, final: Upload, key: str, sources: Sequence[Slice], length: int) -> None:
+async def _put(engine: Bucket, final: Upload, key: str, sources: Sequence[Slice], length: int) -> None:
     await engine.memory.take(length)
     try:
         await engine.put_object(final, key, await _fetch(engine, sources), final.token)
@@ -77,7 +77,7 @@ async def _put(engine: Engine, final: Upload, key: str, sources: Sequence[Slice]
         engine.memory.release(length)
 
 
-async def _fetch(engine: Engine, slices: Sequence[Slice]) -> list[Buffer]:
+async def _fetch(engine: Bucket, slices: Sequence[Slice]) -> list[Buffer]:
     pieces: list[Buffer] = []
     for piece in slices:
         async with engine.slots:
@@ -88,8 +88,8 @@ async def _fetch(engine: Engine, slices: Sequence[Slice]) -> list[Buffer]:
     return pieces
 
 
-async def _assemble(engine: Engine, final: Upload, key: str, pieces: Sequence[Piece]) -> None:
-    copied = engine.config.abilities.part_copy and any(piece.can_be_copied for piece in pieces)
+async def _assemble(engine: Bucket, final: Upload, key: str, pieces: Sequence[Piece]) -> None:
+    copied = engine.config.capabilities.part_copy and any(piece.can_be_copied for piece in pieces)
     multipart = await engine.create_multipart(final, key, copied=copied)
     try:
         parts = await _make_parts(engine, multipart, pieces)
@@ -104,7 +104,7 @@ async def _assemble(engine: Engine, final: Upload, key: str, pieces: Sequence[Pi
         raise
 
 
-async def _complete(engine: Engine, final: Upload, multipart: Multipart, parts: Sequence[Part]) -> None:
+async def _complete(engine: Bucket, final: Upload, multipart: Multipart, parts: Sequence[UploadPart]) -> None:
     try:
         await engine.complete_multipart(multipart, parts)
     except MultipartMissing:
@@ -114,12 +114,12 @@ async def _complete(engine: Engine, final: Upload, multipart: Multipart, parts: 
         raise StorageUnavailable("the stored object is not what the parts should make")
 
 
-async def _make_parts(engine: Engine, multipart: Multipart, pieces: Sequence[Piece]) -> list[Part]:
+async def _make_parts(engine: Bucket, multipart: Multipart, pieces: Sequence[Piece]) -> list[UploadPart]:
     """All parts, a few at a time, of all concatenations together too; waits for all of them even if one fails."""
     free = asyncio.Semaphore(engine.config.parts_in_flight)
     failed = False
 
-    async def make(number: int, start: int, piece: Piece) -> Part:
+    async def make(number: int, start: int, piece: Piece) -> UploadPart:
         nonlocal failed
         async with free, engine.copies:
             if engine.is_interrupted:
@@ -141,11 +141,11 @@ async def _make_parts(engine: Engine, multipart: Multipart, pieces: Sequence[Pie
     errors = [result for result in results if isinstance(result, BaseException)]
     if errors:
         raise next((error for error in errors if isinstance(error, ObjectMissing)), errors[0])
-    return [result for result in results if isinstance(result, Part)]
+    return [result for result in results if isinstance(result, UploadPart)]
 
 
-async def _make_part(engine: Engine, multipart: Multipart, number: int, start: int, piece: Piece) -> Part:
-    if piece.can_be_copied and engine.config.abilities.part_copy:
+async def _make_part(engine: Bucket, multipart: Multipart, number: int, start: int, piece: Piece) -> UploadPart:
+    if piece.can_be_copied and engine.config.capabilities.part_copy:
         return await engine.copy_part(multipart, number, start, piece.slices[0])
     await engine.memory.take(piece.size)
     try:

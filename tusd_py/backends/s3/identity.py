@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
+from tusd_py.asyncutil.ttl_set import TTLSet
 from tusd_py.backends.s3.client import Client
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.backends.s3.errors import NotSatisfied, ObjectMissing
 from tusd_py.backends.s3.object_keys import protection
-from tusd_py.asyncutil.ttl_set import Recent
 from tusd_py.core.storage_identity import MAX_LENGTH, Proof, parse_identity
 
 PROVEN_FOR = 10.0  # seconds; the settings stay what they are, only what is behind the endpoint could change
@@ -23,7 +23,7 @@ class IdentityObject:
     def __init__(self, config: S3Config, client: Client) -> None:
         self._config = config
         self._client = client
-        self._proven = Recent(PROVEN_FOR)
+        self._proven = TTLSet(PROVEN_FOR)
         self.proof = Proof(f"--s3-bucket, --s3-endpoint and --s3-prefix ({config.bucket}/{config.identity})")
         client.confirm_missing = self.check
 
@@ -34,7 +34,7 @@ class IdentityObject:
             return None
 
     async def create(self, identity: str, *, replace: bool) -> None:
-        conditional = self._config.abilities.conditional_put and not replace
+        conditional = self._config.capabilities.conditional_put and not replace
         try:
             await self._put(identity, {"IfNoneMatch": "*"} if conditional else {})
         except NotSatisfied:  # another process was faster

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tusd_py.core.errors import StoredElsewhere
-from tusd_py.core.upload import Part, Upload
+from tusd_py.core.upload import Upload, UploadPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +110,25 @@ def parse(text: str) -> Layout:
     )
 
 
-def entry(number: int, start: int, end: int, etag: str, checksum: str) -> Part:
+def entry(number: int, start: int, end: int, etag: str, checksum: str) -> UploadPart:
     """One entry of the ledger; the size goes with the checksum, so that the start is known too."""
-    return Part(number, end, etag, f"{end - start}:{checksum}")
+    return UploadPart(number, end, etag, f"{end - start}:{checksum}")
 
 
-def size_of(part: Part) -> int:
+def size_of(part: UploadPart) -> int:
     return int(part.checksum.partition(":")[0])
 
 
-def checksum_of(part: Part) -> str:
+def checksum_of(part: UploadPart) -> str:
     return part.checksum.partition(":")[2]
 
 
-def contiguous(ledger: Sequence[Part], end: int) -> list[Part]:
+def contiguous(ledger: Sequence[UploadPart], end: int) -> list[UploadPart]:
     """The parts that follow each other from the first byte on, not beyond `end`.
 
     Where bytes were lost and sent again, the ledger has both: the larger number counts.
     """
-    chain: list[Part] = []
+    chain: list[UploadPart] = []
     for part in sorted(ledger, key=lambda part: part.number):
         start = part.end - size_of(part)
         while chain and chain[-1].end > start:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import Protocol
 
-from tusd_py.core.errors import StorageUnavailable
 from tusd_py.contracts.storage import Buffer
+from tusd_py.core.errors import StorageUnavailable
 
 
-class Filling(Protocol):
+class BufferingUpload(Protocol):
     """An upload whose part is still filling up."""
 
     @property
@@ -49,7 +49,7 @@ MAX_SPILLS = 4  # of silent uploads at a time
 STALLED = 1.0  # seconds without a byte let go of after which the next one is admitted anyway
 
 
-class PartMemory:
+class MemoryLimiter:
     """Counts bytes; an upload that wants more than is left waits, only ever for S3, never for another client.
 
     A part is begun when there is room for all of it, beside what the others are about to add at their pace: many fast
@@ -66,18 +66,18 @@ class PartMemory:
         self.moving = 0  # requests that let go of bytes when they have ended
         self.spilling = 0  # of them, those that store what a silent upload holds
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._filling: dict[int, Filling] = {}
+        self._filling: dict[int, BufferingUpload] = {}
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._kept_size = 0
-        self._queue: deque[tuple[Filling, int, asyncio.Future[None], float]] = deque()  # to be admitted
+        self._queue: deque[tuple[BufferingUpload, int, asyncio.Future[None], float]] = deque()  # to be admitted
         self._ticking = False
         self._admitted_at = 0.0
         self._blocks: list[bytearray] = []
 
-    def register(self, filling: Filling) -> None:
+    def register(self, filling: BufferingUpload) -> None:
         self._filling[id(filling)] = filling
 
-    def unregister(self, filling: Filling) -> None:
+    def unregister(self, filling: BufferingUpload) -> None:
         self._filling.pop(id(filling), None)
 
     def try_take(self, size: int) -> bool:
@@ -98,7 +98,7 @@ class PartMemory:
         granted = asyncio.get_running_loop().create_future()
         entry = (size, granted)
         self._waiters.append(entry)
-        self.relieve()
+        self.rebalance()
         try:
             await granted
         except asyncio.CancelledError:
@@ -106,14 +106,14 @@ class PartMemory:
                 self.release(size)
             elif entry in self._waiters:
                 self._waiters.remove(entry)
-                self.relieve()
+                self.rebalance()
             raise
 
     def release(self, size: int) -> None:
         self.used -= size
-        self.relieve()
+        self.rebalance()
 
-    async def admit(self, filling: Filling, size: int) -> None:
+    async def admit(self, filling: BufferingUpload, size: int) -> None:
         """Wait until there is room for a part of this size."""
         if not self._queue and self._has_room(filling, size):
             return
@@ -146,13 +146,13 @@ class PartMemory:
                 self._admitted_at = time.monotonic()
                 return  # what it expects to add counts from its next step on
 
-    def _has_room(self, filling: Filling, size: int) -> bool:
+    def _has_room(self, filling: BufferingUpload, size: int) -> bool:
         others = sum(other.expected for other in self._filling.values() if other is not filling)
         while self._kept and self.used + others + size > self.total:
             self._forget_oldest()
         return self.used + others + size <= self.total
 
-    def relieve(self) -> None:
+    def rebalance(self) -> None:
         """Grant what can be granted; if nothing moves, make room."""
         while self._waiters:
             size, granted = self._waiters[0]
@@ -206,7 +206,7 @@ class PartMemory:
         except IndexError:
             return bytearray(BLOCK)
 
-    def recycle(self, pieces: Sequence[Buffer]) -> None:
+    def release_buffers(self, pieces: Sequence[Buffer]) -> None:
         """Nobody looks at these any more."""
         room = max(0, self.total // BLOCK - len(self._blocks))
         blocks = [piece for piece in pieces if isinstance(piece, bytearray) and len(piece) == BLOCK]
@@ -221,7 +221,7 @@ class PartMemory:
         self._kept_size += kept.size
         while self._kept_size > self.total // 2:
             self._forget_oldest()
-        self.relieve()
+        self.rebalance()
 
     def recall(self, upload_id: str, layout: str, offset: int) -> Kept | None:
         """Give back what was kept, if it belongs to this layout and offset; it stays counted."""

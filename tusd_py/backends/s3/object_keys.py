@@ -10,8 +10,8 @@ import re
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from tusd_py.core.errors import StoredElsewhere, UploadNotFound
 from tusd_py.backends.s3.config import FIELD, S3Config, tails_below
+from tusd_py.core.errors import StoredElsewhere, UploadNotFound
 from tusd_py.core.upload import Upload, is_upload_id
 
 TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")

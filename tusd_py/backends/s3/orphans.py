@@ -15,11 +15,11 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from tusd_py.core.errors import LockTimeout, UploadError
-from tusd_py.contracts.storage import Orphan, UploadRecords
-from tusd_py.backends.s3.bucket import Engine
+from tusd_py.backends.s3.bucket import Bucket
 from tusd_py.backends.s3.layout import parse
 from tusd_py.backends.s3.object_keys import generated_key_pattern, key_pattern, object_key
+from tusd_py.contracts.storage import Orphan, UploadRecords
+from tusd_py.core.errors import LockTimeout, UploadError
 from tusd_py.core.upload import Upload, is_upload_id
 
 logger = logging.getLogger("tusd_py.sweeper")
@@ -35,7 +35,7 @@ class Finding(Orphan):
     multipart: str = ""  # the id of a multipart upload
 
 
-async def clean(engine: Engine, records: UploadRecords, *, older_than: float, dry_run: bool) -> list[Finding]:
+async def clean(engine: Bucket, records: UploadRecords, *, older_than: float, dry_run: bool) -> list[Finding]:
     """Remove orphans at least `older_than` seconds old; with `dry_run` only find them."""
     orphans: list[Finding] = []
     batch: list[Finding] = []
@@ -49,14 +49,14 @@ async def clean(engine: Engine, records: UploadRecords, *, older_than: float, dr
 
 
 async def _clean_batch(
-    engine: Engine, records: UploadRecords, batch: Sequence[Finding], *, dry_run: bool
+    engine: Bucket, records: UploadRecords, batch: Sequence[Finding], *, dry_run: bool
 ) -> list[Finding]:
     tails = [finding for finding in batch if finding.kind == TAIL]
     multiparts = await _unnamed_multiparts(engine, records, [one for one in batch if one.kind == MULTIPART])
     return [one for one in (*multiparts, *tails) if await _clean_one(engine, records, one, dry_run=dry_run)]
 
 
-async def _unnamed_multiparts(engine: Engine, records: UploadRecords, findings: Sequence[Finding]) -> list[Finding]:
+async def _unnamed_multiparts(engine: Bucket, records: UploadRecords, findings: Sequence[Finding]) -> list[Finding]:
     """The multipart uploads that no record names, each with the upload it was made for.
 
     The key of a record identifies that upload. A key that is no record's is this server's only if nothing else could
@@ -85,7 +85,7 @@ async def _unnamed_multiparts(engine: Engine, records: UploadRecords, findings: 
     return found
 
 
-async def _clean_one(engine: Engine, records: UploadRecords, finding: Finding, *, dry_run: bool) -> bool:
+async def _clean_one(engine: Bucket, records: UploadRecords, finding: Finding, *, dry_run: bool) -> bool:
     """Remove a finding that no record names at a second look; whether it was removed, or would be."""
     try:
         if dry_run:
@@ -105,14 +105,14 @@ async def _clean_one(engine: Engine, records: UploadRecords, finding: Finding, *
         return False
 
 
-async def _is_orphan(engine: Engine, upload: Upload | None, finding: Finding) -> bool:
+async def _is_orphan(engine: Bucket, upload: Upload | None, finding: Finding) -> bool:
     if _is_named(engine, upload, finding):
         return False
     # tusd keeps a description of each upload beside it, and its ids look like ours.
     return upload is not None or finding.kind == TAIL or await engine.head(f"{finding.name}.info") is None
 
 
-def _is_named(engine: Engine, upload: Upload | None, finding: Finding) -> bool:
+def _is_named(engine: Bucket, upload: Upload | None, finding: Finding) -> bool:
     if upload is None:
         return False
     layout = parse(upload.layout)
@@ -124,7 +124,7 @@ def _is_named(engine: Engine, upload: Upload | None, finding: Finding) -> bool:
 # What is in the bucket.
 
 
-async def _candidates(engine: Engine, older_than: float) -> AsyncIterator[Finding]:
+async def _candidates(engine: Bucket, older_than: float) -> AsyncIterator[Finding]:
     """List multipart uploads and tails that are old enough by the clock of S3: that of this host may be wrong."""
     async for finding in _multipart_uploads(engine, older_than):
         yield finding
@@ -132,9 +132,9 @@ async def _candidates(engine: Engine, older_than: float) -> AsyncIterator[Findin
         yield finding
 
 
-async def _multipart_uploads(engine: Engine, older_than: float) -> AsyncIterator[Finding]:
+async def _multipart_uploads(engine: Bucket, older_than: float) -> AsyncIterator[Finding]:
     fixed, pattern = key_pattern(engine.config)
-    below = {"Prefix": fixed} if engine.config.abilities.multipart_prefixes else {}
+    below = {"Prefix": fixed} if engine.config.capabilities.multipart_prefixes else {}
     marker: dict[str, str] = {}
     while True:
         answer = await engine.client.call("list_multipart_uploads", **below, **marker)
@@ -149,7 +149,7 @@ async def _multipart_uploads(engine: Engine, older_than: float) -> AsyncIterator
         marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
 
 
-async def _tails(engine: Engine, older_than: float) -> AsyncIterator[Finding]:
+async def _tails(engine: Bucket, older_than: float) -> AsyncIterator[Finding]:
     prefix = engine.config.tails
     marker: dict[str, str] = {}
     while True:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-SHORTEST_SILENCE = 0.1  # seconds
-LONGEST_PAUSE = 0.3  # seconds; nobody is waited for longer, however slow
+MIN_SILENCE = 0.1  # seconds
+MAX_PAUSE = 0.3  # seconds; nobody is waited for longer, however slow
 USUAL_GAPS = 3  # so many times as long as between its bytes so far is no silence yet
 
 
@@ -28,5 +28,5 @@ class Pace:
 
     def is_silent(self, now: float) -> bool:
         usual = self._waited / max(1, self._count)
-        pause = min(LONGEST_PAUSE, max(SHORTEST_SILENCE, USUAL_GAPS * usual))
+        pause = min(MAX_PAUSE, max(MIN_SILENCE, USUAL_GAPS * usual))
         return not self._busy and now - self._waiting_since > pause

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tusd_py.contracts.storage import Buffer, Observer
 from tusd_py.backends.s3.body import crc32
 from tusd_py.backends.s3.errors import BytesMissing
 from tusd_py.backends.s3.layout import Tail
 from tusd_py.backends.s3.memory_limiter import BLOCK
-from tusd_py.core.upload import Part
+from tusd_py.contracts.storage import Buffer, Observer
+from tusd_py.core.upload import UploadPart
 
 
 @dataclass(slots=True)
-class OpenPart:
+class PartBuffer:
     """Bytes from `start` to `end`; those from `memory_start` on are in memory, all before in tails.
 
     `memory_start` is always the end of a tail, or the start.
@@ -84,7 +84,7 @@ class OpenPart:
 
 
 @dataclass(slots=True)
-class Flight:
+class PendingPart:
     """A part on its way to S3."""
 
     number: int
@@ -95,7 +95,7 @@ class Flight:
     crc: int | None
     tails: tuple[Tail, ...]  # where the bytes are that are not in memory
     held: int  # bytes counted as used
-    part: Part | None = None
+    part: UploadPart | None = None
 
 
 def cut(views: list[memoryview], size: int) -> list[memoryview]:

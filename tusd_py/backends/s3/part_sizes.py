@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tusd_py.contracts.storage import SizeLimits
 from tusd_py.backends.s3.config import MAX_OBJECT, MAX_PART, MIB, MIN_PART
+from tusd_py.contracts.storage import SizeLimits
 
-STEPS = 11  # so many sizes have the parts of an upload of unknown length, each twice the one before
-MOST_SKIPPED = 256
+GROWTH_STEPS = 11  # so many sizes have the parts of an upload of unknown length, each twice the one before
+MAX_SKIPPED = 256
 COPY_SIZE = 256 << 20  # bytes one UploadPartCopy is asked for
 
 
@@ -26,7 +26,7 @@ class PartSizes:
         """Bytes of the part with this number, if it is not the last one."""
         if not self.growing:
             return min(self.first, self.largest)
-        doubled = (number - 1) * STEPS // self.max_parts
+        doubled = (number - 1) * GROWTH_STEPS // self.max_parts
         return min(self.largest, self.first << doubled)
 
     def number_at(self, offset: int) -> int:
@@ -80,7 +80,7 @@ def skipped(sizes: PartSizes, number: int, remaining: int | None) -> int:
     room = sizes.max_parts - number + 1
     if remaining is not None:
         room -= -(-remaining // sizes.size(number))
-    return max(0, min(MOST_SKIPPED, room // 4))
+    return max(0, min(MAX_SKIPPED, room // 4))
 
 
 @dataclass(frozen=True, slots=True)

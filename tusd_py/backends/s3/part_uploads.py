@@ -6,14 +6,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from tusd_py.core.errors import UploadError
-from tusd_py.backends.s3.bucket import Engine, Multipart
+from tusd_py.backends.s3.bucket import Bucket, Multipart
 from tusd_py.backends.s3.errors import BytesMissing
-from tusd_py.backends.s3.part_buffer import Flight
-from tusd_py.core.upload import Part, Upload
+from tusd_py.backends.s3.part_buffer import PendingPart
+from tusd_py.core.errors import UploadError
+from tusd_py.core.upload import Upload, UploadPart
 
 
-class Flights:
+class PartUploader:
     """Sends parts, a few at a time. The multipart upload is created with the first one.
 
     `landed` is called when a part has arrived or has failed, then with the error.
@@ -21,7 +21,7 @@ class Flights:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Bucket,
         upload: Upload,
         key: str,
         multipart: Multipart | None,
@@ -33,7 +33,7 @@ class Flights:
         self._key = key
         self._landed = landed
         self._stored_apart = stored_apart
-        self._queue: deque[Flight] = deque()
+        self._queue: deque[PendingPart] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating: asyncio.Task[Multipart] | None = None
         self.multipart = multipart
@@ -47,7 +47,7 @@ class Flights:
         while len(self._tasks) >= self._engine.config.parts_in_flight:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
-    def launch(self, flight: Flight) -> None:
+    def launch(self, flight: PendingPart) -> None:
         self._queue.append(flight)
         task = asyncio.create_task(self._fly(flight))
         self._tasks.add(task)
@@ -58,7 +58,7 @@ class Flights:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def arrived(self) -> list[Part]:
+    def arrived(self) -> list[UploadPart]:
         """The parts that arrived since the last time, as far as they follow each other."""
         parts = []
         while self._queue and (part := self._queue[0].part) is not None:
@@ -70,7 +70,7 @@ class Flights:
         """What failed, or arrived after a gap, does not count."""
         self._queue.clear()
 
-    async def load(self, flight: Flight) -> None:
+    async def load(self, flight: PendingPart) -> None:
         """Load missing bytes from tails into memory. To avoid deadlock, wait for memory only while holding none."""
         missing = flight.memory_start - flight.start
         if missing:
@@ -78,7 +78,7 @@ class Flights:
         if sum(map(len, flight.pieces)) != flight.end - flight.start:
             raise BytesMissing
 
-    async def _load(self, flight: Flight, missing: int) -> None:
+    async def _load(self, flight: PendingPart, missing: int) -> None:
         engine, memory = self._engine, self._engine.memory
         tails = flight.tails
         if memory.try_take(missing):
@@ -95,7 +95,7 @@ class Flights:
             flight.held = flight.end - flight.start
         flight.pieces[:0] = await engine.get_tails(self._upload, tails)
 
-    async def _fly(self, flight: Flight) -> None:
+    async def _fly(self, flight: PendingPart) -> None:
         memory = self._engine.memory
         failure: Exception | None = None
         try:
@@ -108,7 +108,7 @@ class Flights:
                 )
             finally:
                 memory.moving -= 1
-            memory.recycle(flight.pieces)
+            memory.release_buffers(flight.pieces)
         except Exception as error:
             failure = error
         finally:

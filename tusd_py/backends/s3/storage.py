@@ -10,24 +10,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from tusd_py.core.errors import StorageUnavailable
-from tusd_py.contracts.storage import Buffer, Observer, Orphan, PieceSize, SizeLimits, UploadRecords, largest_piece
-from tusd_py.backends.s3.client import OnCall
 from tusd_py.backends.s3.assemble import complete
-from tusd_py.backends.s3.copy import concatenate
+from tusd_py.backends.s3.bucket import Bucket
+from tusd_py.backends.s3.client import OnCall
 from tusd_py.backends.s3.config import S3Config
-from tusd_py.backends.s3.bucket import Engine
+from tusd_py.backends.s3.copy import concatenate
 from tusd_py.backends.s3.errors import ObjectMissing
 from tusd_py.backends.s3.identity import IdentityObject
-from tusd_py.backends.s3.orphans import clean
 from tusd_py.backends.s3.layout import dump, layout_of, parse
 from tusd_py.backends.s3.object_keys import location_of, object_key
+from tusd_py.backends.s3.orphans import clean
 from tusd_py.backends.s3.part_sizes import size_limits
 from tusd_py.backends.s3.writer import S3Writer
-from tusd_py.core.upload import Part, Upload
+from tusd_py.contracts.storage import Buffer, Observer, Orphan, PieceSize, SizeLimits, UploadRecords, largest_piece
+from tusd_py.core.errors import StorageUnavailable
+from tusd_py.core.upload import Upload, UploadPart
 
 READ_SIZE = 1 << 20
-MOST_PROBES = 4  # requests at a time that only look; the others are for bytes
+MAX_PROBES = 4  # requests at a time that only look; the others are for bytes
 
 
 class S3Storage:
@@ -35,9 +35,9 @@ class S3Storage:
 
     def __init__(self, config: S3Config, on_call: OnCall | None = None) -> None:
         self.config = config
-        self._engine = Engine(config, on_call)
+        self._engine = Bucket(config, on_call)
         self._probes: dict[tuple[str, str, int], asyncio.Task[int]] = {}
-        self._probing = asyncio.Semaphore(MOST_PROBES)
+        self._probing = asyncio.Semaphore(MAX_PROBES)
         self._identity = IdentityObject(config, self._engine.client)
 
     @property
@@ -52,12 +52,12 @@ class S3Storage:
 
     @property
     def size_limits(self) -> SizeLimits:
-        config, abilities = self.config, self.config.abilities
+        config, capabilities = self.config, self.config.capabilities
         return size_limits(
             config.part_size,
-            abilities.max_parts,
-            equal=abilities.equal_parts,
-            copies=abilities.part_copy,
+            capabilities.max_parts,
+            equal=capabilities.equal_parts,
+            copies=capabilities.part_copy,
             largest=config.largest_part,
         )
 
@@ -72,8 +72,10 @@ class S3Storage:
             probe.cancel()
         return await self._engine.close(patience)
 
-    def writer(self, upload: Upload, token: int, observer: Observer | None = None, *, inherited: int = 0) -> S3Writer:
-        return S3Writer(self._engine, upload, token, observer, inherited=inherited)
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
+    ) -> S3Writer:
+        return S3Writer(self._engine, upload, token, observer, unreleased_predecessors=unreleased_predecessors)
 
     def locate(self, upload: Upload) -> str:
         return location_of(self.config, upload)
@@ -111,10 +113,10 @@ class S3Storage:
                 return tail.end
         return min(covered, layout.parts_end)
 
-    async def complete(self, upload: Upload, parts: Sequence[Part] = (), *, sync: bool) -> str:
+    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         return dump(await complete(self._engine, upload, layout_of(upload), parts))
 
-    async def tidy(self, upload: Upload) -> None:
+    async def discard_superseded(self, upload: Upload) -> None:
         """Nothing is left to do: a completion that is repeated finds the object."""
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:

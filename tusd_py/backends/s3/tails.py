@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-AT_ONCE = 16  # tails deleted in one request
+DELETE_BATCH_SIZE = 16  # tails deleted in one request
 MOST = 256
 
 
-class DroppedTails:
+class SupersededTails:
     """Names in the order in which they were dropped; those at the front may be deleted."""
 
     def __init__(self, deletable: Sequence[str], others: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class DroppedTails:
 
     def batch(self) -> list[str]:
         """What to delete now, if it is worth a request."""
-        return self.names[: self._deletable] if self._deletable >= AT_ONCE else []
+        return self.names[: self._deletable] if self._deletable >= DELETE_BATCH_SIZE else []
 
     def deleted(self, names: Sequence[str], *, done: bool) -> None:
         """If it was not done it is tried again, unless there are too many: then the janitor finds them."""

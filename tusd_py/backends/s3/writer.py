@@ -7,22 +7,22 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from tusd_py.core.errors import MaxSizeExceeded, StorageBehind, UploadError
-from tusd_py.contracts.storage import Buffer, Observer
-from tusd_py.backends.s3.tails import DroppedTails
-from tusd_py.backends.s3.bucket import Engine, Multipart
-from tusd_py.backends.s3.part_buffer import Flight, OpenPart, copied, cut, worth_merging
-from tusd_py.backends.s3.part_uploads import Flights
-from tusd_py.asyncutil.serial_task import Jobs
+from tusd_py.asyncutil.serial_task import SerialTask
+from tusd_py.backends.s3.bucket import Bucket, Multipart
 from tusd_py.backends.s3.layout import Layout, Tail, dump, layout_of
 from tusd_py.backends.s3.memory_limiter import Kept
 from tusd_py.backends.s3.object_keys import object_key
 from tusd_py.backends.s3.pace import Pace
-from tusd_py.core.upload import Part, Upload
+from tusd_py.backends.s3.part_buffer import PartBuffer, PendingPart, copied, cut, worth_merging
+from tusd_py.backends.s3.part_uploads import PartUploader
+from tusd_py.backends.s3.tails import SupersededTails
+from tusd_py.contracts.storage import Buffer, Observer
+from tusd_py.core.errors import MaxSizeExceeded, StorageBehind, UploadError
+from tusd_py.core.upload import Upload, UploadPart
 
-LARGEST_COPY = 2 << 20  # bytes copied at a time
+MAX_COPY_SIZE = 2 << 20  # bytes copied at a time
 ALWAYS_ADMITTED = 256 << 10  # bytes
-HORIZON = 1.0  # seconds that the memory looks ahead
+PACING_WINDOW = 1.0  # seconds that the memory looks ahead
 
 
 class S3Writer:
@@ -31,7 +31,7 @@ class S3Writer:
     synced = 0  # what S3 has confirmed it keeps
 
     def __init__(
-        self, engine: Engine, upload: Upload, token: int, observer: Observer | None, *, inherited: int
+        self, engine: Bucket, upload: Upload, token: int, observer: Observer | None, *, unreleased_predecessors: int
     ) -> None:
         self._engine = engine
         self._upload = upload
@@ -42,18 +42,18 @@ class S3Writer:
         self._key = layout.key or object_key(engine.config, upload)
         self._sizes = engine.sizes_of(upload, layout)
         self._parts_end = min(layout.parts_end, upload.offset)  # parts without a gap
-        self._parts: list[Part] = []
+        self._parts: list[UploadPart] = []
         self._tails = list(layout.tails_from(self._parts_end, upload.offset))
         needed = {tail.name for tail in self._tails}
         unneeded = [tail.name for tail in layout.tails if tail.name not in needed]
-        self._dropped = DroppedTails(layout.dropped, unneeded)
-        self._next = engine.first_number(upload, layout, self._sizes, inherited=inherited)
+        self._dropped = SupersededTails(layout.dropped, unneeded)
+        self._next = engine.first_number(upload, layout, self._sizes, unreleased_predecessors=unreleased_predecessors)
         multipart = Multipart(self._key, layout.multipart, layout.marker) if layout.multipart else None
-        self._flights = Flights(engine, upload, self._key, multipart, self._part_landed, self._stored_apart)
-        self._open = OpenPart(self._parts_end, upload.offset, upload.offset)
+        self._flights = PartUploader(engine, upload, self._key, multipart, self._part_landed, self._stored_apart)
+        self._open = PartBuffer(self._parts_end, upload.offset, upload.offset)
         self._tail_lock = asyncio.Lock()
         self._spilling: asyncio.Task[None] | None = None
-        self._jobs = Jobs()
+        self._jobs = SerialTask()
         self._admitted_at: float | None = None
         self._begun = self._changed = self._closed = False
         self._pace = Pace(time.monotonic())
@@ -98,7 +98,7 @@ class S3Writer:
             whole=self._whole,
         )
 
-    def parts(self, after: int) -> Sequence[Part]:
+    def parts(self, after: int) -> Sequence[UploadPart]:
         self._dropped.committed(after)
         # Not by their ends: a part may hold bytes that were committed as tails before.
         return [part for part in self._parts[self._told.get(after, 0) :] if part.end <= self.stored]
@@ -152,7 +152,7 @@ class S3Writer:
         await self._flights.land()
         if self._spilling is not None:
             await asyncio.wait((self._spilling,))
-        kept = self._open if self._open.memory_start <= offset else OpenPart(offset, offset, offset)
+        kept = self._open if self._open.memory_start <= offset else PartBuffer(offset, offset, offset)
         if kept is not self._open:
             self._engine.memory.release(self._open.in_memory)
         self._engine.memory.release(kept.forget_from(offset))
@@ -170,11 +170,11 @@ class S3Writer:
         self._made = [name for name in self._made if name not in unused]
         self._tails = list(tails)
         self._flights.forget()
-        if not self._engine.config.abilities.number_gaps:
+        if not self._engine.config.capabilities.number_gaps:
             self._next = self._sizes.number_at(self._parts_end)
         self.stored = tails[-1].end if tails else min(offset, self._parts_end)
         if kept is not self._open or kept.start != self._parts_end:
-            kept = OpenPart(self._parts_end, self.stored, self.stored)
+            kept = PartBuffer(self._parts_end, self.stored, self.stored)
         self._open = kept
         await self._remove(unused)
 
@@ -204,7 +204,7 @@ class S3Writer:
         memory.register(self)
         kept = memory.recall(self._upload.id, self._upload.layout, self._upload.offset)
         if kept is not None:
-            self._open = OpenPart(self._parts_end, kept.start, self._upload.offset, kept.pieces)
+            self._open = PartBuffer(self._parts_end, kept.start, self._upload.offset, kept.pieces)
 
     async def _take(self, buffers: Sequence[Buffer]) -> None:
         """Copy the bytes; they leave with the part that they fill."""
@@ -222,7 +222,7 @@ class S3Writer:
             if room <= 0:
                 await self._launch()
                 continue
-            taken = cut(views, min(room, LARGEST_COPY))
+            taken = cut(views, min(room, MAX_COPY_SIZE))
             size = sum(map(len, taken))
             await self._admission(room, size)
             await self._engine.memory.take(size)
@@ -239,7 +239,7 @@ class S3Writer:
             for piece in pieces:
                 self._open.add(piece)
             self._open.crc = crc
-            self._engine.memory.relieve()  # these can be spilled now
+            self._engine.memory.rebalance()  # these can be spilled now
             if size == room and not self._ends_here():
                 await self._launch()
 
@@ -273,7 +273,7 @@ class S3Writer:
         check, _, tail = await asyncio.gather(
             self._check_earlier(), self._flights.land(), self._store_tail(), return_exceptions=True
         )
-        self._engine.memory.relieve()  # while the tail was on its way, nothing could be spilled
+        self._engine.memory.rebalance()  # while the tail was on its way, nothing could be spilled
         if isinstance(check, BaseException):
             raise check
         self._advance()
@@ -301,7 +301,7 @@ class S3Writer:
         try:
             await self._flights.load(flight)
             marker = await self._engine.put_object(self._upload, self._key, flight.pieces, self._token, flight.crc)
-            self._engine.memory.recycle(flight.pieces)
+            self._engine.memory.release_buffers(flight.pieces)
         finally:
             self._engine.memory.release(flight.held)
         self.stored = flight.end
@@ -313,14 +313,16 @@ class S3Writer:
 
     # Parts.
 
-    def _flight(self) -> Flight:
+    def _flight(self) -> PendingPart:
         """The open part leaves, the next one begins. Raises what has failed: a spill that did took bytes with it."""
         self._jobs.check()
         part = self._open
         self._admitted_at = None
-        self._open = OpenPart(part.end, part.end, part.end)
+        self._open = PartBuffer(part.end, part.end, part.end)
         tails = tuple(tail for tail in self._tails if part.start <= tail.start < part.memory_start)
-        return Flight(self._next, part.start, part.end, part.memory_start, part.pieces, part.crc, tails, part.in_memory)
+        return PendingPart(
+            self._next, part.start, part.end, part.memory_start, part.pieces, part.crc, tails, part.in_memory
+        )
 
     async def _launch(self) -> None:
         await self._flights.wait_for_turn()
@@ -362,7 +364,7 @@ class S3Writer:
             self._changed = True
             self._advance()
 
-    async def _merged(self, part: OpenPart, tails: Sequence[Tail], start: int, end: int) -> list[Tail]:
+    async def _merged(self, part: PartBuffer, tails: Sequence[Tail], start: int, end: int) -> list[Tail]:
         """The tails that the new one replaces, with their bytes in memory."""
         merged = worth_merging(tails, start, end)
         absent = [tail for tail in merged if tail.start < part.memory_start]
@@ -395,7 +397,7 @@ class S3Writer:
             return 0
         left = self._left(self._sizes.size(self._next) - self._open.size)
         seconds = time.monotonic() - self._admitted_at
-        return left if seconds < HORIZON else min(left, int(self._open.in_memory / seconds * HORIZON))
+        return left if seconds < PACING_WINDOW else min(left, int(self._open.in_memory / seconds * PACING_WINDOW))
 
     @property
     def silent(self) -> bool:
@@ -430,7 +432,7 @@ class S3Writer:
     async def _forget_memory(self) -> None:
         if self._spilling is not None:
             await asyncio.wait((self._spilling,))
-        part, self._open = self._open, OpenPart(self._open.end, self._open.end, self._open.end)
+        part, self._open = self._open, PartBuffer(self._open.end, self._open.end, self._open.end)
         self._engine.memory.release(part.in_memory)
 
     async def _let_go(self) -> None:

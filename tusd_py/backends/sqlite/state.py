@@ -15,12 +15,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tusd_py.core.clock import Clock, SystemClock
-from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
-from tusd_py.core.upload_codec import BrokenRecords, broken, check
 from tusd_py.backends.sqlite.schema import FIELDS
 from tusd_py.backends.sqlite.writer import Job, SQLiteWriter
-from tusd_py.core.upload import Concatenation, Part, Status, Upload
+from tusd_py.core.clock import Clock, SystemClock
+from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
+from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
+from tusd_py.core.upload_codec import BrokenRecords, broken, check
 
 VALUES = attrgetter(*FIELDS)
 PARTIAL_IDS = FIELDS.index("partial_ids")  # kept as one text, separated by spaces
@@ -114,7 +114,7 @@ class SQLiteState:
         return self._reader.execute(SELECT_ONE, (upload_id,)).fetchone()
 
     async def update(
-        self, before: Upload, after: Upload, token: int, *, parts: Sequence[Part] = (), durable: bool = False
+        self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
     ) -> Upload:
         stored = after if after.token == token else replace(after, token=token)
 
@@ -140,11 +140,11 @@ class SQLiteState:
         self._writer.run_now(job)
         return stored
 
-    async def parts(self, upload_id: str) -> Sequence[Part]:
+    async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         rows: list[Any] = await self._submit(
             lambda connection: connection.execute(SELECT_PARTS, (upload_id,)).fetchall()
         )
-        return [Part(*row) for row in rows]
+        return [UploadPart(*row) for row in rows]
 
     async def delete(self, upload_id: str, token: int) -> None:
         def remove(connection: sqlite3.Connection) -> None:
@@ -281,7 +281,7 @@ def _upload(row: Sequence[Any]) -> Upload:
             _known_types.add(types)
         values["deferred"] = bool(values["deferred"])
         values["status"] = Status(values["status"])
-        values["concatenation"] = Concatenation(values["concatenation"])
+        values["concatenation"] = UploadKind(values["concatenation"])
         values["partial_ids"] = tuple(values["partial_ids"].split())
         upload = Upload(**values)
         check(upload)

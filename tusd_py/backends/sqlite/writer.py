@@ -26,20 +26,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tusd_py.core.errors import StateFull, StateUnavailable, UploadError
 from tusd_py.backends.sqlite.reserve import Reserve
 from tusd_py.backends.sqlite.schema import prepare
+from tusd_py.core.errors import StateFull, StateUnavailable, UploadError
 
 logger = logging.getLogger("tusd_py.state")
 
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 BUSY_PAUSE = 0.02  # seconds
 BUSY_TIMEOUT = 5.0  # seconds a write waits for another process's
-MOST_WRITES_IN_A_TRANSACTION = 256
+MAX_WRITES_IN_A_TRANSACTION = 256
 CHECKPOINT_WRITES = 250  # after so many the log is written back; about a thousand of its pages
-LARGEST_IDLE_LOG = 4 << 20  # bytes
+MAX_IDLE_LOG = 4 << 20  # bytes
 SUSPICION = 60.0  # seconds after a failed sync in which no success counts for the readiness
-CLOSE_PATIENCE = 10.0  # seconds
+CLOSE_TIMEOUT = 10.0  # seconds
 FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_CANTOPEN")
 FAILED = "a sync of the records to the disk failed: look at the disk"
 
@@ -98,7 +98,7 @@ class SQLiteWriter:
     def close(self) -> None:
         """Do what waits, then end; blocks. A thread that hangs in a call to the system is left to end by itself."""
         self._jobs.put(None)
-        self._thread.join(CLOSE_PATIENCE)
+        self._thread.join(CLOSE_TIMEOUT)
 
     def check(self) -> None:
         """Raise `StateUnavailable` after a failed sync, until changes have succeeded well after it."""
@@ -136,7 +136,7 @@ class SQLiteWriter:
                 else:
                     # SQLite says nothing of a sync that failed while it wrote the log back by itself.
                     connection.execute("PRAGMA wal_autocheckpoint = 0")
-                    connection.execute(f"PRAGMA journal_size_limit = {LARGEST_IDLE_LOG}")
+                    connection.execute(f"PRAGMA journal_size_limit = {MAX_IDLE_LOG}")
                     return connection
         except BaseException:
             connection.close()
@@ -159,7 +159,7 @@ class SQLiteWriter:
         job = self._jobs.get()
         while job is not None:
             jobs.append(job)
-            if len(jobs) == MOST_WRITES_IN_A_TRANSACTION or self._jobs.empty():
+            if len(jobs) == MAX_WRITES_IN_A_TRANSACTION or self._jobs.empty():
                 return jobs
             job = self._jobs.get()
         if jobs:

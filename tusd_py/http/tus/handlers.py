@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import ClientDisconnected, UploadError, UploadGone, UploadNotFound
+from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.download import describe, select
 from tusd_py.http.empty_patches import EmptyPatches
-from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, RequestRefused, answer_for
+from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_response_for
+from tusd_py.http.request import Request, Response
 from tusd_py.http.tus.headers import (
     InvalidHeader,
     MetadataLimits,
@@ -21,14 +24,11 @@ from tusd_py.http.tus.headers import (
     parse_metadata,
     quoted,
 )
-from tusd_py.http.request import Request, Response
 from tusd_py.http.urls import UrlBuilder, upload_id_of
-from tusd_py.contracts.storage import Buffer
-from tusd_py.core.upload import Concatenation, Upload
 from tusd_py.uploads.checksum import ALGORITHMS, AnnouncedChecksum, TrailingChecksum, Verification
 from tusd_py.uploads.downloads import Downloads
-from tusd_py.uploads.validation import Addition, NewUpload, check_size
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.validation import AppendRequest, NewUpload, check_size
 
 VERSION = "1.0.0"
 
@@ -61,10 +61,10 @@ class Features:
         return ["creation", *(name for name, offered in switches.items() if offered)]
 
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-class TusEndpoints:
+class TusHandlers:
     """The verbs on the endpoint itself and on one upload."""
 
     def __init__(
@@ -76,8 +76,8 @@ class TusEndpoints:
         self._metadata_limits = metadata_limits
         self._empty_patches = EmptyPatches()
         self._downloads = Downloads()
-        self.on_endpoint: dict[str, Endpoint] = {"OPTIONS": self.options, "POST": self.post}
-        self.on_upload: dict[str, Endpoint] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
+        self.on_endpoint: dict[str, Handler] = {"OPTIONS": self.options, "POST": self.post}
+        self.on_upload: dict[str, Handler] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
         if features.download:
             self.on_upload["GET"] = self.get
         if features.termination:
@@ -86,7 +86,7 @@ class TusEndpoints:
     async def options(self, request: Request) -> Response:
         extensions = self._features.extensions(trailers=request.body.has_trailers)
         headers = {"Tus-Version": VERSION, "Tus-Extension": ",".join(extensions)}
-        max_size = self._service.policy.largest()
+        max_size = self._service.options.largest()
         if max_size is not None:
             headers["Tus-Max-Size"] = str(max_size)
         if self._features.checksum:
@@ -96,19 +96,19 @@ class TusEndpoints:
     async def post(self, request: Request) -> Response:
         check_version(request)
         new = self._new_upload(request)
-        if new.concatenation is Concatenation.FINAL:
+        if new.concatenation is UploadKind.FINAL:
             return self._created(request, await self._service.concatenate(new))
-        addition = await self._first_addition(request, new)
+        append_request = await self._first_addition(request, new)
         upload = await self._service.create(new)
-        if addition is not None:
-            upload = await self._append_to_new(upload, addition)
+        if append_request is not None:
+            upload = await self._append_to_new(upload, append_request)
         request.offset_after = upload.offset
         return self._created(request, upload)
 
-    async def _append_to_new(self, upload: Upload, addition: Addition) -> Upload:
+    async def _append_to_new(self, upload: Upload, append_request: AppendRequest) -> Upload:
         """Whatever becomes of the body, the upload exists: the client learns where it is and how far it got."""
         try:
-            return await self._service.append(upload.id, addition)
+            return await self._service.append(upload.id, append_request)
         except ClientDisconnected:
             raise
         except UploadError:
@@ -131,24 +131,24 @@ class TusEndpoints:
             partial_ids=partial_ids,
         )
 
-    def _concatenation(self, request: Request) -> tuple[Concatenation, tuple[str, ...]]:
+    def _concatenation(self, request: Request) -> tuple[UploadKind, tuple[str, ...]]:
         header = request.headers.get("upload-concat")
         if header is None:
-            return Concatenation.NONE, ()
+            return UploadKind.NONE, ()
         if not self._features.concatenation:
-            raise RequestRefused(400, "ERR_CONCATENATION_UNSUPPORTED", "this server does not concatenate uploads")
+            raise HTTPError(400, "ERR_CONCATENATION_UNSUPPORTED", "this server does not concatenate uploads")
         if header == "partial":
-            return Concatenation.PARTIAL, ()
+            return UploadKind.PARTIAL, ()
         if not header.startswith("final;"):
             raise InvalidHeader('Upload-Concat must be "partial" or "final;" and URLs', "ERR_INVALID_CONCAT")
         if request.has_body:
-            raise RequestRefused(403, "ERR_MODIFY_FINAL", "a final upload takes no bytes of its own")
-        return Concatenation.FINAL, tuple(upload_id_of(url) for url in parse_final_concat(header))
+            raise HTTPError(403, "ERR_MODIFY_FINAL", "a final upload takes no bytes of its own")
+        return UploadKind.FINAL, tuple(upload_id_of(url) for url in parse_final_concat(header))
 
-    def _new_length(self, request: Request, concatenation: Concatenation) -> int | None:
+    def _new_length(self, request: Request, concatenation: UploadKind) -> int | None:
         length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")
         deferred = request.headers.get("upload-defer-length")
-        if concatenation is Concatenation.FINAL:
+        if concatenation is UploadKind.FINAL:
             if length is not None or deferred is not None:
                 raise InvalidHeader("a final upload has the length of its parts", "ERR_INVALID_UPLOAD_LENGTH")
             return None
@@ -164,7 +164,7 @@ class TusEndpoints:
             raise InvalidHeader("Upload-Length or Upload-Defer-Length is missing", "ERR_INVALID_UPLOAD_LENGTH")
         return length
 
-    async def _first_addition(self, request: Request, new: NewUpload) -> Addition | None:
+    async def _first_addition(self, request: Request, new: NewUpload) -> AppendRequest | None:
         """The bytes that come with a creation, if any; refused before anything is created."""
         if not request.has_body:
             return None
@@ -173,12 +173,12 @@ class TusEndpoints:
                 return None  # chunked, but empty: a plain creation
             raise _wrong_content_type()
         if not self._features.creation_with_upload:
-            raise RequestRefused(400, "ERR_CREATION_WITH_UPLOAD_UNSUPPORTED", "this server creates uploads empty")
+            raise HTTPError(400, "ERR_CREATION_WITH_UPLOAD_UNSUPPORTED", "this server creates uploads empty")
         size = request.body.declared_size or 0
         if new.length is not None and size > new.length:
-            raise RequestRefused(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
-        check_size(max(size, new.length or 0), self._service.policy, "deferred" if new.length is None else "declared")
-        return Addition(0, request.body, verification=self._verification(request))
+            raise HTTPError(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
+        check_size(max(size, new.length or 0), self._service.options, "deferred" if new.length is None else "declared")
+        return AppendRequest(0, request.body, verification=self._verification(request))
 
     def _verification(self, request: Request) -> Verification | None:
         if not self._features.checksum:
@@ -190,7 +190,7 @@ class TusEndpoints:
         if "upload-checksum" not in promised:
             return None
         if not request.body.has_trailers:
-            raise RequestRefused(400, "ERR_TRAILERS_UNSUPPORTED", "this server does not see trailers")
+            raise HTTPError(400, "ERR_TRAILERS_UNSUPPORTED", "this server does not see trailers")
 
         def trailing_checksum() -> tuple[str, bytes] | None:
             trailer = request.body.trailer("upload-checksum")
@@ -206,10 +206,10 @@ class TusEndpoints:
                 return await self._describe(request)
             check_version(request)
             upload = await self._service.inspect(request.upload_id)
-        except RequestRefused:
+        except HTTPError:
             raise
         except (UploadNotFound, UploadGone) as error:
-            return Response(answer_for(error).status, no_store, error_code=error.code)
+            return Response(error_response_for(error).status, no_store, error_code=error.code)
         except UploadError as error:
             return Response(TRY_LATER.status, {**no_store, "Retry-After": RETRY_AFTER}, error_code=error.code)
         request.offset_after = upload.offset
@@ -240,10 +240,10 @@ class TusEndpoints:
         if offset is None:
             raise InvalidHeader("Upload-Offset is missing", "ERR_INVALID_OFFSET")
         length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")
-        addition = Addition(offset, request.body, length, self._verification(request))
+        append_request = AppendRequest(offset, request.body, length, self._verification(request))
         request.offset_before = offset
         try:
-            upload = await self._service.append(request.upload_id, addition)
+            upload = await self._service.append(request.upload_id, append_request)
         except UploadError:
             # The protocol wants Upload-Expires on every answer to a PATCH.
             request.expires_at = await self._service.expires_at(request.upload_id)
@@ -287,7 +287,7 @@ class TusEndpoints:
         return Response(selection.status, headers, stream=_chain(first, stream))
 
 
-class RangeNotSatisfiable(RequestRefused):
+class RangeNotSatisfiable(HTTPError):
     def __init__(self, length: int) -> None:
         super().__init__(416, "ERR_RANGE_NOT_SATISFIABLE", f"the upload has {length} bytes")
         self.length = length
@@ -301,12 +301,12 @@ def check_version(request: Request) -> None:
         raise _wrong_version(f"{quoted(received)} came")
 
 
-def _wrong_version(received: str) -> RequestRefused:
-    return RequestRefused(412, "ERR_UNSUPPORTED_VERSION", f"Tus-Resumable must be {VERSION}, {received}")
+def _wrong_version(received: str) -> HTTPError:
+    return HTTPError(412, "ERR_UNSUPPORTED_VERSION", f"Tus-Resumable must be {VERSION}, {received}")
 
 
-def _wrong_content_type() -> RequestRefused:
-    return RequestRefused(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/offset+octet-stream")
+def _wrong_content_type() -> HTTPError:
+    return HTTPError(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/offset+octet-stream")
 
 
 async def _chain(first: Buffer, rest: AsyncIterator[Buffer]) -> AsyncIterator[Buffer]:

@@ -13,7 +13,7 @@ from tusd_py.core.errors import ChecksumMismatch, UploadError
 from tusd_py.uploads.checksum import ALGORITHMS
 
 INTEGER = re.compile(r"[0-9]{1,19}")
-LARGEST_INTEGER = (1 << 63) - 1
+MAX_INTEGER = (1 << 63) - 1
 OFFSET_CONTENT_TYPE = "application/offset+octet-stream"
 
 
@@ -29,8 +29,8 @@ class InvalidHeader(UploadError):
 
 def parse_integer(name: str, text: str, code: str) -> int:
     """A non-negative integer: digits only, at most 2^63-1."""
-    if not INTEGER.fullmatch(text) or int(text) > LARGEST_INTEGER:
-        raise InvalidHeader(f"{name} must be a decimal integer from 0 to {LARGEST_INTEGER}", code)
+    if not INTEGER.fullmatch(text) or int(text) > MAX_INTEGER:
+        raise InvalidHeader(f"{name} must be a decimal integer from 0 to {MAX_INTEGER}", code)
     return int(text)
 
 

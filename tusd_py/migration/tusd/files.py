@@ -15,20 +15,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tusd_py.backends.disk.files import NO_ROOM, READ_SIZE, FileTree, copy_range
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import SupportsCompletionRecords
 from tusd_py.core.errors import StorageFull, StorageUnavailable, UploadExists
+from tusd_py.core.upload import Upload
+from tusd_py.migration.report import Counts, Refused, Reporter, abbreviated, no_report, printable
 from tusd_py.migration.state_copy import opened_state, opened_storage
-from tusd_py.migration.report import Counts, Refused, Say, printable, shown, silent
 from tusd_py.migration.tusd.info import TusdUpload, parse_info, to_upload
 from tusd_py.settings import Settings
-from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import Remembers
-from tusd_py.backends.disk.storage import DiskStorage
-from tusd_py.backends.disk.files import NO_ROOM, READ_SIZE, FileTree, copy_range
-from tusd_py.core.upload import Upload
 from tusd_py.uploads.identity import settle_identity
 
 INFO = ".info"
-LONGEST_INFO = 8 << 20  # bytes; the headers of a request to tusd have 1 MiB at most
+MAX_INFO_SIZE = 8 << 20  # bytes; the headers of a request to tusd have 1 MiB at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ async def import_tusd(
     *,
     copy: bool = False,
     dry_run: bool = False,
-    tell: Say = silent,
-    complain: Say = silent,
+    tell: Reporter = no_report,
+    report_error: Reporter = no_report,
 ) -> Counts:
     """Take over the uploads of a directory, which may be the upload directory itself.
 
@@ -73,7 +73,7 @@ async def import_tusd(
                 if isinstance(error, OSError) and error.errno in NO_ROOM:
                     raise StorageFull(f"the upload directory {settings.upload_dir} is full") from error
                 reason = str(error) if isinstance(error, Refused) else f"failed: {error.strerror}"
-                complain(f"{shown(name)} {printable(reason)}")
+                report_error(f"{abbreviated(name)} {printable(reason)}")
                 counts.refused += 1
                 continue
             if upload is not None:
@@ -133,7 +133,7 @@ class Import:
             # An unfinished upload must not share its file with the original, which would be written to as well.
             link = upload.is_complete and not self._copy
             await asyncio.to_thread(place, data, upload, self._storage, link=link)
-            if isinstance(self._storage, Remembers) and upload.is_complete and not upload.is_partial:
+            if isinstance(self._storage, SupportsCompletionRecords) and upload.is_complete and not upload.is_partial:
                 await self._storage.remember(upload)
             with contextlib.suppress(UploadExists):
                 await self._state.create(upload, durable=True)
@@ -143,7 +143,7 @@ class Import:
         """No two uploads have the same file: the one would change with the other."""
         named_by_another = path.parent == self._directory and path.name != info.id and path.name + INFO in self._names
         if named_by_another or path in self._claimed:
-            raise Refused(f"has its data in {shown(str(path))}, the file of another upload")
+            raise Refused(f"has its data in {abbreviated(str(path))}, the file of another upload")
         self._claimed.add(path)
 
 
@@ -151,10 +151,10 @@ def _read_info(path: Path) -> tuple[bytes, float]:
     """The content and the time of its last change."""
     with _regular(path) as descriptor:
         content = bytearray()
-        while len(content) <= LONGEST_INFO and (data := os.read(descriptor, LONGEST_INFO)):
+        while len(content) <= MAX_INFO_SIZE and (data := os.read(descriptor, MAX_INFO_SIZE)):
             content += data
-        if len(content) > LONGEST_INFO:
-            raise Refused(f"is longer than {LONGEST_INFO} bytes")
+        if len(content) > MAX_INFO_SIZE:
+            raise Refused(f"is longer than {MAX_INFO_SIZE} bytes")
         return bytes(content), os.fstat(descriptor).st_mtime
 
 
@@ -178,10 +178,12 @@ def find_data(info: TusdUpload, path: Path, written_at: float) -> Data:
         status = path.lstat()
     except FileNotFoundError:
         if info.path and Path(info.path).name != info.id:
-            raise Refused(f"has its data in {shown(info.path)}, where there is no file of this directory") from None
+            raise Refused(
+                f"has its data in {abbreviated(info.path)}, where there is no file of this directory"
+            ) from None
         return Data(None, 0, written_at)
     if not stat.S_ISREG(status.st_mode):
-        raise Refused(f"has its data in {shown(str(path))}, which is not a regular file")
+        raise Refused(f"has its data in {abbreviated(str(path))}, which is not a regular file")
     return Data(path, status.st_size, status.st_mtime)
 
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tusd_py.core.upload import Status, Upload, UploadKind, is_upload_id
 from tusd_py.http.tus.headers import InvalidHeader, MetadataLimits, parse_metadata
-from tusd_py.migration.report import Refused, shown
+from tusd_py.migration.report import Refused, abbreviated
 from tusd_py.settings import Settings
-from tusd_py.core.upload import Concatenation, Status, Upload, is_upload_id
 
-LARGEST_SIZE = (1 << 63) - 1  # bytes
+MAX_SIZE = (1 << 63) - 1  # bytes
 T = TypeVar("T")
 
 
@@ -24,7 +24,7 @@ class TusdUpload:
     id: str
     length: int | None  # bytes; None: not known yet
     metadata: str | None = None  # as an Upload-Metadata header
-    concatenation: Concatenation = Concatenation.NONE
+    concatenation: UploadKind = UploadKind.NONE
     partial_ids: tuple[str, ...] = ()
     path: str = ""  # of its data, absolute or relative to wherever tusd ran; whatever somebody wrote there
 
@@ -63,7 +63,7 @@ def _field(values: Mapping[str, Any], name: str, kind: type[T], default: T) -> T
 
 def _checked_id(text: str) -> str:
     if not is_upload_id(text):
-        raise Refused(f"has the id {shown(text)!r}, and ids here are up to 128 letters, digits, - and _")
+        raise Refused(f"has the id {abbreviated(text)!r}, and ids here are up to 128 letters, digits, - and _")
     return text
 
 
@@ -71,12 +71,12 @@ def _length(values: Mapping[str, Any]) -> int | None:
     size = _field(values, "Size", int, -1)
     if _field(values, "SizeIsDeferred", bool, False):
         return None
-    if not 0 <= size <= LARGEST_SIZE:
-        raise Refused(f"has no Size from 0 to {LARGEST_SIZE}")
+    if not 0 <= size <= MAX_SIZE:
+        raise Refused(f"has no Size from 0 to {MAX_SIZE}")
     return size
 
 
-def _concatenation(values: Mapping[str, Any]) -> tuple[Concatenation, tuple[str, ...]]:
+def _concatenation(values: Mapping[str, Any]) -> tuple[UploadKind, tuple[str, ...]]:
     partial, final = _field(values, "IsPartial", bool, False), _field(values, "IsFinal", bool, False)
     ids = _field(values, "PartialUploads", list, [])
     if not all(isinstance(item, str) for item in ids):
@@ -84,8 +84,8 @@ def _concatenation(values: Mapping[str, Any]) -> tuple[Concatenation, tuple[str,
     if (partial and final) or final is not bool(ids):
         raise Refused("contradicts itself in IsPartial, IsFinal and PartialUploads")
     if final:
-        return Concatenation.FINAL, tuple(_checked_id(item) for item in ids)
-    return (Concatenation.PARTIAL if partial else Concatenation.NONE), ()
+        return UploadKind.FINAL, tuple(_checked_id(item) for item in ids)
+    return (UploadKind.PARTIAL if partial else UploadKind.NONE), ()
 
 
 def metadata_header(pairs: Mapping[str, Any]) -> str | None:
@@ -108,8 +108,8 @@ def to_upload(
         raise Refused(f"has {size} bytes of data, more than its Size of {info.length}")
     _check_headers(info, settings)
     whole = size == info.length
-    partial = info.concatenation is Concatenation.PARTIAL
-    if info.concatenation is Concatenation.FINAL and not whole:
+    partial = info.concatenation is UploadKind.PARTIAL
+    if info.concatenation is UploadKind.FINAL and not whole:
         raise Refused(f"is a final upload with only {size} of its {info.length} bytes")
     expires = settings.expires_after > 0 and (partial or not whole)
     return Upload(
@@ -147,6 +147,6 @@ def _past(seconds: float, now: float) -> float:
 
 def _concat_header(info: TusdUpload, base_path: str) -> str | None:
     """What the client would have sent for it to this server."""
-    if info.concatenation is Concatenation.FINAL:
+    if info.concatenation is UploadKind.FINAL:
         return "final;" + " ".join(f"{base_path}/{partial_id}" for partial_id in info.partial_ids)
-    return "partial" if info.concatenation is Concatenation.PARTIAL else None
+    return "partial" if info.concatenation is UploadKind.PARTIAL else None
