@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import secrets
 from pathlib import Path
 
 from tusd_py.backends.disk.files import FileTree, Modes
@@ -32,21 +29,10 @@ class CompletionRecords:
             return None
 
     def write(self, upload: Upload) -> None:
-        note = self._path(upload.id)
-        content = json.dumps(encode(upload)).encode()
-        new = note.with_name(f"{note.name}.{secrets.token_hex(8)}")
-        try:
-            with self._files.opened(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
-                if os.write(descriptor, content) < len(content):
-                    raise OSError(errno.ENOSPC, "the note was cut off")
-            self._files.rename(new, note)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._files.unlink(new)
-            raise
+        self._files.replace(self._path(upload.id), json.dumps(encode(upload)).encode())
 
     def remove(self, upload_id: str) -> None:
         self._files.unlink(self._path(upload_id))
 
-    def _path(self, upload_id: str) -> Path:
-        return self._files.top / upload_id[:2] / f"{upload_id}.json"
+    def _path(self, upload_id: str) -> str:
+        return f"{self._files.top}/{upload_id[:2]}/{upload_id}.json"

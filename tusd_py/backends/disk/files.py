@@ -9,16 +9,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 READ_SIZE = 1 << 20
 COPY_SIZE = 1 << 30  # bytes one copy_file_range is asked for
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO does not keep the caller waiting
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+AnyPath: TypeAlias = str | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,29 @@ class Modes:
     exact: bool = False
 
 
+class _OpenFolder:
+    """The folder of a file, held open: a name, and the descriptor it is relative to; None if it is a whole path."""
+
+    __slots__ = ("_descriptor", "_name")
+
+    def __init__(self, name: str, descriptor: int | None) -> None:
+        self._name = name
+        self._descriptor = descriptor
+
+    def __enter__(self) -> tuple[str, int | None]:
+        return self._name, self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
 class FileTree:
     """Files below `top`. Paths are given as a whole, and begin with it."""
 
     def __init__(self, top: Path, modes: Modes) -> None:
         self.top = top
+        self._prefix = str(top / "-")[:-1]  # of the paths below it: "/" and "." are written otherwise than the rest
         self._modes = modes
 
     def make(self) -> None:
@@ -47,12 +69,12 @@ class FileTree:
             if self._modes.exact:
                 self.top.chmod(self._modes.folder)
 
-    def make_folders(self, path: Path) -> None:
+    def make_folders(self, path: AnyPath) -> None:
         """Make the folders that lead to a file."""
         with self._folder(path, make=True):
             pass
 
-    def open(self, path: Path, flags: int) -> int:
+    def open(self, path: AnyPath, flags: int) -> int:
         """A descriptor of a regular file; with `O_CREAT` its folders are made too."""
         if not flags & os.O_CREAT:
             with self._folder(path) as (name, folder):
@@ -62,25 +84,27 @@ class FileTree:
         except FileNotFoundError:
             return self._open_or_make(path, flags, make=True)  # the first upload of a day
 
-    def _open_or_make(self, path: Path, flags: int, *, make: bool) -> int:
+    def _open_or_make(self, path: AnyPath, flags: int, *, make: bool) -> int:
         with self._folder(path, make=make) as (name, folder):
             if self._modes.exact and not flags & os.O_EXCL:
                 with contextlib.suppress(FileExistsError):
                     return self._open_or_make(path, flags | os.O_EXCL, make=make)
-            descriptor = _regular(os.open(name, flags | SAFE, self._modes.file, dir_fd=folder), path)
-            if self._modes.exact and flags & os.O_EXCL:
+            descriptor = os.open(name, flags | SAFE, self._modes.file, dir_fd=folder)
+            if not flags & os.O_EXCL:
+                return _regular(descriptor, path)
+            if self._modes.exact:
                 os.fchmod(descriptor, self._modes.file)
             return descriptor
 
     @contextlib.contextmanager
-    def opened(self, path: Path, flags: int) -> Iterator[int]:
+    def opened(self, path: AnyPath, flags: int) -> Iterator[int]:
         descriptor = self.open(path, flags)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
-    def size(self, path: Path) -> int | None:
+    def size(self, path: AnyPath) -> int | None:
         """Bytes in a file; None if there is none."""
         try:
             with self._folder(path) as (name, folder):
@@ -90,22 +114,49 @@ class FileTree:
         _check_regular(status, path)
         return status.st_size
 
-    def unlink(self, path: Path) -> None:
+    def unlink(self, path: AnyPath) -> None:
         """Remove a name, whatever it is the name of; one that does not exist is fine."""
         with contextlib.suppress(FileNotFoundError), self._folder(path) as (name, folder):
-            try:
-                os.unlink(name, dir_fd=folder)
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise
-                with self.opened(path, os.O_WRONLY | os.O_TRUNC):  # a file system that copies what it changes
-                    pass
-                os.unlink(name, dir_fd=folder)
+            self._unlink(name, folder)
+
+    def _unlink(self, name: str, folder: int | None) -> None:
+        try:
+            os.unlink(name, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # A file system that copies what it changes needs room for that.
+            descriptor = _regular(os.open(name, os.O_WRONLY | os.O_TRUNC | SAFE, dir_fd=folder), name)
+            os.close(descriptor)
+            os.unlink(name, dir_fd=folder)
 
     def rename(self, path: Path, new: Path) -> None:
         """Give a file another name in the same folder."""
         with self._folder(path) as (name, folder):
             os.rename(name, new if folder is None else new.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def replace(self, path: AnyPath, content: bytes) -> None:
+        """Have a file with this content, in place of one that there may be; its folders are made too."""
+        try:
+            self._replace(path, content, make=False)
+        except FileNotFoundError:
+            self._replace(path, content, make=True)
+
+    def _replace(self, path: AnyPath, content: bytes, *, make: bool) -> None:
+        with self._folder(path, make=make) as (name, folder):
+            new = f"{name}.{secrets.token_hex(8)}"
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, self._modes.file, dir_fd=folder)
+            try:
+                try:
+                    if os.write(descriptor, content) < len(content):
+                        raise OSError(errno.ENOSPC, "the file was cut off")
+                finally:
+                    os.close(descriptor)
+                os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._unlink(new, folder)
+                raise
 
     @contextlib.contextmanager
     def opened_folder(self, folder: Path) -> Iterator[int]:
@@ -127,26 +178,26 @@ class FileTree:
             folders.append(folders[-1].parent)
         return folders
 
-    @contextlib.contextmanager
-    def _folder(self, path: Path, *, make: bool = False) -> Iterator[tuple[str | Path, int | None]]:
-        """Open the folder of a file: a name, and the descriptor that it is relative to; None if it is a whole path."""
-        if path.parent == self.top:
-            if make:
-                self.make()
-            yield path, None
-            return
-        *folders, name = path.relative_to(self.top).parts
+    def _folder(self, path: AnyPath, *, make: bool = False) -> _OpenFolder:
+        """Open the folder of a file."""
+        text = os.fspath(path)
+        if not text.startswith(self._prefix):
+            raise ValueError(f"{text} is not below {self.top}")
+        *folders, name = text[len(self._prefix) :].split("/")
         if make:
             self.make()
+        if not folders:
+            return _OpenFolder(text, None)
         descriptor = os.open(self.top, FOLDER)
         try:
             for folder in folders:
                 below = self._open_below(folder, descriptor, make=make)
                 os.close(descriptor)
                 descriptor = below
-            yield name, descriptor
-        finally:
+        except BaseException:
             os.close(descriptor)
+            raise
+        return _OpenFolder(name, descriptor)
 
     def _open_below(self, name: str, above: int, *, make: bool) -> int:
         if make:
@@ -157,7 +208,7 @@ class FileTree:
         return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
 
 
-def _regular(descriptor: int, path: Path) -> int:
+def _regular(descriptor: int, path: AnyPath) -> int:
     try:
         _check_regular(os.fstat(descriptor), path)
     except OSError:
@@ -166,7 +217,7 @@ def _regular(descriptor: int, path: Path) -> int:
     return descriptor
 
 
-def _check_regular(status: os.stat_result, path: Path) -> None:
+def _check_regular(status: os.stat_result, path: AnyPath) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 

@@ -55,13 +55,14 @@ MAX_BUFFERS = 1024  # IOV_MAX
 DEFAULT_MODES = Modes()
 
 
-@contextlib.contextmanager
-def file_errors() -> Iterator[None]:
-    """Errors of the operating system as errors of an upload."""
-    try:
-        yield
-    except OSError as error:
-        raise (StorageFull() if error.errno in NO_ROOM else StorageUnavailable()) from error
+class file_errors:
+    """A context in which errors of the operating system become errors of an upload."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            raise (StorageFull() if error.errno in NO_ROOM else StorageUnavailable()) from error
 
 
 class DiskStorage:
@@ -117,11 +118,10 @@ class DiskStorage:
         location = upload.location or self.locate(upload)
         if not LOCATION.fullmatch(location):
             raise StoredElsewhere
-        folder = self._directory / location
-        path = folder / upload.id
-        if path.parent != folder or upload.id.startswith("."):
+        if not upload.id or "/" in upload.id or upload.id.startswith("."):
             raise UploadNotFound
-        return path
+        folder = self._directory if location == TOP else self._directory / location
+        return folder / upload.id
 
     def locate(self, upload: Upload) -> str:
         return _day(upload) if self._date_folders else TOP
