@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tusd_py.http.cors import EXPOSED_HEADERS, METHODS, origin_pattern, with_cors
+from tusd_py.http.cors import EXPOSED_HEADERS, METHODS, CrossOrigin, origin_pattern
+from tusd_py.http.tus.headers import single_values
 
 ORIGIN = "https://app.example.org"
 
@@ -34,7 +35,15 @@ async def answer(app: ASGIApp, method: str, headers: Mapping[str, str]) -> tuple
 
 
 def application(*origins: str, credentials: bool = False) -> ASGIApp:
-    return with_cors(PlainTextResponse("answered", headers={"Location": "/x"}), origins, credentials=credentials)
+    cross_origin = CrossOrigin(origins, credentials=credentials)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = single_values(scope["headers"])
+        fields = {name.decode(): value.decode() for name, value in cross_origin.headers(headers.get("origin"))}
+        answered = PlainTextResponse("answered", headers={"Location": "/x", **fields})
+        await (cross_origin.preflight(scope, headers) or answered)(scope, receive, send)
+
+    return app
 
 
 def words(text: str) -> set[str]:

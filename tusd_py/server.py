@@ -19,8 +19,8 @@ from starlette.types import Receive, Scope, Send
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.events.bus import EventBus, Subscriber
-from tusd_py.http.app import NOT_READY, UNROUTED, TusApp, with_common_headers
-from tusd_py.http.cors import missing_in_middleware, with_cors
+from tusd_py.http.app import NOT_READY, UNROUTED, TusApp
+from tusd_py.http.cors import CrossOrigin, missing_in_middleware
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.tus.headers import MetadataLimits
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
@@ -70,9 +70,7 @@ class TusServer:
     def _build(self) -> None:
         """Make what belongs to one event loop."""
         self.service = build_service(self.settings, self.events, self.metrics)
-        self._application = with_cors(
-            self._endpoint(), self.settings.cors_origins, credentials=self.settings.cors_credentials
-        )
+        self._application = self._endpoint()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._start = asyncio.Lock()
         self._started = False
@@ -111,6 +109,7 @@ class TusServer:
             self.events,
             self.urls,
             BufferPool(self.service.budget),
+            CrossOrigin(settings.cors_origins, credentials=settings.cors_credentials),
             idle_timeout=settings.idle_timeout,
             min_rate=settings.min_rate,
         )
@@ -144,7 +143,7 @@ class TusServer:
         patience = HEAD_TIMEOUT if scope["method"] == "HEAD" else START_TIMEOUT
         if not self._started and await self.start_error(patience) is not None:
             scope = {**scope, NOT_READY: True}
-        await self._application(scope, receive, with_common_headers(send))
+        await self._application(scope, receive, send)
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 404 to any request, in the format of every other answer."""

@@ -15,6 +15,7 @@ from tusd_py.core.errors import ClientDisconnected, NotReady, OffsetMismatch, Up
 from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus, RequestFinished
 from tusd_py.http.body import RequestBody, arrivals_of
+from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.errors import (
     INTERNAL_ERROR,
     RETRY_AFTER,
@@ -24,7 +25,7 @@ from tusd_py.http.errors import (
     error_response_for,
     render,
 )
-from tusd_py.http.request import Request, Response, declared_size, method_of
+from tusd_py.http.request import CommonHeaders, Request, Response, declared_size, method_of, responder_of
 from tusd_py.http.tus.handlers import VERSION, Handler, RangeNotSatisfiable, TusHandlers
 from tusd_py.http.tus.headers import format_date, single_values
 from tusd_py.http.urls import UrlBuilder
@@ -32,7 +33,7 @@ from tusd_py.transfer.budget import BufferPool
 
 logger = logging.getLogger("tusd_py.http")
 
-COMMON_HEADERS = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
+COMMON_HEADERS: RawHeaders = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
 CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) as its endpoint; "
 UNROUTED = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
 NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server could start
@@ -51,6 +52,7 @@ class TusApp:
         events: EventBus,
         urls: UrlBuilder,
         pool: BufferPool,
+        cross_origin: CrossOrigin,
         *,
         idle_timeout: float,
         min_rate: float,
@@ -59,6 +61,8 @@ class TusApp:
         self._events = events
         self._urls = urls
         self._pool = pool
+        self._cross_origin = cross_origin
+        self._common_headers = CommonHeaders(COMMON_HEADERS, cross_origin)
         self._idle_timeout = idle_timeout
         self._min_rate = min_rate
         self._warned_of_size = False
@@ -67,6 +71,10 @@ class TusApp:
         started = time.monotonic()
         # A server may append trailers to the list later: headers are what is there now.
         headers = single_values(list(scope["headers"]))
+        preflight = self._cross_origin.preflight(scope, headers)
+        if preflight is not None:
+            await preflight(scope, receive, with_common_headers(send))
+            return
         body = RequestBody(
             receive,
             0,
@@ -129,7 +137,7 @@ class TusApp:
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
         if response.stream is not None:
-            await self._send_start(response, send)
+            await self._send_start(request, response, send)
             await self._send_stream(request, response.stream, send)
         elif request.body.is_watched:
             await self._send_whole(request, response, send)
@@ -139,8 +147,10 @@ class TusApp:
             async with self._patience(request, 0):
                 await self._send_whole(request, response, send)
 
-    async def _send_start(self, response: Response, send: Send) -> None:
-        await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
+    async def _send_start(self, request: Request, response: Response, send: Send) -> None:
+        common = self._common_headers.to(request.headers.get("origin"))
+        headers = [*response.raw_headers(), *common.raw]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
 
     async def _send_whole(self, request: Request, response: Response, send: Send) -> None:
         closes = _leaves_too_much_unread(request)
@@ -149,12 +159,23 @@ class TusApp:
         if response.status not in (204, 304):
             response.headers.setdefault("Content-Length", str(len(response.body)))
         self._warn_of_size(request, response)
-        await self._send_start(response, send)
+        if not closes and self._send_at_once(request, response, send):
+            return
+        await self._send_start(request, response, send)
         if closes and not request.awaits_continue:
             await send({"type": "http.response.body", "body": response.body, "more_body": True})
             await request.body.discard(LINGERING_CLOSE_TIMEOUT)
             response.body = b""
         await send({"type": "http.response.body", "body": response.body})
+
+    def _send_at_once(self, request: Request, response: Response, send: Send) -> bool:
+        """Give the server the whole response, if it takes it; False if it has to be sent in messages."""
+        responder = responder_of(request.scope, send)
+        if responder is None:
+            return False
+        common = self._common_headers.to(request.headers.get("origin"))
+        close = "Connection" in response.headers  # the only value that is ever sent
+        return responder.respond(response.status, response.header_lines() + common.lines, response.body, close=close)
 
     def _warn_of_size(self, request: Request, response: Response) -> None:
         """Say once that the fields of an upload are longer than a proxy may pass on."""

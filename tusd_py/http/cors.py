@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import Receive, Scope, Send
+
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
 METHODS = ("POST", "HEAD", "PATCH", "DELETE", "GET", "OPTIONS")
 EXPOSED_HEADERS = (
@@ -31,28 +34,49 @@ EXPOSED_HEADERS = (
 NEEDED_METHODS = ("POST", "HEAD", "PATCH", "DELETE")
 NEEDED_HEADERS = ("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Concat")
 PRIVATE_NETWORK = "Access-Control-Allow-Private-Network"
+REQUESTED_METHOD = "access-control-request-method"
 MAX_AGE = 86400  # seconds; browsers cap it themselves
 
 
-def with_cors(app: ASGIApp, origins: Sequence[str], *, credentials: bool) -> ASGIApp:
-    """Let browsers on these origins use the application; without any, none but its own."""
-    if not origins:
-        return app
-    everyone = "*" in origins
-    return _Middleware(
-        app,
-        allow_origins=["*"] if everyone else [],
-        allow_origin_regex=None if everyone else origin_pattern(origins),
-        allow_methods=METHODS,
-        allow_headers=["*"],  # whatever the page's own headers are: a preflight that fails hides the reason from it
-        allow_credentials=credentials,
-        expose_headers=EXPOSED_HEADERS,
-        max_age=MAX_AGE,
-        allow_private_network=True,
-    )
+class CrossOrigin:
+    """Lets browsers on some origins use the server; without any, none but on its own."""
+
+    def __init__(self, origins: Sequence[str], *, credentials: bool) -> None:
+        everyone = "*" in origins
+        self._rules = _Rules(
+            _nothing,
+            allow_origins=["*"] if everyone else [],
+            allow_origin_regex=None if everyone else origin_pattern(origins),
+            allow_methods=METHODS,
+            allow_headers=["*"],  # whatever the page's own headers are: a preflight that fails hides the reason from it
+            allow_credentials=credentials,
+            expose_headers=EXPOSED_HEADERS,
+            max_age=MAX_AGE,
+            allow_private_network=True,
+        )
+        self._is_explicit = credentials or not everyone
+        self._offered = bool(origins)
+
+    def preflight(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
+        """Return the answer to a request that a browser asks for permission with; None for any other request."""
+        is_preflight = scope["method"] == "OPTIONS" and "origin" in headers and REQUESTED_METHOD in headers
+        return self._rules.preflight_response(Headers(scope=scope)) if self._offered and is_preflight else None
+
+    def headers(self, origin: str | None) -> RawHeaders:
+        """Return what every other answer to a request from an origin carries; None for a request that names none."""
+        if not self._offered:
+            return []
+        headers = MutableHeaders(self._rules.simple_headers if origin is not None else {})
+        if origin is not None and self._is_explicit and self._rules.is_allowed_origin(origin):
+            headers["Access-Control-Allow-Origin"] = origin
+        headers["Vary"] = "Origin"
+        return headers.raw
 
 
-class _Middleware(CORSMiddleware):
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class _Rules(CORSMiddleware):
     """Lets pages on the internet use a server in a private network (Chrome asks), if their origin is allowed."""
 
     def preflight_response(self, request_headers: Headers) -> Response:

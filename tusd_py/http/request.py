@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from starlette.types import Scope
+from starlette.types import Scope, Send
 
 from tusd_py.contracts.storage import Buffer
-from tusd_py.http.body import RequestBody
+from tusd_py.http.body import BODY_EXTENSION, RequestBody
+from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.tus.headers import parse_integer
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in the value of a header field
+MAX_CACHED_ORIGINS = 1000
 
 
 class Request:
@@ -67,5 +73,52 @@ class Response:
     stream: AsyncIterator[Buffer] | None = None
     error_code: str = ""
 
-    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+    def raw_headers(self) -> RawHeaders:
         return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
+
+    def header_lines(self) -> bytes:
+        """The header fields as they are sent; raises `ValueError` for a value with a control character."""
+        if CONTROL_CHARACTERS.search("".join(self.headers.values())):
+            raise ValueError("a header field holds a control character")
+        return "".join([f"{name.lower()}: {value}\r\n" for name, value in self.headers.items()]).encode("latin-1")
+
+
+class Responder(Protocol):
+    """A server that takes a whole response at once."""
+
+    def respond(self, status: int, header_lines: bytes, body: bytes, *, close: bool) -> bool:
+        """Send a response; False if the messages of ASGI have to do it. `close` if the fields say so."""
+
+
+def responder_of(scope: Scope, send: Send) -> Responder | None:
+    """The server behind `send`, if it takes whole responses; None where a middleware is in between."""
+    responder: Responder | None = scope.get("extensions", {}).get(BODY_EXTENSION)
+    return responder if responder is not None and getattr(send, "__self__", None) is responder else None
+
+
+@dataclass(frozen=True, slots=True)
+class CommonFields:
+    """Header fields that many responses carry, as messages of ASGI want them and as they are sent."""
+
+    raw: RawHeaders
+    lines: bytes
+
+
+class CommonHeaders:
+    """What every response carries, prepared once for each origin that a page comes from."""
+
+    def __init__(self, always: RawHeaders, cross_origin: CrossOrigin) -> None:
+        self._always = always
+        self._cross_origin = cross_origin
+        self._known: dict[str | None, CommonFields] = {}
+
+    def to(self, origin: str | None) -> CommonFields:
+        """The fields for a page from this origin, None for a request that names none."""
+        fields = self._known.get(origin)
+        if fields is None:
+            raw = [*self._cross_origin.headers(origin), *self._always]
+            fields = CommonFields(raw, b"".join(b"%s: %s\r\n" % pair for pair in raw))
+            if len(self._known) >= MAX_CACHED_ORIGINS:
+                self._known.clear()
+            self._known[origin] = fields
+        return fields

@@ -9,7 +9,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    RequestResponseCycle,
+)
 
 from tusd_py.contracts.storage import Buffer
 from tusd_py.transfer.budget import BufferPool
@@ -75,6 +80,32 @@ class UploadCycle(RequestResponseCycle):
             self._send_informational(message["status"], message.get("headers", []))
         else:
             await super().send(message)
+
+    def respond(self, status: int, header_lines: bytes, body: bytes, *, close: bool) -> bool:
+        """Send a whole response in one write: see `http.messages.Responder`."""
+        if self.disconnected:
+            return True
+        if self.response_started or self.flow.write_paused or self.access_log:
+            return False
+        if close:
+            self.keep_alive = False
+        lines = [STATUS_LINE[status]]
+        for name, value in self.default_headers:
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(header_lines)
+        if not self.keep_alive and not close:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        if self.scope["method"] != "HEAD":
+            lines.append(body)
+        self.transport.write(b"".join(lines))
+        self.response_started = self.response_complete = True
+        self.waiting_for_100_continue = False
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+        return True
 
     def _send_informational(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """An interim response (RFC 9110, section 15.2); nothing once the final one has begun."""
