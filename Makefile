@@ -6,11 +6,12 @@ INSTALLED := $(VENV)/.installed
 RUNNABLE := $(VENV)/.runnable
 # Not repeated: what needs the server's own protocol class, and what concerns S3, the memory of Redis or a browser, which
 # are the same whichever class read the body. The long run with all faults of S3 is.
-NOT_REPEATED = tests/test_failure_chaos.py tests/clients/test_hosts.py tests/clients/test_s3.py tests/clients/test_uppy.py \
-	tests/test_failure_redis_memory.py tests/test_failure_s3.py
-DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/test_failure_*.py \
-	tests/test_wire_*.py)) tests/test_block_receiver.py tests/test_property.py tests/test_workers.py \
-	tests/test_failure_s3.py::test_uploads_survive_whatever_happens_to_s3_and_the_server
+NOT_REPEATED = tests/failure/test_chaos.py tests/clients/test_hosts.py tests/clients/test_s3.py tests/clients/test_uppy.py \
+	tests/failure/test_redis_memory.py tests/failure/test_s3.py tests/failure/test_ownership.py tests/failure/test_identity.py \
+	tests/failure/test_broken_records.py tests/failure/test_locations.py tests/failure/test_backup.py
+DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/failure/test_*.py \
+	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py tests/server/test_workers.py \
+	tests/failure/test_s3.py::test_uploads_survive_whatever_happens_to_s3_and_the_server
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
@@ -23,8 +24,8 @@ run: $(RUNNABLE)
 # Everything, then what drives a server once more under a stock ASGI protocol class, even if the first pass has failed.
 # A pass that finds no test with these ARGS counts only if the other one finds none either.
 test: $(INSTALLED) $(NODE_MODULES)
-	@echo 'A part of it:  $(BIN)/python -m pytest tests/test_cli.py -k version'
-	@echo 'under a stock protocol class:  PLAIN_ASGI=1 $(BIN)/python -m pytest tests/test_wire_download.py'
+	@echo 'A part of it:  $(BIN)/python -m pytest tests/commands/test_cli.py -k version'
+	@echo 'under a stock protocol class:  PLAIN_ASGI=1 $(BIN)/python -m pytest tests/wire/test_download.py'
 	@first=0; second=0; \
 	$(PYTEST) $(ARGS) || first=$$?; \
 	PLAIN_ASGI=1 $(PYTEST) $(ARGS) $(DRIVING_A_SERVER) || second=$$?; \
@@ -40,8 +41,8 @@ check: $(INSTALLED)
 
 # The long runs of random faults, ten minutes each: disk, Redis, S3.
 chaos: $(INSTALLED)
-	CHAOS_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 2 -s tests/test_failure_chaos.py tests/test_failure_hosts.py \
-		tests/test_failure_s3.py -k "survive and (every_fault or whatever)" $(ARGS)
+	CHAOS_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 2 -s tests/failure/test_chaos.py tests/failure/test_hosts.py \
+		tests/failure/test_s3.py -k "survive and (every_fault or whatever)" $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)

@@ -246,7 +246,7 @@ def play(scene: Scene, target: Target) -> Figures:
 @contextlib.contextmanager
 def s3_arguments(home: Path) -> Iterator[tuple[str, ...]]:
     """The arguments for our server on an S3 server of its own."""
-    from tests.s3_server import CREDENTIALS, start_seaweedfs  # boto3 is an extra
+    from tests.support.s3_server import CREDENTIALS, start_seaweedfs  # boto3 is an extra
 
     os.environ.update(CREDENTIALS)
     home.mkdir()

@@ -12,7 +12,7 @@ from bench.client import Connection, Request, Response, build, build_creation, b
 from bench.measure import Meter
 from bench.recipes import WORK, Recipe
 from bench.servers import Target, running
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 ROUNDS = 3
 PATCHES = 2000

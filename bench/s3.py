@@ -36,7 +36,7 @@ from bench.report import CPU_EACH, CPU_PER_GIB, GIB, MIB, PEAK, RATE, SPEED, Met
 from bench.runner import Sample, sample, say, touch_memory
 from bench.servers import Target, running
 from bench.workloads import PARALLEL, SMALL_BYTES, SMALL_CONNECTIONS, Plan, Work, Workload, catalogue, human
-from tests.s3_server import BUCKET, CREDENTIALS, S3Server, free_ports, start_seaweedfs
+from tests.support.s3_server import BUCKET, CREDENTIALS, S3Server, free_ports, start_seaweedfs
 from tusd_py.backends.s3.bucket import RESERVED_REQUEST_SLOTS
 from tusd_py.backends.s3.config import S3Config
 

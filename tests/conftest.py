@@ -12,8 +12,8 @@ import pytest
 from tests.faults import clocks
 from tests.faults.preload import build
 from tests.faults.stalls import OSFaults
-from tests.harness import ServerProcess
-from tests.timing import slowness
+from tests.support.harness import ServerProcess
+from tests.support.timing import slowness
 
 
 def pytest_configure() -> None:
@@ -37,7 +37,10 @@ def _everything_stands() -> None:
     """Start again what tests share and what has died, so that one test's mishap is not that of all after it."""
     for process in list(ServerProcess.standing):
         process.revive()
-    for name in ("tests.redis_server", "tests.s3_server"):  # they need packages that not every test needs
+    for name in (
+        "tests.support.redis_server",
+        "tests.support.s3_server",
+    ):  # they need packages that not every test needs
         if name in sys.modules:
             sys.modules[name].revive_shared()
 

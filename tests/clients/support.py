@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import require
-from tests.timing import scaled
+from tests.support.timing import scaled
 
 HERE = Path(__file__).parent
 KIBI = 1024

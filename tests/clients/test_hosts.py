@@ -11,9 +11,9 @@ import pytest
 
 from tests.clients.support import KIBI, MEBI, downloaded, head, payload, sha256
 from tests.clients.test_tus_js import Client
-from tests.hosts import Hosts, several_hosts
-from tests.proxies import RoundRobin
-from tests.redis_server import RedisServer
+from tests.support.hosts import Hosts, several_hosts
+from tests.support.proxies import RoundRobin
+from tests.support.redis_server import RedisServer
 
 
 @dataclass(frozen=True)

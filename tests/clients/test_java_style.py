@@ -27,8 +27,8 @@ from tests.clients.support import (
     wait_until_stored,
 )
 from tests.conftest import require
-from tests.harness import ServerProcess
-from tests.timing import scaled
+from tests.support.harness import ServerProcess
+from tests.support.timing import scaled
 
 JAVA_REQUEST = 10 * MEBI  # what tus-java-client sends in one request
 JAVA_BUFFER = 2 * MEBI

@@ -14,7 +14,7 @@ from tusclient.exceptions import TusCommunicationError, TusUploadFailed
 from tusclient.uploader.baseuploader import BaseUploader
 
 from tests.clients.support import KIBI, MEBI, create, downloaded, head, payload, sha256
-from tests.harness import ServerProcess
+from tests.support.harness import ServerProcess
 
 # tuspy's asynchronous uploader passes an argument to aiohttp that aiohttp has deprecated.
 tuspy_async = pytest.mark.filterwarnings("ignore:The object should be created within an async function")

@@ -15,9 +15,9 @@ import pytest
 
 from tests.clients.support import HERE, MEBI, downloaded, payload, require_package, run_node, sha256
 from tests.conftest import require
-from tests.harness import ROOT, ServerProcess
-from tests.proxies import Stream, Trouble
-from tests.timing import scaled
+from tests.support.harness import ROOT, ServerProcess
+from tests.support.proxies import Stream, Trouble
+from tests.support.timing import scaled
 
 ENDPOINT = "http://127.0.0.1:8080/files"
 FILE = "interview.webm"

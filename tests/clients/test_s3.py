@@ -12,9 +12,9 @@ from tusclient.client import TusClient
 from tests.clients.support import KIBI, MEBI, downloaded, head, payload, sha256
 from tests.clients.test_python_clients import tuspy_async, url_of
 from tests.clients.test_tus_js import Client
-from tests.harness import ServerProcess
-from tests.s3_server import s3_server
-from tests.s3_uploads import PART, Place, serving
+from tests.support.harness import ServerProcess
+from tests.support.s3_server import s3_server
+from tests.support.s3_uploads import PART, Place, serving
 
 
 @pytest.fixture(scope="module")

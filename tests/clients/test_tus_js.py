@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.clients.support import KIBI, MEBI, Sent, downloaded, head, payload, run_node, sent, sha256
-from tests.harness import ServerProcess
+from tests.support.harness import ServerProcess
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients.support import KIBI, MEBI, Sent, downloaded, head, payload, run_node, sent, sha256
 from tests.conftest import require
-from tests.harness import ServerProcess
+from tests.support.harness import ServerProcess
 
 
 @dataclass(frozen=True)

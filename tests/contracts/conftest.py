@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import LOCKERS, STATE_STORES, STORAGES, Instances
-from tests.watched import watch
+from tests.support.watched import watch
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from tests.harness import ROOT
-from tests.redis_server import shared_redis_url
-from tests.s3_server import s3_config, s3_server
-from tests.timing import scaled
+from tests.support.harness import ROOT
+from tests.support.redis_server import shared_redis_url
+from tests.support.s3_server import s3_config, s3_server
+from tests.support.timing import scaled
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.local_locks.locker import LocalLocker

@@ -16,7 +16,7 @@ import pytest
 
 from tests.contracts.test_storage import append, content, final_of, partials
 from tests.faults.stalls import OSFaults
-from tests.timing import scaled
+from tests.support.timing import scaled
 from tusd_py.backends.disk import storage as disk
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage

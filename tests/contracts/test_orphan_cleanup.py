@@ -11,8 +11,8 @@ import pytest
 from tests.contracts.parts import PATIENCE
 from tests.contracts.test_locks import Holder
 from tests.contracts.test_storage import UPLOAD
-from tests.s3_server import s3_config, s3_server
-from tests.s3_uploads import PART
+from tests.support.s3_server import s3_config, s3_server
+from tests.support.s3_uploads import PART
 from tusd_py.backends.s3 import S3Storage
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore

@@ -21,10 +21,17 @@ from redis import Redis
 from redis.crc import key_slot
 
 from tests.contracts.parts import PATIENCE, line_of, within
-from tests.harness import COMMAND, ROOT
-from tests.proxies import Stream, Trouble
-from tests.raw_client import wait_until
-from tests.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port, is_system_wanted, shared_redis_url
+from tests.support.harness import COMMAND, ROOT
+from tests.support.proxies import Stream, Trouble
+from tests.support.raw_client import wait_until
+from tests.support.redis_server import (
+    RedisNodes,
+    RedisSentinels,
+    RedisServer,
+    free_port,
+    is_system_wanted,
+    shared_redis_url,
+)
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.locker import RedisLocker
 from tusd_py.backends.redis.state import RedisState

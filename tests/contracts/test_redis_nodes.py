@@ -27,9 +27,9 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
     prefix,
     subscribers,
 )
-from tests.harness import ROOT
-from tests.raw_client import wait_until
-from tests.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port
+from tests.support.harness import ROOT
+from tests.support.raw_client import wait_until
+from tests.support.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port
 from tusd_py.core.errors import LockTimeout, StateUnavailable
 
 IDS = [f"upload-{number}" for number in range(30)]  # in slots of all nodes

@@ -29,8 +29,8 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
     redis,
 )
 from tests.contracts.test_shared_disk import UPLOAD, append, content, storage  # noqa: F401 (fixtures)
-from tests.hosts import Body
-from tests.redis_server import RedisServer, shared_redis_url
+from tests.support.hosts import Body
+from tests.support.redis_server import RedisServer, shared_redis_url
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import THREADS, DiskStorage
 from tusd_py.backends.redis.connection import RedisConnection, Script

@@ -20,7 +20,7 @@ import pytest
 
 from tests.contracts.parts import PATIENCE, within
 from tests.contracts.test_storage import TOKEN, UPLOAD, Record, append, committed, content, final_of, finish, partials
-from tests.s3_server import (
+from tests.support.s3_server import (
     PASSING,
     Fault,
     Faults,
@@ -33,7 +33,7 @@ from tests.s3_server import (
     s3_config,
     s3_server,
 )
-from tests.upload_records import FixedRecords
+from tests.support.upload_records import FixedRecords
 from tusd_py.asyncutil.ttl_set import TTLSet
 from tusd_py.backends.s3 import S3Config, S3Storage
 from tusd_py.backends.s3.bucket import EXISTENCE_CACHE_TTL

@@ -28,7 +28,7 @@ from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
     storage,
 )
 from tests.contracts.test_storage import TOKEN, UPLOAD, Record, committed, content, finish
-from tests.s3_server import Fault, FaultyProxy, Held, Request, S3Server, moto
+from tests.support.s3_server import Fault, FaultyProxy, Held, Request, S3Server, moto
 from tusd_py.backends.s3 import S3Storage
 from tusd_py.backends.s3.config import MIB
 from tusd_py.backends.s3.layout import size_of

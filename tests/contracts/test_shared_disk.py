@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.stalls import OSFaults
-from tests.upload_records import FixedRecords
+from tests.support.upload_records import FixedRecords
 from tusd_py.backends.disk.segment_map import Segment, layout_of, segments
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.core.errors import StorageAhead, StorageBehind

@@ -1,0 +1,442 @@
+"""`tusd-py migrate`: records from one state store to another."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands.test_cli import assert_refused_in_one_line, run
+from tests.contracts.parts import STATE_STORES, Instances
+from tests.contracts.test_state import RECORDS
+from tests.support.redis_server import shared_redis_url
+from tests.support.wire import content_of, create, head, identity, offset_of, patch, payload, serving
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage
+from tusd_py.core.errors import StorageBehind
+from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
+from tusd_py.events.bus import EventBus
+from tusd_py.migration.report import Counts
+from tusd_py.migration.state_copy import migrate_records
+from tusd_py.settings import load
+
+TOKEN = 1_700_000_000_123_456_789  # nanoseconds: the locker beside SQLite counts so
+UPLOADS = [replace(upload, id=f"upload-{number}", token=TOKEN) for number, upload in enumerate(RECORDS.values())]
+SPLIT = Upload(id="split", created_at=5.0, length=100, offset=30, layout="10:7 20:9", token=TOKEN)
+PARTS = [UploadPart(1, 10, "a"), UploadPart(3, 20, "b", "c"), UploadPart(10_000, 30, 'd"\\ é')]
+ENDED = (Status.TERMINATED, Status.EXPIRED)
+
+
+@pytest.fixture(params=[(a, b) for a in STATE_STORES for b in STATE_STORES], ids="-".join)
+async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[StateStore, StateStore]]:
+    """Any store and any other, both empty."""
+    opened = []
+    for place, name in zip(("from", "to"), request.param, strict=True):
+        (tmp_path / place).mkdir()
+        opened.append(Instances(STATE_STORES[name], tmp_path / place))
+    yield await opened[0].open(), await opened[1].open()
+    for instances in opened:
+        await instances.close_all()
+
+
+@pytest.fixture
+def source(stores: tuple[StateStore, StateStore]) -> StateStore:
+    return stores[0]
+
+
+@pytest.fixture
+def target(stores: tuple[StateStore, StateStore]) -> StateStore:
+    return stores[1]
+
+
+async def fill(store: StateStore, uploads: Sequence[Upload], parts: Sequence[UploadPart] = ()) -> None:
+    for upload in uploads:
+        await store.create(replace(upload, token=0))
+        await store.update(replace(upload, token=0), upload, upload.token, parts=parts)
+
+
+async def everything(store: StateStore) -> dict[str, tuple[Upload, list[UploadPart]]]:
+    return {upload.id: (upload, list(await store.parts(upload.id))) async for upload in store.all()}
+
+
+async def test_every_kind_of_record(source: StateStore, target: StateStore) -> None:
+    await fill(source, UPLOADS)
+    before = await everything(source)
+    assert await migrate_records(source, target) == Counts(done=len(UPLOADS))
+    assert await everything(target) == {upload.id: (replace(upload, token=0), []) for upload in UPLOADS}
+    assert await everything(source) == before
+
+
+async def test_a_locker_that_counts_from_one_goes_on(source: StateStore, target: StateStore) -> None:
+    await fill(source, [replace(SPLIT, layout="")])
+    await migrate_records(source, target)
+    record = await target.get(SPLIT.id)
+    assert record is not None
+    assert (await target.update(record, record.at(50), 1)).offset == 50
+
+
+@pytest.mark.parametrize("status", [Status.ACTIVE, Status.FINISHING, *ENDED])
+async def test_a_ledger(source: StateStore, target: StateStore, status: Status) -> None:
+    await fill(source, [replace(SPLIT, status=status)], PARTS)
+    assert await migrate_records(source, target) == Counts(done=1)
+    assert await everything(target) == {SPLIT.id: (replace(SPLIT, status=status, token=0), PARTS)}
+    assert await migrate_records(source, target) == Counts(skipped=1)
+
+
+async def test_more_than_a_page(source: StateStore, target: StateStore) -> None:
+    await asyncio.gather(*(source.create(replace(SPLIT, id=f"u{number}")) for number in range(1234)))
+    assert await migrate_records(source, target) == Counts(done=1234)
+    assert len(await everything(target)) == 1234
+
+
+async def test_nothing(source: StateStore, target: StateStore) -> None:
+    assert await migrate_records(source, target) == Counts()
+
+
+async def test_there_and_back(source: StateStore, target: StateStore) -> None:
+    await fill(source, UPLOADS)
+    await migrate_records(source, target)
+    before = await everything(source)
+    assert await migrate_records(target, source) == Counts(skipped=len(UPLOADS))
+    assert await everything(source) == before
+
+
+# Again, after an interruption, and only to see.
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Fragile:
+    """A store that breaks at the n-th change."""
+
+    def __init__(self, store: StateStore, changes: int) -> None:
+        self._store = store
+        self._changes = changes
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("create", "update"):
+            if not self._changes:
+                raise Interrupted
+            self._changes -= 1
+        return getattr(self._store, name)
+
+
+async def test_every_interruption_can_be_repeated(source: StateStore, target: StateStore) -> None:
+    uploads = [replace(SPLIT, id=f"u{number}") for number in range(4)]
+    await fill(source, uploads, PARTS)
+    wanted = {upload.id: (replace(upload, token=0), PARTS) for upload in uploads}
+    for changes in (0, 1, 2, 1, 3):
+        fragile: Any = Fragile(target, changes)
+        with pytest.raises(Interrupted):
+            await migrate_records(source, fragile)
+    assert await everything(target) != wanted
+    await migrate_records(source, target)
+    assert await everything(target) == wanted
+    assert await migrate_records(source, target) == Counts(skipped=4)
+
+
+async def test_again_after_the_token_has_changed(source: StateStore, target: StateStore) -> None:
+    await fill(source, UPLOADS)
+    await migrate_records(source, target)
+    record = await target.get(UPLOADS[0].id)
+    assert record is not None
+    await target.update(record, record, 5)
+    assert await migrate_records(source, target) == Counts(skipped=len(UPLOADS))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(SPLIT, offset=31),
+        replace(SPLIT, status=Status.COMPLETE),
+        replace(SPLIT, metadata="a"),
+        replace(SPLIT, layout="10:8 20:9"),
+        replace(SPLIT, created_at=5.5),
+    ],
+    ids=["offset", "status", "metadata", "layout", "time"],
+)
+async def test_a_record_that_differs(source: StateStore, target: StateStore, other: Upload) -> None:
+    neighbours = [replace(SPLIT, id="after"), replace(SPLIT, id="zzz")]
+    await fill(source, [SPLIT, *neighbours], PARTS)
+    await fill(target, [other])
+    before = await everything(target)
+    said: list[str] = []
+    assert await migrate_records(source, target, report_error=said.append) == Counts(done=2, refused=1)
+    assert said == ["upload split is there already, and differs"]
+    after = await everything(target)
+    assert after["split"] == before["split"]
+    assert len(after) == 3
+
+
+@pytest.mark.parametrize(
+    "other", [PARTS[:2], [*PARTS, UploadPart(4, 40, "x")], [replace(PARTS[0], etag="x"), *PARTS[1:]]]
+)
+async def test_a_ledger_that_differs(source: StateStore, target: StateStore, other: Sequence[UploadPart]) -> None:
+    await fill(source, [SPLIT], PARTS)
+    await fill(target, [SPLIT], other)
+    before = await everything(target)
+    assert await migrate_records(source, target) == Counts(refused=1)
+    assert await everything(target) == before
+
+
+async def test_dry_run(source: StateStore, target: StateStore) -> None:
+    uploads = [replace(SPLIT, id=name) for name in ("a", "b", "c", "d")]
+    await fill(source, uploads, PARTS)
+    await fill(target, [uploads[1]], PARTS)
+    await fill(target, [uploads[2].at(50)])
+    await fill(target, [uploads[3]])  # its ledger is missing
+    before = await everything(target)
+    told: list[str] = []
+    counts = await migrate_records(source, target, dry_run=True, tell=told.append)
+    assert counts == Counts(done=2, skipped=1, refused=1)
+    assert sorted(told) == ["a active 30 bytes", "d active 30 bytes"]
+    assert await everything(target) == before
+
+
+# Bytes in several files, for a server that reads only one.
+
+
+class Joining(DiskStorage):
+    """Notes what it is asked to make whole."""
+
+    def __init__(self, directory: Path, error: StorageBehind | None = None) -> None:
+        super().__init__(directory)
+        self.joined: list[tuple[Upload, list[UploadPart]]] = []
+        self._error = error
+
+    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+        assert sync
+        self.joined.append((upload, list(parts)))
+        if self._error is not None:
+            raise self._error
+        return ""
+
+
+@pytest.mark.parametrize("status", [Status.ACTIVE, Status.FINISHING])
+async def test_bytes_in_several_files_become_one(
+    source: StateStore, target: StateStore, tmp_path: Path, status: Status
+) -> None:
+    upload = replace(SPLIT, status=status)
+    await fill(source, [upload, replace(SPLIT, id="one", layout="")], PARTS)
+    storage = Joining(tmp_path)
+    assert await migrate_records(source, target, joins=storage, dry_run=True) == Counts(done=2)
+    assert storage.joined == []
+    assert await migrate_records(source, target, joins=storage) == Counts(done=2)
+    assert storage.joined == [(replace(upload, token=0), PARTS)]
+    assert (await everything(target))["split"] == (replace(upload, layout="", token=0), [])
+    assert await migrate_records(source, target, joins=storage) == Counts(skipped=2)
+    assert len(storage.joined) == 1  # what was uploaded since would be cut off
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETE, *ENDED])
+async def test_bytes_that_are_no_longer_needed_stay(
+    source: StateStore, target: StateStore, tmp_path: Path, status: Status
+) -> None:
+    await fill(source, [replace(SPLIT, status=status)])
+    storage = Joining(tmp_path)
+    assert await migrate_records(source, target, joins=storage) == Counts(done=1)
+    assert storage.joined == []
+
+
+async def test_bytes_that_are_not_there(source: StateStore, target: StateStore, tmp_path: Path) -> None:
+    await fill(source, [SPLIT])
+    said: list[str] = []
+    storage: Storage = Joining(tmp_path, StorageBehind(20))
+    assert await migrate_records(source, target, joins=storage, report_error=said.append) == Counts(refused=1)
+    assert said == ["upload split is at 30 bytes, but the storage holds 20 bytes"]
+    assert await everything(target) == {}
+
+
+async def test_finished_uploads_are_remembered(source: StateStore, target: StateStore) -> None:
+    class Memory:
+        def __init__(self) -> None:
+            self.uploads: list[str] = []
+
+        async def remember(self, upload: Upload) -> None:
+            assert await target.get(upload.id) is None
+            self.uploads.append(upload.id)
+
+        async def load_completion_record(self, upload_id: str) -> Upload | None:
+            raise AssertionError
+
+    whole = replace(SPLIT, layout="", status=Status.COMPLETE)
+    partial = replace(whole, id="partial", concatenation=UploadKind.PARTIAL)
+    await fill(source, [whole, partial, replace(SPLIT, id="active")])
+    memory = Memory()
+    for dry_run in (True, False, False):
+        await migrate_records(source, target, completion_records=memory, dry_run=dry_run)
+        assert memory.uploads == ([] if dry_run else ["split"])
+
+
+# The command.
+
+CONTENT = payload(200_000)
+MIDDLE, LATER = 70_001, 150_000
+FINISHED_METADATA = "filename d29ybGQ=,is_confidential"
+
+
+@dataclass(frozen=True)
+class Site:
+    """An upload directory in a folder, and a prefix in Redis."""
+
+    folder: Path
+
+    @property
+    def redis(self) -> dict[str, str]:
+        return {"redis_url": shared_redis_url(), "redis_prefix": f"{self.folder.name}:"}
+
+    def migrate(self, source: str, target: str, *more: str) -> subprocess.CompletedProcess[str]:
+        redis = [f"--{name.replace('_', '-')}={value}" for name, value in self.redis.items()]
+        return run(
+            "migrate", "--from", source, "--to", target, "--upload-dir", str(self.folder / "uploads"), *redis, *more
+        )
+
+    def assert_migrated(self, source: str, target: str, new: int, old: int = 0) -> None:
+        result = self.migrate(source, target)
+        assert (result.returncode, result.stderr) == (0, "")
+        how = "with the same" if target == "redis" else "without"
+        assert result.stdout == f"{new} copied, {old} there already\nnow start the server {how} --redis-url\n"
+
+    def forget(self) -> None:
+        for path in (self.folder / "uploads" / ".tusd-py").glob("uploads.sqlite3*"):
+            path.unlink()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_a_server_goes_on_with_redis_and_back(site: Site) -> None:
+    with serving(site.folder) as server:
+        whole = identity(create(server.url, len(CONTENT), {"Upload-Metadata": FINISHED_METADATA}, CONTENT))
+        half = identity(create(server.url, len(CONTENT), body=CONTENT[:MIDDLE]))
+        new = identity(create(server.url, None))
+    site.assert_migrated("sqlite", "redis", 3)
+    with serving(site.folder, **site.redis) as server:
+        assert content_of(f"{server.url}/{whole}") == CONTENT
+        assert head(f"{server.url}/{whole}")["Upload-Metadata"] == FINISHED_METADATA
+        assert offset_of(f"{server.url}/{half}") == MIDDLE
+        assert patch(f"{server.url}/{half}", MIDDLE, CONTENT[MIDDLE:LATER]).offset == LATER
+        assert head(f"{server.url}/{new}")["Upload-Defer-Length"] == "1"
+    result = site.migrate("redis", "sqlite")
+    assert result.returncode == 1
+    assert result.stdout == "0 copied, 2 there already\n"
+    assert result.stderr == f"tusd-py: upload {half} is there already, and differs\ntusd-py: 1 not copied\n"
+    site.forget()
+    site.assert_migrated("redis", "sqlite", 3)
+    site.assert_migrated("redis", "sqlite", 0, 3)
+    with serving(site.folder) as server:
+        assert content_of(f"{server.url}/{whole}") == CONTENT
+        assert offset_of(f"{server.url}/{half}") == LATER
+        assert patch(f"{server.url}/{half}", LATER, CONTENT[LATER:]).offset == len(CONTENT)
+        assert content_of(f"{server.url}/{half}") == CONTENT
+        assert patch(f"{server.url}/{new}", 0, b"abc", {"Upload-Length": "3"}).offset == 3
+
+
+def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
+    settings = load({"upload_dir": site.folder / "uploads", **site.redis}).settings
+
+    async def make() -> Upload:
+        """Two writers: the second one does not trust the first to have ended."""
+        service = build_service(settings, EventBus())
+        await open_service(service, settings)
+        upload = Upload(id="split", created_at=time.time(), length=len(CONTENT))
+        await service.state.create(upload)
+        for token, end, unreleased_predecessors in ((7, MIDDLE, False), (9, LATER, True)):
+            writer = service.storage.writer(upload, token, unreleased_predecessors=unreleased_predecessors)
+            await writer.flush([CONTENT[upload.offset : end]], sync=True)
+            after = replace(upload.at(end), layout=writer.layout)
+            upload = await service.state.update(upload, after, token, parts=writer.parts(upload.offset))
+            await writer.close()
+        await close_service(service)
+        return upload
+
+    upload = asyncio.run(make())
+    assert upload.layout
+    assert len(list((site.folder / "uploads").glob("split*"))) == 2
+    site.assert_migrated("redis", "sqlite", 1)
+    assert len(list((site.folder / "uploads").glob("split*"))) == 2  # who stays with Redis needs both
+    site.assert_migrated("redis", "sqlite", 0, 1)
+    with serving(site.folder) as server:
+        assert offset_of(f"{server.url}/split") == LATER
+        assert patch(f"{server.url}/split", LATER, CONTENT[LATER:]).offset == len(CONTENT)
+        assert content_of(f"{server.url}/split") == CONTENT
+
+
+def test_finished_uploads_outlive_redis(site: Site) -> None:
+    with serving(site.folder) as server:
+        whole = identity(create(server.url, 3, body=b"abc"))
+    site.assert_migrated("sqlite", "redis", 1)
+    with serving(site.folder, redis_url=shared_redis_url(), redis_prefix=f"{site.folder.name}-empty:") as server:
+        assert content_of(f"{server.url}/{whole}") == b"abc"
+
+
+@pytest.mark.parametrize(("source", "target"), [("sqlite", "redis"), ("redis", "sqlite")])
+def test_dry_run_of_the_command(site: Site, source: str, target: str) -> None:
+    uploads = site.folder / "uploads"
+    with serving(site.folder, **({} if source == "sqlite" else site.redis)) as server:
+        half = identity(create(server.url, 9, body=b"abc"))
+    before = {path: path.read_bytes() for path in uploads.rglob("*") if path.is_file()}
+    for _ in range(2):
+        result = site.migrate(source, target, "--dry-run")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"{half} active 3 bytes\n1 to copy, 0 there already\n"
+    after = {path: path.read_bytes() for path in uploads.rglob("*") if path.is_file()}
+    assert {path.name for path in after} - {path.name for path in before} <= {
+        "uploads.sqlite3-wal",
+        "uploads.sqlite3-shm",
+    }
+    site.assert_migrated(source, target, 1)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_from_and_to_are_the_same(tmp_path: Path, kind: str) -> None:
+    result = run("migrate", "--from", kind, "--to", kind, "--upload-dir", str(tmp_path / "uploads"))
+    assert_refused_in_one_line(result, 2, "--from", "--to", kind)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("source", "target"), [("sqlite", "redis"), ("redis", "sqlite")])
+def test_without_redis(tmp_path: Path, source: str, target: str) -> None:
+    result = run("migrate", "--from", source, "--to", target, "--upload-dir", str(tmp_path / "uploads"))
+    assert_refused_in_one_line(result, 2, "--redis-url is missing")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_redis_that_does_not_answer(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        pass
+    url = "redis://user:secret@127.0.0.1:1/0"
+    uploads = str(tmp_path / "uploads")
+    result = run("migrate", "--from", "sqlite", "--to", "redis", "--upload-dir", uploads, "--redis-url", url)
+    assert_refused_in_one_line(result, 1, "Redis at redis://user:***@127.0.0.1:1/0 cannot be used")
+    assert "secret" not in result.stderr
+
+
+def test_an_upload_directory_without_records(site: Site) -> None:
+    assert_refused_in_one_line(site.migrate("sqlite", "redis"), 1, "there are no records in", "uploads.sqlite3")
+    assert not (site.folder / "uploads").exists()
+
+
+def test_an_upload_directory_that_cannot_be_used(site: Site) -> None:
+    (site.folder / "uploads").touch()
+    assert_refused_in_one_line(site.migrate("redis", "sqlite"), 1, str(site.folder / "uploads"), "File exists")
+
+
+def test_a_broken_file_of_records(site: Site) -> None:
+    private = site.folder / "uploads" / ".tusd-py"
+    private.mkdir(parents=True)
+    (private / "uploads.sqlite3").write_text("something else " * 1000)
+    for source, target in (("sqlite", "redis"), ("redis", "sqlite")):
+        assert_refused_in_one_line(site.migrate(source, target), 1, str(site.folder / "uploads"), "not a database")

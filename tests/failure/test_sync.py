@@ -1,0 +1,290 @@
+"""Syncs that fail: what was not synced before does not count, whoever syncs again, and the operator is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.faults.preload import PreloadedFaults
+from tests.support.harness import ServerProcess
+from tests.support.raw_client import (
+    KIBI,
+    MEBI,
+    assert_content,
+    complete,
+    create,
+    head,
+    offset_of,
+    patch,
+    path_of,
+    payload,
+    request,
+    wait_until,
+)
+from tests.support.redis_server import shared_redis_url
+
+SYNC = "fsync,fdatasync"
+DATA = payload(3 * MEBI + 4321)
+MIDDLE = MEBI + 123
+
+
+@dataclass
+class Place:
+    """Where a server runs whose syncs can be made to fail."""
+
+    uploads: Path
+    faults: PreloadedFaults
+    options: dict[str, object]
+
+    def server(self, **options: object) -> ServerProcess:
+        return ServerProcess(self.uploads, env=self.faults.env, **(self.options | options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["disk", "disk by date", "shared disk"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, preload_library: Path) -> Place:
+    options: dict[str, object] = {"date_folders": True} if request.param == "disk by date" else {}
+    if request.param == "shared disk":
+        options = {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:", "lock_ttl": "2s"}
+    return Place(tmp_path / "uploads", PreloadedFaults(tmp_path / "faults", preload_library), options)
+
+
+def segment_path(server: ServerProcess, path: str) -> Path:
+    (file,) = server.upload_dir.rglob(path.rpartition("/")[2])
+    return file
+
+
+def pattern(server: ServerProcess, path: str) -> str:
+    return f"*/{path.rpartition('/')[2]}*"
+
+
+def assert_told(server: ServerProcess, failures: int = 1) -> None:
+    """One line of the log for each failure, and an answer for the load balancer."""
+
+    def told() -> list[str]:
+        return [line for line in server.log if "sync of" in line and "failed" in line]
+
+    wait_until(lambda: len(told()) >= failures, "it is told")
+    lines = told()
+    assert len(lines) == failures, server.log
+    assert all("ERROR" in line.upper() for line in lines)
+    answer = request(server.port, "GET", "/readyz")
+    assert answer.status == 503
+    assert b"sync" in answer.body
+    assert b"\n" not in answer.body.strip()
+
+
+def true_offset(server: ServerProcess, path: str) -> int:
+    """The offset once HEAD has found out."""
+    for _ in range(3):
+        answer = head(server.port, path)
+        assert answer.status in {200, 423}, answer
+        if answer.status == 200:
+            return answer.offset
+    raise AssertionError("HEAD never answers")
+
+
+def test_a_failed_sync_at_the_end_of_an_upload_takes_the_offset_back_to_the_last_good_one(place: Place) -> None:
+    with place.server() as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
+        place.faults.fail(SYNC, pattern(server, path), times=1)
+        answer = patch(server.port, path, MIDDLE, DATA[MIDDLE:])
+        assert (answer.status, answer.offset) == (409, 0)
+        assert true_offset(server, path) == 0
+        assert request(server.port, "GET", path).status == 404
+        assert_told(server)
+        place.faults.clear()
+        server.restart()
+        assert true_offset(server, path) == 0
+        complete(server.port, path, DATA)
+        assert request(server.port, "GET", "/readyz").status == 200  # restarted
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_failed_sync_keeps_what_an_earlier_one_proved(place: Place, deferred: bool) -> None:
+    durability = "complete" if deferred else "always"
+    with place.server(durability=durability) as server:
+        path = create(server.port, None if deferred else len(DATA))
+        assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
+        place.faults.fail(SYNC, pattern(server, path), times=1)
+        end = MIDDLE + 100 * KIBI
+        answer = patch(server.port, path, MIDDLE, DATA[MIDDLE:end])
+        assert (answer.status, answer.offset) == (409, MIDDLE)
+        assert true_offset(server, path) == MIDDLE
+        assert segment_path(server, path).stat().st_size == MIDDLE
+        assert_told(server)
+        complete(server.port, path, DATA, {"Upload-Length": str(len(DATA))} if deferred else {})
+        assert_content(server.port, path, DATA)
+
+
+def test_bytes_from_before_syncs_were_wanted_do_not_count_as_synced(place: Place) -> None:
+    with place.server(durability="never") as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
+    with place.server(durability="always") as server:
+        place.faults.fail(SYNC, pattern(server, path), times=1)
+        answer = patch(server.port, path, MIDDLE, DATA[MIDDLE : 2 * MIDDLE])
+        assert (answer.status, answer.offset) == (409, 0)
+        complete(server.port, path, DATA)
+
+
+def test_a_process_that_dies_right_after_a_failed_sync_leaves_nothing_to_believe(place: Place) -> None:
+    """The next process syncs without an error: the kernel has told of the lost pages already."""
+    with place.server() as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
+        place.faults.fail(SYNC, pattern(server, path), times=1)
+        place.faults.kill("unlink,ftruncate", pattern(server, path), after=True)
+        with pytest.raises(ConnectionError):
+            patch(server.port, path, MIDDLE, DATA[MIDDLE:])
+        place.faults.clear()
+        server.restart()
+        wait_until(lambda: true_offset(server, path) == 0, "the offset goes back")  # once the lease has run out
+        complete(server.port, path, DATA)
+
+
+def test_a_process_that_dies_before_the_sync_has_the_next_one_sync(place: Place) -> None:
+    with place.server() as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
+        place.faults.kill(SYNC, pattern(server, path))
+        with pytest.raises(ConnectionError):
+            patch(server.port, path, MIDDLE, DATA[MIDDLE:])
+        place.faults.clear()
+        server.restart()
+        offset = true_offset(server, path)
+        assert offset >= MIDDLE
+        place.faults.fail(SYNC, pattern(server, path), times=1)
+        answer = patch(server.port, path, offset, DATA[offset:])
+        # On a shared directory these bytes are in a file of their own, and only they are in doubt.
+        assert (answer.status, answer.offset) == (409, offset if "redis_url" in place.options else 0)
+        complete(server.port, path, DATA)
+
+
+@pytest.mark.parametrize("call", ["unlink,ftruncate", "unlink,ftruncate,open"])
+def test_a_file_that_cannot_be_cut_off_after_a_failed_sync_is_not_believed(place: Place, call: str) -> None:
+    with place.server() as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
+        place.faults.fail(SYNC, pattern(server, path), times=1)
+        # The writer opens the file once before it syncs.
+        stuck = [place.faults.fail(one, pattern(server, path), skip=one == "open") for one in call.split(",")]
+        answer = patch(server.port, path, MIDDLE, DATA[MIDDLE:])
+        assert answer.status in {409, 500}, answer
+        if "open" not in call:  # else nobody can look, and the client may be told to come back
+            assert true_offset(server, path) == 0
+        for fault in stuck:
+            fault.lift()
+        assert true_offset(server, path) == 0
+        complete(server.port, path, DATA)
+
+
+def test_a_failed_sync_of_a_directory_is_a_failure_too(place: Place) -> None:
+    with place.server() as server:
+        path = create(server.port, len(DATA))
+        place.faults.fail("fsync", "*/uploads", times=1)
+        answer = patch(server.port, path, 0, DATA)
+        assert (answer.status, answer.offset) == (409, 0)
+        assert_told(server)
+        complete(server.port, path, DATA)
+
+
+def test_a_concatenation_whose_sync_fails_is_made_anew(place: Place) -> None:
+    part = DATA[:MIDDLE]
+    with place.server() as server:
+        partials = [create(server.port, len(part), {"Upload-Concat": "partial"}, part) for _ in range(2)]
+        place.faults.fail(SYNC, "*/uploads/*", times=1)
+        headers = {"Upload-Concat": "final;" + " ".join(partials)}
+        assert request(server.port, "POST", "/files", headers).status == 500
+        assert_told(server)
+        answer = request(server.port, "POST", "/files", headers)
+        assert answer.status == 201, answer
+        assert_content(server.port, path_of(answer), part * 2)
+
+
+def test_a_sync_that_fails_in_an_unfinished_completion_takes_the_offset_back(place: Place) -> None:
+    """All bytes are there and the record says `finishing`: whoever drives that on proves nothing by a second sync."""
+    with place.server() as server:
+        path = create(server.port, None)
+        assert patch(server.port, path, 0, DATA).status == 204
+        fault = place.faults.fail(SYNC, pattern(server, path), times=1)
+        answer = patch(server.port, path, len(DATA), b"", {"Upload-Length": str(len(DATA))})
+        if fault.hits:
+            assert answer.status == 409, answer
+        assert true_offset(server, path) == len(DATA)  # a recording: the client has nothing to send again
+        complete(server.port, path, DATA, {"Upload-Length": str(len(DATA))})
+
+
+def test_offsets_are_still_true_where_syncs_go_on_failing(place: Place) -> None:
+    with place.server() as server:
+        path = create(server.port, len(DATA))
+        fault = place.faults.fail(SYNC, pattern(server, path))
+        for _ in range(3):
+            answer = patch(server.port, path, 0, DATA)
+            assert (answer.status, answer.offset) == (409, 0)
+            assert true_offset(server, path) == 0
+        assert_told(server, failures=3)
+        fault.lift()
+        complete(server.port, path, DATA)
+        assert offset_of(server.port, path) == len(DATA)
+        assert os.listdir(server.upload_dir)
+
+
+# Records.
+
+RECORDS = "*/uploads.sqlite3*"
+
+
+@pytest.fixture
+def faults(tmp_path: Path, preload_library: Path) -> PreloadedFaults:
+    return PreloadedFaults(tmp_path / "faults", preload_library)
+
+
+def records_without_the_log(uploads: Path) -> dict[str, str]:
+    """Id and status of the records that are in the file itself: the log may be lost in a power cut."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "records")
+        shutil.copyfile(uploads / ".tusd-py" / "uploads.sqlite3", copy)
+        with contextlib.closing(sqlite3.connect(copy)) as connection:
+            return dict(connection.execute("SELECT id, status FROM uploads"))
+
+
+def test_after_a_failed_sync_of_the_records_none_is_only_in_the_log(tmp_path: Path, faults: PreloadedFaults) -> None:
+    with ServerProcess(tmp_path / "uploads", env=faults.env) as server:
+        earlier = create(server.port, 100)
+        path = create(server.port, len(DATA))
+        fault = faults.fail(SYNC, RECORDS, times=1)
+        answer = patch(server.port, path, 0, DATA)
+        assert answer.status == 503, answer
+        assert fault.hits
+        assert request(server.port, "GET", "/readyz").status == 503
+        assert len([line for line in server.log if "records could not be written" in line]) == 1
+        assert true_offset(server, path) in {0, len(DATA)}
+        complete(server.port, path, DATA)
+        found = records_without_the_log(server.upload_dir)
+        assert {each.rpartition("/")[2] for each in (earlier, path)} <= found.keys()
+
+
+def test_while_syncs_of_the_records_fail_nothing_is_complete_and_everything_goes_on_afterwards(
+    tmp_path: Path, faults: PreloadedFaults
+) -> None:
+    with ServerProcess(tmp_path / "uploads", env=faults.env) as server:
+        path = create(server.port, len(DATA))
+        fault = faults.fail(SYNC, RECORDS)
+        for _ in range(3):
+            assert patch(server.port, path, 0, DATA).status in {409, 503}
+            assert request(server.port, "GET", path).status == 404
+            assert head(server.port, path).status in {200, 423}
+        assert request(server.port, "GET", "/readyz").status == 503
+        fault.lift()
+        wait_until(lambda: head(server.port, path).status == 200, "the offset is known")
+        complete(server.port, path, DATA)
+        server.restart()
+        assert_content(server.port, path, DATA)

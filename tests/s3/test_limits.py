@@ -1,0 +1,209 @@
+"""Uploads that S3 has no room for: refused at once with the limit in the answer, or made to fit; never a dead end."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.harness import ServerProcess
+from tests.support.hosts import Body
+from tests.support.raw_client import (
+    MEBI,
+    Answer,
+    create,
+    creation_headers,
+    offset_of,
+    patch,
+    payload,
+    request,
+    stalled_patch,
+)
+from tests.support.s3_server import FaultyProxy, s3_config, s3_server
+from tests.support.s3_uploads import PART, Place, serving
+from tusd_py.backends.s3 import S3Config, S3Storage
+from tusd_py.backends.s3.config import ABILITIES, S3Dialect
+from tusd_py.backends.s3.copy import plan
+from tusd_py.backends.s3.layout import size_of
+from tusd_py.backends.s3.part_sizes import Slice
+from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
+from tusd_py.core.upload import Upload
+from tusd_py.events.bus import EventBus
+from tusd_py.settings import Settings
+from tusd_py.uploads.validation import AppendRequest, NewUpload
+
+MAX_METADATA = 2048  # bytes; of an object in AWS
+
+
+class StrictS3(FaultyProxy):
+    """Refuses objects with more metadata than AWS takes, as AWS does."""
+
+    def forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
+        described = {"content-type", "content-disposition"}
+        metadata = {
+            name: value
+            for name, value in headers.items()
+            if name.lower() in described or name.lower().startswith("x-amz-meta-")
+        }
+        if sum(len(name) + len(value) for name, value in metadata.items()) > MAX_METADATA:
+            error = b"<Error><Code>MetadataTooLarge</Code></Error>"
+            return 400, {"Content-Type": "application/xml", "Content-Length": str(len(error))}, error
+        return super().forward(method, target, headers, body)
+
+
+@pytest.fixture
+def strict() -> Iterator[FaultyProxy]:
+    with StrictS3(s3_server()) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("size", [1000, PART + 1000])
+def test_an_upload_whose_file_name_is_longer_than_s3_takes_completes(
+    tmp_path: Path, strict: FaultyProxy, size: int
+) -> None:
+    place = Place(s3_server())
+    name = base64.b64encode(("\U0001f600" * 255 + ".mp4").encode()).decode()
+    with serving(tmp_path, place, strict.server.endpoint) as server:
+        path = create(server.port, size, {"Upload-Metadata": f"filename {name}"})
+        answer = patch(server.port, path, 0, b"x" * size)
+        assert (answer.status, answer.offset) == (204, size), answer
+        assert place.describe(place.key_of(path))["ContentDisposition"].endswith(".mp4")
+
+
+# Lengths.
+
+
+def limit_of(server: ServerProcess) -> int:
+    return int(request(server.port, "OPTIONS", "/files").headers["tus-max-size"])
+
+
+def refusal(server: ServerProcess, length: int) -> Answer:
+    return request(server.port, "POST", "/files", creation_headers(length))
+
+
+def test_a_length_that_does_not_fit_into_the_parts_is_refused_with_the_limit(tmp_path: Path) -> None:
+    place = Place(s3_server())
+    with serving(tmp_path, place) as server:
+        limit = limit_of(server)
+        assert limit == 9000 * 32 * MEBI
+        refused = refusal(server, limit + 1)
+        assert refused.status == 413
+        assert str(limit) in refused.body.decode()
+        assert "location" not in refused.headers
+        path = create(server.port, limit)
+        assert patch(server.port, path, 0, b"x" * 1000).offset == 1000
+
+
+def test_the_limit_grows_with_the_memory_up_to_what_s3_takes(tmp_path: Path) -> None:
+    place = Place(s3_server())
+    with serving(tmp_path, place, s3_buffer_size="1GiB") as server:
+        assert limit_of(server) == 5 << 40
+    with serving(tmp_path, place, s3_buffer_size="1GiB", max_size="1MiB") as server:
+        assert limit_of(server) == MEBI
+
+
+def test_the_longest_upload_needs_no_more_memory_than_is_allowed(tmp_path: Path) -> None:
+    """Its parts are as large as the memory for them, beside which other uploads go on."""
+    place = Place(s3_server())
+    data = payload(48 * MEBI)
+    with serving(tmp_path, place) as server:
+        longest = create(server.port, limit_of(server))
+        with stalled_patch(server.port, longest, data, len(data)):
+            for number in range(3):
+                other = create(server.port, 2 * PART, body=payload(2 * PART, number))
+                place.assert_object(other, payload(2 * PART, number))
+            assert offset_of(server.port, longest) == len(data)
+            assert buffered(server) <= 32 * MEBI
+    assert len(place.multiparts) == 1
+
+
+def buffered(server: ServerProcess) -> int:
+    lines = request(server.port, "GET", "/metrics").body.decode().splitlines()
+    (held,) = [line for line in lines if line.startswith("tusd_s3_buffered_bytes")]
+    return int(float(held.rpartition(" ")[2]))
+
+
+class Chunks(Body):
+    """A body of unknown size."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(b"")
+        self.declared_size = None
+        self._rest = [data[start : start + MEBI] for start in range(0, len(data), MEBI)][::-1]
+
+
+async def test_a_deferred_upload_that_reaches_the_limit_is_refused_with_its_bytes_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ABILITIES, "r2", replace(ABILITIES["r2"], max_parts=2))
+    place = Place(replace(s3_server(), preset="r2"))
+    settings = Settings(upload_dir=tmp_path / "records", **{k: v for k, v in place.options().items() if k != "env"})
+    service = build_service(settings, EventBus())
+    await open_service(service, settings)
+    limit = 2 * PART
+    data = payload(limit + 10)
+    try:
+        upload = await service.create(NewUpload(None))
+        with pytest.raises(MaxSizeExceeded, match=str(limit)):
+            await service.append(upload.id, AppendRequest(0, Chunks(data)))
+        assert (await service.inspect(upload.id)).offset == limit
+        with pytest.raises(MaxSizeExceeded):
+            await service.append(upload.id, AppendRequest(limit, Chunks(b""), length=limit + 1))
+        assert (await service.append(upload.id, AppendRequest(limit, Chunks(b""), length=limit))).is_complete
+    finally:
+        await close_service(service)
+    place.assert_object(upload.id, data[:limit])
+
+
+async def test_a_part_that_was_begun_with_more_memory_is_refused_not_read(tmp_path: Path) -> None:
+    config = s3_config(s3_server(), tmp_path, preset="plain", buffer_size=PART)
+    storage = S3Storage(config)
+    await storage.open()
+    upload = Upload("upload", 0.0, length=1 << 40, layout='{"key":"k","size":123000000,"mpu":"m","next":1}')
+    writer = storage.writer(upload, 1)
+    for _ in range(30):
+        try:
+            await writer.write([bytes(MEBI)])
+        except StorageUnavailable:
+            break
+        assert storage.buffered_bytes <= PART
+    await writer.close()
+    await storage.delete(Upload("upload", 0.0, layout=writer.layout.replace('"mpu":"m",', "")))
+    await storage.close()
+
+
+async def test_parts_get_smaller_with_the_memory_and_larger_again(tmp_path: Path) -> None:
+    """An upload that was begun with more memory goes on with what there is, and is not bound to that."""
+    upload = Upload("upload", 0.0, length=1 << 40)
+    data = payload(6 * PART)
+    for memory, sizes in ((2 * PART, [2 * PART]), (PART, [2 * PART, PART]), (2 * PART, [2 * PART, PART, 2 * PART])):
+        storage = S3Storage(s3_config(s3_server(), tmp_path, buffer_size=memory))
+        await storage.open()
+        writer = storage.writer(upload, 1)
+        end = sum(sizes)
+        for start in range(upload.offset, end, MEBI):
+            await writer.write([data[start : min(end, start + MEBI)]])
+        await writer.flush(sync=True)
+        assert writer.stored == end
+        upload = replace(upload, offset=end, layout=writer.layout)
+        assert [size_of(part) for part in writer.parts(end - sizes[-1])] == sizes[-1:]
+        await writer.close()
+        if len(sizes) == 3:
+            await storage.delete(upload)
+        await storage.close()
+
+
+@pytest.mark.parametrize("preset", ["r2", "plain"])
+def test_a_concatenation_that_goes_through_memory_is_bounded(preset: S3Dialect) -> None:
+    config = S3Config("bucket", preset=preset)
+    limit = S3Storage(config).size_limits.final
+    assert limit is not None
+    pieces = plan(config, [Slice("one", 0, limit)], limit)
+    assert max(piece.size for piece in pieces) <= config.memory
+    with pytest.raises(MaxSizeExceeded):
+        plan(config, [Slice("one", 0, 2 * limit)], 2 * limit)

@@ -1,0 +1,149 @@
+"""Signals of an operator and of a terminal, and what is left of processes that have ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.server.test_workers import metric, request, wait_until, worker_pids
+from tests.support.harness import COMMAND, ROOT, ServerProcess
+from tests.support.wire import OFFSET_STREAM, TUS, ask, create, head
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+GRACE = 3.0  # seconds
+START = 5.0  # seconds that a process may take to notice a signal on a busy machine
+
+
+def metric_files(folder: Path) -> list[str]:
+    """The names of the files of metrics, without their ends."""
+    return [path.stem for path in folder.glob("tusd-py-metrics-*/*.db")]
+
+
+@contextlib.contextmanager
+def half_sent(server: ServerProcess, location: str) -> Iterator[None]:
+    """A PATCH of which 5 of 10 bytes have arrived, and no more come."""
+    address = urlsplit(location)
+    lines = [f"PATCH {address.path} HTTP/1.1", "Host: x", "Tus-Resumable: 1.0.0", "Upload-Offset: 0"]
+    lines += [f"Content-Type: {OFFSET_STREAM}", "Content-Length: 10", "", ""]
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall("\r\n".join(lines).encode() + b"hello")
+        wait_until(lambda: head(location)["Upload-Offset"] == "5")
+        yield
+
+
+def test_hangup_does_not_end_a_server_with_one_process(server: ServerProcess) -> None:
+    location = create(server.url, 10)
+    with half_sent(server, location):
+        for _ in range(3):
+            server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: any("nothing to reload" in line for line in server.log))
+        assert head(location)["Upload-Offset"] == "5"
+    assert server.process.poll() is None
+    assert server.terminate() in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_terminal_that_closes_ends_the_server_as_sigterm_does(tmp_path: Path, workers: int) -> None:
+    ours, theirs = pty.openpty()
+    log = tmp_path / "log"
+    arguments = ["serve", "--port", "0", "--upload-dir", str(tmp_path / "uploads"), "--workers", str(workers)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LEAD_A_SESSION, os.ttyname(theirs), *COMMAND, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: "listening on" in log.read_text(), 60)
+        os.close(theirs)
+        os.close(ours)
+        assert process.wait(60) in (0, -signal.SIGTERM)
+        assert "Traceback" not in log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+# The first terminal that a session leader opens is its controlling terminal.
+LEAD_A_SESSION = """
+import os, sys
+terminal = os.open(sys.argv[1], os.O_RDWR)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_stop_ends_all_processes_at_once_while_they_are_replaced(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with ServerProcess(tmp_path / "uploads", workers=4, shutdown_grace=f"{GRACE}s") as server:
+        before = worker_pids(server)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(worker_pids(server) - before) > 0)
+        began = time.monotonic()
+        server.process.send_signal(number)
+        assert server.wait(60) == 0
+        assert time.monotonic() - began < GRACE + START
+        assert not any(Path(f"/proc/{pid}").exists() for pid in before)
+    assert not [line for line in server.log if "did not start" in line or "Traceback" in line]
+
+
+def test_a_signal_to_stop_does_not_wait_for_a_process_that_is_drained(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "uploads", workers=2, shutdown_grace="30s") as server:
+        before = worker_pids(server)
+        victim = min(before)
+        os.kill(victim, signal.SIGSTOP)  # it cannot even drain
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(worker_pids(server) - before) > 0)
+        server.process.send_signal(signal.SIGTERM)
+        os.kill(victim, signal.SIGCONT)
+        began = time.monotonic()
+        assert server.wait(60) == 0
+        assert time.monotonic() - began < 30
+
+
+def test_a_hangup_while_processes_are_replaced_replaces_them_again(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "uploads", workers=2) as server:
+        before = worker_pids(server)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(worker_pids(server) - before) > 0)
+        first = (worker_pids(server) - before).pop()
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint({first, *before}), 60)
+
+
+def test_hangups_leave_no_files_of_metrics_and_no_counter_goes_back(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    with ServerProcess(tmp_path / "uploads", workers=2, env={"TMPDIR": str(tmp_path / "tmp")}) as server:
+        created = 0
+        for _ in range(3):
+            for _ in range(5):
+                assert ask("POST", server.url, TUS | {"Upload-Length": "1"}).status == 201
+            created += 5
+            before = worker_pids(server)
+            server.process.send_signal(signal.SIGHUP)
+            while not worker_pids(server).isdisjoint(before) or len(worker_pids(server)) != 2:
+                with contextlib.suppress(ConnectionError):
+                    assert metric(server, "tusd_uploads_created") == created
+                    assert metric(server, 'tusd_request_duration_seconds_count{method="POST"}') == created
+        wait_until(lambda: metric(server, "tusd_uploads_created") == created)
+        assert metric(server, "tusd_connections_open") <= 2
+        living = {str(pid) for pid in worker_pids(server)} | {"ended"}
+        wait_until(lambda: {name.rpartition("_")[2] for name in metric_files(tmp_path / "tmp")} <= living)
+        assert request(server, "GET", "/readyz")[0] == 200
+    assert not list((tmp_path / "tmp").glob("tusd-py-metrics-*"))

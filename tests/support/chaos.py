@@ -1,0 +1,251 @@
+"""Clients that upload through every fault, and that can tell from the stored bytes whether one was lost or mixed up."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from tests.support.raw_client import (
+    KIBI,
+    MEBI,
+    PATIENCE,
+    RESTARTS_UPLOAD,
+    Answer,
+    Connection,
+    checksum,
+    creation_headers,
+    patch_headers,
+    path_of,
+    request,
+    sha256,
+)
+
+
+@dataclass
+class Sent:
+    """The PATCHes of one upload: each sends bytes of its own, so that the file tells which one a byte came in."""
+
+    reference: bytes
+    starts: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))  # start, key: acknowledged end
+    count: int = 0
+
+    def next(self, start: int, end: int) -> tuple[int, bytes]:
+        key = self.count % 256
+        self.count += 1
+        self.starts[start].setdefault(key, start)
+        return key, self.reference[start:end].translate(bytes(byte ^ key for byte in range(256)))
+
+    def acknowledged(self, start: int, key: int, end: int) -> None:
+        self.starts[start][key] = end
+
+    def went_back(self, offset: int) -> None:
+        """A failed sync took acknowledged bytes back, as HEAD said: those beyond the offset are to be sent again."""
+        for start, ends in self.starts.items():
+            for key, end in ends.items():
+                ends[key] = max(start, min(end, offset))
+
+    def check(self, stored: bytes) -> None:
+        """Every byte is from the PATCH that was let in where it begins, and none that was acknowledged is missing."""
+        assert len(stored) == len(self.reference)
+        keys = bytes(a ^ b for a, b in zip(stored, self.reference, strict=True))
+        position = 0
+        while position < len(keys):
+            key = keys[position]
+            assert key in self.starts[position], f"no PATCH sent the byte at {position}, or it began elsewhere"
+            end = position + len(keys[position:]) - len(keys[position:].lstrip(bytes([key])))
+            assert self.starts[position][key] <= end, "acknowledged bytes are gone"
+            position = end
+
+
+class Uploader:
+    """A client in a thread that sends every request to a server chosen at random, and gives up waiting soon.
+
+    `transient` are the statuses with which a fault may answer anything but HEAD. `sync_failed` tells of an upload id
+    whether a sync of its file has failed, which may take acknowledged bytes back.
+    """
+
+    GIVE_UP = 4.0  # seconds
+    SLOW = 4.0  # seconds a slow body takes at most
+
+    def __init__(
+        self,
+        ports: Sequence[int],
+        chance: random.Random,
+        *,
+        transient: frozenset[int] = frozenset({423, 503}),
+        sync_failed: Callable[[str], bool] = lambda upload_id: False,
+    ) -> None:
+        self.ports = ports
+        self.chance = random.Random(chance.random())
+        self.transient = transient
+        self.sync_failed = sync_failed
+        self.stop = threading.Event()
+        self.steps = 0  # of progress
+        self.broken = 0  # PATCHes that were not answered with 204
+        self.taken_back = 0  # acknowledged offsets that went back after a failed sync
+        self.finished: list[tuple[str, str]] = []  # path and digest
+        self.doing = ""
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            kinds = [self.upload, self.upload, self.record, self.concatenate, self.terminate]
+            self.chance.choice(kinds)()
+
+    def upload(self) -> None:
+        sent = self.new()
+        path = self.create(len(sent.reference))
+        self.send(path, sent)
+        self.check(path, [sent])
+
+    def record(self) -> None:
+        """An upload whose length is declared with its last PATCH."""
+        sent = self.new()
+        path = self.create(None)
+        self.send(path, sent, deferred=True)
+        self.check(path, [sent])
+
+    def concatenate(self) -> None:
+        parts = [self.new() for _ in range(self.chance.randrange(1, 4))]
+        paths = []
+        for part in parts:
+            paths.append(self.create(len(part.reference), {"Upload-Concat": "partial"}))
+            self.send(paths[-1], part)
+        headers = {"Upload-Concat": "final;" + " ".join(paths)}
+        made = self.again("POST", "/files", headers, allowed={201})
+        self.check(path_of(made), parts)
+
+    def terminate(self) -> None:
+        sent = self.new()
+        path = self.create(len(sent.reference))
+        self.patch(path, sent, 0, len(sent.reference) // 2)
+        self.again("DELETE", path, allowed={204, 404})
+        gone = self.again("HEAD", path, allowed={404})
+        assert gone.status == 404, gone
+        self.steps += 1
+
+    def new(self) -> Sent:
+        size = self.chance.choice([3_000, 200 * KIBI, 2 * MEBI, 5 * MEBI])
+        return Sent(self.chance.randbytes(self.chance.randrange(1, size)))
+
+    def create(self, length: int | None, headers: dict[str, str] | None = None) -> str:
+        made = self.again("POST", "/files", creation_headers(length) | (headers or {}), allowed={201})
+        return path_of(made)
+
+    def send(self, path: str, sent: Sent, *, deferred: bool = False) -> None:
+        size = max(self.chance.choice([20 * KIBI, 300 * KIBI, 3 * MEBI]), len(sent.reference) // 10)
+        offset = 0
+        declared = False
+        while offset < len(sent.reference) or (deferred and not declared):
+            end = min(len(sent.reference), offset + size)
+            last = deferred and end == len(sent.reference)
+            if self.patch(path, sent, offset, end, declares=last):
+                declared = declared or last
+            else:
+                self.broken += 1
+                found = self.again("HEAD", path, allowed={200})
+                assert found.offset <= end, f"HEAD answered {found.offset} of {end} that were sent"
+                declared = "upload-length" in found.headers
+                if found.offset < offset:
+                    assert self.sync_failed(path.rpartition("/")[2]), (
+                        f"HEAD answered {found.offset} for {path}, acknowledged were {offset}"
+                    )
+                    sent.went_back(found.offset)
+                    self.taken_back += 1
+                end = found.offset
+            self.steps += end > offset
+            offset = end
+
+    def patch(self, path: str, sent: Sent, start: int, end: int, *, declares: bool = False) -> bool:
+        """Whether it was answered with 204."""
+        self.doing = f"PATCH {path} from {start} to {end}"
+        key, body = sent.next(start, end)
+        slow = self.chance.random() < 0.25 and not self.stop.is_set()
+        headers = patch_headers(start) | {"Content-Length": str(len(body))}
+        if declares:
+            headers["Upload-Length"] = str(end)
+        if self.chance.random() < 0.2:
+            headers |= checksum(body)
+        try:
+            with Connection(self.chance.choice(self.ports), self.GIVE_UP) as connection:
+                connection.start("PATCH", path, headers)
+                with suppress(OSError):  # an answer may say why
+                    self.send_body(connection, body, slow)
+                answer = connection.answer(self.GIVE_UP)
+        except OSError:
+            return False
+        assert answer.status in {204, 409} | self.transient, (self.doing, answer)
+        if answer.status == 204:
+            assert answer.offset == end, answer
+            sent.acknowledged(start, key, end)
+        return answer.status == 204
+
+    def send_body(self, connection: Connection, body: bytes, slow: bool) -> None:
+        if not slow:
+            connection.send(body)
+            return
+        pieces = self.chance.randrange(2, 40)
+        size = len(body) // pieces + 1
+        for start in range(0, len(body), size):
+            connection.send(body[start : start + size])
+            time.sleep(self.chance.uniform(0, self.SLOW / pieces))
+
+    def again(self, method: str, path: str, headers: dict[str, str] | None = None, *, allowed: set[int]) -> Answer:
+        """Repeat a request that is harmless to repeat until it is let in; no other status than these is answered."""
+        transient = {423} if method == "HEAD" else self.transient
+        while True:
+            self.doing = f"{method} {path}"
+            with suppress(OSError):
+                answer = request(self.chance.choice(self.ports), method, path, headers, timeout=self.GIVE_UP)
+                assert answer.status in allowed | transient, (self.doing, answer)
+                assert method != "HEAD" or answer.status not in RESTARTS_UPLOAD
+                if answer.status in allowed:
+                    return answer
+                assert int(answer.headers["retry-after"]) >= 1, (self.doing, answer)
+            time.sleep(0.05)
+
+    def check(self, path: str, parts: Sequence[Sent]) -> None:
+        stored = self.again("GET", path, allowed={200}).body
+        position = 0
+        for part in parts:
+            part.check(stored[position : position + len(part.reference)])
+            position += len(part.reference)
+        assert position == len(stored)
+        self.finished.append((path, sha256(stored)))
+        self.steps += 1
+
+
+def stored_content(port: int, path: str) -> bytes:
+    """The bytes of a finished upload, asked for again where a request for them was cancelled."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with suppress(OSError):
+            answer = request(port, "GET", path)
+            if answer.status == 200:
+                return answer.body
+            assert answer.status == 503, answer
+        assert time.monotonic() < deadline, f"{path} cannot be read"
+
+
+def raise_first(running: Sequence[Future[None]]) -> None:
+    for one in running:
+        if one.done():
+            one.result()
+
+
+def expect_progress(uploaders: Sequence[Uploader], running: Sequence[Future[None]], seconds: float) -> None:
+    """Nothing is in trouble any more: every client gets further."""
+    before = [uploader.steps for uploader in uploaders]
+    deadline = time.monotonic() + seconds
+    while True:
+        raise_first(running)
+        stuck = [one for one, steps in zip(uploaders, before, strict=True) if one.steps == steps]
+        if not stuck:
+            return
+        assert time.monotonic() < deadline, f"stuck for {seconds} s: {[one.doing for one in stuck]}"
+        time.sleep(0.05)

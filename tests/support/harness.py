@@ -1,0 +1,135 @@
+"""A real `tusd-py serve` process on a free loopback port, and raw HTTP against it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar
+
+from tests.support.timing import scaled
+
+# `tests.support.watched` is the command line with blocking calls in the event loop turned into errors.
+COMMAND = (sys.executable, "-W", "error", "-m", "tests.support.watched")
+LISTENING = re.compile(r"listening on (http://[^/\s]+)(/[^\s\"]*)")
+ROOT = Path(__file__).parents[2]
+
+
+class ServerProcess:
+    """A server in a process of its own; use as a context manager, ended by its own pid.
+
+    Every keyword is a command line option: `max_size="5MiB"` is `--max-size 5MiB`, `disable_download=True` is
+    `--disable-download`.
+    """
+
+    standing: ClassVar[set[ServerProcess]] = set()  # those that were started and not ended
+
+    def __init__(
+        self, upload_dir: Path, *, port: int = 0, env: dict[str, str] | None = None, **options: object
+    ) -> None:
+        self.upload_dir = upload_dir
+        self.descriptors: int | None = None  # the most files that the process may have open
+        self.port = port
+        self.options = options
+        self.env = env or {}
+        self.origin = ""  # http://127.0.0.1:PORT
+        self.url = ""  # the creation URL, http://127.0.0.1:PORT/files
+        self.log: list[str] = []
+
+    def arguments(self) -> list[str]:
+        arguments = ["serve", "--host", "127.0.0.1", "--port", str(self.port), "--upload-dir", str(self.upload_dir)]
+        for name, value in self.options.items():
+            option = "--" + name.replace("_", "-")
+            arguments += [option] if value is True else [option, str(value)]
+        return arguments
+
+    def start(self) -> ServerProcess:
+        self.standing.add(self)
+        self.process = subprocess.Popen(
+            [*COMMAND, *self.arguments()],
+            cwd=ROOT,
+            env=os.environ | self.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=self._limit_descriptors if self.descriptors else None,
+        )
+        listening = threading.Event()
+        self._reader = threading.Thread(target=self._read_log, args=(listening,), daemon=True)
+        self._reader.start()
+        if not listening.wait(scaled(60)) or not self.origin:
+            self.standing.discard(self)
+            self.kill()
+            raise RuntimeError("the server did not start:\n" + "".join(self.log))
+        return self
+
+    def _limit_descriptors(self) -> None:
+        assert self.descriptors is not None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.descriptors))
+
+    def _read_log(self, listening: threading.Event) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            match = None if self.origin else LISTENING.search(line)
+            if match:
+                self.origin, path = match.groups()
+                self.url = self.origin + path
+                self.port = int(self.origin.rpartition(":")[2])  # a restart listens on the same port
+                listening.set()
+        listening.set()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def terminate(self, timeout: float | None = None) -> int:
+        """SIGTERM, as an operator stops it; returns the exit code."""
+        self.process.terminate()
+        return self.wait(scaled(30) if timeout is None else timeout)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.wait(scaled(10))
+
+    def wait(self, timeout: float) -> int:
+        code = self.process.wait(timeout)
+        self._reader.join(scaled(10))
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        return code
+
+    def revive(self) -> None:
+        """Start it again, on the same port and directory, if its process has ended."""
+        if self.process.poll() is not None:
+            self.wait(scaled(10))
+            self.origin = self.url = ""
+            self.start()
+
+    def restart(self) -> None:
+        """kill -9, then a new process on the same port and directory."""
+        self.kill()
+        self.origin = self.url = ""
+        self.start()
+
+    def __enter__(self) -> ServerProcess:
+        return self.start()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.standing.discard(self)
+        if self.process.poll() is None:
+            try:
+                self.terminate()
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise

@@ -1,0 +1,120 @@
+"""Several servers on one directory and one Redis, as hosts with a shared file system are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.support.harness import ServerProcess
+from tests.support.raw_client import request
+from tusd_py.contracts.storage import Buffer
+from tusd_py.core.errors import UploadError
+
+# Of a bug; what else a server logs with a stack trace is why it could not serve a request.
+BUGS = ("a request failed", "Exception in ASGI", "never retrieved", "was never awaited", "Warning")
+LEASE = 2.0  # seconds of `--lock-ttl` where a test lets a lease end
+
+Hosts = list[ServerProcess]
+
+
+@contextlib.contextmanager
+def several_hosts(folder: Path, redis: str | Sequence[str], count: int = 3, **options: Any) -> Iterator[Hosts]:
+    """Servers that start at once, and log no bug; each may have a URL of its own for the one Redis."""
+    uploads = folder / "uploads"
+    urls = [redis] * count if isinstance(redis, str) else redis
+    options = {"lock_ttl": f"{LEASE}s"} | options
+    with ExitStack() as stack:
+        with ThreadPoolExecutor(len(urls)) as executor:
+            starts = [executor.submit(ServerProcess(uploads, redis_url=url, **options).start) for url in urls]
+        for start in starts:
+            if start.exception() is None:
+                stack.push(start.result().__exit__)
+        servers = [start.result() for start in starts]
+        try:
+            yield servers
+        except BaseException:
+            print(*bugs_of(servers), sep="\n")  # it may be why
+            raise
+    bugs = bugs_of(servers)
+    assert not bugs, "\n".join(bugs)
+
+
+def bugs_of(servers: Hosts) -> list[str]:
+    """What the servers logged of bugs, with what was logged around it."""
+    found = []
+    for server in servers:
+        log = "".join(server.log)
+        found += [log[max(0, log.index(text) - 1000) :][:5000] for text in BUGS if text in log]
+    return found
+
+
+@contextlib.contextmanager
+def stopped(server: ServerProcess) -> Iterator[None]:
+    """SIGSTOP, and SIGCONT at the end: the process knows nothing of the time between."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+def is_ready(server: ServerProcess) -> bool:
+    return request(server.port, "GET", "/readyz").status == 200
+
+
+def counted(servers: Hosts, metric: str) -> float:
+    """A counter, summed over all hosts and labels."""
+    total = 0.0
+    for server in servers:
+        for line in request(server.port, "GET", "/metrics").body.decode().splitlines():
+            name, _, value = line.rpartition(" ")
+            if name.partition("{")[0] == metric:
+                total += float(value)
+    return total
+
+
+def traces_of(server: ServerProcess, path: str) -> list[Path]:
+    """Every file that belongs to an upload."""
+    return sorted(server.upload_dir.rglob(path.rpartition("/")[2] + "*"))
+
+
+def files_of(server: ServerProcess, path: str) -> list[Path]:
+    """The files that hold bytes of an upload."""
+    return [file for file in traces_of(server, path) if ".tusd-py" not in file.parts]
+
+
+def seeded_random() -> random.Random:
+    seed = os.environ.get("FAILURE_SEED") or str(random.randrange(1 << 32))
+    print(f"FAILURE_SEED={seed}")
+    return random.Random(seed)
+
+
+class Body:
+    """The body of a request, all of which has arrived: nothing can interrupt it any more."""
+
+    def __init__(self, data: bytes) -> None:
+        self.declared_size: int | None = len(data)
+        self._rest = [data]
+
+    async def feed(self, reader: asyncio.Future[Any]) -> None:
+        await asyncio.wait((reader,))
+
+    async def read(self) -> Buffer | None:
+        return self._rest.pop() if self._rest else None
+
+    def release(self, buffers: Sequence[Buffer]) -> None: ...
+
+    def silent_for(self) -> float:
+        return 0.0
+
+    def interrupt(self, reason: UploadError) -> None: ...
+
+    def wake(self) -> None: ...

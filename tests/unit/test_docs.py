@@ -1,0 +1,64 @@
+"""What the documents say exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tusd_py
+from tests.support.harness import ROOT
+from tusd_py.settings import Settings, flag_name
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented(name: str) -> None:
+    assert f"| `{flag_name(name)}` |" in (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_every_flag_in_the_documents_exists() -> None:
+    flags = {flag_name(name) for name in Settings.model_fields}
+    switches = {flag.replace("--", "--no-", 1) for flag in flags}
+    others = {"--help", "--version", "--config", "--dry-run", "--workers", "--write", "--tusd", "--only", "--baseline"}
+    text = "".join(document.read_text() for document in DOCUMENTS if document.name != "performance.md")
+    mentioned = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", text))
+    assert mentioned <= flags | switches | others
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {tusd_py.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def pinned(lock: str) -> set[str]:
+    return set(re.findall(r"^([a-z0-9.-]+==[^ ]+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def test_what_make_run_installs_is_part_of_what_the_tests_ran_with() -> None:
+    assert pinned("requirements-run.lock")
+    assert pinned("requirements-run.lock") <= pinned("requirements.lock")
+
+
+def test_what_make_run_installs_is_what_the_package_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["redis"]
+    names = {re.split(r"[^a-z0-9-]", requirement)[0] for requirement in needed}
+    assert names <= {pin.partition("==")[0] for pin in pinned("requirements-run.lock")}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_nothing_is_installed_from_an_index_that_does_not_have_it(document: Path) -> None:
+    assert not re.search(r"pip install '?tusd-py", document.read_text())
+
+
+def test_the_wheel_in_the_readme_is_the_one_of_this_version() -> None:
+    assert f"tusd_py-{tusd_py.__version__}-py3-none-any.whl" in (ROOT / "README.md").read_text()

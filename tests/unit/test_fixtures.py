@@ -1,0 +1,57 @@
+"""Shared servers of the tests are started again after they died, and limits of time follow the machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support import timing
+from tests.support.harness import ServerProcess
+from tests.support.raw_client import request
+from tests.support.s3_server import start_seaweedfs
+
+
+def test_a_server_that_died_is_started_again_on_the_same_port(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "uploads") as server:
+        port = server.port
+        os.kill(server.pid, signal.SIGKILL)
+        server.process.wait()
+        assert server in ServerProcess.standing
+        server.revive()
+        assert server.port == port
+        assert request(port, "OPTIONS", "/files").status == 200
+        pid = server.pid
+        server.revive()
+        assert server.pid == pid
+    assert server not in ServerProcess.standing
+
+
+def test_an_s3_server_that_died_is_started_again_with_what_it_had(tmp_path: Path) -> None:
+    process, server = start_seaweedfs(tmp_path)
+    try:
+        process.wait_for_bucket(server)
+        with closing(server.client()) as client:
+            client.put_object(Bucket=server.bucket, Key="kept", Body=b"something")
+        process.kill()
+        process.revive(server)
+        assert server.keys("kept") == ["kept"]
+    finally:
+        process.stop()
+
+
+def test_limits_are_never_shorter_than_for_a_machine_three_times_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(timing.SLOWNESS, "1.00")
+    assert timing.scaled(10) == 30
+    monkeypatch.setenv(timing.SLOWNESS, "7.5")
+    assert timing.scaled(10) == 75
+
+
+def test_the_machine_is_measured_once_for_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(timing.SLOWNESS, raising=False)
+    first = timing.slowness()
+    assert 1 <= first <= timing.MOST
+    assert float(os.environ[timing.SLOWNESS]) == timing.slowness() == first

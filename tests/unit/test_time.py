@@ -1,0 +1,217 @@
+"""Clocks that are wrong, jump, and differ between hosts: nothing is removed, expired or locked out because of them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.faults.clocks import DAY, FakeClock, HostClock
+from tests.support.hosts import Body
+from tests.support.redis_server import shared_redis_url
+from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.core.clock import Clock
+from tusd_py.core.errors import UploadNotFound
+from tusd_py.core.upload import Upload, UploadKind
+from tusd_py.events.bus import EventBus
+from tusd_py.settings import load
+from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.validation import AppendRequest, NewUpload
+
+HOUR = 3600.0
+DATA = bytes(range(100))
+
+# One process: a service with a clock of its own, on the same records and files as those before it.
+Process: TypeAlias = Callable[[Clock], AbstractAsyncContextManager[UploadService]]
+
+
+def processes(folder: Path, **options: Any) -> Process:
+    settings = load(
+        {"upload_dir": folder / "uploads", "expires_after": "1d", "partial_retention": "1h"} | options
+    ).settings
+
+    @contextlib.asynccontextmanager
+    async def process(clock: Clock) -> AsyncIterator[UploadService]:
+        service = build_service(settings, EventBus(), clock=clock)
+        await open_service(service, settings)
+        yield service
+        await close_service(service)
+
+    return process
+
+
+@pytest.fixture
+def one_host(tmp_path: Path) -> Process:
+    return processes(tmp_path)
+
+
+@pytest.fixture
+def many_hosts(tmp_path: Path) -> Process:
+    """Hosts with one Redis, whose clock is right."""
+    return processes(tmp_path, redis_url=shared_redis_url(), redis_prefix=f"{tmp_path.name}:")
+
+
+async def begun(service: UploadService, **options: Any) -> Upload:
+    """An unfinished upload with ten bytes."""
+    upload = await service.create(NewUpload(length=len(DATA), **options))
+    return await appended(service, upload.id, 0, 10)
+
+
+async def appended(service: UploadService, upload_id: str, start: int, end: int) -> Upload:
+    return await service.append(upload_id, AppendRequest(start, Body(DATA[start:end])))
+
+
+async def is_there(service: UploadService, upload: Upload) -> bool:
+    """Whether a client, a sweep and another client find it."""
+    try:
+        before = await service.inspect(upload.id)
+        await sweep(service)
+        return await service.inspect(upload.id) == before
+    except UploadNotFound:
+        return False
+
+
+# One host.
+
+
+async def test_an_upload_expires_a_day_after_its_last_byte(one_host: Process) -> None:
+    clock = FakeClock()
+    async with one_host(clock) as service:
+        upload = await begun(service)
+        clock.pass_by(DAY - 60)
+        assert await is_there(service, upload)
+        await appended(service, upload.id, 10, 20)
+        clock.pass_by(DAY - 60)
+        assert await is_there(service, upload)
+        clock.pass_by(120)
+        assert await sweep(service) == 1
+        assert not await is_there(service, upload)
+
+
+async def test_a_clock_two_days_ahead_for_a_moment_removes_nothing(one_host: Process) -> None:
+    clock = FakeClock()
+    async with one_host(clock) as service:
+        upload = await begun(service)
+        clock.jump(2 * DAY)
+        assert await is_there(service, upload)
+        clock.pass_by(5)
+        assert await is_there(service, upload)
+        clock.jump(-2 * DAY)
+        assert await is_there(service, upload)
+
+
+async def test_a_process_that_starts_while_the_clock_is_ahead_removes_nothing(one_host: Process) -> None:
+    clock = FakeClock()
+    async with one_host(clock) as service:
+        upload = await begun(service)
+    clock.pass_by(60)
+    clock.jump(2 * DAY)
+    async with one_host(clock) as service:
+        assert await is_there(service, upload)
+
+
+async def test_a_clock_behind_at_boot_that_is_corrected_later_ends_no_active_upload(one_host: Process) -> None:
+    clock = FakeClock()
+    async with one_host(clock) as service:
+        upload = await begun(service)
+    clock.reboot("second boot")
+    clock.jump(-2 * DAY)
+    async with one_host(clock) as service:
+        later = await appended(service, upload.id, 10, 20)
+        assert upload.expires_at is not None
+        assert later.expires_at is not None
+        assert later.expires_at >= upload.expires_at
+        new = await begun(service)
+        clock.pass_by(HOUR)
+        clock.jump(2 * DAY)
+        assert await is_there(service, upload)
+        assert await is_there(service, new)
+        clock.pass_by(HOUR)
+        assert await is_there(service, new)
+
+
+async def test_a_clock_far_ahead_at_boot_ends_no_upload_of_a_client_that_comes_back(one_host: Process) -> None:
+    clock = FakeClock()
+    async with one_host(clock) as service:
+        upload = await begun(service)
+    clock.reboot("second boot", off_for=10 * DAY)
+    async with one_host(clock) as service:
+        assert await is_there(service, upload)
+        clock.pass_by(HOUR)
+        assert await is_there(service, upload)
+        clock.pass_by(DAY)
+        assert await sweep(service) == 1
+
+
+async def test_a_jump_does_not_prolong_for_ever(one_host: Process) -> None:
+    clock = FakeClock()
+    async with one_host(clock) as service:
+        await begun(service)
+        clock.jump(-400 * DAY)
+        await begun(service)  # it expires a year too early, by the stamp
+        clock.pass_by(60)
+        clock.jump(400 * DAY)
+        assert await sweep(service) == 0
+        clock.pass_by(DAY - 600)
+        assert await sweep(service) == 0
+        clock.pass_by(HOUR)
+        assert await sweep(service) == 2
+
+
+async def test_a_complete_partial_upload_keeps_its_expiry_when_the_clock_goes_back(one_host: Process) -> None:
+    clock = FakeClock()
+    async with one_host(clock) as service:
+        upload = await begun(service, concatenation=UploadKind.PARTIAL)
+        clock.jump(-2 * DAY)
+        complete = await appended(service, upload.id, 10, 100)
+        assert complete.is_complete
+        assert complete.expires_at == upload.expires_at
+
+
+@pytest.mark.parametrize("wrong_by", [-400 * DAY, -DAY, DAY])
+async def test_a_lost_token_counter_locks_nobody_out_whatever_the_clock_says(
+    one_host: Process, tmp_path: Path, wrong_by: float
+) -> None:
+    clock = FakeClock()
+    async with one_host(clock) as service:
+        upload = await begun(service)
+    (tmp_path / "uploads" / ".tusd-py" / "locks").unlink()
+    clock.reboot("second boot")
+    clock.jump(wrong_by)
+    async with one_host(clock) as service:
+        later = await appended(service, upload.id, 10, 20)
+        assert later.token > upload.token
+        await service.terminate(upload.id)
+
+
+# Several hosts.
+
+
+@pytest.mark.parametrize("wrong_by", [DAY * 1.5, -DAY * 1.5, 400 * DAY])
+async def test_hosts_that_disagree_by_days_remove_nothing_of_each_other(many_hosts: Process, wrong_by: float) -> None:
+    async with many_hosts(HostClock(0)) as right, many_hosts(HostClock(wrong_by)) as wrong:
+        for one, other in ((right, wrong), (wrong, right)):
+            upload = await begun(one)
+            assert upload.expires_at == pytest.approx(time.time() + DAY, abs=120)
+            assert upload.created_at == pytest.approx(time.time(), abs=120)
+            for service in (other, one):
+                assert await is_there(service, upload)
+            later = await appended(other, upload.id, 10, 20)
+            assert later.expires_at == pytest.approx(time.time() + DAY, abs=120)
+            assert await is_there(one, later)
+            assert (await appended(one, upload.id, 20, 100)).completed_at == pytest.approx(time.time(), abs=120)
+
+
+async def test_a_host_whose_clock_jumps_goes_on_by_that_of_redis(many_hosts: Process) -> None:
+    clock = HostClock(0)
+    async with many_hosts(clock) as service:
+        for clock.wrong_by in (3 * DAY, -3 * DAY, 0):
+            upload = await begun(service)
+            assert upload.expires_at == pytest.approx(time.time() + DAY, abs=120)
+            assert await is_there(service, upload)

@@ -1,0 +1,670 @@
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.harness import ServerProcess
+from tests.support.wire import (
+    MAX_INTEGER,
+    NO_INTEGERS,
+    OFFSET_STREAM,
+    TUS,
+    Body,
+    Connection,
+    Value,
+    ask,
+    content_of,
+    create,
+    creation,
+    eventually,
+    head,
+    identity,
+    offset_of,
+    patch,
+    patch_headers,
+    payload,
+    refusal_without_continue,
+    serving,
+    shown,
+    stored,
+    unchanged,
+)
+
+UNKNOWN = "/0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with serving(tmp_path_factory.mktemp("head_patch")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with serving(tmp_path_factory.mktemp("small"), max_size=1000) as server:
+        yield server
+
+
+# HEAD
+
+
+def test_head_tells_the_state_of_an_upload(site: ServerProcess) -> None:
+    state = head(create(site.url, 10, {"Upload-Metadata": "filename eA=="}, b"hello"))
+    assert state.status == 200
+    assert state["Cache-Control"] == "no-store"
+    assert (state["Upload-Offset"], state["Upload-Length"]) == ("5", "10")
+    assert state["Upload-Metadata"] == "filename eA=="
+    assert "Upload-Expires" in state
+    assert "Upload-Defer-Length" not in state
+    assert "Upload-Concat" not in state
+
+
+def test_head_tells_that_an_upload_is_complete(site: ServerProcess) -> None:
+    state = head(create(site.url, 5, body=b"hello"))
+    assert state.status == 200
+    assert state["Cache-Control"] == "no-store"
+    assert (state["Upload-Offset"], state["Upload-Length"]) == ("5", "5")
+    assert "Upload-Expires" not in state
+
+
+def test_head_of_an_unknown_upload(site: ServerProcess) -> None:
+    state = head(site.url + UNKNOWN)
+    assert state.status == 404
+    assert state["Cache-Control"] == "no-store"
+    assert "Upload-Length" not in state
+
+
+@pytest.mark.parametrize("version", [None, "", "0.2.2", "1.0.1"], ids=shown)
+@pytest.mark.parametrize("method", ["HEAD", "PATCH", "DELETE"])
+def test_another_protocol_version_changes_nothing(site: ServerProcess, method: str, version: str | None) -> None:
+    location = create(site.url, 10)
+    headers: dict[str, Value] = {"Content-Type": OFFSET_STREAM, "Upload-Offset": "0"}
+    if version is not None:
+        headers["Tus-Resumable"] = version
+    with unchanged(site):
+        answer = ask(method, location, headers, b"hello" if method == "PATCH" else None)
+    assert answer.status == 412
+    assert "1.0.0" in answer.listed("Tus-Version")
+    assert offset_of(location) == 0
+
+
+def test_an_upload_concat_of_a_client_is_ignored_after_the_creation(site: ServerProcess) -> None:
+    location = create(site.url, 5)
+    assert ask("HEAD", location, TUS | {"Upload-Concat": "partial"}).status == 200
+    assert patch(location, 0, b"hello", {"Upload-Concat": "partial"}).status == 204
+    assert "Upload-Concat" not in head(location)
+
+
+# PATCH
+
+
+def test_patches_are_put_one_after_the_other(site: ServerProcess) -> None:
+    location = create(site.url, 11)
+    with Connection(site.url) as connection:
+        for offset, part, expected in ((0, b"hello", 5), (5, b" ", 6), (6, b"world", 11)):
+            answer = connection.ask("PATCH", location, patch_headers(offset), part)
+            assert answer.status == 204
+            assert answer["Upload-Offset"] == str(expected)
+            assert "Content-Length" not in answer
+            assert ("Upload-Expires" in answer) == (expected < 11)
+    assert content_of(location) == b"hello world"
+
+
+@pytest.mark.parametrize(
+    "body", [b"hello", [b"hello"], [b"h", b"ell", b"o"], [bytes([byte]) for byte in b"hello"]], ids=shown
+)
+def test_a_body_may_have_a_length_or_chunks(site: ServerProcess, body: Body) -> None:
+    location = create(site.url, 5)
+    assert patch(location, 0, body).offset == 5
+    assert content_of(location) == b"hello"
+
+
+def test_a_body_may_have_megabytes(site: ServerProcess) -> None:
+    data = payload(6_000_000)
+    location = create(site.url, len(data))
+    assert patch(location, 0, data[:2_500_001]).offset == 2_500_001
+    assert patch(location, 2_500_001, [data[2_500_001:4_000_000], data[4_000_000:]]).offset == len(data)
+    assert content_of(location) == data
+
+
+def test_chunk_extensions_and_trailers_are_no_content(site: ServerProcess) -> None:
+    location = create(site.url, 5)
+    with Connection(site.url) as connection:
+        connection.send_head("PATCH", location, patch_headers(0) | {"Transfer-Encoding": "chunked"})
+        connection.send(b'2;name="value"\r\nhe\r\n0003\r\nllo\r\n0\r\nX-Trailer: value\r\n\r\n')
+        assert connection.answer("PATCH").offset == 5
+    assert content_of(location) == b"hello"
+
+
+def test_a_patch_waits_for_100_continue(site: ServerProcess) -> None:
+    location = create(site.url, 5)
+    with Connection(site.url) as connection:
+        connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "5", "Expect": "100-continue"})
+        connection.expect_continue()
+        connection.send(b"hello")
+        answer = connection.answer("PATCH")
+    assert (answer.status, answer.offset) == (204, 5)
+
+
+def test_chunks_after_100_continue(site: ServerProcess) -> None:
+    location = create(site.url, 5)
+    headers = patch_headers(0) | {"Transfer-Encoding": "chunked", "Expect": "100-continue"}
+    with Connection(site.url) as connection:
+        connection.send_head("PATCH", location, headers)
+        connection.expect_continue()
+        connection.send_chunk(b"hello")
+        connection.send_chunk(b"")
+        answer = connection.answer("PATCH")
+    assert (answer.status, answer.offset) == (204, 5)
+
+
+@pytest.mark.parametrize("content_type", [OFFSET_STREAM.upper(), "Application/Offset+Octet-Stream"])
+def test_the_content_type_may_be_in_any_case(site: ServerProcess, content_type: str) -> None:
+    assert patch(create(site.url, 5), 0, b"hello", {"Content-Type": content_type}).status == 204
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+        "application/partial-upload",
+        "text/plain",
+        OFFSET_STREAM + "s",
+        f"text/plain, {OFFSET_STREAM}",
+    ],
+    ids=shown,
+)
+@pytest.mark.parametrize("body", [b"hello", [b"hello"]], ids=["length", "chunk"])
+def test_a_foreign_content_type_stores_nothing(site: ServerProcess, content_type: str | None, body: Body) -> None:
+    location = create(site.url, 5)
+    headers = patch_headers(0)
+    del headers["Content-Type"]
+    if content_type is not None:
+        headers["Content-Type"] = content_type
+    with unchanged(site):
+        assert ask("PATCH", location, headers, body).status == 415
+    assert offset_of(location) == 0
+
+
+@pytest.mark.parametrize("offset", [None, *NO_INTEGERS], ids=shown)
+def test_a_malformed_offset_stores_nothing(site: ServerProcess, offset: Value | None) -> None:
+    location = create(site.url, 10, body=b"hello")
+    headers = TUS | {"Content-Type": OFFSET_STREAM}
+    if offset is not None:
+        headers["Upload-Offset"] = offset
+    with unchanged(site):
+        assert ask("PATCH", location, headers, b"world").status == 400
+    assert offset_of(location) == 5
+
+
+@pytest.mark.parametrize("offset", [0, 4, 6, 10, 11, MAX_INTEGER])
+def test_another_offset_is_answered_with_the_true_one(site: ServerProcess, offset: int) -> None:
+    location = create(site.url, 10, body=b"hello")
+    with unchanged(site):
+        answer = patch(location, offset, b"x")
+    assert (answer.status, answer.offset) == (409, 5)
+    assert offset_of(location) == 5
+
+
+@pytest.mark.parametrize("length", [5, 10, None])
+def test_a_repeated_patch_changes_nothing(site: ServerProcess, length: int | None) -> None:
+    location = create(site.url, length)
+    assert patch(location, 0, b"hello").offset == 5
+    with unchanged(site):
+        answer = patch(location, 0, b"hello")
+    assert (answer.status, answer.offset) == (409, 5)
+
+
+def test_a_large_repeated_patch_gets_to_know_the_true_offset(site: ServerProcess) -> None:
+    """Its client sends everything before it reads the answer."""
+    data = payload(4_000_000)
+    location = create(site.url, len(data) + 1)
+    assert patch(location, 0, data).offset == len(data)
+    answer = patch(location, 0, data)
+    assert (answer.status, answer.offset) == (409, len(data))
+
+
+def test_patch_of_an_unknown_upload(site: ServerProcess) -> None:
+    with unchanged(site):
+        assert patch(site.url + UNKNOWN, 0, b"hello").status == 404
+
+
+@pytest.mark.parametrize("body", [None, b"", []], ids=["no body", "length 0", "no chunks"])
+@pytest.mark.parametrize(("length", "first"), [(5, b"hello"), (0, b""), (10, b"hello"), (10, b""), (None, b"hello")])
+def test_an_empty_patch_changes_nothing(site: ServerProcess, length: int | None, first: bytes, body: Body) -> None:
+    location = create(site.url, length, body=first)
+    with unchanged(site):
+        answer = patch(location, len(first), body)
+    assert (answer.status, answer.offset) == (204, len(first))
+
+
+def test_a_body_without_length_is_empty_and_the_connection_goes_on(site: ServerProcess) -> None:
+    location = create(site.url, 5)
+    with Connection(site.url) as connection:
+        assert connection.ask("PATCH", location, patch_headers(0)).offset == 0
+        assert connection.ask("PATCH", location, patch_headers(0), b"hello").offset == 5
+
+
+def test_a_stored_part_of_a_broken_body_can_be_continued(site: ServerProcess) -> None:
+    location = create(site.url, 100)
+    with Connection(site.url) as connection:
+        connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "100"})
+        connection.send(b"a" * 40)
+    eventually(lambda: offset_of(location) == 40)
+    eventually(lambda: patch(location, 40, b"b" * 60).status == 204)
+    assert content_of(location) == b"a" * 40 + b"b" * 60
+
+
+def test_endless_empty_patches_are_slowed_down(site: ServerProcess) -> None:
+    location = create(site.url, None, body=b"hello")
+    answered = 0
+    end = time.monotonic() + 3
+    with Connection(site.url) as connection:
+        while time.monotonic() < end:
+            assert connection.ask("PATCH", location, patch_headers(5), b"").offset == 5
+            answered += 1
+    assert answered < 150
+
+
+def test_occasional_empty_patches_between_bytes_are_not_slowed_down(site: ServerProcess) -> None:
+    location = create(site.url, None)
+    started = time.monotonic()
+    with Connection(site.url) as connection:
+        for offset in range(10):
+            assert connection.ask("PATCH", location, patch_headers(offset), b"").offset == offset
+            assert connection.ask("PATCH", location, patch_headers(offset), b"x").offset == offset + 1
+    assert time.monotonic() - started < 4  # 10 empty ones took 5 seconds when each was slowed down
+
+
+# More bytes than the length
+
+
+@pytest.mark.parametrize(("length", "offset"), [(5, 0), (5, 3), (5, 5), (0, 0)])
+def test_a_body_longer_than_the_upload_is_refused(site: ServerProcess, length: int, offset: int) -> None:
+    location = create(site.url, length, body=b"hello"[:offset])
+    with unchanged(site):
+        answer = patch(location, offset, b"x" * (length - offset + 1))
+    assert answer.status == 413
+    assert offset_of(location) == offset
+
+
+def test_a_body_longer_than_the_upload_is_refused_before_a_byte(site: ServerProcess) -> None:
+    location = create(site.url, 5)
+    with unchanged(site), Connection(site.url) as connection:
+        connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "6"})
+        assert connection.answer("PATCH").status == 413
+
+
+@pytest.mark.parametrize("chunks", [[b"0123456789x"], [b"01234", b"56789", b"x"], [b"01234", b"56789xyz", b"more"]])
+def test_chunks_past_the_length_are_not_stored(site: ServerProcess, chunks: list[bytes]) -> None:
+    before = stored(site)
+    location = create(site.url, 10)
+    with Connection(site.url) as connection:
+        connection.send_head("PATCH", location, patch_headers(0) | {"Transfer-Encoding": "chunked"})
+        for part in chunks:  # and no last one: the answer does not wait for it
+            connection.send_chunk(part)
+        assert connection.answer("PATCH").status == 413
+    offset = offset_of(location)
+    assert offset <= 10
+    after = stored(site)
+    assert all(after.files[name] <= 10 for name in after.files.keys() - before.files.keys())
+    assert patch(location, offset, b"0123456789"[offset:]).status == 204
+    assert content_of(location) == b"0123456789"
+
+
+def test_chunks_after_the_end_are_not_stored(site: ServerProcess) -> None:
+    location = create(site.url, 5, body=b"hello")
+    with unchanged(site):
+        assert patch(location, 5, [b"x"]).status == 413
+    assert content_of(location) == b"hello"
+
+
+@pytest.mark.parametrize("body", [b"x" * 1001, [b"x" * 600, b"x" * 600]], ids=["length", "chunks"])
+def test_bytes_past_the_maximum_are_not_stored(small: ServerProcess, body: Body) -> None:
+    before = stored(small)
+    location = create(small.url, None)
+    assert patch(location, 0, body).status == 413
+    assert offset_of(location) <= 1000
+    after = stored(small)
+    assert all(after.files[name] <= 1000 for name in after.files.keys() - before.files.keys())
+
+
+# Refusals that the headers decide
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Upload-Offset": "five"}, 400),
+        ({"Upload-Offset": "4"}, 409),
+        ({"Upload-Length": "ten"}, 400),
+        ({"Upload-Length": "11"}, 400),
+        ({"Upload-Checksum": "none eA=="}, 400),
+        ({"Upload-Checksum": "sha1"}, 400),
+        ({"Tus-Resumable": "2.0.0"}, 412),
+        ({}, 413),
+    ],
+    ids=shown,
+)
+def test_a_patch_is_refused_before_100_continue(site: ServerProcess, headers: dict[str, Value], status: int) -> None:
+    location = create(site.url, 10, body=b"hello")
+    declared = 5 if headers else 6
+    with unchanged(site):
+        answer = refusal_without_continue("PATCH", location, patch_headers(5) | headers, declared)
+    assert answer.status == status
+
+
+def test_a_patch_of_an_unknown_upload_is_refused_before_100_continue(site: ServerProcess) -> None:
+    assert refusal_without_continue("PATCH", site.url + UNKNOWN, patch_headers(0), 5).status == 404
+
+
+def test_a_patch_over_the_maximum_is_refused_before_100_continue(small: ServerProcess) -> None:
+    location = create(small.url, None, body=b"hello")
+    with unchanged(small):
+        assert refusal_without_continue("PATCH", location, patch_headers(5), 996).status == 413
+
+
+# Deferred length
+
+
+@pytest.mark.parametrize("body", [None, b"", []], ids=["no body", "length 0", "no chunks"])
+def test_a_length_is_declared_without_a_body(site: ServerProcess, body: Body) -> None:
+    location = create(site.url, None, body=b"hello")
+    answer = patch(location, 5, body, {"Upload-Length": "11"})
+    assert (answer.status, answer.offset) == (204, 5)
+    state = head(location)
+    assert (state["Upload-Length"], state.offset) == ("11", 5)
+    assert "Upload-Defer-Length" not in state
+    assert patch(location, 5, b" world").offset == 11
+    assert content_of(location) == b"hello world"
+
+
+@pytest.mark.parametrize("body", [b" world", [b" wor", b"ld"]], ids=["length", "chunks"])
+def test_a_length_is_declared_with_the_last_bytes(site: ServerProcess, body: Body) -> None:
+    location = create(site.url, None)
+    assert patch(location, 0, b"hello").offset == 5
+    assert head(location)["Upload-Defer-Length"] == "1"
+    assert patch(location, 5, body, {"Upload-Length": "11"}).offset == 11
+    assert "Upload-Defer-Length" not in head(location)
+    assert content_of(location) == b"hello world"
+
+
+@pytest.mark.parametrize("body", [None, b""], ids=["no body", "length 0"])
+@pytest.mark.parametrize("content", [b"hello", b""])
+def test_a_length_declared_at_the_offset_completes_the_upload(site: ServerProcess, content: bytes, body: Body) -> None:
+    location = create(site.url, None, body=content)
+    assert ask("GET", location).status == 404
+    answer = patch(location, len(content), body, {"Upload-Length": str(len(content))})
+    assert (answer.status, answer.offset) == (204, len(content))
+    assert "Upload-Expires" not in answer
+    assert content_of(location) == content
+
+
+def test_a_declared_length_may_be_repeated(site: ServerProcess) -> None:
+    location = create(site.url, None)
+    assert patch(location, 0, b"hello", {"Upload-Length": "11"}).offset == 5
+    assert patch(location, 5, None, {"Upload-Length": "11"}).offset == 5
+    assert patch(location, 5, b" world", {"Upload-Length": "11"}).offset == 11
+    assert patch(location, 11, None, {"Upload-Length": "11"}).offset == 11
+    assert content_of(location) == b"hello world"
+
+
+@pytest.mark.parametrize("length", ["5", "10", "12", "0"])
+@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("body", [None, b"x"], ids=["no body", "body"])
+def test_a_length_cannot_be_changed(site: ServerProcess, deferred: bool, length: str, body: Body) -> None:
+    location = create(site.url, None if deferred else 11, body=b"hello")
+    if deferred:
+        assert patch(location, 5, b" ", {"Upload-Length": "11"}).status == 204
+    offset = offset_of(location)
+    with unchanged(site):
+        assert patch(location, offset, body, {"Upload-Length": length}).status == 400
+    assert head(location)["Upload-Length"] == "11"
+
+
+def test_the_length_of_a_complete_upload_cannot_be_changed(site: ServerProcess) -> None:
+    location = create(site.url, None, body=b"hello")
+    assert patch(location, 5, None, {"Upload-Length": "5"}).status == 204
+    with unchanged(site):
+        assert patch(location, 5, None, {"Upload-Length": "6"}).status == 400
+    assert content_of(location) == b"hello"
+
+
+def test_a_length_cannot_be_smaller_than_the_offset(site: ServerProcess) -> None:
+    location = create(site.url, None, body=b"hello")
+    with unchanged(site):
+        assert patch(location, 5, None, {"Upload-Length": "4"}).status == 400
+    assert head(location)["Upload-Defer-Length"] == "1"
+
+
+def test_a_length_cannot_be_larger_than_the_maximum(small: ServerProcess) -> None:
+    location = create(small.url, None, body=b"hello")
+    with unchanged(small):
+        assert patch(location, 5, b"x", {"Upload-Length": "1001"}).status == 413
+    assert head(location)["Upload-Defer-Length"] == "1"
+    assert patch(location, 5, None, {"Upload-Length": "1000"}).status == 204
+
+
+@pytest.mark.parametrize("length", NO_INTEGERS, ids=shown)
+def test_a_malformed_length_is_not_declared(site: ServerProcess, length: Value) -> None:
+    location = create(site.url, None, body=b"hello")
+    with unchanged(site):
+        assert patch(location, 5, b"x", {"Upload-Length": length}).status == 400
+    assert head(location)["Upload-Defer-Length"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"Upload-Offset": "4"}, 409), ({"Upload-Offset": "?"}, 400), ({"Content-Type": "text/plain"}, 415)],
+    ids=shown,
+)
+def test_a_refused_patch_declares_no_length(site: ServerProcess, headers: dict[str, Value], status: int) -> None:
+    location = create(site.url, None, body=b"hello")
+    with unchanged(site):
+        assert patch(location, 5, b"x", headers | {"Upload-Length": "10"}).status == status
+    assert head(location)["Upload-Defer-Length"] == "1"
+
+
+def test_a_body_longer_than_the_length_it_declares(site: ServerProcess) -> None:
+    location = create(site.url, None, body=b"hello")
+    assert patch(location, 5, b"123456", {"Upload-Length": "10"}).status == 413
+    assert offset_of(location) == 5
+
+
+# X-HTTP-Method-Override
+
+
+@pytest.mark.parametrize("override", ["PATCH", "patch", "Patch", "pAtCh"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "GET", "HEAD", "DELETE"])
+def test_the_method_can_be_overridden_with_patch(site: ServerProcess, method: str, override: str) -> None:
+    location = create(site.url, 10)
+    answer = ask(method, location, patch_headers(0) | {"X-HTTP-Method-Override": override}, b"hello")
+    assert (answer.status, answer.offset) == (204, 5)
+
+
+@pytest.mark.parametrize("override", ["HEAD", "head"])
+@pytest.mark.parametrize("method", ["POST", "GET", "PATCH"])
+def test_the_method_can_be_overridden_with_head(site: ServerProcess, method: str, override: str) -> None:
+    location = create(site.url, 10, body=b"hello")
+    answer = ask(method, location, TUS | {"X-HTTP-Method-Override": override}, b"")
+    assert (answer.status, answer.offset) == (200, 5)
+    assert answer.body == b""
+    assert answer["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("override", ["DELETE", "delete", "Delete"])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "GET"])
+def test_the_method_can_be_overridden_with_delete(site: ServerProcess, method: str, override: str) -> None:
+    location = create(site.url, 10)
+    assert ask(method, location, TUS | {"X-HTTP-Method-Override": override}, b"").status == 204
+    assert head(location).status == 404
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET", "PATCH"])
+def test_the_method_can_be_overridden_with_post(site: ServerProcess, method: str) -> None:
+    answer = ask(method, site.url, TUS | {"X-HTTP-Method-Override": "post", "Upload-Length": "5"})
+    assert (answer.status, answer.offset) == (201, 0)
+
+
+def test_the_method_can_be_overridden_with_get(site: ServerProcess) -> None:
+    location = create(site.url, 5, body=b"hello")
+    answer = ask("POST", location, {"X-HTTP-Method-Override": "GET"}, b"")
+    assert (answer.status, answer.body) == (200, b"hello")
+
+
+@pytest.mark.parametrize("override", ["DELETE", "PATCH", "HEAD"])
+def test_options_cannot_be_overridden(site: ServerProcess, override: str) -> None:
+    location = create(site.url, 10)
+    with unchanged(site):
+        answer = ask("OPTIONS", location, patch_headers(0) | {"X-HTTP-Method-Override": override})
+    assert answer.status == 200
+    assert "Tus-Version" in answer
+    assert offset_of(location) == 0
+
+
+@pytest.mark.parametrize("override", ["PUT", "TRACE", "nonsense", "PATCH, PATCH", b"\xff"], ids=shown)
+def test_an_unknown_override_is_no_method(site: ServerProcess, override: Value) -> None:
+    location = create(site.url, 10)
+    with unchanged(site):
+        assert ask("POST", location, patch_headers(0) | {"X-HTTP-Method-Override": override}, b"x").status == 405
+
+
+# Methods that are none here
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "TRACE"])
+def test_methods_that_an_upload_does_not_have(site: ServerProcess, method: str) -> None:
+    location = create(site.url, 10)
+    with unchanged(site):
+        answer = ask(method, location, TUS | {"Upload-Length": "5"}, b"")
+    assert answer.status == 405
+    assert {"HEAD", "PATCH", "DELETE"} <= set(answer.listed("Allow"))
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_methods_that_the_creation_url_does_not_have(site: ServerProcess, method: str) -> None:
+    with unchanged(site):
+        answer = ask(method, site.url, patch_headers(0), b"")
+    assert answer.status == 405
+    assert "POST" in answer.listed("Allow")
+
+
+# Two writers
+
+
+def test_a_patch_that_stalls_makes_way_for_the_next_one(site: ServerProcess) -> None:
+    location = create(site.url, 10)
+    with Connection(site.url) as stalled, Connection(site.url, timeout=6) as connection:
+        stalled.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "10"})
+        stalled.send(b"hello")
+        eventually(lambda: offset_of(location) == 5)
+        answer = connection.ask("PATCH", location, patch_headers(5), b"WORLD")
+        assert (answer.status, answer.offset) == (204, 10)
+    assert content_of(location) == b"helloWORLD"
+
+
+def test_a_patch_that_is_sent_twice_at_once_is_stored_once(site: ServerProcess) -> None:
+    data = payload(3_000_000)
+    location = create(site.url, len(data))
+    request = patch_headers(0) | {"Content-Length": str(len(data))}
+    with Connection(site.url) as first, Connection(site.url) as second:
+        for connection in (first, second):
+            connection.send(connection.head_of("PATCH", location, request))
+        for connection in (first, second):
+            with contextlib.suppress(ConnectionError):  # the one that has lost may be sent away
+                connection.send(data)
+                assert connection.answer("PATCH").status in (204, 409, 423)
+    offset = offset_of(location)
+    assert patch(location, offset, data[offset:]).offset == len(data)
+    assert content_of(location) == data
+
+
+# A lock that is not to be had
+
+
+def test_a_lock_that_is_not_obtained_in_time(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Another server on the same directory holds the lock, and has stopped to do anything."""
+    folder = tmp_path_factory.mktemp("locked")
+    with serving(folder) as holder, serving(folder, lock_timeout=1) as server, Connection(holder.url) as connection:
+        location = create(holder.url, 10)
+        here = f"{server.url}/{identity(location)}"
+        connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "10"})
+        connection.send(b"hello")
+        eventually(lambda: offset_of(location) == 5)
+        holder.process.send_signal(signal.SIGSTOP)
+        try:
+            answer = patch(here, 5, b"world")
+            assert answer.status == 423
+            assert int(answer["Retry-After"]) > 0
+            state = head(here)
+            assert state.status in (200, 423)
+            assert state.status == 200 or int(state["Retry-After"]) > 0
+        finally:
+            holder.process.send_signal(signal.SIGCONT)
+        eventually(lambda: patch(here, 5, b"world").status == 204)
+        assert content_of(here) == b"helloworld"
+
+
+# The connection after a refusal
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Upload-Offset": "3"}, b"hello"),
+        ({"Upload-Offset": "3"}, [b"hello"]),
+        ({"Content-Type": "text/plain"}, b"hello"),
+        ({"Content-Type": "text/plain"}, [b"hello"]),
+        ({}, b"hello world"),
+        ({}, [b"hello world"]),
+    ],
+    ids=shown,
+)
+def test_a_refused_body_is_not_taken_for_a_request(
+    site: ServerProcess, headers: dict[str, Value], body: bytes | list[bytes]
+) -> None:
+    location = create(site.url, 5)
+    with Connection(site.url) as connection:
+        assert connection.ask("PATCH", location, patch_headers(0) | headers, body).status in (409, 413, 415)
+        try:
+            answer = connection.ask("HEAD", location, TUS)
+        except ConnectionError:
+            return  # closed, which is fine
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"Content-Type": "text/plain"}, 415), ({"Upload-Offset": "x"}, 400), ({"Tus-Resumable": "0"}, 412), ({}, 413)],
+    ids=shown,
+)
+def test_the_answer_to_a_large_refused_body_arrives(
+    site: ServerProcess, headers: dict[str, Value], status: int
+) -> None:
+    location = create(site.url, 5)
+    assert patch(location, 0, payload(4_000_000), headers).status == status
+
+
+def test_creations_and_patches_on_one_connection(site: ServerProcess) -> None:
+    with Connection(site.url) as connection:
+        for number in range(3):
+            created = connection.ask("POST", site.url, TUS | {"Upload-Length": "5"}, b"")
+            assert created.status == 201
+            data = b"%05d" % number
+            assert connection.ask("PATCH", created["Location"], patch_headers(0), data).status == 204
+            assert connection.ask("HEAD", created["Location"], TUS).offset == 5
+            assert connection.ask("GET", created["Location"]).body == data
+
+
+def test_a_finished_upload_of_one_byte(site: ServerProcess) -> None:
+    answer = creation(site.url, 1)
+    assert patch(answer["Location"], 0, b"x").offset == 1
+    assert content_of(answer["Location"]) == b"x"
