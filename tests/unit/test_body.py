@@ -38,6 +38,7 @@ class Arrived:
         self.last_arrival = 0.0
         self.trailers = list(trailers)
         self.pools: list[BufferPool] = []
+        self.has_arrived = False
         self._data = data
 
     def take(self) -> bytes:

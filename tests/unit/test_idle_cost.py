@@ -41,6 +41,8 @@ class SlowSource:
         self._woken = asyncio.Event()
         self._stop: UploadError | None = None
 
+        self.has_arrived = False
+
     def arrive(self, data: bytes) -> None:
         self._arrived += data
         self._arrived_at = time.monotonic()

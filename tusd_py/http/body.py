@@ -25,6 +25,10 @@ class BodyExtension(Protocol):
     trailers: list[tuple[bytes, bytes]]  # fields after the body; all of them once it has ended
 
     @property
+    def has_arrived(self) -> bool:
+        """Whether `take` gives all that there is, or was, of the body."""
+
+    @property
     def reader_timed_out(self) -> bool:
         """Whether the client took too little of the answer for too long, so that the connection was closed."""
 
@@ -48,6 +52,10 @@ class BehindMiddleware:
         self._extension = extension
         self.last_arrival = 0.0  # of bytes that nobody sees yet
         self.trailers = extension.trailers
+
+    @property
+    def has_arrived(self) -> bool:
+        return False
 
     @property
     def reader_timed_out(self) -> bool:
@@ -119,7 +127,10 @@ class RequestBody:
         self._timer: asyncio.TimerHandle | None = None
 
     async def read(self) -> Buffer | None:
-        """See `uploads.source.Source.read`."""
+        """See `transfer.body_source.BodySource.read`."""
+        if self.has_arrived:
+            self.started = self.ended = True
+            return self._take_arrived()
         while not (self._stop or self._woken or self.ended):
             if not self.started:
                 self._begin()
@@ -135,6 +146,11 @@ class RequestBody:
         if self._stop is not None and not data:
             raise self._stop
         return data
+
+    @property
+    def has_arrived(self) -> bool:
+        """See `transfer.body_source.BodySource.has_arrived`."""
+        return self._extension is not None and not self.started and self._extension.has_arrived
 
     def _begin(self) -> None:
         self.started = True
@@ -167,7 +183,7 @@ class RequestBody:
         return data
 
     def release(self, buffers: Sequence[Buffer]) -> None:
-        """See `uploads.source.Source.recycle`."""
+        """See `transfer.body_source.BodySource.release`."""
         if self._pool is not None:
             for buffer in buffers:
                 if isinstance(buffer, memoryview) and isinstance(buffer.obj, bytearray):
@@ -211,7 +227,7 @@ class RequestBody:
         self._kick()
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:
-        """See `uploads.source.Source.feed`."""
+        """See `transfer.body_source.BodySource.feed`."""
         self._feeding = True
         reader.add_done_callback(self._reader_done)
         try:

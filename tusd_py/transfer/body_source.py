@@ -17,6 +17,10 @@ class BodySource(Protocol):
     def declared_size(self) -> int | None:
         """How many bytes the client said it sends, if it did."""
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether all bytes are here and none was read, so that `read` waits for nothing, and needs no `feed`."""
+
     async def feed(self, reader: asyncio.Future[Any]) -> None:
         """Take in bytes for as long as `reader`, a task that calls `read`, is not done.
 

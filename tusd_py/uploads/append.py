@@ -132,7 +132,8 @@ class Append:
             await self._close()
 
     async def _receive(self) -> None:
-        self._arm()
+        if not self._source.has_arrived:
+            self._arm()
         while (data := await self._source.read()) is not None:
             if data:
                 self._woken_at = None

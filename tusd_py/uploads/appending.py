@@ -28,7 +28,7 @@ from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.append import Append, LastStep
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.lock_holders import DeferredHolder
-from tusd_py.uploads.locked_work import LockedWork
+from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.options import Durability, UploadOptions
 from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 
@@ -74,6 +74,8 @@ class Appending:
         try:
             lock = await self._lock_to_append(upload_id, append_request, holder)
             work = self._work.start(lock, self._append_under(lock, append_request, holder))
+            if append_request.source.has_arrived:
+                return await outcome(work)
             await append_request.source.feed(work)
             return work.result()
         except (LockLost, LockTimeout, UploadInterrupted):

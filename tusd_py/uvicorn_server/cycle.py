@@ -164,6 +164,10 @@ class UploadCycle(RequestResponseCycle):
     def _is_at_end(self) -> bool:
         return not self.more_body and not self.body and (self.receiver is None or not self.receiver.filled)
 
+    @property
+    def has_arrived(self) -> bool:
+        return not self.more_body and self.receiver is None
+
     def take(self) -> Buffer:
         if self.body or self.receiver is None:
             body, self.body = self.body, bytearray()
