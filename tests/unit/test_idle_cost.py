@@ -74,7 +74,7 @@ class SlowSource:
 
 @pytest.fixture
 async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[UploadService]:
-    monkeypatch.setattr("tusd_py.composition.Policy", partial(UploadOptions, commit_interval=COMMIT_INTERVAL))
+    monkeypatch.setattr("tusd_py.composition.UploadOptions", partial(UploadOptions, commit_interval=COMMIT_INTERVAL))
     server = TusServer(upload_dir=tmp_path)
     async with server.lifespan():
         yield server.service
