@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from tusd_py.contracts.storage import Buffer
+from tusd_py.http.body import BODY_EXTENSION
 from tusd_py.transfer.budget import BufferPool
 from tusd_py.uvicorn_server.buffered_receiver import BufferedBodyReceiver
 
@@ -32,23 +33,29 @@ MIN_BUFFERED_BODY = 256 << 10  # bytes still to come for which the parser is lef
 class UploadCycle(RequestResponseCycle):
     """One request and its response, and the `Arrivals` of its body."""
 
-    protocol: UploadProtocol
-    pool: BufferPool | None
-    receiver: BufferedBodyReceiver | None
-    arrived: int  # bytes of the body that passed the parser
-    last_arrival: float
-    trailers: list[tuple[bytes, bytes]]
-    end_delivered: bool
-    reader_timed_out: bool
-
-    def adopt(self, protocol: UploadProtocol) -> None:
-        """Initialize what this class adds to an object that the base class has made."""
+    def __init__(self, protocol: UploadProtocol, *, keep_alive: bool) -> None:
+        """Take over the request whose head the protocol has read; adds the extensions to its scope."""
+        super().__init__(
+            scope=protocol.scope,
+            transport=protocol.transport,
+            flow=protocol.flow,
+            logger=protocol.logger,
+            access_logger=protocol.access_logger,
+            access_log=protocol.access_log,
+            default_headers=protocol.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=protocol.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=protocol.on_response_complete,
+        )
+        extensions: Any = {BODY_EXTENSION: self, INFORMATIONAL: {}}
+        self.scope["extensions"] = extensions
         self.protocol = protocol
-        self.pool = None
-        self.receiver = None
-        self.arrived = 0
+        self.pool: BufferPool | None = None
+        self.receiver: BufferedBodyReceiver | None = None
+        self.arrived = 0  # bytes of the body that passed the parser
         self.last_arrival = 0.0
-        self.trailers = []
+        self.trailers: list[tuple[bytes, bytes]] = []
         self.end_delivered = False
         self.reader_timed_out = False
 

@@ -22,7 +22,7 @@ class ConnectionFlow(FlowControl):
             super().pause_reading()
 
     def resume_reading(self) -> None:
-        if not self._transport.is_closing():
+        if self.read_paused and not self._transport.is_closing():
             super().resume_reading()
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
+from urllib.parse import unquote
+
+import httptools
 
 SECTION_END = b"\r\n\r\n"  # ends a head, and a chunked body with its trailers
 OVERLAP = len(SECTION_END) - 1
@@ -17,6 +21,9 @@ MAX_TRAILERS = 16
 MAX_FRAMING_PER_BYTE = 32  # bytes of a chunked body for each byte of its content
 
 
+PLAIN_PATH = re.compile(rb"/[^?#]*")  # the target of a request that is a path alone
+
+
 class Phase(Enum):
     """The part of a request that comes next."""
 
@@ -28,6 +35,16 @@ class Phase(Enum):
 
 class TooManyHeaders(Exception):
     """A head has more fields than `MOST_HEADERS`."""
+
+
+def request_target(target: bytes) -> tuple[str, bytes, bytes]:
+    """The path, the path as it was sent, and the query; raises `httptools.HttpParserInvalidURLError`."""
+    path, query = target, b""
+    if not PLAIN_PATH.fullmatch(target):
+        parts = httptools.parse_url(target)
+        path, query = parts.path, parts.query or b""
+    text = path.decode("ascii")
+    return unquote(text) if "%" in text else text, path, query
 
 
 def section_end(before: bytes, data: bytes, start: int) -> int:

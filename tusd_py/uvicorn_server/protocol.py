@@ -17,13 +17,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import service_unavailable
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from tusd_py.http.body import BODY_EXTENSION
 from tusd_py.uvicorn_server.connections import Connections
-from tusd_py.uvicorn_server.cycle import INFORMATIONAL, UploadCycle
+from tusd_py.uvicorn_server.cycle import UploadCycle
+from tusd_py.uvicorn_server.deadline import Deadline
 from tusd_py.uvicorn_server.flow import ConnectionFlow, WriteWatch
 from tusd_py.uvicorn_server.framing import (
     MAX_FRAMING_BYTES,
@@ -37,6 +37,7 @@ from tusd_py.uvicorn_server.framing import (
     FramingAllowance,
     Phase,
     TooManyHeaders,
+    request_target,
     section_end,
 )
 from tusd_py.uvicorn_server.refusals import (
@@ -90,8 +91,8 @@ class UploadProtocol(HttpToolsProtocol):
         self._writes: WriteWatch | None = None  # once the client is slow to take something
         self._refused = False
         self._linger_size = LINGER_SIZE
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_is_for_head = False
+        self._deadline = Deadline(self.loop)
+        self._awaits_head = False
 
     # The connection.
 
@@ -104,7 +105,7 @@ class UploadProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._cancel_timer()
+        self._deadline.close()
         self._stop_watching_writes()
         if self._waiting:
             self._count_waiting(0)
@@ -128,7 +129,7 @@ class UploadProtocol(HttpToolsProtocol):
     def end(self, reason: str) -> None:
         """Close once everything is sent."""
         logger.debug("a connection is closed: %s", reason)
-        self._cancel_timer()
+        self._deadline.close()
         self.transport.close()
         self._watch_writes()
 
@@ -159,21 +160,10 @@ class UploadProtocol(HttpToolsProtocol):
 
     # Deadlines of a connection without a request that is being answered.
 
-    def _set_timer(self, seconds: float, act: Callable[..., None], *arguments: str) -> None:
-        self._cancel_timer()
-        if seconds:
-            self._timer = self.loop.call_later(seconds, act, *arguments)
-
-    def _cancel_timer(self) -> None:
-        self._timer_is_for_head = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _await_head(self) -> None:
-        if not self._timer_is_for_head:
-            self._set_timer(self.shared.header_timeout, self._end_for, "header_timeout", "408 Request Timeout")
-            self._timer_is_for_head = True
+        if not self._awaits_head:
+            self._awaits_head = True
+            self._deadline.set(self.shared.header_timeout, self._end_for, "header_timeout", "408 Request Timeout")
 
     def _end_for(self, reason: str, status: str = "") -> None:
         self.shared.ended(reason)
@@ -186,10 +176,10 @@ class UploadProtocol(HttpToolsProtocol):
         """The response is complete: read on, or wait for what is left of the request, or for the next one."""
         self.shared.became_idle(self)
         if self._phase is not Phase.ENDED:
-            self._set_timer(UNREAD_BODY_TIMEOUT, self._end_for, "unread_body")
+            self._deadline.set(UNREAD_BODY_TIMEOUT, self._end_for, "unread_body")
             return
         self._begin_message()
-        self._set_timer(self.shared.keep_alive_timeout, self.end, "it is idle")
+        self._deadline.set(self.shared.keep_alive_timeout, self.end, "it is idle")
         if self._held:
             held, self._held = self._held, []
             self._count_waiting(0)
@@ -330,7 +320,7 @@ class UploadProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._watch_writes()
-        self._set_timer(LINGERING_CLOSE_TIMEOUT, self.end, "it was refused")
+        self._deadline.set(LINGERING_CLOSE_TIMEOUT, self.end, "it was refused")
         self.flow.resume_reading()
 
     def _throw_away(self, size: int) -> None:
@@ -346,7 +336,9 @@ class UploadProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._phase is not Phase.HEAD:  # the parser saw beyond the end of a message
             raise httptools.HttpParserError("a message begins before its turn")
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Fields after the body are trailers, and must not pass for headers."""
@@ -365,11 +357,11 @@ class UploadProtocol(HttpToolsProtocol):
         is_chunked = b"transfer-encoding" in names
         if is_chunked and not _is_chunked_only(self.headers):  # the parser takes "gzip, chunked" for "chunked"
             raise httptools.HttpParserError("a transfer coding that is not known here")
-        self._cancel_timer()
+        self._deadline.clear()
+        self._awaits_head = False
         if self._waiting:
             self._count_waiting(0)
         self.shared.became_busy(self)
-        super().on_headers_complete()
         self._content_length = self._body_remaining = 0
         if is_chunked:
             self._phase = Phase.CHUNKED_BODY
@@ -378,15 +370,38 @@ class UploadProtocol(HttpToolsProtocol):
         else:
             self._content_length = self._body_remaining = int(names.get(b"content-length", b"0"))
             self._phase = Phase.SIZED_BODY
+        self._start_request()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        # The base class names the class of its cycles in a global.
-        cycle.__class__ = UploadCycle
-        assert isinstance(cycle, UploadCycle)
-        cycle.adopt(self)
-        extensions: Any = {BODY_EXTENSION: cycle, INFORMATIONAL: {}}
-        cycle.scope["extensions"] = extensions
-        super()._start_asgi_task(cycle, app)
+    def _start_request(self) -> None:
+        """Start the application on the request whose head is complete."""
+        version = self.parser.get_http_version()
+        path, raw_path, query = request_target(self.url)
+        scope: Any = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": self.root_path,
+            "path": self.root_path + path,
+            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
+        self.scope = scope
+        self.cycle = UploadCycle(self, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        self._start_asgi_task(self.cycle, self._application())
+
+    def _application(self) -> Any:
+        """The application, or the one that answers 503 beyond uvicorn's `--limit-concurrency`."""
+        limit = self.limit_concurrency
+        if limit is None or (len(self.connections) < limit and len(self.tasks) < limit):
+            return self.app
+        self.logger.warning("Exceeded concurrency limit.")
+        return service_unavailable
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():  # otherwise the body is still to come
