@@ -85,7 +85,7 @@ class TusApp:
             extension=arrivals_of(scope, receive),
             pool=self._pool,
         )
-        request = Request(scope, "", body, headers)
+        request = Request(scope, "", body, headers, method_of(scope, headers))
         status, code = 0, "ERR_CLIENT_DISCONNECTED"
         try:
             response = await self._respond(request)
@@ -100,7 +100,7 @@ class TusApp:
             body.close()
             self._events.publish(
                 RequestFinished(
-                    method=method_of(scope, headers),
+                    method=request.method,
                     path=scope["path"],
                     status=status,
                     seconds=time.monotonic() - started,
@@ -117,10 +117,10 @@ class TusApp:
 
     async def _respond(self, request: Request) -> Response | None:
         """The answer to a request; None if nobody is there to hear it."""
-        method = method_of(request.scope, request.headers)
+        method = request.method
         try:
             request.body.declared_size = declared_size(request.headers)
-            return await self._route(request, method)(request)
+            return await self._route(request)(request)
         except ClientDisconnected:
             return None
         except UploadError as error:
@@ -179,8 +179,8 @@ class TusApp:
 
     def _warn_of_size(self, request: Request, response: Response) -> None:
         """Say once that the fields of an upload are longer than a proxy may pass on."""
-        sent = (response.headers.get(name, "") for name in ("Upload-Metadata", "Upload-Concat"))
-        if self._warned_of_size or sum(map(len, sent)) <= PASSED_BY_DEFAULT:
+        sent = len(response.headers.get("Upload-Metadata", "")) + len(response.headers.get("Upload-Concat", ""))
+        if self._warned_of_size or sent <= PASSED_BY_DEFAULT:
             return
         if self._urls.is_behind_proxy(request.scope):
             self._warned_of_size = True
@@ -220,7 +220,7 @@ class TusApp:
         except TimeoutError:
             raise WriteTimeout from None
 
-    def _route(self, request: Request, method: str) -> Handler:
+    def _route(self, request: Request) -> Handler:
         scope = request.scope
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if UNROUTED in scope:
@@ -232,6 +232,7 @@ class TusApp:
             methods = self._endpoints.on_upload
         else:
             raise UploadNotFound
+        method = request.method
         if method not in methods:
             raise MethodNotAllowed(list(methods), "" if request.upload_id else CREATION_URL)
         if NOT_READY in scope and method != "OPTIONS":

@@ -21,8 +21,11 @@ MAX_CACHED_ORIGINS = 1000
 class Request:
     """One request to the endpoint; `upload_id` is empty for the endpoint itself."""
 
-    def __init__(self, scope: Scope, upload_id: str, body: RequestBody, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, scope: Scope, upload_id: str, body: RequestBody, headers: Mapping[str, str], method: str
+    ) -> None:
         self.scope = scope
+        self.method = method
         self.upload_id = upload_id
         self.body = body
         self.headers = headers

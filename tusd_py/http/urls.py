@@ -18,7 +18,6 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 logger = logging.getLogger("tusd_py.http")
 
-FORWARDING_FIELDS = ("forwarded", "x-forwarded-proto", "x-forwarded-host")
 HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 FORWARDED_PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"([^"]*)"|([^";,\s]*))\s*')
@@ -103,7 +102,7 @@ class UrlBuilder:
         """What trusted proxies say: for, proto, host, prefix. `Forwarded` (RFC 7239) wins over `X-Forwarded-*`."""
         peer = _peer(scope)
         if not self._proxies.trusts(peer):
-            if not self._warned and not headers.keys().isdisjoint(FORWARDING_FIELDS):
+            if not self._warned and _has_forwarding_field(headers):
                 self._warn_of(peer)
             return {}
         if "forwarded" in headers:
@@ -163,6 +162,10 @@ def _without_port(address: str) -> str:
     if address.startswith("["):
         return address[1:].partition("]")[0]
     return address.partition(":")[0] if address.count(":") == 1 else address
+
+
+def _has_forwarding_field(headers: Mapping[str, str]) -> bool:
+    return "forwarded" in headers or "x-forwarded-proto" in headers or "x-forwarded-host" in headers
 
 
 def _peer(scope: Scope) -> str:

@@ -30,6 +30,9 @@ INFORMATIONAL = "http.response.informational"  # ASGI message and scope extensio
 MIN_BUFFERED_BODY = 256 << 10  # bytes still to come for which the parser is left out
 
 
+def _nothing() -> None: ...
+
+
 class UploadCycle(RequestResponseCycle):
     """One request and its response, and the `Arrivals` of its body."""
 
@@ -74,7 +77,8 @@ class UploadCycle(RequestResponseCycle):
                 logger.debug("%s %s has no whole answer", self.scope["method"], self.scope["path"])
                 await self._answer_failure()
         finally:
-            self.on_response = lambda: None
+            self.on_response = _nothing
+            self.scope["extensions"].clear()  # which hold this object, that holds the scope: nobody but gc would free it
 
     async def _answer_failure(self) -> None:
         if self.response_started:

@@ -213,9 +213,12 @@ class TusHandlers:
         except UploadError as error:
             return Response(TRY_LATER.status, {**no_store, "Retry-After": RETRY_AFTER}, error_code=error.code)
         request.offset_after = upload.offset
-        headers = no_store | _expires(upload)
+        headers = no_store
+        expiry = upload.announced_expiry
+        if expiry is not None:
+            headers["Upload-Expires"] = format_date(expiry)
         if not upload.is_final or upload.is_complete:  # a final upload has no offset before its parts are put together
-            headers |= _offset(upload)
+            headers["Upload-Offset"] = str(upload.offset)
         if upload.length is None:
             headers["Upload-Defer-Length"] = "1"
         else:
@@ -327,4 +330,5 @@ def _offset(upload: Upload) -> dict[str, str]:
 
 
 def _expires(upload: Upload) -> dict[str, str]:
-    return {} if upload.announced_expiry is None else {"Upload-Expires": format_date(upload.announced_expiry)}
+    expiry = upload.announced_expiry
+    return {} if expiry is None else {"Upload-Expires": format_date(expiry)}

@@ -138,9 +138,11 @@ def format_date(seconds: float) -> str:
 
 def single_values(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
     """Header fields by lower-case name; a repeated one becomes a list (RFC 9110, section 5.2), which no integer is."""
-    values: dict[str, str] = {}
-    for raw_name, raw_value in headers:
-        name = raw_name.decode("latin-1")
-        value = raw_value.decode("latin-1").strip(" \t")  # not every parser does (RFC 9110, section 5.5)
-        values[name] = f"{values[name]}, {value}" if name in values else value
+    # Not every parser strips the values (RFC 9110, section 5.5).
+    pairs = [(name.decode("latin-1"), value.decode("latin-1").strip(" \t")) for name, value in headers]
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        values = {}
+        for name, value in pairs:
+            values[name] = f"{values[name]}, {value}" if name in values else value
     return values
