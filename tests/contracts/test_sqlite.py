@@ -16,7 +16,7 @@ import pytest
 from tests.contracts.parts import within
 from tusd_py.backends.sqlite.schema import SCHEMA
 from tusd_py.backends.sqlite.state import SELECT_DUE, SQLiteState
-from tusd_py.core.errors import StateFull, StateUnavailable
+from tusd_py.core.errors import BrokenRecord, StateFull, StateUnavailable
 from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0)
@@ -177,3 +177,36 @@ async def test_the_log_is_written_back_before_it_grows_large(path: Path, state: 
     log = path.with_name(f"{path.name}-wal")
     assert await asyncio.to_thread(os.path.getsize, log) < 8 << 20
     assert await asyncio.to_thread(os.path.getsize, path) > 50_000
+
+
+# Reading without waiting.
+
+
+async def test_record_that_is_there_is_read_at_once_as_it_was_committed_last(state: SQLiteState) -> None:
+    assert state.get_at_once("upload") is None
+    await state.create(UPLOAD)
+    assert state.get_at_once("upload") == UPLOAD
+    longer = await state.update(UPLOAD, replace(UPLOAD, offset=7), 1)
+    assert state.get_at_once("upload") == longer
+
+
+async def test_record_that_another_process_changed_is_read_at_once_as_it_is_now(state: SQLiteState, path: Path) -> None:
+    await state.create(UPLOAD)
+    assert state.get_at_once("upload") == UPLOAD
+    other = SQLiteState(path)
+    await other.open()
+    longer = await other.update(UPLOAD, replace(UPLOAD, offset=7), 1)
+    await other.close()
+    assert state.get_at_once("upload") == longer
+
+
+@pytest.mark.parametrize(("column", "value"), [("status", "lost"), ("concatenation", "half"), ("offset", "much")])
+async def test_record_with_garbage_in_it_is_not_read_at_once(
+    state: SQLiteState, path: Path, column: str, value: str
+) -> None:
+    await state.create(UPLOAD)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE uploads SET {column} = ?", (value,))
+    with pytest.raises(BrokenRecord) as caught:
+        state.get_at_once("upload")
+    assert (value if column != "offset" else "offset") in caught.value.reason

@@ -92,6 +92,14 @@ class UpdatesInThreads(Protocol):
 
 
 @runtime_checkable
+class ReadsAtOnce(Protocol):
+    """A store that reads a record in the time of a call, mostly."""
+
+    def get_at_once(self, upload_id: str) -> Upload | None:
+        """The record; None if there is none, or if it cannot be read without waiting. Raises `BrokenRecord`."""
+
+
+@runtime_checkable
 class SupportsIndexRepair(Protocol):
     """A state store that finds what is due by an index which it can lose."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
-from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.state import ReadsAtOnce, StateStore
 from tusd_py.contracts.storage import Storage, StoresInThreads, SupportsCompletionRecords, SupportsConcatenation
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import (
@@ -49,9 +49,9 @@ class Completion:
     ) -> None:
         self._state = state
         self._storage = storage
-        self._completion_records = (
-            storage if isinstance(storage, SupportsCompletionRecords) else None
-        )  # asking a protocol class takes 10 us
+        # Asking for each request takes 10 us.
+        self._completion_records = storage if isinstance(storage, SupportsCompletionRecords) else None
+        self._at_once = state if isinstance(state, ReadsAtOnce) else None
         self._events = events
         self._options = options
         self._kept: set[str] = set()  # expired uploads that were told of
@@ -70,6 +70,13 @@ class Completion:
             upload = await located(self._storage, upload)
         if upload.has_ended(self._clock.steady()) and not await self._was_finished(upload):
             raise UploadGone if self._options.gone_for else UploadNotFound
+        return upload
+
+    def get_at_once(self, upload_id: str) -> Upload | None:
+        """The record as committed, if that takes no waiting and says all there is to say; None otherwise."""
+        upload = self._at_once.get_at_once(upload_id) if self._at_once is not None else None
+        if upload is None or not upload.location or upload.has_ended(self._clock.steady()):
+            return None
         return upload
 
     async def _was_finished(self, upload: Upload) -> bool:
@@ -195,18 +202,19 @@ class Completion:
                 _warn_of_missing_note(complete, error)
 
     def should_look_for_note(self, complete: Upload) -> bool:
-        """Whether a crash may have come between the record and what the storage remembers; True once an upload.
+        """Whether a crash may have come between the record and what the storage remembers.
 
-        A client that saw the crash asks soon.
+        A client that saw the crash asks soon. To be asked once for each upload: see `looks_for_note`.
         """
         if self._completion_records is None or complete.is_partial or complete.id in self._looked_for:
             return False
-        if (complete.completed_at or 0) < self._clock.wall() - ENSURED_RECORDS:
-            return False
+        return (complete.completed_at or 0) >= self._clock.wall() - ENSURED_RECORDS
+
+    def looks_for_note(self, complete: Upload) -> None:
+        """Note that the caller looks for the note of an upload, so that nobody else does."""
         if len(self._looked_for) >= MAX_LOOKUPS:
             self._looked_for.clear()
         self._looked_for.add(complete.id)
-        return True
 
     async def _assemble(self, final: Upload, *, sync: bool) -> Upload:
         """Put the partial uploads together; returns the final one with its length."""

@@ -139,16 +139,23 @@ class UploadService:
 
         A running append is asked to commit what it has. Raises `LockTimeout` while completion is under way.
         """
+        upload = self._completion.get_at_once(upload_id)
+        if upload is not None and upload.is_complete and not self._should_look_for_note(upload):
+            return upload
         try:
             async with asyncio.timeout(READER_TIMEOUT):
-                return await self._inspect(upload_id)
+                return await self._inspect(upload or await self.get(upload_id))
         except TimeoutError:
             raise LockTimeout from None
 
-    async def _inspect(self, upload_id: str) -> Upload:
-        upload = await self.get(upload_id)
+    def _should_look_for_note(self, complete: Upload) -> bool:
+        return not self._draining and self._completion.should_look_for_note(complete)
+
+    async def _inspect(self, upload: Upload) -> Upload:
+        upload_id = upload.id
         if upload.is_complete:
-            if not self._draining and self._completion.should_look_for_note(upload):
+            if self._should_look_for_note(upload):
+                self._completion.looks_for_note(upload)
                 await asyncio.wait(
                     (self._work.start_unlocked(self._remember_again(upload_id)),), timeout=COMPLETION_RECORD_TIMEOUT
                 )

@@ -78,7 +78,9 @@ class UploadCycle(RequestResponseCycle):
                 await self._answer_failure()
         finally:
             self.on_response = _nothing
-            self.scope["extensions"].clear()  # which hold this object, that holds the scope: nobody but gc would free it
+            self.scope[
+                "extensions"
+            ].clear()  # which hold this object, that holds the scope: nobody but gc would free it
 
     async def _answer_failure(self) -> None:
         if self.response_started:

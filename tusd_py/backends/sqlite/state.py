@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tusd_py.backends.sqlite.schema import FIELDS
 from tusd_py.backends.sqlite.writer import Job, SQLiteWriter
@@ -22,8 +22,13 @@ from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, Upload
 from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
 from tusd_py.core.upload_codec import BrokenRecords, broken, check
 
+T = TypeVar("T")
+
 VALUES = attrgetter(*FIELDS)
+DEFERRED, STATUS, KIND = map(FIELDS.index, ("deferred", "status", "concatenation"))
 PARTIAL_IDS = FIELDS.index("partial_ids")  # kept as one text, separated by spaces
+STATUSES = {status.value: status for status in Status}  # calling the class takes longer
+KINDS = {kind.value: kind for kind in UploadKind}
 
 SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
 SELECT_ONE = f"{SELECT} WHERE id = ?"
@@ -107,6 +112,13 @@ class SQLiteState:
         except sqlite3.Error:  # the file is busy (a recovery in another process) or broken: wait elsewhere
             rows = await self._submit(lambda connection: _rows(connection, SELECT_ONE, (upload_id,)))
             row = rows[0] if rows else None
+        return None if row is None else _upload(row)
+
+    def get_at_once(self, upload_id: str) -> Upload | None:
+        try:
+            row = self._read_inline(upload_id)
+        except sqlite3.Error:  # see `get`
+            return None
         return None if row is None else _upload(row)
 
     def _read_inline(self, upload_id: str) -> Any:
@@ -273,17 +285,17 @@ _known_types: set[tuple[type, ...]] = set()  # of rows that hold in every column
 
 def _upload(row: Sequence[Any]) -> Upload:
     """The record; raises `BrokenRecord` for one with garbage in it."""
-    values = dict(zip(FIELDS, row, strict=True))
     try:
         types = tuple(map(type, row))
         if types not in _known_types:
             _check_types(types)
             _known_types.add(types)
-        values["deferred"] = bool(values["deferred"])
-        values["status"] = Status(values["status"])
-        values["concatenation"] = UploadKind(values["concatenation"])
-        values["partial_ids"] = tuple(values["partial_ids"].split())
-        upload = Upload(**values)
+        values = list(row)
+        values[DEFERRED] = bool(values[DEFERRED])
+        values[STATUS] = _member(STATUSES, values[STATUS])
+        values[KIND] = _member(KINDS, values[KIND])
+        values[PARTIAL_IDS] = tuple(values[PARTIAL_IDS].split())
+        upload = Upload(*values)
         check(upload)
     except ValueError as error:
         texts = {
@@ -291,6 +303,13 @@ def _upload(row: Sequence[Any]) -> Upload:
         }
         raise broken(str(row[0]), texts, error) from None
     return upload
+
+
+def _member(members: Mapping[str, T], value: str) -> T:
+    member = members.get(value)
+    if member is None:
+        raise ValueError(f"{value!r} is not known")
+    return member
 
 
 def _check_types(types: Sequence[type]) -> None:
