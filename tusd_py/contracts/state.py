@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from tusd_py.core.clock import Clock
@@ -89,6 +90,15 @@ class UpdatesInThreads(Protocol):
 
     def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
         """Do what `StateStore.update` does, for an upload that has no ledger. Blocks."""
+
+    def update_after(
+        self, before: Upload, store: Callable[[], Upload], token: int, conclude: Callable[[Upload], object]
+    ) -> asyncio.Future[Upload]:
+        """Call `store`, replace `before` by the record that it returns, and call `conclude` with that, in one thread.
+
+        The result is the record, or what `store` has raised, and then nothing is changed. `store` and `conclude` do
+        not wait for a device.
+        """
 
 
 @runtime_checkable

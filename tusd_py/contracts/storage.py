@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -72,11 +73,16 @@ class Writer(Protocol):
 class ThreadedWriter(Writer, Protocol):
     """A writer that stores in a thread, in which something else can follow the last bytes directly."""
 
-    def takes_last_step(self, *, with_bytes: bool) -> bool:
-        """Whether `finish_then` can be called now, and leaves nothing to do for `Storage.complete`."""
+    def can_finish_by(self, *, with_bytes: bool) -> bool:
+        """Whether `finish_by` can be called, and would leave nothing to do for `Storage.complete`."""
 
-    async def finish_then(self, buffers: Sequence[Buffer], step: Callable[[], T], *, sync: bool) -> T:
-        """Do what `finish` does, and then `step`, which blocks; returns or raises as `step` does."""
+    async def finish_by(
+        self, buffers: Sequence[Buffer], run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
+    ) -> T:
+        """Do what `finish` does in a thread of the caller's choice: `run` is given what is to be called there.
+
+        Returns or raises as the future of `run` does.
+        """
 
 
 class Storage(Protocol):
@@ -188,6 +194,9 @@ class StoresInThreads(Protocol):
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> ThreadedWriter:
         """See `Storage.writer`."""
+
+    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run blocking work in a thread of the storage."""
 
     def remember_in_thread(self, upload: Upload) -> None:
         """Do what `Remembers.remember` does. Blocks."""

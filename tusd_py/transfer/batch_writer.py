@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -25,9 +26,9 @@ class BatchWriter:
         self._writing_size = 0
 
     @property
-    def holds_bytes(self) -> bool:
-        """Whether there are bytes that the writer does not have yet."""
-        return bool(self._gathered)
+    def gathered(self) -> int:
+        """The number of bytes that the writer does not have yet."""
+        return self._gathered_size
 
     @property
     def stored(self) -> int:
@@ -79,10 +80,12 @@ class BatchWriter:
         self._written()
         return whole
 
-    async def finish_then(self, writer: ThreadedWriter, step: Callable[[], T], *, sync: bool) -> T:
-        """Do what `finish` does, and then `step` in the same thread; `writer` is the one of the construction."""
+    async def finish_by(
+        self, writer: ThreadedWriter, run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
+    ) -> T:
+        """Do what `finish` does in a thread that `run` chooses; `writer` is the one of the construction."""
         gathered = self._start_writing()
-        result = await writer.finish_then(gathered, step, sync=sync)
+        result = await writer.finish_by(gathered, run, sync=sync)
         self._written()
         return result
 

@@ -41,7 +41,9 @@ class LastStep:
     """How an upload is completed in the thread that stores its last bytes."""
 
     writer: ThreadedWriter
-    commit: Callable[[Upload, Upload], Upload]  # the second record in place of the first; blocks
+    # Stores so many bytes by a function that returns the upload as it is then, and completes the record with that.
+    run: Callable[[Upload, Callable[[], Upload], int], asyncio.Future[Upload]]
+    can_run: Callable[[], bool]
     committed: Callable[[Upload, Upload], object]  # called in the event loop with the first record and the new one
 
 
@@ -243,7 +245,7 @@ class Append:
             return await self._commit(everything=True)
         sync = self._options.durability is not Durability.NEVER
         last = self._last_step
-        if last is not None and last.writer.takes_last_step(with_bytes=self._blocks.holds_bytes):
+        if last is not None and last.can_run() and last.writer.can_finish_by(with_bytes=self._blocks.gathered > 0):
             return await self._finish_in_thread(last, sync=sync)
         whole = await self._blocks.finish(sync=sync)
         self._advance()
@@ -253,11 +255,16 @@ class Append:
         """Store and commit in one go, without coming back to the event loop in between."""
         before = self._stored_record
         checkpoint = before.checkpoint + self._commit_requested
+        size = self._blocks.gathered
 
-        def commit() -> Upload:
-            return last.commit(before, replace(self._reached(), checkpoint=checkpoint))
+        def run(store: Callable[[], None]) -> asyncio.Future[Upload]:
+            def reach() -> Upload:
+                store()
+                return replace(self._reached(), checkpoint=checkpoint)
 
-        self.upload = self._stored_record = await self._blocks.finish_then(last.writer, commit, sync=sync)
+            return last.run(before, reach, size)
+
+        self.upload = self._stored_record = await self._blocks.finish_by(last.writer, run, sync=sync)
         last.committed(before, self.upload)
         return self.upload
 

@@ -32,6 +32,8 @@ from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.options import Durability, UploadOptions
 from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 
+MAX_LONG_STEPS = 6  # last steps at a time in threads of the storage
+MAX_SMALL_WRITE = 64 << 10  # bytes that the thread of the records writes
 ENDING_POLL = 0.01  # seconds between two looks whether an upload has ended
 
 
@@ -61,6 +63,7 @@ class Appending:
         self._completion = completion
         self._refuse_when_draining = refuse_when_draining
         self._appends: set[Append] = set()
+        self._long_steps = 0
         self._in_threads: tuple[UpdatesInThreads, StoresInThreads] | None = None
         if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads):
             self._in_threads = state, storage
@@ -192,11 +195,32 @@ class Appending:
         state, storage = self._in_threads
         writer = storage.writer(upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors)
 
-        def commit(before: Upload, after: Upload) -> Upload:
-            complete = self._completion.completed(after, lock.token)
-            durable = self._options.durability is not Durability.NEVER
-            stored = state.update_in_thread(before, complete, lock.token, durable=durable)
-            self._completion.remember_in_thread(storage, stored)
-            return stored
+        durable = self._options.durability is not Durability.NEVER
 
-        return writer, LastStep(writer, commit, self._committed)
+        def run(before: Upload, store: Callable[[], Upload], size: int) -> asyncio.Future[Upload]:
+            def finish() -> Upload:
+                return self._completion.completed(store(), lock.token)
+
+            def conclude(stored: Upload) -> None:
+                self._completion.remember_in_thread(storage, stored)
+
+            def finish_and_update() -> Upload:
+                stored = state.update_in_thread(before, finish(), lock.token, durable=durable)
+                conclude(stored)
+                return stored
+
+            if not durable and size <= MAX_SMALL_WRITE:
+                return state.update_after(before, finish, lock.token, conclude)
+            self._long_steps += 1
+            finished = storage.run(finish_and_update)
+            finished.add_done_callback(self._long_step_ended)
+            return finished
+
+        return writer, LastStep(writer, run, self._can_run_step, self._committed)
+
+    def _can_run_step(self) -> bool:
+        """Whether threads of the storage are left for others, should the records hang."""
+        return self._long_steps < MAX_LONG_STEPS
+
+    def _long_step_ended(self, finished: object) -> None:
+        self._long_steps -= 1

@@ -225,7 +225,7 @@ class SharedDiskWriter(DiskWriter):
         self._path, self._file_start, self._new_name = path, self._start, True
         self.layout = layout_of([*self._held, Segment(self._token, self._start, self._start)])
 
-    def takes_last_step(self, *, with_bytes: bool) -> bool:
+    def can_finish_by(self, *, with_bytes: bool) -> bool:
         return False  # several files may have to be joined first
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:

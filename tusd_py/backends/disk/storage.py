@@ -15,12 +15,13 @@ import errno
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tusd_py.asyncutil.threads import Threads
 from tusd_py.backends.disk.completion_records import CompletionRecords
@@ -50,7 +51,6 @@ LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the folder of a fil
 T = TypeVar("T")
 
 THREADS = 8
-MAX_LAST_STEPS = 6  # at a time: should the records hang, threads are left for bytes
 MAX_BUFFERS = 1024  # IOV_MAX
 DEFAULT_MODES = Modes()
 
@@ -85,7 +85,7 @@ class DiskStorage:
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files, shared=self.is_shared)
         self._identity = IdentityFile(directory)
-        self.last_steps = 0  # jobs that do more than storing, in the threads
+        self.steps_elsewhere = Steps()
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
@@ -97,7 +97,8 @@ class DiskStorage:
 
     async def close(self, patience: float | None = None) -> bool:
         copies_ended = await self._copier.close(patience)
-        return await asyncio.to_thread(self._threads.close, patience) and copies_ended
+        steps_ended = await asyncio.to_thread(self.steps_elsewhere.wait, patience)
+        return await asyncio.to_thread(self._threads.close, patience) and copies_ended and steps_ended
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work in the threads of this storage."""
@@ -381,6 +382,28 @@ class DiskStorage:
         return self.syncs.limitations
 
 
+class Steps:
+    """Counts the steps of a storage that run in threads of others, which `close` has to wait for."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition()
+
+    def begin(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def end(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until no step is under way; False if that is not so after `timeout` seconds. Blocks."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._count == 0, timeout)
+
+
 class DiskWriter:
     """Writes at explicit offsets; one block is written while the next one fills."""
 
@@ -393,7 +416,7 @@ class DiskWriter:
         self._start = upload.offset
         self._observer = observer
         self._descriptor = -1
-        self._pending: asyncio.Future[None] | None = None
+        self._pending: asyncio.Future[Any] | None = None
         self._failure: UploadError | None = None
         self._new_name = upload.offset == 0  # this writer may make the file
         self.stored = upload.offset
@@ -424,30 +447,35 @@ class DiskWriter:
         await self._settle()
         return not self.layout
 
-    def takes_last_step(self, *, with_bytes: bool) -> bool:
-        return (with_bytes or self._descriptor >= 0) and self._storage.last_steps < MAX_LAST_STEPS
+    def can_finish_by(self, *, with_bytes: bool) -> bool:
+        return with_bytes or self._descriptor >= 0
 
-    async def finish_then(self, buffers: Sequence[Buffer], step: Callable[[], T], *, sync: bool) -> T:
+    async def finish_by(
+        self, buffers: Sequence[Buffer], run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
+    ) -> T:
         await self._settle()
-        result: list[T] = []
-        failure: list[Exception] = []
+        finished = False
 
-        def work() -> None:
-            self._finish(buffers, sync)
+        def store() -> None:
+            nonlocal finished
             try:
-                result.append(step())
-            except Exception as error:  # raised below: it is not one of the storage
-                failure.append(error)
+                self._finish(buffers, sync)
+                finished = True
+            finally:
+                self._storage.steps_elsewhere.end()
 
-        self._storage.last_steps += 1
+        self._storage.steps_elsewhere.begin()
         try:
-            self._pending = self._storage.run(work)
-            await self._settle()
-        finally:
-            self._storage.last_steps -= 1
-        for error in failure:
-            raise error
-        return result[0]
+            self._pending = result = run(store)
+        except Exception:
+            self._storage.steps_elsewhere.end()
+            raise
+        with contextlib.suppress(Exception):  # looked at below
+            await asyncio.shield(result)
+        if finished:
+            self._pending = None  # what comes after the last byte does not concern the storage
+        await self._settle()
+        return result.result()
 
     async def discard(self, offset: int) -> None:
         await self._wait()

@@ -152,6 +152,27 @@ class SQLiteState:
         self._writer.run_now(job)
         return stored
 
+    def update_after(
+        self, before: Upload, store: Callable[[], Upload], token: int, conclude: Callable[[Upload], object]
+    ) -> asyncio.Future[Upload]:
+        if self._writer is None:
+            raise StateUnavailable
+        after = before
+
+        def prepare() -> None:
+            nonlocal after
+            after = store()
+            if after.token != token:
+                after = replace(after, token=token)
+
+        def change(connection: sqlite3.Connection) -> Upload:
+            _change(connection, before, after)
+            return after
+
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._writer.submit(Job(change, False, done, prepare=prepare, conclude=conclude))
+        return done
+
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         rows: list[Any] = await self._submit(
             lambda connection: connection.execute(SELECT_PARTS, (upload_id,)).fetchall()

@@ -53,6 +53,8 @@ class Job:
     done: asyncio.Future[Any] | None  # None: a thread waits for it
     compound: bool = False  # several statements
     removes: bool = False  # makes room, or leads to that
+    prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, there is no work
+    conclude: Callable[[Any], object] | None = None  # called with the result after the transaction
     result: Any = None
     error: Exception | None = None
     ended: bool = False
@@ -144,8 +146,11 @@ class SQLiteWriter:
 
     def _run(self) -> None:
         while jobs := self._take():
-            with self._turn:
-                self._attempt(jobs)
+            if ready := [job for job in jobs if _prepare(job)]:
+                with self._turn:
+                    self._attempt(ready)
+            for job in ready:
+                _conclude(job)
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 self._loop.call_soon_threadsafe(_deliver, jobs)
             with self._turn:
@@ -265,6 +270,25 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
             job.error = error
     if together:
         connection.execute("COMMIT")
+
+
+def _prepare(job: Job) -> bool:
+    """Whether the work can be done."""
+    if job.prepare is not None:
+        try:
+            job.prepare()
+        except Exception as error:  # raised again where the result is waited for
+            job.error = error
+            return False
+    return True
+
+
+def _conclude(job: Job) -> None:
+    if job.conclude is not None and job.error is None:
+        try:
+            job.conclude(job.result)
+        except Exception as error:  # raised again where the result is waited for
+            job.error = error
 
 
 def _nothing(connection: sqlite3.Connection) -> None: ...
