@@ -107,7 +107,7 @@ async def test_a_reader_whose_upload_has_to_be_looked_for_is_told_to_ask_later_w
     async def hang(*arguments: object) -> None:
         await stall.wait()
 
-    monkeypatch.setattr(service.storage, "remembered", hang)
+    monkeypatch.setattr(service.storage, "load_completion_record", hang)
     monkeypatch.setattr(service.storage, "located", hang)
     started = time.monotonic()
     with pytest.raises(LockTimeout):
