@@ -28,9 +28,11 @@ from urllib.parse import parse_qsl, urlsplit
 import boto3  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 
+from tests.support.s3_models import share_models
 from tests.support.timing import scaled
 from tusd_py.backends.s3.config import MIN_PART, S3Config, S3Dialect
 
+share_models()
 ACCESS_KEY, SECRET_KEY = "tests", "only-for-tests"
 BUCKET = "uploads"
 START_TIMEOUT = scaled(60.0)  # seconds
