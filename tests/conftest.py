@@ -45,6 +45,11 @@ def _everything_stands() -> None:
             sys.modules[name].revive_shared()
 
 
+@pytest.fixture(autouse=True)
+def _forks_or_not(request: pytest.FixtureRequest) -> None:
+    ServerProcess.may_fork = request.node.get_closest_marker("fresh_interpreter") is None
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
     """A server with its default settings."""

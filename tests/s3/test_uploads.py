@@ -796,6 +796,7 @@ def test_calls_grow_with_the_number_of_patches_only(own: tuple[ServerProcess, Pl
 
 
 @pytest.mark.timeout(60 + MEMORY_MIB)
+@pytest.mark.fresh_interpreter
 def test_one_patch_of_any_size_needs_little_memory(own: tuple[ServerProcess, Place]) -> None:
     server, place = own
     block = payload(MEBI)
@@ -814,6 +815,7 @@ def test_one_patch_of_any_size_needs_little_memory(own: tuple[ServerProcess, Pla
 
 
 @pytest.mark.timeout(60 + MEMORY_PATCHES_MIB)
+@pytest.mark.fresh_interpreter
 def test_many_patches_need_little_memory(own: tuple[ServerProcess, Place]) -> None:
     server, place = own
     size = 100 * KIBI
@@ -843,6 +845,7 @@ def streamed(block: bytes, count: int) -> tuple[int, str]:
     return len(block) * count, digest.hexdigest()
 
 
+@pytest.mark.fresh_interpreter
 def test_many_uploads_at_once_need_little_memory(own: tuple[ServerProcess, Place]) -> None:
     """More parts are begun than there is room for; slow ones among them do not stop the others."""
     server, place = own

@@ -99,6 +99,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("part", [name for name in ENDLESS if name != "header"])
+@pytest.mark.fresh_interpreter
 def test_what_frames_a_body_without_end_is_refused(server: ServerProcess, part: str) -> None:
     headers, begin, piece = ENDLESS[part]
     path, other = create(server.port, 10 * MEBI), create(server.port, 1)
@@ -382,6 +383,7 @@ def test_a_body_in_an_unknown_transfer_coding_is_refused(server: ServerProcess, 
 # Pipelines.
 
 
+@pytest.mark.fresh_interpreter
 def test_pipelined_requests_wait_without_memory_and_without_delay_for_others(server: ServerProcess) -> None:
     request_line = b"GET / HTTP/1.1\r\n\r\n"
     count = 250_000 // len(request_line)

@@ -52,6 +52,7 @@ def logged(server: ServerProcess, *words: str) -> Callable[[], bool]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.fresh_interpreter
 def test_three_hundred_downloads_that_nobody_reads_cost_little(server: ServerProcess) -> None:
     data = payload(16 * MEBI)
     path, small = stored(server, data), stored(server, b"small")

@@ -14,12 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
+from tests.support.forking import ForkedProcess, Forker
 from tests.support.timing import scaled
 
 # `tests.support.watched` is the command line with blocking calls in the event loop turned into errors.
-COMMAND = (sys.executable, "-W", "error", "-m", "tests.support.watched")
+COMMAND = WATCHED = (sys.executable, "-W", "error", "-m", "tests.support.watched")
 LISTENING = re.compile(r"listening on (http://[^/\s]+)(/[^\s\"]*)")
 ROOT = Path(__file__).parents[2]
+FORKER = Forker()
 
 
 class ServerProcess:
@@ -30,6 +32,7 @@ class ServerProcess:
     """
 
     standing: ClassVar[set[ServerProcess]] = set()  # those that were started and not ended
+    may_fork: ClassVar[bool] = True  # no test asks for an interpreter of its own
 
     def __init__(
         self, upload_dir: Path, *, port: int = 0, env: dict[str, str] | None = None, **options: object
@@ -52,15 +55,7 @@ class ServerProcess:
 
     def start(self) -> ServerProcess:
         self.standing.add(self)
-        self.process = subprocess.Popen(
-            [*COMMAND, *self.arguments()],
-            cwd=ROOT,
-            env=os.environ | self.env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=self._limit_descriptors if self.descriptors else None,
-        )
+        self.process = self._new_process(os.environ | self.env)
         listening = threading.Event()
         self._reader = threading.Thread(target=self._read_log, args=(listening,), daemon=True)
         self._reader.start()
@@ -69,6 +64,33 @@ class ServerProcess:
             self.kill()
             raise RuntimeError("the server did not start:\n" + "".join(self.log))
         return self
+
+    def _new_process(self, environment: dict[str, str]) -> subprocess.Popen[str] | ForkedProcess:
+        if self._can_be_forked(environment):
+            return FORKER.start(self.arguments(), environment)
+        return subprocess.Popen(
+            [*COMMAND, *self.arguments()],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=self._limit_descriptors if self.descriptors else None,
+        )
+
+    def _can_be_forked(self, environment: dict[str, str]) -> bool:
+        """Whether a fork of a process that has imported everything serves as a new interpreter does.
+
+        Worker processes are told apart by their main module, which they import again, and variables such as LD_PRELOAD
+        and PYTHONOPTIMIZE take effect in a new interpreter only.
+        """
+        return (
+            COMMAND == WATCHED
+            and self.options.get("workers", 1) == 1
+            and self.descriptors is None
+            and self.may_fork
+            and FORKER.can_start(environment)
+        )
 
     def _limit_descriptors(self) -> None:
         assert self.descriptors is not None
@@ -133,3 +155,5 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise
+        else:
+            self.wait(scaled(10))
