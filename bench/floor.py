@@ -1,6 +1,6 @@
 """The raw floor: what this machine can do when a server only reads headers, receives into a buffer and writes it out.
 
-It speaks just enough HTTP and tus for the load generator, keeps offsets in memory and checks next to nothing.
+The floor speaks just enough HTTP and tus for the load generator, keeps offsets in memory and checks next to nothing.
 One thread, one epoll loop, one shared buffer. Nobody should use it to store anything.
 """
 

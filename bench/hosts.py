@@ -1,4 +1,4 @@
-"""What Redis costs (`python -m bench.hosts`): compared with the embedded default, and takeovers between hosts."""
+"""Cost of Redis (`python -m bench.hosts`): compared with the embedded default, and takeovers between hosts."""
 
 import re
 import sys
@@ -65,7 +65,7 @@ def lock_wait(target: Target) -> float:
 
 
 def calls_by_request(target: Target) -> dict[str, str]:
-    """What one request of each kind asks of Redis."""
+    """Count the calls of Redis by one request of each kind."""
     counted: dict[str, str] = {}
 
     def count(name: str, request: Request, status: int) -> Response:

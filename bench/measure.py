@@ -1,4 +1,4 @@
-"""What a server's process tree used: CPU time and peak memory from /proc, wall time from the clock."""
+"""Resources used by a server's process tree: CPU time and peak memory from /proc, wall time from the clock."""
 
 import contextlib
 import os

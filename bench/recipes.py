@@ -1,4 +1,4 @@
-"""How to start each server. Peers are installed once, by name with their ordinary clients, under bench/.work."""
+"""Start commands of each server. Peers are installed once, by name with their ordinary clients, under bench/.work."""
 
 import importlib
 import importlib.util
@@ -40,7 +40,7 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the command line says about the servers."""
+    """Options of the command line about the servers."""
 
     workers: int = 0
     tusd: Path | None = None

@@ -141,7 +141,7 @@ def markdown(report: Report, chart: str = "") -> str:
 
 
 def split_document(document: str) -> tuple[str, str]:
-    """What stands before and after the section that is replaced, markers included in both."""
+    """Return the text before and after the section that is replaced, markers included in both."""
     before, start, rest = document.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:

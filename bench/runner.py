@@ -120,7 +120,7 @@ def touch_memory(scratch: Path, size: int) -> None:
 
 def run_round(target: Target, number: int, plan: Plan, payload: Payload, result: Result) -> None:
     workload = result.workload
-    # What the server before this one has left to be written back must not slow this one down.
+    # Dirty pages of the server before this one must not slow this one down.
     os.sync()
     touch_memory(target.directory / ".scratch", plan.size)
     try:

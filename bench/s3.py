@@ -1,4 +1,4 @@
-"""What uploads to S3 cost (`python -m bench.s3`): ours, its peers and boto3 alone, all on one S3 server.
+"""Cost of uploads to S3 (`python -m bench.s3`): ours, its peers and boto3 alone, all on one S3 server.
 
 With `--memory`: how much memory large and small PATCHes take, and what a PATCH asks of S3.
 """
@@ -67,7 +67,7 @@ class Storage:
     metrics_port: int
 
     def requests(self) -> Counter[str]:
-        """What it has been asked so far, by HTTP method."""
+        """Return the number of requests so far, by HTTP method."""
         return counters(self.metrics_port, SERVED)
 
     def digest(self, key: str, length: int) -> str:
@@ -99,7 +99,7 @@ def storage(directory: Path) -> Iterator[Storage]:
         process.stop()
 
 
-# Who takes part.
+# The servers.
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class Result:
 
 
 def check(job: Job, uploads: Sequence[Upload]) -> None:
-    """What is stored is what was sent, for up to 20 of the uploads."""
+    """Assert that the stored bytes are those sent, for up to 20 of the uploads."""
     with memoryview(job.payload.bytes) as view:
         for upload in uploads[:: max(1, len(uploads) // CHECKED_UPLOADS)]:
             # tusd's ids hold that of the multipart upload after a plus sign.
@@ -242,7 +242,7 @@ def check(job: Job, uploads: Sequence[Upload]) -> None:
 
 
 def measure(contestant: Contestant, job: Job, number: int, result: Result) -> None:
-    # What was written before must not be written back in the middle of this.
+    # Earlier writes must not be written back in the middle of this.
     os.sync()
     touch_memory(job.file.parent / ".scratch", job.plan.size)
     before = job.storage.requests()

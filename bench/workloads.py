@@ -38,7 +38,7 @@ LIMIT_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much of everything; `size` is what the bulk workloads move."""
+    """Amounts; `size` is the number of bytes that the bulk workloads move."""
 
     size: int = 1 << 30
     small_uploads: int = 2000
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What was moved: bytes, operations, the seconds of each one, and the uploads to verify and delete."""
+    """Amounts moved: bytes, operations, the seconds of each one, and the uploads to verify and delete."""
 
     bytes: int
     operations: int

@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_own_options(name: str, command: argparse.ArgumentParser) -> None:
-    """What is not a setting (`OWN_OPTIONS`)."""
+    """Add the options of a command that are not settings (`OWN_OPTIONS`)."""
     if name in ("sweep", "migrate", "import-tusd"):
         command.add_argument("--dry-run", action="store_true", default=False, help="only print what would be done")
     if name == "migrate":

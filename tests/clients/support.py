@@ -1,4 +1,4 @@
-"""What the client tests share: payloads, plain requests, and node scripts that drive a client."""
+"""Tools of the client tests: payloads, plain requests, and node scripts that drive a client."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from tests.support.redis_server import RedisServer
 
 @dataclass(frozen=True)
 class Service:
-    """What a client sees of all the hosts."""
+    """The hosts as a client sees them."""
 
     hosts: Hosts
     proxy: RoundRobin

@@ -231,7 +231,7 @@ def tuskit_append(url: str, offset: int, data: bytes) -> Answer:
 
 
 def test_tuskit_recovers_with_the_offset_of_a_conflict(server: ServerProcess) -> None:
-    """It tries a failed chunk again with its old offset, without asking; only the 409 tells it where it is."""
+    """The client tries a failed chunk again with its old offset, without asking; only the 409 tells it where it is."""
     data = payload(5 * TUSKIT_CHUNK + 99)
     url = create(server.url, len(data))
     assert tuskit_append(url, 0, data).headers["upload-offset"] == str(TUSKIT_CHUNK)

@@ -38,7 +38,7 @@ def test_tuspy_uploads_in_chunks(server: ServerProcess) -> None:
 
 
 def test_tuspy_uploads_without_metadata(server: ServerProcess) -> None:
-    """It sends an empty Upload-Metadata header then."""
+    """The client sends an empty Upload-Metadata header then."""
     uploader = TusClient(server.url).uploader(file_stream=io.BytesIO(b"data"))
     uploader.upload()
     assert downloaded(url_of(uploader)) == sha256(b"data")
@@ -83,7 +83,7 @@ def test_tuspy_is_refused_a_chunk_with_another_checksum(server: ServerProcess) -
 
 
 def test_tuspy_sees_that_an_upload_is_gone(server: ServerProcess) -> None:
-    """It looks only for the Upload-Offset header: a refusal must not carry one."""
+    """The client looks only for the Upload-Offset header: a refusal must not carry one."""
     with pytest.raises(TusCommunicationError, match="404"):
         TusClient(server.url).uploader(file_stream=io.BytesIO(b"data"), url=server.url + "/unknown")
 

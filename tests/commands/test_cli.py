@@ -381,7 +381,7 @@ def test_a_server_does_not_start_while_its_records_are_copied(tmp_path: Path) ->
 
 
 def test_sweeping_with_the_wrong_records(tmp_path: Path) -> None:
-    """What these do not name is no orphan: they name nothing at all."""
+    """Files that these records do not name are no orphans: the records name nothing at all."""
     uploads = tmp_path / "uploads"
     uploads.mkdir()
     orphan = uploads / "upload.77"

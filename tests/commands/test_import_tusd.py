@@ -58,7 +58,7 @@ def settings_of(**values: Any) -> Settings:
 
 
 def info(upload_id: str, size: int, directory: Path, **fields: Any) -> dict[str, Any]:
-    """What tusd writes when it creates an upload; the offset stays 0 for ever."""
+    """The info that tusd writes when it creates an upload; the offset stays 0 for ever."""
     return {
         "ID": upload_id,
         "Size": size,
@@ -290,7 +290,7 @@ def test_with_records_in_redis(tmp_path: Path, tusd: Path) -> None:
 
 
 def test_finished_uploads_outlive_redis(tmp_path: Path, tusd: Path) -> None:
-    """What the server promises of its own uploads holds for these."""
+    """The promises for uploads of the server hold for these."""
     assert_imported(
         tusd, tmp_path / "uploads", "--redis-url", shared_redis_url(), "--redis-prefix", f"{tmp_path.name}:"
     )

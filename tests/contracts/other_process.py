@@ -1,4 +1,4 @@
-"""What the tests do in a process that they kill:
+"""Actions of tests in a process that they kill:
 
 `hold LOCKER PLACE UPLOAD` takes a lock, prints its token and keeps it;
 `create STORE PLACE` creates records without end and prints the id of each once it is acknowledged.

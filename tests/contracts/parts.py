@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 class UploadPart(Protocol):
-    """What all the contracts have in common."""
+    """The common part of all contracts."""
 
     async def open(self) -> None: ...
 
@@ -92,7 +92,7 @@ class Instances(Generic[P]):
 
 
 async def within(work: Awaitable[T]) -> T:
-    """What must end, and soon does."""
+    """Bounds the time of something that has to end."""
     async with asyncio.timeout(PATIENCE):
         return await work
 

@@ -1,6 +1,7 @@
-"""What the tests do in a process that they freeze: `URL PREFIX UPLOAD` takes the lock of an upload in Redis.
+"""Actions of tests in a process that they freeze: `URL PREFIX UPLOAD` takes the lock of an upload in Redis.
 
-It prints its token, then whatever it is told, and when the lock is lost, what becomes of a change of the record.
+The process prints its token, then each message of the locker, and when the lock is lost, the outcome of a change of the
+record.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can go wrong with files, and what is particular to them."""
+"""Failures of files, and the particulars of storage in files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to locks in a file."""
+"""Particulars of locks in files."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ async def test_looking_at_other_processes_costs_the_same_however_much_is_held(
 
 @pytest.mark.parametrize(("held", "wanted"), [(300, 300), (300, 5), (5, 300)])
 async def test_many_want_what_many_hold(pair: tuple[LocalLocker, LocalLocker], held: int, wanted: int) -> None:
-    """Whichever are fewer, the wishes or the locks, all the right ones are found."""
+    """All the right locks are found, whether there are fewer requests or fewer locks."""
     holding, other = pair
 
     async def hold(number: int) -> None:

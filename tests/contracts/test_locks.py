@@ -1,4 +1,4 @@
-"""What every locker has to do (tusd_py/contracts/locks.py)."""
+"""The duties of every locker (tusd_py/contracts/locks.py)."""
 
 from __future__ import annotations
 

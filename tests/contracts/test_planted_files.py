@@ -177,7 +177,7 @@ async def test_permissions(tmp_path: Path, shared: bool, modes: Modes, umask: in
     assert set(modes_below(tmp_path / "notes").values()) <= {0o600, 0o700}
 
 
-# What a file system cannot do.
+# File systems that lack something.
 
 
 @pytest.mark.parametrize("code", ["EINVAL", "EOPNOTSUPP", "EACCES", "EPERM", "ENOSYS"])

@@ -1,4 +1,4 @@
-"""What is particular to records and locks in Redis: leases, retries, a Redis in trouble, every kind of Redis."""
+"""Particulars of records and locks in Redis: leases, retries, a Redis in trouble, every kind of Redis."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ LOOPS = pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new
 def test_a_connection_that_the_loop_has_just_closed(
     prefix: str, make_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """It is found out by writing to it, before whoever reads from it is told."""
+    """A broken connection is found out by a write, before the reader is told."""
 
     async def ask() -> None:
         async with Host(shared_redis_url(), prefix) as one:
@@ -362,7 +362,7 @@ def holder_process(prefix: str) -> Iterator[subprocess.Popen[str]]:
 
 
 async def lines_of(process: subprocess.Popen[str]) -> AsyncIterator[str]:
-    """What it still prints before it ends."""
+    """Read the lines that the process prints before it ends."""
     while line := await line_of(process):
         yield line
 
@@ -549,7 +549,7 @@ class OldRedis(Trouble):
 
 
 async def opening_fails(url: str, tmp_path: Path) -> str:
-    """What a server says that cannot use its Redis."""
+    """Return the message of a server that cannot use its Redis."""
     settings = load({"upload_dir": tmp_path / "uploads", "redis_url": url}).settings
     service = build_service(settings, EventBus())
     async with asyncio.timeout(PATIENCE):

@@ -346,11 +346,11 @@ async def test_a_writer_whose_lock_redis_forgot_is_suspected(
         assert await content(storage, done) == DATA
 
 
-# What is said of an upload.
+# Answers for an upload.
 
 
 async def test_a_migration_to_other_records_leaves_an_upload_usable(service: UploadService, tmp_path: Path) -> None:
-    """Who gives it up goes on with Redis, although the files were put together."""
+    """A holder that gives up goes on with Redis, although the files were put together."""
     await service.state.create(UPLOAD)
     upload = await append(disk_of(service), UPLOAD, DATA[:8], 7, unreleased_predecessors=True)
     assert upload.layout == "0:7"  # the writer before left nothing
@@ -406,7 +406,7 @@ async def test_a_note_that_does_not_hold_keeps_nobody_from_going_on(
 
 
 def cache_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `stat` has told once it tells again, as on NFS for some seconds; files that are opened are as they are."""
+    """Let `stat` repeat its first answer, as on NFS for some seconds; files that are opened are as they are."""
     stat = Path.stat
     seen: dict[Path, os.stat_result | FileNotFoundError] = {}
 

@@ -1,4 +1,4 @@
-"""What is particular to uploads in S3, and what can go wrong on the way there."""
+"""Particulars of uploads in S3, and failures on the way there."""
 
 from __future__ import annotations
 

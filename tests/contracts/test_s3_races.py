@@ -178,7 +178,7 @@ async def test_a_spill_that_fails_while_bytes_are_copied(opened: Opener, proxy: 
     assert storage.buffered_bytes == 0
 
 
-# What the record is told: every part, also those whose bytes were committed as tails before.
+# The record learns of every part, also those whose bytes were committed as tails before.
 
 
 async def test_all_bytes_are_committed_before_their_last_part_has_left(storage: S3Storage) -> None:

@@ -1,4 +1,4 @@
-"""What is particular to files that several hosts share."""
+"""Particulars of files that several hosts share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a SQLite file."""
+"""Failures of a SQLite file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every state store has to do (tusd_py/contracts/state.py)."""
+"""The duties of every state store (tusd_py/contracts/state.py)."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ async def test_all_records_are_listed_once(state: StateStore, other_state: State
     assert {upload.id: upload for upload in listed} == uploads
 
 
-# What is due.
+# Due uploads.
 
 NOW = 1000.0
 DUE = [

@@ -1,4 +1,4 @@
-"""What every storage has to do (tusd_py/contracts/storage.py)."""
+"""The duties of every storage (tusd_py/contracts/storage.py)."""
 
 from __future__ import annotations
 

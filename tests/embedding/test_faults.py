@@ -316,7 +316,7 @@ def test_a_server_without_lifespan_closes_when_its_loop_ends(tmp_path: Path) -> 
         assert asyncio.run(call(mounted(TusServer(upload_dir=tmp_path)), "POST", "/files", {"Upload-Length": "5"}))
 
 
-# What subscribers are told.
+# Events for subscribers.
 
 
 async def test_finished_is_told_of_what_a_user_calls_an_upload_and_never_of_its_pieces(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Disks that fail to sync, stall and fill up, servers that are killed, frozen and stopped, requests that are cancelled.
 
-Several servers share one directory, on one host with SQLite and as hosts with Redis. Whatever happens, no acknowledged
+Several servers share one directory, on one host with SQLite and as hosts with Redis. In any case no acknowledged
 byte is lost or changed beyond what a failed sync takes back, and once it is over every client gets on.
 """
 

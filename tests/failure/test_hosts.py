@@ -95,7 +95,7 @@ def taken_over(server: ServerProcess, path: str, offset: int, body: bytes) -> An
 
 
 def assert_ended(answer: Answer | None) -> None:
-    """How a PATCH ends that was taken over, or lost its lease."""
+    """Assert the answer of a PATCH that was taken over, or lost its lease."""
     assert answer is None or answer.status in (409, 423, 503), answer
 
 
@@ -104,7 +104,7 @@ def assert_ended(answer: Answer | None) -> None:
 
 @pytest.mark.parametrize("wakes", ["before the other one writes", "while the other one writes", "at the end"])
 def test_a_frozen_writer_that_wakes_up_changes_nothing(tmp_path: Path, redis: RedisServer, wakes: str) -> None:
-    """It has bytes in memory and in its sockets, and does not know that time has passed."""
+    """The frozen host has bytes in memory and in its sockets, and does not know that time has passed."""
     with several_hosts(tmp_path, redis.url, 2) as (first, second), ExitStack() as stack:
         paths = [create(first.port, len(OLD)) for _ in range(4)]
         offsets: dict[str, int] = {}
@@ -334,7 +334,7 @@ def end_lease(redis: RedisServer, upload_id: str) -> None:
 async def test_a_writer_that_froze_before_its_last_commit_finishes_nothing(
     tmp_path: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has stored every byte, and what it still has to do is to say so."""
+    """The host has stored every byte, and only has to say so."""
     stored, wake_up = asyncio.Event(), asyncio.Event()
     finish = SharedDiskWriter.finish
 
@@ -375,7 +375,7 @@ async def test_a_writer_that_froze_before_its_last_commit_finishes_nothing(
 def test_a_host_cut_off_from_redis_stops_writing_before_its_lease_ends(
     tmp_path: Path, redis: RedisServer, failure: Callable[[Trouble], None]
 ) -> None:
-    """It goes on receiving bytes: only its connection to Redis is gone."""
+    """The host goes on receiving bytes: only its connection to Redis is gone."""
     piece = 20 * KIBI
     with Trouble(redis.port) as network, several_hosts(tmp_path, [url_of(network), redis.url]) as (first, second):
         path = create(first.port, len(OLD))
@@ -616,7 +616,7 @@ def test_finished_uploads_outlive_the_loss_of_everything_in_redis(tmp_path: Path
 
 
 def test_a_finished_upload_is_never_written_to_after_its_record_was_lost(tmp_path: Path) -> None:
-    """Whatever comes first after the loss, a HEAD or a PATCH or a DELETE and a creation of other bytes."""
+    """The first request after the loss is a HEAD, a PATCH, or a DELETE and a creation of other bytes."""
     data = payload(MEBI)
     with forgetful_redis() as redis, several_hosts(tmp_path, redis.url, 2) as (first, second):
         path = create(first.port, len(data), body=data)
@@ -656,7 +656,7 @@ def test_an_unfinished_upload_is_unknown_after_the_loss_of_everything_in_redis(t
 
 
 def test_redis_that_went_back_in_time_takes_no_byte_away(tmp_path: Path) -> None:
-    """It is restarted with an older copy of its data, as after a failover to a replica that lagged behind."""
+    """Redis is restarted with an older copy of its data, as after a failover to a replica that lagged behind."""
     with forgetful_redis() as redis, several_hosts(tmp_path, redis.url) as hosts:
         first, second, third = hosts
         growing = create(first.port, len(OLD), body=OLD[:MEBI])

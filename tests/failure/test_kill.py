@@ -217,7 +217,7 @@ def test_a_terminated_upload_does_not_come_back(tmp_path: Path) -> None:
 
 
 def test_what_the_server_had_read_but_not_acknowledged_is_a_prefix(tmp_path: Path) -> None:
-    """Whatever the disk holds after the kill, HEAD answers an offset that the resumed upload fits to."""
+    """HEAD answers an offset that the resumed upload fits to, whatever the disk holds after the kill."""
     data = payload(8 * MEBI)
     with ServerProcess(tmp_path / "uploads") as server, ExitStack() as stack:
         paths = [create(server.port, len(data)) for _ in range(4)]

@@ -254,7 +254,7 @@ async def test_a_server_that_was_shut_down_takes_uploads_when_it_is_started_agai
             await upload_rest(server, path, b"a" * SIZE)
 
 
-# What is on its way while somebody asks.
+# Bytes on their way while somebody asks.
 
 
 async def test_no_byte_is_lost_in_a_middleware_while_readers_ask_for_commits(

@@ -151,7 +151,7 @@ def always(fault: Fault, *operations: str, part: int | None = None) -> Faults:
 
 @pytest.mark.parametrize(("part", "restarted"), [(1, False), (2, False), (2, True), (3, False)])
 def test_a_part_that_fails_while_the_next_ones_succeed(rig: Rig, part: int, restarted: bool) -> None:
-    """What follows the hole does not count, however much of it there is."""
+    """Parts after a gap do not count, however many there are."""
     path = create(rig.port, len(DATA))
     rig.proxy.faults = always(Fault.ERROR, "UploadPart", part=part)
     sent = 3 * PART + 100
@@ -205,7 +205,7 @@ def test_a_storm(rig: Rig, fault: Fault) -> None:
             assert head(rig.port, path).status in (200, 423)
     rig.proxy.faults = no_fault
     for offset, path in acknowledged.items():
-        # What was stored although S3 did not say so may count or not.
+        # A part that was stored although S3 did not say so may count or not.
         finish(rig, path, DATA, acknowledged=offset, sent=offset + PART)
 
 
@@ -415,7 +415,7 @@ def test_a_concatenation_that_fails_or_is_killed(rig: Rig, operation: str) -> No
     assert_content(rig.port, path_of(answer), b"".join(parts))
 
 
-# What somebody else does to the bucket.
+# Changes of the bucket by others.
 
 
 @pytest.mark.parametrize(("sent", "restarted"), [(2 * PART, False), (2 * PART + 1000, True)])
@@ -561,7 +561,7 @@ def test_s3_is_down_during_patches(network: tuple[ServerProcess, Trouble, Place]
 
 
 def test_head_is_answered_while_s3_hangs(network: tuple[ServerProcess, Trouble, Place]) -> None:
-    """It accepts connections and never answers. HEAD says when to come back, with a PATCH under way or not."""
+    """S3 accepts connections and never answers. HEAD says when to come back, with a PATCH under way or not."""
     server, trouble, place = network
     paths = {size: create(server.port, len(DATA), body=DATA[:size]) for size in (1000, PART + 1000)}
     finished = create(server.port, 1000, body=DATA[:1000])
@@ -641,7 +641,7 @@ def test_a_new_server_does_not_start_while_s3_hangs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wakes", ["while the other one writes", "at the end"])
 def test_a_frozen_writer_that_wakes_up_changes_nothing(tmp_path: Path, wakes: str) -> None:
-    """It has a part in memory, and does not know that time has passed."""
+    """The frozen server has a part in memory, and does not know that time has passed."""
     old, new = payload(3 * PART + 5000, 1), payload(3 * PART + 5000, 2)
     place = Place(s3_server())
     with RedisServer() as redis, FaultyProxy(place.server) as proxy, ExitStack() as stack:
@@ -677,7 +677,7 @@ def test_a_frozen_writer_that_wakes_up_changes_nothing(tmp_path: Path, wakes: st
             assert_content(server.port, path, expected)
 
 
-# What is left behind.
+# Leftovers.
 
 
 def test_the_janitor_removes_what_crashes_left_and_nothing_else(tmp_path: Path) -> None:

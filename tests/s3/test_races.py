@@ -90,7 +90,7 @@ def test_two_heads_while_the_end_of_a_body_arrives(server: ServerProcess, proxy:
 
 
 def test_a_head_that_looks_while_the_object_is_made(server: ServerProcess, proxy: FaultyProxy) -> None:
-    """It read the record before, and asks S3 after: that does not mean that bytes are gone."""
+    """A reader that read the record before, and asks S3 after, must not conclude that bytes are gone."""
     path = create(server.port, len(DATA))
     cut = PART + 1000
     assert patch(server.port, path, 0, DATA[:cut]).status == 204

@@ -516,7 +516,7 @@ def test_downloads_by_redirect(tmp_path: Path) -> None:
 
 
 def test_keys_from_hostile_metadata(tmp_path: Path) -> None:
-    """Whatever clients say, an object is below the prefix, at a place that only one upload has."""
+    """An object is below the prefix, at a place that only one upload has, whatever clients say."""
     place = Place(s3_server())
     template = "{prefix}by/{metadata.folder}/{metadata.filename}-{id}.bin"
     data = payload(500)
@@ -739,7 +739,7 @@ def test_a_server_that_can_do_little_keeps_nothing_of_a_patch_with_a_wrong_check
         place.assert_object(path, data)
 
 
-# What it costs.
+# Cost.
 
 LOOKING = {"head_object", "list_parts", "get_object", "list_objects_v2"}
 CLEARING = {"delete_object", "delete_objects"}

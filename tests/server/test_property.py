@@ -46,7 +46,7 @@ FRACTIONS = st.floats(0, 1)
 
 @dataclass(eq=False)
 class Model:
-    """What is known of one upload."""
+    """The model of one upload."""
 
     path: str
     content: bytes  # what the client wants to be stored in the end

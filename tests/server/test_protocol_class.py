@@ -1,4 +1,4 @@
-"""What the server's protocol class adds to uvicorn's, on real sockets."""
+"""Additions of the server's protocol class to uvicorn's, on real sockets."""
 
 from __future__ import annotations
 

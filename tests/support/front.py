@@ -17,7 +17,7 @@ from tests.support.timing import scaled
 
 DEPLOY = ROOT / "deploy"
 SHIPPED_SERVER = "127.0.0.1:8080"
-# What surrounds the shipped part: paths of its own, and a cache for everything that does not switch it off.
+# Surroundings of the shipped part: paths of its own, and a cache for everything that does not switch it off.
 NGINX = """
 {user}
 daemon off;

@@ -48,7 +48,7 @@ def several_hosts(folder: Path, redis: str | Sequence[str], count: int = 3, **op
 
 
 def bugs_of(servers: Hosts) -> list[str]:
-    """What the servers logged of bugs, with what was logged around it."""
+    """Return the log lines of bugs, with those around them."""
     found = []
     for server in servers:
         log = "".join(server.log)

@@ -1,4 +1,4 @@
-"""What the tests of properties share."""
+"""Tools of the property tests."""
 
 from __future__ import annotations
 

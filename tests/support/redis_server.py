@@ -70,7 +70,7 @@ class RedisServer:
     """A server in a process of its own; use as a context manager, ended by its own pid.
 
     Every keyword is a directive of its configuration: `maxmemory_policy="noeviction"` is `maxmemory-policy noeviction`.
-    `users` are lines of an ACL file. What it stores survives `restart` if it was told to store something.
+    `users` are lines of an ACL file. Stored data survive `restart` if the server was told to store any.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class RedisServer:
         """Remove what it has stored; it must not be running."""
         shutil.rmtree(self.data)
 
-    # What tests do with it.
+    # Actions of tests.
 
     def client(self) -> Redis:
         options: dict[str, Any] = {"decode_responses": True, "socket_timeout": 5}

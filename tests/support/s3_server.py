@@ -260,7 +260,7 @@ def _start_rclone(directory: Path) -> tuple[Process, S3Server]:
 
 
 class Fault(StrEnum):
-    """What becomes of a request."""
+    """The fate of a request."""
 
     NONE = ""
     DELAY = "delay"

@@ -62,7 +62,7 @@ class Place:
     def config(self) -> S3Config:
         return s3_config(self.server, Path(self.prefix))
 
-    # What is there.
+    # Contents.
 
     @property
     def keys(self) -> list[str]:
@@ -89,7 +89,7 @@ class Place:
         return self.prefix + id_of(path)
 
     def describe(self, key: str) -> dict[str, Any]:
-        """What S3 says of an object."""
+        """Return the head of an object."""
         found: dict[str, Any] = self._client.head_object(Bucket=self.server.bucket, Key=key)
         return found
 
@@ -116,7 +116,7 @@ class Place:
         self.assert_object(path, expected)
         assert self.traces_of(path) == [self.key_of(path)]
 
-    # What somebody else may do.
+    # Actions of others.
 
     def abort_multiparts(self, path: str) -> int:
         """Abort the multipart uploads of an upload; returns how many there were."""
@@ -152,7 +152,7 @@ def digest_of(data: bytes) -> tuple[int, str]:
 
 
 def calls_of(server: ServerProcess) -> Counter[str]:
-    """How often each operation of S3 was called since the server started, whatever came of it."""
+    """Count the calls of each operation of S3 since the server started, failed ones included."""
     counts: Counter[str] = Counter()
     for operation, _, count in CALL.findall(request(server.port, "GET", "/metrics").body.decode()):
         counts[operation] += int(float(count))

@@ -36,7 +36,7 @@ IMF_DATE = re.compile(
 # Nothing of these belongs into an answer to a client.
 LEAKS = re.compile(rb"Traceback|File \"|sqlite|Errno|/tmp|\.tusd-py|Exception|Error\(", re.IGNORECASE)
 
-# What is no integer of a header, with 5 as the number that was perhaps meant.
+# Values that are no integer of a header, with 5 as the number that was perhaps meant.
 NO_INTEGERS: tuple[Value, ...] = (
     "",
     "-1",
@@ -268,7 +268,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def hold_to_promises(method: str, headers: Headers, answer: Answer) -> None:
-    """What holds for every answer of the server, whatever was asked."""
+    """Assert the rules for every answer of the server."""
     effective = str(headers.get("X-HTTP-Method-Override", method)).upper() if method != "OPTIONS" else method
     assert answer.status < 500, answer
     assert answer.status == 304 or not 300 <= answer.status < 400, answer
@@ -351,7 +351,7 @@ def identity(url: str) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a server keeps: its data files with their sizes, and its records."""
+    """State of a server: its data files with their sizes, and its records."""
 
     files: Mapping[str, int]
     records: Mapping[str, Sequence[Any]]

@@ -16,7 +16,7 @@ PATIENCE = scaled(30.0)  # seconds for anything that has to happen
 
 
 class Wire:
-    """What has arrived of a request, message by message, as a server hands it over."""
+    """The messages of a request that have arrived, as a server hands it over."""
 
     def __init__(self) -> None:
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
@@ -32,7 +32,7 @@ class Wire:
 
 
 class Arrived:
-    """What a server of ours tells of a body beyond messages (`Arrivals`)."""
+    """The body extension of the own server (`BodyExtension`)."""
 
     def __init__(self, data: bytes = b"", trailers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.last_arrival = 0.0
@@ -427,7 +427,7 @@ async def test_nobody_is_silent_while_nobody_waits(wire: Wire, make: Make, clock
 
 
 async def test_waking_does_not_break_the_silence(make: Make, clock: Clock) -> None:
-    """Whoever asks for the offset again and again must not keep a dead connection alive."""
+    """A client that asks for the offset again and again must not keep a dead connection alive."""
     body = make(idle_timeout=0.25)
     task = await waiting(body)
     for _ in range(3):

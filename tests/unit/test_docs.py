@@ -1,4 +1,4 @@
-"""What the documents say exists."""
+"""Everything that the documents name exists."""
 
 from __future__ import annotations
 

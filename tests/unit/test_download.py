@@ -51,7 +51,7 @@ def selected(**headers: str) -> tuple[int, int, int]:
         ("bytes=10-20", (416, 0, 0)),
         ("bytes=99999999999999999999999-", (416, 0, 0)),
         ("bytes=-0", (416, 0, 0)),
-        # What is not understood is ignored.
+        # A range that is not understood is ignored.
         ("", (200, 0, 10)),
         ("bytes", (200, 0, 10)),
         ("bytes=", (200, 0, 10)),
@@ -197,7 +197,7 @@ def test_what_was_answered_can_be_asked_with() -> None:
         ({"filetype": "application/javascript"}, "application/javascript", "attachment"),
         ({"filetype": "text/plain, text/html"}, "application/octet-stream", "attachment"),
         ({"filetype": "text/html; x=image/png"}, "application/octet-stream", "attachment"),
-        # What is not a type.
+        # Values that are no type.
         ({"filetype": "png"}, "application/octet-stream", "attachment"),
         ({"filetype": "image/"}, "application/octet-stream", "attachment"),
         ({"filetype": "image/png\r\nX-Evil: yes"}, "application/octet-stream", "attachment"),

@@ -154,7 +154,7 @@ def test_accepted_values(name: str, value: Any, expected: object) -> None:
     assert getattr(load(needed | {name: value}).settings, name) == expected
 
 
-# What is not accepted: one line, which names the option and says what is accepted.
+# Refused values: one line, which names the option and says what is accepted.
 
 WRONG = [
     ("port", "abc", "must be a whole number, not 'abc'"),
@@ -299,7 +299,7 @@ def test_a_mistake_in_code_is_an_error_too() -> None:
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, tuple[str, str]]:
-    """What `tusd-py config` prints: for every setting its value and where that comes from."""
+    """Return the output of `tusd-py config`: for every setting its value and the source of it."""
     assert main(["config", *arguments]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""

@@ -18,7 +18,7 @@ OTHER_PROXY = "10.0.0.2"
 
 
 def scope_of(**parts: Any) -> Scope:
-    """What a server makes of a request to a tus server mounted at /files."""
+    """Return the URL that a tus server mounted at /files makes of a request."""
     scope = {"scheme": "http", "client": (PROXY, 4711), "server": ("127.0.0.1", 8080), "root_path": "/files"}
     return {"app_root_path": "", **scope, **parts}
 
@@ -27,7 +27,7 @@ def builder(trusted: str = "10.0.0.0/8", public_url: str | None = None) -> UrlBu
     return UrlBuilder(public_url, TrustedProxies([entry for entry in trusted.split(",") if entry]))
 
 
-# Whom to believe.
+# Trusted proxies.
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_forwarding_is_not_logged_where_it_changes_nothing(caplog: pytest.LogCap
         "/api/files//abc",
         "/api/files/../files/abc",
         "/API/files/abc",
-        # What a proxy makes of it.
+        # The same through a proxy.
         "abc",
         "files/abc",
         "./abc",

@@ -202,7 +202,7 @@ HEADERS = [
 @pytest.mark.parametrize("name", HEADERS)
 @pytest.mark.parametrize("method", ["OPTIONS", "POST", "HEAD", "PATCH", "DELETE", "GET"])
 def test_a_header_of_nonsense_gets_an_answer(site: ServerProcess, method: str, name: str) -> None:
-    """Whatever it says, and however it is meant: never an error of the server, and no refusal leaves anything."""
+    """No request is an error of the server, and no refusal leaves anything."""
     given = {"POST": TUS | {"Upload-Length": "5"}, "PATCH": patch_headers(5)}.get(method, TUS)
     body = {"POST": b"", "PATCH": b"world"}.get(method)
     location = create(site.url, 10, body=b"hello")
@@ -420,7 +420,7 @@ def test_endless_headers_do_not_harm(site: ServerProcess, size: int) -> None:
     "chunks", [b"x\r\nhello\r\n", b"-5\r\nhello\r\n", b"5\r\nhelloXX5\r\n", b"fffffffffffffffff\r\nhello"]
 )
 def test_a_malformed_chunk_ends_the_request_only(site: ServerProcess, chunks: bytes) -> None:
-    """What came before it stays, and the upload can be continued."""
+    """Earlier bytes stay, and the upload can be continued."""
     location = create(site.url, 100)
     with Connection(site.url, timeout=5) as connection:
         connection.send_head("PATCH", location, patch_headers(0) | {"Transfer-Encoding": "chunked"})

@@ -34,7 +34,7 @@ EXTENSIONS = {
     "concatenation",
 }
 METHODS = {"POST", "HEAD", "PATCH", "DELETE", "GET", "OPTIONS"}
-# What a client in a browser sends, and may send only if the server says so.
+# Headers that a client in a browser sends, and may send only if the server says so.
 REQUEST_HEADERS = {
     "authorization",
     "content-type",

@@ -51,7 +51,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
 
 
 def statuses(url: str) -> set[int]:
-    """What every method answers for an upload that is no more."""
+    """Return the statuses of all methods for an upload that is no more."""
     return {head(url).status, patch(url, 0, b"x").status, delete(url).status, ask("GET", url).status}
 
 

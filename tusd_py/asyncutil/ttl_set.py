@@ -1,4 +1,4 @@
-"""What was seen a moment ago."""
+"""Keys seen a moment ago, forgotten after a time."""
 
 from __future__ import annotations
 

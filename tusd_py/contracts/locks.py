@@ -9,7 +9,7 @@ from tusd_py.core.upload import Upload
 
 
 class LockHolder(Protocol):
-    """What a locker tells the request that holds a lock. The calls return at once; the holder acts on them."""
+    """Receives the messages of a locker for the holder of a lock. The calls return at once; the holder acts on them."""
 
     def release_requested(self) -> None:
         """Another request wants to write: stop reading, commit what is there, release."""
@@ -32,7 +32,7 @@ class Lock(Protocol):
 
     @property
     def unreleased_predecessors(self) -> int:
-        """How many earlier holders did not release the lock: they may be alive and believe that they still have it."""
+        """Number of earlier holders that did not release the lock; each may be alive and believe that it holds it."""
 
     @property
     def record(self) -> Upload | None:

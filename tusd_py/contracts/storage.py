@@ -56,10 +56,10 @@ class Writer(Protocol):
 
     @property
     def layout(self) -> str:
-        """What the record has to say of the bytes up to `stored` (`Upload.layout`)."""
+        """Description of the bytes up to `stored`, for the record (`Upload.layout`)."""
 
     def parts(self, after: int) -> Sequence[UploadPart]:
-        """What the ledger of the committed record, which is at the offset `after`, lacks of the parts up to `stored`.
+        """Parts up to `stored` that the ledger of the committed record, which is at the offset `after`, lacks.
 
         There may be parts among them that it has.
         """
@@ -114,7 +114,7 @@ class Storage(Protocol):
         """The location of the bytes of a new upload (`Upload.location`), as the current settings have it."""
 
     async def stored(self, upload: Upload) -> int:
-        """How many contiguous bytes of the upload there are."""
+        """Return the number of contiguous bytes of the upload in the storage."""
 
     async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         """Every byte was written, the parts are its ledger: make the upload whole; returns its layout then.

@@ -1,7 +1,7 @@
-"""What can go wrong with an upload, as typed values without a word of HTTP.
+"""Everything that can go wrong with an upload, as typed values without a word of HTTP.
 
-Every error has a stable `code` (the same in answers, logs and metrics) and one clear sentence. How each becomes an
-answer on the wire is the table in `http/errors.py`.
+Every error has a stable `code` (the same in answers, logs and metrics) and one clear sentence. The table in
+`http/errors.py` turns each into an answer on the wire.
 """
 
 from __future__ import annotations

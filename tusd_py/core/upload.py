@@ -35,7 +35,7 @@ class UploadKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What the state store knows of an upload. Times are seconds since the epoch, sizes are bytes."""
+    """The record of an upload in the state store. Times are seconds since the epoch, sizes are bytes."""
 
     id: str
     created_at: float
@@ -115,8 +115,8 @@ def new_upload_id() -> str:
 def final_upload_id(partial_ids: Sequence[str], metadata: str | None) -> str:
     """The id of the final upload that these partial uploads make with this metadata.
 
-    A client whose connection broke sends the same request again: the same id leads it to the same upload. It is as
-    hard to guess as the ids it is made of.
+    A client whose connection broke sends the same request again: the same id leads it to the same upload. The id is
+    as hard to guess as the ids that it is made of.
     """
     digest = hashlib.sha256()
     for part in (*partial_ids, "", metadata or ""):

@@ -1,4 +1,4 @@
-"""What happened, as typed events, and the bus that carries them within the process."""
+"""Typed events, and the bus that carries them within the process."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def _without_slash(path: str, scope: Scope) -> str:
 
 
 def first_cause(error: BaseException) -> str:
-    """What began it, in a line."""
+    """Return the message of the first cause, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())
@@ -282,7 +282,7 @@ def error_response(request: Request, answer: ErrorResponse, error: UploadError |
 
 
 def with_common_headers(send: Send) -> Send:
-    """What every answer carries, errors and preflights included."""
+    """Add the headers of every answer, errors and preflights included."""
 
     async def send_with_common_headers(message: Message) -> None:
         if message["type"] == "http.response.start":

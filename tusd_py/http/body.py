@@ -19,7 +19,7 @@ RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
 
 
 class BodyExtension(Protocol):
-    """What a server may tell of a body beyond ASGI messages."""
+    """Facts of a body that a server may tell beyond ASGI messages."""
 
     last_arrival: float  # by time.monotonic
     trailers: list[tuple[bytes, bytes]]  # fields after the body; all of them once it has ended
@@ -175,7 +175,7 @@ class RequestBody:
         return self._offers_upgrade if self.declared_size is None else self.declared_size > 0
 
     def _take_arrived(self) -> Buffer:
-        """What has arrived but was not handed over yet, where the server can be asked."""
+        """Take the bytes that have arrived and were not handed over yet, where the server can be asked."""
         data = self._extension.take() if self._extension is not None else b""
         if data and self._extension is not None:
             self._silent_since = self._extension.last_arrival

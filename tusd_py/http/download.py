@@ -25,8 +25,8 @@ TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *; *[A-Za-z0-
 RANGE = re.compile(r"bytes=([0-9]{0,1000})-([0-9]{0,1000})")
 MAX_NAME_LENGTH = 255  # characters
 MAX_EXTENSION_LENGTH = 32
-# What no file name may hold: separators, control characters, and those that change the direction of what follows, so
-# that "gpj.exe" looks like "exe.jpg".
+# Characters that no file name may hold: separators, control characters, and those that change the direction of the text
+# after them, so that "gpj.exe" looks like "exe.jpg".
 NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')  # what clients read differently in a quoted string
 

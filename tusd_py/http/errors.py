@@ -1,4 +1,4 @@
-"""How errors look on the wire: one table from the errors of the domain to status codes, and their two formats."""
+"""Errors on the wire: one table from the errors of the domain to status codes, and their two formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RETRY_AFTER = "1"  # seconds
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """What a request is refused with."""
+    """The answer that refuses a request."""
 
     status: int
     code: str

@@ -29,7 +29,7 @@ class Request:
         self.upload_id = upload_id
         self.body = body
         self.headers = headers
-        # What is told of the request when it has ended.
+        # Facts for the event that tells of the end of the request.
         self.bytes_sent = 0  # of a stream
         self.offset_before: int | None = None
         self.offset_after: int | None = None
@@ -108,7 +108,7 @@ class CommonFields:
 
 
 class CommonHeaders:
-    """What every response carries, prepared once for each origin that a page comes from."""
+    """The headers of every response, prepared once for each origin that a page comes from."""
 
     def __init__(self, always: RawHeaders, cross_origin: CrossOrigin) -> None:
         self._always = always

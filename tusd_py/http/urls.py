@@ -43,7 +43,7 @@ class TrustedProxies:
         return any(ip in network for network in self._networks)
 
     def hops(self, peer: str, forwarded_for: Sequence[str]) -> int:
-        """How many entries of a forwarding header, from the right, were written by proxies that are trusted."""
+        """Count the entries of a forwarding header, from the right, that trusted proxies have written."""
         if not self.trusts(peer):
             return 0
         count = 1
@@ -99,7 +99,10 @@ class UrlBuilder:
         )
 
     def _forwarded(self, scope: Scope, headers: Mapping[str, str]) -> dict[str, str]:
-        """What trusted proxies say: for, proto, host, prefix. `Forwarded` (RFC 7239) wins over `X-Forwarded-*`."""
+        """Return for, proto, host and prefix as trusted proxies tell them.
+
+        `Forwarded` (RFC 7239) wins over `X-Forwarded-*`.
+        """
         peer = _peer(scope)
         if not self._proxies.trusts(peer):
             if not self._warned and _has_forwarding_field(headers):

@@ -1,4 +1,4 @@
-"""What is said of a migration."""
+"""Reports of a migration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the uploads."""
+    """Numbers of uploads by outcome."""
 
     done: int = 0
     skipped: int = 0  # there already
@@ -38,6 +38,6 @@ def printable(text: str) -> str:
 
 
 def root_cause(error: Exception) -> str:
-    """What went wrong underneath, without numbers and names of classes."""
+    """Return the reason underneath, without error numbers and names of classes."""
     cause = error.__cause__ or error
     return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)

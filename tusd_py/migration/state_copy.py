@@ -267,7 +267,7 @@ def _make_private_folder(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _upload_directory(settings: Settings) -> Iterator[None]:
-    """What the system refuses is said with the name of the directory."""
+    """Name the directory in the errors of the system."""
     try:
         yield
     except OSError as error:

@@ -42,7 +42,7 @@ class BatchWriter:
 
     @property
     def layout(self) -> str:
-        """What the record has to say of the stored bytes."""
+        """Description of the stored bytes, for the record."""
         return self._writer.layout
 
     def parts(self, after: int) -> Sequence[UploadPart]:
@@ -120,7 +120,7 @@ class BatchWriter:
             self._start_writing()
 
     def _start_writing(self) -> list[Buffer]:
-        """What is gathered goes to the writer, beside what it may still have."""
+        """Hand the gathered buffers to the writer, beside those it may still have."""
         gathered, self._gathered = self._gathered, []
         self._writing = [*self._writing, *gathered]
         self._writing_size += self._gathered_size

@@ -15,7 +15,7 @@ class BodySource(Protocol):
 
     @property
     def declared_size(self) -> int | None:
-        """How many bytes the client said it sends, if it did."""
+        """Number of bytes that the client announced; None if it announced none."""
 
     @property
     def has_arrived(self) -> bool:

@@ -38,7 +38,7 @@ Commit = Callable[[Upload, Upload, Sequence[UploadPart], bool], Awaitable[Upload
 
 @dataclass(frozen=True, slots=True)
 class LastStep:
-    """How an upload is completed in the thread that stores its last bytes."""
+    """Completion of an upload in the thread that stores its last bytes."""
 
     writer: ThreadedWriter
     # Stores so many bytes by a function that returns the upload as it is then, and completes the record with that.
@@ -50,8 +50,8 @@ class LastStep:
 class Append:
     """Moves the bytes of one source to the end of one upload, while the caller holds its lock.
 
-    It is the lock's holder: it ends early when another request wants to write, and commits when one asks for the
-    offset. Bytes that a checksum was announced for are committed after they were verified, or not at all.
+    The append is the holder of the lock: it ends early when another request wants to write, and commits when one asks
+    for the offset. Bytes that a checksum was announced for are committed after they were verified, or not at all.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Append:
     async def run(self, stored_record: Upload) -> Upload:
         """Append until the source ends; returns the upload as committed.
 
-        Whatever ends it early is raised after the bytes that had arrived are stored and committed.
+        The reason of an early end is raised after the bytes that had arrived are stored and committed.
         """
         self._stored_record = stored_record
         self._budget.writers += 1

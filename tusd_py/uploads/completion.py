@@ -1,4 +1,4 @@
-"""What becomes of an upload: read, restored, recovered, finished, removed."""
+"""The fate of an upload: read, restored, recovered, finished, removed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Completion:
         return upload
 
     async def load_completion_record(self, upload_id: str) -> Upload | None:
-        """What the storage knows of an upload that was finished before its record was lost, or went back in time."""
+        """Return the completion record of an upload whose record was lost, or went back in time."""
         upload = (
             await self._completion_records.load_completion_record(upload_id)
             if self._completion_records is not None

@@ -1,4 +1,4 @@
-"""What the operator decided about uploads, as plain values."""
+"""Options of the operator for uploads, as plain values."""
 
 from __future__ import annotations
 

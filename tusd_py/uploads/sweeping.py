@@ -29,7 +29,7 @@ SWEEPER_LOCK = ".sweeper"  # a lock like that of an upload, whose id never begin
 
 
 async def expired_uploads(service: UploadService, now: float) -> AsyncIterator[Upload]:
-    """What a sweep would look at now, without touching it."""
+    """Yield the uploads that a sweep would look at now, without touching them."""
     for upload in await service.state.due(now, 1 << 31):
         if service.is_over(upload):
             yield upload

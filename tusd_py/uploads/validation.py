@@ -1,4 +1,4 @@
-"""What clients ask of uploads, and what speaks against it."""
+"""Requests of clients, and the checks of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes: what headers and records can tell
 
 @dataclass(frozen=True, slots=True)
 class NewUpload:
-    """What a client asks to create; sizes are bytes."""
+    """A creation that a client asks for; sizes are bytes."""
 
     length: int | None
     metadata: str | None = None
@@ -26,7 +26,7 @@ class NewUpload:
 
 @dataclass(frozen=True, slots=True)
 class AppendRequest:
-    """What a client asks to append at `offset`; `length` declares that of a deferred upload."""
+    """An append that a client asks for at `offset`; `length` declares that of a deferred upload."""
 
     offset: int
     source: BodySource

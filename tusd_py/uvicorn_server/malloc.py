@@ -1,4 +1,4 @@
-"""How the C library gives memory back, set for a server that receives in large pieces."""
+"""Settings of the C library's memory allocator for a server that receives in large pieces."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ class UploadProtocol(HttpToolsProtocol):
             self._count_waiting(0)
             self._feed(b"".join(held))
 
-    # What arrives.
+    # Arrival of bytes.
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -299,7 +299,7 @@ class UploadProtocol(HttpToolsProtocol):
         if not self._held:
             self.flow.resume_reading()
 
-    # What is refused.
+    # Refusals.
 
     def _refuse(self, status: str, text: str) -> None:
         """Answer what cannot be served, and close a moment later: the answer would be lost if bytes were unread."""
@@ -331,7 +331,7 @@ class UploadProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse("400 Bad Request", f"ERR_INVALID_REQUEST: {msg}")
 
-    # What the parser reports.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         if self._phase is not Phase.HEAD:  # the parser saw beyond the end of a message

@@ -2,9 +2,9 @@
 
 A writer whose lease was not handed over may be stopped with the file open, and go on when it wakes up. So nobody ever
 writes to a file that such a writer may have open: the next one goes on in a file of its own, named by its token
-(`segments.py`), from the committed offset. What the earlier one then still writes is beyond that offset in a file that
-nobody reads beyond it. Bytes that are there already are never written over or cut off, and completion puts the files
-together under a new name before that takes the place of the first.
+(`segment_map.py`), from the committed offset. Bytes that the earlier one then still writes are beyond that offset in a
+file that nobody reads beyond it. Bytes that are there already are never written over or cut off, and completion puts
+the files together under a new name before that takes the place of the first.
 """
 
 from __future__ import annotations

@@ -508,7 +508,7 @@ class DiskWriter:
             self._failure.__cause__ = error
         self._pending = None
 
-    # What follows runs in a thread of the storage, one call at a time.
+    # The rest runs in a thread of the storage, one call at a time.
 
     def _write(self, buffers: Sequence[Buffer]) -> None:
         with file_errors():

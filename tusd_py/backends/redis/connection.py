@@ -164,7 +164,7 @@ class RedisConnection:
     async def run(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = RETRY_DEADLINE
     ) -> Any:
-        """What a script returns."""
+        """Run a script and return its result."""
 
         count = len(keys)
 
@@ -184,7 +184,7 @@ class RedisConnection:
         self.clock.heard(min(seconds_of(time) for time in times), asked_at)
 
     async def command(self, *words: Any, patience: float = RETRY_DEADLINE) -> Any:
-        """What a single command answers."""
+        """Run one command and return its answer."""
         return await self._call(str(words[0]).lower(), lambda: self._send(words), patience)
 
     async def commands(self, *commands: Sequence[Any], patience: float = RETRY_DEADLINE) -> list[Any]:
@@ -305,7 +305,7 @@ def seconds_of(answer: Sequence[str]) -> float:
 def _may_pass(error: Exception) -> bool:
     if isinstance(error, FINAL_ERRORS):
         return False
-    # Whatever else a server answers with is about the command, which the next try would only repeat.
+    # Every other answer of a server is about the command, which the next try would only repeat.
     return type(error) is not ResponseError or str(error).startswith(PASSING)
 
 

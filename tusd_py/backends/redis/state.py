@@ -4,7 +4,7 @@ Everything of one upload is in one hash slot: `{prefix}{<id>}:record`, a hash, a
 A change is one script, which looks at the fencing token, the offset and the status before it writes. The locks
 (`backends/redis/locker.py`) note in the same record the newest token that they gave out.
 
-What is due is found by an index of its own, `{prefix}due`, in another slot: it is a hint, written before the record
+Due uploads are found by an index of its own, `{prefix}due`, in another slot: it is a hint, written before the record
 it speaks of and checked against the record when it is read.
 """
 

@@ -111,7 +111,7 @@ async def _join(engine: Bucket, upload: Upload, multipart: Multipart, parts: Seq
 
 
 async def _list_parts(engine: Bucket, multipart: Multipart) -> list[dict[str, Any]]:
-    """What S3 has of a multipart upload; some servers list several parts of one number."""
+    """List the parts that S3 has of a multipart upload; some servers list several parts of one number."""
     found: list[dict[str, Any]] = []
     marker: dict[str, int] = {}
     while True:

@@ -1,4 +1,4 @@
-"""What a storage and its writers do with S3, request by request."""
+"""The operations of a storage and its writers on one bucket, request by request."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ class Bucket:
     # Objects.
 
     async def head(self, key: str) -> dict[str, Any] | None:
-        """What S3 knows of an object; None if there is none."""
+        """Return the head of an object; None if there is no object."""
         try:
             found = await self.client.call("head_object", Key=key)
         except ObjectMissing:

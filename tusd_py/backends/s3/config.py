@@ -22,7 +22,7 @@ S3Dialect = Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"]
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What an S3 server can do beyond what all of them can."""
+    """Capabilities of an S3 server beyond those of every S3 server."""
 
     checksum: Literal["crc32", "md5"] = "md5"  # how the bytes of a request are protected on their way
     conditional_put: bool = False  # If-None-Match and If-Match of PutObject
@@ -126,5 +126,5 @@ class S3Config:
 
     @property
     def tails(self) -> str:
-        """What the names of all tail objects begin with."""
+        """The prefix of the names of all tail objects."""
         return tails_below(self.prefix)

@@ -1,4 +1,4 @@
-"""What the record of an upload says of its bytes in S3 (`Upload.layout`), and how the ledger of parts is read."""
+"""The part of an upload's record that describes its bytes in S3 (`Upload.layout`), and the reading of the ledger."""
 
 from __future__ import annotations
 

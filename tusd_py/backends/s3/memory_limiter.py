@@ -212,7 +212,7 @@ class MemoryLimiter:
         blocks = [piece for piece in pieces if isinstance(piece, bytearray) and len(piece) == BLOCK]
         self._blocks += blocks[:room]
 
-    # What is kept for the next request of an upload; the first to go.
+    # Bytes kept for the next request of an upload; the first to go.
 
     def keep(self, upload_id: str, kept: Kept) -> None:
         """Take over bytes that are counted already."""

@@ -77,7 +77,7 @@ def _parsed(location: str) -> tuple[str, str]:
 
 
 def key_pattern(config: S3Config) -> tuple[str, re.Pattern[str]]:
-    """What all keys begin with, and a pattern whose group `id` is the upload that a key belongs to."""
+    """Return the common prefix of all keys, and a pattern whose group `id` is the upload that a key belongs to."""
     pattern, fixed, open_end = "", "", False
     last = 0
     for field in FIELD.finditer(config.key):

@@ -121,7 +121,7 @@ def _is_named(engine: Bucket, upload: Upload | None, finding: Finding) -> bool:
     return finding.name in {engine.tail_key(upload, tail.name) for tail in layout.tails}
 
 
-# What is in the bucket.
+# The contents of the bucket.
 
 
 async def _candidates(engine: Bucket, older_than: float) -> AsyncIterator[Finding]:

@@ -1,4 +1,4 @@
-"""How long parts are and how they are numbered: pure functions."""
+"""Sizes and numbers of parts: pure functions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def size_limits(part_size: int, max_parts: int, *, equal: bool, copies: bool, la
 
 
 def skipped(sizes: PartSizes, number: int, remaining: int | None) -> int:
-    """How many numbers from `number` on to leave to a writer that may still be alive.
+    """Return the count of numbers from `number` on that are left to a writer that may still be alive.
 
     As many as it could use meanwhile, but never so many that the remaining bytes no longer fit.
     """

@@ -67,7 +67,7 @@ class PartUploader:
         return parts
 
     def forget(self) -> None:
-        """What failed, or arrived after a gap, does not count."""
+        """Drop the parts that failed or arrived after a gap."""
         self._queue.clear()
 
     async def load(self, flight: PendingPart) -> None:

@@ -1,8 +1,8 @@
 """Uploads in an S3 bucket.
 
 An upload is a multipart upload whose parts leave memory while the body still arrives, or one object if it fits into a
-part. What does not fill a part yet is stored in objects of its own (tails) when it has to be durable. The record says
-which parts and tails count (`layout.py`); S3 is asked only whether they are still there.
+part. Bytes that do not fill a part yet are stored in objects of its own (tails) when they have to be durable. The
+record says which parts and tails count (`layout.py`); S3 is asked only whether they are still there.
 """
 
 from __future__ import annotations

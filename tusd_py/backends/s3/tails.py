@@ -30,7 +30,7 @@ class SupersededTails:
         self._deletable = max(self._deletable, count)
 
     def batch(self) -> list[str]:
-        """What to delete now, if it is worth a request."""
+        """Return the names to delete now, if they are worth a request."""
         return self.names[: self._deletable] if self._deletable >= DELETE_BATCH_SIZE else []
 
     def deleted(self, names: Sequence[str], *, done: bool) -> None:

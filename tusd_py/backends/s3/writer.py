@@ -66,7 +66,7 @@ class S3Writer:
         self._placed, self._whole = "", False
         self.stored = upload.offset
 
-    # What the record says.
+    # The state that the record describes.
 
     @property
     def layout(self) -> str:

@@ -106,7 +106,7 @@ class TusHandlers:
         return self._created(request, upload)
 
     async def _append_to_new(self, upload: Upload, append_request: AppendRequest) -> Upload:
-        """Whatever becomes of the body, the upload exists: the client learns where it is and how far it got."""
+        """Append the body of a creation; an upload that exists is named to the client whatever becomes of its body."""
         try:
             return await self._service.append(upload.id, append_request)
         except ClientDisconnected:

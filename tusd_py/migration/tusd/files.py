@@ -173,7 +173,7 @@ def data_path(info: TusdUpload, directory: Path) -> Path:
 
 
 def find_data(info: TusdUpload, path: Path, written_at: float) -> Data:
-    """What is there; raises `Refused`."""
+    """Find the data file of an upload; raises `Refused`."""
     try:
         status = path.lstat()
     except FileNotFoundError:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TusdUpload:
-    """What tusd's filestore has written of an upload, as far as it is of use."""
+    """The useful part of an info file of tusd's filestore."""
 
     id: str
     length: int | None  # bytes; None: not known yet
@@ -146,7 +146,7 @@ def _past(seconds: float, now: float) -> float:
 
 
 def _concat_header(info: TusdUpload, base_path: str) -> str | None:
-    """What the client would have sent for it to this server."""
+    """The Upload-Concat header that the client would have sent to this server."""
     if info.concatenation is UploadKind.FINAL:
         return "final;" + " ".join(f"{base_path}/{partial_id}" for partial_id in info.partial_ids)
     return "partial" if info.concatenation is UploadKind.PARTIAL else None
