@@ -102,7 +102,7 @@ class Body:
 
     def __init__(self, data: bytes) -> None:
         self.declared_size: int | None = len(data)
-        self.has_arrived = False
+        self.arrived: Buffer | None = None
         self._rest = [data]
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:

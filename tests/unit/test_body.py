@@ -38,7 +38,7 @@ class Arrived:
         self.last_arrival = 0.0
         self.trailers = list(trailers)
         self.pools: list[BufferPool] = []
-        self.has_arrived = False
+        self.whole = None
         self._data = data
 
     def take(self) -> bytes:

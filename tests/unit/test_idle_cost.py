@@ -41,7 +41,7 @@ class SlowSource:
         self._woken = asyncio.Event()
         self._stop: UploadError | None = None
 
-        self.has_arrived = False
+        self.arrived = None
 
     def arrive(self, data: bytes) -> None:
         self._arrived += data

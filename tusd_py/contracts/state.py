@@ -88,16 +88,19 @@ class StateStore(Protocol):
 class UpdatesInThreads(Protocol):
     """A state store whose records can be changed from any thread, such as the one that has just stored the bytes."""
 
+    def get_in_thread(self, upload_id: str) -> Upload | None:
+        """Do what `StateStore.get` does. Blocks."""
+
     def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
         """Do what `StateStore.update` does, for an upload that has no ledger. Blocks."""
 
     def update_after(
-        self, before: Upload, store: Callable[[], Upload], token: int, conclude: Callable[[Upload], object]
+        self, store: Callable[[], tuple[Upload, Upload]], token: int, conclude: Callable[[Upload], object]
     ) -> asyncio.Future[Upload]:
-        """Call `store`, replace `before` by the record that it returns, and call `conclude` with that, in one thread.
+        """In a thread of the store, call `store`, which returns a record and the one to put in its place.
 
-        The result is the record, or what `store` has raised, and then nothing is changed. `store` and `conclude` do
-        not wait for a device.
+        Then `conclude` is called with the new record, which is the result. What `store` raises is raised, and nothing
+        is changed. Neither waits for a device.
         """
 
 

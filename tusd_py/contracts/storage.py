@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from tusd_py.core.upload import Upload, UploadPart
 
+S = TypeVar("S")
 T = TypeVar("T")
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Observer: TypeAlias = Callable[[Buffer], object]
@@ -72,6 +73,9 @@ class Writer(Protocol):
 
 class ThreadedWriter(Writer, Protocol):
     """A writer that stores in a thread, in which something else can follow the last bytes directly."""
+
+    def finish_in_thread(self, buffers: Sequence[Buffer]) -> None:
+        """Do what `finish` does, without a sync, and close, as the first and only step. Blocks."""
 
     def can_finish_by(self, *, with_bytes: bool) -> bool:
         """Whether `finish_by` can be called, and would leave nothing to do for `Storage.complete`."""
@@ -197,6 +201,11 @@ class StoresInThreads(Protocol):
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work in a thread of the storage."""
+
+    def elsewhere(
+        self, run: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
+    ) -> asyncio.Future[T]:
+        """Have `run` call a step in a thread of somebody else; `Storage.close` waits for the end of the step."""
 
     def remember_in_thread(self, upload: Upload) -> None:
         """Do what `Remembers.remember` does. Blocks."""

@@ -25,8 +25,8 @@ class BodyExtension(Protocol):
     trailers: list[tuple[bytes, bytes]]  # fields after the body; all of them once it has ended
 
     @property
-    def has_arrived(self) -> bool:
-        """Whether `take` gives all that there is, or was, of the body."""
+    def whole(self) -> Buffer | None:
+        """What `take` would give, if that is all that there is, or was, of the body."""
 
     @property
     def reader_timed_out(self) -> bool:
@@ -54,8 +54,8 @@ class BehindMiddleware:
         self.trailers = extension.trailers
 
     @property
-    def has_arrived(self) -> bool:
-        return False
+    def whole(self) -> Buffer | None:
+        return None
 
     @property
     def reader_timed_out(self) -> bool:
@@ -128,7 +128,7 @@ class RequestBody:
 
     async def read(self) -> Buffer | None:
         """See `transfer.body_source.BodySource.read`."""
-        if self.has_arrived:
+        if self.arrived is not None:
             self.started = self.ended = True
             return self._take_arrived()
         while not (self._stop or self._woken or self.ended):
@@ -148,9 +148,9 @@ class RequestBody:
         return data
 
     @property
-    def has_arrived(self) -> bool:
-        """See `transfer.body_source.BodySource.has_arrived`."""
-        return self._extension is not None and not self.started and self._extension.has_arrived
+    def arrived(self) -> Buffer | None:
+        """See `transfer.body_source.BodySource.arrived`."""
+        return self._extension.whole if self._extension is not None and not self.started else None
 
     def _begin(self) -> None:
         self.started = True

@@ -18,8 +18,8 @@ class BodySource(Protocol):
         """Number of bytes that the client announced; None if it announced none."""
 
     @property
-    def has_arrived(self) -> bool:
-        """Whether all bytes are here and none was read, so that `read` waits for nothing, and needs no `feed`."""
+    def arrived(self) -> Buffer | None:
+        """All bytes, if they are here and none was read: `read` then waits for nothing, and needs no `feed`."""
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:
         """Take in bytes for as long as `reader`, a task that calls `read`, is not done.

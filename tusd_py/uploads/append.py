@@ -134,7 +134,7 @@ class Append:
             await self._close()
 
     async def _receive(self) -> None:
-        if not self._source.has_arrived:
+        if self._source.arrived is None:
             self._arm()
         while (data := await self._source.read()) is not None:
             if data:

@@ -30,10 +30,10 @@ from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.lock_holders import DeferredHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.options import Durability, UploadOptions
+from tusd_py.uploads.small_append import MAX_SMALL_BODY, SmallAppends
 from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 
 MAX_LONG_STEPS = 6  # last steps at a time in threads of the storage
-MAX_SMALL_WRITE = 64 << 10  # bytes that the thread of the records writes
 ENDING_POLL = 0.01  # seconds between two looks whether an upload has ended
 
 
@@ -64,9 +64,11 @@ class Appending:
         self._refuse_when_draining = refuse_when_draining
         self._appends: set[Append] = set()
         self._long_steps = 0
+        self._small: SmallAppends | None = None
         self._in_threads: tuple[UpdatesInThreads, StoresInThreads] | None = None
         if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads):
             self._in_threads = state, storage
+            self._small = SmallAppends(state, storage, events, budget, options, completion, refuse_when_draining)
 
     async def append(self, upload_id: str, append_request: AppendRequest) -> tuple[Upload, bool]:
         """Append what the source gives: the upload as committed, and whether the addition was made.
@@ -77,7 +79,7 @@ class Appending:
         try:
             lock = await self._lock_to_append(upload_id, append_request, holder)
             work = self._work.start(lock, self._append_under(lock, append_request, holder))
-            if append_request.source.has_arrived:
+            if append_request.source.arrived is not None:
                 return await outcome(work)
             await append_request.source.feed(work)
             return work.result()
@@ -111,6 +113,10 @@ class Appending:
         self, lock: Lock, append_request: AppendRequest, holder: DeferredHolder
     ) -> tuple[Upload, bool]:
         """The upload, and whether the addition was made: to a complete one there is nothing to add."""
+        if self._small is not None:
+            upload = await self._small.append(lock, append_request)
+            if upload is not None:
+                return upload, True
         record = await self._completion.get(lock.upload_id, lock)
         if record.is_final:
             raise FinalUploadModified
@@ -209,8 +215,8 @@ class Appending:
                 conclude(stored)
                 return stored
 
-            if not durable and size <= MAX_SMALL_WRITE:
-                return state.update_after(before, finish, lock.token, conclude)
+            if not durable and size <= MAX_SMALL_BODY:
+                return state.update_after(lambda: (before, finish()), lock.token, conclude)
             self._long_steps += 1
             finished = storage.run(finish_and_update)
             finished.add_done_callback(self._long_step_ended)

@@ -163,6 +163,10 @@ class Completion:
         self._events.publish(finish_event(complete))
         return complete
 
+    def steady(self) -> float:
+        """The time that records are judged by, in seconds since the epoch."""
+        return self._clock.steady()
+
     def completed(self, upload: Upload, token: int) -> Upload:
         now = self._clock.wall()
         expires_at = self.extended(upload) if upload.is_partial else self._retained_until(now)

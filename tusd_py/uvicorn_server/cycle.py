@@ -178,8 +178,8 @@ class UploadCycle(RequestResponseCycle):
         return not self.more_body and not self.body and (self.receiver is None or not self.receiver.filled)
 
     @property
-    def has_arrived(self) -> bool:
-        return not self.more_body and self.receiver is None
+    def whole(self) -> Buffer | None:
+        return self.body if not self.more_body and self.receiver is None else None
 
     def take(self) -> Buffer:
         if self.body or self.receiver is None:

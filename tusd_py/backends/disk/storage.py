@@ -48,6 +48,7 @@ DOWNLOAD_PIECE = 256 << 10  # most bytes read at a time
 TOP = "."  # the directory itself
 LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the folder of a file: no other is ever opened
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 THREADS = 8
@@ -85,7 +86,7 @@ class DiskStorage:
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files, shared=self.is_shared)
         self._identity = IdentityFile(directory)
-        self.steps_elsewhere = Steps()
+        self._steps_elsewhere = Steps()
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
@@ -97,12 +98,28 @@ class DiskStorage:
 
     async def close(self, patience: float | None = None) -> bool:
         copies_ended = await self._copier.close(patience)
-        steps_ended = await asyncio.to_thread(self.steps_elsewhere.wait, patience)
+        steps_ended = await asyncio.to_thread(self._steps_elsewhere.wait, patience)
         return await asyncio.to_thread(self._threads.close, patience) and copies_ended and steps_ended
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work in the threads of this storage."""
         return self._threads.run(work)
+
+    def elsewhere(
+        self, run: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
+    ) -> asyncio.Future[T]:
+        def counted() -> S:
+            try:
+                return step()
+            finally:
+                self._steps_elsewhere.end()
+
+        self._steps_elsewhere.begin()
+        try:
+            return run(counted)
+        except Exception:
+            self._steps_elsewhere.end()
+            raise
 
     async def finished(self, work: Callable[[], T]) -> T:
         """Run blocking work that has to be over before the lock of the upload is released.
@@ -447,6 +464,14 @@ class DiskWriter:
         await self._settle()
         return not self.layout
 
+    def finish_in_thread(self, buffers: Sequence[Buffer]) -> None:
+        try:
+            self._finish(buffers, False)
+        finally:
+            if self._descriptor >= 0:
+                with file_errors():
+                    self._close()
+
     def can_finish_by(self, *, with_bytes: bool) -> bool:
         return with_bytes or self._descriptor >= 0
 
@@ -458,18 +483,10 @@ class DiskWriter:
 
         def store() -> None:
             nonlocal finished
-            try:
-                self._finish(buffers, sync)
-                finished = True
-            finally:
-                self._storage.steps_elsewhere.end()
+            self._finish(buffers, sync)
+            finished = True
 
-        self._storage.steps_elsewhere.begin()
-        try:
-            self._pending = result = run(store)
-        except Exception:
-            self._storage.steps_elsewhere.end()
-            raise
+        self._pending = result = self._storage.elsewhere(run, store)
         with contextlib.suppress(Exception):  # looked at below
             await asyncio.shield(result)
         if finished:

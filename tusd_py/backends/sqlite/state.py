@@ -148,30 +148,31 @@ class SQLiteState:
         if self._writer is None:
             raise StateUnavailable
         stored = after if after.token == token else replace(after, token=token)
-        job = Job(lambda connection: _change(connection, before, stored), durable, None, removes=stored.status in ENDED)
+        job = Job(partial(_change, before=before, after=stored), durable, None, removes=stored.status in ENDED)
         self._writer.run_now(job)
         return stored
 
     def update_after(
-        self, before: Upload, store: Callable[[], Upload], token: int, conclude: Callable[[Upload], object]
+        self, store: Callable[[], tuple[Upload, Upload]], token: int, conclude: Callable[[Upload], object]
     ) -> asyncio.Future[Upload]:
         if self._writer is None:
             raise StateUnavailable
-        after = before
 
         def prepare() -> None:
-            nonlocal after
-            after = store()
-            if after.token != token:
-                after = replace(after, token=token)
-
-        def change(connection: sqlite3.Connection) -> Upload:
-            _change(connection, before, after)
-            return after
+            before, after = store()
+            stored = after if after.token == token else replace(after, token=token)
+            job.work = partial(_change, before=before, after=stored)
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._writer.submit(Job(change, False, done, prepare=prepare, conclude=conclude))
+        job = Job(_nothing, False, done, prepare=prepare, conclude=conclude)
+        self._writer.submit(job)
         return done
+
+    def get_in_thread(self, upload_id: str) -> Upload | None:
+        if self._writer is None:
+            raise StateUnavailable
+        rows = self._writer.read_now(partial(_rows, statement=SELECT_ONE, values=(upload_id,)))
+        return _upload(rows[0]) if rows else None
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         rows: list[Any] = await self._submit(
@@ -268,11 +269,15 @@ class SQLiteState:
         return done
 
 
-def _change(connection: sqlite3.Connection, before: Upload, after: Upload) -> None:
-    """Replace a record; raises `LockLost` if it is another one by now, or has a newer token."""
+def _nothing(connection: sqlite3.Connection) -> None: ...
+
+
+def _change(connection: sqlite3.Connection, before: Upload, after: Upload) -> Upload:
+    """Replace a record, and return the new one; raises `LockLost` if it is another one by now, or has a newer token."""
     condition = (before.id, after.token, before.offset, before.status)
     if connection.execute(UPDATE, (*_row(after), *condition)).rowcount == 0:
         raise LockLost
+    return after
 
 
 def _row(upload: Upload) -> tuple[Any, ...]:

@@ -24,11 +24,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tusd_py.backends.sqlite.reserve import Reserve
 from tusd_py.backends.sqlite.schema import prepare
 from tusd_py.core.errors import StateFull, StateUnavailable, UploadError
+
+T = TypeVar("T")
 
 logger = logging.getLogger("tusd_py.state")
 
@@ -96,6 +98,14 @@ class SQLiteWriter:
         if job.error is not None:
             raise job.error
         return job.result
+
+    def read_now(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Read in the thread of the caller; raises `StateUnavailable`. Blocks."""
+        with self._turn:
+            try:
+                return read(self._connected())
+            except sqlite3.Error as error:
+                raise _state_error(error) from error
 
     def close(self) -> None:
         """Do what waits, then end; blocks. A thread that hangs in a call to the system is left to end by itself."""
@@ -196,17 +206,21 @@ class SQLiteWriter:
                 return cause
         return None
 
-    def _transact(self, jobs: Sequence[Job]) -> None:
+    def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
             self._connection, self._synchronous = self.connect(), ""
+        return self._connection
+
+    def _transact(self, jobs: Sequence[Job]) -> None:
+        connection = self._connected()
         if self._log_lost:
             self._write_log_back()
         # FULL syncs the log at the commit, NORMAL leaves that to the kernel.
         wanted = "FULL" if any(job.durable for job in jobs) else "NORMAL"
         if self._synchronous != wanted:
-            self._connection.execute(f"PRAGMA synchronous = {wanted}")
+            connection.execute(f"PRAGMA synchronous = {wanted}")
             self._synchronous = wanted
-        _transact(self._connection, jobs)
+        _transact(connection, jobs)
 
     def _write_log_back(self) -> None:
         """Have every page of the log in the file, and synced there; raises `StateUnavailable`."""

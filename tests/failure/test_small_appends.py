@@ -1,0 +1,252 @@
+"""Small bodies that have arrived as a whole, without syncs: stored in one job, and nothing is lost when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.stalls import OSFaults
+from tests.support.hosts import Body
+from tests.support.timing import scaled
+from tusd_py.backends.disk.storage import DiskWriter
+from tusd_py.backends.sqlite.writer import SQLiteWriter
+from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.contracts.storage import Buffer
+from tusd_py.core.errors import LockTimeout, OffsetMismatch, SizeExceeded, StorageFull, UploadNotFound
+from tusd_py.core.upload import Status
+from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadFinished, UploadProgressed
+from tusd_py.settings import load
+from tusd_py.uploads.append import Append
+from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.validation import AppendRequest, NewUpload
+
+KINDS = (AppendStarted, UploadProgressed, AppendEnded, UploadFinished)
+
+
+class ArrivedBody(Body):
+    """A body that is in memory when its request begins."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.arrived = data
+
+    async def read(self) -> Buffer | None:
+        self.arrived = None
+        return await super().read()
+
+
+@pytest.fixture
+async def service(tmp_path: Path, os_faults: OSFaults) -> AsyncIterator[UploadService]:
+    values = {"upload_dir": tmp_path / "uploads", "sweep_interval": 0, "durability": "never", "lock_timeout": 0.2}
+    settings = load(values).settings
+    service = build_service(settings, EventBus())
+    await open_service(service, settings)
+    yield service
+    os_faults.clear()
+    await close_service(service)
+
+
+@pytest.fixture
+def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the uploads that `Append` has worked on."""
+    ids: list[str] = []
+    run = Append.run
+
+    async def noted(self: Append, *arguments: object) -> object:
+        ids.append(self.upload.id)
+        return await run(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Append, "run", noted)
+    return ids
+
+
+def request(data: bytes, offset: int = 0) -> AppendRequest:
+    return AppendRequest(offset, ArrivedBody(data))
+
+
+def content(service: UploadService, tmp_path: Path, upload_id: str) -> bytes:
+    return (tmp_path / "uploads" / upload_id).read_bytes()
+
+
+def completion_records(tmp_path: Path) -> list[str]:
+    return [path.stem for path in (tmp_path / "uploads" / ".tusd-py" / "finished").rglob("*.json")]
+
+
+async def test_a_small_body_completes_an_upload_the_short_way(
+    service: UploadService, tmp_path: Path, long_ways: list[str]
+) -> None:
+    upload = await service.create(NewUpload(4))
+    upload = await service.append(upload.id, request(b"data"))
+    assert (upload.status, upload.offset) == (Status.COMPLETE, 4)
+    assert await service.state.get(upload.id) == upload
+    assert content(service, tmp_path, upload.id) == b"data"
+    assert completion_records(tmp_path) == [upload.id]
+    assert not await service.locker.is_held(upload.id)
+    assert long_ways == []
+
+
+async def test_small_bodies_one_after_the_other_complete_an_upload(
+    service: UploadService, tmp_path: Path, long_ways: list[str]
+) -> None:
+    upload = await service.create(NewUpload(8))
+    upload = await service.append(upload.id, request(b"some"))
+    assert (upload.status, upload.offset) == (Status.ACTIVE, 4)
+    assert completion_records(tmp_path) == []
+    upload = await service.append(upload.id, request(b"data", 4))
+    assert (upload.status, upload.offset) == (Status.COMPLETE, 8)
+    assert content(service, tmp_path, upload.id) == b"somedata"
+    assert long_ways == []
+
+
+async def test_the_short_way_tells_the_same_as_the_long_one(service: UploadService) -> None:
+    told: list[object] = []
+    for kind in KINDS:
+        service.events.observe(kind, told.append)
+    for body in (ArrivedBody(b"data"), Body(b"data")):
+        upload = await service.create(NewUpload(4))
+        await service.append(upload.id, AppendRequest(0, body))
+    kinds = [type(event) for event in told]
+    assert kinds[: len(KINDS)] == kinds[len(KINDS) :] == list(KINDS)
+    assert [event.received for event in told if isinstance(event, UploadProgressed)] == [4, 4]
+
+
+async def test_bytes_that_were_never_committed_are_cut_off(
+    service: UploadService, tmp_path: Path, long_ways: list[str]
+) -> None:
+    upload = await service.create(NewUpload(8))
+    await service.append(upload.id, request(b"some"))
+    with (tmp_path / "uploads" / upload.id).open("ab") as file:
+        file.write(b"garbage")
+    await service.append(upload.id, request(b"data", 4))
+    assert content(service, tmp_path, upload.id) == b"somedata"
+    assert long_ways == []
+
+
+async def test_what_speaks_against_a_small_body_is_told_and_changes_nothing(
+    service: UploadService, tmp_path: Path
+) -> None:
+    upload = await service.create(NewUpload(8))
+    before = await service.append(upload.id, request(b"some"))
+    with pytest.raises(OffsetMismatch) as mismatch:
+        await service.append(upload.id, request(b"data"))
+    assert mismatch.value.offset == 4
+    with pytest.raises(SizeExceeded):
+        await service.append(upload.id, request(b"too much", 4))
+    with pytest.raises(UploadNotFound):
+        await service.append("unknown", request(b"data"))
+    assert await service.state.get(upload.id) == before
+    assert content(service, tmp_path, upload.id) == b"some"
+
+
+async def test_bytes_that_the_storage_lost_take_the_offset_back(service: UploadService, tmp_path: Path) -> None:
+    upload = await service.create(NewUpload(8))
+    await service.append(upload.id, request(b"some"))
+    (tmp_path / "uploads" / upload.id).write_bytes(b"so")
+    with pytest.raises(OffsetMismatch) as mismatch:
+        await service.append(upload.id, request(b"data", 4))
+    assert mismatch.value.offset == 2
+    await service.append(upload.id, request(b"medata", 2))
+    assert content(service, tmp_path, upload.id) == b"somedata"
+
+
+async def test_a_failed_write_of_the_short_way_is_made_good_by_the_long_one(
+    service: UploadService, tmp_path: Path, os_faults: OSFaults, long_ways: list[str]
+) -> None:
+    upload = await service.create(NewUpload(4))
+    os_faults.fail("pwritev", f"*/{upload.id}", errno.EIO, times=1)
+    upload = await service.append(upload.id, request(b"data"))
+    assert upload.is_complete
+    assert content(service, tmp_path, upload.id) == b"data"
+    assert long_ways == [upload.id]
+
+
+async def test_a_full_disk_is_told_of_and_the_upload_goes_on_later(
+    service: UploadService, tmp_path: Path, os_faults: OSFaults
+) -> None:
+    upload = await service.create(NewUpload(4))
+    fault = os_faults.fail("pwritev", f"*/{upload.id}", errno.ENOSPC)
+    with pytest.raises(StorageFull):
+        await service.append(upload.id, request(b"data"))
+    record = await service.state.get(upload.id)
+    assert record is not None
+    assert (record.status, record.offset) == (Status.ACTIVE, 0)
+    fault.lift()
+    await service.append(upload.id, request(b"data"))
+    assert content(service, tmp_path, upload.id) == b"data"
+
+
+async def test_a_failed_change_of_the_record_is_made_good_by_the_long_way(
+    service: UploadService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_ways: list[str]
+) -> None:
+    upload = await service.create(NewUpload(4))
+    transact = SQLiteWriter._transact
+
+    def fail_once(*arguments: object) -> None:
+        monkeypatch.setattr(SQLiteWriter, "_transact", transact)
+        raise StorageFull
+
+    monkeypatch.setattr(SQLiteWriter, "_transact", fail_once)
+    upload = await service.append(upload.id, request(b"data"))
+    assert upload.is_complete
+    assert content(service, tmp_path, upload.id) == b"data"
+    assert long_ways == [upload.id]
+
+
+async def test_the_lock_outlasts_a_request_that_is_cancelled_while_its_bytes_are_written(
+    service: UploadService, tmp_path: Path, os_faults: OSFaults
+) -> None:
+    upload = await service.create(NewUpload(4))
+    stall = os_faults.stall("pwritev", f"*/{upload.id}", times=1)
+    append = asyncio.create_task(service.append(upload.id, request(b"data")))
+    await asyncio.to_thread(stall.wait)
+    append.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await append
+    assert await service.locker.is_held(upload.id)
+    with pytest.raises(LockTimeout):
+        await service.append(upload.id, request(b"else"))
+    stall.lift()
+    await service.drain()
+    assert not await service.locker.is_held(upload.id)
+    assert content(service, tmp_path, upload.id) == b"data"
+    record = await service.state.get(upload.id)
+    assert record is not None
+    assert record.is_complete
+
+
+async def test_a_storage_does_not_close_while_another_thread_writes_its_bytes(
+    service: UploadService, os_faults: OSFaults
+) -> None:
+    upload = await service.create(NewUpload(4))
+    stall = os_faults.stall("pwritev", f"*/{upload.id}", times=1)
+    append = asyncio.create_task(service.append(upload.id, request(b"data")))
+    await asyncio.to_thread(stall.wait)
+    assert not await service.storage.close(0.05)
+    stall.lift()
+    assert await service.storage.close(scaled(30))
+    await append
+
+
+async def test_uploads_that_come_together_are_all_complete(
+    service: UploadService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing: set[str] = set()
+    finish = DiskWriter.finish_in_thread
+
+    def fail_for_some(self: DiskWriter, buffers: list[bytes]) -> None:
+        if self._path.name in failing:
+            raise StorageFull
+        finish(self, buffers)
+
+    monkeypatch.setattr(DiskWriter, "finish_in_thread", fail_for_some)
+    uploads = [await service.create(NewUpload(8)) for _ in range(30)]
+    failing.update(upload.id for upload in uploads[::3])
+    data = [f"{number:08}".encode() for number in range(30)]
+    appends = (service.append(upload.id, request(piece)) for upload, piece in zip(uploads, data, strict=True))
+    await asyncio.gather(*appends)
+    assert [content(service, tmp_path, upload.id) for upload in uploads] == data
+    assert sorted(completion_records(tmp_path)) == sorted(upload.id for upload in uploads)
