@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from typing import Unpack
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,12 +12,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import UploadError
 from tusd_py.http.app import with_common_headers
 from tusd_py.http.tus.headers import single_values
 from tusd_py.observability.metrics import CONTENT_TYPE
 from tusd_py.server import HEAD_TIMEOUT, TusServer
-from tusd_py.settings import Settings
+from tusd_py.settings import Settings, SettingsOverrides
 
 WELCOME = """\
 This is a tus server: it takes uploads that can be resumed.
@@ -28,9 +31,19 @@ Is the server ready?  /readyz
 """
 
 
-def create_app(settings: Settings | None = None, **overrides: Any) -> Starlette:
-    """The application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz and /metrics."""
-    server = TusServer(settings, **overrides)
+def create_app(
+    settings: Settings | None = None,
+    *,
+    storage: Storage | None = None,
+    state: StateStore | None = None,
+    locker: Locker | None = None,
+    **overrides: Unpack[SettingsOverrides],
+) -> Starlette:
+    """Build the application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz and /metrics.
+
+    The arguments are those of `TusServer`, which is `app.state.tus`. Raises `InvalidSettings`.
+    """
+    server = TusServer(settings, storage=storage, state=state, locker=locker, **overrides)
 
     async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))

@@ -23,7 +23,8 @@ from tusd_py.migration.state_copy import StateKind, has_records, migrate, record
 from tusd_py.migration.tusd.files import import_tusd
 from tusd_py.observability.logging import announce, configure, formats_json
 from tusd_py.settings import InvalidSettings, Loaded, Settings, did_you_mean, flag_name, load, unknown_variables
-from tusd_py.settings_help import choices, readable_default
+from tusd_py.settings.help import choices, readable_default
+from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import clean, expired_uploads, sweep
 from tusd_py.uvicorn_server.malloc import tune_malloc
 from tusd_py.uvicorn_server.process import bind, limit_of, reserve, run_server
@@ -170,7 +171,7 @@ def run_serve(settings: Settings) -> int:
         tune_malloc()
     try:
         limit_of(settings)
-        asyncio.run(check(settings))
+        check(settings)
     except InvalidSettings as error:
         return fail(str(error))
     except UploadError as error:
@@ -193,18 +194,21 @@ def run_serve(settings: Settings) -> int:
     return 0
 
 
-async def check(settings: Settings) -> None:
-    """Open everything once, so that what is wrong is said in one line."""
+def check(settings: Settings) -> None:
+    """Open every component once, so that a wrong one is reported in one line; raises `UploadError`."""
     service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    await close_service(service)
+
+    async def open_and_close() -> None:
+        await open_service(service, settings)
+        await close_service(service)
+
+    asyncio.run(open_and_close())
 
 
 def run_sweep(settings: Settings, *, dry_run: bool) -> int:
     failures: list[str] = []
 
-    async def run() -> None:
-        service = build_service(settings, EventBus())
+    async def run(service: UploadService) -> None:
         await open_service(service, settings)
         try:
             if dry_run:
@@ -222,9 +226,11 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
             await close_service(service)
 
     try:
-        if settings.redis_url is None and not has_records(settings):
+        if not (settings.redis_url or settings.state_plugin or has_records(settings)):
             return fail(f"there are no records in {records_file(settings)}", 1)
-        asyncio.run(run())
+        asyncio.run(run(build_service(settings, EventBus())))
+    except InvalidSettings as error:
+        return fail(str(error))
     except UploadError as error:
         return fail(error.message, 1)
     for failure in failures:
@@ -233,8 +239,7 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
 
 
 def run_adopt(settings: Settings) -> int:
-    async def run() -> int:
-        service = build_service(settings, EventBus())
+    async def run(service: UploadService) -> int:
         await open_service(service, settings, adopt=True)
         try:
             return sum([1 async for _ in service.state.all()])
@@ -242,7 +247,9 @@ def run_adopt(settings: Settings) -> int:
             await close_service(service)
 
     try:
-        count = asyncio.run(run())
+        count = asyncio.run(run(build_service(settings, EventBus())))
+    except InvalidSettings as error:
+        return fail(str(error))
     except UploadError as error:
         return fail(error.message, 1)
     print(f"{count} records now name this storage; uploads whose bytes are not in it count as lost")

@@ -1,4 +1,4 @@
-"""The parts of a service: built as the settings choose, opened and closed in order."""
+"""The components of a service: built as the settings choose or given, opened and closed in order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from tusd_py.core.redaction import without_password
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
 from tusd_py.observability.metrics import Metrics
+from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component
 from tusd_py.settings import Settings, default_of
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.identity import adopt_storage, settle_identity
@@ -35,15 +37,38 @@ LOCKS = "locks"  # beginning of the names of the lock files, in the private fold
 CLOSE_TIMEOUT = 30.0  # seconds that closing may take
 
 
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Components that an application gives itself, in place of those that the settings choose."""
+
+    storage: Storage | None = None
+    state: StateStore | None = None
+    locker: Locker | None = None
+
+
+GIVEN_NONE = Components()
+
+
 def build_service(
-    settings: Settings, events: EventBus, metrics: Metrics | None = None, clock: Clock | None = None
+    settings: Settings,
+    events: EventBus,
+    metrics: Metrics | None = None,
+    clock: Clock | None = None,
+    given: Components = GIVEN_NONE,
 ) -> UploadService:
-    """Build the service on the state store, locker and storage that the settings choose."""
-    state, locker = build_state_and_locker(settings, metrics, clock)
+    """Build the service on the given components, or those that the settings choose. Raises `InvalidSettings`."""
+    state, locker = given.state, given.locker
+    if state is None and settings.state_plugin:
+        state = make_component(STATE_STORES, settings.state_plugin, settings)
+    if locker is None and settings.locker_plugin:
+        locker = make_component(LOCKERS, settings.locker_plugin, settings)
+    if state is None or locker is None:
+        chosen_state, chosen_locker = build_state_and_locker(settings, metrics, clock)
+        state, locker = state or chosen_state, locker or chosen_locker
     return UploadService(
         state=state,
         locker=locker,
-        storage=build_storage(settings, metrics),
+        storage=given.storage or build_storage(settings, metrics),
         events=events,
         budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
         options=UploadOptions(
@@ -90,6 +115,9 @@ def build_state(settings: Settings, kind: Literal["sqlite", "redis"], clock: Clo
 
 def build_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
     """Build the storage of the bytes; raises `StorageUnavailable` for settings of S3 that contradict each other."""
+    if settings.storage_plugin:
+        storage: Storage = make_component(STORAGES, settings.storage_plugin, settings)
+        return storage
     if settings.s3_bucket:
         return build_s3_storage(settings, metrics)
     notes = settings.upload_dir / PRIVATE_FOLDER / "finished"
@@ -135,29 +163,47 @@ def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
 
 
 async def open_service(service: UploadService, settings: Settings, *, adopt: bool = False) -> None:
-    """Make every part ready; raises `StorageUnavailable` or `StateUnavailable` with a sentence that says where."""
-    directory = f"the upload directory {settings.upload_dir}"
-    bucket = f"the S3 bucket {settings.s3_bucket}"
-    redis = f"Redis at {without_password(settings.redis_url or '')}"
-    async with contextlib.AsyncExitStack() as undo:  # what was opened before something failed is closed again
+    """Open every component; raises `StorageUnavailable` or `StateUnavailable` with a sentence that says where."""
+    storage, state = _description(service.storage, settings), _description(service.state, settings)
+    async with contextlib.AsyncExitStack() as undo:  # components opened before something failed are closed again
         undo.push_async_callback(service.storage.close)
-        with _said_where(bucket if settings.s3_bucket else directory):
+        with _located_errors(storage):
             await service.storage.open()
-        if not (settings.s3_bucket and settings.redis_url):
-            with _said_where(directory):
+        if any(
+            isinstance(component, DiskStorage | SQLiteState | LocalLocker)
+            for component in (service.storage, service.state, service.locker)
+        ):
+            with _located_errors(_upload_directory(settings)):
                 await asyncio.to_thread(_make_private_folder, settings.upload_dir / PRIVATE_FOLDER)
-        with _said_where(redis if settings.redis_url else directory):
+        with _located_errors(_description(service.locker, settings)):
             undo.push_async_callback(service.locker.close)
             await service.locker.open()
+        with _located_errors(state):
             undo.push_async_callback(service.state.close)
             await service.state.open()
             await resume_time(service.state, service.clock)
-        with _said_where(bucket if settings.s3_bucket else directory):
-            records_inside = not (settings.s3_bucket or settings.redis_url)
+        with _located_errors(storage):
+            records_inside = isinstance(service.storage, DiskStorage) and isinstance(service.state, SQLiteState)
             if adopt:
                 await adopt_storage(service.state, service.storage)
             await settle_identity(service.state, service.storage, records_inside=records_inside)
         undo.pop_all()
+
+
+def _upload_directory(settings: Settings) -> str:
+    return f"the upload directory {settings.upload_dir}"
+
+
+def _description(component: Storage | StateStore | Locker, settings: Settings) -> str:
+    """Name a component and its place for an operator."""
+    if isinstance(component, SQLiteState | LocalLocker | DiskStorage):
+        return _upload_directory(settings)
+    module = type(component).__module__
+    if module.startswith("tusd_py.backends.s3"):
+        return f"the S3 bucket {settings.s3_bucket}"
+    if module.startswith("tusd_py.backends.redis"):
+        return f"Redis at {without_password(settings.redis_url or '')}"
+    return f"{type(component).__name__} of {module.partition('.')[0]}"
 
 
 def _make_private_folder(folder: Path) -> None:
@@ -166,12 +212,12 @@ def _make_private_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _said_where(what: str) -> Iterator[None]:
+def _located_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (StorageUnavailable, StateUnavailable, OSError) as error:
         kind = StateUnavailable if isinstance(error, StateUnavailable) else StorageUnavailable
-        raise kind(f"{what} cannot be used: {_reason(error)}") from error
+        raise kind(f"{where} cannot be used: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -184,7 +230,7 @@ def _reason(error: Exception) -> str:
 
 
 async def close_service(service: UploadService, patience: float = CLOSE_TIMEOUT) -> bool:
-    """Close every part: what works, then the storage, then the locks that guard both, then the records.
+    """Close every component: the work under way, then the storage, then the locks that guard both, then the records.
 
     Returns False if a step of the storage has not ended after `patience` seconds. Then locks and records stay open,
     which protects the bytes that the step may still write; call this again until it succeeds, or end the process.

@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Receive, Scope, Send
 
-from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.composition import Components, build_service, close_service, open_service
+from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.events.bus import EventBus, Subscriber
 from tusd_py.http.app import NOT_READY, UNROUTED, TusApp
@@ -26,7 +29,8 @@ from tusd_py.http.tus.headers import MetadataLimits
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics
-from tusd_py.settings import Settings, cross_check, from_arguments
+from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_component
+from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross_check, from_arguments
 from tusd_py.transfer.budget import BufferPool
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import sweep_forever
@@ -50,13 +54,43 @@ class TusServer:
     starts with the application, and at its shutdown commits what is in flight and closes everything.
     """
 
-    def __init__(self, settings: Settings | None = None, **overrides: Any) -> None:
-        """Build every part; raises `InvalidSettings`. A setting that is not given comes from its variable, if set."""
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        storage: Storage | None = None,
+        state: StateStore | None = None,
+        locker: Locker | None = None,
+        **overrides: Unpack[SettingsOverrides],
+    ) -> None:
+        """Build every component.
+
+        Args:
+            settings: all settings at once; keyword arguments are refused beside it.
+            storage: keeps the bytes, in place of the storage that the settings choose.
+            state: keeps the records, in place of SQLite in the upload directory or Redis.
+            locker: decides who may write, in place of file locks in the upload directory or Redis. A state store
+                that several hosts share needs a locker that they share too.
+            **overrides: single settings (`docs/configuration.md`); one that is not given comes from its variable
+                TUSD_PY_*, if that is set.
+
+        The server opens the given components when it starts and closes them at shutdown; a server that is started
+        again opens them again.
+
+        Raises:
+            InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
+        """
         if settings is None:
             settings = from_arguments(overrides)
+        elif overrides:
+            raise InvalidSettings(f"give {', '.join(overrides)} within the settings, not beside them")
         else:
             cross_check(settings, settings.model_fields_set)
+        for group, component in ((STORAGES, storage), (STATE_STORES, state), (LOCKERS, locker)):
+            if component is not None:
+                check_component(group, component, "the given component")
         self.settings = settings
+        self._given = Components(storage, state, locker)
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)
@@ -69,7 +103,7 @@ class TusServer:
 
     def _build(self) -> None:
         """Make what belongs to one event loop."""
-        self.service = build_service(self.settings, self.events, self.metrics)
+        self.service = build_service(self.settings, self.events, self.metrics, given=self._given)
         self._application = self._endpoint()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._start = asyncio.Lock()

@@ -1,7 +1,7 @@
 """Server processes that are forked from one that has imported everything: imports are most of the work of a start.
 
-`python -m tests.support.forking DESCRIPTOR` is that one. It takes requests from a socket, forks a process for each,
-tells how the process ends, and ends with the process that started it. So do its forks.
+`python -m tests.support.forking DESCRIPTOR` is that one. That process takes requests from a socket, forks a
+process for each, tells how the process ends, and ends with the process that started it. So do its forks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LATER_MODULES = (
 
 
 class ForkedProcess:
-    """A server process; what tests need of `subprocess.Popen`. It stays a zombie until its exit code was read."""
+    """A server process; what tests need of `subprocess.Popen`. A zombie until its exit code was read."""
 
     def __init__(self, connection: socket.socket, pid: int, stderr: IO[str]) -> None:
         self.pid = pid

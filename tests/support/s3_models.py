@@ -1,4 +1,4 @@
-"""What botocore reads of S3 for every client, parsed once in a process: that is most of the work of making one."""
+"""The service model of S3, parsed once in a process: botocore reads it for every client, which is most of the work."""
 
 from __future__ import annotations
 

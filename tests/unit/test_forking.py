@@ -48,7 +48,7 @@ def status(pid: int) -> dict[str, str]:
 
 
 def open_files(pid: int, uploads: Path) -> Counter[str]:
-    """How often each file is open besides the standard streams, without the numbers of sockets and pipes."""
+    """Count of each open file besides the standard streams, without the numbers of sockets and pipes."""
     found: Counter[str] = Counter()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         if descriptor.name not in ("0", "1", "2"):

@@ -22,8 +22,8 @@ from tusd_py.settings import (
     from_arguments,
     load,
 )
-from tusd_py.settings_help import readable_default
-from tusd_py.settings_parsing import parse_duration, parse_size, split_list
+from tusd_py.settings.help import readable_default
+from tusd_py.settings.parsing import parse_duration, parse_size, split_list
 
 KIBI, MEBI, GIBI = 1 << 10, 1 << 20, 1 << 30
 

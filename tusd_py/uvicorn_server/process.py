@@ -14,7 +14,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from tusd_py.application import create_app, with_direct_uploads
 from tusd_py.settings import InvalidSettings, Settings
-from tusd_py.settings_parsing import MAX_DURATION
+from tusd_py.settings.parsing import MAX_DURATION
 from tusd_py.uvicorn_server.acceptor import Acceptor
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.descriptors import RESERVED, connection_limit, raise_descriptor_limit

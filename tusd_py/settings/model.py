@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -20,8 +15,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from tusd_py.core.redaction import without_password
-from tusd_py.settings_parsing import (
+from tusd_py.settings.parsing import (
     MAX_DURATION,
     check_base_path,
     check_directory_mode,
@@ -41,10 +35,7 @@ from tusd_py.settings_parsing import (
     split_list,
 )
 
-ANY_HOST = re.compile(r"[^:]+://\*+(?::.*)?/?")  # an origin that leaves the host open
 ENV_PREFIX = "TUSD_PY_"
-PLAIN_REASONS = {"a valid integer": "a whole number", "a valid boolean": "true or false"}  # for some of pydantic
-REQUIRED_SETTINGS = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
 
 Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=(1 << 63) - 1)]
 Seconds: TypeAlias = Annotated[
@@ -156,6 +147,15 @@ class Settings(BaseSettings):
     s3_download: Literal["proxy", "redirect"] = Field(
         default="proxy", description="send downloads through this server, or clients to a presigned URL"
     )
+    storage_plugin: str = Field(
+        default="", description="storage of another package, by its name in the entry points tusd_py.storages"
+    )
+    state_plugin: str = Field(
+        default="", description="state store of another package, by its name in the entry points tusd_py.state_stores"
+    )
+    locker_plugin: str = Field(
+        default="", description="locker of another package, by its name in the entry points tusd_py.lockers"
+    )
     public_url: Annotated[str, AfterValidator(check_public_url)] | None = Field(
         default=None, description="URL under which clients reach this server, in front of the base path"
     )
@@ -257,78 +257,6 @@ class Settings(BaseSettings):
     )
 
 
-class InvalidSettings(ValueError):
-    """A setting that is not accepted; the text names it and says what is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Settings, and for each where its value came from."""
-
-    settings: Settings
-    origins: Mapping[str, str]
-
-
-def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Loaded:
-    """Settings from flags, then variables, then the file, then defaults. Raises `InvalidSettings`."""
-    return _load(flags or {}, config, flag_name)
-
-
-def from_arguments(arguments: Mapping[str, Any]) -> Settings:
-    """Settings from arguments of a function, then variables, then defaults. Raises `InvalidSettings`."""
-    for name in arguments:
-        if name not in Settings.model_fields:
-            raise InvalidSettings(f"there is no setting {name!r}{did_you_mean(name, Settings.model_fields)}")
-    return _load(arguments, None, str).settings
-
-
-def _load(given: Mapping[str, Any], config: Path | None, name_of: Callable[[str], str]) -> Loaded:
-    """Settings; `name_of` says what the caller calls a setting."""
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(Settings.model_fields, "default")
-    if config is not None:
-        for name, value in _read_file(config).items():
-            values[name], origins[name] = value, str(config)
-    for name, value in from_environment(Settings).items():
-        values[name], origins[name] = value, variable_name(name)
-    for name, value in given.items():
-        values[name], origins[name] = value, name_of(name)
-
-    def where(name: str) -> str:
-        origin = origins.get(name, "")
-        return name_of(name) if origin in ("default", name_of(name)) else f"{name_of(name)} (from {origin})"
-
-    try:
-        settings = Settings(**values)
-    except ValidationError as error:
-        raise InvalidSettings("; ".join(_explain(detail, where) for detail in error.errors())) from None
-    cross_check(settings, values, where, name_of)
-    return Loaded(settings, origins)
-
-
-def cross_check(
-    settings: Settings,
-    given: Iterable[str],
-    where: Callable[[str], str] = str,
-    name_of: Callable[[str], str] = str,
-) -> None:
-    """Raise `InvalidSettings` where settings contradict each other; `given` are the names that have been set."""
-    for needed in REQUIRED_SETTINGS:
-        family = f"{needed.partition('_')[0]}_"
-        idle = [name for name in given if name.startswith(family) and getattr(settings, name) != default_of(name)]
-        if idle and not getattr(settings, needed):
-            raise InvalidSettings(f"{where(idle[0])} needs {name_of(needed)}")
-    if settings.cors_credentials and any(_is_anyone(origin) for origin in settings.cors_origins):
-        raise InvalidSettings(
-            f"{where('cors_credentials')} needs {name_of('cors_origins')} that names the origins:"
-            f" {','.join(settings.cors_origins)} would let every site act for those who are logged in"
-        )
-
-
-def _is_anyone(origin: str) -> bool:
-    return origin in ("*", "null") or ANY_HOST.fullmatch(origin) is not None
-
-
 def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
     """Values of the variables; one that is empty is not set, as in compose files, unless empty is a value."""
     values = {}
@@ -348,55 +276,9 @@ def default_of(name: str) -> object:
     return Settings.model_fields[name].default
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` if there is an X much like the word, else nothing."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
-def unknown_variables() -> dict[str, str]:
-    """Variables that look like settings and are none: misspelt, perhaps. For each, the hint of `did_you_mean`."""
-    known = [variable_name(name) for name in Settings.model_fields]
-    unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
-    return {name: did_you_mean(name, known) for name in unknown}
-
-
 def variable_name(name: str) -> str:
     return ENV_PREFIX + name.upper()
 
 
 def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InvalidSettings(f"--config: {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSettings(f"--config: {path} is not TOML: {error}") from None
-    for name in content:
-        if name.replace("-", "_") not in Settings.model_fields:
-            hint = did_you_mean(name.replace("-", "_"), Settings.model_fields)
-            raise InvalidSettings(f"{path}: there is no setting {name!r}{hint}")
-    return {name.replace("-", "_"): value for name, value in content.items()}
-
-
-def _explain(detail: Any, where: Callable[[str], str]) -> str:
-    name = str(detail["loc"][0])
-    reason, own = str(detail["msg"]), ("Value error, ", "Input should be ")  # of the checks here, and of pydantic
-    verb = "must be" if reason.startswith(own) else "is not accepted:"
-    for beginning in own:
-        reason = reason.removeprefix(beginning)
-    reason = PLAIN_REASONS.get(reason.partition(",")[0], reason)
-    return f"{where(name)} {verb} {reason}, not {_shown(name, detail['input'])!r}"
-
-
-def _shown(name: str, value: object) -> object:
-    """A refused value without the password it may hold, also where its scheme is missing."""
-    if not isinstance(value, str):
-        return value
-    if name == "redis_url" and "://" not in value:
-        return without_password(f"://{value}").removeprefix("://")
-    return without_password(value)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BeforeValidator
 
 from tusd_py.settings import Settings, default_of
-from tusd_py.settings_parsing import parse_duration, parse_size
+from tusd_py.settings.parsing import parse_duration, parse_size
 
 
 def readable_default(name: str) -> str:

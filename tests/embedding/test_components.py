@@ -1,0 +1,160 @@
+"""Storages, state stores and lockers of an application or of another package, in place of the built-in ones."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from tests.support.wire import create, serving
+from tusd_py import InvalidSettings, Settings, TusServer
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.settings import SettingsOverrides
+
+TUS = {"Tus-Resumable": "1.0.0"}
+MODULE = """\
+from pathlib import Path
+
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.backends.sqlite.state import SQLiteState
+
+HERE = Path(__file__).parent
+
+
+def storage(settings):
+    return DiskStorage(HERE / "bytes")
+
+
+def state(settings):
+    (HERE / "records").mkdir(exist_ok=True)
+    return SQLiteState(HERE / "records" / "all.sqlite3")
+
+
+def locker(settings):
+    (HERE / "locks").mkdir(exist_ok=True)
+    return LocalLocker(HERE / "locks" / "lock")
+
+
+def broken(settings):
+    raise RuntimeError("no such disk")
+
+
+def incomplete(settings):
+    return object()
+
+
+constant = 5
+"""
+ENTRY_POINTS = """\
+[tusd_py.storages]
+elsewhere = other_package:storage
+broken = other_package:broken
+incomplete = other_package:incomplete
+constant = other_package:constant
+missing = other_package:nothing
+
+[tusd_py.state_stores]
+elsewhere = other_package:state
+
+[tusd_py.lockers]
+elsewhere = other_package:locker
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with entry points, installed in a folder of its own on the path."""
+    folder = tmp_path / "site"
+    information = folder / "other_package-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(ENTRY_POINTS)
+    (folder / "other_package.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "other_package", raising=False)
+    return folder
+
+
+def upload(server: TusServer, data: bytes) -> str:
+    with TestClient(Starlette(routes=[server.route("/files")], lifespan=server.lifespan)) as client:
+        created = client.post("/files", headers={**TUS, "Upload-Length": str(len(data))})
+        assert created.status_code == 201, created.text
+        path = created.headers["Location"].partition("testserver")[2]
+        offset = {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+        assert client.patch(path, headers={**TUS, **offset}, content=data).status_code == 204
+        assert client.get(path).content == data
+        return path.rpartition("/")[2]
+
+
+def test_given_components_take_the_place_of_the_chosen_ones(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    storage, state = DiskStorage(mine / "bytes"), SQLiteState(mine / "records")
+    server = TusServer(upload_dir=tmp_path / "unused", storage=storage, state=state, locker=LocalLocker(mine / "locks"))
+    for data in (b"once", b"and again after a shutdown"):
+        assert (mine / "bytes" / upload(server, data)).read_bytes() == data
+    assert not [file for file in (tmp_path / "unused").rglob("*") if "sqlite" in file.name or "locks" in file.name]
+
+
+@pytest.mark.usefixtures("package")
+def test_entry_points_name_components_of_other_packages(tmp_path: Path, package: Path) -> None:
+    server = TusServer(
+        upload_dir=tmp_path / "unused",
+        storage_plugin="elsewhere",
+        state_plugin="elsewhere",
+        locker_plugin="elsewhere",
+    )
+    upload_id = upload(server, b"hello")
+    assert (package / "bytes" / upload_id).read_bytes() == b"hello"
+    assert (package / "records" / "all.sqlite3").exists()
+
+
+def test_serve_takes_components_of_other_packages(tmp_path: Path, package: Path) -> None:
+    options = {"storage_plugin": "elsewhere", "env": {"PYTHONPATH": str(package)}}
+    with serving(tmp_path / "uploads", **options) as server:
+        location = create(server.url, 5, body=b"12345")
+    assert (package / "bytes" / location.rpartition("/")[2]).read_bytes() == b"12345"
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("elsewere", "there is no storage 'elsewere'.*did you mean elsewhere"),
+        ("broken", "the storage 'broken' cannot be made: RuntimeError: no such disk"),
+        ("incomplete", r"the storage 'incomplete' \(object\) is no storage: it lacks .*writer"),
+        ("constant", "is not a function of the settings"),
+        ("missing", "cannot be imported: AttributeError"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_named_in_one_sentence(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InvalidSettings, match=message):
+        TusServer(upload_dir=tmp_path, storage_plugin=name)
+
+
+def test_a_given_component_without_its_contract_is_refused(tmp_path: Path) -> None:
+    wrong: Any = object()
+    with pytest.raises(InvalidSettings, match=r"the given component \(object\) is no state store: it lacks"):
+        TusServer(upload_dir=tmp_path, state=wrong)
+
+
+def test_a_plugin_excludes_what_it_takes_the_place_of(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="storage_plugin takes the place of s3_bucket"):
+        TusServer(upload_dir=tmp_path, storage_plugin="x", s3_bucket="y")
+
+
+def test_settings_and_single_settings_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="give upload_dir within the settings"):
+        TusServer(Settings(), upload_dir=tmp_path)
+
+
+def test_typed_keyword_arguments_are_the_settings() -> None:
+    assert list(typing.get_type_hints(SettingsOverrides)) == list(Settings.model_fields)

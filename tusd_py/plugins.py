@@ -1,0 +1,78 @@
+"""Storages, state stores and lockers of other packages, found by their entry points."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage
+from tusd_py.settings import InvalidSettings, Settings, did_you_mean
+
+STORAGES = "tusd_py.storages"
+STATE_STORES = "tusd_py.state_stores"
+LOCKERS = "tusd_py.lockers"
+# For each group of entry points: the name of its kind in messages, and the contract of its components.
+KINDS: dict[str, tuple[str, type]] = {
+    STORAGES: ("storage", Storage),
+    STATE_STORES: ("state store", StateStore),
+    LOCKERS: ("locker", Locker),
+}
+
+
+def make_component(group: str, name: str, settings: Settings) -> Any:
+    """Call the factory that a package has registered under this name, with the settings, and return its component.
+
+    Raises `InvalidSettings` if there is none, if it cannot be imported or called, or if the component lacks a member
+    of its contract.
+    """
+    kind, _ = KINDS[group]
+    factory = _load(group, name)
+    try:
+        component = factory(settings)
+    except Exception as error:  # code of another package: its mistakes are reported as such, by name
+        raise InvalidSettings(f"the {kind} {name!r} cannot be made: {type(error).__name__}: {error}") from error
+    check_component(group, component, f"the {kind} {name!r}")
+    return component
+
+
+def check_component(group: str, component: object, description: str) -> None:
+    """Raise `InvalidSettings` unless the component has every member of the contract of its group."""
+    kind, contract = KINDS[group]
+    missing = [member for member in _members(contract) if not _has(component, member)]
+    if missing:
+        raise InvalidSettings(f"{description} ({type(component).__name__}) is no {kind}: it lacks {', '.join(missing)}")
+
+
+def _load(group: str, name: str) -> Callable[[Settings], Any]:
+    kind, _ = KINDS[group]
+    installed = entry_points(group=group)
+    if name not in installed.names:
+        known = ", ".join(sorted(installed.names)) or "none"
+        hint = did_you_mean(name, installed.names)
+        raise InvalidSettings(f"there is no {kind} {name!r} among the installed packages (known: {known}){hint}")
+    entry: EntryPoint = next(iter(installed.select(name=name)))
+    try:
+        factory = entry.load()
+    except Exception as error:  # an import runs code of another package
+        raise InvalidSettings(
+            f"the {kind} {name!r} ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(factory):
+        raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) is not a function of the settings")
+    return factory  # type: ignore[no-any-return]
+
+
+def _members(contract: type) -> list[str]:
+    return [name for name in vars(contract) if not name.startswith("_")]
+
+
+def _has(component: object, member: str) -> bool:
+    try:
+        inspect.getattr_static(component, member)
+    except AttributeError:
+        return False
+    return True

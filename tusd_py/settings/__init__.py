@@ -1,0 +1,29 @@
+"""Settings of a server: the model, their sources, the parsing of their values, and the words of `--help`."""
+
+from tusd_py.settings.model import ENV_PREFIX, Settings, default_of, flag_name, variable_name
+from tusd_py.settings.overrides import SettingsOverrides
+from tusd_py.settings.sources import (
+    InvalidSettings,
+    Loaded,
+    cross_check,
+    did_you_mean,
+    from_arguments,
+    load,
+    unknown_variables,
+)
+
+__all__ = [
+    "ENV_PREFIX",
+    "InvalidSettings",
+    "Loaded",
+    "Settings",
+    "SettingsOverrides",
+    "cross_check",
+    "default_of",
+    "did_you_mean",
+    "flag_name",
+    "from_arguments",
+    "load",
+    "unknown_variables",
+    "variable_name",
+]
