@@ -80,6 +80,8 @@ def _log_request(event: RequestFinished) -> None:
 
 
 def _log_upload(event: UploadFinished) -> None:
+    if not uploads_logger.isEnabledFor(logging.INFO):
+        return
     upload = event.upload
     fields: dict[str, Any] = {
         "upload": upload.id,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 
 from tusd_py.core.errors import ChecksumMismatch, UploadError
 from tusd_py.uploads.checksum import ALGORITHMS
@@ -133,6 +134,11 @@ def parse_final_concat(text: str) -> list[str]:
 
 def format_date(seconds: float) -> str:
     """An RFC 9110 date."""
+    return _format_second(int(seconds))
+
+
+@lru_cache(maxsize=256)  # many uploads expire in the same second
+def _format_second(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
 
 
