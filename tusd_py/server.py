@@ -21,11 +21,11 @@ from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
+from tusd_py.core.metadata import MetadataLimits
 from tusd_py.events.bus import EventBus, Subscriber
 from tusd_py.http.app import NOT_READY, UNROUTED, TusApp
 from tusd_py.http.cors import CrossOrigin, missing_in_middleware
 from tusd_py.http.tus.handlers import Features, TusHandlers
-from tusd_py.http.tus.headers import MetadataLimits
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics

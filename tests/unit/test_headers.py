@@ -13,10 +13,10 @@ from hypothesis import example, given, strategies as st
 from tests.support.crc32c import bitwise_crc32c
 from tests.support.properties import HEADER_TEXT, on_any_machine
 from tusd_py.core.errors import ChecksumMismatch
+from tusd_py.core.metadata import MetadataLimits
 from tusd_py.http.tus.headers import (
     MAX_INTEGER,
     InvalidHeader,
-    MetadataLimits,
     format_date,
     is_offset_content_type,
     is_version,

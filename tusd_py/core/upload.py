@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from tusd_py.core.metadata import decode_metadata
+
 UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -54,6 +56,14 @@ class Upload:
     layout: str = ""  # how the storage keeps the bytes; only the storage can read it
     location: str = ""  # where the storage keeps the bytes, whatever its settings are by now; only it can read it
     token: int = 0  # fencing token of the last lock holder that changed the record
+
+    @property
+    def decoded_metadata(self) -> dict[str, str]:
+        """The metadata of the client as text, such as `{"filename": "talk.webm", "filetype": "video/webm"}`.
+
+        Empty if there is none. Every access decodes `metadata` again; `parse_metadata` gives values as bytes.
+        """
+        return decode_metadata(self.metadata) if self.metadata else {}
 
     @property
     def is_final(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.events.subscribers import Deliveries
 
@@ -16,7 +17,13 @@ logger = logging.getLogger("tusd_py.events")
 
 @dataclass(frozen=True, slots=True)
 class UploadCreated:
+    """An upload was created, and has no bytes yet.
+
+    `request` is the request of the client, on every event that has one; None if there was none, as for the sweeper.
+    """
+
     upload: Upload
+    request: RequestContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +32,19 @@ class UploadProgressed:
 
     upload: Upload
     received: int
+    request: RequestContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class UploadFinished:
     """The upload is complete: all its bytes are stored and it can be read. For a partial one see `PartialFinished`.
 
-    The event is lost if the process dies right after it has completed the upload.
+    The event is lost if the process dies right after it has completed the upload. Without a `request`, the sweeper
+    or a HEAD has completed what an earlier process had begun.
     """
 
     upload: Upload
+    request: RequestContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +52,21 @@ class PartialFinished:
     """A partial upload is complete: a piece of the final upload that a client is going to make of several."""
 
     upload: Upload
+    request: RequestContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class UploadTerminated:
+    """A client or the application removed an upload; its bytes and its record are gone."""
+
     upload: Upload
+    request: RequestContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class UploadExpired:
+    """The sweeper removed an upload that was not finished in time, or a partial one that is not needed any more."""
+
     upload: Upload
 
 
@@ -66,11 +82,15 @@ class LockWaited:
 
 @dataclass(frozen=True, slots=True)
 class AppendStarted:
+    """A request holds the lock of an upload and begins to append; `upload` is the record before."""
+
     upload: Upload
 
 
 @dataclass(frozen=True, slots=True)
 class AppendEnded:
+    """An append ended, whether it failed or not; `upload` is the record as committed."""
+
     upload: Upload
 
 
@@ -114,9 +134,9 @@ MAX_REQUESTS_WAITING = 10_000  # events about requests; beyond these they are no
 REQUESTS = ""  # the key of their queue: no upload has this id
 
 
-def finish_event(upload: Upload) -> UploadFinished | PartialFinished:
-    """The event of an upload that is complete now."""
-    return PartialFinished(upload) if upload.is_partial else UploadFinished(upload)
+def finish_event(upload: Upload, request: RequestContext | None = None) -> UploadFinished | PartialFinished:
+    """Make the event of an upload that is complete now."""
+    return PartialFinished(upload, request) if upload.is_partial else UploadFinished(upload, request)
 
 
 class EventBus:
@@ -165,7 +185,7 @@ class EventBus:
         key = _key(event)
         last = self._deliveries.last(key)
         if isinstance(event, UploadProgressed) and isinstance(last, UploadProgressed):
-            together = UploadProgressed(event.upload, last.received + event.received)
+            together = UploadProgressed(event.upload, last.received + event.received, event.request)
             self._deliveries.replace_last(key, together)
         elif key == REQUESTS and self._deliveries.count(key) >= MAX_REQUESTS_WAITING:
             logger.error("subscribers of %s are too slow: an event was dropped", type(event).__name__)

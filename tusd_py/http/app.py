@@ -85,7 +85,7 @@ class TusApp:
             extension=arrivals_of(scope, receive),
             pool=self._pool,
         )
-        request = Request(scope, "", body, headers, method_of(scope, headers))
+        request = Request(scope, "", body, headers, method_of(scope, headers), self._urls.client(scope, headers))
         status, code = 0, "ERR_CLIENT_DISCONNECTED"
         try:
             response = await self._respond(request)
@@ -110,7 +110,7 @@ class TusApp:
                     bytes_sent=request.bytes_sent,
                     offset_before=request.offset_before,
                     offset_after=request.offset_after,
-                    client=self._urls.client(scope, headers),
+                    client=request.client,
                     request_id=headers.get("x-request-id", "")[:REQUEST_ID_LENGTH],
                 )
             )

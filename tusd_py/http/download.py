@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 from tusd_py.core.upload import Upload
-from tusd_py.http.tus.headers import InvalidHeader, format_date, parse_metadata
+from tusd_py.http.tus.headers import format_date
 
 # Types that a browser shows without running anything; everything else is offered for saving.
 INLINE_TYPES = frozenset(
@@ -42,7 +42,7 @@ class Selection:
 
 def describe(upload: Upload) -> dict[str, str]:
     """The header fields that describe the whole upload."""
-    metadata = _metadata(upload)
+    metadata = upload.decoded_metadata
     content_type = next((metadata[key] for key in ("filetype", "type", "contentType") if metadata.get(key)), "")
     if not TYPE.fullmatch(content_type):
         content_type = "application/octet-stream"
@@ -59,14 +59,6 @@ def describe(upload: Upload) -> dict[str, str]:
     if not inline:  # whatever a browser makes of it, it runs nothing in the name of this site
         headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
     return headers
-
-
-def _metadata(upload: Upload) -> dict[str, str]:
-    try:
-        pairs = parse_metadata(upload.metadata or "")
-    except InvalidHeader:  # it was accepted under larger limits
-        return {}
-    return {key: value.decode("utf-8", "replace") for key, value in pairs.items()}
 
 
 def entity_tag(upload: Upload) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 from starlette.types import Scope, Send
 
 from tusd_py.contracts.storage import Buffer
+from tusd_py.core.request_context import RequestContext
 from tusd_py.http.body import BODY_EXTENSION, RequestBody
 from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.tus.headers import parse_integer
@@ -22,10 +23,11 @@ class Request:
     """One request to the endpoint; `upload_id` is empty for the endpoint itself."""
 
     def __init__(
-        self, scope: Scope, upload_id: str, body: RequestBody, headers: Mapping[str, str], method: str
+        self, scope: Scope, upload_id: str, body: RequestBody, headers: Mapping[str, str], method: str, client: str = ""
     ) -> None:
         self.scope = scope
         self.method = method
+        self.client = client  # address, as far as the proxies in between are trusted
         self.upload_id = upload_id
         self.body = body
         self.headers = headers
@@ -44,6 +46,10 @@ class Request:
     def awaits_continue(self) -> bool:
         """Whether the client has not been told to send the body it announced (RFC 9110, section 10.1.1)."""
         return self.headers.get("expect", "").lower() == "100-continue" and not self.body.started
+
+    def context(self) -> RequestContext:
+        """Return the request as the service and the events see it."""
+        return RequestContext(self.method, self.scope["path"], self.headers, self.client)
 
     def integer(self, name: str, code: str) -> int | None:
         """A header field that holds a non-negative integer; None if it is absent."""

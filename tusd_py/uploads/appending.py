@@ -22,6 +22,7 @@ from tusd_py.core.errors import (
     StorageUnavailable,
     UploadInterrupted,
 )
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
 from tusd_py.transfer.budget import ByteBudget
@@ -121,13 +122,15 @@ class Appending:
         if record.is_final:
             raise FinalUploadModified
         if record.status is Status.FINISHING:
-            record = await self._completion.finish(record, lock.token)
+            record = await self._completion.finish(record, lock.token, append_request.context)
         if record.is_complete:
             return record, False
         try:
             return await self._append(record, append_request, lock, holder), True
         except StorageAhead as error:
-            record = await self._completion.recover(await self._completion.get(lock.upload_id), lock.token)
+            record = await self._completion.recover(
+                await self._completion.get(lock.upload_id), lock.token, append_request.context
+            )
             raise OffsetMismatch(record.offset) from error
 
     async def _append(
@@ -142,18 +145,20 @@ class Appending:
         try:
             await append.run(record)
         except Exception:
-            await self._append_ended(append, lock)  # complete, perhaps: more bytes came than the length allows
+            await self._append_ended(
+                append, lock, append_request.context
+            )  # complete, perhaps: more bytes came than the length allows
             raise
-        await self._append_ended(append, lock)
+        await self._append_ended(append, lock, append_request.context)
         return append.upload
 
-    async def _append_ended(self, append: Append, lock: Lock) -> None:
+    async def _append_ended(self, append: Append, lock: Lock, request: RequestContext | None) -> None:
         self._appends.discard(append)
         self._events.publish(AppendEnded(append.upload))
         if append.upload.is_complete:
-            self._events.publish(finish_event(append.upload))
+            self._events.publish(finish_event(append.upload, request))
         elif append.upload.status is Status.FINISHING:
-            append.upload = await self._completion.finish(append.upload, lock.token)
+            append.upload = await self._completion.finish(append.upload, lock.token, request)
 
     def _new_append(self, upload: Upload, append_request: AppendRequest, lock: Lock) -> Append:
         sync = self._options.durability is Durability.ALWAYS or (
@@ -161,6 +166,10 @@ class Appending:
         )
         verification = append_request.verification
         observer = verification.update if verification is not None else None
+
+        def committed(before: Upload, stored: Upload) -> None:
+            received = max(0, stored.offset - before.offset)
+            self._events.publish(UploadProgressed(stored, received, append_request.context))
 
         async def commit(before: Upload, after: Upload, parts: Sequence[UploadPart], whole: bool) -> Upload:
             if whole:
@@ -173,10 +182,10 @@ class Appending:
             stored = await self._state.update(before, after, lock.token, parts=parts, durable=durable)
             if whole:
                 await self._completion.remember(stored)
-            self._committed(before, stored)
+            committed(before, stored)
             return stored
 
-        writer, last_step = self._writer(upload, observer, lock)
+        writer, last_step = self._writer(upload, observer, lock, committed)
         return Append(
             upload,
             append_request.source,
@@ -189,11 +198,10 @@ class Appending:
             last_step=last_step,
         )
 
-    def _committed(self, before: Upload, stored: Upload) -> None:
-        self._events.publish(UploadProgressed(stored, max(0, stored.offset - before.offset)))
-
-    def _writer(self, upload: Upload, observer: Observer | None, lock: Lock) -> tuple[Writer, LastStep | None]:
-        """The writer, and how to complete the upload in its thread, where that can be done."""
+    def _writer(
+        self, upload: Upload, observer: Observer | None, lock: Lock, committed: Callable[[Upload, Upload], None]
+    ) -> tuple[Writer, LastStep | None]:
+        """Return the writer, and how to complete the upload in its thread, where that can be done."""
         if self._in_threads is None:
             return self._storage.writer(
                 upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
@@ -222,7 +230,7 @@ class Appending:
             finished.add_done_callback(self._long_step_ended)
             return finished
 
-        return writer, LastStep(writer, run, self._can_run_step, self._committed)
+        return writer, LastStep(writer, run, self._can_run_step, committed)
 
     def _can_run_step(self) -> bool:
         """Whether threads of the storage are left for others, should the records hang."""

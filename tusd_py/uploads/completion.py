@@ -28,6 +28,7 @@ from tusd_py.core.errors import (
     UploadGone,
     UploadNotFound,
 )
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus, finish_event
 from tusd_py.uploads.concatenation import with_length
@@ -103,15 +104,15 @@ class Completion:
 
     # Going on.
 
-    async def recover(self, upload: Upload, token: int) -> Upload:
+    async def recover(self, upload: Upload, token: int, request: RequestContext | None = None) -> Upload:
         """Finish what was left unfinished, and go to the offset that storage really has."""
         if upload.is_final and not upload.is_complete:
             finished = await self.load_completion_record(upload.id)  # its parts may have been removed since
             if finished is not None:
                 return await self._state.update(upload, finished, token)
-            return await self._recover_final(upload, token)
+            return await self._recover_final(upload, token, request)
         if upload.status is Status.FINISHING:
-            return await self.finish(upload, token)
+            return await self.finish(upload, token, request)
         stored = await self._storage.stored(upload) if upload.status is Status.ACTIVE else upload.offset
         if stored < upload.offset:
             return await self._state.update(upload, upload.at(stored), token)
@@ -120,10 +121,10 @@ class Completion:
             return await self._state.update(upload, finished, token)
         return upload
 
-    async def _recover_final(self, upload: Upload, token: int) -> Upload:
+    async def _recover_final(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
         while True:
             try:
-                return await self.finish(upload, token)
+                return await self.finish(upload, token, request)
             except PartialLost as error:
                 if not self._options.concatenation_unfinished:
                     await self.remove(upload, token, Status.TERMINATED)
@@ -143,7 +144,7 @@ class Completion:
 
     # Finishing.
 
-    async def finish(self, upload: Upload, token: int) -> Upload:
+    async def finish(self, upload: Upload, token: int, request: RequestContext | None = None) -> Upload:
         """All bytes are stored: make the upload complete. Left in `finishing` if that fails."""
         sync = self._options.durability is not Durability.NEVER
         try:
@@ -160,7 +161,7 @@ class Completion:
         complete = await self._state.update(upload, complete, token, durable=sync)
         await self.remember(complete)
         await self._storage.discard_superseded(upload)
-        self._events.publish(finish_event(complete))
+        self._events.publish(finish_event(complete, request))
         return complete
 
     def steady(self) -> float:

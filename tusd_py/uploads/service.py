@@ -28,6 +28,7 @@ from tusd_py.core.errors import (
     UploadNotFound,
     WrongStorage,
 )
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
 from tusd_py.events.bus import EventBus, PartialFinished, UploadCreated, UploadExpired, UploadTerminated
 from tusd_py.transfer.budget import ByteBudget
@@ -107,9 +108,11 @@ class UploadService:
         )
         upload = replace(upload, location=self.storage.locate(upload))
         await self.state.create(upload)
-        self.events.publish(UploadCreated(upload))
+        self.events.publish(UploadCreated(upload, new.context))
         if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
-            upload = await self.carry_out(self._resume_completion_now(upload.id, self.options.lock_timeout))
+            upload = await self.carry_out(
+                self._resume_completion_now(upload.id, self.options.lock_timeout, new.context)
+            )
         await self._told(upload.id)
         return upload
 
@@ -230,9 +233,11 @@ class UploadService:
             raise LockTimeout
         return driving.result()
 
-    async def _resume_completion_now(self, upload_id: str, patience: float = INSPECT_TIMEOUT) -> Upload:
+    async def _resume_completion_now(
+        self, upload_id: str, patience: float = INSPECT_TIMEOUT, context: RequestContext | None = None
+    ) -> Upload:
         async def recover(lock: Lock) -> Upload:
-            return await self._completion.recover(await self.get(upload_id, lock), lock.token)
+            return await self._completion.recover(await self.get(upload_id, lock), lock.token, context)
 
         return await self._work.run(upload_id, NonInterruptibleHolder(), patience, recover)
 
@@ -283,15 +288,15 @@ class UploadService:
     async def _concatenate(self, new: NewUpload, lock: Lock) -> Upload:
         existing = await self._record_under(lock)
         if existing is not None and not existing.has_ended(self.clock.steady()):
-            return await self._completion.recover(existing, lock.token)
+            return await self._completion.recover(existing, lock.token, new.context)
         partials = [await self.get(partial_id) for partial_id in new.partial_ids]
         upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
         upload = replace(upload, token=lock.token, location=self.storage.locate(upload))
         await self.state.create(upload)
-        self.events.publish(UploadCreated(upload))
-        return await self._completion.recover(upload, lock.token)
+        self.events.publish(UploadCreated(upload, new.context))
+        return await self._completion.recover(upload, lock.token, new.context)
 
     def part_ended(self, event: PartialFinished | UploadTerminated | UploadExpired) -> None:
         """Make the final uploads that waited for this partial one only, or remove those that lost it."""
@@ -314,30 +319,32 @@ class UploadService:
 
     # Ending.
 
-    async def terminate(self, upload_id: str) -> None:
+    async def terminate(self, upload_id: str, context: RequestContext | None = None) -> None:
         """Remove an upload and all that belongs to it, also one whose record cannot be read.
 
-        A running append learns that its upload has ended.
+        A running append learns that its upload has ended. `context` is the request to name in the event.
         """
         may_be_a_subscriber = self.events.is_delivering(upload_id)  # in a request of its own, which would wait for it
         try:
             await self.get(upload_id)
         except BrokenRecord as error:
-            await self.carry_out(self._terminate(upload_id, error))
+            await self.carry_out(self._terminate(upload_id, context, error))
         else:
-            await self.carry_out(self._terminate(upload_id))
+            await self.carry_out(self._terminate(upload_id, context))
         if not may_be_a_subscriber:
             await self._told(upload_id)
 
-    async def _terminate(self, upload_id: str, broken: BrokenRecord | None = None) -> None:
+    async def _terminate(
+        self, upload_id: str, context: RequestContext | None, broken: BrokenRecord | None = None
+    ) -> None:
         async def remove(lock: Lock) -> None:
             if broken is not None:
                 remains = await self._completion.remove_broken(broken, lock.token)
-                self.events.publish(UploadTerminated(remains))
+                self.events.publish(UploadTerminated(remains, context))
                 return
             upload = await self.get(upload_id, lock)
             await self._completion.remove(upload, lock.token, Status.TERMINATED)
-            self.events.publish(UploadTerminated(upload))
+            self.events.publish(UploadTerminated(upload, context))
 
         async with self._work.ending(upload_id):
             await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, remove, to_remove=True)

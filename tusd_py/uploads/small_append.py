@@ -10,6 +10,7 @@ from dataclasses import replace
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.state import UpdatesInThreads
 from tusd_py.contracts.storage import Buffer, StoresInThreads
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
 from tusd_py.transfer.budget import ByteBudget
@@ -68,7 +69,7 @@ class SmallAppends:
         finally:
             self._budget.release(len(body))
         await request.source.read()  # returns at once: the body is used now
-        self._tell(before, upload)
+        self._tell(before, upload, request.context)
         return upload
 
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
@@ -101,12 +102,12 @@ class SmallAppends:
             return self._completion.completed(replace(before, offset=offset), token)
         return replace(before, offset=offset, expires_at=self._completion.extended(before), token=token)
 
-    def _tell(self, before: Upload, upload: Upload) -> None:
+    def _tell(self, before: Upload, upload: Upload, request: RequestContext | None) -> None:
         self._events.publish(AppendStarted(before))
-        self._events.publish(UploadProgressed(upload, upload.offset - before.offset))
+        self._events.publish(UploadProgressed(upload, upload.offset - before.offset, request))
         self._events.publish(AppendEnded(upload))
         if upload.is_complete:
-            self._events.publish(finish_event(upload))
+            self._events.publish(finish_event(upload, request))
 
 
 def _is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -> bool:

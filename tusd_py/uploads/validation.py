@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tusd_py.core.errors import FinalUploadModified, InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.transfer.body_source import BodySource
 from tusd_py.uploads.checksum import Verification
@@ -22,6 +23,7 @@ class NewUpload:
     concatenation: UploadKind = UploadKind.NONE
     concat_header: str | None = None
     partial_ids: tuple[str, ...] = ()
+    context: RequestContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class AppendRequest:
     source: BodySource
     length: int | None = None
     verification: Verification | None = None
+    context: RequestContext | None = None
 
 
 def check_append(upload: Upload, append_request: AppendRequest, options: UploadOptions) -> Upload:

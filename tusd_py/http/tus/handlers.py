@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import ClientDisconnected, UploadError, UploadGone, UploadNotFound
+from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.download import describe, select
 from tusd_py.http.empty_patches import EmptyPatches
@@ -15,7 +16,6 @@ from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_respons
 from tusd_py.http.request import Request, Response
 from tusd_py.http.tus.headers import (
     InvalidHeader,
-    MetadataLimits,
     format_date,
     is_offset_content_type,
     is_version,
@@ -129,6 +129,7 @@ class TusHandlers:
             concatenation=concatenation,
             concat_header=request.headers.get("upload-concat"),
             partial_ids=partial_ids,
+            context=request.context(),
         )
 
     def _concatenation(self, request: Request) -> tuple[UploadKind, tuple[str, ...]]:
@@ -178,7 +179,7 @@ class TusHandlers:
         if new.length is not None and size > new.length:
             raise HTTPError(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
         check_size(max(size, new.length or 0), self._service.options, "deferred" if new.length is None else "declared")
-        return AppendRequest(0, request.body, verification=self._verification(request))
+        return AppendRequest(0, request.body, verification=self._verification(request), context=new.context)
 
     def _verification(self, request: Request) -> Verification | None:
         if not self._features.checksum:
@@ -243,7 +244,7 @@ class TusHandlers:
         if offset is None:
             raise InvalidHeader("Upload-Offset is missing", "ERR_INVALID_OFFSET")
         length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")
-        append_request = AppendRequest(offset, request.body, length, self._verification(request))
+        append_request = AppendRequest(offset, request.body, length, self._verification(request), request.context())
         request.offset_before = offset
         try:
             upload = await self._service.append(request.upload_id, append_request)
@@ -260,7 +261,7 @@ class TusHandlers:
 
     async def delete(self, request: Request) -> Response:
         check_version(request)
-        await self._service.terminate(request.upload_id)
+        await self._service.terminate(request.upload_id, request.context())
         return Response(204)
 
     async def get(self, request: Request) -> Response:

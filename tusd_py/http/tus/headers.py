@@ -6,11 +6,12 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 
+from tusd_py.core import metadata
 from tusd_py.core.errors import ChecksumMismatch, UploadError
+from tusd_py.core.metadata import MetadataLimits
 from tusd_py.uploads.checksum import ALGORITHMS
 
 INTEGER = re.compile(r"[0-9]{1,19}")
@@ -40,55 +41,12 @@ def is_offset_content_type(text: str) -> bool:
     return text.partition(";")[0].strip().lower() == OFFSET_CONTENT_TYPE
 
 
-@dataclass(frozen=True, slots=True)
-class MetadataLimits:
-    header_size: int = 16 << 10  # bytes
-    pairs: int = 64
-
-
 def parse_metadata(text: str, limits: MetadataLimits | None = None) -> dict[str, bytes]:
-    """The pairs of Upload-Metadata (tus 1.0.0, Creation); an empty header has none.
-
-    Spaces around commas, a comma at the end and Base64 without its padding are taken as some clients send them.
-    """
-    limits = limits or MetadataLimits()
-    if len(text) > limits.header_size:
-        raise _metadata_error(f"is longer than {limits.header_size} bytes")
-    if not text.strip(" \t"):
-        return {}
-    pairs = text.rstrip(" \t").removesuffix(",").split(",")
-    if len(pairs) > limits.pairs:
-        raise _metadata_error(f"has more than {limits.pairs} pairs")
-    metadata: dict[str, bytes] = {}
-    for pair in pairs:
-        key, value = _parse_pair(pair.strip(" \t"))
-        if key in metadata:
-            raise _metadata_error(f"has the key {key!r} twice")
-        metadata[key] = value
-    return metadata
-
-
-def _parse_pair(pair: str) -> tuple[str, bytes]:
-    key, _, encoded = pair.partition(" ")
-    if not key:
-        raise _metadata_error("has an empty key")
-    if not key.isascii() or not key.isprintable():
-        raise _metadata_error("has a key that is not printable ASCII")
-    if " " in encoded:
-        raise _metadata_error(f"must have one space between the key {key!r} and its value")
+    """Return the pairs of Upload-Metadata (`tusd_py.core.metadata`) within the limits; raises `InvalidHeader`."""
     try:
-        return key, _decode_base64(encoded)
-    except (binascii.Error, ValueError):
-        raise _metadata_error(f"has a value for {key!r} that is not Base64") from None
-
-
-def _decode_base64(text: str) -> bytes:
-    """The bytes of Base64 with or without padding; raises `ValueError` for anything else."""
-    return base64.b64decode(text if text.endswith("=") else text + "=" * (-len(text) % 4), validate=True)
-
-
-def _metadata_error(reason: str) -> InvalidHeader:
-    return InvalidHeader(f"Upload-Metadata {reason}", "ERR_INVALID_METADATA")
+        return metadata.parse_metadata(text, limits or MetadataLimits())
+    except ValueError as error:
+        raise InvalidHeader(f"Upload-Metadata {error}", "ERR_INVALID_METADATA") from None
 
 
 def parse_checksum(text: str) -> tuple[str, bytes]:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tusd_py.core.metadata import parse_metadata
 from tusd_py.core.upload import Status, Upload, UploadKind, is_upload_id
-from tusd_py.http.tus.headers import InvalidHeader, MetadataLimits, parse_metadata
 from tusd_py.migration.report import Refused, abbreviated
 from tusd_py.settings import Settings
 
@@ -93,9 +93,9 @@ def metadata_header(pairs: Mapping[str, Any]) -> str | None:
     try:
         wanted = {key: value.encode() for key, value in sorted(pairs.items())}
         header = ",".join(f"{key} {base64.b64encode(value).decode()}".rstrip(" ") for key, value in wanted.items())
-        if parse_metadata(header, MetadataLimits(len(header), len(wanted))) == wanted:
+        if parse_metadata(header) == wanted:
             return header or None
-    except (InvalidHeader, AttributeError, UnicodeEncodeError):
+    except (AttributeError, ValueError):
         pass
     raise Refused("has MetaData that no Upload-Metadata header can hold")
 

@@ -1,0 +1,33 @@
+"""The request on whose behalf an upload is created, changed or removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """An HTTP request as the service and the subscribers of events see it, whatever protocol it speaks.
+
+    Example::
+
+        @tus.on(UploadFinished)
+        async def finished(event: UploadFinished) -> None:
+            if event.request is not None:
+                print(event.upload.id, "from", event.request.client, event.request.headers.get("user-agent"))
+
+    Attributes:
+        method: the method, after X-HTTP-Method-Override.
+        path: the path of the URL, decoded, below the host.
+        headers: the header fields by their names in lower case; fields of one name are joined by commas. Not in the
+            `repr`, since there may be credentials among them. Not to be changed.
+        client: the address of the client, as far as the proxies in between are trusted; empty if it is unknown.
+        principal: the name of the authenticated sender; None without authentication.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    client: str = ""
+    principal: str | None = None
