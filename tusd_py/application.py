@@ -16,7 +16,8 @@ from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import UploadError
-from tusd_py.http.app import with_common_headers
+from tusd_py.http.app import with_headers
+from tusd_py.http.tus.adapter import COMMON_HEADERS
 from tusd_py.http.tus.headers import single_values
 from tusd_py.observability.metrics import CONTENT_TYPE
 from tusd_py.server import HEAD_TIMEOUT, TusServer
@@ -51,7 +52,7 @@ def create_app(
             await server.not_found(scope, receive, send)
             return
         url = server.urls.base(scope, single_values(scope["headers"])) + server.settings.base_path
-        await PlainTextResponse(WELCOME.format(url=url))(scope, receive, with_common_headers(send))
+        await PlainTextResponse(WELCOME.format(url=url))(scope, receive, with_headers(send, COMMON_HEADERS))
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")

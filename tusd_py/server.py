@@ -23,8 +23,9 @@ from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.events.bus import EventBus, Subscriber
-from tusd_py.http.app import NOT_READY, UNROUTED, TusApp
+from tusd_py.http.app import NOT_READY, UNROUTED, UploadApp
 from tusd_py.http.cors import CrossOrigin, missing_in_middleware
+from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.observability.logging import log_requests
@@ -124,7 +125,7 @@ class TusServer:
         self._restore_signals()
         self._build()
 
-    def _endpoint(self) -> TusApp:
+    def _endpoint(self) -> UploadApp:
         settings = self.settings
         self.urls = UrlBuilder(settings.public_url, TrustedProxies(settings.trusted_proxies))
         features = Features(
@@ -138,8 +139,8 @@ class TusServer:
             download=not settings.disable_download,
         )
         limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)
-        return TusApp(
-            TusHandlers(self.service, features, self.urls, limits),
+        return UploadApp(
+            TusProtocol(TusHandlers(self.service, features, self.urls, limits)),
             self.events,
             self.urls,
             BufferPool(self.service.budget),

@@ -19,7 +19,7 @@ from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import UploadError
 
 # Of a bug; what else a server logs with a stack trace is why it could not serve a request.
-BUGS = ("a request failed", "Exception in ASGI", "never retrieved", "was never awaited", "Warning")
+BUGS = ("unhandled exception in", "Exception in ASGI", "never retrieved", "was never awaited", "Warning")
 LEASE = 2.0  # seconds of `--lock-ttl` where a test lets a lease end
 
 Hosts = list[ServerProcess]

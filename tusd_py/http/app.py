@@ -1,4 +1,4 @@
-"""The ASGI application of one tus endpoint: routing, the format of answers and errors, one event per request."""
+"""The ASGI application of uploads: routing, sending, one event per request. A protocol is an adapter of it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
 from tusd_py.contracts.storage import Buffer
-from tusd_py.core.errors import ClientDisconnected, NotReady, OffsetMismatch, UploadError, UploadNotFound, WriteTimeout
+from tusd_py.core.errors import ClientDisconnected, NotReady, UploadError, UploadNotFound, WriteTimeout
 from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus, RequestFinished
 from tusd_py.http.body import RequestBody, arrivals_of
 from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.errors import (
-    INTERNAL_ERROR,
-    RETRY_AFTER,
-    TRY_LATER,
-    ErrorResponse,
     HTTPError,
-    error_response_for,
-    render,
 )
-from tusd_py.http.request import CommonHeaders, Request, Response, declared_size, method_of, responder_of
-from tusd_py.http.tus.handlers import VERSION, Handler, RangeNotSatisfiable, TusHandlers
-from tusd_py.http.tus.headers import format_date, single_values
+from tusd_py.http.request import CommonHeaders, Handler, Request, Response, declared_size, method_of, responder_of
+from tusd_py.http.tus.headers import single_values
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.transfer.budget import BufferPool
 
 logger = logging.getLogger("tusd_py.http")
 
-COMMON_HEADERS: RawHeaders = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
-CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) as its endpoint; "
 UNROUTED = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
 NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server could start
 MAX_DRAIN_BYTES = 64 << 10  # bytes of a refused body that a server with deadlines swallows on a connection it keeps
@@ -43,12 +35,26 @@ REQUEST_ID_LENGTH = 64
 PASSED_BY_DEFAULT = 3500  # bytes of two fields that nginx passes with its default buffers of 4 KiB for all of them
 
 
-class TusApp:
-    """Serves `/` (creation) and `/{id}` below wherever it is mounted."""
+class ProtocolAdapter(Protocol):
+    """The part of an upload protocol that concerns every request; the service does not know which one spoke."""
+
+    @property
+    def common_headers(self) -> RawHeaders:
+        """Header fields of every answer, errors and preflights included."""
+
+    def route(self, request: Request) -> Handler:
+        """Find the handler of a request; raises `UploadError`."""
+
+    def error_response(self, request: Request, error: UploadError | None) -> Response:
+        """Render an error; None stands for a bug."""
+
+
+class UploadApp:
+    """Serves `/` (creation), `/{id}` and `/{id}/{sub-resource}` below wherever it is mounted."""
 
     def __init__(
         self,
-        endpoints: TusHandlers,
+        protocol: ProtocolAdapter,
         events: EventBus,
         urls: UrlBuilder,
         pool: BufferPool,
@@ -57,12 +63,12 @@ class TusApp:
         idle_timeout: float,
         min_rate: float,
     ) -> None:
-        self._endpoints = endpoints
+        self._protocol = protocol
         self._events = events
         self._urls = urls
         self._pool = pool
         self._cross_origin = cross_origin
-        self._common_headers = CommonHeaders(COMMON_HEADERS, cross_origin)
+        self._common_headers = CommonHeaders(protocol.common_headers, cross_origin)
         self._idle_timeout = idle_timeout
         self._min_rate = min_rate
         self._warned_of_size = False
@@ -73,7 +79,7 @@ class TusApp:
         headers = single_values(list(scope["headers"]))
         preflight = self._cross_origin.preflight(scope, headers)
         if preflight is not None:
-            await preflight(scope, receive, with_common_headers(send))
+            await preflight(scope, receive, with_headers(send, self._protocol.common_headers))
             return
         body = RequestBody(
             receive,
@@ -117,7 +123,6 @@ class TusApp:
 
     async def _respond(self, request: Request) -> Response | None:
         """The answer to a request; None if nobody is there to hear it."""
-        method = request.method
         try:
             request.body.declared_size = declared_size(request.headers)
             return await self._route(request)(request)
@@ -127,13 +132,10 @@ class TusApp:
             if error.__cause__ is not None:
                 details = error if logger.isEnabledFor(logging.DEBUG) else None
                 logger.error("%s: %s (%s)", error.code, error.message, first_cause(error), exc_info=details)
-            answer = error_response_for(error)
-            if method == "HEAD" and answer.status >= 500:
-                answer = TRY_LATER
-            return error_response(request, answer, error)
+            return self._protocol.error_response(request, error)
         except Exception:  # a bug: the client gets a plain answer, the log the traceback
-            logger.exception("a request failed")
-            return error_response(request, TRY_LATER if method == "HEAD" else INTERNAL_ERROR)
+            logger.exception("unhandled exception in %s %s", request.method, request.scope["path"])
+            return self._protocol.error_response(request, None)
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
         if response.stream is not None:
@@ -225,19 +227,15 @@ class TusApp:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if UNROUTED in scope:
             raise HTTPError(404, "ERR_NOT_FOUND", "there is nothing here")
-        if path in ("", "/"):
-            methods = self._endpoints.on_endpoint
-        elif is_upload_id(upload_id := _without_slash(path[1:], scope)):
+        if path not in ("", "/"):
+            upload_id, slash, request.sub_resource = _without_slash(path[1:], scope).partition("/")
+            if not is_upload_id(upload_id) or (slash and not request.sub_resource):
+                raise UploadNotFound
             request.upload_id = upload_id
-            methods = self._endpoints.on_upload
-        else:
-            raise UploadNotFound
-        method = request.method
-        if method not in methods:
-            raise MethodNotAllowed(list(methods), "" if request.upload_id else CREATION_URL)
-        if NOT_READY in scope and method != "OPTIONS":
+        handler = self._protocol.route(request)
+        if NOT_READY in scope and request.method != "OPTIONS":
             raise NotReady
-        return methods[method]
+        return handler
 
 
 def _without_slash(path: str, scope: Scope) -> str:
@@ -254,42 +252,15 @@ def first_cause(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-class MethodNotAllowed(HTTPError):
-    def __init__(self, allowed: Sequence[str], hint: str = "") -> None:
-        super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"{hint}the methods here are {', '.join(allowed)}")
-        self.allowed = allowed
+def with_headers(send: Send, headers: RawHeaders) -> Send:
+    """Add header fields to the response that goes through `send`."""
 
-
-def error_response(request: Request, answer: ErrorResponse, error: UploadError | None = None) -> Response:
-    content_type, body = render(answer, request.headers.get("accept", ""))
-    headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
-    if isinstance(error, OffsetMismatch):
-        headers["Upload-Offset"] = str(error.offset)
-        request.offset_after = error.offset
-    if isinstance(error, MethodNotAllowed):
-        headers["Allow"] = ", ".join(error.allowed)
-    if isinstance(error, RangeNotSatisfiable):
-        headers["Content-Range"] = f"bytes */{error.length}"
-    if request.expires_at is not None:
-        headers["Upload-Expires"] = format_date(request.expires_at)
-    if answer.status == 412:
-        headers["Tus-Version"] = VERSION
-    if answer.retry:
-        headers["Retry-After"] = RETRY_AFTER
-    if answer.close:
-        headers["Connection"] = "close"
-    return Response(answer.status, headers, body, error_code=answer.code)
-
-
-def with_common_headers(send: Send) -> Send:
-    """Add the headers of every answer, errors and preflights included."""
-
-    async def send_with_common_headers(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *COMMON_HEADERS]
+            message["headers"] = [*message.get("headers", ()), *headers]
         await send(message)
 
-    return send_with_common_headers
+    return send_with_headers
 
 
 def _leaves_too_much_unread(request: Request) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from starlette.types import Scope, Send
 
@@ -29,6 +29,7 @@ class Request:
         self.method = method
         self.client = client  # address, as far as the proxies in between are trusted
         self.upload_id = upload_id
+        self.sub_resource = ""  # the path below the upload, without a slash at its beginning
         self.body = body
         self.headers = headers
         # Facts for the event that tells of the end of the request.
@@ -90,6 +91,9 @@ class Response:
         if CONTROL_CHARACTERS.search("".join(self.headers.values())):
             raise ValueError("a header field holds a control character")
         return "".join([f"{name.lower()}: {value}\r\n" for name, value in self.headers.items()]).encode("latin-1")
+
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 class Responder(Protocol):

@@ -1,9 +1,9 @@
-"""The endpoints of tus 1.0.0: each parses a request, calls one verb of the service and formats the response."""
+"""The handlers of tus 1.0.0: each parses a request, calls one verb of the service and formats the response."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from tusd_py.contracts.storage import Buffer
@@ -13,7 +13,7 @@ from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.download import describe, select
 from tusd_py.http.empty_patches import EmptyPatches
 from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_response_for
-from tusd_py.http.request import Request, Response
+from tusd_py.http.request import Handler, Request, Response
 from tusd_py.http.tus.headers import (
     InvalidHeader,
     format_date,
@@ -61,11 +61,8 @@ class Features:
         return ["creation", *(name for name, offered in switches.items() if offered)]
 
 
-Handler = Callable[[Request], Awaitable[Response]]
-
-
 class TusHandlers:
-    """The verbs on the endpoint itself and on one upload."""
+    """The methods of the creation URL and of one upload."""
 
     def __init__(
         self, service: UploadService, features: Features, urls: UrlBuilder, metadata_limits: MetadataLimits
@@ -76,7 +73,7 @@ class TusHandlers:
         self._metadata_limits = metadata_limits
         self._empty_patches = EmptyPatches()
         self._downloads = Downloads()
-        self.on_endpoint: dict[str, Handler] = {"OPTIONS": self.options, "POST": self.post}
+        self.on_creation_url: dict[str, Handler] = {"OPTIONS": self.options, "POST": self.post}
         self.on_upload: dict[str, Handler] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
         if features.download:
             self.on_upload["GET"] = self.get

@@ -1,0 +1,72 @@
+"""tus 1.0.0 as a protocol of the HTTP application: its routes, common headers and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tusd_py.core.errors import OffsetMismatch, UploadError, UploadNotFound
+from tusd_py.http.cors import RawHeaders
+from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, HTTPError, error_response_for, render
+from tusd_py.http.request import Handler, Request, Response
+from tusd_py.http.tus.handlers import VERSION, RangeNotSatisfiable, TusHandlers
+from tusd_py.http.tus.headers import format_date
+
+COMMON_HEADERS: RawHeaders = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
+CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) as its endpoint; "
+
+
+class MethodNotAllowed(HTTPError):
+    """The URL exists and does not take this method; `allowed` are the methods that it takes."""
+
+    def __init__(self, allowed: Sequence[str], hint: str = "") -> None:
+        super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"{hint}the methods here are {', '.join(allowed)}")
+        self.allowed = allowed
+
+
+class TusProtocol:
+    """The rules of tus 1.0.0 that concern every request (`tusd_py.http.app.ProtocolAdapter`)."""
+
+    common_headers = COMMON_HEADERS
+
+    def __init__(self, handlers: TusHandlers) -> None:
+        self._handlers = handlers
+
+    def route(self, request: Request) -> Handler:
+        """Find the handler of a request to the creation URL or to an upload.
+
+        Raises `UploadNotFound` for a sub-resource, since tus knows none, and `MethodNotAllowed`.
+        """
+        if request.sub_resource:
+            raise UploadNotFound
+        methods = self._handlers.on_upload if request.upload_id else self._handlers.on_creation_url
+        handler = methods.get(request.method)
+        if handler is None:
+            raise MethodNotAllowed(list(methods), "" if request.upload_id else CREATION_URL)
+        return handler
+
+    def error_response(self, request: Request, error: UploadError | None) -> Response:
+        """Render an error; None stands for a bug, of which the client learns nothing.
+
+        Clients start a new upload at byte 0 when HEAD answers 5xx: it answers 423 instead.
+        """
+        answer = INTERNAL_ERROR if error is None else error_response_for(error)
+        if request.method == "HEAD" and answer.status >= 500:
+            answer = TRY_LATER
+        content_type, body = render(answer, request.headers.get("accept", ""))
+        headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+        if isinstance(error, OffsetMismatch):
+            headers["Upload-Offset"] = str(error.offset)
+            request.offset_after = error.offset
+        if isinstance(error, MethodNotAllowed):
+            headers["Allow"] = ", ".join(error.allowed)
+        if isinstance(error, RangeNotSatisfiable):
+            headers["Content-Range"] = f"bytes */{error.length}"
+        if request.expires_at is not None:
+            headers["Upload-Expires"] = format_date(request.expires_at)
+        if answer.status == 412:
+            headers["Tus-Version"] = VERSION
+        if answer.retry:
+            headers["Retry-After"] = RETRY_AFTER
+        if answer.close:
+            headers["Connection"] = "close"
+        return Response(answer.status, headers, body, error_code=answer.code)
