@@ -1,4 +1,4 @@
-"""How responses are put together: their fields, and which server gets them as a whole."""
+"""Assembly of responses: their fields, and the servers that get them as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tusd_py.http.request import CommonHeaders, Response, responder_of
 
 
 class Server:
-    """What stands behind `send` under the server of this package."""
+    """The responder behind `send` under the server of this package."""
 
     def respond(self, status: int, header_lines: bytes, body: bytes, *, close: bool) -> bool:
         return True

@@ -99,7 +99,7 @@ class UpdatesInThreads(Protocol):
     ) -> asyncio.Future[Upload]:
         """In a thread of the store, call `store`, which returns a record and the one to put in its place.
 
-        Then `conclude` is called with the new record, which is the result. What `store` raises is raised, and nothing
+        Then `conclude` is called with the new record, which is the result. An error of `store` is raised, and nothing
         is changed. Neither waits for a device.
         """
 

@@ -26,7 +26,7 @@ class BodyExtension(Protocol):
 
     @property
     def whole(self) -> Buffer | None:
-        """What `take` would give, if that is all that there is, or was, of the body."""
+        """Return the bytes that `take` would give, if these are, or were, all of the body."""
 
     @property
     def reader_timed_out(self) -> bool:

@@ -28,7 +28,7 @@ class NotSimpleError(Exception):
 
 
 class SmallAppends:
-    """The short way for what needs no sync. What is in any way special is left to `Append`, as if it came just now."""
+    """The short way of appends that need no sync. Every special case is left to `Append`, as if it came just now."""
 
     def __init__(
         self,
