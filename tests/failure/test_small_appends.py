@@ -1,4 +1,4 @@
-"""Small bodies that have arrived as a whole, without syncs: stored in one job, and nothing is lost when that fails."""
+"""Small bodies that have arrived as a whole: stored in one job, and nothing is lost when that fails."""
 
 from __future__ import annotations
 
@@ -39,9 +39,14 @@ class ArrivedBody(Body):
         return await super().read()
 
 
+@pytest.fixture(params=["never", "complete"])
+def durability(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-async def service(tmp_path: Path, os_faults: OSFaults) -> AsyncIterator[UploadService]:
-    values = {"upload_dir": tmp_path / "uploads", "sweep_interval": 0, "durability": "never", "lock_timeout": 0.2}
+async def service(tmp_path: Path, os_faults: OSFaults, durability: str) -> AsyncIterator[UploadService]:
+    values = {"upload_dir": tmp_path / "uploads", "sweep_interval": 0, "durability": durability, "lock_timeout": 0.2}
     settings = load(values).settings
     service = build_service(settings, EventBus())
     await open_service(service, settings)
@@ -164,6 +169,43 @@ async def test_a_failed_write_of_the_short_way_is_made_good_by_the_long_one(
     assert long_ways == [upload.id]
 
 
+@pytest.mark.parametrize("durability", ["complete"])
+async def test_a_failed_sync_is_final_and_takes_the_offset_back(
+    service: UploadService, tmp_path: Path, os_faults: OSFaults, long_ways: list[str]
+) -> None:
+    upload = await service.create(NewUpload(8))
+    await service.append(upload.id, request(b"some"))
+    os_faults.fail("fsync,fdatasync", f"*/{upload.id}", errno.EIO, times=1)
+    with pytest.raises(OffsetMismatch) as mismatch:
+        await service.append(upload.id, request(b"data", 4))
+    assert mismatch.value.offset == 0
+    record = await service.state.get(upload.id)
+    assert record is not None
+    assert (record.status, record.offset) == (Status.ACTIVE, 0)
+    assert not (tmp_path / "uploads" / upload.id).exists()
+    assert not await service.locker.is_held(upload.id)
+    await service.append(upload.id, request(b"somedata"))
+    assert content(service, tmp_path, upload.id) == b"somedata"
+    assert long_ways == []
+
+
+@pytest.mark.parametrize("durability", ["complete"])
+async def test_bytes_and_their_names_are_synced_before_the_record_is_changed(
+    service: UploadService, os_faults: OSFaults
+) -> None:
+    upload = await service.create(NewUpload(4))
+    stalls = [os_faults.stall("fsync,fdatasync", pattern, times=1) for pattern in (f"*/{upload.id}", "*/uploads")]
+    append = asyncio.create_task(service.append(upload.id, request(b"data")))
+    for stall in stalls:
+        await asyncio.to_thread(stall.wait)
+        record = await service.state.get(upload.id)
+        assert record is not None
+        assert record.offset == 0
+        stall.lift()
+    upload = await append
+    assert (upload.status, upload.synced) == (Status.COMPLETE, 4)
+
+
 async def test_a_full_disk_is_told_of_and_the_upload_goes_on_later(
     service: UploadService, tmp_path: Path, os_faults: OSFaults
 ) -> None:
@@ -237,10 +279,10 @@ async def test_uploads_that_come_together_are_all_complete(
     failing: set[str] = set()
     finish = DiskWriter.finish_in_thread
 
-    def fail_for_some(self: DiskWriter, buffers: list[bytes]) -> None:
+    def fail_for_some(self: DiskWriter, buffers: list[bytes], *, sync: bool) -> None:
         if self._path.name in failing:
             raise StorageFull
-        finish(self, buffers)
+        finish(self, buffers, sync=sync)
 
     monkeypatch.setattr(DiskWriter, "finish_in_thread", fail_for_some)
     uploads = [await service.create(NewUpload(8)) for _ in range(30)]

@@ -74,8 +74,8 @@ class Writer(Protocol):
 class ThreadedWriter(Writer, Protocol):
     """A writer that stores in a thread, in which something else can follow the last bytes directly."""
 
-    def finish_in_thread(self, buffers: Sequence[Buffer]) -> None:
-        """Do what `finish` does, without a sync, and close, as the first and only step. Blocks."""
+    def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        """Do what `finish` does, and close, as the first and only step. Blocks."""
 
     def can_finish_by(self, *, with_bytes: bool) -> bool:
         """Whether `finish_by` can be called, and would leave nothing to do for `Storage.complete`."""

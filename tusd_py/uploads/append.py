@@ -133,6 +133,11 @@ class Append:
             self._budget.writers -= 1
             await self._close()
 
+    async def give_up(self, stored_record: Upload, error: StorageBehind) -> None:
+        """Take the offset back to what the storage has left, instead of `run`."""
+        self._stored_record = stored_record
+        await self._go_back(error.stored)
+
     async def _receive(self) -> None:
         if self._source.arrived is None:
             self._arm()

@@ -31,7 +31,7 @@ from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.lock_holders import DeferredHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.options import Durability, UploadOptions
-from tusd_py.uploads.small_append import MAX_SMALL_BODY, SmallAppends
+from tusd_py.uploads.small_append import MAX_SMALL_BODY, SmallAppends, SyncFailedError
 from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 
 MAX_LONG_STEPS = 6  # last steps at a time in threads of the storage
@@ -115,7 +115,12 @@ class Appending:
     ) -> tuple[Upload, bool]:
         """The upload, and whether the addition was made: to a complete one there is nothing to add."""
         if self._small is not None:
-            upload = await self._small.append(lock, append_request)
+            try:
+                upload = await self._small.append(lock, append_request)
+            except SyncFailedError as failure:
+                append = self._new_append(failure.before, append_request, lock)
+                await append.give_up(failure.before, failure.error)
+                raise OffsetMismatch(append.upload.offset) from failure.error
             if upload is not None:
                 return upload, True
         record = await self._completion.get(lock.upload_id, lock)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.state import UpdatesInThreads
 from tusd_py.contracts.storage import Buffer, StoresInThreads
+from tusd_py.core.errors import StorageBehind
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
@@ -21,14 +22,28 @@ from tusd_py.uploads.validation import AppendRequest
 logger = logging.getLogger("tusd_py.uploads")
 
 MAX_SMALL_BODY = 64 << 10  # bytes that the thread of the records may write
+MAX_SYNCING = 6  # at a time in threads of the storage: should syncs hang, there are some left for others
 
 
 class NotSimpleError(Exception):
     """Something speaks against the short way; the long one finds out and tells what it is."""
 
 
+class SyncFailedError(Exception):
+    """A sync has failed: the bytes of the record `before` end at `stored`."""
+
+    def __init__(self, before: Upload, error: StorageBehind) -> None:
+        super().__init__(str(error))
+        self.before = before
+        self.error = error
+
+
 class SmallAppends:
-    """The short way of appends that need no sync. Every special case is left to `Append`, as if it came just now."""
+    """The short way of small appends. Every special case is left to `Append`, as if it came just now.
+
+    The thread of the records writes bytes that are not synced, for all that came together. Those that are synced are
+    written in the threads of the storage, since each sync may take its time.
+    """
 
     def __init__(
         self,
@@ -47,23 +62,21 @@ class SmallAppends:
         self._options = options
         self._completion = completion
         self._refuse_when_draining = refuse_when_draining
+        self._syncing = 0  # in the threads of the storage
 
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
-        """Append, while the caller holds the lock; None if that was not to be, and nothing has changed."""
+        """Append, while the caller holds the lock; None if that was not to be, and nothing has changed.
+
+        Raises `SyncFailedError`.
+        """
         body = request.source.arrived
-        if (
-            not body
-            or len(body) > MAX_SMALL_BODY
-            or request.verification is not None
-            or request.length is not None
-            or self._options.durability is not Durability.NEVER
-            or lock.record is not None
-            or not self._budget.try_reserve(len(body))
-        ):
+        if not body or not self._may_fit(lock, request, len(body)) or not self._budget.try_reserve(len(body)):
             return None
         try:
             before, upload = await self._store(lock, request.offset, body)
-        except Exception as error:
+        except SyncFailedError:
+            raise
+        except Exception as error:  # whatever it is, the long way meets it too
             logger.debug("upload %s is appended to the long way: %s", lock.upload_id, error)
             return None
         finally:
@@ -72,9 +85,21 @@ class SmallAppends:
         self._tell(before, upload, request.context)
         return upload
 
+    def _may_fit(self, lock: Lock, request: AppendRequest, size: int) -> bool:
+        return (
+            size <= MAX_SMALL_BODY
+            and request.verification is None
+            and request.length is None
+            and self._options.durability is not Durability.ALWAYS
+            and lock.record is None
+            and self._syncing < MAX_SYNCING
+        )
+
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
         """The records before and after."""
+        self._refuse_when_draining()
         now = self._completion.steady()
+        syncs = self._options.durability is not Durability.NEVER
         before: Upload | None = None
 
         def store() -> tuple[Upload, Upload]:
@@ -82,18 +107,37 @@ class SmallAppends:
             before = self._state.get_in_thread(lock.upload_id)
             if before is None or not _is_simple(before, lock, offset, len(body), now):
                 raise NotSimpleError
-            self._storage.writer(before, lock.token).finish_in_thread((body,))
-            return before, self._changed(before, offset + len(body), lock.token)
+            after = self._changed(before, offset + len(body), lock.token)
+            sync = syncs and after.is_complete
+            try:
+                self._storage.writer(before, lock.token).finish_in_thread((body,), sync=sync)
+            except StorageBehind as error:
+                if sync:
+                    raise SyncFailedError(before, error) from error
+                raise
+            return before, replace(after, synced=after.offset) if sync else after
 
         def conclude(stored: Upload) -> None:
             if stored.is_complete:
                 self._completion.remember_in_thread(self._storage, stored)
 
+        def store_and_update() -> Upload:
+            before, after = store()
+            stored = self._state.update_in_thread(before, after, lock.token, durable=after.is_complete)
+            conclude(stored)
+            return stored
+
         def run(step: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
             return self._state.update_after(step, lock.token, conclude)
 
-        self._refuse_when_draining()
-        after = await self._storage.elsewhere(run, store)
+        if syncs:
+            self._syncing += 1
+            try:
+                after = await self._storage.run(store_and_update)
+            finally:
+                self._syncing -= 1
+        else:
+            after = await self._storage.elsewhere(run, store)
         assert before is not None
         return before, after
 

@@ -464,9 +464,9 @@ class DiskWriter:
         await self._settle()
         return not self.layout
 
-    def finish_in_thread(self, buffers: Sequence[Buffer]) -> None:
+    def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
         try:
-            self._finish(buffers, False)
+            self._finish(buffers, sync)
         finally:
             if self._descriptor >= 0:
                 with file_errors():
