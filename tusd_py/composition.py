@@ -20,13 +20,19 @@ from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
+from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.redaction import without_password
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
+from tusd_py.http.app import UploadApp
+from tusd_py.http.cors import CrossOrigin
+from tusd_py.http.tus.adapter import TusProtocol
+from tusd_py.http.tus.handlers import Features, TusHandlers
+from tusd_py.http.urls import UrlBuilder
 from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component
 from tusd_py.settings import Settings, default_of
-from tusd_py.transfer.budget import ByteBudget
+from tusd_py.transfer.budget import BufferPool, ByteBudget
 from tusd_py.uploads.identity import adopt_storage, settle_identity
 from tusd_py.uploads.options import Durability, UploadOptions
 from tusd_py.uploads.service import UploadService
@@ -86,6 +92,30 @@ def build_service(
         clock=SteadyClock(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
         ),
+    )
+
+
+def build_application(settings: Settings, service: UploadService, events: EventBus, urls: UrlBuilder) -> UploadApp:
+    """Build the ASGI application that speaks tus with the service."""
+    features = Features(
+        creation_with_upload=not settings.disable_creation_with_upload,
+        creation_defer_length=not settings.disable_creation_defer_length,
+        expiration=settings.expires_after > 0,
+        checksum=not settings.disable_checksum,
+        termination=not settings.disable_termination,
+        concatenation=not settings.disable_concatenation and service.can_concatenate,
+        concatenation_unfinished=settings.concatenation_unfinished,
+        download=not settings.disable_download,
+    )
+    limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)
+    return UploadApp(
+        TusProtocol(TusHandlers(service, features, urls, limits)),
+        events,
+        urls,
+        BufferPool(service.budget),
+        CrossOrigin(settings.cors_origins, credentials=settings.cors_credentials),
+        idle_timeout=settings.idle_timeout,
+        min_rate=settings.min_rate,
     )
 
 

@@ -1,38 +1,36 @@
-"""A tus server as an ASGI application: started by its first request or its lifespan, drained before it is closed."""
+"""The tus server as an ASGI application: started by its lifespan or first request, drained before it is closed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from types import FrameType
-from typing import Any, TypeVar, Unpack
+from pathlib import Path
+from typing import TypeVar, Unpack
 
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Match, Mount
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from tusd_py.composition import Components, build_service, close_service, open_service
+from tusd_py.composition import Components, build_application, build_service, close_service, open_service
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
-from tusd_py.core.metadata import MetadataLimits
-from tusd_py.events.bus import EventBus, Subscriber
-from tusd_py.http.app import NOT_READY, UNROUTED, UploadApp
-from tusd_py.http.cors import CrossOrigin, missing_in_middleware
-from tusd_py.http.tus.adapter import TusProtocol
-from tusd_py.http.tus.handlers import Features, TusHandlers
+from tusd_py.core.upload import Upload
+from tusd_py.embedding import UploadReader, Uploads, open_reader
+from tusd_py.events.bus import Event, EventBus, Subscriber
+from tusd_py.http.app import NOT_READY, UNROUTED
+from tusd_py.http.cors import missing_in_middleware
+from tusd_py.http.mount import TusMount
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_component
 from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross_check, from_arguments
-from tusd_py.transfer.budget import BufferPool
+from tusd_py.signal_watch import SignalWatch
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import sweep_forever
 
@@ -44,15 +42,32 @@ START_TIMEOUT = 20.0  # seconds a request waits for the start of the server
 HEAD_TIMEOUT = 1.5  # seconds a HEAD waits for it, which is to be answered within two
 START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of requests
 
-E = TypeVar("E")
+E = TypeVar("E", bound=Event)
 
 
 class TusServer:
-    """A tus server as an ASGI application, for mounting in a Starlette or FastAPI application.
+    """A tus server as an ASGI application, to be mounted in an application of Starlette, FastAPI or Litestar.
 
-    The server starts with the first request; while it cannot (Redis is away), requests are answered with 503, HEAD
-    with 423, and later requests try to start it again. Give `lifespan` to the application as well: then the server
-    starts with the application, and at its shutdown commits what is in flight and closes everything.
+    Example::
+
+        from starlette.applications import Starlette
+        from tusd_py import TusServer, UploadFinished
+
+        tus = TusServer(upload_dir="uploads", max_size="5GiB")
+
+        @tus.on(UploadFinished)
+        async def finished(event: UploadFinished) -> None:
+            print(event.upload.decoded_metadata.get("filename"), "is at", tus.path(event.upload))
+
+        app = Starlette(routes=[tus.route("/files")], lifespan=tus.lifespan)
+
+    The server starts with its lifespan or, without one, with the first request. While it cannot start (Redis is away),
+    requests are answered 503, HEAD 423, and later requests try to start it again. At the end of the lifespan it commits
+    what is in flight and closes everything. More in `docs/embedding.md`.
+
+    Attributes:
+        settings: the settings in effect.
+        uploads: looks up and removes uploads.
     """
 
     def __init__(
@@ -64,7 +79,10 @@ class TusServer:
         locker: Locker | None = None,
         **overrides: Unpack[SettingsOverrides],
     ) -> None:
-        """Build every component.
+        """Build every component, without I/O.
+
+        The server opens the given components when it starts and closes them at shutdown; a server that is started
+        again opens them again.
 
         Args:
             settings: all settings at once; keyword arguments are refused beside it.
@@ -74,9 +92,6 @@ class TusServer:
                 that several hosts share needs a locker that they share too.
             **overrides: single settings (`docs/configuration.md`); one that is not given comes from its variable
                 TUSD_PY_*, if that is set.
-
-        The server opens the given components when it starts and closes them at shutdown; a server that is started
-        again opens them again.
 
         Raises:
             InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
@@ -98,64 +113,51 @@ class TusServer:
         self._next_attempt = 0.0  # monotonic time before which requests do not try to start the server again
         self._told = ""  # the reason, already logged, why the last attempt to start failed
         self._looked_around = False
-        self._signal_handlers: dict[int, Any] = {}
-        self._abandoned: list[UploadService] = []
+        self._abandoned: list[UploadService] = []  # of event loops that are closed
+        self.uploads = Uploads(self._started_service)
         self._build()
 
     def _build(self) -> None:
-        """Make what belongs to one event loop."""
+        """Build the objects that belong to one event loop."""
         self.service = build_service(self.settings, self.events, self.metrics, given=self._given)
-        self._application = self._endpoint()
+        self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
+        self._application = build_application(self.settings, self.service, self.events, self.urls)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start = asyncio.Lock()
+        self._start = asyncio.Lock()  # held while the server starts or shuts down
         self._started = False
         self._attempt: asyncio.Task[None] | None = None  # to start, on behalf of requests
         self._sweeper: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None  # a shutdown that the storage holds up
         self._drain_began: float | None = None
-        self.is_draining = False  # a shutdown is about to begin: nobody should send new clients here
+        self._signals = SignalWatch(self._begin_drain, self.settings.drain_delay)
 
     def _leave_closed_loop(self) -> None:
-        """Begin anew if the event loop this server was started in is gone: test clients have one for every request."""
+        """Build everything again if the event loop of the last start is closed: test clients use one for a request."""
         if self._loop is None or self._loop is asyncio.get_running_loop() or not self._loop.is_closed():
             return
         self.service.leave()
         self.events.forget()
         self._abandoned.append(self.service)
-        self._restore_signals()
+        self._signals.stop()
         self._build()
 
-    def _endpoint(self) -> UploadApp:
-        settings = self.settings
-        self.urls = UrlBuilder(settings.public_url, TrustedProxies(settings.trusted_proxies))
-        features = Features(
-            creation_with_upload=not settings.disable_creation_with_upload,
-            creation_defer_length=not settings.disable_creation_defer_length,
-            expiration=settings.expires_after > 0,
-            checksum=not settings.disable_checksum,
-            termination=not settings.disable_termination,
-            concatenation=not settings.disable_concatenation and self.service.can_concatenate,
-            concatenation_unfinished=settings.concatenation_unfinished,
-            download=not settings.disable_download,
-        )
-        limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)
-        return UploadApp(
-            TusProtocol(TusHandlers(self.service, features, self.urls, limits)),
-            self.events,
-            self.urls,
-            BufferPool(self.service.budget),
-            CrossOrigin(settings.cors_origins, credentials=settings.cors_credentials),
-            idle_timeout=settings.idle_timeout,
-            min_rate=settings.min_rate,
-        )
-
     def on(self, kind: type[E]) -> Callable[[Subscriber[E]], Subscriber[E]]:
-        """Call the decorated function, plain or async, for every event of this kind (`tusd_py.UploadFinished`, ...).
+        """Decorate a function, plain or async, that is then called with every event of a kind.
 
-        A plain function runs in a worker thread, so that it may block. The upload is not locked any more: the function
-        may read or remove it. The client is answered after the function has returned, or after half a minute.
-        Exceptions of the function are logged. An event is lost if the process dies between the change of the upload
-        and the call.
+        Example::
+
+            @tus.on(UploadFinished)
+            def index(event: UploadFinished) -> None:
+                database.add(event.upload.id, tus.path(event.upload), event.upload.decoded_metadata)
+
+        An async function runs in the event loop, a plain one in a thread of its own, so that it may block. Events of
+        one upload come one after the other, after its lock is released: the function may read or remove the upload.
+        The client is answered after the function has returned, or after 30 s. Exceptions of the function are logged
+        and change nothing. An event is lost if the process dies between the change of the upload and the call.
+
+        Args:
+            kind: `UploadCreated`, `UploadProgressed`, `UploadFinished`, `PartialFinished`, `UploadTerminated`,
+                `UploadExpired`, `RequestFinished`, or another event of `tusd_py`.
         """
 
         def register(subscriber: Subscriber[E]) -> Subscriber[E]:
@@ -164,7 +166,44 @@ class TusServer:
 
         return register
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether a shutdown is about to begin (`drain_delay`): no new clients should be sent here."""
+        return self._signals.is_delaying
+
+    async def open(self, upload: Upload) -> UploadReader:
+        """Return a reader of the bytes of a complete upload, from whatever storage.
+
+        Example::
+
+            async with await tus.open(event.upload) as reader:
+                async for piece in reader:
+                    digest.update(piece)
+
+        Raises:
+            UploadNotFound: the upload is not complete, or its bytes are gone.
+            StorageUnavailable: the storage cannot be read now.
+            StateUnavailable: the server cannot start now.
+        """
+        return await open_reader(await self._started_service(), upload)
+
+    def path(self, upload: Upload) -> Path | None:
+        """Return the file of a complete upload; None on S3, and for an upload that is not complete.
+
+        The file may be read and linked to, never changed or moved: remove an upload with `uploads.terminate`.
+        """
+        return self.service.path(upload)
+
+    async def _started_service(self) -> UploadService:
+        """Return the service for a call of the application; raises why the server cannot start."""
+        self._leave_closed_loop()
+        error = await self.start_error(START_TIMEOUT)
+        if error is not None:
+            raise error
+        return self.service
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; refuses a WebSocket before it is accepted."""
         if scope["type"] == "lifespan":
             await Starlette(lifespan=self.lifespan)(scope, receive, send)
             return
@@ -181,16 +220,22 @@ class TusServer:
         await self._application(scope, receive, send)
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 404 to any request, in the format of every other answer."""
+        """Answer any request with 404, in the format and with the headers of every other answer."""
         await self({**scope, UNROUTED: True}, receive, send)
 
     def route(self, path: str) -> BaseRoute:
-        """A route for this server that takes the creation URL with and without a slash at its end."""
+        """Return a route for `Starlette(routes=[...])` that takes the creation URL with and without a slash at its end.
+
+        `Starlette.mount` takes the one with the slash only, and redirects the other, which not every client follows.
+        """
         return TusMount(path, app=self)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Start now, and at the end commit what is in flight and close; for `Starlette(lifespan=...)`."""
+        """Start now, and at the end commit what is in flight and close everything; for `Starlette(lifespan=...)`.
+
+        Within a lifespan of the application: `async with tus.lifespan(app): ...`. Raises as `startup` does.
+        """
         self._look_around(app)
         await self.startup()
         try:
@@ -199,9 +244,10 @@ class TusServer:
             await self.shutdown()
 
     async def start_error(self, patience: float) -> UploadError | None:
-        """Start unless that has been done; the reason if it failed now or a moment ago, or takes `patience` seconds.
+        """Start the server unless it runs; return why it cannot start, or None.
 
-        The attempt is no request's own: one that goes away does not stop it, and many share one.
+        Many callers share one attempt, which goes on if a caller is cancelled. After a failed attempt the next one is
+        made a second later at the earliest. Waits at most `patience` seconds.
         """
         if self._started:
             return None
@@ -215,7 +261,7 @@ class TusServer:
         return error if isinstance(error, UploadError) else StateUnavailable("the server could not start")
 
     def _attempted(self, attempt: asyncio.Task[None]) -> None:
-        """Tell once of a reason not to start, however many requests come upon it."""
+        """Log why an attempt to start failed, once for each reason."""
         self._next_attempt = time.monotonic() + START_PAUSE
         error = None if attempt.cancelled() else attempt.exception()
         if error is None:
@@ -228,7 +274,7 @@ class TusServer:
             logger.error("the server could not start, requests try it again: %s", error, exc_info=unknown)
 
     def _look_around(self, app: object) -> None:
-        """Warn, once, of a CORSMiddleware of the application around this server that stops browsers."""
+        """Log once that a CORSMiddleware of the application around this server stops browsers."""
         if self._looked_around or app is None:
             return
         self._looked_around = True
@@ -237,7 +283,12 @@ class TusServer:
             logger.warning("browsers cannot upload through the CORSMiddleware of this application: give it %s", missing)
 
     async def startup(self) -> None:
-        """Make every part ready; raises `StorageUnavailable` or `StateUnavailable`, then nothing is left open."""
+        """Open every component and start the periodic duties; does nothing if the server runs.
+
+        Raises:
+            StorageUnavailable: the storage cannot be used; the message says where and why. Nothing stays open.
+            StateUnavailable: the same of the state store or the locker.
+        """
         self._leave_closed_loop()
         async with self._start:
             if self._started:
@@ -250,13 +301,16 @@ class TusServer:
             self.service.open()
             if self.settings.sweep_interval:
                 self._sweeper = asyncio.create_task(sweep_forever(self.service, self.settings.sweep_interval))
-            self._watch_signals()
+            self._signals.start()
             self._closed = asyncio.Event()
             self._keeper = asyncio.create_task(self._close_with_loop(self._closed))
             self._started = True
 
     async def _close_earlier(self) -> None:
-        """Close what an earlier loop or shutdown left; raises `StorageUnavailable` while that is still busy."""
+        """Close the components that an earlier event loop or shutdown left open.
+
+        Raises `StorageUnavailable` while one of them is still busy.
+        """
         if self._closing is not None:
             await asyncio.wait((self._closing,), timeout=MIN_SHUTDOWN_TIME)
             if not self._closing.done():
@@ -271,7 +325,7 @@ class TusServer:
             self._abandoned.pop()
 
     async def _close_with_loop(self, closed: asyncio.Event) -> None:
-        """Shut down when the event loop ends without having done so: it cancels what still runs."""
+        """Shut down when the end of the event loop cancels this task before anybody has called `shutdown`."""
         try:
             await closed.wait()
         except asyncio.CancelledError:
@@ -279,6 +333,11 @@ class TusServer:
             raise
 
     async def shutdown(self) -> None:
+        """Commit what is in flight, deliver events, and close every component; does nothing if the server is not up.
+
+        Takes the setting `shutdown_grace`, longer only by the time that a component needs to close. Uploads that a
+        hanging storage still writes to stay locked until it has ended its work.
+        """
         async with self._start:
             if not self._started:
                 return
@@ -294,7 +353,7 @@ class TusServer:
             if self._sweeper is not None:
                 self._sweeper.cancel()
                 await asyncio.wait((self._sweeper,))
-            self._restore_signals()
+            self._signals.stop()
             await self.events.close(max(0.0, self._end_of_grace() - asyncio.get_running_loop().time()))
             patience = self._end_of_grace() - asyncio.get_running_loop().time()
             if not await close_service(self.service, patience):
@@ -310,62 +369,13 @@ class TusServer:
             await asyncio.sleep(CLOSE_AGAIN)
             closed = await close_service(self.service, CLOSE_AGAIN)
 
-    def _watch_signals(self) -> None:
-        """Learn of a shutdown when the web server does: it waits for running requests without telling them.
-
-        After SIGTERM the web server itself learns of it only when `drain_delay` is over, or with a second signal.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        loop = asyncio.get_running_loop()
-
-        def watch(number: int) -> None:
-            previous = signal.getsignal(number)
-            if not callable(previous) or previous is signal.default_int_handler:
-                return
-
-            def handle(received: int, frame: FrameType | None) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is in flight
-                    if received == signal.SIGTERM and self.settings.drain_delay and not self.is_draining:
-                        self.is_draining = True
-                        loop.call_soon_threadsafe(loop.call_later, self.settings.drain_delay, stop, received)
-                        return
-                    loop.call_soon_threadsafe(self._schedule_drain)
-                previous(received, frame)
-
-            def stop(received: int) -> None:
-                self._schedule_drain()
-                previous(received, None)
-
-            self._signal_handlers[number] = previous
-            signal.signal(number, handle)
-
-        watch(signal.SIGTERM)
-        watch(signal.SIGINT)
-
-    def _restore_signals(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._signal_handlers.items():
-                signal.signal(number, handler)
-        self._signal_handlers.clear()
-
-    def _schedule_drain(self) -> None:
+    def _begin_drain(self) -> None:
+        """Have running requests commit and end, when the web server is about to shut down."""
         self._drain_began = asyncio.get_running_loop().time()
         self._drain = asyncio.ensure_future(self.service.drain())
 
     def _end_of_grace(self) -> float:
-        """The end of the shutdown grace, in the time of the loop, `LAST_MOMENT` away at least."""
+        """The end of the shutdown grace, in the time of the loop, `MIN_SHUTDOWN_TIME` away at least."""
         now = asyncio.get_running_loop().time()
         began = now if self._drain_began is None else self._drain_began
         return max(began + self.settings.shutdown_grace, now + MIN_SHUTDOWN_TIME)
-
-
-class TusMount(Mount):
-    """A mount that also matches its own path without a slash at the end, since not every client follows a redirect."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        root_path = scope.get("root_path", "")
-        if scope["type"] == "http" and scope["path"].removeprefix(root_path) == self.path:
-            child_scope = {"endpoint": self.app, "path_params": {}, "root_path": root_path + self.path}
-            return Match.FULL, {**child_scope, "app_root_path": scope.get("app_root_path", root_path)}
-        return super().matches(scope)

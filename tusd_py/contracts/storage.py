@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from tusd_py.core.upload import Upload, UploadPart
@@ -209,6 +210,18 @@ class StoresInThreads(Protocol):
 
     def remember_in_thread(self, upload: Upload) -> None:
         """Do what `Remembers.remember` does. Blocks."""
+
+
+@runtime_checkable
+class SupportsFilePath(Protocol):
+    """A storage that keeps every complete upload as one file on a file system of this host."""
+
+    def path(self, upload: Upload) -> Path:
+        """Return the file of a complete upload, whether it exists or not. Does no I/O.
+
+        Raises:
+            StoredElsewhere: the record names another storage.
+        """
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from tusd_py.contracts.storage import Buffer, Storage
 from tusd_py.core.upload import Upload
@@ -25,7 +25,7 @@ class Downloads:
         """Bytes that one download may read at a time, at most so many."""
         return max(MIN_PIECE, min(most, self._memory // max(1, self._running)))
 
-    async def read(self, storage: Storage, upload: Upload, start: int, end: int) -> AsyncIterator[Buffer]:
+    async def read(self, storage: Storage, upload: Upload, start: int, end: int) -> AsyncGenerator[Buffer, None]:
         """See `Storage.read`."""
         self._running += 1
         try:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tusd_py.contracts.health import ReportsHealth
 from tusd_py.contracts.locks import Lock, Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import (
+    Buffer,
     Storage,
     SupportsConcatenation,
     SupportsDownloadRedirect,
+    SupportsFilePath,
     SupportsIdentity,
     SupportsSizeLimits,
 )
@@ -35,6 +38,7 @@ from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
+from tusd_py.uploads.downloads import Downloads
 from tusd_py.uploads.locations import located
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
@@ -74,6 +78,7 @@ class UploadService:
         self.options = options
         self.clock = clock
         self._draining = False
+        self._downloads = Downloads()
         self._work = LockedWork(locker, events)
         self._finals_of: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
         self._completion = Completion(state, storage, events, options, clock)
@@ -136,6 +141,29 @@ class UploadService:
         if not isinstance(self.storage, SupportsDownloadRedirect):
             return None
         return await self.storage.download_url(upload, disposition, content_type)
+
+    def read(self, upload: Upload, start: int, end: int) -> AsyncGenerator[Buffer, None]:
+        """Yield the bytes from `start` up to but not including `end` of a complete upload, in pieces.
+
+        All downloads together hold a bounded amount of memory. Raises `UploadNotFound` if the bytes are gone,
+        `StorageFull`, `StorageUnavailable`.
+        """
+        return self._downloads.read(self.storage, upload, start, end)
+
+    def path(self, upload: Upload) -> Path | None:
+        """Return the file with the bytes of a complete upload; None if they are not a file on this host."""
+        if not upload.is_complete or not isinstance(self.storage, SupportsFilePath):
+            return None
+        return self.storage.path(upload)
+
+    @property
+    def max_size(self) -> int | None:
+        """The most bytes that a new upload may have; None if nothing bounds it."""
+        return self.options.largest()
+
+    def check_size(self, size: int, *, deferred: bool) -> None:
+        """Raise `MaxSizeExceeded` if a new upload of so many bytes, of deferred length or not, is not accepted."""
+        check_size(size, self.options, "deferred" if deferred else "declared")
 
     async def inspect(self, upload_id: str) -> Upload:
         """The upload with the offset that the next append needs, within two seconds, whatever hangs.

@@ -26,9 +26,8 @@ from tusd_py.http.tus.headers import (
 )
 from tusd_py.http.urls import UrlBuilder, upload_id_of
 from tusd_py.uploads.checksum import ALGORITHMS, AnnouncedChecksum, TrailingChecksum, Verification
-from tusd_py.uploads.downloads import Downloads
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.validation import AppendRequest, NewUpload, check_size
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 VERSION = "1.0.0"
 
@@ -72,7 +71,6 @@ class TusHandlers:
         self._urls = urls
         self._metadata_limits = metadata_limits
         self._empty_patches = EmptyPatches()
-        self._downloads = Downloads()
         self.on_creation_url: dict[str, Handler] = {"OPTIONS": self.options, "POST": self.post}
         self.on_upload: dict[str, Handler] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
         if features.download:
@@ -83,7 +81,7 @@ class TusHandlers:
     async def options(self, request: Request) -> Response:
         extensions = self._features.extensions(trailers=request.body.has_trailers)
         headers = {"Tus-Version": VERSION, "Tus-Extension": ",".join(extensions)}
-        max_size = self._service.options.largest()
+        max_size = self._service.max_size
         if max_size is not None:
             headers["Tus-Max-Size"] = str(max_size)
         if self._features.checksum:
@@ -175,7 +173,7 @@ class TusHandlers:
         size = request.body.declared_size or 0
         if new.length is not None and size > new.length:
             raise HTTPError(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
-        check_size(max(size, new.length or 0), self._service.options, "deferred" if new.length is None else "declared")
+        self._service.check_size(max(size, new.length or 0), deferred=new.length is None)
         return AppendRequest(0, request.body, verification=self._verification(request), context=new.context)
 
     def _verification(self, request: Request) -> Verification | None:
@@ -273,7 +271,7 @@ class TusHandlers:
         if selection.status == 416:
             raise RangeNotSatisfiable(upload.length or 0)
         if not body:
-            async for _ in self._service.storage.read(upload, 0, 0):
+            async for _ in self._service.read(upload, 0, 0):
                 pass  # the bytes may be gone
             headers |= _offset(upload) | {"Content-Length": str(upload.length)}
             return Response(200, headers)
@@ -283,7 +281,7 @@ class TusHandlers:
         headers["Content-Length"] = str(selection.end - selection.start)
         if selection.status == 206:
             headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"
-        stream = self._downloads.read(self._service.storage, upload, selection.start, selection.end)
+        stream = self._service.read(upload, selection.start, selection.end)
         first = await anext(stream, b"")  # before the answer starts: the bytes may be gone
         return Response(selection.status, headers, stream=_chain(first, stream))
 
