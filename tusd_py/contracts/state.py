@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord
+from tusd_py.core.listing import EVERYTHING, Page, UploadFilter
 from tusd_py.core.upload import Upload, UploadPart
 
 
@@ -76,6 +77,18 @@ class StateStore(Protocol):
 
     async def write_metadata(self, name: str, value: str, *, before: str | None) -> bool:
         """Replace a text, which survives a power cut; False if it was not `before` (None: there was none)."""
+
+    async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
+        """Return a page of the records that can be read, in the order of their ids.
+
+        The cost depends on `limit` and `MAX_SCANNED`, not on the number of records. A record that exists from the
+        first page to the last is listed once, whatever is created and removed meanwhile.
+
+        Args:
+            after: the cursor of the page before (`Page.after`); empty for the first page.
+            limit: number of uploads of the page at most, from 1.
+            condition: uploads that do not match it are passed over.
+        """
 
     def all(self) -> AsyncIterator[Upload]:
         """Every record that can be read, in no particular order."""

@@ -56,6 +56,7 @@ class Upload:
     layout: str = ""  # how the storage keeps the bytes; only the storage can read it
     location: str = ""  # where the storage keeps the bytes, whatever its settings are by now; only it can read it
     token: int = 0  # fencing token of the last lock holder that changed the record
+    owner: str = ""  # the principal that created the upload; empty where nobody is told apart
 
     @property
     def decoded_metadata(self) -> dict[str, str]:

@@ -54,6 +54,7 @@ def encode(upload: Upload) -> dict[str, str]:
         "synced": upload.synced or None,
         "layout": upload.layout or None,
         "location": upload.location or None,
+        "owner": upload.owner or None,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 

@@ -16,9 +16,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from tusd_py.backends.redis.connection import RETRY_DEADLINE, RedisConnection, Script
+from tusd_py.backends.redis.id_index import IdIndex
 from tusd_py.backends.redis.index import NOTE, DueIndex, escaped
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
+from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.core.upload_codec import BrokenRecords, broken, decode, encode
 
@@ -107,6 +109,7 @@ class RedisState:
         self._patience = patience
         self._index = DueIndex(connection, prefix)
         self._due = self._index.key
+        self._ids = IdIndex(connection, prefix)
         self._metadata = f"{prefix}metadata"
         self._broken = BrokenRecords()
 
@@ -130,7 +133,7 @@ class RedisState:
     async def create(self, upload: Upload, *, durable: bool = False) -> None:
         values = encode(upload)
         arguments = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
-        await self._note_due(None, upload)
+        await self._index_new(upload)
         if not await self._redis.run(CREATE, self._keys(upload.id)[:1], arguments):
             raise UploadExists
 
@@ -175,7 +178,7 @@ class RedisState:
     async def delete(self, upload_id: str, token: int) -> None:
         if not await self._redis.run(DELETE, self._keys(upload_id), [str(token)]):
             raise LockLost
-        await self._redis.command("ZREM", self._due, upload_id)
+        await self._redis.commands(("ZREM", self._due, upload_id), ("ZREM", self._ids.key, upload_id))
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         found: list[Upload] = []
@@ -225,6 +228,19 @@ class RedisState:
     async def repair_index(self, older_than: float = REPAIR_INTERVAL) -> int:
         return await self._index.repair(older_than)
 
+    async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
+        await self._ids.repair()
+        count = limit + 1 if condition == EVERYTHING else max(limit + 1, MAX_SCANNED)
+        ids = await self._ids.after(after, count)
+        records: list[tuple[str, Upload | None]] = []
+        for start in range(0, len(ids), PAGE):
+            some = ids[start : start + PAGE]
+            for upload_id, record in zip(some, await self._fetch(some), strict=True):
+                if isinstance(record, BrokenRecord):
+                    self._broken.tell(record)
+                records.append((upload_id, None if isinstance(record, BrokenRecord) else record))
+        return next_page(records, limit, condition, last=len(ids) < count)
+
     async def all(self) -> AsyncIterator[Upload]:
         async for record in self._records():
             if isinstance(record, BrokenRecord):
@@ -249,12 +265,21 @@ class RedisState:
             if record is not None:
                 yield record
 
-    async def _fetch(self, upload_ids: Sequence[str]) -> list[Upload | BrokenRecord | None]:
+    async def _fetch(self, upload_ids: Sequence[str]) -> Sequence[Upload | BrokenRecord | None]:
         if not upload_ids:
             return []
         commands = [("HGETALL", self._keys(upload_id)[0]) for upload_id in upload_ids]
         records = await self._redis.commands(*commands)
         return [_readable(upload_id, values) for upload_id, values in zip(upload_ids, records, strict=True)]
+
+    async def _index_new(self, upload: Upload) -> None:
+        """Name a new upload in the indexes; before its record, so that no record is without its entries."""
+        entry = ("ZADD", self._ids.key, 0, upload.id)
+        when = _due_at(upload)
+        if when is None:
+            await self._redis.command(*entry)
+        else:
+            await self._redis.commands(entry, ("ZADD", self._due, repr(when or -self.clock.wall()), upload.id))
 
     async def _note_due(self, before: Upload | None, after: Upload) -> None:
         """Put an upload into the index if it has to be looked at earlier than the index knows.

@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS uploads (
     offset INTEGER NOT NULL, status TEXT NOT NULL, metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT,
     partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL,
     layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL, synced INTEGER NOT NULL DEFAULT 0,
-    location TEXT NOT NULL DEFAULT ''
+    location TEXT NOT NULL DEFAULT '', owner TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS waiting_finals (
 ADD_COLUMNS = {
     "layout": ("ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''",),
     "location": ("ALTER TABLE uploads ADD COLUMN location TEXT NOT NULL DEFAULT ''",),
+    "owner": ("ALTER TABLE uploads ADD COLUMN owner TEXT NOT NULL DEFAULT ''",),
     "synced": (
         "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
         "UPDATE uploads SET synced = offset WHERE deferred",

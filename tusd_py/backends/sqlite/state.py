@@ -19,6 +19,7 @@ from tusd_py.backends.sqlite.schema import FIELDS
 from tusd_py.backends.sqlite.writer import Job, SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
+from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
 from tusd_py.core.upload_codec import BrokenRecords, broken, check
 
@@ -56,7 +57,7 @@ SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT
 DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
 COLUMN_TYPES: dict[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
-    **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location"), (str,)),
+    **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location", "owner"), (str,)),
     **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
     **dict.fromkeys(("expires_at", "completed_at"), (float, type(None))),
     "created_at": (float,),
@@ -226,6 +227,12 @@ class SQLiteState:
         )
         changed: int = await self._submit(lambda connection: connection.execute(statement, values).rowcount, True)
         return changed > 0
+
+    async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
+        count = limit + 1 if condition == EVERYTHING else max(limit + 1, MAX_SCANNED)
+        rows = await self._submit(lambda connection: _rows(connection, SELECT_AFTER, (after, count)))
+        records = [(row[0], None if isinstance(found := self._readable(row), BrokenRecord) else found) for row in rows]
+        return next_page(records, limit, condition, last=len(rows) < count)
 
     async def all(self) -> AsyncIterator[Upload]:
         async for record in self._records():
