@@ -98,53 +98,18 @@ class SmallAppends:
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
         """The records before and after."""
         self._refuse_when_draining()
-        now = self._completion.steady()
         syncs = self._options.durability is not Durability.NEVER
-        before: Upload | None = None
-
-        def store() -> tuple[Upload, Upload]:
-            nonlocal before
-            before = self._state.get_in_thread(lock.upload_id)
-            if before is None or not _is_simple(before, lock, offset, len(body), now):
-                raise NotSimpleError
-            after = self._changed(before, offset + len(body), lock.token)
-            sync = syncs and after.is_complete
-            try:
-                self._storage.writer(before, lock.token).finish_in_thread((body,), sync=sync)
-            except StorageBehind as error:
-                if sync:
-                    raise SyncFailedError(before, error) from error
-                raise
-            return before, replace(after, synced=after.offset) if sync else after
-
-        def conclude(stored: Upload) -> None:
-            if stored.is_complete:
-                self._completion.remember_in_thread(self._storage, stored)
-
-        def store_and_update() -> Upload:
-            before, after = store()
-            stored = self._state.update_in_thread(before, after, lock.token, durable=after.is_complete)
-            conclude(stored)
-            return stored
-
-        def run(step: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
-            return self._state.update_after(step, lock.token, conclude)
-
+        step = _Step(self._state, self._storage, self._completion, lock, offset, body, syncs=syncs)
         if syncs:
             self._syncing += 1
             try:
-                after = await self._storage.run(store_and_update)
+                after = await self._storage.run(step.store_and_update)
             finally:
                 self._syncing -= 1
         else:
-            after = await self._storage.elsewhere(run, store)
-        assert before is not None
-        return before, after
-
-    def _changed(self, before: Upload, offset: int, token: int) -> Upload:
-        if offset == before.length:
-            return self._completion.completed(replace(before, offset=offset), token)
-        return replace(before, offset=offset, expires_at=self._completion.extended(before), token=token)
+            after = await self._storage.elsewhere(step.run_with_others, step.store)
+        assert step.before is not None
+        return step.before, after
 
     def _tell(self, before: Upload, upload: Upload, request: RequestContext | None) -> None:
         self._events.publish(AppendStarted(before))
@@ -152,6 +117,68 @@ class SmallAppends:
         self._events.publish(AppendEnded(upload))
         if upload.is_complete:
             self._events.publish(finish_event(upload, request))
+
+
+class _Step:
+    """One small append in the thread that does it."""
+
+    def __init__(
+        self,
+        state: UpdatesInThreads,
+        storage: StoresInThreads,
+        completion: Completion,
+        lock: Lock,
+        offset: int,
+        body: Buffer,
+        *,
+        syncs: bool,
+    ) -> None:
+        """Take the time for that of the step; in the event loop. `syncs` says that the last bytes are synced."""
+        self._state = state
+        self._storage = storage
+        self._completion = completion
+        self._lock = lock
+        self._offset = offset
+        self._body = body
+        self._syncs = syncs
+        self._now = completion.steady()
+        self.before: Upload | None = None  # the record as it was read
+
+    def run_with_others(self, store: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
+        """Have the thread of the records store, and change the record."""
+        return self._state.update_after(store, self._lock.token, self._conclude)
+
+    def store_and_update(self) -> Upload:
+        """Store, and change the record; blocks."""
+        before, after = self.store()
+        stored = self._state.update_in_thread(before, after, self._lock.token, durable=after.is_complete)
+        self._conclude(stored)
+        return stored
+
+    def store(self) -> tuple[Upload, Upload]:
+        """The records before and after, once the bytes are stored; blocks. Raises `NotSimpleError` before any byte."""
+        before = self.before = self._state.get_in_thread(self._lock.upload_id)
+        if before is None or not _is_simple(before, self._lock, self._offset, len(self._body), self._now):
+            raise NotSimpleError
+        after = self._reached(before)
+        sync = self._syncs and after.is_complete
+        try:
+            self._storage.writer(before, self._lock.token).finish_in_thread((self._body,), sync=sync)
+        except StorageBehind as error:
+            if sync:
+                raise SyncFailedError(before, error) from error
+            raise
+        return before, replace(after, synced=after.offset) if sync else after
+
+    def _reached(self, before: Upload) -> Upload:
+        offset, token = self._offset + len(self._body), self._lock.token
+        if offset == before.length:
+            return self._completion.completed(replace(before, offset=offset), token)
+        return replace(before, offset=offset, expires_at=self._completion.extended(before), token=token)
+
+    def _conclude(self, stored: Upload) -> None:
+        if stored.is_complete:
+            self._completion.remember_in_thread(self._storage, stored)
 
 
 def _is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -> bool:
