@@ -1,11 +1,71 @@
-"""A tus server: resumable uploads over HTTP, exact after every failure."""
+"""A tus server: resumable uploads over HTTP, exact after every failure.
+
+The public API is what this package exports, with `tusd_py.contracts` and `tusd_py.testing` for those who write a
+storage, a state store or a locker (docs/extending.md). Everything else is internal and may change with any release.
+
+Example::
+
+    from starlette.applications import Starlette
+    from tusd_py import TusServer, UploadFinished
+
+    tus = TusServer(upload_dir="uploads")
+
+    @tus.on(UploadFinished)
+    async def finished(event: UploadFinished) -> None:
+        print(event.upload.id, event.upload.decoded_metadata, tus.path(event.upload))
+
+    app = Starlette(routes=[tus.route("/files")], lifespan=tus.lifespan)
+"""
 
 __version__ = "0.1.0"
 
 from tusd_py.application import create_app
-from tusd_py.core.upload import Upload
+from tusd_py.core.durability import Durability
+from tusd_py.core.errors import (
+    BrokenRecord,
+    ChecksumMismatch,
+    ClientDisconnected,
+    FinalUploadModified,
+    IncompleteBody,
+    InvalidConcatenation,
+    InvalidLength,
+    LockLost,
+    LockTimeout,
+    MaxSizeExceeded,
+    NotReady,
+    OffsetMismatch,
+    PartBehind,
+    PartialLost,
+    PartialUnfinished,
+    ReadTimeout,
+    ServerShutdown,
+    SizeExceeded,
+    StateFull,
+    StateUnavailable,
+    StorageAhead,
+    StorageBehind,
+    StorageFull,
+    StorageUnavailable,
+    StoredElsewhere,
+    UploadError,
+    UploadExists,
+    UploadGone,
+    UploadInterrupted,
+    UploadNotFound,
+    WriteTimeout,
+    WrongStorage,
+)
+from tusd_py.core.listing import Page, UploadFilter
+from tusd_py.core.metadata import parse_metadata
+from tusd_py.core.request_context import RequestContext
+from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
+from tusd_py.embedding import UploadReader, Uploads
 from tusd_py.events.bus import (
+    AppendEnded,
+    AppendStarted,
+    LockWaited,
     PartialFinished,
+    RequestFinished,
     UploadCreated,
     UploadExpired,
     UploadFinished,
@@ -13,19 +73,66 @@ from tusd_py.events.bus import (
     UploadTerminated,
 )
 from tusd_py.server import TusServer
-from tusd_py.settings import InvalidSettings, Settings
+from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides
 
 __all__ = [
+    "AppendEnded",
+    "AppendStarted",
+    "BrokenRecord",
+    "ChecksumMismatch",
+    "ClientDisconnected",
+    "Durability",
+    "FinalUploadModified",
+    "IncompleteBody",
+    "InvalidConcatenation",
+    "InvalidLength",
     "InvalidSettings",
+    "LockLost",
+    "LockTimeout",
+    "LockWaited",
+    "MaxSizeExceeded",
+    "NotReady",
+    "OffsetMismatch",
+    "Page",
+    "PartBehind",
     "PartialFinished",
+    "PartialLost",
+    "PartialUnfinished",
+    "ReadTimeout",
+    "RequestContext",
+    "RequestFinished",
+    "ServerShutdown",
     "Settings",
+    "SettingsOverrides",
+    "SizeExceeded",
+    "StateFull",
+    "StateUnavailable",
+    "Status",
+    "StorageAhead",
+    "StorageBehind",
+    "StorageFull",
+    "StorageUnavailable",
+    "StoredElsewhere",
     "TusServer",
     "Upload",
     "UploadCreated",
+    "UploadError",
+    "UploadExists",
     "UploadExpired",
+    "UploadFilter",
     "UploadFinished",
+    "UploadGone",
+    "UploadInterrupted",
+    "UploadKind",
+    "UploadNotFound",
+    "UploadPart",
     "UploadProgressed",
+    "UploadReader",
     "UploadTerminated",
+    "Uploads",
+    "WriteTimeout",
+    "WrongStorage",
     "__version__",
     "create_app",
+    "parse_metadata",
 ]

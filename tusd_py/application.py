@@ -42,7 +42,16 @@ def create_app(
 ) -> Starlette:
     """Build the application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz and /metrics.
 
-    The arguments are those of `TusServer`, which is `app.state.tus`. Raises `InvalidSettings`.
+    The arguments are those of `TusServer`, which is `app.state.tus`. The tus endpoint is at the setting `base_path`.
+
+    Example, with `uvicorn module:app`::
+
+        from tusd_py import create_app
+
+        app = create_app(upload_dir="uploads", max_size="5GiB")
+
+    Raises:
+        InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
     """
     server = TusServer(settings, storage=storage, state=state, locker=locker, **overrides)
 
@@ -84,9 +93,10 @@ def create_app(
 
 
 def with_direct_uploads(app: Starlette) -> ASGIApp:
-    """The application of `create_app`, with a shorter way to its tus endpoint: no middleware, no router.
+    """Return an application like `app`, made by `create_app`, whose tus endpoint is reached without its middleware.
 
-    For an application that nobody has added a middleware to: these would not see the requests.
+    Saves the router's and the middleware's share of the cost of a request. Invariant: nobody has added a middleware to
+    `app`, since it would not see the requests.
     """
     server: TusServer = app.state.tus
     base = server.settings.base_path

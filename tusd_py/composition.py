@@ -34,7 +34,7 @@ from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component
 from tusd_py.settings import Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
 from tusd_py.uploads.identity import adopt_storage, settle_identity
-from tusd_py.uploads.options import Durability, UploadOptions
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
@@ -80,7 +80,7 @@ def build_service(
         options=UploadOptions(
             max_size=settings.max_size,
             expires_after=settings.expires_after,
-            durability=Durability(settings.durability),
+            durability=settings.durability,
             lock_timeout=settings.lock_timeout,
             partial_retention=settings.partial_retention,
             retention=settings.retention,

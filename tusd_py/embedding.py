@@ -8,6 +8,7 @@ from typing import Self
 
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import UploadNotFound
+from tusd_py.core.listing import EVERYTHING, Page, UploadFilter
 from tusd_py.core.upload import Upload
 from tusd_py.uploads.service import UploadService
 
@@ -39,6 +40,22 @@ class Uploads:
             UploadGone: it has ended, and the setting `gone_for` remembers it.
         """
         return await (await self._service()).get(upload_id)
+
+    async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
+        """Return a page of the uploads, in the order of their ids.
+
+        Example::
+
+            page = await tus.uploads.list(condition=UploadFilter(status=Status.ACTIVE))
+            while page.after is not None:
+                page = await tus.uploads.list(after=page.after, condition=UploadFilter(status=Status.ACTIVE))
+
+        Args:
+            after: `Page.after` of the page before; empty for the first page.
+            limit: number of uploads of the page at most, from 1. A page may hold fewer before the end of the list.
+            condition: uploads that do not match it are passed over.
+        """
+        return await (await self._service()).list(after=after, limit=limit, condition=condition)
 
     async def terminate(self, upload_id: str) -> None:
         """Remove an upload, finished or not, with its bytes and its record; subscribers of `UploadTerminated` hear.

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 
 class UploadError(Exception):
-    """Base of every error that a request to the service can end with."""
+    """Base of every error of an upload, each with a stable `code` and one sentence, `message`.
+
+    Example::
+
+        try:
+            upload = await tus.uploads.get(upload_id)
+        except UploadNotFound:
+            ...
+        except UploadError as error:
+            logger.warning("%s: %s", error.code, error.message)
+    """
 
     code = "ERR_INTERNAL_SERVER_ERROR"
     default_message = "something went wrong in the server"
@@ -18,25 +28,34 @@ class UploadError(Exception):
 
     @property
     def message(self) -> str:
+        """The sentence, which a client may see."""
         return str(self.args[0])
 
 
 class UploadNotFound(UploadError):
+    """No upload has this id, it is not complete where that is needed, or it has ended."""
+
     default_message = "there is no such upload"
     code = "ERR_UPLOAD_NOT_FOUND"
 
 
 class UploadGone(UploadError):
+    """The upload has ended, and the setting `gone_for` still remembers it."""
+
     default_message = "the upload has expired or was terminated"
     code = "ERR_UPLOAD_GONE"
 
 
 class UploadExists(UploadError):
+    """A record with this id exists already. Raised by `StateStore.create`."""
+
     default_message = "an upload with this id exists already"
     code = "ERR_UPLOAD_EXISTS"
 
 
 class OffsetMismatch(UploadError):
+    """The offset of a request is not that of the upload, which `offset` names."""
+
     default_message = "the given offset is not the offset of the upload"
     code = "ERR_MISMATCHED_OFFSET"
 
@@ -46,36 +65,50 @@ class OffsetMismatch(UploadError):
 
 
 class SizeExceeded(UploadError):
+    """A request brings more bytes than the length of the upload leaves room for."""
+
     default_message = "the request holds more bytes than the length of the upload leaves room for"
     code = "ERR_UPLOAD_SIZE_EXCEEDED"
 
 
 class MaxSizeExceeded(UploadError):
+    """An upload is larger than the setting `max_size` or the storage accepts."""
+
     default_message = "the upload is larger than this server accepts"
     code = "ERR_MAX_SIZE_EXCEEDED"
 
 
 class InvalidLength(UploadError):
+    """A declared length contradicts the record."""
+
     default_message = "the declared length contradicts what is known of the upload"
     code = "ERR_INVALID_UPLOAD_LENGTH"
 
 
 class FinalUploadModified(UploadError):
+    """A request wants to append to a final upload, which is made of partial ones only."""
+
     default_message = "a final upload cannot be modified"
     code = "ERR_MODIFY_FINAL"
 
 
 class ChecksumMismatch(UploadError):
+    """The digest of a request is not that of its bytes, which were discarded."""
+
     default_message = "the checksum does not match the bytes received; they were discarded"
     code = "ERR_CHECKSUM_MISMATCH"
 
 
 class InvalidConcatenation(UploadError):
+    """The partial uploads that a request names cannot be put together."""
+
     default_message = "the uploads cannot be concatenated"
     code = "ERR_INVALID_CONCAT"
 
 
 class PartialUnfinished(UploadError):
+    """The partial upload `partial_id` is not complete yet."""
+
     code = "ERR_UPLOAD_NOT_FINISHED"
 
     def __init__(self, partial_id: str, message: str = "") -> None:
@@ -84,6 +117,8 @@ class PartialUnfinished(UploadError):
 
 
 class PartialLost(PartialUnfinished):
+    """The partial upload `partial_id` was complete, and its storage has lost bytes of it since."""
+
     def __init__(self, partial_id: str, stored: int) -> None:
         super().__init__(
             partial_id,
@@ -93,76 +128,102 @@ class PartialLost(PartialUnfinished):
 
 
 class LockTimeout(UploadError):
+    """The lock of an upload was not obtained in time: another request uses the upload. Try again."""
+
     default_message = "another request is using the upload; try again"
     code = "ERR_UPLOAD_LOCKED"
 
 
 class LockLost(UploadError):
+    """The lock of an upload went to another holder; the change was not made."""
+
     default_message = "this request no longer holds the lock of the upload; nothing was changed"
     code = "ERR_LOCK_LOST"
 
 
 class UploadInterrupted(UploadError):
+    """Another request took over the upload; the bytes received until then are kept."""
+
     default_message = "another request took over the upload; the bytes received so far are kept"
     code = "ERR_UPLOAD_INTERRUPTED"
 
 
 class ReadTimeout(UploadError):
+    """The client sent nothing, or too little, for too long."""
+
     default_message = "the client sent too little for too long; the bytes received so far are kept"
     code = "ERR_READ_TIMEOUT"
 
 
 class WriteTimeout(UploadError):
+    """The client took too little of an answer for too long."""
+
     default_message = "the client took too little of the answer for too long"
     code = "ERR_WRITE_TIMEOUT"
 
 
 class IncompleteBody(UploadError):
+    """The web server did not pass on the body of a request, as with Upgrade."""
+
     default_message = "the body of the request did not arrive; send it without Upgrade"
     code = "ERR_INCOMPLETE_BODY"
 
 
 class ServerShutdown(UploadError):
+    """The server is shutting down and begins no new work."""
+
     default_message = "the server is shutting down; the bytes received so far are kept"
     code = "ERR_SERVER_SHUTDOWN"
 
 
 class NotReady(UploadError):
+    """The server has not been able to start yet. Try again."""
+
     default_message = "the server is not ready yet; try again"
     code = "ERR_NOT_READY"
 
 
 class ClientDisconnected(UploadError):
+    """The client closed the connection; the bytes received until then are kept."""
+
     default_message = "the client closed the connection; the bytes received so far are kept"
     code = "ERR_CLIENT_DISCONNECTED"
 
 
 class StorageFull(UploadError):
+    """The storage has no room for more bytes; those stored until then are kept."""
+
     default_message = "the storage is full; the bytes stored so far are kept"
     code = "ERR_STORAGE_FULL"
 
 
 class StorageUnavailable(UploadError):
+    """The storage cannot be used now, or not with these settings."""
+
     default_message = "the storage cannot be used now"
     code = "ERR_STORAGE_UNAVAILABLE"
 
 
 class StoredElsewhere(StorageUnavailable):
+    """The record names another storage than the configured one."""
+
     default_message = "the bytes of this upload are in another storage than the one that is configured"
 
 
 class WrongStorage(StorageUnavailable):
-    """Absence of bytes is no knowledge here: this is not, or not certainly, the storage that the records name."""
+    """The storage does not show the identity that the records name, so that absence of bytes proves nothing."""
 
     default_message = "the storage of this upload is away"
 
     def __init__(self, message: str = "", *, explanation: str = "") -> None:
-        """`explanation` is a sentence for the operator, which no client sees."""
+        """Take an `explanation` for the operator, a sentence that no client sees."""
         super().__init__(message)
         self.explanation = explanation or self.message
 
 
 class StorageBehind(UploadError):
+    """The storage holds `stored` bytes, fewer than were committed."""
+
     default_message = "the storage holds fewer bytes than were committed"
     code = "ERR_STORAGE_BEHIND"
 
@@ -172,6 +233,8 @@ class StorageBehind(UploadError):
 
 
 class PartBehind(StorageBehind):
+    """The storage holds `stored` bytes of the partial upload `upload_id`, fewer than were committed."""
+
     default_message = "the storage holds fewer bytes of a partial upload than were committed"
 
     def __init__(self, upload_id: str, stored: int) -> None:
@@ -180,11 +243,15 @@ class PartBehind(StorageBehind):
 
 
 class StorageAhead(UploadError):
+    """The storage has the finished upload, while the record says that it is unfinished."""
+
     default_message = "the storage has the finished upload, of which the record knows nothing"
     code = "ERR_STORAGE_AHEAD"
 
 
 class BrokenRecord(UploadError):
+    """A record cannot be read. `reason` is for the operator; `remains` is an `Upload` of what can be read."""
+
     default_message = "the record of the upload cannot be read"
     code = "ERR_BROKEN_RECORD"
 
@@ -196,10 +263,14 @@ class BrokenRecord(UploadError):
 
 
 class StateUnavailable(UploadError):
+    """The state store or the locker cannot be used now, or not with these settings."""
+
     default_message = "the records of the uploads cannot be used now"
     code = "ERR_STATE_UNAVAILABLE"
 
 
 class StateFull(StateUnavailable):
+    """The state store has no room for more records."""
+
     default_message = "there is no room for the records of the uploads"
     code = "ERR_STORAGE_FULL"

@@ -12,7 +12,10 @@ MAX_SCANNED = 1000  # records that a store looks at for one page
 
 @dataclass(frozen=True, slots=True)
 class UploadFilter:
-    """Conditions that all hold for the uploads of a list; None leaves one out. Times are seconds since the epoch."""
+    """Conditions that all hold for the uploads of a list; None leaves one out. Times are seconds since the epoch.
+
+    Example: `UploadFilter(status=Status.ACTIVE, created_before=time.time() - 3600)`.
+    """
 
     status: Status | None = None
     owner: str | None = None
@@ -34,7 +37,7 @@ class Page:
     """Some uploads of a list, in the order of their ids.
 
     `after` goes into the next call; None at the end of the list. A page may hold fewer uploads than asked for, even
-    none, before the end, since a store looks at `MAX_SCANNED` records at most for one page.
+    none, before the end, since a store looks at `MAX_SCANNED` records at most for one page. Example: `Uploads.list`.
     """
 
     uploads: tuple[Upload, ...]

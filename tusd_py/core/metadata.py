@@ -18,6 +18,8 @@ class MetadataLimits:
 def parse_metadata(text: str, limits: MetadataLimits | None = None) -> dict[str, bytes]:
     """Return the decoded pairs of an Upload-Metadata header; an empty header has none.
 
+    Example: `parse_metadata(upload.metadata or "")["fingerprint"]` is the value as bytes, whatever they are.
+
     Spaces around commas, a comma at the end and Base64 without its padding are accepted, as some clients send them.
 
     Args:

@@ -31,3 +31,8 @@ class RequestContext:
     headers: Mapping[str, str] = field(repr=False)
     client: str = ""
     principal: str | None = None
+
+
+def owner_of(context: RequestContext | None) -> str:
+    """Return the `Upload.owner` of an upload that a request creates; empty without an authenticated sender."""
+    return (context.principal or "") if context is not None else ""

@@ -15,9 +15,14 @@ UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class Status(StrEnum):
-    """`active -> finishing -> complete`, with `terminated` and `expired` as ends.
+    """The state of an upload: `active -> finishing -> complete`, with `terminated` and `expired` as ends.
 
     `finishing` is durable: every byte is stored, but completion has not succeeded yet and will be tried again.
+
+    Example::
+
+        if upload.status is Status.COMPLETE:
+            ...
     """
 
     ACTIVE = "active"
@@ -28,7 +33,13 @@ class Status(StrEnum):
 
 
 class UploadKind(StrEnum):
-    """The role of an upload in the concatenation extension."""
+    """The role of an upload in the concatenation extension.
+
+    Example::
+
+        if upload.concatenation is UploadKind.PARTIAL:
+            return  # wait for the final upload
+    """
 
     NONE = ""
     PARTIAL = "partial"
@@ -37,7 +48,14 @@ class UploadKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The record of an upload in the state store. Times are seconds since the epoch, sizes are bytes."""
+    """The record of an upload as the state store has it. Times are seconds since the epoch, sizes are bytes.
+
+    Example::
+
+        upload = await tus.uploads.get(upload_id)
+        if upload.is_complete:
+            print(upload.decoded_metadata.get("filename"), upload.length, "bytes for", upload.owner or "anybody")
+    """
 
     id: str
     created_at: float
@@ -110,7 +128,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class UploadPart:
-    """One entry of the ledger of an upload whose storage keeps it in parts."""
+    """One entry of the part list of an upload whose storage keeps it in parts; see docs/s3.md."""
 
     number: int  # ascending, not always by one
     end: int  # the offset after its last byte

@@ -19,7 +19,14 @@ logger = logging.getLogger("tusd_py.events")
 class UploadCreated:
     """An upload was created, and has no bytes yet.
 
-    `request` is the request of the client, on every event that has one; None if there was none, as for the sweeper.
+    `request` is the request that caused the event, None where there was none, as for the sweeper.
+
+    Example::
+
+        @tus.on(UploadCreated)
+        async def created(event: UploadCreated) -> None:
+            sender = event.request.client if event.request else "the application"
+            print(event.upload.id, event.upload.decoded_metadata.get("filename"), "from", sender)
     """
 
     upload: Upload
@@ -28,7 +35,14 @@ class UploadCreated:
 
 @dataclass(frozen=True, slots=True)
 class UploadProgressed:
-    """The committed offset moved, or an append ended; `received` is the number of bytes since the last such event."""
+    """The committed offset moved, or an append ended; `received` is the number of bytes since the last such event.
+
+    Example::
+
+        @tus.on(UploadProgressed)
+        async def progressed(event: UploadProgressed) -> None:
+            progress[event.upload.id] = event.upload.offset, event.upload.length
+    """
 
     upload: Upload
     received: int
@@ -41,6 +55,13 @@ class UploadFinished:
 
     The event is lost if the process dies right after it has completed the upload. Without a `request`, the sweeper
     or a HEAD has completed what an earlier process had begun.
+
+    Example::
+
+        @tus.on(UploadFinished)
+        async def finished(event: UploadFinished) -> None:
+            async with await tus.open(event.upload) as reader:
+                ...
     """
 
     upload: Upload
@@ -49,7 +70,10 @@ class UploadFinished:
 
 @dataclass(frozen=True, slots=True)
 class PartialFinished:
-    """A partial upload is complete: a piece of the final upload that a client is going to make of several."""
+    """A partial upload is complete: a piece of the final upload that a client is going to make of several.
+
+    Subscribed to like `UploadFinished`, which has an example.
+    """
 
     upload: Upload
     request: RequestContext | None = None
@@ -57,7 +81,10 @@ class PartialFinished:
 
 @dataclass(frozen=True, slots=True)
 class UploadTerminated:
-    """A client or the application removed an upload; its bytes and its record are gone."""
+    """A client or the application removed an upload; its bytes and its record are gone.
+
+    Subscribed to like `UploadFinished`, which has an example.
+    """
 
     upload: Upload
     request: RequestContext | None = None
@@ -65,14 +92,20 @@ class UploadTerminated:
 
 @dataclass(frozen=True, slots=True)
 class UploadExpired:
-    """The sweeper removed an upload that was not finished in time, or a partial one that is not needed any more."""
+    """The sweeper removed an upload that was not finished in time, or a partial one that is not needed any more.
+
+    Subscribed to like `UploadFinished`, which has an example.
+    """
 
     upload: Upload
 
 
 @dataclass(frozen=True, slots=True)
 class LockWaited:
-    """A request waited for the lock of an upload, and obtained it or gave up."""
+    """A request waited `seconds` for the lock of an upload, and obtained it or gave up.
+
+    Subscribed to like `UploadFinished`, which has an example.
+    """
 
     upload_id: str
     seconds: float
@@ -82,21 +115,35 @@ class LockWaited:
 
 @dataclass(frozen=True, slots=True)
 class AppendStarted:
-    """A request holds the lock of an upload and begins to append; `upload` is the record before."""
+    """A request holds the lock of an upload and begins to append; `upload` is the record before.
+
+    Subscribed to like `UploadFinished`, which has an example.
+    """
 
     upload: Upload
 
 
 @dataclass(frozen=True, slots=True)
 class AppendEnded:
-    """An append ended, whether it failed or not; `upload` is the record as committed."""
+    """An append ended, whether it failed or not; `upload` is the record as committed.
+
+    Subscribed to like `UploadFinished`, which has an example.
+    """
 
     upload: Upload
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """One request was answered, or its client went away (status 0)."""
+    """One request was answered, or its client went away (status 0).
+
+    Example::
+
+        @tus.on(RequestFinished)
+        async def answered(event: RequestFinished) -> None:
+            if event.error_code:
+                print(event.client, event.method, event.path, event.status, event.error_code)
+    """
 
     method: str
     path: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator
@@ -38,4 +39,6 @@ def _in_units(value: Any, units: Mapping[str, float]) -> str:
 def choices(name: str) -> tuple[str, ...]:
     """The values a setting can have, if these are few."""
     annotation = Settings.model_fields[name].annotation
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return tuple(annotation)
     return get_args(annotation) if get_origin(annotation) is Literal else ()

@@ -15,6 +15,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from tusd_py.core.durability import Durability
 from tusd_py.settings.parsing import (
     MAX_DURATION,
     check_base_path,
@@ -46,7 +47,16 @@ Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_li
 
 
 class Settings(BaseSettings):
-    """The settings of a server. Sizes are bytes, times are seconds; a time of zero switches that limit off."""
+    """The settings of a server. Sizes are bytes, times are seconds; a time of zero switches that limit off.
+
+    A setting that is not given comes from its variable (`TUSD_PY_MAX_SIZE` for `max_size`), else it has its default.
+    docs/configuration.md describes each; the keyword arguments of `TusServer` have the same names.
+
+    Example::
+
+        settings = Settings(upload_dir=Path("uploads"), max_size=5 << 30, expires_after=7 * 86400)
+        tus = TusServer(settings)
+    """
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
@@ -185,8 +195,9 @@ class Settings(BaseSettings):
         default=3600, description="keep partial uploads for so long after a final upload was made of them"
     )
     sweep_interval: Seconds = Field(default=60, description="time between two searches for expired uploads; 0: never")
-    durability: Literal["complete", "always", "never"] = Field(
-        default="complete", description="sync to the device when an upload completes, before every answer, or never"
+    durability: Durability = Field(
+        default=Durability.COMPLETE,
+        description="sync to the device when an upload completes, before every answer, or never",
     )
     buffer_size: Size = Field(
         default=24 << 20,

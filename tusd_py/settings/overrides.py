@@ -6,13 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict
 
+from tusd_py.core.durability import Durability
+
 Size: TypeAlias = int | str  # bytes, or "5GiB"
 Duration: TypeAlias = float | str  # seconds, or "24h"
 Names: TypeAlias = Sequence[str] | str  # a sequence, or names separated by commas
 
 
 class SettingsOverrides(TypedDict, total=False):
-    """Every setting of `Settings`, in the types that a caller may give; `docs/configuration.md` describes each."""
+    """Every setting of `Settings`, in the types that a caller may give; docs/configuration.md describes each.
+
+    Example, of a function that passes settings on::
+
+        def my_server(**overrides: Unpack[SettingsOverrides]) -> TusServer:
+            return TusServer(**{"max_size": "5GiB"} | overrides)
+    """
 
     host: str
     port: int
@@ -55,7 +63,7 @@ class SettingsOverrides(TypedDict, total=False):
     gone_for: Duration
     partial_retention: Duration
     sweep_interval: Duration
-    durability: Literal["complete", "always", "never"]
+    durability: Durability | Literal["complete", "always", "never"]
     buffer_size: Size
     metadata_size: Size
     metadata_pairs: int

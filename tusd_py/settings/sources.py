@@ -23,7 +23,15 @@ REQUIRED_SETTINGS = ("s3_bucket", "redis_url")  # what the other settings of the
 
 
 class InvalidSettings(ValueError):
-    """A setting that is not accepted; the text names it and says what is."""
+    """A setting or a component is not accepted; the text names it, says what is accepted, and fits on one line.
+
+    Example::
+
+        try:
+            tus = TusServer(max_size="lots")
+        except InvalidSettings as error:
+            sys.exit(str(error))
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tusd_py.contracts.storage import Buffer, ThreadedWriter, Writer
+from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
     ChecksumMismatch,
     LockLost,
@@ -24,7 +25,7 @@ from tusd_py.transfer.batch_writer import BatchWriter
 from tusd_py.transfer.body_source import BodySource
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
-from tusd_py.uploads.options import Durability, UploadOptions
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import limit_text
 
 IDLE_STEP = 0.25  # seconds between the moments at which idle appends are looked at

@@ -11,6 +11,7 @@ from dataclasses import replace
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.state import StateStore, UpdatesInThreads
 from tusd_py.contracts.storage import Observer, Storage, StoresInThreads, Writer
+from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
     FinalUploadModified,
     LockLost,
@@ -30,7 +31,7 @@ from tusd_py.uploads.append import Append, LastStep
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.lock_holders import DeferredHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
-from tusd_py.uploads.options import Durability, UploadOptions
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.small_append import MAX_SMALL_BODY, SmallAppends, SyncFailedError
 from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 

@@ -11,6 +11,7 @@ from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.state import ReadsAtOnce, StateStore
 from tusd_py.contracts.storage import Storage, StoresInThreads, SupportsCompletionRecords, SupportsConcatenation
 from tusd_py.core.clock import SteadyClock
+from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
     BrokenRecord,
     MaxSizeExceeded,
@@ -33,7 +34,7 @@ from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus, finish_event
 from tusd_py.uploads.concatenation import with_length
 from tusd_py.uploads.locations import located
-from tusd_py.uploads.options import Durability, UploadOptions
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.waiting_finals import WaitingFinals
 
 logger = logging.getLogger("tusd_py.uploads")

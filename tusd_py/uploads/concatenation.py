@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tusd_py.core.errors import InvalidConcatenation, PartialUnfinished
+from tusd_py.core.request_context import owner_of
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import NewUpload, check_size
@@ -47,6 +48,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
         concatenation=UploadKind.FINAL,
         concat_header=new.concat_header,
         partial_ids=new.partial_ids,
+        owner=owner_of(new.context),
     )
 
 

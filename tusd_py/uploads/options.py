@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal, TypeAlias
 
 from tusd_py.contracts.storage import SizeLimits
+from tusd_py.core.durability import Durability
 
 SizeKind: TypeAlias = Literal["declared", "deferred", "final"]
-
-
-class Durability(StrEnum):
-    """When bytes are synced to the device (docs/configuration.md)."""
-
-    COMPLETE = "complete"
-    ALWAYS = "always"
-    NEVER = "never"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ from tusd_py.core.errors import (
     UploadNotFound,
     WrongStorage,
 )
-from tusd_py.core.request_context import RequestContext
+from tusd_py.core.listing import Page, UploadFilter
+from tusd_py.core.request_context import RequestContext, owner_of
 from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
 from tusd_py.events.bus import EventBus, PartialFinished, UploadCreated, UploadExpired, UploadTerminated
 from tusd_py.transfer.budget import ByteBudget
@@ -110,6 +111,7 @@ class UploadService:
             concatenation=new.concatenation,
             concat_header=new.concat_header,
             expires_at=self._completion.expiry(now),
+            owner=owner_of(new.context),
         )
         upload = replace(upload, location=self.storage.locate(upload))
         await self.state.create(upload)
@@ -141,6 +143,10 @@ class UploadService:
         if not isinstance(self.storage, SupportsDownloadRedirect):
             return None
         return await self.storage.download_url(upload, disposition, content_type)
+
+    async def list(self, *, after: str, limit: int, condition: UploadFilter) -> Page:
+        """Return a page of the records that can be read (`StateStore.list`)."""
+        return await self.state.list(after=after, limit=limit, condition=condition)
 
     def read(self, upload: Upload, start: int, end: int) -> AsyncGenerator[Buffer, None]:
         """Yield the bytes from `start` up to but not including `end` of a complete upload, in pieces.

@@ -10,13 +10,14 @@ from dataclasses import replace
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.state import UpdatesInThreads
 from tusd_py.contracts.storage import Buffer, StoresInThreads
+from tusd_py.core.durability import Durability
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.completion import Completion
-from tusd_py.uploads.options import Durability, UploadOptions
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import AppendRequest
 
 logger = logging.getLogger("tusd_py.uploads")
