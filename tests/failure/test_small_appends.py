@@ -12,6 +12,7 @@ import pytest
 from tests.faults.stalls import OSFaults
 from tests.support.hosts import Body
 from tests.support.timing import scaled
+from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskWriter
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.composition import build_service, close_service, open_service
@@ -92,6 +93,21 @@ async def test_a_small_body_completes_an_upload_the_short_way(
     assert completion_records(tmp_path) == [upload.id]
     assert not await service.locker.is_held(upload.id)
     assert long_ways == []
+
+
+async def test_a_storage_that_hosts_share_is_written_to_the_long_way(
+    service: UploadService, tmp_path: Path, long_ways: list[str]
+) -> None:
+    shared = SharedDiskStorage(tmp_path / "shared")
+    await shared.open()
+    other = UploadService(
+        service.state, service.locker, shared, service.events, service.budget, service.options, service.clock
+    )
+    upload = await other.create(NewUpload(4))
+    upload = await other.append(upload.id, request(b"data"))
+    assert upload.is_complete
+    assert long_ways == [upload.id]
+    await shared.close()
 
 
 async def test_small_bodies_one_after_the_other_complete_an_upload(

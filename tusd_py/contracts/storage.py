@@ -195,6 +195,10 @@ class SupportsCompletionRecords(Protocol):
 class StoresInThreads(Protocol):
     """A storage whose writers are `ThreadedWriter`s."""
 
+    @property
+    def stores_in_threads(self) -> bool:
+        """Whether they can be used as such."""
+
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> ThreadedWriter:

@@ -68,7 +68,7 @@ class Appending:
         self._long_steps = 0
         self._small: SmallAppends | None = None
         self._in_threads: tuple[UpdatesInThreads, StoresInThreads] | None = None
-        if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads):
+        if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads) and storage.stores_in_threads:
             self._in_threads = state, storage
             self._small = SmallAppends(state, storage, events, budget, options, completion, refuse_when_draining)
 

@@ -32,6 +32,7 @@ class SharedDiskStorage(DiskStorage):
     """Files under one directory that all hosts have mounted; notes of finished uploads in the folder `notes`."""
 
     is_shared = True
+    stores_in_threads = False  # several files may have to be joined before an upload is complete
 
     def _can_read(self, layout: str) -> bool:
         return LAYOUT.fullmatch(layout) is not None
@@ -224,9 +225,6 @@ class SharedDiskWriter(DiskWriter):
         self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._path, self._file_start, self._new_name = path, self._start, True
         self.layout = layout_of([*self._held, Segment(self._token, self._start, self._start)])
-
-    def can_finish_by(self, *, with_bytes: bool) -> bool:
-        return False  # several files may have to be joined first
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
         """Sync the file, and once those before it: only then nothing before `stored` is in doubt."""

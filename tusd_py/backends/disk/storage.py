@@ -70,6 +70,7 @@ class DiskStorage:
     """Files under one directory, in folders by day of creation if `date_folders` is set."""
 
     is_shared = False  # with other hosts
+    stores_in_threads = True
 
     def __init__(
         self,
