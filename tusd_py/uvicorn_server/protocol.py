@@ -19,8 +19,10 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import is_ssl
 from uvicorn.server import ServerState
 
+from tusd_py.uvicorn_server.addresses import local_address, peer_address
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.cycle import UploadCycle
 from tusd_py.uvicorn_server.deadline import Deadline
@@ -97,8 +99,11 @@ class UploadProtocol(HttpToolsProtocol):
     # The connection.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self.connections.add(self)
+        self.transport = transport
         self.flow = ConnectionFlow(transport)
+        self.scheme = "https" if is_ssl(transport) else "http"
+        self.server, self.client = local_address(transport), peer_address(transport)
         self.shared.changed(1)
         self.shared.became_idle(self)
         self._await_head()
