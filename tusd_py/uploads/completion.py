@@ -169,10 +169,18 @@ class Completion:
         """The time that records are judged by, in seconds since the epoch."""
         return self._clock.steady()
 
-    def completed(self, upload: Upload, token: int) -> Upload:
+    def completed(self, upload: Upload, token: int, *, offset: int | None = None, synced: int | None = None) -> Upload:
+        """The record of an upload that has all its bytes, at this offset if it is another one."""
         now = self._clock.wall()
-        expires_at = self.extended(upload) if upload.is_partial else self._retained_until(now)
-        return replace(upload, status=Status.COMPLETE, completed_at=now, expires_at=expires_at, token=token)
+        return replace(
+            upload,
+            offset=upload.offset if offset is None else offset,
+            synced=upload.synced if synced is None else synced,
+            status=Status.COMPLETE,
+            completed_at=now,
+            expires_at=self.extended(upload) if upload.is_partial else self._retained_until(now),
+            token=token,
+        )
 
     def _retained_until(self, completed_at: float) -> float | None:
         return completed_at + self._options.retention if self._options.retention else None

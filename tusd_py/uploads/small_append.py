@@ -169,12 +169,13 @@ class _Step:
             if sync:
                 raise SyncFailedError(before, error) from error
             raise
-        return before, replace(after, synced=after.offset) if sync else after
+        return before, after
 
     def _reached(self, before: Upload) -> Upload:
         offset, token = self._offset + len(self._body), self._lock.token
         if offset == before.length:
-            return self._completion.completed(replace(before, offset=offset), token)
+            synced = offset if self._syncs else before.synced  # it counts only if the sync succeeds
+            return self._completion.completed(before, token, offset=offset, synced=synced)
         return replace(before, offset=offset, expires_at=self._completion.extended(before), token=token)
 
     def _conclude(self, stored: Upload) -> None:
