@@ -13,6 +13,22 @@ from tests.support.harness import ROOT
 from tusd_py.settings import Settings, flag_name
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = [document for document in DOCUMENTS if document.name != "CHANGELOG.md"]
+MAX_COLUMNS = 100
+# Not prose: blocks of code, comments, and the part that `make bench` writes.
+NOT_PROSE = re.compile(r"<!-- bench:start -->.*?<!-- bench:end -->|^```.*?^```$|<!--.*?-->", re.DOTALL | re.MULTILINE)
+
+
+def prose(document: Path) -> list[str]:
+    """Return the lines of a page that are neither code nor part of a table."""
+    lines = NOT_PROSE.sub("", document.read_text()).split("\n")
+    return [line for line in lines if not line.startswith("|")]
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
+def test_page_has_lines_of_at_most_100_columns(document: Path) -> None:
+    wide = [line for line in prose(document) if len(line) > MAX_COLUMNS and "://" not in line]
+    assert wide == []
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
