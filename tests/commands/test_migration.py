@@ -14,7 +14,6 @@ import pytest
 
 from tests.commands.test_cli import assert_refused_in_one_line, run
 from tests.contracts.parts import STATE_STORES, Instances
-from tests.contracts.test_state import RECORDS
 from tests.support.redis_server import shared_redis_url
 from tests.support.wire import content_of, create, head, identity, offset_of, patch, payload, serving
 from tusd_py.backends.disk.storage import DiskStorage
@@ -27,6 +26,7 @@ from tusd_py.events.bus import EventBus
 from tusd_py.migration.report import Counts
 from tusd_py.migration.state_copy import migrate_records
 from tusd_py.settings import load
+from tusd_py.testing.state_suite import RECORDS
 
 TOKEN = 1_700_000_000_123_456_789  # nanoseconds: the locker beside SQLite counts so
 UPLOADS = [replace(upload, id=f"upload-{number}", token=TOKEN) for number, upload in enumerate(RECORDS.values())]

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.contracts.test_storage import append, content, final_of, partials
 from tests.faults.stalls import OSFaults
 from tests.support.timing import scaled
 from tusd_py.backends.disk import storage as disk
@@ -22,6 +21,7 @@ from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.core.errors import StorageFull, UploadError
 from tusd_py.core.upload import Upload
+from tusd_py.testing.storage_helpers import append, content, final_of, partials
 
 LARGE = bytes(range(256)) * 1000
 PATIENCE = scaled(30.0)  # seconds for anything that has to happen

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.test_storage import append, assert_takes_no_more, content, final_of, finish, partials, store
 from tests.faults.stalls import OSFaults
 from tusd_py.backends.disk.storage import DiskStorage, DiskWriter
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import PartBehind, StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.core.upload import Upload
+from tusd_py.testing.storage_helpers import append, assert_takes_no_more, content, final_of, finish, partials, store
 
 IDENTITY = "0123456789abcdef" * 2
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0)  # 2023-11-14 in UTC

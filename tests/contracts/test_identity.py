@@ -14,7 +14,6 @@ from typing import TypeAlias
 import pytest
 
 from tests.contracts.parts import Instances
-from tests.contracts.test_storage import UPLOAD, append, content, finish
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.s3 import S3Storage
@@ -22,6 +21,7 @@ from tusd_py.contracts.storage import Storage, SupportsConcatenation, SupportsId
 from tusd_py.core.errors import StorageBehind, UploadNotFound, WrongStorage
 from tusd_py.core.storage_identity import parse_identity
 from tusd_py.core.upload import Upload, UploadKind
+from tusd_py.testing.storage_helpers import UPLOAD, append, content, finish
 
 IDENTITY, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import PATIENCE
-from tests.contracts.test_locks import Holder
-from tests.contracts.test_storage import UPLOAD
 from tests.support.s3_server import s3_config, s3_server
 from tests.support.s3_uploads import PART
 from tusd_py.backends.s3 import S3Storage
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
+from tusd_py.testing.locker_suite import Holder
+from tusd_py.testing.storage_helpers import UPLOAD
 from tusd_py.uploads.sweeping import Records
 
 HOLIDAY = "filename aG9saWRheS12aWRlby0yMDI2Lm1wNA=="  # holiday-video-2026.mp4

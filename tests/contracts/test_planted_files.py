@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import within
-from tests.contracts.test_storage import append, content, final_of, finish, partials, store
 from tests.faults.stalls import OSFaults
 from tusd_py.backends.disk.files import Modes
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.core.errors import StorageUnavailable
 from tusd_py.core.upload import Upload
+from tusd_py.testing.storage_helpers import append, content, final_of, finish, partials, store
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0)  # 2023-11-14 in UTC
 PRIVATE = b"private"

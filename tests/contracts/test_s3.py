@@ -19,7 +19,6 @@ from urllib.parse import unquote
 import pytest
 
 from tests.contracts.parts import PATIENCE, within
-from tests.contracts.test_storage import TOKEN, UPLOAD, Record, append, committed, content, final_of, finish, partials
 from tests.support.s3_server import (
     PASSING,
     Fault,
@@ -44,6 +43,17 @@ from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, plan_
 from tusd_py.contracts.storage import Buffer, SupportsDownloadRedirect, SupportsOrphanCleanup
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.core.upload import Upload, UploadKind
+from tusd_py.testing.storage_helpers import (
+    TOKEN,
+    UPLOAD,
+    Record,
+    append,
+    committed,
+    content,
+    final_of,
+    finish,
+    partials,
+)
 
 PART = MIN_PART
 DATA = random.Random(5).randbytes(4 * PART + 12345)

@@ -27,13 +27,13 @@ from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
     server,
     storage,
 )
-from tests.contracts.test_storage import TOKEN, UPLOAD, Record, committed, content, finish
 from tests.support.s3_server import Fault, FaultyProxy, Held, Request, S3Server, moto
 from tusd_py.backends.s3 import S3Storage
 from tusd_py.backends.s3.config import MIB
 from tusd_py.backends.s3.layout import size_of
 from tusd_py.contracts.storage import Buffer, Writer
 from tusd_py.core.errors import UploadError
+from tusd_py.testing.storage_helpers import TOKEN, UPLOAD, Record, committed, content, finish
 
 PRESETS = pytest.mark.parametrize("preset", ["aws", "ceph"])  # with CRC-32 and conditions, and without
 

@@ -1,0 +1,143 @@
+"""Records in the memory of one process, for tests and examples."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from tusd_py.core.clock import Clock, SystemClock
+from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
+from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
+from tusd_py.core.upload import Status, Upload, UploadPart
+
+
+@dataclass(slots=True)
+class MemoryRecords:
+    """The content of a store: whatever `MemoryState` is given it has these records."""
+
+    uploads: dict[str, Upload] = field(default_factory=dict)
+    parts: dict[str, dict[int, UploadPart]] = field(default_factory=dict)  # by upload id, then by number
+    waiting: dict[str, dict[str, None]] = field(default_factory=dict)  # ids of final uploads by that of a partial one
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class MemoryState:
+    """A state store in the memory of this process.
+
+    Example::
+
+        tus = TusServer(storage=MemoryStorage(), state=MemoryState(), locker=MemoryLocker())
+
+    Invariant: no method waits between reading a record and changing it, so that changes are atomic.
+    """
+
+    def __init__(self, records: MemoryRecords | None = None, clock: Clock | None = None) -> None:
+        """Keep the records in `records`, if it is given; stores with the same one have the same records."""
+        self._records = MemoryRecords() if records is None else records
+        self.clock: Clock = clock or SystemClock()
+
+    async def refresh_clock(self) -> None:
+        """See `StateStore.refresh_clock`."""
+
+    async def open(self) -> None:
+        """See `StateStore.open`."""
+
+    async def close(self) -> None:
+        """See `StateStore.close`."""
+
+    async def create(self, upload: Upload, *, durable: bool = False) -> None:
+        """See `StateStore.create`."""
+        if upload.id in self._records.uploads:
+            raise UploadExists
+        self._records.uploads[upload.id] = upload
+
+    async def get(self, upload_id: str) -> Upload | None:
+        """See `StateStore.get`."""
+        return self._records.uploads.get(upload_id)
+
+    async def update(
+        self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
+    ) -> Upload:
+        """See `StateStore.update`."""
+        found = self._records.uploads.get(before.id)
+        if found is None or found.token > token:
+            raise LockLost
+        if (found.offset, found.status) != (before.offset, before.status):
+            raise LockLost
+        self._records.uploads[before.id] = stored = replace(after, token=token)
+        if stored.is_complete:
+            self._records.parts.pop(before.id, None)
+        elif parts:
+            self._records.parts.setdefault(before.id, {}).update((part.number, part) for part in parts)
+        return stored
+
+    async def parts(self, upload_id: str) -> Sequence[UploadPart]:
+        """See `StateStore.parts`."""
+        parts = self._records.parts.get(upload_id, {})
+        return [parts[number] for number in sorted(parts)]
+
+    async def delete(self, upload_id: str, token: int) -> None:
+        """See `StateStore.delete`."""
+        found = self._records.uploads.get(upload_id)
+        if found is not None and found.token > token:
+            raise LockLost
+        self._records.uploads.pop(upload_id, None)
+        self._records.parts.pop(upload_id, None)
+
+    async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
+        """See `StateStore.due`."""
+        due = [upload for upload in self._records.uploads.values() if _is_due(upload, now)]
+        return due[skip : skip + limit]
+
+    async def add_waiting(self, partial_id: str, final_id: str) -> None:
+        """See `StateStore.add_waiting`."""
+        self._records.waiting.setdefault(partial_id, {})[final_id] = None
+
+    async def waiting_for(self, partial_id: str, limit: int) -> Sequence[str]:
+        """See `StateStore.waiting_for`."""
+        return [*self._records.waiting.get(partial_id, ())][:limit]
+
+    async def remove_waiting(self, partial_id: str, final_ids: Sequence[str]) -> None:
+        """See `StateStore.remove_waiting`."""
+        waiting = self._records.waiting.get(partial_id, {})
+        for final_id in final_ids:
+            waiting.pop(final_id, None)
+        if not waiting:
+            self._records.waiting.pop(partial_id, None)
+
+    async def read_metadata(self, name: str) -> str | None:
+        """See `StateStore.read_metadata`."""
+        return self._records.metadata.get(name)
+
+    async def write_metadata(self, name: str, value: str, *, before: str | None) -> bool:
+        """See `StateStore.write_metadata`."""
+        if self._records.metadata.get(name) != before:
+            return False
+        self._records.metadata[name] = value
+        return True
+
+    async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
+        """See `StateStore.list`. Sorts all ids, which a store of many records must not."""
+        ids = sorted(self._records.uploads)
+        start = bisect_right(ids, after)
+        end = start + max(limit + 1, MAX_SCANNED)
+        records = ((upload_id, self._records.uploads[upload_id]) for upload_id in ids[start:end])
+        return next_page(records, limit, condition, last=end >= len(ids))
+
+    async def all(self) -> AsyncIterator[Upload]:
+        """See `StateStore.all`."""
+        for upload in [*self._records.uploads.values()]:
+            yield upload
+
+    async def broken(self) -> AsyncIterator[BrokenRecord]:
+        """See `StateStore.broken`; no record in memory is broken."""
+        errors: tuple[BrokenRecord, ...] = ()
+        for error in errors:
+            yield error
+
+
+def _is_due(upload: Upload, now: float) -> bool:
+    if upload.expires_at is not None and upload.expires_at <= now:
+        return True
+    return upload.status is Status.FINISHING and not upload.is_waiting

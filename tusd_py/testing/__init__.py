@@ -1,0 +1,26 @@
+"""For authors of storages, state stores and lockers: contract suites, and backends in memory. See docs/extending.md.
+
+The suites are in `tusd_py.testing.storage_suite`, `.state_suite` and `.locker_suite`; they need pytest and
+pytest-asyncio: `pip install 'tusd-py[testing]'`. Tests that are added to a suite come with minor releases.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tusd_py.backends.memory.locker import MemoryLocker, MemoryLocks
+from tusd_py.backends.memory.state import MemoryRecords, MemoryState
+from tusd_py.backends.memory.storage import MemoryStorage, StoredBytes
+
+__all__ = ["MemoryLocker", "MemoryLocks", "MemoryRecords", "MemoryState", "MemoryStorage", "StoredBytes"]
+
+if (pytest := sys.modules.get("pytest")) is not None:  # failed assertions of the suites show their values
+    _SUITES = (
+        "concatenation_suite",
+        "listing_suite",
+        "locker_suite",
+        "state_suite",
+        "storage_helpers",
+        "storage_suite",
+    )
+    pytest.register_assert_rewrite(*(f"{__name__}.{suite}" for suite in _SUITES))

@@ -1,0 +1,101 @@
+"""Uploads in a storage, without a state store: helpers of the storage suite."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from tusd_py.contracts.storage import Buffer, Storage, Writer
+from tusd_py.core.errors import UploadError
+from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
+from tusd_py.testing.support import pytest, within
+
+
+@dataclass(frozen=True, slots=True)
+class Record(Upload):
+    """An upload with its ledger, as a state store keeps them."""
+
+    ledger: tuple[UploadPart, ...] = ()
+
+
+UPLOAD = Record(id="upload", created_at=1_700_000_000.0)
+
+TOKEN = 1  # of every lock
+
+LARGE = random.Random(1).randbytes((5 << 20) + 12345)
+
+
+def record_of(upload: Upload) -> Record:
+    return upload if isinstance(upload, Record) else Record(**{f.name: getattr(upload, f.name) for f in fields(Upload)})
+
+
+def committed(upload: Upload, writer: Writer) -> Record:
+    """The upload as it is once what the writer stored is committed."""
+    record = record_of(upload)
+    offset, layout = writer.stored, writer.layout
+    ledger = {part.number: part for part in (*record.ledger, *writer.parts(upload.offset))}
+    parts = tuple(ledger[number] for number in sorted(ledger))
+    return replace(record, offset=offset, layout=layout, ledger=parts, token=TOKEN)
+
+
+async def append(storage: Storage, upload: Upload, *blocks: Sequence[Buffer], sync: bool = False) -> Record:
+    """One request's worth of bytes; the upload as it is committed after it."""
+    writer = storage.writer(upload, TOKEN)
+    try:
+        for block in blocks:
+            await writer.write(block)
+        await within(writer.flush(sync=sync))
+        record = committed(upload, writer)
+    finally:
+        await writer.close()
+    assert record.offset == upload.offset + sum(len(buffer) for block in blocks for buffer in block)
+    return record
+
+
+async def finish(storage: Storage, upload: Upload, *, sync: bool = True) -> Record:
+    record = record_of(upload)
+    layout = await storage.complete(record, record.ledger, sync=sync)
+    return replace(record, length=upload.offset, status=Status.COMPLETE, layout=layout, ledger=())
+
+
+async def store(storage: Storage, upload_id: str, data: bytes) -> Record:
+    """A complete upload of this data."""
+    return await finish(storage, await append(storage, replace(UPLOAD, id=upload_id), [data]))
+
+
+async def content(storage: Storage, upload: Upload, start: int = 0, end: int | None = None) -> bytes:
+    end = upload.offset if end is None else end
+    return b"".join([bytes(data) async for data in storage.read(upload, start, end)])
+
+
+async def assert_takes_no_more(writer: Writer) -> None:
+    for _ in range(2):
+        with pytest.raises(UploadError):
+            await writer.write([b"more"])
+        with pytest.raises(UploadError):
+            await writer.flush(sync=False)
+        with pytest.raises(UploadError):
+            await writer.flush([b"more"], sync=True)
+        with pytest.raises(UploadError):
+            await writer.finish([b"more"], sync=True)
+
+
+async def partials(storage: Storage, *contents: bytes) -> list[Upload]:
+    return [
+        replace(await store(storage, f"partial-{number}", data), concatenation=UploadKind.PARTIAL)
+        for number, data in enumerate(contents)
+    ]
+
+
+def final_of(parts: Sequence[Upload]) -> Upload:
+    length = sum(part.offset for part in parts)
+    return Upload(
+        id="final",
+        created_at=UPLOAD.created_at + 86400 * 40,
+        length=length,
+        offset=length,
+        status=Status.FINISHING,
+        concatenation=UploadKind.FINAL,
+        partial_ids=tuple(part.id for part in parts),
+    )
