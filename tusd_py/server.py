@@ -26,13 +26,14 @@ from tusd_py.http.app import NOT_READY, UNROUTED
 from tusd_py.http.cors import missing_in_middleware
 from tusd_py.http.mount import TusMount
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
+from tusd_py.jobs.duties import scheduler_of
+from tusd_py.jobs.scheduler import Scheduler
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_component
 from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross_check, from_arguments
 from tusd_py.signal_watch import SignalWatch
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import sweep_forever
 
 logger = logging.getLogger("tusd_py")
 
@@ -126,7 +127,7 @@ class TusServer:
         self._start = asyncio.Lock()  # held while the server starts or shuts down
         self._started = False
         self._attempt: asyncio.Task[None] | None = None  # to start, on behalf of requests
-        self._sweeper: asyncio.Task[None] | None = None
+        self._scheduler: Scheduler | None = None
         self._closing: asyncio.Task[None] | None = None  # a shutdown that the storage holds up
         self._drain_began: float | None = None
         self._signals = SignalWatch(self._begin_drain, self.settings.drain_delay)
@@ -300,7 +301,8 @@ class TusServer:
                 logger.warning("%s", "; ".join(self.service.limitations))
             self.service.open()
             if self.settings.sweep_interval:
-                self._sweeper = asyncio.create_task(sweep_forever(self.service, self.settings.sweep_interval))
+                self._scheduler = scheduler_of(self.service, self.settings.sweep_interval)
+                self._scheduler.start()
             self._signals.start()
             self._closed = asyncio.Event()
             self._keeper = asyncio.create_task(self._close_with_loop(self._closed))
@@ -350,9 +352,8 @@ class TusServer:
                 logger.error(
                     "some requests did not end within the shutdown grace of %s s", self.settings.shutdown_grace
                 )
-            if self._sweeper is not None:
-                self._sweeper.cancel()
-                await asyncio.wait((self._sweeper,))
+            if self._scheduler is not None:
+                await self._scheduler.stop()
             self._signals.stop()
             await self.events.close(max(0.0, self._end_of_grace() - asyncio.get_running_loop().time()))
             patience = self._end_of_grace() - asyncio.get_running_loop().time()

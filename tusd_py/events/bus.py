@@ -159,6 +159,15 @@ class RequestFinished:
     request_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class JobFinished:
+    """One run of a periodic job ended after so many seconds."""
+
+    name: str
+    seconds: float
+    succeeded: bool
+
+
 Event: TypeAlias = (
     UploadCreated
     | UploadProgressed
@@ -170,6 +179,7 @@ Event: TypeAlias = (
     | AppendStarted
     | AppendEnded
     | RequestFinished
+    | JobFinished
 )
 E = TypeVar("E")
 Observer: TypeAlias = Callable[[E], object]
@@ -272,6 +282,6 @@ class EventBus:
 
 def _key(event: Event) -> str:
     """The queue that an event belongs to."""
-    if isinstance(event, RequestFinished):
+    if isinstance(event, RequestFinished | JobFinished):
         return REQUESTS
     return event.upload_id if isinstance(event, LockWaited) else event.upload.id

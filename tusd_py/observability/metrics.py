@@ -17,6 +17,7 @@ from tusd_py.events.bus import (
     AppendEnded,
     AppendStarted,
     EventBus,
+    JobFinished,
     LockWaited,
     PartialFinished,
     RequestFinished,
@@ -96,6 +97,13 @@ class Metrics:
         self._connections_ended = Counter(
             "tusd_connections_ended", "Connections that the server ended early.", ["reason"], registry=registry
         )
+        self._jobs = Histogram(
+            "tusd_job_duration_seconds",
+            "Runs of periodic jobs.",
+            ["job", "result"],
+            buckets=DURATIONS,
+            registry=registry,
+        )
         self._subscribe(events)
 
     def connections_changed(self, change: int) -> None:
@@ -147,6 +155,10 @@ class Metrics:
             events.observe(kind, lambda event: plain["tusd_uploads_finished"].inc())
         events.observe(UploadTerminated, lambda event: plain["tusd_uploads_terminated"].inc())
         events.observe(UploadExpired, lambda event: plain["tusd_uploads_expired"].inc())
+        events.observe(JobFinished, self._job_finished)
+
+    def _job_finished(self, event: JobFinished) -> None:
+        self._jobs.labels(event.name, "ok" if event.succeeded else "failed").observe(event.seconds)
 
     def _request_finished(self, event: RequestFinished) -> None:
         requests, durations = self._by_method.get(event.method) or self._of_method(event.method)

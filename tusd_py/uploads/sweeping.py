@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import random
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore, SupportsIndexRepair
 from tusd_py.contracts.storage import Orphan, SupportsIdentity, SupportsOrphanCleanup
-from tusd_py.core.errors import LockTimeout, UploadError
+from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import Upload
 from tusd_py.uploads.identity import keep_identity, know_all
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
@@ -23,9 +20,6 @@ logger = logging.getLogger("tusd_py.sweeper")
 
 BATCH = 100
 ORPHAN_AGE = 86400.0  # seconds
-CLEAN_INTERVAL = 3600.0  # seconds
-FIRST_CLEAN = (30.0, 90.0)  # seconds after the start: soon, since a server may be restarted every few minutes
-SWEEPER_LOCK = ".sweeper"  # a lock like that of an upload, whose id never begins with a dot
 
 
 async def expired_uploads(service: UploadService, now: float) -> AsyncIterator[Upload]:
@@ -59,35 +53,6 @@ async def sweep(service: UploadService, complain: Callable[[str], object] = logg
                 reason = f" ({error.__cause__})" if error.__cause__ else ""
                 complain(f"upload {upload.id} could not be removed or finished: {error.message}{reason}")
     return swept
-
-
-async def sweep_as_leader(service: UploadService) -> int:
-    """Sweep unless another process does. Two that believe they lead are harmless: every upload is locked."""
-    async with leading(service) as leads:
-        return await sweep(service) if leads else 0
-
-
-async def clean_as_leader(service: UploadService) -> None:
-    async with leading(service) as leads:
-        orphans = await clean(service) if leads else ()
-        if leads and isinstance(service.storage, SupportsIdentity):
-            await service.storage.renew_identity()
-    for orphan in orphans:
-        logger.info("removed the orphaned %s %s", orphan.kind, orphan.name)
-
-
-@contextlib.asynccontextmanager
-async def leading(service: UploadService) -> AsyncIterator[bool]:
-    """Whether this process is the one that sweeps, for as long as the context lasts."""
-    try:
-        lock = await service.locker.acquire(SWEEPER_LOCK, NonInterruptibleHolder(), 0, to_remove=True)
-    except LockTimeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        await lock.release()
 
 
 async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_run: bool = False) -> Sequence[Orphan]:
@@ -138,19 +103,3 @@ class Records:
             yield await self._state.get(upload_id)
         finally:
             await lock.release()
-
-
-async def sweep_forever(service: UploadService, interval: float) -> None:
-    """Sweep at once, then every `interval` seconds; remove orphans soon after the start, then every hour."""
-    next_clean = time.monotonic() + random.uniform(*FIRST_CLEAN)
-    while True:
-        try:
-            await sweep_as_leader(service)
-            if time.monotonic() >= next_clean:
-                next_clean = time.monotonic() + CLEAN_INTERVAL
-                await clean_as_leader(service)
-        except UploadError as error:
-            logger.warning("the sweep failed: %s", error.message)
-        except Exception:  # whatever it is: the next round may do better, and must come
-            logger.exception("the sweep failed")
-        await asyncio.sleep(max(0.0, min(interval, next_clean - time.monotonic())))

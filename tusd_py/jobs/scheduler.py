@@ -1,0 +1,153 @@
+"""Runs periodic jobs: each in one process at a time, at times that outlast the processes.
+
+The time of the last run of each job is kept beside the records. So a job whose interval is longer than the life of a
+process runs nevertheless, and of several processes that share the records one runs it when it is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.state import StateStore
+from tusd_py.core.clock import SteadyClock
+from tusd_py.core.errors import LockTimeout, StateFull, UploadError
+from tusd_py.events.bus import EventBus, JobFinished
+
+logger = logging.getLogger("tusd_py.jobs")
+
+FIRST_RETRY = 5.0  # seconds until a job that failed is tried again; doubled with every failure, up to its interval
+LAST_RUN = "job:"  # beginning of the names of the metadata that hold the times of the last runs
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A periodic duty.
+
+    Attributes:
+        name: of the metric, the log lines, the lock and the persisted time.
+        interval: seconds from the beginning of a run to that of the next one.
+        run: does the duty once. An exception is logged, and the job is tried again before the interval is over.
+        first_delay: range of seconds in which the first run of a process is, if one is due by then.
+        at_start: whether every process begins with a run, due or not.
+    """
+
+    name: str
+    interval: float
+    run: Callable[[], Awaitable[object]]
+    first_delay: tuple[float, float] = (0.0, 0.0)
+    at_start: bool = False
+
+
+class Scheduler:
+    """Runs jobs from `start` to `stop`."""
+
+    def __init__(
+        self, jobs: Sequence[Job], state: StateStore, locker: Locker, clock: SteadyClock, events: EventBus
+    ) -> None:
+        self._jobs = jobs
+        self._state = state
+        self._locker = locker
+        self._clock = clock
+        self._events = events
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to run the jobs, in tasks of the running event loop."""
+        self._tasks = [asyncio.create_task(self._run_forever(job)) for job in self._jobs]
+
+    async def stop(self) -> None:
+        """Cancel the jobs and wait for their ends."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks = []
+
+    async def _run_forever(self, job: Job) -> None:
+        await asyncio.sleep(random.uniform(*job.first_delay))
+        failures = 0
+        forced = job.at_start
+        while True:
+            began = time.monotonic()
+            try:
+                wait = await self._run_if_due(job, forced=forced)
+                failures, forced = 0, False
+            except UploadError as error:
+                logger.warning("job %s failed: %s", job.name, error.message)
+                failures += 1
+            except Exception:  # the next run may do better, and must come
+                logger.exception("job %s failed", job.name)
+                failures += 1
+            if failures:
+                wait = min(job.interval, FIRST_RETRY * 2 ** (failures - 1))
+            await asyncio.sleep(max(0.0, began + wait - time.monotonic()))
+
+    async def _run_if_due(self, job: Job, *, forced: bool) -> float:
+        """Run a job if it is due and no other process runs it; return the seconds until the next look."""
+        remaining = 0.0 if forced else self._remaining(job, await self._last_run(job))
+        if remaining > 0:
+            return remaining
+        async with self._leading(job) as leads:
+            if not leads:
+                return job.interval
+            last = await self._last_run(job)
+            remaining = 0.0 if forced else self._remaining(job, last)
+            if remaining > 0:  # another process has run it meanwhile
+                return remaining
+            with contextlib.suppress(StateFull):  # the job may be what makes room
+                await self._state.write_metadata(f"{LAST_RUN}{job.name}", repr(self._clock.steady()), before=last)
+            await self._run(job)
+        return job.interval
+
+    async def _run(self, job: Job) -> None:
+        began = time.monotonic()
+        succeeded = False
+        try:
+            await job.run()
+            succeeded = True
+        finally:
+            self._events.publish(JobFinished(job.name, time.monotonic() - began, succeeded))
+
+    async def _last_run(self, job: Job) -> str | None:
+        return await self._state.read_metadata(f"{LAST_RUN}{job.name}")
+
+    def _remaining(self, job: Job, last: str | None) -> float:
+        """Return the seconds until a job is due; a time that cannot be right, as of a wrong clock, makes it due."""
+        try:
+            elapsed = self._clock.steady() - float(last or "nan")
+        except ValueError:
+            return 0.0
+        return job.interval - elapsed if 0 <= elapsed < job.interval else 0.0
+
+    @contextlib.asynccontextmanager
+    async def _leading(self, job: Job) -> AsyncIterator[bool]:
+        """Whether this process runs the job, for as long as the context lasts.
+
+        Two processes that believe so, as after a lost lease, are harmless: every upload has its own lock.
+        """
+        try:
+            lock = await self._locker.acquire(f".{job.name}", _Unmoved(), 0, to_remove=True)
+        except LockTimeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            await lock.release()
+
+
+class _Unmoved:
+    """The holder of the lock of a job: nobody asks for the lock but processes that try once."""
+
+    def release_requested(self) -> None: ...
+
+    def commit_requested(self) -> None: ...
+
+    def lock_lost(self) -> None: ...
