@@ -36,7 +36,7 @@ from tests.support.raw_client import (
     take_over,
     wait_until,
 )
-from tests.support.timing import promised
+from tests.support.timing import promised, scaled
 
 Cut = Callable[[Connection], None]
 CUTS = {"fin": Connection.close, "half-closed": Connection.finish_sending, "reset": Connection.reset}
@@ -70,7 +70,7 @@ def test_a_patch_that_has_stalled_for_long_is_ended_by_head(server: ServerProces
     data = payload(2 * MEBI)
     path = create(server.port, len(data))
     with stalled_patch(server.port, path, data, MEBI) as stalled:
-        time.sleep(1.5)  # longer than a holder may be silent
+        time.sleep(scaled(1.0) + 0.5)  # longer than a holder may be silent (`tests.support.watched`)
         with promptly("HEAD"):
             assert offset_of(server.port, path) == MEBI
         answer = stalled.answer_or_closed(promised(PROMPT))
@@ -82,10 +82,10 @@ def test_looking_at_a_stalled_patch_does_not_keep_it_alive(server: ServerProcess
     data = payload(MEBI)
     path = create(server.port, len(data))
     with stalled_patch(server.port, path, data, 300_000) as stalled, ThreadPoolExecutor(1) as executor:
-        ended = executor.submit(stalled.answer_or_closed, 10)
-        deadline = time.monotonic() + 5
+        ended = executor.submit(stalled.answer_or_closed, scaled(10))
+        deadline = time.monotonic() + scaled(5)
         while not ended.done():
-            assert time.monotonic() < deadline, "silent for 5 s, and not ended"
+            assert time.monotonic() < deadline, "silent for long, and not ended"
             assert offset_of(server.port, path) == 300_000
             time.sleep(0.2)
         answer = ended.result()

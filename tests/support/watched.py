@@ -9,7 +9,9 @@ import sys
 from blockbuster import BlockBuster
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tests.support.timing import scaled
 from tusd_py.cli import main
+from tusd_py.uploads import append
 from tusd_py.uvicorn_server import process as run
 
 
@@ -25,6 +27,9 @@ def watch() -> BlockBuster:
     blockbuster.activate()
     return blockbuster
 
+
+# No promise: on a slow machine a client of the tests may be silent for longer without being idle.
+vars(append)["SILENT"] = scaled(append.SILENT)
 
 if os.environ.get("PLAIN_ASGI"):  # in worker processes too, which import this module again
     vars(run)["upload_protocol"] = lambda **_: HttpToolsProtocol
