@@ -1,23 +1,18 @@
-"""Everything that can go wrong with an upload, as typed values without a word of HTTP.
+"""Errors with a stable code and one sentence, and those of an upload, which know nothing of HTTP.
 
-Every error has a stable `code` (the same in answers, logs and metrics) and one clear sentence. The table in
-`http/errors.py` turns each into an answer on the wire.
+The code is the same in answers, logs and metrics. The table in `http/errors.py` gives every `UploadError` its status;
+an `HTTPError` from there has its own. Both are `CodedError`s, and neither is one of the other.
 """
 
 from __future__ import annotations
 
 
-class UploadError(Exception):
-    """Base of every error of an upload, each with a stable `code` and one sentence, `message`.
+class CodedError(Exception):
+    """Base of all errors that a client may see: a stable `code`, and one sentence, `message`.
 
-    Example::
-
-        try:
-            upload = await tus.uploads.get(upload_id)
-        except UploadNotFound:
-            ...
-        except UploadError as error:
-            logger.warning("%s: %s", error.code, error.message)
+    Attributes:
+        code: `ERR_` and a name, the same in answers, logs and metrics.
+        default_message: the sentence of an error that is raised without one.
     """
 
     code = "ERR_INTERNAL_SERVER_ERROR"
@@ -30,6 +25,20 @@ class UploadError(Exception):
     def message(self) -> str:
         """The sentence, which a client may see."""
         return str(self.args[0])
+
+
+class UploadError(CodedError):
+    """Base of every error of an upload.
+
+    Example::
+
+        try:
+            upload = await tus.uploads.get(upload_id)
+        except UploadNotFound:
+            ...
+        except UploadError as error:
+            logger.warning("%s: %s", error.code, error.message)
+    """
 
 
 class UploadNotFound(UploadError):
@@ -273,4 +282,4 @@ class StateFull(StateUnavailable):
     """The state store has no room for more records."""
 
     default_message = "there is no room for the records of the uploads"
-    code = "ERR_STORAGE_FULL"
+    code = "ERR_STATE_FULL"

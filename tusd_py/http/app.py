@@ -12,7 +12,7 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from tusd_py.contracts.storage import Buffer
-from tusd_py.core.errors import ClientDisconnected, NotReady, UploadError, UploadNotFound, WriteTimeout
+from tusd_py.core.errors import ClientDisconnected, CodedError, NotReady, UploadNotFound, WriteTimeout
 from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus, RequestFinished
 from tusd_py.http.body import RequestBody, arrivals_of
@@ -43,9 +43,9 @@ class ProtocolAdapter(Protocol):
         """Header fields of every answer, errors and preflights included."""
 
     def route(self, request: Request) -> Handler:
-        """Find the handler of a request; raises `UploadError`."""
+        """Find the handler of a request; raises `CodedError`."""
 
-    def error_response(self, request: Request, error: UploadError | None) -> Response:
+    def error_response(self, request: Request, error: CodedError | None) -> Response:
         """Render an error; None stands for a bug."""
 
 
@@ -98,7 +98,7 @@ class UploadApp:
             if response is not None:
                 await self._send(request, response, send)
                 status, code = response.status, response.error_code
-        except UploadError as error:  # in the middle of the answer: the server closes the connection
+        except CodedError as error:  # in the middle of the answer: the server closes the connection
             code = error.code
             if error.__cause__ is not None:
                 logger.error("%s: %s (%s)", code, error.message, first_cause(error))
@@ -128,7 +128,7 @@ class UploadApp:
             return await self._route(request)(request)
         except ClientDisconnected:
             return None
-        except UploadError as error:
+        except CodedError as error:
             if error.__cause__ is not None:
                 details = error if logger.isEnabledFor(logging.DEBUG) else None
                 logger.error("%s: %s (%s)", error.code, error.message, first_cause(error), exc_info=details)

@@ -27,7 +27,7 @@ class EmptyPatches:
             self._runs.pop(upload_id, None)
 
     def pause(self, upload_id: str) -> float:
-        """Seconds after which one more empty PATCH is to be answered; raises `RequestRefused` after too many."""
+        """Seconds after which one more empty PATCH is to be answered; raises `HTTPError` after too many."""
         now = self._clock()
         count, last = self._runs.pop(upload_id, (0, now))
         count = 1 if now - last > RUN_ENDS else count + 1

@@ -1,13 +1,13 @@
-"""Errors on the wire: one table from the errors of the domain to status codes, and their two formats."""
+"""Errors on the wire: the table of the statuses of upload errors, the errors of HTTP itself, and two formats."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tusd_py.core import errors
-from tusd_py.http.tus.headers import InvalidHeader
 
 ZERO_WEIGHT = re.compile(r"q\s*=\s*0(?:\.0*)?")
 RETRY_AFTER = "1"  # seconds
@@ -15,28 +15,36 @@ RETRY_AFTER = "1"  # seconds
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """The answer that refuses a request."""
+    """The answer to a request that failed."""
 
     status: int
     code: str
     message: str
     retry: bool = False  # the same request may succeed later
     close: bool = False  # the connection cannot be used again
+    headers: Mapping[str, str] = field(default_factory=dict)  # of this error only
 
 
-class HTTPError(errors.UploadError):
-    """A request that is refused for what it is, before any upload is looked at."""
+class HTTPError(errors.CodedError):
+    """A request that is refused for its form, whatever the state of the upload.
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    Args:
+        status: the status of the answer.
+        code: the code of the error.
+        message: one sentence for the client.
+        headers: header fields that the answer needs, such as Allow.
+    """
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.headers = headers or {}
 
 
 # Error class: status, whether to try again, whether the connection is broken. The statuses of what ends an append
 # early are chosen for the clients: they retry 423 and 5xx, and take every other 4xx as final.
 STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
-    InvalidHeader: (400, False, False),
     errors.UploadNotFound: (404, False, False),
     errors.UploadGone: (410, False, False),
     errors.OffsetMismatch: (409, False, False),
@@ -63,9 +71,10 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
 }
 
 
-def error_response_for(error: errors.UploadError) -> ErrorResponse:
+def error_response_for(error: errors.CodedError) -> ErrorResponse:
+    """Return the answer to a request that failed with this error."""
     if isinstance(error, HTTPError):
-        return ErrorResponse(error.status, error.code, error.message)
+        return ErrorResponse(error.status, error.code, error.message, headers=error.headers)
     for kind in type(error).__mro__:
         if kind in STATUS:
             status, retry, close = STATUS[kind]
@@ -82,7 +91,7 @@ JSON_TYPES = ("application/problem+json", "application/json")
 
 
 def render(answer: ErrorResponse, accept: str) -> tuple[str, bytes]:
-    """Content type and body: problem details for clients that accept JSON, else `CODE: sentence`."""
+    """Return content type and body: problem details for clients that accept JSON, else `CODE: sentence`."""
     if any(_accepts(accept, media_type) for media_type in JSON_TYPES):
         problem = {"title": answer.message, "status": answer.status, "code": answer.code}
         return "application/problem+json", json.dumps(problem).encode()
@@ -90,7 +99,7 @@ def render(answer: ErrorResponse, accept: str) -> tuple[str, bytes]:
 
 
 def _accepts(accept: str, media_type: str) -> bool:
-    """Whether Accept names this type, with a weight above zero (RFC 9110, section 12.5.1)."""
+    """Return whether Accept names this type, with a weight above zero (RFC 9110, section 12.5.1)."""
     for item in accept.lower().split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
         if name == media_type:

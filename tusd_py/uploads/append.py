@@ -12,6 +12,7 @@ from tusd_py.contracts.storage import Buffer, ThreadedWriter, Writer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
     ChecksumMismatch,
+    CodedError,
     LockLost,
     MaxSizeExceeded,
     OffsetMismatch,
@@ -121,7 +122,7 @@ class Append:
                 return await self._finish()
             except (StorageBehind, LockLost):
                 raise
-            except UploadError:
+            except CodedError:  # of the storage, the client or, for a trailer, its header
                 await self._keep()
                 raise
         except StorageBehind as error:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from tusd_py.contracts.locks import Lock, Locker, LockHolder
-from tusd_py.core.errors import LockTimeout, ServerShutdown, UploadError
+from tusd_py.core.errors import CodedError, LockTimeout, ServerShutdown
 from tusd_py.events.bus import EventBus, LockWaited
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 
@@ -115,7 +115,7 @@ class LockedWork:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, UploadError):  # perhaps nobody waits for it any more
+        if error is not None and not isinstance(error, CodedError):  # perhaps nobody waits for it any more
             logger.debug("work on an upload failed", exc_info=error)
 
     # Uploads that are about to end.

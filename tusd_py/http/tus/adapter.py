@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tusd_py.core.errors import OffsetMismatch, UploadError, UploadNotFound
+from tusd_py.core.errors import CodedError, OffsetMismatch, UploadNotFound
 from tusd_py.http.cors import RawHeaders
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, HTTPError, error_response_for, render
 from tusd_py.http.request import Handler, Request, Response
-from tusd_py.http.tus.handlers import VERSION, RangeNotSatisfiable, TusHandlers
+from tusd_py.http.tus.handlers import VERSION, TusHandlers
 from tusd_py.http.tus.headers import format_date
 
 COMMON_HEADERS: RawHeaders = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
@@ -19,8 +19,8 @@ class MethodNotAllowed(HTTPError):
     """The URL exists and does not take this method; `allowed` are the methods that it takes."""
 
     def __init__(self, allowed: Sequence[str], hint: str = "") -> None:
-        super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"{hint}the methods here are {', '.join(allowed)}")
-        self.allowed = allowed
+        methods = ", ".join(allowed)
+        super().__init__(405, "ERR_METHOD_NOT_ALLOWED", f"{hint}the methods here are {methods}", {"Allow": methods})
 
 
 class TusProtocol:
@@ -44,7 +44,7 @@ class TusProtocol:
             raise MethodNotAllowed(list(methods), "" if request.upload_id else CREATION_URL)
         return handler
 
-    def error_response(self, request: Request, error: UploadError | None) -> Response:
+    def error_response(self, request: Request, error: CodedError | None) -> Response:
         """Render an error; None stands for a bug, of which the client learns nothing.
 
         Clients start a new upload at byte 0 when HEAD answers 5xx: it answers 423 instead.
@@ -54,17 +54,12 @@ class TusProtocol:
             answer = TRY_LATER
         content_type, body = render(answer, request.headers.get("accept", ""))
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+        headers |= answer.headers
         if isinstance(error, OffsetMismatch):
             headers["Upload-Offset"] = str(error.offset)
             request.offset_after = error.offset
-        if isinstance(error, MethodNotAllowed):
-            headers["Allow"] = ", ".join(error.allowed)
-        if isinstance(error, RangeNotSatisfiable):
-            headers["Content-Range"] = f"bytes */{error.length}"
         if request.expires_at is not None:
             headers["Upload-Expires"] = format_date(request.expires_at)
-        if answer.status == 412:
-            headers["Tus-Version"] = VERSION
         if answer.retry:
             headers["Retry-After"] = RETRY_AFTER
         if answer.close:

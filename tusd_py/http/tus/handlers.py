@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from tusd_py.contracts.storage import Buffer
-from tusd_py.core.errors import ClientDisconnected, UploadError, UploadGone, UploadNotFound
+from tusd_py.core.errors import ClientDisconnected, CodedError, UploadError, UploadGone, UploadNotFound
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.download import describe, select
@@ -106,7 +106,7 @@ class TusHandlers:
             return await self._service.append(upload.id, append_request)
         except ClientDisconnected:
             raise
-        except UploadError:
+        except CodedError:
             return await self._service.get(upload.id)
 
     def _created(self, request: Request, upload: Upload) -> Response:
@@ -202,8 +202,6 @@ class TusHandlers:
                 return await self._describe(request)
             check_version(request)
             upload = await self._service.inspect(request.upload_id)
-        except HTTPError:
-            raise
         except (UploadNotFound, UploadGone) as error:
             return Response(error_response_for(error).status, no_store, error_code=error.code)
         except UploadError as error:
@@ -243,7 +241,7 @@ class TusHandlers:
         request.offset_before = offset
         try:
             upload = await self._service.append(request.upload_id, append_request)
-        except UploadError:
+        except CodedError:
             # The protocol wants Upload-Expires on every answer to a PATCH.
             request.expires_at = await self._service.expires_at(request.upload_id)
             raise
@@ -287,9 +285,11 @@ class TusHandlers:
 
 
 class RangeNotSatisfiable(HTTPError):
+    """The upload, of `length` bytes, has none of those that Range names."""
+
     def __init__(self, length: int) -> None:
-        super().__init__(416, "ERR_RANGE_NOT_SATISFIABLE", f"the upload has {length} bytes")
-        self.length = length
+        text = f"the upload has {length} bytes"
+        super().__init__(416, "ERR_RANGE_NOT_SATISFIABLE", text, {"Content-Range": f"bytes */{length}"})
 
 
 def check_version(request: Request) -> None:
@@ -301,7 +301,8 @@ def check_version(request: Request) -> None:
 
 
 def _wrong_version(received: str) -> HTTPError:
-    return HTTPError(412, "ERR_UNSUPPORTED_VERSION", f"Tus-Resumable must be {VERSION}, {received}")
+    text = f"Tus-Resumable must be {VERSION}, {received}"
+    return HTTPError(412, "ERR_UNSUPPORTED_VERSION", text, {"Tus-Version": VERSION})
 
 
 def _wrong_content_type() -> HTTPError:

@@ -10,8 +10,9 @@ from email.utils import formatdate
 from functools import lru_cache
 
 from tusd_py.core import metadata
-from tusd_py.core.errors import ChecksumMismatch, UploadError
+from tusd_py.core.errors import ChecksumMismatch
 from tusd_py.core.metadata import MetadataLimits
+from tusd_py.http.errors import HTTPError
 from tusd_py.uploads.checksum import ALGORITHMS
 
 INTEGER = re.compile(r"[0-9]{1,19}")
@@ -19,14 +20,11 @@ MAX_INTEGER = (1 << 63) - 1
 OFFSET_CONTENT_TYPE = "application/offset+octet-stream"
 
 
-class InvalidHeader(UploadError):
-    """a header field is malformed"""
+class InvalidHeader(HTTPError):
+    """A header field or a trailer is missing or malformed."""
 
-    code = "ERR_INVALID_HEADER"
-
-    def __init__(self, message: str, code: str = "ERR_INVALID_HEADER") -> None:
-        super().__init__(message)
-        self.code = code
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(400, code, message)
 
 
 def parse_integer(name: str, text: str, code: str) -> int:
