@@ -16,7 +16,7 @@ from tusd_py.backends.s3.config import S3Config
 
 
 async def connect(config: S3Config) -> Any:
-    client = Client(config, None)
+    client = Client(config)
     await client.open()
     return client.boto3
 

@@ -15,6 +15,7 @@ from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
@@ -29,7 +30,6 @@ from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
-from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component
 from tusd_py.settings import Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
@@ -58,7 +58,7 @@ GIVEN_NONE = Components()
 def build_service(
     settings: Settings,
     events: EventBus,
-    metrics: Metrics | None = None,
+    instrumentation: Instrumentation = NO_INSTRUMENTATION,
     clock: Clock | None = None,
     given: Components = GIVEN_NONE,
 ) -> UploadService:
@@ -69,12 +69,12 @@ def build_service(
     if locker is None and settings.locker_plugin:
         locker = make_component(LOCKERS, settings.locker_plugin, settings)
     if state is None or locker is None:
-        chosen_state, chosen_locker = build_state_and_locker(settings, metrics, clock)
+        chosen_state, chosen_locker = build_state_and_locker(settings, instrumentation, clock)
         state, locker = state or chosen_state, locker or chosen_locker
     return UploadService(
         state=state,
         locker=locker,
-        storage=given.storage or build_storage(settings, metrics),
+        storage=given.storage or build_storage(settings, instrumentation),
         events=events,
         budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
         options=UploadOptions(
@@ -120,7 +120,7 @@ def build_application(settings: Settings, service: UploadService, events: EventB
 
 
 def build_state_and_locker(
-    settings: Settings, metrics: Metrics | None, clock: Clock | None = None
+    settings: Settings, instrumentation: Instrumentation = NO_INSTRUMENTATION, clock: Clock | None = None
 ) -> tuple[StateStore, Locker]:
     """Build the store of records and the locks, on Redis or SQLite; tests give a `clock` instead of the system's."""
     if settings.redis_url is None:
@@ -129,10 +129,10 @@ def build_state_and_locker(
     from tusd_py.backends.redis.locker import RedisLocker  # Redis is an extra
     from tusd_py.backends.redis.state import RedisState
 
-    connection = RedisConnection(settings.redis_url, metrics.redis_called if metrics else None, clock)
+    connection = RedisConnection(settings.redis_url, instrumentation, clock)
     return (
         RedisState(connection, settings.redis_prefix, patience=settings.lock_ttl),
-        RedisLocker(connection, settings.redis_prefix, settings.lock_ttl, metrics.lease_lost if metrics else None),
+        RedisLocker(connection, settings.redis_prefix, settings.lock_ttl, instrumentation),
     )
 
 
@@ -140,16 +140,16 @@ def build_state(settings: Settings, kind: Literal["sqlite", "redis"], clock: Clo
     """Build the store of records alone, of either kind."""
     if kind == "sqlite":
         return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / RECORDS, clock)
-    return build_state_and_locker(settings, None, clock)[0]
+    return build_state_and_locker(settings, clock=clock)[0]
 
 
-def build_storage(settings: Settings, metrics: Metrics | None = None) -> Storage:
+def build_storage(settings: Settings, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> Storage:
     """Build the storage of the bytes; raises `StorageUnavailable` for settings of S3 that contradict each other."""
     if settings.storage_plugin:
         storage: Storage = make_component(STORAGES, settings.storage_plugin, settings)
         return storage
     if settings.s3_bucket:
-        return build_s3_storage(settings, metrics)
+        return build_s3_storage(settings, instrumentation)
     notes = settings.upload_dir / PRIVATE_FOLDER / "finished"
     kind = DiskStorage if settings.redis_url is None else SharedDiskStorage
     modes = Modes(int(settings.file_mode, 8), int(settings.directory_mode, 8), exact=_modes_are_set(settings))
@@ -161,7 +161,7 @@ def _modes_are_set(settings: Settings) -> bool:
     return any(getattr(settings, name) != default_of(name) for name in ("file_mode", "directory_mode"))
 
 
-def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
+def build_s3_storage(settings: Settings, instrumentation: Instrumentation) -> Storage:
     from tusd_py.backends.s3 import S3Config, S3Storage  # S3 is an extra
 
     try:
@@ -186,10 +186,7 @@ def build_s3_storage(settings: Settings, metrics: Metrics | None) -> Storage:
         )
     except ValueError as error:
         raise StorageUnavailable(f"S3 cannot be used: {error}") from None
-    storage = S3Storage(config, metrics.s3_called if metrics else None)
-    if metrics is not None:
-        metrics.s3_buffers(lambda: storage.buffered_bytes, lambda: storage.parts_in_flight)
-    return storage
+    return S3Storage(config, instrumentation)
 
 
 async def open_service(service: UploadService, settings: Settings, *, adopt: bool = False) -> None:

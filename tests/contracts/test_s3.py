@@ -40,6 +40,7 @@ from tusd_py.backends.s3.config import MAX_PART, MIB, MIN_PART
 from tusd_py.backends.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
 from tusd_py.backends.s3.object_keys import content_disposition, content_type, key_pattern, object_key, properties
 from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation, NoInstrumentation
 from tusd_py.contracts.storage import Buffer, SupportsDownloadRedirect, SupportsOrphanCleanup
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.core.upload import Upload, UploadKind
@@ -60,7 +61,7 @@ DATA = random.Random(5).randbytes(4 * PART + 12345)
 QUICK: dict[str, Any] = {"attempts": 1}  # what fails, fails at once
 
 
-class Calls(Counter[str]):
+class Calls(Counter[str], NoInstrumentation):
     """Counts the requests by operation."""
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class Calls(Counter[str]):
         self._lock = threading.Lock()
         self.outcomes: Counter[tuple[str, str]] = Counter()
 
-    def __call__(self, operation: str, outcome: str, seconds: float) -> None:
+    def s3_request_finished(self, operation: str, outcome: str, seconds: float) -> None:
         assert seconds >= 0
         with self._lock:
             self[operation] += 1
@@ -99,7 +100,7 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opener]:
     """Opens storages on the place of the test."""
     storages: list[S3Storage] = []
 
-    async def open_storage(server: S3Server, calls: Calls | None = None, **changes: Any) -> S3Storage:
+    async def open_storage(server: S3Server, calls: Instrumentation = NO_INSTRUMENTATION, **changes: Any) -> S3Storage:
         storage = S3Storage(s3_config(server, tmp_path, **changes), calls)
         storages.append(storage)
         await storage.open()

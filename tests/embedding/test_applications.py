@@ -191,8 +191,7 @@ async def app(scope, receive, send):
 
 def test_interim_responses_can_be_sent_before_the_final_one(tmp_path: Path) -> None:
     (tmp_path / "protocol.py").write_text(
-        "from tusd_py.uvicorn_server.protocol import upload_protocol\n"
-        "Protocol = upload_protocol(lambda change: None, 30)\n"
+        "from tusd_py.uvicorn_server.protocol import upload_protocol\nProtocol = upload_protocol(30)\n"
     )
     with running(tmp_path, INFORMED, "--http", "protocol:Protocol", "--lifespan", "off") as application:
         address = urlsplit(application.origin)

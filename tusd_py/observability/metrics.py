@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from tusd_py.contracts.instrumentation import Instrumentation
 from tusd_py.events.bus import (
     AppendEnded,
     AppendStarted,
@@ -46,7 +47,7 @@ CALLS = (0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1)
 LOCK_WAITS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10)
 
 
-class Metrics:
+class Metrics(Instrumentation):
     """The metrics of one server; of all its processes together where PROMETHEUS_MULTIPROC_DIR is set."""
 
     def __init__(self, events: EventBus) -> None:
@@ -94,6 +95,13 @@ class Metrics:
         self._connection_limit = Gauge(
             "tusd_connections_limit", "Most open connections.", registry=registry, multiprocess_mode="livesum"
         )
+        self._job_durations = Histogram(
+            "tusd_job_duration_seconds",
+            "Runs of periodic jobs.",
+            ["job", "outcome"],
+            buckets=DURATIONS,
+            registry=registry,
+        )
         self._connections_ended = Counter(
             "tusd_connections_ended", "Connections that the server ended early.", ["reason"], registry=registry
         )
@@ -115,23 +123,25 @@ class Metrics:
     def connection_ended(self, reason: str) -> None:
         self._connections_ended.labels(reason).inc()
 
-    def s3_called(self, operation: str, result: str, seconds: float) -> None:
-        self._s3_calls.labels(operation, result).observe(seconds)
+    def s3_request_finished(self, operation: str, outcome: str, seconds: float) -> None:
+        self._s3_calls.labels(operation, outcome).observe(seconds)
 
-    def s3_buffers(self, bytes_held: Callable[[], int], parts: Callable[[], int]) -> None:
-        """Where to ask for what is on its way to S3."""
-        self._measured |= {self._s3_buffered: bytes_held, self._s3_parts: parts}
+    def watch_s3_memory(self, buffered_bytes: Callable[[], int], parts_in_flight: Callable[[], int]) -> None:
+        self._measured |= {self._s3_buffered: buffered_bytes, self._s3_parts: parts_in_flight}
 
     def lease_lost(self) -> None:
         self._lost_leases.inc()
 
-    def redis_called(self, call: str, seconds: float, succeeded: bool) -> None:
+    def redis_call_finished(self, call: str, seconds: float, succeeded: bool) -> None:
         histogram = self._redis_call.get(call)
         if histogram is None:
             histogram = self._redis_call[call] = self._redis_calls.labels(call)
         histogram.observe(seconds)
         if not succeeded:
             self._redis_errors.labels(call).inc()
+
+    def job_finished(self, job: str, outcome: str, seconds: float) -> None:
+        self._job_durations.labels(job, outcome).observe(seconds)
 
     def render(self) -> bytes:
         """The metrics in Prometheus's text format; reads files when there are several processes."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 
 MAX_WAITING_FINALS = 32 << 20  # bytes of heads without end and of requests that wait for their turn, of all connections
 
@@ -26,18 +27,13 @@ class WaitingConnection(Protocol):
 
 @dataclass(slots=True)
 class Connections:
-    """State shared by all connections. Times are seconds, rates bytes a second; zero switches a deadline off.
-
-    `changed` is called with 1 for every connection that opens, and -1 when it has closed; `ended` with the reason for
-    which the server ended one before its time.
-    """
+    """State shared by all connections. Times are seconds, rates bytes a second; zero switches a deadline off."""
 
     header_timeout: float = 30.0
     keep_alive_timeout: float = 75.0
     idle_timeout: float = 60.0
     min_rate: float = 1024.0
-    changed: Callable[[int], None] = lambda change: None
-    ended: Callable[[str], None] = lambda reason: None
+    instrumentation: Instrumentation = NO_INSTRUMENTATION
     waiting: int = 0  # bytes that no request has been made of yet
     _idle: dict[IdleConnection, float] = field(default_factory=dict)  # since when, longest first
     _waiting: dict[WaitingConnection, int] = field(default_factory=dict)  # bytes, those first that wait longest
@@ -63,7 +59,7 @@ class Connections:
             longest = next(iter(self._waiting))
             self.waiting -= self._waiting.pop(longest)
             longest.end_waiting()
-            self.ended("room")
+            self.instrumentation.connection_ended("room")
 
     def end_longest_idle(self, idle_for: float) -> bool:
         """Make room for another connection; False if none has been idle for so many seconds."""
@@ -72,6 +68,6 @@ class Connections:
                 return False
             self.became_busy(connection)
             connection.end_idle()
-            self.ended("room")
+            self.instrumentation.connection_ended("room")
             return True
         return False

@@ -76,8 +76,7 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
         keep_alive_timeout=settings.keep_alive_timeout,
         idle_timeout=settings.idle_timeout,
         min_rate=settings.min_rate,
-        changed=tus.metrics.connections_changed,
-        ended=tus.metrics.connection_ended,
+        instrumentation=tus.metrics,
     )
     tus.metrics.connections_limited(limit)
     config = uvicorn.Config(

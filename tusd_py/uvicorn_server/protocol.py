@@ -104,7 +104,7 @@ class UploadProtocol(HttpToolsProtocol):
         self.flow = ConnectionFlow(transport)
         self.scheme = "https" if is_ssl(transport) else "http"
         self.server, self.client = local_address(transport), peer_address(transport)
-        self.shared.changed(1)
+        self.shared.instrumentation.connections_changed(1)
         self.shared.became_idle(self)
         self._await_head()
 
@@ -116,7 +116,7 @@ class UploadProtocol(HttpToolsProtocol):
             self._count_waiting(0)
         self._held.clear()
         self.shared.became_busy(self)
-        self.shared.changed(-1)
+        self.shared.instrumentation.connections_changed(-1)
 
     def eof_received(self) -> None:
         """The transport closes once everything is sent, which a client that does not read must not delay."""
@@ -155,7 +155,7 @@ class UploadProtocol(HttpToolsProtocol):
             self._writes.stop()
 
     def _reader_timed_out(self) -> None:
-        self.shared.ended("write_timeout")
+        self.shared.instrumentation.connection_ended("write_timeout")
         if self._is_serving():
             self.cycle.reader_timed_out = True
         self.transport.abort()
@@ -171,7 +171,7 @@ class UploadProtocol(HttpToolsProtocol):
             self._deadline.set(self.shared.header_timeout, self._end_for, "header_timeout", "408 Request Timeout")
 
     def _end_for(self, reason: str, status: str = "") -> None:
-        self.shared.ended(reason)
+        self.shared.instrumentation.connection_ended(reason)
         if status:
             self._refuse(status, HEADER_TIMEOUT)
         else:
@@ -468,11 +468,10 @@ def _is_chunked_only(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 def upload_protocol(
-    connections_changed: Callable[[int], None] = lambda change: None,
     header_timeout: float = 30.0,
     *,
     shared: Connections | None = None,
 ) -> type[UploadProtocol]:
-    """The protocol class of one server, which reports every connection that opens (1) or closes (-1)."""
-    shared = shared or Connections(header_timeout=header_timeout, changed=connections_changed)
+    """The protocol class of one server."""
+    shared = shared or Connections(header_timeout=header_timeout)
     return type("UploadProtocol", (UploadProtocol,), {"shared": shared})

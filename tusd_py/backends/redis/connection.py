@@ -13,9 +13,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.core.clock import Clock, RemoteClock, SystemClock
 from tusd_py.core.errors import StateFull, StateUnavailable
 
@@ -45,8 +46,6 @@ logger = logging.getLogger("tusd_py.state")
 _warnings: set[tuple[str, str]] = set()  # that this process has logged, with the URL
 
 T = TypeVar("T")
-# Operation, seconds it took, whether it succeeded.
-Observe: TypeAlias = Callable[[str, float, bool], object]
 
 RETRY_DEADLINE = 1.5  # seconds a call is tried for, unless said otherwise
 TRY_TIMEOUT = 1.0  # seconds one try has
@@ -110,10 +109,12 @@ class RedisConnection:
     a cluster, `redis+sentinel://HOST:PORT,.../SERVICE/DB` what sentinels watch. `valkey` stands for `redis` anywhere.
     """
 
-    def __init__(self, url: str, observe: Observe | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self, url: str, instrumentation: Instrumentation = NO_INSTRUMENTATION, clock: Clock | None = None
+    ) -> None:
         self._url = url
         self.clock = RemoteClock(clock or SystemClock())  # of Redis
-        self._observe = observe
+        self._instrumentation = instrumentation
         self._client: Any = None
         self._clients: list[Any] = []  # all that have to be closed
         self._pipe: PipelinedConnection | None = None  # a cluster has none: its client knows which node to ask
@@ -242,8 +243,7 @@ class RedisConnection:
                 return result
 
     def _observed(self, name: str, seconds: float, *, succeeded: bool) -> None:
-        if self._observe is not None:
-            self._observe(name, seconds, succeeded)
+        self._instrumentation.redis_call_finished(name, seconds, succeeded)
 
     async def check_memory_policy(self, *, refuse: bool) -> None:
         """Warn of a server that may evict keys; with `refuse`, raise `StateUnavailable` if it evicts records."""

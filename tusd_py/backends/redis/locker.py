@@ -16,10 +16,11 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from tusd_py.backends.redis.connection import RedisConnection, Script, seconds_of
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import LockHolder
 from tusd_py.core.errors import LockTimeout, StateUnavailable
 from tusd_py.core.upload import Upload
@@ -188,14 +189,14 @@ class RedisLocker:
         connection: RedisConnection,
         prefix: str = "tus:",
         ttl: float = 6.0,
-        on_lost: Callable[[], object] | None = None,
+        instrumentation: Instrumentation = NO_INSTRUMENTATION,
     ) -> None:
         """A lease lives for `ttl` seconds without being renewed."""
         self._redis = connection
         self._prefix = prefix
         self._channel = channel_of(prefix)
         self._ttl = ttl
-        self._on_lost = on_lost
+        self._instrumentation = instrumentation
         self._held: dict[str, RedisLock] = {}  # by nonce
         self._waiters: dict[str, set[asyncio.Event]] = {}  # by upload
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -339,8 +340,8 @@ class RedisLocker:
             lock.holder.commit_requested()
 
     def _lose(self, lock: RedisLock) -> None:
-        if not lock.lost and self._on_lost is not None:
-            self._on_lost()
+        if not lock.lost:
+            self._instrumentation.lease_lost()
         lock.lose()
 
     # Messages.

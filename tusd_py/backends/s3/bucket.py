@@ -12,13 +12,14 @@ from typing import Any
 
 from tusd_py.asyncutil.threads import Threads
 from tusd_py.asyncutil.ttl_set import TTLSet
-from tusd_py.backends.s3.client import Client, OnCall
+from tusd_py.backends.s3.client import Client
 from tusd_py.backends.s3.config import MAX_PART, S3Config
 from tusd_py.backends.s3.errors import MultipartMissing, NotSatisfied, ObjectMissing
 from tusd_py.backends.s3.layout import Layout, Tail, checksum_of, entry
 from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.object_keys import MARKER, OWNER, owner, properties, protection, tails_of, token_of
 from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, skipped
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
 from tusd_py.core.upload import Upload, UploadPart
@@ -45,9 +46,9 @@ class Multipart:
 class Bucket:
     """Requests to one bucket, with the memory and the threads behind them."""
 
-    def __init__(self, config: S3Config, on_call: OnCall | None) -> None:
+    def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
         self.config = config
-        self.client = Client(config, on_call)
+        self.client = Client(config, instrumentation)
         self.memory = MemoryLimiter(config.memory)
         self.wants_crc = config.capabilities.checksum == "crc32"
         self.parts_in_flight = 0

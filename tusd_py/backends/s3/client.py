@@ -7,19 +7,18 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from tusd_py.asyncutil.threads import Threads
 from tusd_py.backends.s3.body import Reader, body_of, crc32, crc32_text, md5, read_all, read_pieces
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.backends.s3.errors import MultipartMissing, ObjectMissing, code_of, translate
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import StorageUnavailable, UploadError
 
 T = TypeVar("T")
 
-# Told of every call: the operation in snake case, "ok" or the code of the error, seconds.
-OnCall: TypeAlias = Callable[[str, str, float], None]
 CLOSE_TIMEOUT = 2.0  # seconds for requests that nobody waits for any more
 BODY_ATTEMPTS = 3  # a body that breaks off is asked for again, which botocore does not do
 
@@ -27,9 +26,9 @@ BODY_ATTEMPTS = 3  # a body that breaks off is asked for again, which botocore d
 class Client:
     """Calls by name. Raises `StorageFull`, `StorageUnavailable` and the errors of `s3/errors.py`."""
 
-    def __init__(self, config: S3Config, on_call: OnCall | None) -> None:
+    def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
         self._config = config
-        self._on_call = on_call
+        self._instrumentation = instrumentation
         self._client: Any = None
         self.confirm_missing: Callable[[], Awaitable[None]] | None = None  # before something counts as not there
 
@@ -135,8 +134,7 @@ class Client:
             outcome = code_of(error)
             raise translate(error, self._config.bucket) from error
         finally:
-            if self._on_call is not None:
-                self._on_call(operation, outcome, time.monotonic() - started)
+            self._instrumentation.s3_request_finished(operation, outcome, time.monotonic() - started)
 
 
 class BrokenBody(StorageUnavailable):

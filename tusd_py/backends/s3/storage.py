@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Sequence
 
 from tusd_py.backends.s3.assemble import complete
 from tusd_py.backends.s3.bucket import Bucket
-from tusd_py.backends.s3.client import OnCall
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.backends.s3.copy import concatenate
 from tusd_py.backends.s3.errors import ObjectMissing
@@ -22,6 +21,7 @@ from tusd_py.backends.s3.object_keys import location_of, object_key
 from tusd_py.backends.s3.orphans import clean
 from tusd_py.backends.s3.part_sizes import size_limits
 from tusd_py.backends.s3.writer import S3Writer
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.storage import Buffer, Observer, Orphan, PieceSize, SizeLimits, UploadRecords, largest_piece
 from tusd_py.core.errors import StorageUnavailable
 from tusd_py.core.upload import Upload, UploadPart
@@ -31,11 +31,12 @@ MAX_PROBES = 4  # requests at a time that only look; the others are for bytes
 
 
 class S3Storage:
-    """Uploads in one bucket. `on_call` is called in a thread after every request to S3."""
+    """Uploads in one bucket."""
 
-    def __init__(self, config: S3Config, on_call: OnCall | None = None) -> None:
+    def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
         self.config = config
-        self._engine = Bucket(config, on_call)
+        self._engine = Bucket(config, instrumentation)
+        instrumentation.watch_s3_memory(lambda: self.buffered_bytes, lambda: self.parts_in_flight)
         self._probes: dict[tuple[str, str, int], asyncio.Task[int]] = {}
         self._probing = asyncio.Semaphore(MAX_PROBES)
         self._identity = IdentityObject(config, self._engine.client)

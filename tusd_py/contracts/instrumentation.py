@@ -1,0 +1,80 @@
+"""The contract of instrumentation: measurements that the components of a server report.
+
+Facts about uploads and requests are events (`tusd_py.events`). Everything else that is counted goes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Instrumentation(Protocol):
+    """A receiver of measurements. Every method returns at once and raises nothing. Times are seconds.
+
+    A class that wants some of them derives from `NoInstrumentation` and overrides those.
+    """
+
+    def s3_request_finished(self, operation: str, outcome: str, seconds: float) -> None:
+        """Count a request to S3. Runs in a worker thread.
+
+        Args:
+            operation: name of the operation in snake case, such as `upload_part`.
+            outcome: `ok`, or the code of the error.
+            seconds: time until the end of the response, retries of the client included.
+        """
+
+    def watch_s3_memory(self, buffered_bytes: Callable[[], int], parts_in_flight: Callable[[], int]) -> None:
+        """Take the functions that return the bytes of parts in memory, and the parts being sent, at the moment.
+
+        They are called from any thread, whenever the measurements are read. Later functions replace earlier ones.
+        """
+
+    def redis_call_finished(self, call: str, seconds: float, succeeded: bool) -> None:
+        """Count a call to Redis, under the name of its command or script. Runs in the event loop."""
+
+    def lease_lost(self) -> None:
+        """Count a lease that its holder could not renew in time. Runs in the event loop."""
+
+    def connections_changed(self, change: int) -> None:
+        """Add to the number of open connections: 1 for one that opened, -1 for one that closed."""
+
+    def connections_limited(self, limit: int) -> None:
+        """Set the largest number of connections of this process."""
+
+    def connection_ended(self, reason: str) -> None:
+        """Count a connection that the server ended early, for a reason such as `header_timeout`."""
+
+    def job_finished(self, job: str, outcome: str, seconds: float) -> None:
+        """Count a run of a periodic job; `outcome` is `ok` or `error`. Runs in the event loop."""
+
+
+class NoInstrumentation(Instrumentation):
+    """Instrumentation that drops every measurement: the default of every component."""
+
+    def s3_request_finished(self, operation: str, outcome: str, seconds: float) -> None:
+        return
+
+    def watch_s3_memory(self, buffered_bytes: Callable[[], int], parts_in_flight: Callable[[], int]) -> None:
+        return
+
+    def redis_call_finished(self, call: str, seconds: float, succeeded: bool) -> None:
+        return
+
+    def lease_lost(self) -> None:
+        return
+
+    def connections_changed(self, change: int) -> None:
+        return
+
+    def connections_limited(self, limit: int) -> None:
+        return
+
+    def connection_ended(self, reason: str) -> None:
+        return
+
+    def job_finished(self, job: str, outcome: str, seconds: float) -> None:
+        return
+
+
+NO_INSTRUMENTATION = NoInstrumentation()
