@@ -17,6 +17,12 @@ PAGES = [document for document in DOCUMENTS if document.name != "CHANGELOG.md"]
 MAX_COLUMNS = 100
 # Not prose: blocks of code, comments, and the part that `make bench` writes.
 NOT_PROSE = re.compile(r"<!-- bench:start -->.*?<!-- bench:end -->|^```.*?^```$|<!--.*?-->", re.DOTALL | re.MULTILINE)
+TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
+# A sentence, an item or a cell that begins so hides its actor.
+NO_ACTOR = re.compile(
+    r"(?:^(?:[-*] |\d+\. |#+ )?|[.!?:]\s+|\| |\*\*)((?:What|Who|Whose|Whom|How|It|Whoever|Whatever|Whichever)\b.*)",
+    re.MULTILINE,
+)
 
 
 def prose(document: Path) -> list[str]:
@@ -29,6 +35,18 @@ def prose(document: Path) -> list[str]:
 def test_page_has_lines_of_at_most_100_columns(document: Path) -> None:
     wide = [line for line in prose(document) if len(line) > MAX_COLUMNS and "://" not in line]
     assert wide == []
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
+def test_page_has_no_sentence_without_its_actor(document: Path) -> None:
+    assert NO_ACTOR.findall(NOT_PROSE.sub("", document.read_text())) == []
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
+def test_link_within_page_leads_to_a_title(document: Path) -> None:
+    text = document.read_text()
+    titles = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in TITLE.findall(text)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= titles
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
