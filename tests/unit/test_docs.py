@@ -69,6 +69,20 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("name", ["architecture.md", "glossary.md"])
+def test_module_named_in_page_exists(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text()
+    named = set(re.findall(r"`((?:[a-z0-9_]+/)+(?:[a-z0-9_]+\.py)?)`", text))
+    roots = (ROOT, ROOT / "tusd_py")
+    assert [path for path in named if not any((root / path).exists() for root in roots)] == []
+
+
+def test_glossary_is_in_order_and_names_each_concept_once() -> None:
+    terms = re.findall(r"^\*\*(.+?)\*\*:", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    assert len(terms) > 50
+    assert terms == sorted(set(terms), key=str.lower)
+
+
 def test_the_changelog_knows_this_version() -> None:
     assert f"## {tusd_py.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
