@@ -45,9 +45,6 @@ class Instrumentation(Protocol):
     def connection_ended(self, reason: str) -> None:
         """Count a connection that the server ended early, for a reason such as `header_timeout`."""
 
-    def job_finished(self, job: str, outcome: str, seconds: float) -> None:
-        """Count a run of a periodic job; `outcome` is `ok` or `error`. Runs in the event loop."""
-
 
 class NoInstrumentation(Instrumentation):
     """Instrumentation that drops every measurement: the default of every component."""
@@ -71,9 +68,6 @@ class NoInstrumentation(Instrumentation):
         return
 
     def connection_ended(self, reason: str) -> None:
-        return
-
-    def job_finished(self, job: str, outcome: str, seconds: float) -> None:
         return
 
 

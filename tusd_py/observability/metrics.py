@@ -95,13 +95,6 @@ class Metrics(Instrumentation):
         self._connection_limit = Gauge(
             "tusd_connections_limit", "Most open connections.", registry=registry, multiprocess_mode="livesum"
         )
-        self._job_durations = Histogram(
-            "tusd_job_duration_seconds",
-            "Runs of periodic jobs.",
-            ["job", "outcome"],
-            buckets=DURATIONS,
-            registry=registry,
-        )
         self._connections_ended = Counter(
             "tusd_connections_ended", "Connections that the server ended early.", ["reason"], registry=registry
         )
@@ -139,9 +132,6 @@ class Metrics(Instrumentation):
         histogram.observe(seconds)
         if not succeeded:
             self._redis_errors.labels(call).inc()
-
-    def job_finished(self, job: str, outcome: str, seconds: float) -> None:
-        self._job_durations.labels(job, outcome).observe(seconds)
 
     def render(self) -> bytes:
         """The metrics in Prometheus's text format; reads files when there are several processes."""
