@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import UploadNotFound
 from tusd_py.core.listing import EVERYTHING, Page, UploadFilter
 from tusd_py.core.upload import Upload

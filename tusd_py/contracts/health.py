@@ -1,4 +1,4 @@
-"""The contract of a state store or storage that knows of its own health."""
+"""The contract of a component that can report a problem although it answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class ReportsHealth(Protocol):
-    """A state store or storage that can tell that it is not well although it answers."""
+    """A state store or storage that reports problems to `/readyz` and the log.
+
+    Example::
+
+        async def check(self) -> None:
+            if self._last_sync_failed:
+                raise StorageUnavailable("the last sync of the records has failed")
+    """
 
     async def check(self) -> None:
-        """Raise `StorageUnavailable` or `StateUnavailable` with one sentence for the operator while it is not well."""
+        """Return while the component is well.
+
+        Raises:
+            StorageUnavailable: with one sentence for the operator, by a storage.
+            StateUnavailable: with one sentence for the operator, by a state store.
+        """
 
     @property
     def limitations(self) -> Sequence[str]:
-        """One sentence for each thing that cannot be done on this file system or server; found out by `open`."""
+        """One sentence for each ability that this file system or server lacks; found out by `open`."""

@@ -1,4 +1,16 @@
-"""The contract of a locker: who may write to an upload."""
+"""The contract of a locker: the right to write to an upload.
+
+Implement `Locker` and `Lock`; the server implements `LockHolder`. `tusd_py.testing.MemoryLocker` is a complete
+example, `tusd_py.testing.locker_suite` has the tests.
+
+**Takeover.** A client whose connection broke comes back before the server has noticed. So a request that waits for a
+lock makes the locker ask the holder to release it; the holder stops reading, commits and releases.
+
+**Fencing.** A lock can be lost without its holder knowing: it sleeps, or cannot be reached. Every lock has a token
+larger than all before it, and the state store refuses changes with an older one.
+
+**Threads.** All methods, and those of `LockHolder`, are called in the event loop and must not block it.
+"""
 
 from __future__ import annotations
 
@@ -9,65 +21,99 @@ from tusd_py.core.upload import Upload
 
 
 class LockHolder(Protocol):
-    """Receives the messages of a locker for the holder of a lock. The calls return at once; the holder acts on them."""
+    """The user of a lock, who receives the messages of the locker. Calls return at once; the holder acts on them later.
+
+    Calls after the release have no effect.
+    """
 
     def release_requested(self) -> None:
-        """Another request wants to write: stop reading, commit what is there, release."""
+        """Stop reading, commit the bytes received, and release: another request wants to write."""
 
     def commit_requested(self) -> None:
-        """Another request wants to know the offset: commit what is there and go on."""
+        """Commit the bytes received, and go on: another request wants to know the offset."""
 
     def lock_lost(self) -> None:
-        """The lock is, or may be, somebody else's: write nothing more, not even what is there."""
+        """Write nothing more, not even bytes already received: the lock is, or may be, that of another holder."""
 
 
 class Lock(Protocol):
-    """A lock that is held. `token` is larger than that of every earlier holder of the same upload."""
+    """A lock that is held.
+
+    Invariant: `token` is larger than that of every earlier lock of the same upload, also before a restart.
+    """
 
     @property
-    def upload_id(self) -> str: ...
+    def upload_id(self) -> str:
+        """The name that the lock was acquired under."""
 
     @property
-    def token(self) -> int: ...
+    def token(self) -> int:
+        """The fencing token, at least 1."""
 
     @property
     def unreleased_predecessors(self) -> int:
-        """Number of earlier holders that did not release the lock; each may be alive and believe that it holds it."""
+        """Number of earlier holders that did not release the lock; each may be alive and believe to hold it."""
 
     @property
     def record(self) -> Upload | None:
-        """The record as it was when the lock was obtained, if the locker has seen it."""
+        """The record as it was when the lock was acquired, if the locker keeps records too; saves a request."""
 
     async def raise_token(self, token: int) -> None:
-        """Have a token larger than this one, which the record has: the locker may have lost count."""
+        """Replace the token by one larger than `token`, which is in the record: the locker has lost its count."""
 
     async def release(self) -> None:
-        """Let the next request in; calling it twice is fine."""
+        """Let the next request in. A second call has no effect, also when another request holds the lock by then."""
 
 
 class Locker(Protocol):
-    """Exclusive locks by upload id. A lock dies with the process that holds it."""
+    """Exclusive locks by name: upload ids, and names with a dot for other purposes. A lock ends with its process.
+
+    Example::
+
+        lock = await locker.acquire(upload_id, holder, timeout=10)
+        try:
+            ...  # write, with lock.token
+        finally:
+            await lock.release()
+    """
 
     async def open(self) -> None:
-        """Make the locker ready; called once, before any other method."""
+        """Make the locker ready.
+
+        Called once before any other method, and again after `close` if the server starts again.
+
+        Raises:
+            StateUnavailable: with one sentence for the operator; the server tries again.
+        """
 
     async def close(self) -> None:
-        """Let go of every resource."""
+        """Release every lock of this locker, and every resource."""
 
     async def acquire(self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False) -> Lock:
-        """Take the lock within `timeout` seconds, asking its holder to release it meanwhile.
+        """Acquire a lock. While this waits, each holder is asked to release it.
 
-        A timeout of zero tries once and disturbs nobody. A caller who is going to remove something (`to_remove`) gets
-        the lock even where there is no room for anything new. Raises `LockTimeout`, `StateFull`.
+        A cancelled call holds no lock, and its wish ends.
+
+        Args:
+            upload_id: the name of the lock.
+            holder: receives the messages for the holder.
+            timeout: seconds to wait; with 0, try once and ask nobody.
+            to_remove: the caller is going to remove something, and gets the lock where there is no room for anything
+                new.
+
+        Raises:
+            LockTimeout: another holder has not released it in time.
+            StateFull: there is no room for the lock.
+            StateUnavailable: the locker cannot be used now.
         """
 
     def request_commit(self, upload_id: str) -> AbstractAsyncContextManager[int]:
         """Ask the holder to commit its bytes, for as long as the context lasts.
 
         The value is the number of commits to wait for until one is sure to have begun after this call: 0 if nobody
-        holds the lock, 1 if the holder is told once, 2 if it is told again and again while somebody asks, so that
-        the first may be one that an earlier caller asked for.
+        holds the lock; 1 if the holder is told once; 2 if it is told repeatedly, so that the first commit may be one
+        that an earlier caller asked for.
         """
 
     async def is_held(self, upload_id: str) -> bool:
-        """Whether anybody, in whatever process, holds the lock now."""
+        """Return whether any process holds the lock now."""

@@ -1,4 +1,18 @@
-"""The contract of a state store: where the records of uploads live."""
+"""The contract of a state store: the records of uploads.
+
+Implement `StateStore`; the other protocols here are abilities that a store may have, recognised by their methods.
+`tusd_py.testing.MemoryState` is a complete example, `tusd_py.testing.state_suite` has the tests.
+
+**Fencing.** Every change carries the token of a lock. The comparison with the record and the change are one atomic
+step, so that a request that has lost its lock, and does not know yet, changes nothing.
+
+**Durability.** With `durable`, a change survives a power cut once the call has returned; without, it survives the
+death of the process.
+
+**Cancellation.** A cancelled change is made or is not made, now or a little later; nothing is made by halves.
+
+**Threads.** All methods are called in the event loop, which they must not block, unless they say `Blocks`.
+"""
 
 from __future__ import annotations
 
@@ -13,70 +27,118 @@ from tusd_py.core.upload import Upload, UploadPart
 
 
 class StateStore(Protocol):
-    """Records by upload id. Every method may raise `StateUnavailable` or `StateFull`.
+    """Records by upload id. Every method may raise `StateUnavailable`, and those that add something `StateFull`.
 
-    A change is fenced: it is made only if the caller's token is not older than the record's and the record is still
-    as the caller read it (same offset and status); otherwise `LockLost` is raised and nothing changes.
-    With `durable`, a change survives a power cut once the call returns; without, it survives the death of the process.
+    Example: a commit of the server::
+
+        before = await state.get("24e533e02ec3bc40c387f1a0e460e216")
+        lock = await locker.acquire(before.id, holder, timeout=10)
+        after = await state.update(before, before.at(4096), lock.token, durable=True)
+        assert after.token == lock.token
     """
 
     @property
     def clock(self) -> Clock:
-        """The clock that records are stamped with; all servers that share this store see the same time."""
+        """The clock that records are stamped with. All servers that share this store see the same time."""
 
     async def refresh_clock(self) -> None:
-        """Have the clock tell the time as exactly as it can."""
+        """Set the clock as exactly as possible, such as by asking the database for its time."""
 
     async def open(self) -> None:
-        """Make the store ready; called once, before any other method."""
+        """Make the store ready.
+
+        Called once before any other method, and again after `close` if the server starts again.
+
+        Raises:
+            StateUnavailable: with one sentence for the operator; the server tries again.
+        """
 
     async def close(self) -> None:
-        """Let go of every resource."""
+        """Release every resource."""
 
     async def create(self, upload: Upload, *, durable: bool = False) -> None:
-        """Add a record; raises `UploadExists` if there is one with this id."""
+        """Add a record.
+
+        Args:
+            upload: the record.
+            durable: wait until it survives a power cut.
+
+        Raises:
+            UploadExists: there is one with this id; it stays as it is.
+        """
 
     async def get(self, upload_id: str) -> Upload | None:
-        """The record; raises `BrokenRecord` if it cannot be read."""
+        """Return the record, or None. Sees every change that any process has been told is made.
+
+        Raises:
+            BrokenRecord: it cannot be read.
+        """
 
     async def update(
         self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
     ) -> Upload:
-        """Replace `before` by `after`; returns the record as stored, with `token` as its token.
+        """Replace a record, if it is still as the caller read it.
 
-        The parts are added to the upload's ledger in the same step, in place of those with the same number. A complete
-        upload has no ledger any more.
+        Args:
+            before: the record as read; its id, offset and status are compared.
+            after: the new record.
+            token: the token of the lock, not older than that of the stored record.
+            parts: parts to add to the part list in the same step, in place of those with the same numbers. A complete
+                upload has no part list any more.
+            durable: wait until the change survives a power cut.
+
+        Returns:
+            The record as stored: `after`, with `token` as its token.
+
+        Raises:
+            LockLost: the record is another one by now, is gone, or has a newer token. Nothing changes.
         """
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
-        """The ledger of an upload, in the order of the numbers."""
+        """Return the part list of an upload, in the order of the numbers; empty for an unknown upload."""
 
     async def delete(self, upload_id: str, token: int) -> None:
-        """Remove a record, also one that cannot be read; one that does not exist is fine.
+        """Remove a record and its part list, also one that cannot be read; one that does not exist is no error.
 
-        Raises `LockLost` for one with a newer token.
+        Raises:
+            LockLost: the record has a newer token.
         """
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
-        """Uploads the sweeper has to look at: past their expiry, or left in the middle of finishing or ending.
+        """Return uploads that the sweeper has to look at.
 
-        A final upload that waits (`Upload.is_waiting`) is due at its `expires_at`. Passes over the first `skip`.
+        These are uploads past their expiry, and those left in the middle of finishing or ending. A final upload that
+        waits (`Upload.is_waiting`) is due at its `expires_at`.
+
+        Args:
+            now: seconds since the epoch.
+            limit: number of uploads at most.
+            skip: number of due uploads to pass over.
         """
 
     async def add_waiting(self, partial_id: str, final_id: str) -> None:
-        """Note that a final upload waits for a partial one. The notes are hints: they may be lost."""
+        """Note that a final upload waits for a partial one. Notes are hints: a store may lose them."""
 
     async def waiting_for(self, partial_id: str, limit: int) -> Sequence[str]:
-        """The ids of final uploads that wait for a partial one, at most so many of them."""
+        """Return the ids of final uploads that wait for a partial one, `limit` at most."""
 
     async def remove_waiting(self, partial_id: str, final_ids: Sequence[str]) -> None:
-        """Forget that these final uploads wait for the partial one."""
+        """Forget that these final uploads wait for the partial one; unknown ids are no error."""
 
     async def read_metadata(self, name: str) -> str | None:
-        """A text that is kept beside the records."""
+        """Return a text that the server keeps beside the records, such as the identity of the storage."""
 
     async def write_metadata(self, name: str, value: str, *, before: str | None) -> bool:
-        """Replace a text, which survives a power cut; False if it was not `before` (None: there was none)."""
+        """Replace a text durably, if it is still the one before.
+
+        Args:
+            name: the name of the text.
+            value: the new text.
+            before: the text as the caller knows it; None if there was none.
+
+        Returns:
+            False if it is another one by now; nothing changes then.
+        """
 
     async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
         """Return a page of the records that can be read, in the order of their ids.
@@ -91,38 +153,48 @@ class StateStore(Protocol):
         """
 
     def all(self) -> AsyncIterator[Upload]:
-        """Every record that can be read, in no particular order."""
+        """Yield every record that can be read, in no particular order."""
 
     def broken(self) -> AsyncIterator[BrokenRecord]:
-        """Every record that cannot be read: garbage in a field. `due` and `all` pass over them and tell the log."""
+        """Yield an error for every record that cannot be read. `all`, `list` and `due` pass over them and log them."""
 
 
 @runtime_checkable
 class UpdatesInThreads(Protocol):
-    """A state store whose records can be changed from any thread, such as the one that has just stored the bytes."""
+    """A state store whose records can be changed from any thread, such as the one that stored the bytes."""
 
     def get_in_thread(self, upload_id: str) -> Upload | None:
         """Do what `StateStore.get` does. Blocks."""
 
     def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
-        """Do what `StateStore.update` does, for an upload that has no ledger. Blocks."""
+        """Do what `StateStore.update` does, for an upload without a part list. Blocks."""
 
     def update_after(
         self, store: Callable[[], tuple[Upload, Upload]], token: int, conclude: Callable[[Upload], object]
     ) -> asyncio.Future[Upload]:
-        """In a thread of the store, call `store`, which returns a record and the one to put in its place.
+        """Call `store` in a thread of the store, then commit in the same thread. Neither waits for a device.
 
-        Then `conclude` is called with the new record, which is the result. An error of `store` is raised, and nothing
-        is changed. Neither waits for a device.
+        Args:
+            store: stores bytes, and returns the record and the one to put in its place. Its error is raised, and
+                nothing changes.
+            token: the token of the lock.
+            conclude: called with the new record after the commit.
+
+        Returns:
+            The future of the new record.
         """
 
 
 @runtime_checkable
 class ReadsAtOnce(Protocol):
-    """A store that reads a record in the time of a call, mostly."""
+    """A store that mostly reads a record within a function call."""
 
     def get_at_once(self, upload_id: str) -> Upload | None:
-        """The record; None if there is none, or if it cannot be read without waiting. Raises `BrokenRecord`."""
+        """Return the record; None if there is none, or if reading it would have to wait.
+
+        Raises:
+            BrokenRecord: the record cannot be read.
+        """
 
 
 @runtime_checkable
@@ -130,4 +202,4 @@ class SupportsIndexRepair(Protocol):
     """A state store that finds what is due by an index which it can lose."""
 
     async def repair_index(self) -> int:
-        """Restore entries that were lost, if it is time to look for them; returns how many."""
+        """Restore lost entries of the index, if it is time to look for them; return their number."""

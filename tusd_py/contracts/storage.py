@@ -1,4 +1,37 @@
-"""The contract of a storage: where the bytes of uploads live."""
+"""The contract of a storage: the bytes of uploads.
+
+Implement `Storage` and `Writer`; every other protocol here is an ability that a storage may have, recognised by its
+methods. `docs/extending.md` has a complete example, `tusd_py.testing.storage_suite` the tests.
+
+The calls for one upload, all by the holder of its lock::
+
+    writer = storage.writer(upload, lock.token)
+    await writer.write(buffers)                          # any number of times
+    await writer.flush(sync=True)                        # or `checkpoint`; before each commit
+    after = replace(upload, offset=writer.stored, synced=writer.synced, layout=writer.layout)
+    parts = writer.parts(upload.offset)                  # in this order: `stored`, `synced`, `layout`, `parts`
+    upload = await state.update(upload, after, lock.token, parts=parts)
+    if not await writer.finish(last_buffers, sync=True):     # then a commit with the status "finishing"
+        layout = await storage.complete(upload, parts_of_upload, sync=True)
+    ...                                                  # a commit with the status "complete"
+    await storage.discard_superseded(upload)
+    await writer.close()                                 # in every case, also after an error or a cancellation
+
+**Threads.** All methods are called in the event loop, which they must not block, unless they say `Blocks`.
+
+**Cancellation.** A call may be cancelled at every `await`. Work that cannot be stopped, such as a step in a thread,
+has to end before `Writer.close` returns.
+
+**Fencing.** A lock can be lost without its holder knowing. Bytes that an earlier writer stores after a later one has
+begun must not become part of the upload. `token` grows with every lock, `unreleased_predecessors` counts the writers
+that may still be alive.
+
+**Durability.** With `sync`, bytes survive a power cut once the call has returned; without, the death of the process.
+A sync that has failed must not be believed when it succeeds the next time: the kernel has dropped the pages.
+
+**Absence.** Nothing follows from the absence of bytes that the storage never had. For a record of another storage
+every method raises `StoredElsewhere`.
+"""
 
 from __future__ import annotations
 
@@ -9,195 +42,317 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from tusd_py.core.buffers import Buffer as Buffer
 from tusd_py.core.upload import Upload, UploadPart
 
 S = TypeVar("S")
 T = TypeVar("T")
-Buffer: TypeAlias = bytes | bytearray | memoryview
 Observer: TypeAlias = Callable[[Buffer], object]
 PieceSize: TypeAlias = Callable[[int], int]  # bytes to read at a time, at most so many
 
 
 def largest_piece(most: int) -> int:
-    """The `PieceSize` for a caller whose memory is not limited."""
+    """Return `most`: the `PieceSize` of a caller whose memory is not limited."""
     return most
 
 
 class Writer(Protocol):
-    """Appends to one upload from a given offset on. Used by one lock holder, from one task."""
+    """Appends to one upload from its committed offset on.
+
+    One lock holder uses a writer, from one task. Invariant: after an error no more bytes are taken, since they would
+    not follow those before them; every later call raises an error too, except `discard` and `close`.
+
+    Example::
+
+        writer = storage.writer(upload, lock.token)
+        try:
+            await writer.write([b"hello, "])
+            await writer.flush([b"world"], sync=True)
+            assert writer.stored == upload.offset + 12
+        finally:
+            await writer.close()
+    """
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
-        """Hand over the next bytes. Returns once the buffers before these are no longer needed, so that at most two
-        blocks of an upload are in memory. Raises like `flush`, for earlier bytes; after an error no more bytes are
-        taken, since they would not follow the ones before them.
+        """Take the next bytes, and store them while the caller receives more.
+
+        Returns once the bytes of the call before are stored or copied, so that at most two batches of an upload are in
+        memory. The buffers belong to the writer until the next call has returned.
+
+        Args:
+            buffers: the bytes, in order; may be empty, or hold empty buffers.
+
+        Raises:
+            UploadError: as `flush`, for earlier bytes.
         """
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
-        """Hand over more bytes and wait until all are stored (with `sync`: survive a power cut).
+        """Take more bytes and wait until all are stored.
 
-        Raises `StorageFull`, `StorageUnavailable`, `StorageBehind`, `StorageAhead`; `stored` then tells how far it got.
-        `StorageBehind` is raised also by a sync that failed, once and for all: what it names is what there is then.
+        Args:
+            buffers: the bytes, as for `write`.
+            sync: wait until they survive a power cut.
+
+        Raises:
+            StorageFull: there is no room; `stored` tells how many bytes there was room for.
+            StorageUnavailable: the storage cannot be used; `stored` tells how far it got.
+            StorageBehind: the storage has fewer bytes than were committed, or a sync has failed, once and for all. The
+                server takes the offset of the upload back to `StorageBehind.stored`.
+            StorageAhead: the storage has the complete upload.
         """
 
     async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
-        """Hand over more bytes and have as much stored as comes cheap: all of them where `flush` costs little."""
+        """Take more bytes, and store as many as is cheap before a commit.
+
+        A storage for which `flush` costs little does the same as there. S3 commits whole parts only.
+
+        Raises:
+            UploadError: as `flush`.
+        """
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
-        """Like `flush`, for the last bytes of the upload; True if nothing is left for `Storage.complete` to do.
+        """Take the last bytes of the upload and wait until all are stored. No more may follow.
 
-        No more bytes may follow.
+        Returns:
+            True if nothing is left to do for `Storage.complete`, which is not called then.
+
+        Raises:
+            UploadError: as `flush`.
         """
 
     @property
     def stored(self) -> int:
-        """The offset up to which bytes are stored without a gap."""
+        """The offset up to which bytes are stored without a gap.
+
+        Read it first, after `flush`, `checkpoint` or `finish`: `layout` and `parts` describe the bytes up to here.
+        """
 
     @property
     def synced(self) -> int:
-        """The offset up to which bytes survive a power cut (`Upload.synced`)."""
+        """The offset up to which bytes survive a power cut (`Upload.synced`); 0 if the storage does not tell."""
 
     @property
     def layout(self) -> str:
-        """Description of the bytes up to `stored`, for the record (`Upload.layout`)."""
+        """The description of the bytes up to `stored` that only this storage can read (`Upload.layout`); may be empty.
+
+        The caller commits it: a storage may take it as published from now on.
+        """
 
     def parts(self, after: int) -> Sequence[UploadPart]:
-        """Parts up to `stored` that the ledger of the committed record, which is at the offset `after`, lacks.
+        """Return the parts up to `stored` that the state store may not have yet, in the order of their numbers.
 
-        There may be parts among them that it has.
+        Args:
+            after: the offset of the committed record; parts that end before it are committed.
         """
 
     async def discard(self, offset: int) -> None:
-        """Forget every byte from `offset` on."""
+        """Forget every byte from `offset` on, as after a wrong checksum.
 
-    async def close(self) -> None: ...
+        Args:
+            offset: at least the offset at which the writer began.
+        """
+
+    async def close(self) -> None:
+        """Wait for the end of every step, and release all resources. Never raises what a step has raised.
+
+        Invariant: nothing is written any more after this has returned; the next lock holder may already be at work.
+        """
 
 
 class ThreadedWriter(Writer, Protocol):
-    """A writer that stores in a thread, in which something else can follow the last bytes directly."""
+    """A writer that stores in a thread, in which the commit can follow the last bytes directly.
+
+    Saves the way through the event loop between both; only the built-in disk storage needs it.
+    """
 
     def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
-        """Do what `finish` does, and close, as the first and only step. Blocks."""
+        """Do what `finish` and `close` do, as the first and only step of the writer. Blocks."""
 
     def can_finish_by(self, *, with_bytes: bool) -> bool:
-        """Whether `finish_by` can be called, and would leave nothing to do for `Storage.complete`."""
+        """Return whether `finish_by` can be called, and would leave nothing to do for `Storage.complete`."""
 
     async def finish_by(
         self, buffers: Sequence[Buffer], run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
     ) -> T:
-        """Do what `finish` does in a thread of the caller's choice: `run` is given what is to be called there.
+        """Do what `finish` does, in a thread of the choice of the caller.
 
-        Returns or raises as the future of `run` does.
+        Args:
+            buffers: the last bytes.
+            run: is given a function to call in that thread, and returns the future of the outcome.
+            sync: see `finish`.
+
+        Returns:
+            The result of that future; its error is raised.
         """
 
 
 class Storage(Protocol):
-    """Bytes by upload. Methods raise `StorageFull` and `StorageUnavailable`.
+    """The bytes of uploads. Every method may raise `StorageFull` and `StorageUnavailable`.
 
-    Nothing is concluded from the absence of bytes that this storage never had: where an offset would go back because of
-    them, `StoredElsewhere` (a `StorageUnavailable`) is raised.
+    Example: see `docs/extending.md`, and `tusd_py.testing.MemoryStorage`::
+
+        tus = TusServer(storage=MemoryStorage())
     """
 
     async def open(self) -> None:
-        """Make the storage ready; called once, before any other method."""
+        """Make the storage ready.
+
+        Called once before any other method, and again after `close` if the server starts again.
+
+        Raises:
+            StorageUnavailable: with one sentence for the operator; the server tries again.
+        """
 
     async def close(self, patience: float | None = None) -> bool:
-        """Wait for the steps under way, at most `patience` seconds, and let go of every resource.
+        """Wait for the steps under way, and release every resource.
 
-        False if a step has not ended: then the locks must stay, and this can be called again.
+        Args:
+            patience: seconds to wait at most; None to wait for ever.
+
+        Returns:
+            False if a step has not ended: then the locks must stay, and `close` may be called again.
         """
 
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> Writer:
-        """A writer that appends at the upload's committed offset; bytes beyond it are dropped.
+        """Make a writer that appends at the committed offset of the upload. Does no I/O.
 
-        `inherited` earlier writers (`Lock.inherited`) may wake up and write on: they must do no harm. The
-        observer sees every byte in order, outside the event loop (a digest, for example).
+        The writer drops bytes beyond that offset, which were never acknowledged, before it stores new ones.
+
+        Args:
+            upload: the record, as read under the lock.
+            token: the token of the lock.
+            observer: is called with every buffer in order, outside the event loop; computes checksums.
+            unreleased_predecessors: number of earlier writers that may wake up and write on
+                (`Lock.unreleased_predecessors`).
+
+        Raises:
+            StoredElsewhere: the record names another storage.
         """
 
     def locate(self, upload: Upload) -> str:
-        """The location of the bytes of a new upload (`Upload.location`), as the current settings have it."""
+        """Return the location of the bytes of a new upload under the current settings; may be empty. Does no I/O.
+
+        The server keeps it in `Upload.location`, so that the bytes are found after a change of the settings.
+        """
 
     async def stored(self, upload: Upload) -> int:
-        """Return the number of contiguous bytes of the upload in the storage."""
+        """Return the number of contiguous bytes of the upload, committed or not; 0 if there are none.
+
+        Raises:
+            StoredElsewhere: the record names another storage.
+        """
 
     async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
-        """Every byte was written, the parts are its ledger: make the upload whole; returns its layout then.
+        """Make a complete upload of bytes that are all stored. May be called again after a failure or a crash.
 
-        May be called again after a failure. Raises `StorageBehind` where bytes are missing, or their sync has failed.
+        Args:
+            upload: the record, at its full length; bytes beyond it are dropped.
+            parts: the part list of the upload, as the state store has it.
+            sync: wait until the complete upload survives a power cut.
+
+        Returns:
+            The layout of the complete upload (`Upload.layout`).
+
+        Raises:
+            StorageBehind: bytes are missing, or a sync of them has failed.
         """
 
     async def discard_superseded(self, upload: Upload) -> None:
-        """The record says that the upload is whole: remove what only `upload`, the record before that one, needed."""
+        """Delete data that only `upload`, the last record before completion, referenced.
+
+        Called after completion is committed.
+        """
 
     async def delete(self, upload: Upload) -> None:
-        """Remove every byte; nothing to remove is fine."""
+        """Remove every byte of the upload, also of one that is not complete; nothing to remove is no error."""
 
     def read(
         self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
     ) -> AsyncIterator[Buffer]:
-        """The bytes from `start` up to but not including `end` of a complete upload, in pieces.
+        """Yield the bytes from `start` up to but not including `end` of a complete upload, in pieces that are not
+        empty.
 
-        Between two pieces neither a thread nor a connection is in use.
+        Between two pieces neither a thread nor a connection is in use: the client may take hours.
 
-        Raises `UploadNotFound` if they are no longer there.
+        Args:
+            upload: the complete upload.
+            start: offset of the first byte.
+            end: offset after the last byte.
+            piece_size: called with the size of the next piece in bytes; returns the size that there is memory for.
+
+        Raises:
+            UploadNotFound: the bytes are not there any more.
         """
 
 
 @runtime_checkable
 class SupportsLocations(Protocol):
-    """A storage that can find the bytes of an upload whose record does not say where they are."""
+    """A storage that finds the bytes of an upload whose record does not say where they are."""
 
     async def located(self, upload: Upload) -> Upload:
-        """The record with its location, as far as that can be seen."""
+        """Return the record with its location, if the storage can see it; else the record as it is."""
 
 
 @runtime_checkable
 class SupportsIdentity(Protocol):
-    """A storage with a random id that is kept in it. Methods raise `StorageUnavailable`.
+    """A storage that keeps a random id, so that a wrong mount or bucket is noticed. Methods raise `StorageUnavailable`.
 
-    Once it knows which id is expected, it shows it before it says that bytes are absent, where that would take an
-    offset back, end an upload or remove something; if it cannot, it raises `WrongStorage`.
+    Once the storage knows which id to expect, it proves it before it reports absent bytes where that would take an
+    offset back, end an upload or remove something. If it cannot, it raises `WrongStorage`.
     """
 
     async def read_identity(self) -> str | None:
-        """The id; None if this storage has none, certainly."""
+        """Return the id; None only if this storage certainly has none."""
 
     async def create_identity(self, identity: str, *, replace: bool = False) -> None:
-        """Keep an id for good; without `replace`, only if there is none."""
+        """Store an id durably.
+
+        Args:
+            identity: the id.
+            replace: overwrite another one; otherwise an id that is there already stays.
+        """
 
     @property
     def what_to_check(self) -> str:
-        """Advice for the operator if the id is missing, as the end of a sentence: `check the mount`."""
+        """Advice for the operator whose storage lacks the id, as the end of a sentence: `the mount of /srv`."""
 
     def expect_identity(self, identity: str) -> None:
         """Take this id for the one that the records name."""
 
     async def prove_identity(self) -> None:
-        """Raise `WrongStorage` unless the storage shows the id that is expected."""
+        """Raise `WrongStorage` unless the storage has the expected id."""
 
     async def renew_identity(self) -> None:
-        """Make what holds the id look new, so that cleaners that go by age spare it."""
+        """Make the holder of the id look new, so that cleaners that go by age spare it."""
 
 
 @runtime_checkable
 class SupportsCompletionRecords(Protocol):
-    """A storage that can tell of a finished upload although its record was lost."""
+    """A storage that keeps a copy of the record of a complete upload beside its bytes.
+
+    A client that was told of the completion finds the upload although its record was lost with the state store.
+    """
 
     async def remember(self, upload: Upload) -> None:
-        """Keep the record of a complete upload."""
+        """Save the completion record of an upload.
+
+        Called after the state store has the complete upload: that fails without the
+        lock.
+        """
 
     async def load_completion_record(self, upload_id: str) -> Upload | None:
-        """The record that was kept, if the bytes are there too."""
+        """Return the completion record, if there is one and the bytes are there too."""
 
 
 @runtime_checkable
 class StoresInThreads(Protocol):
-    """A storage whose writers are `ThreadedWriter`s."""
+    """A storage whose writers are `ThreadedWriter`s; see there."""
 
     @property
     def stores_in_threads(self) -> bool:
-        """Whether they can be used as such."""
+        """Whether its writers can be used as such."""
 
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
@@ -210,10 +365,13 @@ class StoresInThreads(Protocol):
     def elsewhere(
         self, run: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
     ) -> asyncio.Future[T]:
-        """Have `run` call a step in a thread of somebody else; `Storage.close` waits for the end of the step."""
+        """Have `run` call a step in a thread of somebody else.
+
+        Invariant: `Storage.close` waits for the end of the step.
+        """
 
     def remember_in_thread(self, upload: Upload) -> None:
-        """Do what `Remembers.remember` does. Blocks."""
+        """Do what `SupportsCompletionRecords.remember` does. Blocks."""
 
 
 @runtime_checkable
@@ -233,12 +391,18 @@ class SupportsDownloadRedirect(Protocol):
     """A storage that clients can download from directly."""
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
-        """A URL of a complete upload that works for a while; None if clients are to download from this server."""
+        """Return a URL of a complete upload that works for a while; None if clients are to download from this server.
+
+        Args:
+            upload: the complete upload.
+            disposition: the Content-Disposition of the download.
+            content_type: its Content-Type.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class SizeLimits:
-    """The most bytes that a storage has room for in one upload; None: no limit but the free space."""
+    """Largest uploads in bytes that a storage has room for; None stands for no limit but the free space."""
 
     declared: int | None = None  # of an upload whose length is known with its first byte
     deferred: int | None = None  # of one whose length is not
@@ -250,7 +414,8 @@ class SupportsSizeLimits(Protocol):
     """A storage that cannot take uploads of any size."""
 
     @property
-    def size_limits(self) -> SizeLimits: ...
+    def size_limits(self) -> SizeLimits:
+        """The limits; constant while the storage is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,17 +429,19 @@ class Orphan:
 
 
 class UploadRecords(Protocol):
-    """The records that decide what is an orphan. Methods raise `StateUnavailable`."""
+    """The records by which a storage recognises its orphans. Methods raise `StateUnavailable`."""
 
-    async def get(self, upload_id: str) -> Upload | None: ...
+    async def get(self, upload_id: str) -> Upload | None:
+        """Return the record of an upload."""
 
     def all(self) -> AsyncIterator[Upload]:
-        """Every record, in no particular order."""
+        """Yield every record, in no particular order."""
 
     def locked(self, upload_id: str) -> AbstractAsyncContextManager[Upload | None]:
-        """The record of an upload that nobody writes to for as long as the context lasts.
+        """Hold the lock of an upload for as long as the context lasts; the value is its record.
 
-        Raises `LockTimeout` at once if somebody does.
+        Raises:
+            LockTimeout: at once, if another request holds it.
         """
 
 
@@ -283,23 +450,39 @@ class SupportsOrphanCleanup(Protocol):
     """A storage in which crashes can leave something that no record names."""
 
     async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
-        """Remove orphans at least `older_than` seconds old; with `dry_run` only find them.
+        """Remove orphans, and return them.
 
-        An orphan is named by no record when the storage was listed before the records were asked, nor at a second
+        Invariant: an orphan is named by no record when the storage was listed before the records were asked, nor at a
+            second
         look under the lock of its upload.
+
+        Args:
+            records: the records of all uploads.
+            older_than: age in seconds that an orphan has at least.
+            dry_run: only find them.
         """
 
 
 @runtime_checkable
 class SupportsConcatenation(Protocol):
-    """A storage that can put uploads together."""
+    """A storage that puts partial uploads together (tus 1.0.0, Concatenation)."""
 
     def interrupt(self) -> None:
         """Have concatenations end soon with `ServerShutdown`, those under way and later ones, until `open`."""
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
-        """Make `final` of the bytes of the partials in this order; returns its layout.
+        """Make the final upload of the bytes of partial ones. May be called again after a failure.
 
-        May be called again after a failure. Raises `UploadNotFound` if the bytes of a partial are no longer there,
-        `PartBehind` if there are fewer than its record says.
+        Args:
+            final: the record of the final upload; its length is that of all partial ones.
+            partials: the partial uploads in order; one may be there several times. Their bytes stay.
+            sync: wait until the final upload survives a power cut.
+
+        Returns:
+            The layout of the final upload.
+
+        Raises:
+            UploadNotFound: the bytes of a partial upload are not there any more.
+            PartBehind: the storage has fewer bytes of a partial upload than its record says.
+            ServerShutdown: `interrupt` was called.
         """

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import ClientDisconnected, CodedError, NotReady, UploadNotFound, WriteTimeout
 from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus, RequestFinished

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Scope
 
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
 from tusd_py.transfer.budget import BufferPool
 

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 
 from starlette.types import Scope, Send
 
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.request_context import RequestContext
 from tusd_py.http.body import BODY_EXTENSION, RequestBody
 from tusd_py.http.cors import CrossOrigin, RawHeaders

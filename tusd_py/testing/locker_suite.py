@@ -73,7 +73,9 @@ async def waiting_for_it(locker: Locker, holder: Holder, count: int) -> list[asy
 
 
 class LockerSuite:
-    """The duties of a locker. Subclass it and make the locker::
+    """The duties of a locker.
+
+    Subclass it and make the locker::
 
     class TestFileLocker(LockerSuite):
         def make(self, place: Path) -> Locker:

@@ -90,7 +90,9 @@ NOT_DUE = [
 
 
 class StateStoreSuite(ListingTests):
-    """The duties of a state store. Subclass it and make the store::
+    """The duties of a state store.
+
+    Subclass it and make the store::
 
     class TestFileState(StateStoreSuite):
         def make(self, place: Path) -> StateStore:

@@ -61,7 +61,9 @@ async def assert_waits(work: asyncio.Future[None]) -> None:
 
 
 class StorageSuite(ConcatenationTests):
-    """The duties of a storage. Subclass it and make the storage::
+    """The duties of a storage.
+
+    Subclass it and make the storage::
 
     class TestFolderStorage(StorageSuite):
         def make(self, place: Path) -> Storage:

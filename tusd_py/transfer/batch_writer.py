@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from tusd_py.contracts.storage import Buffer, ThreadedWriter, Writer
+from tusd_py.contracts.storage import ThreadedWriter, Writer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.upload import UploadPart
 from tusd_py.transfer.budget import ByteBudget
 

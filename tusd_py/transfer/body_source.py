@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import UploadError
 
 

@@ -8,7 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tusd_py.contracts.storage import Buffer, ThreadedWriter, Writer
+from tusd_py.contracts.storage import ThreadedWriter, Writer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
     ChecksumMismatch,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from tusd_py.contracts.storage import Buffer, Storage
+from tusd_py.contracts.storage import Storage
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.upload import Upload
 
 DOWNLOAD_MEMORY = 32 << 20

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.state import UpdatesInThreads
-from tusd_py.contracts.storage import Buffer, StoresInThreads
+from tusd_py.contracts.storage import StoresInThreads
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.request_context import RequestContext

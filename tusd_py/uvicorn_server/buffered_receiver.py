@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.transfer.budget import BufferPool
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.http.body import BODY_EXTENSION
 from tusd_py.transfer.budget import BufferPool
 from tusd_py.uvicorn_server.buffered_receiver import BufferedBodyReceiver

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from tusd_py.backends.s3.memory_limiter import BLOCK
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 
 try:
     from zlib_ng.zlib_ng import crc32 as add_crc32  # several times as fast

@@ -20,7 +20,7 @@ from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.object_keys import MARKER, OWNER, owner, properties, protection, tails_of, token_of
 from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, skipped
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
 from tusd_py.core.upload import Upload, UploadPart
 

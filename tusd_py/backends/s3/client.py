@@ -14,7 +14,7 @@ from tusd_py.backends.s3.body import Reader, body_of, crc32, crc32_text, md5, re
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.backends.s3.errors import MultipartMissing, ObjectMissing, code_of, translate
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import StorageUnavailable, UploadError
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from tusd_py.backends.s3.errors import MultipartMissing, ObjectMissing
 from tusd_py.backends.s3.layout import Layout, layout_of
 from tusd_py.backends.s3.object_keys import object_key
 from tusd_py.backends.s3.part_sizes import COPY_SIZE, Piece, Slice, choose_sizes, plan_copies, plan_equal
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import (
     MaxSizeExceeded,
     ServerShutdown,

@@ -9,7 +9,8 @@ from tusd_py.backends.s3.body import crc32
 from tusd_py.backends.s3.errors import BytesMissing
 from tusd_py.backends.s3.layout import Tail
 from tusd_py.backends.s3.memory_limiter import BLOCK
-from tusd_py.contracts.storage import Buffer, Observer
+from tusd_py.contracts.storage import Observer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.upload import UploadPart
 
 

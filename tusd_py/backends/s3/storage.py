@@ -22,7 +22,8 @@ from tusd_py.backends.s3.orphans import clean
 from tusd_py.backends.s3.part_sizes import size_limits
 from tusd_py.backends.s3.writer import S3Writer
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
-from tusd_py.contracts.storage import Buffer, Observer, Orphan, PieceSize, SizeLimits, UploadRecords, largest_piece
+from tusd_py.contracts.storage import Observer, Orphan, PieceSize, SizeLimits, UploadRecords, largest_piece
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import StorageUnavailable
 from tusd_py.core.upload import Upload, UploadPart
 

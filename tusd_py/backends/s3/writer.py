@@ -16,7 +16,8 @@ from tusd_py.backends.s3.pace import Pace
 from tusd_py.backends.s3.part_buffer import PartBuffer, PendingPart, copied, cut, worth_merging
 from tusd_py.backends.s3.part_uploads import PartUploader
 from tusd_py.backends.s3.tails import SupersededTails
-from tusd_py.contracts.storage import Buffer, Observer
+from tusd_py.contracts.storage import Observer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import MaxSizeExceeded, StorageBehind, UploadError
 from tusd_py.core.upload import Upload, UploadPart
 

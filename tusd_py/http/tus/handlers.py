@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from tusd_py.contracts.storage import Buffer
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import ClientDisconnected, CodedError, UploadError, UploadGone, UploadNotFound
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
