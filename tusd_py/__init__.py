@@ -60,7 +60,7 @@ from tusd_py.core.metadata import parse_metadata
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
 from tusd_py.embedding import UploadReader, Uploads
-from tusd_py.events.bus import (
+from tusd_py.events.types import (
     AppendEnded,
     AppendStarted,
     LockWaited,

@@ -21,7 +21,8 @@ from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.core.upload import Upload
 from tusd_py.embedding import UploadReader, Uploads, open_reader
-from tusd_py.events.bus import Event, EventBus, Subscriber
+from tusd_py.events.bus import EventBus, Subscriber
+from tusd_py.events.types import Event
 from tusd_py.http.app import NOT_READY, UNROUTED
 from tusd_py.http.cors import missing_in_middleware
 from tusd_py.http.mount import TusMount

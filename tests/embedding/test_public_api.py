@@ -21,7 +21,7 @@ from tests.support.harness import ROOT
 from tests.support.timing import scaled
 from tusd_py import Settings, SettingsOverrides, TusServer, UploadReader, Uploads
 from tusd_py.core import errors
-from tusd_py.events import bus
+from tusd_py.events import types
 
 NAMES = [name for name in tusd_py.__all__ if name != "__version__"]
 POINTS_TO_EXAMPLE = re.compile(r"\bExample|\bdocs/\w+\.md|which has an example")
@@ -39,7 +39,7 @@ def test_public_names_are_sorted_and_exist() -> None:
 
 def test_every_error_and_every_event_is_public() -> None:
     classes = [value for value in vars(errors).values() if inspect.isclass(value)]
-    classes += typing.get_args(bus.Event)
+    classes += typing.get_args(types.Event)
     assert {cls.__name__ for cls in classes} <= set(tusd_py.__all__)
 
 

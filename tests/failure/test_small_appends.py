@@ -19,7 +19,8 @@ from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import LockTimeout, OffsetMismatch, SizeExceeded, StorageFull, UploadNotFound
 from tusd_py.core.upload import Status
-from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadFinished, UploadProgressed
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
 from tusd_py.settings import load
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.service import UploadService

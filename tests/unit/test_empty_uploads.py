@@ -12,7 +12,8 @@ import pytest
 from tests.support.redis_server import shared_redis_url
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.upload import Upload, UploadPart
-from tusd_py.events.bus import EventBus, UploadFinished
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import UploadFinished
 from tusd_py.settings import from_arguments
 from tusd_py.uploads.validation import NewUpload
 

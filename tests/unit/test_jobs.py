@@ -16,7 +16,8 @@ from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import StorageUnavailable
-from tusd_py.events.bus import EventBus, JobFinished
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import JobFinished
 from tusd_py.jobs import duties, scheduler
 from tusd_py.jobs.scheduler import Job, Scheduler
 

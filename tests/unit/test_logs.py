@@ -15,7 +15,8 @@ import pytest
 from tests.support.harness import ROOT, ServerProcess
 from tests.support.wire import OFFSET_STREAM, TUS, ask, create, patch
 from tusd_py.core.upload import Status, Upload
-from tusd_py.events.bus import EventBus, RequestFinished, UploadFinished
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import RequestFinished, UploadFinished
 from tusd_py.observability.logging import JsonFormatter, TextFormatter, log_requests
 
 ANSWERED = RequestFinished("PATCH", "/files/abc", 204, 0.0123, upload_id="abc", bytes_received=5, client="127.0.0.1")

@@ -1,7 +1,7 @@
-"""Calls of user code with events: outside the locks of uploads, in order for each upload, with limits of time.
+"""Delivery of events to code of the user: outside the locks of uploads, in order for each upload, with time limits.
 
-Async functions run in the event loop, plain ones in threads of their own, since they may block. Exceptions of a
-function are logged. After `SUBSCRIBER_TIMEOUT` an async one is cancelled, and a plain one is no longer waited for.
+Async functions run in the event loop, plain ones each in a thread, since they may block. The delivery logs the
+exceptions of a function. After `SUBSCRIBER_TIMEOUT` the delivery cancels an async function, and abandons a plain one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 logger = logging.getLogger("tusd_py.events")
 
 SUBSCRIBER_TIMEOUT = 30.0  # seconds
-MAX_THREADS = 16  # plain functions that run at a time
-MAX_HUNG = 64  # threads given up on because their function did not return in time; beyond these none is started
+MAX_THREADS = 16  # plain functions that run at the same time
+MAX_HUNG = 64  # abandoned threads that still run; with so many of them no further plain function is called
 
 AnySubscriber: TypeAlias = Callable[[Any], Awaitable[None] | None]
 
@@ -29,7 +29,7 @@ _queue_of_caller: contextvars.ContextVar[str | None] = contextvars.ContextVar("_
 
 
 class Deliveries:
-    """Queues of events, one for each upload, and a task for each queue that is not empty."""
+    """Queues of events, one for each key (an upload id), with one task for each queue that is not empty."""
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[tuple[Any, Sequence[AnySubscriber]]]] = {}
@@ -37,42 +37,47 @@ class Deliveries:
         self._calls = SubscriberCalls()
 
     def add(self, key: str, event: Any, subscribers: Sequence[AnySubscriber]) -> None:
-        """Have the subscribers called soon, after those of earlier events with this key."""
+        """Queue an event for its subscribers."""
         self._queues.setdefault(key, deque()).append((event, subscribers))
         if key not in self._tasks:
             self._tasks[key] = asyncio.get_running_loop().create_task(self._deliver(key))
 
     def last(self, key: str) -> Any:
-        """The last event that waits in a queue; None if none does."""
+        """Return the last event of a queue, or None if the queue is empty."""
         queue = self._queues.get(key)
         return queue[-1][0] if queue else None
 
     def replace_last(self, key: str, event: Any) -> None:
-        """Deliver this event instead of the last one that waits."""
+        """Replace the last event of a queue that is not empty."""
         queue = self._queues[key]
         queue[-1] = (event, queue[-1][1])
 
     def count(self, key: str) -> int:
-        """The number of events that wait in a queue."""
+        """Return the number of queued events."""
         return len(self._queues.get(key, ()))
 
     def is_delivering(self, key: str) -> bool:
-        """Whether a queue is not empty, or a subscriber is being called with its last event."""
+        """Return whether the queue has events, or a subscriber is handling its last one."""
         return key in self._tasks
 
     async def delivered(self, key: str) -> None:
-        """Return once the queue is empty, or after `SUBSCRIBER_TIMEOUT`; a subscriber does not wait for itself."""
+        """Wait until the queue is empty, `SUBSCRIBER_TIMEOUT` at most.
+
+        Returns at once if the caller is a subscriber that handles an event of this queue.
+        """
         task = self._tasks.get(key)
         if task is not None and _queue_of_caller.get() != key:
             await asyncio.wait((task,), timeout=SUBSCRIBER_TIMEOUT)
 
     async def close(self, patience: float) -> None:
-        """Wait until everything is delivered, `patience` seconds at most, and give up the rest."""
+        """Wait until all queues are empty, `patience` seconds at most; then cancel the deliveries and drop the rest."""
         deadline = time.monotonic() + patience
         while self._tasks and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(self._tasks.values(), timeout=left)
         if self._tasks:
-            logger.error("subscribers of %s uploads did not end in time", len(self._tasks))
+            logger.error(
+                "subscribers of %s uploads did not return before the end of the shutdown grace", len(self._tasks)
+            )
         for task in self._tasks.values():
             task.cancel()
         self._queues.clear()
@@ -94,12 +99,12 @@ class Deliveries:
     async def _call(self, subscriber: AnySubscriber, event: Any) -> None:
         try:
             await self._calls.call(subscriber, event)
-        except Exception:  # whatever a subscriber raises concerns the subscriber only
+        except Exception:  # an exception of one subscriber must not keep the event from the next one
             logger.exception("a subscriber of %s failed", type(event).__name__)
 
 
 class SubscriberCalls:
-    """Calls functions of the user in the running loop, with limits of time and threads."""
+    """Calls subscribers, with limits of time and threads."""
 
     def __init__(self) -> None:
         self._slots = asyncio.Semaphore(MAX_THREADS)
@@ -107,7 +112,12 @@ class SubscriberCalls:
         self._running: set[asyncio.Future[Any]] = set()
 
     async def call(self, subscriber: AnySubscriber, event: Any) -> None:
-        """Call and wait for the end; raises what the function raises, and `TimeoutError`."""
+        """Call a subscriber and wait until it has ended.
+
+        Raises:
+            TimeoutError: the subscriber did not end within `SUBSCRIBER_TIMEOUT`, or too many threads are abandoned.
+            Exception: any exception of the subscriber.
+        """
         if _is_async(subscriber):
             outcome = subscriber(event)
         else:
@@ -127,9 +137,9 @@ class SubscriberCalls:
                 value, error = None, None
                 try:
                     value = context.run(function, event)
-                except BaseException as caught:  # `sys.exit()` too; raised again where the call is awaited
+                except BaseException as caught:  # also SystemExit; `call` raises it as an Exception
                     error = _as_result(caught)
-                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                with contextlib.suppress(RuntimeError):  # the loop has been closed: no task awaits the result
                     loop.call_soon_threadsafe(_settle, returned, value, error)
 
             threading.Thread(target=run, name="tusd-py-subscriber", daemon=True).start()
@@ -143,7 +153,7 @@ class SubscriberCalls:
     def _returned_late(self, returned: asyncio.Future[Any]) -> None:
         self._hung -= 1
         if not returned.cancelled():
-            returned.exception()  # nobody waits for it any more
+            returned.exception()  # mark the exception as retrieved: no task awaits it
 
     async def _wait_for(self, outcome: asyncio.Future[Any], *, cancel: bool) -> Any:
         self._running.add(outcome)
@@ -156,7 +166,7 @@ class SubscriberCalls:
             raise
         if not done:
             if cancel:
-                outcome.cancel()  # without waiting for what it makes of that
+                outcome.cancel()  # without waiting until it has handled the cancellation
             raise TimeoutError(f"no end within {SUBSCRIBER_TIMEOUT:.0f} s")
         if outcome.cancelled():
             raise RuntimeError("it was cancelled")
@@ -173,7 +183,7 @@ def _settle(returned: asyncio.Future[Any], value: Any, error: Exception | None) 
 
 
 def _as_result(error: BaseException) -> Exception:
-    """The error as one that a future can hold, and that ends nothing but what waits for the future."""
+    """Return `error`, wrapped if it is one that a future cannot hold or that would end the event loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     wrapped = RuntimeError(f"it raised {error!r}")
@@ -182,7 +192,7 @@ def _as_result(error: BaseException) -> Exception:
 
 
 async def _without_exit(outcome: Awaitable[None]) -> None:
-    """Wait; `sys.exit()` is an error like any other, and does not end the event loop."""
+    """Await `outcome`; convert `SystemExit` into an ordinary error, since it would end the event loop."""
     try:
         await outcome
     except SystemExit as error:
@@ -190,5 +200,5 @@ async def _without_exit(outcome: Awaitable[None]) -> None:
 
 
 def _is_async(function: AnySubscriber) -> bool:
-    """Whether a call returns at once with something to await."""
+    """Return whether calling `function` returns an awaitable without blocking."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

@@ -14,7 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import ClientDisconnected, CodedError, NotReady, UploadNotFound, WriteTimeout
 from tusd_py.core.upload import is_upload_id
-from tusd_py.events.bus import EventBus, RequestFinished
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import RequestFinished
 from tusd_py.http.body import RequestBody, arrivals_of
 from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.errors import (

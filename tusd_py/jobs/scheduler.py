@@ -18,7 +18,8 @@ from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import LockTimeout, StateFull, UploadError
-from tusd_py.events.bus import EventBus, JobFinished
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import JobFinished
 
 logger = logging.getLogger("tusd_py.jobs")
 

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tusd_py.events.bus import EventBus, RequestFinished, UploadFinished
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import RequestFinished, UploadFinished
 
 logger = logging.getLogger("tusd_py.requests")
 uploads_logger = logging.getLogger("tusd_py.uploads")

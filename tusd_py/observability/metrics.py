@@ -14,10 +14,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from tusd_py.contracts.instrumentation import Instrumentation
-from tusd_py.events.bus import (
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import (
     AppendEnded,
     AppendStarted,
-    EventBus,
     JobFinished,
     LockWaited,
     PartialFinished,

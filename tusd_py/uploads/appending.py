@@ -25,7 +25,8 @@ from tusd_py.core.errors import (
 )
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadPart
-from tusd_py.events.bus import AppendEnded, AppendStarted, EventBus, UploadProgressed, finish_event
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed, finish_event
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.append import Append, LastStep
 from tusd_py.uploads.completion import Completion

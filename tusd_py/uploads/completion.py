@@ -31,7 +31,8 @@ from tusd_py.core.errors import (
 )
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
-from tusd_py.events.bus import EventBus, finish_event
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import finish_event
 from tusd_py.uploads.concatenation import with_length
 from tusd_py.uploads.locations import located
 from tusd_py.uploads.options import UploadOptions

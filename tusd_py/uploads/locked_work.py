@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from tusd_py.contracts.locks import Lock, Locker, LockHolder
 from tusd_py.core.errors import CodedError, LockTimeout, ServerShutdown
-from tusd_py.events.bus import EventBus, LockWaited
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import LockWaited
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 
 logger = logging.getLogger("tusd_py.uploads")

@@ -34,7 +34,8 @@ from tusd_py.core.errors import (
 from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.request_context import RequestContext, owner_of
 from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
-from tusd_py.events.bus import EventBus, PartialFinished, UploadCreated, UploadExpired, UploadTerminated
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import PartialFinished, UploadCreated, UploadExpired, UploadTerminated
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
