@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -46,7 +47,7 @@ class LastStep:
     writer: ThreadedWriter
     # Stores so many bytes by a function that returns the upload as it is then, and completes the record with that.
     run: Callable[[Upload, Callable[[], Upload], int], asyncio.Future[Upload]]
-    can_run: Callable[[], bool]
+    slots: asyncio.Semaphore | None  # one is taken for the time of `run`
     committed: Callable[[Upload, Upload], object]  # called in the event loop with the first record and the new one
 
 
@@ -253,8 +254,13 @@ class Append:
             return await self._commit(everything=True)
         sync = self._options.durability is not Durability.NEVER
         last = self._last_step
-        if last is not None and last.can_run() and last.writer.can_finish_by(with_bytes=self._blocks.gathered > 0):
-            return await self._finish_in_thread(last, sync=sync)
+        if (
+            last is not None
+            and not (last.slots and last.slots.locked())
+            and last.writer.can_finish_by(with_bytes=self._blocks.gathered > 0)
+        ):
+            async with last.slots or contextlib.nullcontext():
+                return await self._finish_in_thread(last, sync=sync)
         whole = await self._blocks.finish(sync=sync)
         self._advance()
         return await self._commit_upload(self._commit_requested, whole=whole)

@@ -36,7 +36,7 @@ from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.small_append import MAX_SMALL_BODY, SmallAppends, SyncFailedError
 from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 
-MAX_LONG_STEPS = 6  # last steps at a time in threads of the storage
+MAX_LAST_STEPS = 7  # at a time in threads of the storage: should the records hang, one is left for others
 ENDING_POLL = 0.01  # seconds between two looks whether an upload has ended
 
 
@@ -66,12 +66,14 @@ class Appending:
         self._completion = completion
         self._refuse_when_draining = refuse_when_draining
         self._appends: set[Append] = set()
-        self._long_steps = 0
+        self._slots = asyncio.Semaphore(MAX_LAST_STEPS)
         self._small: SmallAppends | None = None
         self._in_threads: tuple[UpdatesInThreads, StoresInThreads] | None = None
         if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads) and storage.stores_in_threads:
             self._in_threads = state, storage
-            self._small = SmallAppends(state, storage, events, budget, options, completion, refuse_when_draining)
+            self._small = SmallAppends(
+                state, storage, events, budget, options, completion, refuse_when_draining, self._slots
+            )
 
     async def append(self, upload_id: str, append_request: AppendRequest) -> tuple[Upload, bool]:
         """Append what the source gives: the upload as committed, and whether the addition was made.
@@ -232,16 +234,6 @@ class Appending:
 
             if not durable and size <= MAX_SMALL_BODY:
                 return state.update_after(lambda: (before, finish()), lock.token, conclude)
-            self._long_steps += 1
-            finished = storage.run(finish_and_update)
-            finished.add_done_callback(self._long_step_ended)
-            return finished
+            return storage.run(finish_and_update)
 
-        return writer, LastStep(writer, run, self._can_run_step, committed)
-
-    def _can_run_step(self) -> bool:
-        """Whether threads of the storage are left for others, should the records hang."""
-        return self._long_steps < MAX_LONG_STEPS
-
-    def _long_step_ended(self, finished: object) -> None:
-        self._long_steps -= 1
+        return writer, LastStep(writer, run, self._slots if durable else None, committed)

@@ -25,7 +25,6 @@ from tusd_py.uploads.validation import AppendRequest
 logger = logging.getLogger("tusd_py.uploads")
 
 MAX_SMALL_BODY = 64 << 10  # bytes that the thread of the records may write
-MAX_SYNCING = 6  # at a time in threads of the storage: should syncs hang, there are some left for others
 
 
 class NotSimpleError(Exception):
@@ -57,7 +56,9 @@ class SmallAppends:
         options: UploadOptions,
         completion: Completion,
         refuse_when_draining: Callable[[], None],
+        slots: asyncio.Semaphore,
     ) -> None:
+        """One of `slots` is taken for each step in a thread of the storage."""
         self._state = state
         self._storage = storage
         self._events = events
@@ -65,7 +66,7 @@ class SmallAppends:
         self._options = options
         self._completion = completion
         self._refuse_when_draining = refuse_when_draining
-        self._syncing = 0  # in the threads of the storage
+        self._slots = slots
 
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
         """Append, while the caller holds the lock; None if that was not to be, and nothing has changed.
@@ -95,7 +96,6 @@ class SmallAppends:
             and request.length is None
             and self._options.durability is not Durability.ALWAYS
             and lock.record is None
-            and self._syncing < MAX_SYNCING
         )
 
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
@@ -104,11 +104,8 @@ class SmallAppends:
         syncs = self._options.durability is not Durability.NEVER
         step = _Step(self._state, self._storage, self._completion, lock, offset, body, syncs=syncs)
         if syncs:
-            self._syncing += 1
-            try:
+            async with self._slots:
                 after = await self._storage.run(step.store_and_update)
-            finally:
-                self._syncing -= 1
         else:
             after = await self._storage.elsewhere(step.run_with_others, step.store)
         assert step.before is not None
