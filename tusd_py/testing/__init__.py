@@ -1,4 +1,4 @@
-"""For authors of storages, state stores and lockers: contract suites, and backends in memory. See docs/extending.md.
+"""Contract suites, backends in memory and a small client: for authors of components. See docs/extending.md.
 
 The suites are in `tusd_py.testing.storage_suite`, `.state_suite` and `.locker_suite`; they need pytest and
 pytest-asyncio: `pip install 'tusd-py[testing]'`. Tests that are added to a suite come with minor releases.
@@ -11,8 +11,19 @@ import sys
 from tusd_py.backends.memory.locker import MemoryLocker, MemoryLocks
 from tusd_py.backends.memory.state import MemoryRecords, MemoryState
 from tusd_py.backends.memory.storage import MemoryStorage, StoredBytes
+from tusd_py.testing.client import Answer, TusClient, TusError
 
-__all__ = ["MemoryLocker", "MemoryLocks", "MemoryRecords", "MemoryState", "MemoryStorage", "StoredBytes"]
+__all__ = [
+    "Answer",
+    "MemoryLocker",
+    "MemoryLocks",
+    "MemoryRecords",
+    "MemoryState",
+    "MemoryStorage",
+    "StoredBytes",
+    "TusClient",
+    "TusError",
+]
 
 if (pytest := sys.modules.get("pytest")) is not None:  # failed assertions of the suites show their values
     _SUITES = (
