@@ -63,6 +63,7 @@ from tusd_py.embedding import UploadReader, Uploads
 from tusd_py.events.types import (
     AppendEnded,
     AppendStarted,
+    JobFinished,
     LockWaited,
     PartialFinished,
     RequestFinished,
@@ -87,6 +88,7 @@ __all__ = [
     "InvalidConcatenation",
     "InvalidLength",
     "InvalidSettings",
+    "JobFinished",
     "LockLost",
     "LockTimeout",
     "LockWaited",

@@ -178,3 +178,21 @@ async def test_stop_ends_a_job_in_the_middle_and_lets_its_lock_go(process: Proce
 
 def test_orphans_are_looked_for_soon_after_the_first_start() -> None:
     assert max(duties.FIRST_CLEAN) <= 120
+
+
+@pytest.mark.parametrize(("done", "level"), [("removed 2 uploads", logging.INFO), ("", logging.DEBUG)])
+async def test_a_run_is_one_log_line_at_info_if_there_was_something_to_do(
+    process: Process, caplog: pytest.LogCaptureFixture, done: str, level: int
+) -> None:
+    counter = Counter()
+
+    async def run() -> str:
+        await counter.run()
+        return done
+
+    with caplog.at_level(logging.DEBUG, "tusd_py.jobs"):
+        process.start(Job("counter", 0.02, run))
+        await counter.reach(2)
+    records = [record for record in caplog.records if record.name == "tusd_py.jobs"]
+    assert {record.levelno for record in records} == {level}
+    assert all(record.getMessage().startswith(f"job counter {done or 'had nothing to do'}") for record in records)

@@ -155,7 +155,10 @@ class RequestFinished:
 
 @dataclass(frozen=True, slots=True)
 class JobFinished:
-    """A run of a periodic job ended after `seconds`."""
+    """A run of a periodic job ended after `seconds`; `succeeded` is False if it raised an exception.
+
+    Subscribed to like `RequestFinished`, which has an example.
+    """
 
     name: str
     seconds: float

@@ -1,7 +1,7 @@
-"""Runs periodic jobs: each in one process at a time, at times that outlast the processes.
+"""The scheduler of periodic jobs: runs each in one process at a time, at times that outlast the processes.
 
-The time of the last run of each job is kept beside the records. So a job whose interval is longer than the life of a
-process runs nevertheless, and of several processes that share the records one runs it when it is due.
+The state store keeps the time of the last run of each job. So a job runs although its interval is longer than the life
+of a process, and of several processes that share the records one runs it when it is due.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Job:
     Attributes:
         name: of the metric, the log lines, the lock and the persisted time.
         interval: seconds from the beginning of a run to that of the next one.
-        run: does the duty once. An exception is logged, and the job is tried again before the interval is over.
+        run: does the duty once, and returns a text for the log that says what was done; an empty one, or another
+            object, if there was nothing to do. The scheduler logs an exception, and tries the job again before the
+            interval is over.
         first_delay: range of seconds in which the first run of a process is, if one is due by then.
         at_start: whether every process begins with a run, due or not.
     """
@@ -91,7 +93,7 @@ class Scheduler:
             await asyncio.sleep(max(0.0, began + wait - time.monotonic()))
 
     async def _run_if_due(self, job: Job, *, forced: bool) -> float:
-        """Run a job if it is due and no other process runs it; return the seconds until the next look."""
+        """Run a job if it is due and no other process runs it; return the seconds until the next check."""
         remaining = 0.0 if forced else self._remaining(job, await self._last_run(job))
         if remaining > 0:
             return remaining
@@ -109,12 +111,18 @@ class Scheduler:
 
     async def _run(self, job: Job) -> None:
         began = time.monotonic()
+        done: object = None
         succeeded = False
         try:
-            await job.run()
+            done = await job.run()
             succeeded = True
         finally:
-            self._events.publish(JobFinished(job.name, time.monotonic() - began, succeeded))
+            seconds = time.monotonic() - began
+            self._events.publish(JobFinished(job.name, seconds, succeeded))
+        if isinstance(done, str) and done:
+            logger.info("job %s %s in %.1f s", job.name, done, seconds)
+        else:
+            logger.debug("job %s had nothing to do, seen in %.1f s", job.name, seconds)
 
     async def _last_run(self, job: Job) -> str | None:
         return await self._state.read_metadata(f"{LAST_RUN}{job.name}")
@@ -129,7 +137,7 @@ class Scheduler:
 
     @contextlib.asynccontextmanager
     async def _leading(self, job: Job) -> AsyncIterator[bool]:
-        """Whether this process runs the job, for as long as the context lasts.
+        """Hold the lock of a job; yield whether this process has it, and so runs the job.
 
         Two processes that believe so, as after a lost lease, are harmless: every upload has its own lock.
         """

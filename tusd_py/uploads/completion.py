@@ -321,4 +321,4 @@ class Completion:
 
 
 def _warn_of_missing_note(complete: Upload, error: UploadError) -> None:
-    logger.warning("upload %s has no note: %s", complete.id, error.message)
+    logger.warning("completion record of upload %s could not be saved: %s", complete.id, error.message)
