@@ -21,8 +21,8 @@ from tusd_py.settings import Settings, flag_name
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 PAGES = [document for document in DOCUMENTS if document.name != "CHANGELOG.md"]
 MAX_COLUMNS = 100
-# Not prose: blocks of code, comments, and the part that `make bench` writes.
-NOT_PROSE = re.compile(r"<!-- bench:start -->.*?<!-- bench:end -->|^```.*?^```$|<!--.*?-->", re.DOTALL | re.MULTILINE)
+# Not prose: blocks of code and comments.
+NOT_PROSE = re.compile(r"^```.*?^```$|<!--.*?-->", re.DOTALL | re.MULTILINE)
 TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
 # A sentence, an item or a cell that begins so hides its actor.
 NO_ACTOR = re.compile(
