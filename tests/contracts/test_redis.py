@@ -268,7 +268,7 @@ def test_a_connection_that_the_loop_has_just_closed(
         async with Host(shared_redis_url(), prefix) as one:
             await one.state.create(UPLOAD)
             pipe: Any = one.connection._pipe
-            pipe._link._connection._writer.transport.abort()
+            pipe._current._connection._writer.transport.abort()
             await asyncio.sleep(0)  # the loop closes it, the reader is told in the next round
             assert await one.state.get(UPLOAD.id) == UPLOAD
 
@@ -478,7 +478,7 @@ async def test_a_lease_whose_end_moved_away_with_the_clock_of_redis_ends_in_time
     await other.state.create(UPLOAD)
     async with Host(shared_redis_url(), prefix) as dead:
         lock = await dead.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
-        dead.locker._held.clear()  # nobody renews or releases it
+        dead.locker.leases._held.clear()  # nobody renews or releases it
     with Redis.from_url(shared_redis_url()) as client:
         assert client.pexpire(f"{prefix}{{{UPLOAD.id}}}:lock", 86_400_000)
     await eventually_free(other, UPLOAD.id, LEASE + BOUNDED)

@@ -86,7 +86,7 @@ async def test_a_sentinel_that_hangs_is_passed_over(tmp_path: Path, prefix: str)
 async def test_messages_come_from_the_new_master_after_the_old_one_hung(
     tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tusd_py.backends.redis.locker.LISTEN_TIMEOUT", 1.0)
+    monkeypatch.setattr("tusd_py.backends.redis.lock_channel.LISTEN_TIMEOUT", 1.0)
     with RedisSentinels(tmp_path / "sentinels") as group:
         async with Host(group.url, prefix, LONG) as one, Host(group.url, prefix, LONG) as other:
             await one.state.create(UPLOAD)

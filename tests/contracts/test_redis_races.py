@@ -33,8 +33,9 @@ from tests.support.hosts import Body
 from tests.support.redis_server import RedisServer, shared_redis_url
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import THREADS, DiskStorage
-from tusd_py.backends.redis.connection import RedisConnection, Script
-from tusd_py.backends.redis.locker import RedisLock
+from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.lease_keeper import RedisLock
+from tusd_py.backends.redis.scripts import Script
 from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.composition import build_service, close_service, open_service

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
+from tusd_py.asyncutil.futures import settle
+
 T = TypeVar("T")
 Job: TypeAlias = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
 
@@ -66,16 +68,7 @@ class Threads:
             except Exception as caught:  # raised again where the result is waited for
                 value, error = None, caught
             try:
-                loop.call_soon_threadsafe(_settle, result, value, error)
+                loop.call_soon_threadsafe(settle, result, value, error)
             except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
                 return
             del job, work, result, value, error
-
-
-def _settle(result: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
-    if result.cancelled():
-        return
-    if error is not None:
-        result.set_exception(error)
-    else:
-        result.set_result(value)

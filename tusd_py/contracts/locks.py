@@ -20,6 +20,14 @@ from typing import Protocol
 from tusd_py.core.upload import Upload
 
 
+def named_lock(name: str) -> str:
+    """Return the name by which `Locker` knows a lock that belongs to no upload, such as that of a periodic job.
+
+    Example: `await locker.acquire(named_lock("sweeper"), holder, 0)`.
+    """
+    return f".{name}"
+
+
 class LockHolder(Protocol):
     """The user of a lock, who receives the messages of the locker. Calls return at once; the holder acts on them later.
 
@@ -66,7 +74,9 @@ class Lock(Protocol):
 
 
 class Locker(Protocol):
-    """Exclusive locks by name: upload ids, and names with a dot for other purposes. A lock ends with its process.
+    """Exclusive locks by name: upload ids, and names of `named_lock`. A lock ends with its process.
+
+    Invariant: names of `named_lock` begin with a dot, upload ids do not; a named lock has no record.
 
     Example::
 

@@ -41,6 +41,9 @@ class StateStore(Protocol):
     def clock(self) -> Clock:
         """The clock that records are stamped with. All servers that share this store see the same time."""
 
+    async def ping(self) -> None:
+        """Read from the store, for the readiness of the server. Raises `StateUnavailable` if that fails."""
+
     async def refresh_clock(self) -> None:
         """Set the clock as exactly as possible, such as by asking the database for its time."""
 

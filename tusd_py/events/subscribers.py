@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
+from tusd_py.asyncutil.futures import settle
+
 logger = logging.getLogger("tusd_py.events")
 
 SUBSCRIBER_TIMEOUT = 30.0  # seconds
@@ -140,7 +142,7 @@ class SubscriberCalls:
                 except BaseException as caught:  # also SystemExit; `call` raises it as an Exception
                     error = _as_result(caught)
                 with contextlib.suppress(RuntimeError):  # the loop has been closed: no task awaits the result
-                    loop.call_soon_threadsafe(_settle, returned, value, error)
+                    loop.call_soon_threadsafe(settle, returned, value, error)
 
             threading.Thread(target=run, name="tusd-py-subscriber", daemon=True).start()
             try:
@@ -171,15 +173,6 @@ class SubscriberCalls:
         if outcome.cancelled():
             raise RuntimeError("it was cancelled")
         return outcome.result()
-
-
-def _settle(returned: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
-    if returned.done():
-        return
-    if error is None:
-        returned.set_result(value)
-    else:
-        returned.set_exception(error)
 
 
 def _as_result(error: BaseException) -> Exception:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.locks import Locker, named_lock
 from tusd_py.contracts.state import StateStore
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import LockTimeout, StateFull, UploadError
@@ -142,7 +142,7 @@ class Scheduler:
         Two processes that believe so, as after a lost lease, are harmless: every upload has its own lock.
         """
         try:
-            lock = await self._locker.acquire(f".{job.name}", _Unmoved(), 0, to_remove=True)
+            lock = await self._locker.acquire(named_lock(job.name), _Unmoved(), 0, to_remove=True)
         except LockTimeout:
             yield False
             return

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from tusd_py.contracts.locks import Lock, Locker
+from tusd_py.contracts.locks import Lock, Locker, named_lock
 from tusd_py.core.errors import LockTimeout
 from tusd_py.testing.support import PATIENCE, Instances, line_of, other_process, pytest, pytest_asyncio, within
 
@@ -139,6 +139,15 @@ class LockerSuite:
         for lock in locks:
             await lock.release()
         assert not any(holder.release_asked.is_set() for holder in holders)
+
+    async def test_named_locks_exclude_their_own_name_only(self, locker: Locker, neighbour: Locker) -> None:
+        lock = await locker.acquire(named_lock(UPLOAD), Holder(), 0, to_remove=True)
+        assert lock.record is None
+        await assert_taken(neighbour, named_lock(UPLOAD))
+        await assert_free(neighbour, named_lock("other"))
+        await assert_free(neighbour, UPLOAD)
+        await lock.release()
+        await assert_free(neighbour, named_lock(UPLOAD))
 
     async def test_tokens_only_grow(self, lockers: Instances[Locker], locker: Locker, neighbour: Locker) -> None:
         tokens = []

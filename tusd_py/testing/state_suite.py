@@ -501,6 +501,10 @@ class StateStoreSuite(ListingTests):
         await state.write_metadata("name", "value", before=None)
         assert [upload async for upload in state.all()] == []
 
+    async def test_ping_of_an_open_store_succeeds_and_leaves_no_record(self, state: StateStore) -> None:
+        await within(state.ping())
+        assert [upload async for upload in state.all()] == []
+
     async def test_the_clock_of_a_store_tells_the_time(self, state: StateStore) -> None:
         await state.refresh_clock()
         assert abs(state.clock.wall() - time.time()) < 30

@@ -54,7 +54,6 @@ COMPLETION_RECORD_TIMEOUT = 1.0  # seconds a reader of a finished upload waits f
 INSPECT_TIMEOUT = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL_INTERVAL = 0.01
 SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
-NOBODY = "-"  # the id of no upload
 
 
 class UploadService:
@@ -440,7 +439,7 @@ class UploadService:
         """Whether requests can be served now; raises `StateUnavailable`, `StorageUnavailable`, `ServerShutdown`."""
         self.refuse_when_draining()
         await self._check_storage()
-        await self.state.get(NOBODY)
+        await self.state.ping()
         for part in (self.state, self.storage):
             if isinstance(part, ReportsHealth):
                 await part.check()

@@ -37,6 +37,9 @@ class MemoryState:
         self._records = MemoryRecords() if records is None else records
         self.clock: Clock = clock or SystemClock()
 
+    async def ping(self) -> None:
+        """See `StateStore.ping`."""
+
     async def refresh_clock(self) -> None:
         """See `StateStore.refresh_clock`."""
 

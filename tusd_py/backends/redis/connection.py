@@ -6,16 +6,14 @@ Every call has a limit of time, and is tried again within it: whatever goes thro
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from tusd_py.backends.redis.scripts import Script
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.core.clock import Clock, RemoteClock, SystemClock
 from tusd_py.core.errors import StateFull, StateUnavailable
@@ -76,32 +74,6 @@ PASSING = (
     "UNBLOCKED",
     "FAILOVER",
 )
-
-
-@dataclass(frozen=True)
-class Script:
-    """A Lua script that runs as a whole or not at all, on the keys of one upload."""
-
-    name: str  # in metrics
-    text: str
-    allow_oom: bool = False  # run although Redis has reached `maxmemory`; for what adds little and makes room
-
-    @cached_property
-    def source(self) -> str:
-        return f"#!lua flags=allow-oom\n{self.text}" if self.allow_oom else self.text
-
-    @cached_property
-    def digest(self) -> str:
-        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-
-
-def is_redis_url(url: str) -> bool:
-    """Whether `RedisConnection` takes this URL."""
-    parts = urlsplit(url)
-    scheme, _, kind = parts.scheme.partition("+")
-    if scheme == "unix":
-        return not kind and bool(parts.path)
-    return scheme in ("redis", "rediss", "valkey", "valkeys") and kind in ("", "sentinel", "cluster")
 
 
 class RedisConnection:

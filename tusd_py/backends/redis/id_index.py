@@ -1,8 +1,8 @@
-"""The index of all upload ids, `{prefix}ids`: a sorted set whose members all have the score 0, in the order of bytes.
+"""The index of all upload ids (`Keys.ids`): a sorted set whose members all have the score 0, in the order of bytes.
 
-The index is a hint: an entry is written before its record and removed after it. A member that is no id, `WHOLE`, tells
-that the records were compared with the index once; without it (records of an earlier version, a lost index) they are
-compared before the first list.
+Invariant: an entry is written before its record and removed after it, so every record has an entry. The member
+`COMPARED`, which is no id, is added once the ids of all records have been; without it (records of an earlier version, a
+lost index) they are added before the next list.
 """
 
 from __future__ import annotations
@@ -10,40 +10,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tusd_py.backends.redis.connection import RedisConnection
-from tusd_py.backends.redis.index import escaped
+from tusd_py.backends.redis.schema import Keys
 
-WHOLE = "."  # no upload has such an id
+COMPARED = "."  # no upload has such an id
 PAGE_SIZE = 500  # ids added in one round trip
 
 
 class IdIndex:
     """The ids below one prefix."""
 
-    def __init__(self, connection: RedisConnection, prefix: str) -> None:
+    def __init__(self, connection: RedisConnection, keys: Keys) -> None:
         self._redis = connection
-        self._prefix = prefix
-        self.key = f"{prefix}ids"
+        self._keys = keys
+        self._key = keys.ids
 
     async def after(self, upload_id: str, count: int) -> Sequence[str]:
-        """Return up to `count` ids that follow this one."""
+        """Return up to `count` ids that follow `upload_id`, in order; the first ones if it is empty."""
         start = f"({upload_id}" if upload_id else "-"
-        # One more than asked for, in case `WHOLE` is among them.
-        page = ("ZRANGE", self.key, start, "+", "BYLEX", "LIMIT", 0, count + 1)
+        # One more than asked for, in case `COMPARED` is among them.
+        page = ("ZRANGE", self._key, start, "+", "BYLEX", "LIMIT", 0, count + 1)
         members: list[str] = await self._redis.command(*page)
-        return [member for member in members if member != WHOLE][:count]
+        return [member for member in members if member != COMPARED][:count]
 
     async def repair(self) -> None:
         """Add the ids of all records, unless that was done before."""
-        if await self._redis.command("ZSCORE", self.key, WHOLE) is not None:
+        if await self._redis.command("ZSCORE", self._key, COMPARED) is not None:
             return
-        begin, end = f"{self._prefix}{{", "}:record"
         page: list[str] = []
-        async for key in self._redis.keys(f"{escaped(self._prefix)}{{*}}:record"):
-            page.append(key.removeprefix(begin).removesuffix(end))
+        async for key in self._redis.keys(self._keys.all_records):
+            page.append(self._keys.upload_id(key))
             if len(page) == PAGE_SIZE:
                 await self._add(page)
                 page.clear()
-        await self._add([*page, WHOLE])
+        await self._add([*page, COMPARED])
 
     async def _add(self, members: Sequence[str]) -> None:
-        await self._redis.command("ZADD", self.key, *(word for member in members for word in (0, member)))
+        await self._redis.command("ZADD", self._key, *(word for member in members for word in (0, member)))

@@ -122,6 +122,10 @@ class SQLiteState:
             return None
         return None if row is None else _upload(row)
 
+    async def ping(self) -> None:
+        """Look up a record that does not exist, see `StateStore.ping`."""
+        await self.get("")
+
     def _read_inline(self, upload_id: str) -> Any:
         assert self._reader is not None
         return self._reader.execute(SELECT_ONE, (upload_id,)).fetchone()

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tusd_py.asyncutil.futures import settle
 from tusd_py.backends.sqlite.reserve import Reserve
 from tusd_py.backends.sqlite.schema import prepare
 from tusd_py.core.errors import StateFull, StateUnavailable, UploadError
@@ -310,12 +311,8 @@ def _nothing(connection: sqlite3.Connection) -> None: ...
 
 def _deliver(jobs: Sequence[Job]) -> None:
     for job in jobs:
-        if job.done is None or job.done.cancelled():
-            continue
-        if job.error is not None:
-            job.done.set_exception(job.error)
-        else:
-            job.done.set_result(job.result)
+        if job.done is not None:
+            settle(job.done, job.result, job.error)
 
 
 def _name(error: sqlite3.Error) -> str:

@@ -45,6 +45,9 @@ class RecordTable:
     def clock(self) -> Clock:
         return SystemClock()
 
+    async def ping(self) -> None:
+        await self.get("")
+
     async def refresh_clock(self) -> None:
         """Do nothing: the clock is that of this host."""
 

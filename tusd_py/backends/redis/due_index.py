@@ -1,9 +1,9 @@
-"""Repair of the index of due uploads, `{prefix}due`, from the records.
+"""Repair of the index of due uploads (`Keys.due`) from the records.
 
 Redis can lose the index and keep the records: an operator deletes it, a key is evicted, a failover forgets it. Without
-its entry an upload would never expire. The index has a member of its own, `WHOLE`, whose score tells when the records
-were compared with it last. A lost index lacks that member, and is rebuilt at the next sweep; a single lost entry is
-found when the records are compared again.
+its entry an upload would never expire. The index has a member of its own, `COMPARED`, whose score is the time of the
+last comparison with the records. A lost index lacks that member, and is rebuilt at the next sweep; a single lost entry
+is found by the next comparison.
 """
 
 from __future__ import annotations
@@ -11,43 +11,42 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from tusd_py.backends.redis.connection import RedisConnection, Script
+from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.schema import Keys
+from tusd_py.backends.redis.scripts import MARK_COMPARED, NOTE_DUE
 from tusd_py.core.upload import Status, UploadKind
 
 logger = logging.getLogger("tusd_py.sweeper")
 
-WHOLE = "."  # no upload has such an id
-NEVER_DUE = 1e12  # seconds; added to the time of the comparison, so that the member is never due
+COMPARED = "."  # no upload has such an id
+NEVER_DUE = 1e12  # seconds, added to the time of the comparison, so that the member is never due
 PAGE_SIZE = 200  # records looked at in one round trip
-# An earlier time than the index knows, or one of which the entry was lost.
-NOTE = Script("note", "return redis.call('ZADD', KEYS[1], 'LT', ARGV[1], ARGV[2])", allow_oom=True)
-MARK_WHOLE = Script("note", "return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])", allow_oom=True)
 
 
 class DueIndex:
     """The index of one prefix."""
 
-    def __init__(self, connection: RedisConnection, prefix: str) -> None:
+    def __init__(self, connection: RedisConnection, keys: Keys) -> None:
         self._redis = connection
-        self._prefix = prefix
-        self.key = f"{prefix}due"
+        self._keys = keys
+        self._key = keys.due
 
     async def repair(self, older_than: float) -> int:
-        """Add what the index lacks if it was compared more than `older_than` seconds ago; returns how many entries."""
-        compared_at = await self._redis.command("ZSCORE", self.key, WHOLE)
+        """Add missing entries if the last comparison is more than `older_than` seconds ago; return their number."""
+        compared_at = await self._redis.command("ZSCORE", self._key, COMPARED)
         now = self._redis.clock.wall()
         if compared_at is not None and 0 <= now - (float(compared_at) - NEVER_DUE) < older_than:
             return 0
         await self._redis.check_memory_policy(refuse=False)
         added = 0
         page: list[str] = []
-        async for key in self._redis.keys(f"{escaped(self._prefix)}{{*}}:record"):
+        async for key in self._redis.keys(self._keys.all_records):
             page.append(key)
             if len(page) == PAGE_SIZE:
                 added += await self._repair_page(page, now)
                 page.clear()
         added += await self._repair_page(page, now)
-        await self._redis.run(MARK_WHOLE, [self.key], [repr(NEVER_DUE + now), WHOLE])
+        await self._redis.run(MARK_COMPARED, [self._key], [repr(NEVER_DUE + now), COMPARED])
         if added:
             logger.warning("%d entries of the index of due uploads were lost, and have been restored", added)
         return added
@@ -66,10 +65,10 @@ class DueIndex:
                 due[upload_id] = when
         if not due:
             return 0
-        known = await self._redis.command("ZMSCORE", self.key, *due)
+        known = await self._redis.command("ZMSCORE", self._key, *due)
         missing = [upload_id for upload_id, score in zip(due, known, strict=True) if score is None]
         for upload_id in missing:
-            await self._redis.run(NOTE, [self.key], [repr(due[upload_id]), upload_id])
+            await self._redis.run(NOTE_DUE, [self._key], [repr(due[upload_id]), upload_id])
         return len(missing)
 
 
@@ -81,8 +80,3 @@ def _due_at(status: str | None, expires_at: str | None, now: float) -> float | N
         return None if expires_at is None else float(expires_at)
     except ValueError:
         return None
-
-
-def escaped(prefix: str) -> str:
-    """The prefix as a pattern of SCAN that matches nothing else."""
-    return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)

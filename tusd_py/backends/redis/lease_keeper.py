@@ -1,0 +1,185 @@
+"""The leases that a process holds: renewed in time, given up when that fails, released."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.schema import Keys
+from tusd_py.backends.redis.scripts import RELEASE, RENEW
+from tusd_py.contracts.instrumentation import Instrumentation
+from tusd_py.contracts.locks import LockHolder
+from tusd_py.core.errors import StateUnavailable
+from tusd_py.core.upload import Upload
+
+logger = logging.getLogger("tusd_py.locks")
+
+RENEWALS = 3  # in the lifetime of a lease
+CHECKS_PER_LEASE = 12  # looks at the clock in the lifetime of a lease
+MARGIN = 0.1  # part of its lifetime by which a lease counts as ended early
+RELEASE_TIMEOUT = 1.0  # seconds; a lease that cannot be released ends by itself
+CANCEL_INTERVAL = 0.2  # seconds
+
+
+class RedisLock:
+    """A lease, and the record of its upload as it was when the lease was granted.
+
+    Attributes:
+        upload_id: the upload, or the name of a named lock.
+        lease_id: identifies the attempt in Redis, so that a repeated one finds its own lease.
+        token: the fencing token; 0 as long as the lease is not granted.
+        unreleased_predecessors: number of earlier holders that may still write.
+        renewed_at: monotonic time before the request that was granted last was sent.
+    """
+
+    def __init__(self, keeper: LeaseKeeper, upload_id: str, lease_id: str, holder: LockHolder) -> None:
+        self._keeper = keeper
+        self.upload_id = upload_id
+        self.lease_id = lease_id
+        self.holder = holder
+        self.token = 0
+        self.unreleased_predecessors = 0
+        self.record: Upload | None = None
+        self.renewed_at = 0.0
+        self.renewing = False
+        self.lost = False
+        self.release_was_requested = False
+
+    def request_release(self) -> None:
+        """Tell the holder once that another request waits."""
+        if not self.release_was_requested:
+            self.release_was_requested = True
+            self.holder.release_requested()
+
+    def lose(self) -> None:
+        """Tell the holder once that the lease may be another holder's."""
+        if not self.lost:
+            self.lost = True
+            logger.warning("the lease of upload %s was lost", self.upload_id)
+            self.holder.lock_lost()
+
+    async def raise_token(self, token: int) -> None:
+        """Do nothing: the script that grants a lease looks at the record."""
+
+    async def release(self) -> None:
+        """End the lease, unless it is lost or released already."""
+        await self._keeper.release(self)
+
+
+class LeaseKeeper:
+    """Renews the leases of a process at a third of their lifetime of `ttl` seconds."""
+
+    def __init__(self, connection: RedisConnection, keys: Keys, ttl: float, instrumentation: Instrumentation) -> None:
+        self._redis = connection
+        self._keys = keys
+        self._ttl = ttl
+        self._instrumentation = instrumentation
+        self._held: dict[str, RedisLock] = {}  # by lease id
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    def add(self, lock: RedisLock) -> None:
+        """Keep a lease that was granted, until it is released."""
+        self._held[lock.lease_id] = lock
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._renew_all())
+
+    def find(self, lease_id: str) -> RedisLock | None:
+        """Return the lease with this id if this process holds it."""
+        return self._held.get(lease_id)
+
+    async def release(self, lock: RedisLock) -> None:
+        """End a lease whose holder writes nothing more."""
+        if self._held.pop(lock.lease_id, None) is not None:
+            await self._end(lock, clean=True)
+
+    def release_soon(self, lock: RedisLock) -> None:
+        """End a lease in the background that may have been granted, although nobody waits for it."""
+        self._start(self._end(lock, clean=True))
+
+    async def close(self) -> None:
+        """Stop renewing, and end every lease that is still held.
+
+        A process that still holds a lease has not said that it writes nothing more: the next holder is not told so.
+        """
+        await cancel(self._watch)
+        self._watch = None
+        await asyncio.gather(*(self._end(lock, clean=False) for lock in list(self._held.values())))
+        self._held.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _end(self, lock: RedisLock, *, clean: bool) -> None:
+        keys = [self._keys.lock(lock.upload_id), self._keys.record(lock.upload_id)]
+        arguments = [lock.lease_id, lock.token, lock.upload_id, self._keys.channel, int(clean)]
+        try:
+            await self._redis.run(RELEASE, keys, arguments, RELEASE_TIMEOUT)
+        except StateUnavailable:
+            logger.warning("the lease of upload %s could not be released; it ends by itself", lock.upload_id)
+
+    async def _renew_all(self) -> None:
+        """Renew the leases, and give up those that could not be renewed in time."""
+        while self._held:
+            now = time.monotonic()
+            for lock in list(self._held.values()):
+                age = now - lock.renewed_at
+                if age >= self._ttl * (1 - MARGIN):
+                    self._lose(lock)
+                elif age >= self._ttl / RENEWALS and not lock.renewing:
+                    lock.renewing = True
+                    self._start(self._renew(lock))
+            await asyncio.sleep(self._ttl / CHECKS_PER_LEASE)
+        self._watch = None
+
+    async def _renew(self, lock: RedisLock) -> None:
+        sent_at = time.monotonic()
+        name = lock.upload_id
+        keys = [
+            self._keys.lock(name),
+            self._keys.record(name),
+            self._keys.release_request(name),
+            self._keys.commit_request(name),
+        ]
+        arguments = [lock.lease_id, lock.token, round(self._ttl * 1000)]
+        try:
+            held, release, commit = await self._redis.run(RENEW, keys, arguments, self._ttl / RENEWALS)
+        except StateUnavailable:
+            return  # the next check tries again, or gives up
+        finally:
+            lock.renewing = False
+        if lock.lease_id not in self._held:
+            return
+        if not held:
+            self._lose(lock)
+            return
+        lock.renewed_at = sent_at
+        if release:
+            lock.request_release()
+        elif commit:
+            lock.holder.commit_requested()
+
+    def _lose(self, lock: RedisLock) -> None:
+        if not lock.lost:
+            self._instrumentation.lease_lost()
+        lock.lose()
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # mark it as retrieved
+
+
+async def cancel(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task until it has ended: before Python 3.12, `wait_for` can lose a cancellation."""
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=CANCEL_INTERVAL)

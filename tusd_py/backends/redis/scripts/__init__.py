@@ -1,0 +1,56 @@
+"""Lua scripts that Redis runs, one file each; `schema.py` lists the keys and fields that they use.
+
+A script runs as a whole or not at all. All of them are harmless to repeat: the reply of a call may be lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Lua script.
+
+    Attributes:
+        name: the name of the call in metrics.
+        text: the Lua code.
+        allow_oom: whether it runs although Redis has reached `maxmemory`; for scripts that add little and make room.
+    """
+
+    name: str
+    text: str
+    allow_oom: bool = False
+
+    @cached_property
+    def source(self) -> str:
+        """The text as it is sent to Redis."""
+        return f"#!lua flags=allow-oom\n{self.text}" if self.allow_oom else self.text
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-1 digest by which Redis knows the script."""
+        return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _load(file: str, name: str, *, allow_oom: bool = False) -> Script:
+    return Script(name, files(__name__).joinpath(f"{file}.lua").read_text(encoding="utf-8"), allow_oom)
+
+
+ACQUIRE = _load("acquire", "acquire")
+# For removing or inspecting an upload: Redis grants this lease even when it has reached `maxmemory`.
+ACQUIRE_WITHOUT_ROOM = _load("acquire", "acquire", allow_oom=True)
+RENEW = _load("renew", "renew", allow_oom=True)
+RELEASE = _load("release", "release", allow_oom=True)
+REQUEST_COMMIT = _load("request_commit", "commit", allow_oom=True)
+CREATE = _load("create", "create")
+UPDATE = _load("update", "update")
+END = _load("update", "update", allow_oom=True)  # the step before the removal of an upload
+DELETE = _load("delete", "delete", allow_oom=True)
+MOVE_DUE = _load("move_due", "move", allow_oom=True)
+NOTE_DUE = _load("note_due", "note", allow_oom=True)
+MARK_COMPARED = _load("mark_compared", "note", allow_oom=True)
+WRITE_METADATA = _load("write_metadata", "write_metadata")

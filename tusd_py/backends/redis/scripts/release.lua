@@ -1,0 +1,18 @@
+-- End a lease, and wake the requests that wait for it.
+--
+-- KEYS: lock, record.
+-- ARGV: lease id, token, upload id, channel, clean ('1': its holder writes nothing more).
+local lease_id, token, id, channel, clean = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local held = redis.call('GET', KEYS[1])
+local holder, given = string.match(held or '', '^(%x+):(%d+)')
+if holder == lease_id then
+  token = given  -- the holder does not know it if the reply was lost
+  redis.call('DEL', KEYS[1])
+end
+local record = redis.call('HMGET', KEYS[2], 'fence', 'token')
+local latest_token, record_token = record[1], record[2]
+if clean == '1' and (latest_token or record_token) == token then  -- a record made under the lock has no latest token
+  redis.call('HSET', KEYS[2], 'fence', token, 'released', token)
+end
+redis.call('PUBLISH', channel, 'released ' .. id .. ' -')
+return 1
