@@ -14,7 +14,7 @@ from tusd_py import StorageBehind, StorageFull, StorageUnavailable, StoredElsewh
 from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
 
 T = TypeVar("T")
-PIECE = 64 << 10  # bytes read at a time
+PIECE = 128 << 10  # bytes read at a time
 LOCATION = "folder"
 
 
@@ -100,7 +100,7 @@ class FileWriter:
     layout = ""
 
     def __init__(self, path: Path, upload: Upload, observer: Observer | None) -> None:
-        self.stored = self._start = upload.offset
+        self.stored = self._committed = upload.offset
         self.synced = upload.synced
         self._path = path
         self._observer = observer
@@ -112,7 +112,7 @@ class FileWriter:
         return ()
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
-        await self._run(lambda: self._store(buffers))
+        await self._start(lambda: self._store(buffers))  # stored while the next bytes arrive
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         await self._run(lambda: self._store(buffers, sync=sync))
@@ -139,11 +139,15 @@ class FileWriter:
             os.close(self._descriptor)
             self._descriptor = None
 
-    async def _run(self, step: Callable[[], None]) -> None:
+    async def _start(self, step: Callable[[], None]) -> None:
+        """Start a step once the one before has ended; raises the error of that one."""
         await self._ended()
         if self._error is not None:
             raise self._error
         self._running = asyncio.ensure_future(_in_thread(step))  # goes on when the caller is cancelled
+
+    async def _run(self, step: Callable[[], None]) -> None:
+        await self._start(step)
         await self._ended()
         if self._error is not None:
             raise self._error
@@ -158,9 +162,9 @@ class FileWriter:
     def _open(self) -> int:
         if self._descriptor is None:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o640)
-            if os.fstat(self._descriptor).st_size < self._start:
+            if os.fstat(self._descriptor).st_size < self._committed:
                 raise StorageBehind(os.fstat(self._descriptor).st_size)
-            os.ftruncate(self._descriptor, self._start)
+            os.ftruncate(self._descriptor, self._committed)
         return self._descriptor
 
     def _store(self, buffers: Sequence[Buffer], *, sync: bool = False) -> None:
