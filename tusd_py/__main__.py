@@ -1,3 +1,5 @@
+"""The command line, as `python -m tusd_py`."""
+
 import sys
 
 from tusd_py.cli import main

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tusd_py import __version__
-from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.composition import build_service, opened
 from tusd_py.core.errors import UploadError
 from tusd_py.core.redaction import without_password
 from tusd_py.events.bus import EventBus
@@ -51,11 +51,11 @@ UNITS = (
 )
 OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy")
 USAGE_ERROR = 2
-OUTPUT_CLOSED = 128 + signal.SIGPIPE  # what a shell makes of a program that is ended by this signal
+OUTPUT_CLOSED = 128 + signal.SIGPIPE  # the exit code that a shell gives to a program ended by this signal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command with the arguments of the process, or those given; return the exit code."""
     try:
         code = run_command(arguments)
         sys.stdout.flush()
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str] | None) -> int:
+    """Parse the arguments, load the settings and run the command; return the exit code."""
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
     if command == "version":
@@ -87,15 +88,16 @@ def run_command(arguments: Sequence[str] | None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses a mistake in two lines, with the flag or command that was perhaps meant."""
+    """A parser that refuses a mistake in two lines, with the flag or command that was perhaps meant."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the mistake and exit."""
         message = message.replace("ignored explicit argument", "no value is accepted,")
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}{_meant(message)}\nSee: {self.prog} --help\n")
 
 
 def _meant(message: str) -> str:
-    """A hint for a message of argparse that names something that does not exist."""
+    """Return a hint for a message of argparse that names an unknown flag or command; empty if there is none."""
     command = re.search(r"argument COMMAND: invalid choice: '([^']*)'", message)
     if command:
         return did_you_mean(command[1], [*COMMANDS, "version"])
@@ -108,7 +110,10 @@ def _meant(message: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """One flag for every setting; a flag that is not given is not in the result."""
+    """Build the parser of all commands, with a flag for every setting.
+
+    A flag that is not given is missing in the result, so that a variable or the file may give the setting.
+    """
     parser = Parser(prog="tusd-py", description="A tus server: resumable uploads over HTTP.")
     parser.add_argument("--version", action="version", version=f"tusd-py {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -143,7 +148,7 @@ def add_own_options(name: str, command: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag for every setting, with its default."""
+    """Add a flag for every setting, with its description and default."""
     for name, field in Settings.model_fields.items():
         text = (field.description or "").replace("%", "%%")
         extra: dict[str, Any] = {"metavar": "VALUE"}
@@ -158,6 +163,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def print_config(loaded: Loaded) -> int:
+    """Print every setting, without passwords, and where its value came from; return the exit code."""
     for name in Settings.model_fields:
         value = getattr(loaded.settings, name)
         text = ",".join(value) if isinstance(value, tuple) else "" if value is None else value
@@ -167,6 +173,7 @@ def print_config(loaded: Loaded) -> int:
 
 
 def run_serve(settings: Settings) -> int:
+    """Serve until a signal ends the process; return the exit code."""
     if not settings.disable_malloc_tuning:
         tune_malloc()
     try:
@@ -199,18 +206,18 @@ def check(settings: Settings) -> None:
     service = build_service(settings, EventBus())
 
     async def open_and_close() -> None:
-        await open_service(service, settings)
-        await close_service(service)
+        async with opened(service, settings):
+            pass
 
     asyncio.run(open_and_close())
 
 
 def run_sweep(settings: Settings, *, dry_run: bool) -> int:
+    """Remove or finish what is due, and remove orphans, once; return the exit code."""
     failures: list[str] = []
 
     async def run(service: UploadService) -> None:
-        await open_service(service, settings)
-        try:
+        async with opened(service, settings):
             if dry_run:
                 async for upload in expired_uploads(service, service.clock.steady()):
                     print(f"{upload.id} {upload.offset} bytes")
@@ -222,8 +229,6 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
                 )
             for orphan in await clean(service, dry_run=dry_run):
                 print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
-        finally:
-            await close_service(service)
 
     try:
         if not (settings.redis_url or settings.state_plugin or has_records(settings)):
@@ -239,12 +244,11 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
 
 
 def run_adopt(settings: Settings) -> int:
+    """Join the records with the storage of these settings; return the exit code."""
+
     async def run(service: UploadService) -> int:
-        await open_service(service, settings, adopt=True)
-        try:
+        async with opened(service, settings, adopt=True):
             return sum([1 async for _ in service.state.all()])
-        finally:
-            await close_service(service)
 
     try:
         count = asyncio.run(run(build_service(settings, EventBus())))
@@ -257,6 +261,7 @@ def run_adopt(settings: Settings) -> int:
 
 
 def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry_run: bool) -> int:
+    """Copy the records from one state store to the other; return the exit code."""
     if source == target:
         return fail(f"--from and --to are both {source}")
     if settings.redis_url is None:
@@ -275,6 +280,7 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
 
 
 def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool) -> int:
+    """Take over a directory of tusd; return the exit code."""
     tell = print if dry_run else no_report
     try:
         counts = asyncio.run(
@@ -287,11 +293,12 @@ def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool
 
 
 def report_error(message: str) -> None:
+    """Print a mistake or failure that does not end the command."""
     fail(message)
 
 
 def fail(message: str, code: int = USAGE_ERROR) -> int:
-    """Say what is wrong in one line; returns the exit code."""
+    """Print in one line why the command ends; return the exit code."""
     if formats_json():
         announce(logging.ERROR, message)
         return code

@@ -1,13 +1,12 @@
-"""The components of a service: built as the settings choose or given, opened and closed in order."""
+"""The components of a service: built as the settings choose or as given, opened and closed in order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from tusd_py.backends.disk.files import Modes
@@ -20,9 +19,8 @@ from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
-from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
+from tusd_py.core.errors import StorageUnavailable
 from tusd_py.core.metadata import MetadataLimits
-from tusd_py.core.redaction import without_password
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
 from tusd_py.http.app import UploadApp
@@ -30,6 +28,7 @@ from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
+from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component
 from tusd_py.settings import Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
@@ -62,7 +61,19 @@ def build_service(
     clock: Clock | None = None,
     given: Components = GIVEN_NONE,
 ) -> UploadService:
-    """Build the service on the given components, or those that the settings choose. Raises `InvalidSettings`."""
+    """Build the service, without I/O.
+
+    Args:
+        settings: choose the components that are not given.
+        events: the bus that the service publishes on.
+        instrumentation: observes the components that the settings choose.
+        clock: the clock of the state store, in place of the system's; for tests.
+        given: components that take the place of those that the settings choose.
+
+    Raises:
+        InvalidSettings: a component of another package cannot be made.
+        StorageUnavailable: settings of S3 contradict each other.
+    """
     state, locker = given.state, given.locker
     if state is None and settings.state_plugin:
         state = make_component(STATE_STORES, settings.state_plugin, settings)
@@ -122,7 +133,7 @@ def build_application(settings: Settings, service: UploadService, events: EventB
 def build_state_and_locker(
     settings: Settings, instrumentation: Instrumentation = NO_INSTRUMENTATION, clock: Clock | None = None
 ) -> tuple[StateStore, Locker]:
-    """Build the store of records and the locks, on Redis or SQLite; tests give a `clock` instead of the system's."""
+    """Build the state store and the locker that the settings choose: both on Redis, or SQLite and file locks."""
     if settings.redis_url is None:
         return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / LOCKS)
     from tusd_py.backends.redis.connection import RedisConnection
@@ -137,14 +148,14 @@ def build_state_and_locker(
 
 
 def build_state(settings: Settings, kind: Literal["sqlite", "redis"], clock: Clock | None = None) -> StateStore:
-    """Build the store of records alone, of either kind."""
+    """Build the state store alone, of the kind that the caller names."""
     if kind == "sqlite":
         return SQLiteState(settings.upload_dir / PRIVATE_FOLDER / RECORDS, clock)
     return build_state_and_locker(settings, clock=clock)[0]
 
 
 def build_storage(settings: Settings, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> Storage:
-    """Build the storage of the bytes; raises `StorageUnavailable` for settings of S3 that contradict each other."""
+    """Build the storage that the settings choose; raises `StorageUnavailable` if those of S3 contradict each other."""
     if settings.storage_plugin:
         storage: Storage = make_component(STORAGES, settings.storage_plugin, settings)
         return storage
@@ -157,11 +168,12 @@ def build_storage(settings: Settings, instrumentation: Instrumentation = NO_INST
 
 
 def _modes_are_set(settings: Settings) -> bool:
-    """Whether the operator chose permissions: these are set exactly, whatever the umask."""
+    """Whether the operator chose permissions, which are then set exactly, whatever the umask."""
     return any(getattr(settings, name) != default_of(name) for name in ("file_mode", "directory_mode"))
 
 
 def build_s3_storage(settings: Settings, instrumentation: Instrumentation) -> Storage:
+    """Build the storage on S3; raises `StorageUnavailable` if the settings contradict each other."""
     from tusd_py.backends.s3 import S3Config, S3Storage  # S3 is an extra
 
     try:
@@ -190,26 +202,35 @@ def build_s3_storage(settings: Settings, instrumentation: Instrumentation) -> St
 
 
 async def open_service(service: UploadService, settings: Settings, *, adopt: bool = False) -> None:
-    """Open every component; raises `StorageUnavailable` or `StateUnavailable` with a sentence that says where."""
+    """Open the storage, the locker and the state store, and make sure that they belong together.
+
+    Args:
+        service: the service whose components are opened.
+        settings: name the places of the components in messages.
+        adopt: join the records with this storage, although they name another one.
+
+    Raises:
+        StorageUnavailable: the storage cannot be used; the message is a sentence that names it. Nothing stays open.
+        StateUnavailable: the same of the locker or the state store.
+    """
     storage, state = _description(service.storage, settings), _description(service.state, settings)
     async with contextlib.AsyncExitStack() as undo:  # components opened before something failed are closed again
         undo.push_async_callback(service.storage.close)
-        with _located_errors(storage):
+        with errors_at(storage):
             await service.storage.open()
         if any(
             isinstance(component, DiskStorage | SQLiteState | LocalLocker)
             for component in (service.storage, service.state, service.locker)
         ):
-            with _located_errors(_upload_directory(settings)):
-                await asyncio.to_thread(_make_private_folder, settings.upload_dir / PRIVATE_FOLDER)
-        with _located_errors(_description(service.locker, settings)):
+            await asyncio.to_thread(make_private_folder, settings)
+        with errors_at(_description(service.locker, settings)):
             undo.push_async_callback(service.locker.close)
             await service.locker.open()
-        with _located_errors(state):
+        with errors_at(state):
             undo.push_async_callback(service.state.close)
             await service.state.open()
             await resume_time(service.state, service.clock)
-        with _located_errors(storage):
+        with errors_at(storage):
             records_inside = isinstance(service.storage, DiskStorage) and isinstance(service.state, SQLiteState)
             if adopt:
                 await adopt_storage(service.state, service.storage)
@@ -217,50 +238,34 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
         undo.pop_all()
 
 
-def _upload_directory(settings: Settings) -> str:
-    return f"the upload directory {settings.upload_dir}"
-
-
 def _description(component: Storage | StateStore | Locker, settings: Settings) -> str:
     """Name a component and its place for an operator."""
     if isinstance(component, SQLiteState | LocalLocker | DiskStorage):
-        return _upload_directory(settings)
+        return upload_directory(settings)
     module = type(component).__module__
     if module.startswith("tusd_py.backends.s3"):
-        return f"the S3 bucket {settings.s3_bucket}"
+        return bucket(settings)
     if module.startswith("tusd_py.backends.redis"):
-        return f"Redis at {without_password(settings.redis_url or '')}"
+        return redis(settings)
     return f"{type(component).__name__} of {module.partition('.')[0]}"
 
 
-def _make_private_folder(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _located_errors(where: str) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def opened(service: UploadService, settings: Settings, *, adopt: bool = False) -> AsyncIterator[UploadService]:
+    """Open every component of a service for as long as the context lasts; raises as `open_service` does."""
+    await open_service(service, settings, adopt=adopt)
     try:
-        yield
-    except (StorageUnavailable, StateUnavailable, OSError) as error:
-        kind = StateUnavailable if isinstance(error, StateUnavailable) else StorageUnavailable
-        raise kind(f"{where} cannot be used: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The reason to show to the operator: the error of the operating system behind `error`, else its own sentence."""
-    says_nothing = isinstance(error, UploadError) and error.message == error.default_message
-    reason = error.__cause__ if says_nothing or isinstance(error.__cause__, OSError) else error
-    reason = reason or error
-    text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-    return text or f"it does not answer ({type(reason).__name__})"
+        yield service
+    finally:
+        await close_service(service)
 
 
 async def close_service(service: UploadService, patience: float = CLOSE_TIMEOUT) -> bool:
-    """Close every component: the work under way, then the storage, then the locks that guard both, then the records.
+    """Wait for the end of the work under way, and close the storage, the locker and the state store.
 
-    Returns False if a step of the storage has not ended after `patience` seconds. Then locks and records stay open,
-    which protects the bytes that the step may still write; call this again until it succeeds, or end the process.
+    Returns False if a step of the storage has not ended after `patience` seconds. Then the locker and the state store
+    stay open, which protects the bytes that the step may still write; call this again until it succeeds, or end the
+    process. Invariant: no lock is released before the last step of the storage has ended.
     """
     deadline = time.monotonic() + patience
     if isinstance(service.storage, SupportsConcatenation):

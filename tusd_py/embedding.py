@@ -28,6 +28,7 @@ class Uploads:
     """
 
     def __init__(self, service: Service) -> None:
+        """Work on the service that this function starts and returns."""
         self._service = service
 
     async def get(self, upload_id: str) -> Upload:

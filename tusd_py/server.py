@@ -321,7 +321,7 @@ class TusServer:
             self._closing = None
         while self._abandoned:
             closed = True
-            with contextlib.suppress(Exception):  # what it had in its loop is gone; its threads and files are not
+            with contextlib.suppress(Exception):  # its tasks are gone with their loop; its threads and files are not
                 closed = await close_service(self._abandoned[-1], MIN_SHUTDOWN_TIME)
             if not closed:
                 raise StorageUnavailable("what was under way in an earlier event loop has not ended yet")

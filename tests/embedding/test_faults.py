@@ -23,6 +23,7 @@ from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.s3_server import s3_server
 from tests.support.s3_uploads import Place
 from tusd_py import PartialFinished, TusServer, UploadFinished, create_app
+from tusd_py.application import with_direct_uploads
 from tusd_py.http.cors import EXPOSED_HEADERS
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -193,9 +194,25 @@ async def test_a_websocket_is_refused_without_an_exception(tmp_path: Path, path:
         sent.append(message)
 
     scope = {"type": "websocket", "path": path, "headers": [], "root_path": "", "query_string": b"", "subprotocols": []}
-    for app in (create_app(upload_dir=tmp_path), mounted(TusServer(upload_dir=tmp_path))):
+    created, fastapi = create_app(upload_dir=tmp_path), FastAPI()
+    fastapi.mount("/files", TusServer(upload_dir=tmp_path))
+    apps = (created, with_direct_uploads(created), mounted(TusServer(upload_dir=tmp_path)), fastapi)
+    for app in apps:
         await app({**scope}, receive, send)
-    assert [message["type"] for message in sent] == ["websocket.close"] * 2
+    assert [message["type"] for message in sent] == ["websocket.close"] * len(apps)
+
+
+async def test_a_websocket_is_refused_after_the_shutdown_too(tmp_path: Path) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    tus = TusServer(upload_dir=tmp_path)
+    async with tus.lifespan():
+        pass
+    await tus({"type": "websocket", "path": "/", "headers": []}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 OPEN = {"allow_origins": ["*"], "allow_methods": ["*"], "allow_headers": ["*"]}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -18,11 +18,11 @@ from tusd_py.backends.local_locks.locker import alone
 from tusd_py.composition import LOCKS, RECORDS, build_state, build_storage
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsCompletionRecords
-from tusd_py.core.errors import StateUnavailable, StorageBehind, StorageUnavailable, StoredElsewhere
-from tusd_py.core.redaction import without_password
+from tusd_py.core.errors import StateUnavailable, StorageBehind, StoredElsewhere
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.migration.report import Counts, Refused, Reporter, abbreviated, no_report, printable, root_cause
+from tusd_py.places import errors_at, make_private_folder, redis, upload_directory
 from tusd_py.settings import Settings
 from tusd_py.uploads.identity import hand_on_identity, settle_identity
 from tusd_py.uploads.locations import located
@@ -170,7 +170,7 @@ async def nothing_running(settings: Settings, *, dry_run: bool) -> AsyncIterator
             try:
                 await asyncio.to_thread(stack.enter_context, alone(settings.upload_dir / PRIVATE_FOLDER / LOCKS))
             except StateUnavailable as error:
-                raise StateUnavailable(f"the upload directory {settings.upload_dir}: {root_cause(error)}") from error
+                raise StateUnavailable(f"{upload_directory(settings)}: {root_cause(error)}") from error
             await _no_server_on_redis(settings)
         yield
 
@@ -179,17 +179,17 @@ async def _no_server_on_redis(settings: Settings) -> None:
     from tusd_py.backends.redis.connection import RedisConnection
     from tusd_py.backends.redis.locker import servers_with  # Redis is an extra
 
-    where = f"Redis at {without_password(settings.redis_url or '')}"
     connection = RedisConnection(settings.redis_url or "")
     try:
-        await connection.open()
-        servers = await servers_with(connection, settings.redis_prefix)
-    except StateUnavailable as error:
-        raise StateUnavailable(f"{where} cannot be used: {root_cause(error)}") from error
+        with errors_at(redis(settings)):
+            await connection.open()
+            servers = await servers_with(connection, settings.redis_prefix)
     finally:
         await connection.close()
     if servers:
-        raise StateUnavailable(f"{where}: {servers} server processes are running with these records; stop them first")
+        raise StateUnavailable(
+            f"{redis(settings)}: {servers} server processes are running with these records; stop them first"
+        )
 
 
 @contextlib.asynccontextmanager
@@ -198,28 +198,19 @@ async def opened_state(settings: Settings, kind: StateKind, *, scratch: bool = F
 
     Raises `StateUnavailable` with a sentence that says where.
     """
-    where = f"the upload directory {settings.upload_dir}"
-    if kind == "redis":
-        where = f"Redis at {without_password(settings.redis_url or '')}"
     with contextlib.ExitStack() as stack:
         if kind == "sqlite":
             if scratch and not await asyncio.to_thread(has_records, settings):
                 elsewhere = stack.enter_context(tempfile.TemporaryDirectory(prefix="tusd-py-"))
                 settings = settings.model_copy(update={"upload_dir": Path(elsewhere)})
-            await asyncio.to_thread(_make_private_folder, settings)
+            await asyncio.to_thread(make_private_folder, settings)
         state = build_state(settings, kind)
         try:
-            await _open(state, where)
+            with errors_at(redis(settings) if kind == "redis" else upload_directory(settings)):
+                await state.open()
             yield state
         finally:
             await state.close()
-
-
-async def _open(state: StateStore, where: str) -> None:
-    try:
-        await state.open()
-    except StateUnavailable as error:
-        raise StateUnavailable(f"{where} cannot be used: {root_cause(error)}") from error
 
 
 @contextlib.asynccontextmanager
@@ -229,11 +220,8 @@ async def opened_storage(settings: Settings, *, dry_run: bool) -> AsyncIterator[
     if dry_run:
         yield storage
         return
-    try:
+    with errors_at(upload_directory(settings)):
         await storage.open()
-    except StorageUnavailable as error:
-        text = f"the upload directory {settings.upload_dir} cannot be used: {root_cause(error)}"
-        raise StorageUnavailable(text) from error
     try:
         yield storage
     finally:
@@ -247,9 +235,9 @@ def records_file(settings: Settings) -> Path:
 def has_records(settings: Settings) -> bool:
     """Whether there is a file of records, or something in its place, which shows when it is opened.
 
-    Raises `StateUnavailable` if that cannot be seen.
+    Raises `StorageUnavailable` if that cannot be seen.
     """
-    with _upload_directory(settings):
+    with errors_at(upload_directory(settings)):
         try:
             records_file(settings).stat()
         except FileNotFoundError:
@@ -257,19 +245,3 @@ def has_records(settings: Settings) -> bool:
         except NotADirectoryError:
             return True
     return True
-
-
-def _make_private_folder(settings: Settings) -> None:
-    with _upload_directory(settings):
-        settings.upload_dir.mkdir(parents=True, exist_ok=True)
-        (settings.upload_dir / PRIVATE_FOLDER).mkdir(mode=0o700, exist_ok=True)
-
-
-@contextlib.contextmanager
-def _upload_directory(settings: Settings) -> Iterator[None]:
-    """Name the directory in the errors of the system."""
-    try:
-        yield
-    except OSError as error:
-        text = f"the upload directory {settings.upload_dir} cannot be used: {error.strerror}"
-        raise StateUnavailable(text) from error

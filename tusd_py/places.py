@@ -1,0 +1,61 @@
+"""The places that components live in: their names in messages, and errors that name them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
+from tusd_py.core.redaction import without_password
+from tusd_py.core.storage_identity import PRIVATE_FOLDER
+from tusd_py.settings import Settings
+
+
+def upload_directory(settings: Settings) -> str:
+    """Name the upload directory in a message."""
+    return f"the upload directory {settings.upload_dir}"
+
+
+def redis(settings: Settings) -> str:
+    """Name the Redis in a message, without its password."""
+    return f"Redis at {without_password(settings.redis_url or '')}"
+
+
+def bucket(settings: Settings) -> str:
+    """Name the S3 bucket in a message."""
+    return f"the S3 bucket {settings.s3_bucket}"
+
+
+def make_private_folder(settings: Settings) -> None:
+    """Make the upload directory and the private folder in it, unless they exist. Runs in a worker thread.
+
+    Raises `StorageUnavailable` with a sentence that names the directory.
+    """
+    with errors_at(upload_directory(settings)):
+        settings.upload_dir.mkdir(parents=True, exist_ok=True)
+        (settings.upload_dir / PRIVATE_FOLDER).mkdir(mode=0o700, exist_ok=True)
+
+
+@contextlib.contextmanager
+def errors_at(place: str) -> Iterator[None]:
+    """Raise the errors of a component, and of the operating system, with a sentence: `PLACE cannot be used: REASON`.
+
+    A `StateUnavailable` stays one; everything else becomes a `StorageUnavailable`.
+    """
+    try:
+        yield
+    except (StorageUnavailable, StateUnavailable, OSError) as error:
+        kind = StateUnavailable if isinstance(error, StateUnavailable) else StorageUnavailable
+        raise kind(f"{place} cannot be used: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return the reason that an operator can act on: the error of the operating system behind `error`, else its text.
+
+    Without error numbers and names of classes, unless there is nothing else.
+    """
+    says_nothing = isinstance(error, UploadError) and error.message == error.default_message
+    reason = error.__cause__ if says_nothing or isinstance(error.__cause__, OSError) else error
+    reason = reason or error
+    text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    return text or f"it does not answer ({type(reason).__name__})"
