@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 from tests.support.properties import HEADER_TEXT, on_any_machine
+from tusd_py.core.metadata import content_disposition, file_name
 from tusd_py.core.upload import Status, Upload
-from tusd_py.http.download import content_disposition, describe, entity_tag, file_name, select
+from tusd_py.http.download import describe, entity_tag, select
 from tusd_py.http.tus.headers import format_date
 
 COMPLETED = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT

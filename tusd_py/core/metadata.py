@@ -1,10 +1,23 @@
-"""The pairs of an Upload-Metadata header (tus 1.0.0, Creation). Pure functions."""
+"""Upload-Metadata (tus 1.0.0, Creation), and what downloads make of it: media type and file name. Pure functions."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
+
+DEFAULT_TYPE = "application/octet-stream"
+TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *; *[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*")
+MAX_NAME_LENGTH = 255  # characters
+MAX_EXTENSION_LENGTH = 32
+# Characters that no file name may hold: separators, control characters, and those that change the direction of the text
+# after them, so that "gpj.exe" looks like "exe.jpg".
+NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')  # what clients read differently in a quoted string
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,57 @@ def decode_metadata(text: str) -> dict[str, str]:
     except ValueError:  # no server of this project accepted it
         return {}
     return {key: value.decode("utf-8", "replace") for key, value in pairs.items()}
+
+
+def readable_metadata(text: str) -> dict[str, str]:
+    """Return the pairs that can be read with their values as text; leave out those that are malformed."""
+    values: dict[str, bytes] = {}
+    for pair in text.split(","):
+        with contextlib.suppress(ValueError):
+            key, value = _parse_pair(pair.strip(" \t"))
+            values[key] = value
+    return {key: value.decode("utf-8", "replace") for key, value in values.items()}
+
+
+def content_type_of(metadata: Mapping[str, str]) -> str:
+    """Return the media type that a client gave its file; `application/octet-stream` without one, or for nonsense."""
+    found = next((metadata[key] for key in ("filetype", "type", "contentType") if metadata.get(key)), "")
+    return found if TYPE.fullmatch(found) else DEFAULT_TYPE
+
+
+def file_name_of(metadata: Mapping[str, str]) -> str:
+    """Return the name that a client gave its file, not made safe yet; empty without one."""
+    return next((metadata[key] for key in ("filename", "name") if metadata.get(key)), "")
+
+
+def file_name(name: str, max_length: int = MAX_NAME_LENGTH) -> str:
+    """Make the name that a client gave its file safe to save under; empty if nothing is left of it.
+
+    A name of more than `max_length` characters is shortened and keeps its extension.
+    """
+    name = NO_NAME.sub("_", name).strip().rstrip(". ")
+    if len(name) <= max_length:
+        return name
+    stem, dot, extension = name.rpartition(".")
+    if not stem or len(extension) > MAX_EXTENSION_LENGTH:
+        return name[:max_length]
+    return stem[: max_length - len(extension) - 1] + dot + extension
+
+
+def content_disposition(kind: str, name: str, max_length: int = MAX_NAME_LENGTH) -> str:
+    """Return a Content-Disposition: a plain name for every client, the true one for those that know RFC 8187.
+
+    Args:
+        kind: `inline` or `attachment`.
+        name: the name that the client gave its file.
+        max_length: characters of the name at most.
+    """
+    name = file_name(name, max_length)
+    if not name:
+        return kind
+    plain = NOT_PLAIN.sub("_", name)
+    parameters = f'{kind}; filename="{plain}"'
+    return parameters if plain == name else f"{parameters}; filename*=UTF-8''{quote(name, safe='')}"
 
 
 def _parse_pair(pair: str) -> tuple[str, bytes]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote
 
+from tusd_py.core.metadata import content_disposition, content_type_of, file_name_of
 from tusd_py.core.upload import Upload
 from tusd_py.http.tus.headers import format_date
 
@@ -21,14 +21,7 @@ INLINE_TYPES = frozenset(
         "application/ogg",
     ]
 )
-TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?: *; *[A-Za-z0-9!#$&^_.+-]+=[A-Za-z0-9!#$&^_.+,-]+)*")
 RANGE = re.compile(r"bytes=([0-9]{0,1000})-([0-9]{0,1000})")
-MAX_NAME_LENGTH = 255  # characters
-MAX_EXTENSION_LENGTH = 32
-# Characters that no file name may hold: separators, control characters, and those that change the direction of the text
-# after them, so that "gpj.exe" looks like "exe.jpg".
-NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')  # what clients read differently in a quoted string
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +34,13 @@ class Selection:
 
 
 def describe(upload: Upload) -> dict[str, str]:
-    """The header fields that describe the whole upload."""
-    metadata = upload.decoded_metadata
-    content_type = next((metadata[key] for key in ("filetype", "type", "contentType") if metadata.get(key)), "")
-    if not TYPE.fullmatch(content_type):
-        content_type = "application/octet-stream"
+    """Return the header fields that describe the whole upload."""
+    values = upload.decoded_metadata
+    content_type = content_type_of(values)
     inline = content_type.partition(";")[0].strip().lower() in INLINE_TYPES
-    name = next((metadata[key] for key in ("filename", "name") if metadata.get(key)), "")
     headers = {
         "Content-Type": content_type,
-        "Content-Disposition": content_disposition("inline" if inline else "attachment", name),
+        "Content-Disposition": content_disposition("inline" if inline else "attachment", file_name_of(values)),
         "ETag": entity_tag(upload),
         "Last-Modified": format_date(upload.completed_at or upload.created_at),
         "Accept-Ranges": "bytes",
@@ -62,29 +52,8 @@ def describe(upload: Upload) -> dict[str, str]:
 
 
 def entity_tag(upload: Upload) -> str:
-    """Finished uploads never change, and ids are never used for other bytes."""
+    """Return the entity tag: complete uploads never change, and no id is used again for other bytes."""
     return f'"{upload.id}-{upload.length}"'
-
-
-def content_disposition(kind: str, name: str) -> str:
-    """A plain name for every client, and the true one for those that know RFC 8187."""
-    name = file_name(name)
-    if not name:
-        return kind
-    plain = NOT_PLAIN.sub("_", name)
-    parameters = f'{kind}; filename="{plain}"'
-    return parameters if plain == name else f"{parameters}; filename*=UTF-8''{quote(name, safe='')}"
-
-
-def file_name(name: str) -> str:
-    """The name that a client gave its file, made safe to save under; empty if nothing is left of it."""
-    name = NO_NAME.sub("_", name).strip().rstrip(". ")
-    if len(name) <= MAX_NAME_LENGTH:
-        return name
-    stem, dot, extension = name.rpartition(".")
-    if not stem or len(extension) > MAX_EXTENSION_LENGTH:
-        return name[:MAX_NAME_LENGTH]
-    return stem[: MAX_NAME_LENGTH - len(extension) - 1] + dot + extension
 
 
 def select(upload: Upload, headers: Mapping[str, str], *, ranges: bool = True) -> Selection:

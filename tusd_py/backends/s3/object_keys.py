@@ -8,26 +8,29 @@ import hashlib
 import json
 import re
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from tusd_py.backends.s3.config import FIELD, S3Config, tails_below
+from tusd_py.core import metadata
 from tusd_py.core.errors import StoredElsewhere, UploadNotFound
+from tusd_py.core.metadata import DEFAULT_TYPE, MAX_NAME_LENGTH, content_type_of, file_name_of, readable_metadata
 from tusd_py.core.upload import Upload, is_upload_id
 
-TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,63}/[A-Za-z0-9!#$&^_.+-]{1,63}")
 UNSAFE_IN_KEY = re.compile(r"[^A-Za-z0-9!_.*'()-]+")
-UNSAFE_IN_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
-NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')
 ANY_ID = r"(?P<id>[A-Za-z0-9_-]{1,128})"
 GENERATED_ID = r"(?P<id>[0-9a-f]{32})"
+MAX_TYPE = 127  # characters
 MAX_DISPOSITION = 1024  # bytes; S3 takes 2 KiB of metadata with an object, and refuses the whole object for more
-MAX_EXTENSION = 16  # characters
 OWNER = "tusd-py-upload"  # metadata of an object: a digest of the upload's id
 MARKER = "tusd-py-put"  # metadata of an object: the request that made it
 
 
-def metadata_of(upload: Upload) -> dict[str, str]:
-    """Upload-Metadata as text; what cannot be read is left out."""
+def _key_values(upload: Upload) -> dict[str, str]:
+    """Return Upload-Metadata as text for the key, without pairs that cannot be read.
+
+    Invariant: the same for ever, since keys of records without a location depend on it. So Base64 without padding,
+    which the server accepts elsewhere, has no value here.
+    """
     values = {}
     for pair in (upload.metadata or "").split(","):
         name, _, encoded = pair.strip().partition(" ")
@@ -44,7 +47,7 @@ def object_key(config: S3Config, upload: Upload) -> str:
         raise UploadNotFound
     if upload.location:
         return _parsed(upload.location)[1]
-    values = metadata_of(upload)
+    values = _key_values(upload)
 
     def value(field: re.Match[str]) -> str:
         name = field[1]
@@ -131,38 +134,17 @@ def properties(config: S3Config, upload: Upload, marker: str) -> dict[str, Any]:
 
 
 def content_type(upload: Upload) -> str:
-    values = metadata_of(upload)
-    found = next((values[name] for name in ("filetype", "type", "contentType") if values.get(name)), "")
-    return found if TYPE.fullmatch(found) else "application/octet-stream"
+    """Return the media type of the object; a very long one is not believed."""
+    found = content_type_of(readable_metadata(upload.metadata or ""))
+    return found if len(found) <= MAX_TYPE else DEFAULT_TYPE
 
 
 def content_disposition(upload: Upload) -> str:
-    """For saving under its name: what a bucket serves must not run in a browser."""
-    values = metadata_of(upload)
-    name = next((values[key] for key in ("filename", "name") if values.get(key)), "")
-    name = UNSAFE_IN_NAME.sub("_", name)
-    if not name:
-        return "attachment"
-    size = 255
-    while len(disposition := _disposition(_shortened(name, size))) > MAX_DISPOSITION:
+    """Return the disposition of the object: saved under its name, since a bucket must serve nothing that runs."""
+    name, size = file_name_of(readable_metadata(upload.metadata or "")), MAX_NAME_LENGTH
+    while len(disposition := metadata.content_disposition("attachment", name, size)) > MAX_DISPOSITION:
         size -= 8
     return disposition
-
-
-def _shortened(name: str, size: int) -> str:
-    """The name in at most so many characters, with its extension."""
-    if len(name) <= size:
-        return name
-    stem, dot, extension = name.rpartition(".")
-    if not stem or len(extension) > MAX_EXTENSION:
-        return name[:size]
-    return stem[: size - len(extension) - 1] + dot + extension
-
-
-def _disposition(name: str) -> str:
-    plain = NOT_PLAIN.sub("_", name)
-    extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
-    return f'attachment; filename="{plain}"{extended}'
 
 
 def token_of(marker: str) -> int:
