@@ -50,25 +50,25 @@ class NoInstrumentation(Instrumentation):
     """Instrumentation that drops every measurement: the default of every component."""
 
     def s3_request_finished(self, operation: str, outcome: str, seconds: float) -> None:
-        return
+        """Do nothing."""
 
     def watch_s3_memory(self, buffered_bytes: Callable[[], int], parts_in_flight: Callable[[], int]) -> None:
-        return
+        """Do nothing."""
 
     def redis_call_finished(self, call: str, seconds: float, succeeded: bool) -> None:
-        return
+        """Do nothing."""
 
     def lease_lost(self) -> None:
-        return
+        """Do nothing."""
 
     def connections_changed(self, change: int) -> None:
-        return
+        """Do nothing."""
 
     def connections_limited(self, limit: int) -> None:
-        return
+        """Do nothing."""
 
     def connection_ended(self, reason: str) -> None:
-        return
+        """Do nothing."""
 
 
 NO_INSTRUMENTATION = NoInstrumentation()

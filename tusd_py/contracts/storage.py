@@ -271,8 +271,9 @@ class Storage(Protocol):
     def read(
         self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
     ) -> AsyncIterator[Buffer]:
-        """Yield the bytes from `start` up to but not including `end` of a complete upload, in pieces that are not
-        empty.
+        """Yield the bytes from `start` up to but not including `end` of a complete upload.
+
+        No piece is empty.
 
         Between two pieces neither a thread nor a connection is in use: the client may take hours.
 

@@ -1,0 +1,1 @@
+"""Records, errors, clocks and metadata of uploads; no I/O."""

@@ -37,12 +37,15 @@ class SystemClock:
     """The clock of this host."""
 
     def wall(self) -> float:
+        """Return the seconds since the epoch."""
         return time.time()
 
     def monotonic(self) -> float:
+        """Return the seconds since the boot of this host."""
         return time.monotonic()
 
     def era(self) -> str:
+        """Return the id of the boot."""
         return _boot_id()
 
 
@@ -58,14 +61,17 @@ class RemoteClock:
         self._offset = wall - (asked_at + self._clock.monotonic()) / 2
 
     def wall(self) -> float:
+        """Return the seconds since the epoch on the other machine."""
         if self._offset is None:
             return self._clock.wall()
         return self._clock.monotonic() + self._offset
 
     def monotonic(self) -> float:
+        """Return the monotonic time of this host, in seconds."""
         return self._clock.monotonic()
 
     def era(self) -> str:
+        """Return nothing: monotonic times of different hosts cannot be compared."""
         return ""  # the other machine is asked by many hosts, each with a monotonic clock of its own
 
 
@@ -90,9 +96,11 @@ class SteadyClock:
         return self._clock.wall()
 
     def monotonic(self) -> float:
+        """Return the monotonic time of the clock underneath, in seconds."""
         return self._clock.monotonic()
 
     def era(self) -> str:
+        """Return the era of the clock underneath."""
         return self._clock.era()
 
     def steady(self) -> float:

@@ -86,18 +86,22 @@ class Upload:
 
     @property
     def is_final(self) -> bool:
+        """Whether the upload is made of partial ones."""
         return self.concatenation is UploadKind.FINAL
 
     @property
     def is_partial(self) -> bool:
+        """Whether the upload is a piece of a final one."""
         return self.concatenation is UploadKind.PARTIAL
 
     @property
     def is_complete(self) -> bool:
+        """Whether the upload is finished and can be read."""
         return self.status is Status.COMPLETE
 
     @property
     def has_all_bytes(self) -> bool:
+        """Whether every byte of a known length is committed."""
         return self.length is not None and self.offset == self.length
 
     @property
@@ -154,4 +158,5 @@ def final_upload_id(partial_ids: Sequence[str], metadata: str | None) -> str:
 
 
 def is_upload_id(text: str) -> bool:
+    """Tell whether a text has the form of an upload id."""
     return UPLOAD_ID.fullmatch(text) is not None

@@ -95,6 +95,7 @@ class BrokenRecords:
         self._told: set[str] = set()
 
     def tell(self, error: BrokenRecord) -> None:
+        """Log a record that is passed over, unless it was logged before."""
         if error.upload_id not in self._told and len(self._told) < MAX_REPORTED_LENGTH:
             self._told.add(error.upload_id)
             logger.error(

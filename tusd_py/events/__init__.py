@@ -1,0 +1,1 @@
+"""Events of uploads, and their way to observers and subscribers."""

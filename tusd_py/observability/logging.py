@@ -105,7 +105,7 @@ def _file_name(metadata: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO request method=PATCH status=204 ...`"""
+    """Lines such as `2026-01-31T12:00:00.000Z INFO request method=PATCH status=204 ...`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})

@@ -1,5 +1,7 @@
-"""Several server processes on one port, each with a listening socket of its own, so that the kernel spreads the
-connections evenly (processes that share one socket leave most long uploads to whichever wakes first).
+"""Several server processes on one port, each with a listening socket of its own.
+
+So the kernel spreads the connections evenly: processes that share one socket leave most long uploads to whichever wakes
+first.
 
 SIGTERM and SIGINT drain and end all of them, at once even while SIGHUP replaces them one by one; one that dies is
 started again. The counts of processes that have ended stay in `/metrics`, merged into one file.

@@ -77,8 +77,10 @@ PASSING = (
 
 
 class RedisConnection:
-    """Calls to one Redis. `redis://`, `rediss://` (TLS) and `unix://` name a server; `redis+cluster://HOST:PORT,...`
-    a cluster, `redis+sentinel://HOST:PORT,.../SERVICE/DB` what sentinels watch. `valkey` stands for `redis` anywhere.
+    """Calls to one Redis.
+
+    `redis://`, `rediss://` (TLS) and `unix://` name a server; `redis+cluster://HOST:PORT,...` a cluster,
+    `redis+sentinel://HOST:PORT,.../SERVICE/DB` the servers that sentinels watch. `valkey` stands for `redis` anywhere.
     """
 
     def __init__(
@@ -138,7 +140,6 @@ class RedisConnection:
         self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = RETRY_DEADLINE
     ) -> Any:
         """Run a script and return its result."""
-
         count = len(keys)
 
         async def call() -> Any:
