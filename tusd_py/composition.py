@@ -88,21 +88,25 @@ def build_service(
         storage=given.storage or build_storage(settings, instrumentation),
         events=events,
         budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
-        options=UploadOptions(
-            max_size=settings.max_size,
-            expires_after=settings.expires_after,
-            durability=settings.durability,
-            lock_timeout=settings.lock_timeout,
-            partial_retention=settings.partial_retention,
-            retention=settings.retention,
-            gone_for=settings.gone_for,
-            concatenation_unfinished=settings.concatenation_unfinished,
-            concatenation_parts=settings.concatenation_parts,
-            concatenation_repeats=settings.concatenation_repeats,
-        ),
+        options=_options(settings),
         clock=SteadyClock(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
         ),
+    )
+
+
+def _options(settings: Settings) -> UploadOptions:
+    return UploadOptions(
+        max_size=settings.max_size,
+        expires_after=settings.expires_after,
+        durability=settings.durability,
+        lock_timeout=settings.lock_timeout,
+        partial_retention=settings.partial_retention,
+        retention=settings.retention,
+        gone_for=settings.gone_for,
+        concatenation_unfinished=settings.concatenation_unfinished,
+        concatenation_parts=settings.concatenation_parts,
+        concatenation_repeats=settings.concatenation_repeats,
     )
 
 

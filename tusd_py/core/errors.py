@@ -13,6 +13,8 @@ class CodedError(Exception):
     Attributes:
         code: `ERR_` and a name, the same in answers, logs and metrics.
         default_message: the sentence of an error that is raised without one.
+
+    Example: see `UploadError`.
     """
 
     code = "ERR_INTERNAL_SERVER_ERROR"
