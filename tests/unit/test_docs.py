@@ -17,6 +17,7 @@ from tusd_py.events.types import RequestFinished, UploadFinished
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import PLAIN_COUNTERS, Metrics
 from tusd_py.settings import Settings, flag_name
+from tusd_py.settings.help import choices, readable_default
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 PAGES = [document for document in DOCUMENTS if document.name != "CHANGELOG.md"]
@@ -57,7 +58,12 @@ def test_link_within_page_leads_to_a_title(document: Path) -> None:
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
-    assert f"| `{flag_name(name)}` |" in (ROOT / "docs" / "configuration.md").read_text()
+    rows = (ROOT / "docs" / "configuration.md").read_text().splitlines()
+    cells = [row.replace("`", "").split(" | ") for row in rows if row.startswith(f"| `{flag_name(name)}` |")]
+    assert len(cells) == 1
+    assert (Settings.model_fields[name].description or "") in cells[0][-1]
+    assert cells[0][1].strip(" |") in (readable_default(name), "off", "")
+    assert all(choice in cells[0][-1] for choice in choices(name))
 
 
 def test_every_flag_in_the_documents_exists() -> None:

@@ -1,6 +1,6 @@
 """Log lines as text or JSON, one for every request.
 
-In the format of another application a line is its message, which says the same as the fields that go with it.
+An application that embeds the server and has a log format of its own gets the fields as part of the message.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tusd_py.events.types import RequestFinished, UploadFinished
 logger = logging.getLogger("tusd_py.requests")
 uploads_logger = logging.getLogger("tusd_py.uploads")
 server_logger = logging.getLogger("tusd_py.uvicorn_server")
-MAX_NAME = 255  # characters
+MAX_NAME_LENGTH = 255  # characters of a file name
 
 
 def configure(log_format: str, level: str) -> None:
-    """Send every line of this process to standard error in one format."""
+    """Send every log line of this process to standard error, as `text` or `json`, from `level` on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -33,31 +33,31 @@ def configure(log_format: str, level: str) -> None:
 
 
 def formats_json() -> bool:
-    """Whether `configure` chose JSON."""
+    """Return whether `configure` chose JSON."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
 
 
 def announce(level: int, message: str, **fields: object) -> None:
-    """Log a line whatever the level of the log is."""
+    """Log a line regardless of the configured level."""
     record = server_logger.makeRecord(server_logger.name, level, "", 0, message, (), None, extra={"fields": fields})
     server_logger.handle(record)
 
 
 def log_requests(events: EventBus) -> None:
-    """Log a line for every request, and for every upload that is complete."""
+    """Log a line for every request, and one for every complete upload, from now on."""
     events.observe(RequestFinished, _log_request)
     events.observe(UploadFinished, _log_upload)
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """A message that is put together when a handler wants it."""
+class FieldMessage:
+    """A log message `EVENT name=value ...`, formatted only when a handler needs it."""
 
-    first: str
+    event: str
     fields: Mapping[str, object]
 
     def __str__(self) -> str:
-        return " ".join([self.first, *(f"{name}={_word(value)}" for name, value in self.fields.items())])
+        return " ".join([self.event, *(f"{name}={_quoted(value)}" for name, value in self.fields.items())])
 
 
 def _log_request(event: RequestFinished) -> None:
@@ -77,7 +77,7 @@ def _log_request(event: RequestFinished) -> None:
         "request_id": event.request_id,
     }
     fields = {name: value for name, value in fields.items() if value not in (None, "")}
-    logger.info(Words("request", fields), extra={"event": "request", "fields": fields})
+    logger.info(FieldMessage("request", fields), extra={"event": "request", "fields": fields})
 
 
 def _log_upload(event: UploadFinished) -> None:
@@ -91,15 +91,15 @@ def _log_upload(event: UploadFinished) -> None:
         "seconds": round(max(0.0, (upload.completed_at or 0) - upload.created_at), 1),
     }
     fields = {name: value for name, value in fields.items() if value != ""}
-    uploads_logger.info(Words("complete", fields), extra={"event": "complete", "fields": fields})
+    uploads_logger.info(FieldMessage("complete", fields), extra={"event": "complete", "fields": fields})
 
 
 def _file_name(metadata: str) -> str:
-    """The name of the file in an Upload-Metadata header, empty if there is none."""
+    """Return the file name in an Upload-Metadata header; empty if there is none."""
     pairs = dict(pair.strip().partition(" ")[::2] for pair in metadata.split(","))
     value = pairs.get("filename") or pairs.get("name") or ""
     try:
-        return base64.b64decode(value + "=" * (-len(value) % 4)).decode("utf-8", "replace")[:MAX_NAME]
+        return base64.b64decode(value + "=" * (-len(value) % 4)).decode("utf-8", "replace")[:MAX_NAME_LENGTH]
     except ValueError:
         return ""
 
@@ -108,16 +108,18 @@ class TextFormatter(logging.Formatter):
     """Lines such as `2026-01-31T12:00:00.000Z INFO request method=PATCH status=204 ...`."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, followed by the traceback of its exception."""
         fields = getattr(record, "fields", {})
-        message = str(Words(getattr(record, "event", None) or _one_line(record.getMessage()), fields))
+        message = str(FieldMessage(getattr(record, "event", None) or _one_line(record.getMessage()), fields))
         line = f"{_timestamp(record)} {record.levelname} {message}"
         return line + "\n" + self.formatException(record.exc_info) if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formatter of one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record; `exception` is the traceback."""
         line = {
             "time": _timestamp(record),
             "level": record.levelname.lower(),
@@ -136,11 +138,11 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Return a message that may name a path as it came, with what would begin another line made visible."""
+    """Return a message with control characters escaped, since it may contain a path that a client sent."""
     text = text.rstrip("\n")
     return text if text.isprintable() else json.dumps(text)[1:-1].replace('\\"', '"')
 
 
-def _word(value: object) -> str:
+def _quoted(value: object) -> str:
     text = str(value)
     return text if text.isprintable() and not set(' "=') & set(text) else json.dumps(text)

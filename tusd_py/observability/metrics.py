@@ -1,4 +1,7 @@
-"""Prometheus metrics, fed by events. Names are tusd's where the meaning is the same, so that its dashboards work."""
+"""Prometheus metrics, fed by the event bus and by the instrumentation of components.
+
+Names are those of tusd where the meaning is the same, so that its dashboards work.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from tusd_py.events.types import (
 )
 from tusd_py.observability.metrics_merge import locked
 
-# tusd's names, which lack the `_total` that prometheus_client gives every counter.
+# Names of tusd, without the suffix `_total` that prometheus_client adds to every counter.
 PLAIN_COUNTERS = {
     "tusd_bytes_received": "Bytes of uploads that were stored.",
     "tusd_uploads_created": "Uploads created.",
@@ -39,7 +42,7 @@ PLAIN_COUNTERS = {
     "tusd_uploads_expired": "Unfinished uploads removed after their time.",
 }
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-READ_ATTEMPTS, READ_PAUSE = 50, 0.02  # seconds; a process makes its file empty at first
+READ_ATTEMPTS, READ_PAUSE = 50, 0.02  # seconds; a process creates its file empty and fills it a moment later
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
 DURATIONS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
 S3_CALLS = (0.005, 0.025, 0.1, 0.5, 2, 10, 60)
@@ -48,13 +51,16 @@ LOCK_WAITS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10)
 
 
 class Metrics(Instrumentation):
-    """The metrics of one server; of all its processes together where PROMETHEUS_MULTIPROC_DIR is set."""
+    """The metrics of one server; of all its processes together where PROMETHEUS_MULTIPROC_DIR is set.
+
+    Thread-safe: prometheus_client has a lock for every value.
+    """
 
     def __init__(self, events: EventBus) -> None:
         self._registry = registry = CollectorRegistry()
         self._plain = {name: Counter(name, text, registry=registry) for name, text in PLAIN_COUNTERS.items()}
         self._requests = Counter("tusd_requests", "Requests by method.", ["method"], registry=registry)
-        self._by_method: dict[str, tuple[Counter, Histogram]] = {}  # looking these up by labels takes longer
+        self._by_method: dict[str, tuple[Counter, Histogram]] = {}  # cached children: a lookup by labels takes longer
         self._errors = Counter("tusd_errors", "Requests refused.", ["status", "code"], registry=registry)
         self._durations = Histogram(
             "tusd_request_duration_seconds", "Time to answer.", ["method"], buckets=DURATIONS, registry=registry
@@ -108,24 +114,31 @@ class Metrics(Instrumentation):
         self._subscribe(events)
 
     def connections_changed(self, change: int) -> None:
+        """Add to the gauge of open connections."""
         self._connections.inc(change)
 
     def connections_limited(self, limit: int) -> None:
+        """Set the gauge of the connection limit."""
         self._connection_limit.set(limit)
 
     def connection_ended(self, reason: str) -> None:
+        """Count a connection that the server ended early."""
         self._connections_ended.labels(reason).inc()
 
     def s3_request_finished(self, operation: str, outcome: str, seconds: float) -> None:
+        """Observe the duration of a request to S3. Runs in a worker thread."""
         self._s3_calls.labels(operation, outcome).observe(seconds)
 
     def watch_s3_memory(self, buffered_bytes: Callable[[], int], parts_in_flight: Callable[[], int]) -> None:
+        """Read the gauges of S3 from these functions at every scrape."""
         self._measured |= {self._s3_buffered: buffered_bytes, self._s3_parts: parts_in_flight}
 
     def lease_lost(self) -> None:
+        """Count a lost lease."""
         self._lost_leases.inc()
 
     def redis_call_finished(self, call: str, seconds: float, succeeded: bool) -> None:
+        """Observe the duration of a call to Redis, and count a failed one."""
         histogram = self._redis_call.get(call)
         if histogram is None:
             histogram = self._redis_call[call] = self._redis_calls.labels(call)
@@ -134,7 +147,7 @@ class Metrics(Instrumentation):
             self._redis_errors.labels(call).inc()
 
     def render(self) -> bytes:
-        """The metrics in Prometheus's text format; reads files when there are several processes."""
+        """Return the metrics in the text format of Prometheus. Blocks: reads the files of all processes."""
         for gauge, measure in self._measured.items():
             gauge.set(measure())
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
@@ -168,10 +181,10 @@ class Metrics(Instrumentation):
             self._errors.labels(str(event.status), event.error_code).inc()
 
     def _of_method(self, method: str) -> tuple[Counter, Histogram]:
-        """Return the counts of requests with a method, which are made with the first one."""
+        """Return the counter and the histogram for a method, created with its first request."""
         name = method if method in METHODS else "other"
         counts = self._requests.labels(name), self._durations.labels(name)
-        if method in METHODS:  # others are without bound
+        if method in METHODS:  # the cache is bounded: clients can send any method
             self._by_method[method] = counts
         return counts
 
@@ -184,7 +197,7 @@ class Metrics(Instrumentation):
 
 
 def _sums(folder: Path) -> bytes:
-    """Add up the files of all processes; blocks for a moment while a process is making one of its own."""
+    """Return the sums over the files of all processes. Blocks, and retries while a process creates its file."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
     for _ in range(READ_ATTEMPTS - 1):
@@ -200,16 +213,17 @@ def _text_of(registry: CollectorRegistry) -> bytes:
 
 
 class _WithoutCreated(CollectorRegistry):
-    """The metrics of a registry without the time beside every counter, which nobody reads.
+    """The metrics of a registry without the `_created` samples of counters.
 
-    prometheus_client can leave these out itself, but only for all metrics of the process.
+    prometheus_client can omit these itself, but only for all metrics of the process, also those of the application.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
-        self._whole = registry
+        self._inner = registry
 
     def collect(self) -> Iterator[Metric]:
-        for metric in self._whole.collect():
+        """Yield the metrics without these samples."""
+        for metric in self._inner.collect():
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric

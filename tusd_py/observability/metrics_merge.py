@@ -1,7 +1,9 @@
-"""Files of metrics of several processes: one for each process that lives, and one for all that have ended.
+"""Metrics files of several processes: one for each running process, and one with the sums of all ended ones.
 
-prometheus_client leaves the files of every process that ever was. A reader must see what a process counted once,
-neither in both files nor in none: a reader and the process that merges exclude each other by a lock file.
+prometheus_client keeps the files of every ended process for ever. The supervisor merges them instead.
+
+Invariant: a reader sees the counts of an ended process exactly once, in its own file or in the sums. A lock file
+excludes readers while the supervisor merges.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from pathlib import Path
 from prometheus_client.mmap_dict import MmapedDict
 
 LOCK = "merging.lock"
-KINDS = ("counter", "histogram")  # what goes on counting when its process has ended
-ENDED = "ended"  # in the place of a process id
+KINDS = ("counter", "histogram")  # kinds of metrics whose sums include ended processes
+ENDED = "ended"  # in place of the process id in a file name
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, shared: bool) -> Iterator[None]:
-    """Hold the lock of a folder of metrics; blocks. Raises OSError."""
+    """Hold the lock of a metrics folder, shared by readers or exclusive. Blocks. Raises OSError."""
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
@@ -32,7 +34,7 @@ def locked(folder: Path, *, shared: bool) -> Iterator[None]:
 
 
 def merge_counts(folder: Path, pid: int) -> None:
-    """Add what an ended process has counted to what those before it have. Raises OSError."""
+    """Add the counts of an ended process to the sums, and remove its files. Blocks. Raises OSError."""
     with locked(folder, shared=False):
         for kind in KINDS:
             source = folder / f"{kind}_{pid}.db"
@@ -42,7 +44,7 @@ def merge_counts(folder: Path, pid: int) -> None:
 
 
 def _add(source: Path, target: Path, new: Path) -> None:
-    """Add the values of one file to those of another, which is replaced as a whole."""
+    """Add the values of `source` to `target`, which `new` then replaces atomically."""
     sums: dict[str, float] = {}
     for path in (target, source):
         for key, value in _values(path):
@@ -56,7 +58,7 @@ def _add(source: Path, target: Path, new: Path) -> None:
 
 
 def _values(path: Path) -> list[tuple[str, float]]:
-    """Keys and values of a file; none of one that is not there, or was torn by the end of its process."""
+    """Return the keys and values of a file; none if it is missing, or was left incomplete by a dying process."""
     try:
         found = MmapedDict.read_all_values_from_file(str(path))  # type: ignore[no-untyped-call]
         return [(key, value) for key, value, *_ in found]

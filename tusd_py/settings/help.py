@@ -1,4 +1,4 @@
-"""Settings as a user reads them: defaults with units, and the values to choose from."""
+"""Words for `--help` and `config`: defaults with units, and the accepted values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tusd_py.settings.parsing import parse_duration, parse_size
 
 
 def readable_default(name: str) -> str:
-    """The default of a setting as a user would write it: `8MiB`, `24h`, `*`; empty if there is none."""
+    """Return the default of a setting as a user would write it: `8MiB`, `24h`, `*`; empty if there is none."""
     default = default_of(name)
     if default is None or default == ():
         return ""
@@ -29,7 +29,7 @@ def readable_default(name: str) -> str:
 
 
 def _in_units(value: Any, units: Mapping[str, float]) -> str:
-    """The value in the largest unit that leaves no fraction; one day and one minute stay 24h and 60s."""
+    """Return the value in the largest unit that leaves no fraction; one day and one minute stay 24h and 60s."""
     for unit, size in units.items():
         if value % size == 0 and not (value == size and unit in ("d", "m")):
             return f"{value / size:g}{unit}"
@@ -37,7 +37,7 @@ def _in_units(value: Any, units: Mapping[str, float]) -> str:
 
 
 def choices(name: str) -> tuple[str, ...]:
-    """The values a setting can have, if these are few."""
+    """Return the accepted values of a setting with few of them, else an empty tuple."""
     annotation = Settings.model_fields[name].annotation
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return tuple(annotation)

@@ -1,4 +1,4 @@
-"""Every setting once: its unit, its default and its meaning. Flags, TUSD_PY_* variables and a TOML file give them."""
+"""The model of the settings: name, type, default and meaning of each."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tusd_py.settings.parsing import (
     check_tags,
     parse_duration,
     parse_size,
-    refuse_nothing,
-    refuse_switch,
+    refuse_bool,
+    refuse_empty,
     split_list,
 )
 
@@ -42,7 +42,7 @@ Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=(1 
 Seconds: TypeAlias = Annotated[
     float, BeforeValidator(parse_duration), Field(ge=0, le=MAX_DURATION, allow_inf_nan=False)
 ]
-Number: TypeAlias = Annotated[int, BeforeValidator(refuse_switch)]
+Number: TypeAlias = Annotated[int, BeforeValidator(refuse_bool)]
 Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 
 
@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then variables in capitals: pydantic's own source takes them in any case, as nobody expects."""
+        """Take arguments first, then variables in capitals; the source of pydantic would accept any case."""
         variables = InitSettingsSource(settings_cls, from_environment(settings_cls))
         return init_settings, variables
 
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     base_path: Annotated[str, AfterValidator(check_base_path)] = Field(
         default="/files", description="path of the creation URL"
     )
-    upload_dir: Annotated[Path, BeforeValidator(refuse_nothing)] = Field(
+    upload_dir: Annotated[Path, BeforeValidator(refuse_empty)] = Field(
         default=Path("data"), description="directory of the uploads and their records"
     )
     file_mode: Annotated[str, AfterValidator(check_file_mode)] = Field(
@@ -100,13 +100,13 @@ class Settings(BaseSettings):
         description="Redis for records and locks, which several hosts can share: redis://, rediss://, ...",
     )
     redis_prefix: Annotated[str, AfterValidator(check_redis_prefix)] = Field(
-        default="tus:", description="beginning of the names of all keys in Redis"
+        default="tus:", description="prefix of all keys in Redis"
     )
     lock_ttl: Seconds = Field(
         default=6,
         ge=1,
         le=3600,
-        description="time after which a lock in Redis ends if its holder, as after a crash, is silent; 1s at least",
+        description="lease duration of locks in Redis: a lock ends this long after its last renewal; 1s at least",
     )
     s3_bucket: str = Field(default="", description="store the bytes in this S3 bucket instead of the upload directory")
     s3_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
@@ -116,12 +116,12 @@ class Settings(BaseSettings):
         default=None, description="region of the bucket; if it is not given, that of the AWS configuration"
     )
     s3_dialect: Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"] = Field(
-        default="aws", description="kind of S3 server; plain is the least common denominator"
+        default="aws", description="kind of S3 server; plain uses no optional features of S3"
     )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         default="auto", description="place of the bucket in URLs: in the path, or in the host name (virtual)"
     )
-    s3_prefix: str = Field(default="", description="beginning of the keys of all objects")
+    s3_prefix: str = Field(default="", description="prefix of the keys of all objects")
     s3_key_template: str = Field(
         default="{prefix}{id}",
         description="key of a finished object; {id} has to occur, {metadata.NAME} is a metadata value of the client",
@@ -138,7 +138,7 @@ class Settings(BaseSettings):
         description="memory for parts on their way to S3, of all uploads of a process together",
     )
     s3_concurrency: Number = Field(
-        default=16, ge=6, le=256, description="most requests to S3 at a time, of one process, 6 to 256"
+        default=16, ge=6, le=256, description="largest number of concurrent requests to S3 of one process, 6 to 256"
     )
     s3_storage_class: str = Field(
         default="", description="storage class of objects; that of the bucket if it is not given"
@@ -183,16 +183,16 @@ class Settings(BaseSettings):
         default=None, description="largest upload that clients may create, in bytes; a larger one is answered 413"
     )
     expires_after: Seconds = Field(
-        default=86400, description="remove unfinished uploads so long after their last byte; 0: never"
+        default=86400, description="remove unfinished uploads this long after their last byte; 0: never"
     )
     retention: Seconds = Field(
-        default=0, description="remove finished uploads so long after their completion; 0: never"
+        default=0, description="remove finished uploads this long after their completion; 0: never"
     )
     gone_for: Seconds = Field(
-        default=0, description="answer 410 instead of 404 for so long after an upload expired or was terminated"
+        default=0, description="answer 410 instead of 404 for this long after an upload expired or was terminated"
     )
     partial_retention: Seconds = Field(
-        default=3600, description="keep partial uploads for so long after a final upload was made of them"
+        default=3600, description="keep partial uploads for this long after a final upload was made of them"
     )
     sweep_interval: Seconds = Field(default=60, description="time between two searches for expired uploads; 0: never")
     durability: Durability = Field(
@@ -213,7 +213,7 @@ class Settings(BaseSettings):
     lock_timeout: Seconds = Field(
         default=10,
         gt=0,
-        description="longest wait for another request on the same upload to let go; then the answer is 423",
+        description="longest wait for the lock of an upload that another request holds; then the answer is 423",
     )
     header_timeout: Seconds = Field(
         default=30, description="close a connection whose request head has not arrived after this time; 0: never"
@@ -230,7 +230,7 @@ class Settings(BaseSettings):
     )
     min_rate: Size = Field(
         default=1 << 10,
-        description="end a request slower than this many bytes a second on average over a minute; 0: never",
+        description="minimum upload and download rate in bytes a second, averaged over 60 s; 0: none",
     )
     drain_delay: Seconds = Field(
         default=0, le=3600, description="after SIGTERM, go on serving for this time, with /readyz answering 503"
@@ -246,7 +246,7 @@ class Settings(BaseSettings):
     disable_metrics: bool = Field(default=False, description="do not serve /metrics")
     disable_download: bool = Field(default=False, description="do not serve finished uploads")
     disable_termination: bool = Field(default=False, description="do not let clients remove uploads")
-    disable_concatenation: bool = Field(default=False, description="do not put partial uploads together")
+    disable_concatenation: bool = Field(default=False, description="do not concatenate partial uploads")
     concatenation_unfinished: bool = Field(
         default=False, description="let clients make final uploads before their partial uploads are finished"
     )
@@ -269,7 +269,7 @@ class Settings(BaseSettings):
 
 
 def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
-    """Values of the variables; one that is empty is not set, as in compose files, unless empty is a value."""
+    """Return the values of the TUSD_PY_* variables; an empty one counts as unset, except where empty is a value."""
     values = {}
     for name in settings.model_fields:
         value = os.environ.get(variable_name(name))
@@ -279,17 +279,20 @@ def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
 
 
 def _is_value_when_empty(name: str) -> bool:
-    """Whether an empty variable counts: for lists and the prefix it is a value, for the upload directory a mistake."""
+    """Return whether an empty variable counts: a value for lists and the prefix, a mistake for the directory."""
     return isinstance(default_of(name), tuple) or name in ("redis_prefix", "upload_dir")
 
 
 def default_of(name: str) -> object:
+    """Return the default of a setting."""
     return Settings.model_fields[name].default
 
 
 def variable_name(name: str) -> str:
+    """Return the name of the environment variable of a setting."""
     return ENV_PREFIX + name.upper()
 
 
 def flag_name(name: str) -> str:
+    """Return the flag of a setting on the command line."""
     return "--" + name.replace("_", "-")

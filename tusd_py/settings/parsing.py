@@ -1,6 +1,6 @@
-"""Parsers and checks of single settings: each takes what was given, and returns its value or raises `ValueError`.
+"""Parsers and checks of single settings: each returns the value of a given text, or raises `ValueError`.
 
-The text of the error is what is accepted, as it follows "must be" in a sentence.
+The text of the error names the accepted values, as it follows "must be" in a sentence.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 8
 
 
 def parse_size(value: object) -> object:
-    """Bytes from `5GiB`, `10MB`, `512`."""
+    """Return the bytes of `5GiB`, `10MB` or `512`."""
     if isinstance(value, bool):
         raise ValueError("a size in bytes such as 1048576, 10MB or 5GiB")
     if not isinstance(value, str):
@@ -47,7 +47,7 @@ def parse_size(value: object) -> object:
 
 
 def parse_duration(value: object) -> object:
-    """Seconds from `24h`, `90s`, `1.5m`, `30`."""
+    """Return the seconds of `24h`, `90s`, `1.5m` or `30`."""
     if isinstance(value, bool):
         raise ValueError("a time such as 30s, 15m, 24h or 7d")
     if not isinstance(value, str):
@@ -58,35 +58,36 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * DURATION_UNITS[match[2] or ""]
 
 
-def refuse_switch(value: object) -> object:
-    """Refuse true and false, which are integers to Python but not to an operator who writes a configuration file."""
+def refuse_bool(value: object) -> object:
+    """Return the value; refuse true and false of a configuration file, which Python takes for integers."""
     if isinstance(value, bool):
         raise ValueError("a number")
     return value
 
 
 def split_list(value: object) -> object:
-    """A tuple from `a, b`."""
+    """Return the tuple of `a, b`."""
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
     return value
 
 
-def refuse_nothing(value: object) -> object:
-    """Refuse an empty path, which would be the working directory."""
+def refuse_empty(value: object) -> object:
+    """Return the path; refuse an empty one, which would be the working directory."""
     if value == "":
         raise ValueError("a directory")
     return value
 
 
 def check_host(value: str) -> str:
-    """Refuse what is no host; an empty one would be every address of this machine to the system."""
+    """Return the host without brackets; refuse an empty one, which the system takes for every address."""
     if not HOST.fullmatch(value):
         raise ValueError("an address or the name of a host, such as 127.0.0.1, or 0.0.0.0 for every address")
     return value.strip("[]")
 
 
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the origins; refuse one that no browser sends."""
     for origin in origins:
         if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
             raise ValueError("* or origins as browsers send them, such as https://app.example.org, without a path")
@@ -94,6 +95,7 @@ def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_base_path(value: str) -> str:
+    """Return the path with a leading slash; refuse a path of the server itself."""
     path = "/" + value.strip("/")
     if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
         raise ValueError("a path such as /files")
@@ -103,22 +105,25 @@ def check_base_path(value: str) -> str:
 
 
 def check_public_url(value: str) -> str:
+    """Return the URL without a trailing slash."""
     if not PUBLIC_URL.fullmatch(value.rstrip("/")):
         raise ValueError("a URL such as https://uploads.example.org")
     try:
-        urlsplit(value).port  # noqa: B018 - raises for what is none
+        urlsplit(value).port  # noqa: B018 - raises for an invalid port
     except ValueError:
         raise ValueError("a URL such as https://uploads.example.org") from None
     return value.rstrip("/")
 
 
 def check_endpoint(value: str) -> str:
+    """Return the URL of an S3 server; refuse one with a path."""
     if not ENDPOINT.fullmatch(value):
         raise ValueError("a URL such as https://s3.example.org")
     return value
 
 
 def check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tags; refuse those that S3 does not take."""
     names = {tag.partition("=")[0] for tag in tags}
     if len(tags) > MAX_TAGS or len(names) < len(tags) or not all(TAG.fullmatch(tag) for tag in tags):
         raise ValueError(
@@ -129,6 +134,7 @@ def check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_redis_url(value: str) -> str:
+    """Return the URL; refuse one with unescaped characters in its password."""
     if not REDIS_URL.fullmatch(value):
         raise ValueError("a URL such as redis://127.0.0.1:6379/0, rediss:// or redis+sentinel://")
     if not value.startswith("unix:") and not _names_hosts(value):
@@ -137,7 +143,7 @@ def check_redis_url(value: str) -> str:
 
 
 def _names_hosts(url: str) -> bool:
-    """Whether a URL reads as hosts and ports; with a bare `/` or `@` in a password it reads as something else."""
+    """Return whether a URL parses as hosts and ports; an unescaped `/` or `@` in its password prevents that."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -148,24 +154,28 @@ def _names_hosts(url: str) -> bool:
 
 
 def check_redis_prefix(value: str) -> str:
+    """Return the prefix of the keys in Redis."""
     if not REDIS_PREFIX.fullmatch(value):
         raise ValueError("up to 64 letters, digits and :._-")
     return value
 
 
 def check_file_mode(value: str) -> str:
+    """Return the octal permissions of files; refuse those without reading and writing by the owner."""
     if not FILE_MODE.fullmatch(value):
         raise ValueError("an octal number such as 0640 or 0660 in which the owner may read and write")
     return value
 
 
 def check_directory_mode(value: str) -> str:
+    """Return the octal permissions of directories; refuse those that do not give the owner everything."""
     if not DIRECTORY_MODE.fullmatch(value):
         raise ValueError("an octal number such as 0750 or 2770 in which the owner may do everything")
     return value
 
 
 def check_proxies(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the addresses and networks of proxies."""
     for entry in entries:
         if entry != "*":
             try:

@@ -1,4 +1,4 @@
-"""Sources of settings: flags, variables, a TOML file, arguments of a function; and the checks across settings."""
+"""Sources of settings: flags, variables, a TOML file, keyword arguments; and the checks across settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from tusd_py.core.redaction import without_password
 from tusd_py.settings.model import ENV_PREFIX, Settings, default_of, flag_name, from_environment, variable_name
 
 ANY_HOST = re.compile(r"[^:]+://\*+(?::.*)?/?")  # an origin that leaves the host open
-PLAIN_REASONS = {"a valid integer": "a whole number", "a valid boolean": "true or false"}  # for some of pydantic
+PLAIN_REASONS = {
+    "a valid integer": "a whole number",
+    "a valid boolean": "true or false",
+}  # instead of texts of pydantic
 EXCLUSIVE = (("storage_plugin", "s3_bucket"), ("state_plugin", "redis_url"), ("locker_plugin", "redis_url"))
-REQUIRED_SETTINGS = ("s3_bucket", "redis_url")  # what the other settings of the same first word are nothing without
+REQUIRED_SETTINGS = ("s3_bucket", "redis_url")  # each enables the other settings with the same first word
 
 
 class InvalidSettings(ValueError):
@@ -36,19 +39,19 @@ class InvalidSettings(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings, and for each where its value came from."""
+    """Settings, and the origin of each value: `default`, a flag, a variable or a file."""
 
     settings: Settings
     origins: Mapping[str, str]
 
 
 def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Loaded:
-    """Settings from flags, then variables, then the file, then defaults. Raises `InvalidSettings`."""
+    """Load settings from flags, then variables, then the file, then defaults. Raises `InvalidSettings`."""
     return _load(flags or {}, config, flag_name)
 
 
 def from_arguments(arguments: Mapping[str, Any]) -> Settings:
-    """Settings from arguments of a function, then variables, then defaults. Raises `InvalidSettings`."""
+    """Load settings from keyword arguments, then variables, then defaults. Raises `InvalidSettings`."""
     for name in arguments:
         if name not in Settings.model_fields:
             raise InvalidSettings(f"there is no setting {name!r}{did_you_mean(name, Settings.model_fields)}")
@@ -56,7 +59,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> Settings:
 
 
 def _load(given: Mapping[str, Any], config: Path | None, name_of: Callable[[str], str]) -> Loaded:
-    """Settings; `name_of` says what the caller calls a setting."""
+    """Load settings; `name_of` turns a name into the one that the caller knows, such as a flag."""
     values: dict[str, Any] = {}
     origins = dict.fromkeys(Settings.model_fields, "default")
     if config is not None:
@@ -106,13 +109,13 @@ def _is_anyone(origin: str) -> bool:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` if there is an X much like the word, else nothing."""
+    """Return `; did you mean X?` if a known name X resembles the word, else an empty text."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def unknown_variables() -> dict[str, str]:
-    """Variables that look like settings and are none: misspelt, perhaps. For each, the hint of `did_you_mean`."""
+    """Return the TUSD_PY_* variables that belong to no setting, each with the hint of `did_you_mean`."""
     known = [variable_name(name) for name in Settings.model_fields]
     unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
     return {name: did_you_mean(name, known) for name in unknown}
@@ -134,7 +137,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _explain(detail: Any, where: Callable[[str], str]) -> str:
     name = str(detail["loc"][0])
-    reason, own = str(detail["msg"]), ("Value error, ", "Input should be ")  # of the checks here, and of pydantic
+    reason, own = str(detail["msg"]), ("Value error, ", "Input should be ")  # prefixes of our checks, and of pydantic
     verb = "must be" if reason.startswith(own) else "is not accepted:"
     for beginning in own:
         reason = reason.removeprefix(beginning)
@@ -143,7 +146,7 @@ def _explain(detail: Any, where: Callable[[str], str]) -> str:
 
 
 def _shown(name: str, value: object) -> object:
-    """A refused value without the password it may hold, also where its scheme is missing."""
+    """Return a refused value without its password, also if the scheme of the URL is missing."""
     if not isinstance(value, str):
         return value
     if name == "redis_url" and "://" not in value:
