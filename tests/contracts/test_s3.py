@@ -37,9 +37,10 @@ from tusd_py.asyncutil.ttl_set import TTLSet
 from tusd_py.backends.s3 import S3Config, S3Storage
 from tusd_py.backends.s3.bucket import EXISTENCE_CACHE_TTL
 from tusd_py.backends.s3.config import MAX_PART, MIB, MIN_PART
+from tusd_py.backends.s3.copy_plan import Slice, plan_copies, plan_equal
 from tusd_py.backends.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
 from tusd_py.backends.s3.object_keys import content_disposition, content_type, key_pattern, object_key, properties
-from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, plan_copies, plan_equal, skipped
+from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation, NoInstrumentation
 from tusd_py.contracts.storage import Buffer, SupportsDownloadRedirect, SupportsOrphanCleanup
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound

@@ -26,10 +26,9 @@ from tests.support.raw_client import (
 from tests.support.s3_server import FaultyProxy, s3_config, s3_server
 from tests.support.s3_uploads import PART, Place, serving
 from tusd_py.backends.s3 import S3Config, S3Storage
-from tusd_py.backends.s3.config import ABILITIES, S3Dialect
-from tusd_py.backends.s3.copy import plan
+from tusd_py.backends.s3.config import CAPABILITIES, S3Dialect
+from tusd_py.backends.s3.copy_plan import Slice, plan
 from tusd_py.backends.s3.layout import size_of
-from tusd_py.backends.s3.part_sizes import Slice
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
 from tusd_py.core.upload import Upload
@@ -140,7 +139,7 @@ class Chunks(Body):
 async def test_a_deferred_upload_that_reaches_the_limit_is_refused_with_its_bytes_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ABILITIES, "r2", replace(ABILITIES["r2"], max_parts=2))
+    monkeypatch.setitem(CAPABILITIES, "r2", replace(CAPABILITIES["r2"], max_parts=2))
     place = Place(replace(s3_server(), preset="r2"))
     settings = Settings(upload_dir=tmp_path / "records", **{k: v for k, v in place.options().items() if k != "env"})
     service = build_service(settings, EventBus())

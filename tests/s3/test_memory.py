@@ -28,22 +28,21 @@ class FakeUpload:
     silent: bool = True
     expected: int = 0
     spills: list[FakeUpload] = field(default_factory=list)
-    leaving: bool = False
+    spilling: asyncio.Future[None] | None = field(default=None, init=False)
 
     @property
     def spillable(self) -> int:
-        return 0 if self.leaving else self.held
+        return 0 if self.spilling else self.held
 
-    def spill(self) -> None:
-        self.leaving = True
-        self.memory.moving += 1
-        self.memory.spilling += 1
+    def spill(self) -> asyncio.Future[None]:
+        self.spilling = asyncio.get_running_loop().create_future()
         self.spills.append(self)
+        return self.spilling
 
     def spilled(self) -> None:
-        self.memory.moving -= 1
-        self.memory.spilling -= 1
-        held, self.held, self.leaving = self.held, 0, False
+        assert self.spilling is not None
+        self.spilling.set_result(None)
+        held, self.held, self.spilling = self.held, 0, None
         self.memory.release(held)
 
 
@@ -53,7 +52,7 @@ def filled(count: int, size: int, **options: bool) -> tuple[MemoryLimiter, list[
     spills: list[FakeUpload] = []
     for _ in range(count):
         upload = FakeUpload(memory, size, spills=spills, **options)
-        assert memory.try_take(size)
+        assert memory.try_reserve(size)
         memory.register(upload)
     return memory, spills
 
@@ -72,31 +71,31 @@ async def test_admission_with_silent_uploads_makes_them_spill_at_once() -> None:
 
 async def test_taking_with_silent_uploads_makes_them_spill_although_a_part_is_in_flight() -> None:
     memory, spills = filled(16, 2 * MEBI)
-    memory.moving += 1  # a part, on a slow way
-    taking = asyncio.create_task(memory.take(MEBI))
-    await asyncio.sleep(0)
-    assert len(spills) == MAX_SPILLS
-    spills[0].spilled()
-    async with asyncio.timeout(5):
-        await taking
+    with memory.releasing():  # a part, on a slow way
+        taking = asyncio.create_task(memory.reserve(MEBI))
+        await asyncio.sleep(0)
+        assert len(spills) == MAX_SPILLS
+        spills[0].spilled()
+        async with asyncio.timeout(5):
+            await taking
 
 
 async def test_admission_with_busy_uploads_makes_nobody_spill() -> None:
     memory, spills = filled(16, 2 * MEBI, silent=False)
-    memory.moving += 1
-    admitting = asyncio.create_task(memory.admit(FakeUpload(memory, 0), PART))
-    await asyncio.sleep(0.2)
-    assert spills == []
-    admitting.cancel()
-    await asyncio.wait((admitting,))
+    with memory.releasing():
+        admitting = asyncio.create_task(memory.admit(FakeUpload(memory, 0), PART))
+        await asyncio.sleep(0.2)
+        assert spills == []
+        admitting.cancel()
+        await asyncio.wait((admitting,))
 
 
 async def test_admission_behind_many_who_hold_a_little_makes_them_spill() -> None:
     """Each may hold a quarter of a mebibyte before it is admitted."""
     memory, spills = filled(120, 256 << 10, silent=False)
     waiting = [asyncio.create_task(memory.admit(upload, PART)) for upload in list(memory._filling.values())]
-    memory.moving += 1
-    await asyncio.sleep(0.2)
+    with memory.releasing():
+        await asyncio.sleep(0.2)
     assert len(spills) >= MAX_SPILLS
     for task in waiting:
         task.cancel()

@@ -1,0 +1,1 @@
+"""Helpers for event loops: threads, serial tasks, limits of bytes and sets that forget."""

@@ -16,7 +16,10 @@ Job: TypeAlias = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Fu
 
 
 class Threads:
-    """A fixed number of threads."""
+    """A fixed number of daemon threads, started with the first call.
+
+    Invariants: calls begin in the order of `run`; a result is delivered in the event loop that called `run`.
+    """
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
@@ -26,7 +29,7 @@ class Threads:
         self._closing = False
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Call this in a thread. A future that is cancelled does not stop the call."""
+        """Call `work` in a thread. Cancelling the future does not stop the call."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         if not self._threads:
@@ -43,9 +46,9 @@ class Threads:
             thread.start()
 
     def close(self, patience: float | None = None) -> bool:
-        """Wait until every call has returned, at most `patience` seconds; blocks. False if some have not.
+        """Wait until every call has returned, at most `patience` seconds; False if some have not. Blocks.
 
-        After False, call this again. Calls that come after a close are made by new threads.
+        After False, call this again. Calls of `run` after a close are made by new threads.
         """
         for _ in range(0 if self._closing else len(self._threads)):
             self._jobs.put(None)
@@ -69,6 +72,6 @@ class Threads:
                 value, error = None, caught
             try:
                 loop.call_soon_threadsafe(settle, result, value, error)
-            except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+            except RuntimeError:  # the loop was closed meanwhile: no caller waits any more
                 return
             del job, work, result, value, error

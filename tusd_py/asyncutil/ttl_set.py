@@ -1,4 +1,4 @@
-"""Keys seen a moment ago, forgotten after a time."""
+"""Names noted a moment ago, forgotten after a time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import time
 
 
 class TTLSet:
-    """Names and when they were noted last; forgets them after `period` seconds."""
+    """A set whose members are forgotten `period` seconds after they were noted last.
+
+    Invariant: the members are ordered by the time of their last note, so that forgetting costs O(1) a member.
+    """
 
     def __init__(self, period: float) -> None:
         self._period = period
         self._noted: dict[str, float] = {}  # the oldest first
 
     def note(self, name: str) -> None:
+        """Add a name, or renew it."""
         now = time.monotonic()
         self._noted.pop(name, None)
         self._noted[name] = now

@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class BufferOwner(Protocol):
+    """A pool that lends buffers."""
+
+    def release(self, buffer: PooledBuffer) -> None:
+        """Take a buffer back whose bytes nobody reads any more."""
+
+
+class PooledBuffer(bytearray):
+    """A buffer of a pool, and the lease of it: its holder reads and writes it until `buffer.pool.release(buffer)`.
+
+    Invariant: after the release neither the buffer nor a view of it is used; its bytes belong to the next holder.
+    """
+
+    __slots__ = ("pool",)
+
+    pool: BufferOwner
+
+    @classmethod
+    def of(cls, pool: BufferOwner, size: int) -> PooledBuffer:
+        """Return a new buffer of `size` bytes that is lent by `pool`."""
+        buffer = cls(size)
+        buffer.pool = pool
+        return buffer

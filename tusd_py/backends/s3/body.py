@@ -1,4 +1,4 @@
-"""Bodies made of pieces of memory, and their checksums."""
+"""Request bodies made of pieces of memory, and their checksums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from tusd_py.backends.s3.memory_limiter import BLOCK
+from tusd_py.backends.s3.memory_limiter import CHUNK_SIZE
 from tusd_py.core.buffers import Buffer
 
 try:
@@ -18,11 +18,11 @@ except ImportError:
 
 Reader: TypeAlias = Callable[..., bytes]  # of so many bytes, or of all
 MIN_EXPECT_BODY = 256 << 10  # bytes; less is joined, and sent without asking first (Expect: 100-continue)
-MAX_READ_SIZE = 256 << 10  # bytes; who sends asks for 16 KiB at a time, one call to the kernel each
+MAX_READ_SIZE = 256 << 10  # bytes; http.client asks for 16 KiB at a time, one call to the kernel each
 
 
 class Body(io.RawIOBase):
-    """A file of pieces that are neither joined nor copied."""
+    """A file of pieces that are neither joined nor copied. Read in a worker thread."""
 
     def __init__(self, pieces: Sequence[Buffer]) -> None:
         self._pieces = [memoryview(piece) for piece in pieces if len(piece)]
@@ -33,15 +33,19 @@ class Body(io.RawIOBase):
         return self._size
 
     def readable(self) -> bool:
+        """See `io.RawIOBase.readable`."""
         return True
 
     def seekable(self) -> bool:
+        """See `io.RawIOBase.seekable`."""
         return True
 
     def tell(self) -> int:
+        """See `io.RawIOBase.tell`."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See `io.RawIOBase.seek`."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = left = max(0, min(self._size, base + offset))
         self._index = 0
@@ -52,7 +56,7 @@ class Body(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> memoryview:
-        """The rest of a piece, or as much of it as is sent at a time."""
+        """Return the rest of a piece, `MAX_READ_SIZE` bytes at most; `size` is ignored."""
         if self._index == len(self._pieces):
             return memoryview(b"")
         data = self._pieces[self._index][self._offset : self._offset + MAX_READ_SIZE]
@@ -64,38 +68,42 @@ class Body(io.RawIOBase):
 
 
 def body_of(pieces: Sequence[Buffer]) -> Body | bytes:
+    """Return a body of these pieces, joined if they are small."""
     return b"".join(pieces) if sum(map(len, pieces)) < MIN_EXPECT_BODY else Body(pieces)
 
 
 def read_all(read: Reader) -> bytes:
+    """Read all bytes at once."""
     return read()
 
 
-def read_pieces(read: Reader, new_block: Callable[[], bytearray]) -> list[Buffer]:
-    """All bytes, in whole blocks as far as possible."""
+def read_pieces(read: Reader, new_chunk: Callable[[], bytearray]) -> list[Buffer]:
+    """Read all bytes, into whole chunks as far as possible."""
     pieces: list[Buffer] = []
-    while data := read(BLOCK):
-        if len(data) == BLOCK:
-            block = new_block()
-            block[:] = data
-            pieces.append(block)
+    while data := read(CHUNK_SIZE):
+        if len(data) == CHUNK_SIZE:
+            chunk = new_chunk()
+            chunk[:] = data
+            pieces.append(chunk)
         else:
             pieces.append(data)
     return pieces
 
 
 def crc32(pieces: Iterable[Buffer], value: int = 0) -> int:
-    """Of bytes that follow others with this value."""
+    """Return the CRC-32 of bytes that follow others whose CRC-32 is `value`."""
     for piece in pieces:
         value = add_crc32(piece, value)
     return value
 
 
 def crc32_text(value: int) -> str:
+    """Encode a CRC-32 as S3 wants it: base64."""
     return base64.b64encode(value.to_bytes(4)).decode()
 
 
 def md5(pieces: Iterable[Buffer]) -> str:
+    """Return the MD5 as S3 wants it in Content-MD5: base64."""
     digest = hashlib.md5(usedforsecurity=False)
     for piece in pieces:
         digest.update(piece)
@@ -103,7 +111,7 @@ def md5(pieces: Iterable[Buffer]) -> str:
 
 
 def multipart_etag(etags: Sequence[str]) -> str:
-    """The ETag that most servers give an object made of parts with these."""
+    """Return the ETag that most servers give an object made of parts with these ETags; empty if it cannot be known."""
     try:
         digests = b"".join(bytes.fromhex(etag.strip('"')) for etag in etags)
     except ValueError:

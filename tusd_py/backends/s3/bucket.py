@@ -1,4 +1,4 @@
-"""The operations of a storage and its writers on one bucket, request by request."""
+"""The requests of a storage and its writers to one bucket."""
 
 from __future__ import annotations
 
@@ -6,77 +6,73 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
 
 from tusd_py.asyncutil.threads import Threads
 from tusd_py.asyncutil.ttl_set import TTLSet
 from tusd_py.backends.s3.client import Client
 from tusd_py.backends.s3.config import MAX_PART, S3Config
+from tusd_py.backends.s3.copy_plan import Slice
 from tusd_py.backends.s3.errors import MultipartMissing, NotSatisfied, ObjectMissing
-from tusd_py.backends.s3.layout import Layout, Tail, checksum_of, entry
+from tusd_py.backends.s3.identity import IdentityObject
+from tusd_py.backends.s3.layout import Layout, Multipart, Tail, checksum_of, entry
 from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.object_keys import MARKER, OWNER, owner, properties, protection, tails_of, token_of
-from tusd_py.backends.s3.part_sizes import PartSizes, Slice, choose_sizes, skipped
-from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
+from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped
+from tusd_py.contracts.instrumentation import Instrumentation
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
 from tusd_py.core.upload import Upload, UploadPart
+
+T = TypeVar("T")
 
 logger = logging.getLogger("tusd_py.storage")
 
 _warned_of: set[tuple[str | None, str]] = set()  # buckets; a server opens its storage more than once
 COPY_THREADS = 4
 RESERVED_REQUEST_SLOTS = 4  # threads that parts leave to small requests
-COPY_SHARE = 3  # concatenations use a third of what is left
+PART_CURSOR = {"PartNumberMarker": "NextPartNumberMarker"}
+VERSION_CURSOR = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
 EXISTENCE_CACHE_TTL = 10.0  # seconds that a multipart upload or a tail is not looked for again
-DELETE_CONCURRENCY = 1000  # keys of one DeleteObjects
-
-
-@dataclass(frozen=True, slots=True)
-class Multipart:
-    """One multipart upload."""
-
-    key: str
-    id: str
-    marker: str
+MAX_DELETED = 1000  # keys of one DeleteObjects request
 
 
 class Bucket:
-    """Requests to one bucket, with the memory and the threads behind them."""
+    """Requests to one bucket, with the threads behind them. Used by one event loop between `open` and `close`."""
 
-    def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
+    def __init__(self, config: S3Config, memory: MemoryLimiter, instrumentation: Instrumentation) -> None:
         self.config = config
-        self.client = Client(config, instrumentation)
-        self.memory = MemoryLimiter(config.memory)
         self.wants_crc = config.capabilities.checksum == "crc32"
         self.parts_in_flight = 0
-        self.is_interrupted = False  # concatenations are to end
-        self.seen = TTLSet(EXISTENCE_CACHE_TTL)  # multipart uploads and tails that were there a moment ago
+        self._memory = memory
+        self._client = Client(config, instrumentation)
+        self._copying = Threads(COPY_THREADS, "tusd-py-s3-copy")
+        self._seen = TTLSet(EXISTENCE_CACHE_TTL)  # multipart uploads and tails that were there a moment ago
         # The next unused part number of uploads whose record does not know it, since nothing was committed.
-        self.used_numbers: dict[str, int] = {}
+        self._used_numbers: dict[str, int] = {}
+        self.identity = IdentityObject(config, self._client)
 
     async def open(self) -> None:
-        self.is_interrupted = False
-        self.copying = Threads(COPY_THREADS, "tusd-py-s3-copy")
-        # Parts, and copies among them, leave threads to small requests; copies leave most of the rest to parts.
-        self.slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED_REQUEST_SLOTS))
-        self.copies = asyncio.Semaphore(max(1, (self.config.concurrency - RESERVED_REQUEST_SLOTS) // COPY_SHARE))
-        await self.client.open()
-        await self.warn_of_versions()
+        """Connect, and see that the bucket can be used."""
+        # Parts, and copies among them, leave threads to small requests.
+        self._slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED_REQUEST_SLOTS))
+        await self._client.open()
+        await self._warn_of_versions()
 
     async def close(self, patience: float | None = None) -> bool:
         """Wait for everything under way, `patience` seconds at most; False if something has not ended."""
-        ended = await self.client.close(patience)
-        if hasattr(self, "copying"):
-            ended = await asyncio.to_thread(self.copying.close, patience) and ended
-        return ended
+        ended = await self._client.close(patience)
+        return await asyncio.to_thread(self._copying.close, patience) and ended
+
+    def run_copy(self, copy: Callable[[], T]) -> asyncio.Future[T]:
+        """Run the copying of bytes in memory in a worker thread."""
+        return self._copying.run(copy)
 
     # Sizes and numbers of parts.
 
     def sizes_of(self, upload: Upload, layout: Layout) -> PartSizes:
-        """As they were chosen with the first byte, which may be now."""
+        """Return the part sizes of an upload, as they were chosen with the first byte, which may be now."""
         capabilities = self.config.capabilities
         largest = self.config.largest_part
         if not layout.part_size:
@@ -92,55 +88,69 @@ class Bucket:
         return PartSizes(layout.part_size, layout.growing, capabilities.max_parts, layout.largest or MAX_PART)
 
     def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, unreleased_predecessors: int) -> int:
-        """The number of the next part, that no request of an earlier writer may have."""
+        """Return the number of the next part, which no request of an earlier writer may have."""
         if (
             not self.config.capabilities.number_gaps
         ):  # then only the identical bytes of a retry keep parts what they are
             return sizes.number_at(min(layout.parts_end, upload.offset))
-        number = max(layout.next_number, self.used_numbers.get(upload.id, 1))
+        number = max(layout.next_number, self._used_numbers.get(upload.id, 1))
         for _ in range(unreleased_predecessors):
             number += skipped(sizes, number, None if upload.length is None else upload.length - upload.offset)
         return number
 
+    def note_used_numbers(self, upload_id: str, next_number: int) -> None:
+        """Keep in mind that the part numbers below this one were used, as the record of the upload does not say."""
+        self._used_numbers[upload_id] = next_number
+
+    def forget(self, upload_id: str) -> None:
+        """Forget all that was kept in mind of an upload."""
+        self._used_numbers.pop(upload_id, None)
+        self._memory.drop_cached(upload_id)
+
+    # Multipart uploads.
+
     async def check_multipart(self, key: str, multipart_id: str) -> None:
         """See that a multipart upload is still there; raises `UploadNotFound` if somebody has aborted it."""
-        await self.client.call("list_parts", Key=key, UploadId=multipart_id, MaxParts=1)
-        self.seen.note(multipart_id)
+        await self._client.call("list_parts", Key=key, UploadId=multipart_id, MaxParts=1)
+        self._seen.note(multipart_id)
 
-    # Parts.
+    async def ensure_multipart(self, key: str, multipart_id: str) -> None:
+        """Do what `check_multipart` does, unless the multipart upload was seen a moment ago."""
+        if multipart_id not in self._seen:
+            await self.check_multipart(key, multipart_id)
 
     async def create_multipart(self, upload: Upload, key: str, *, copied: bool = False) -> Multipart:
-        """A multipart upload, some of whose parts will be `copied`."""
+        """Create a multipart upload; with `copied`, S3 will copy some of its parts from other objects."""
         marker = f"mpu-{secrets.token_hex(8)}"
         parameters = properties(self.config, upload, marker)
         capabilities = self.config.capabilities
         if self.wants_crc and (capabilities.copied_checksums or not copied):
             parameters["ChecksumAlgorithm"] = "CRC32"
-        answer = await self.client.call("create_multipart_upload", Key=key, **parameters)
+        answer = await self._client.call("create_multipart_upload", Key=key, **parameters)
         return Multipart(key, answer["UploadId"], marker)
 
     async def upload_part(
         self, multipart: Multipart, number: int, start: int, pieces: Sequence[Buffer], crc: int | None = None
     ) -> UploadPart:
-        """One part from memory, with its CRC-32 if that is known; returns its entry in the ledger."""
+        """Upload one part from memory, with its CRC-32 if that is known; return its entry in the part list."""
         end = start + sum(map(len, pieces))
-        async with self.slots:
+        async with self._slots:
             self.parts_in_flight += 1
             try:
-                answer, checksum = await self.client.send(
+                answer, checksum = await self._client.send(
                     "upload_part", pieces, crc, Key=multipart.key, UploadId=multipart.id, PartNumber=number
                 )
             except ObjectMissing:  # some servers know the multipart upload by the key only
                 raise MultipartMissing from None
             finally:
                 self.parts_in_flight -= 1
-        self.seen.note(multipart.id)
+        self._seen.note(multipart.id)
         return entry(number, start, end, answer["ETag"], checksum)
 
     async def copy_part(self, multipart: Multipart, number: int, start: int, source: Slice) -> UploadPart:
-        """One part that S3 copies from another object."""
-        async with self.slots:
-            answer = await self.client.call(
+        """Have S3 copy one part from another object; return its entry in the part list."""
+        async with self._slots:
+            answer = await self._client.call(
                 "upload_part_copy",
                 Key=multipart.key,
                 UploadId=multipart.id,
@@ -152,39 +162,53 @@ class Bucket:
         return entry(number, start, start + source.size, result["ETag"], result.get("ChecksumCRC32", ""))
 
     async def complete_multipart(self, multipart: Multipart, parts: Sequence[UploadPart]) -> None:
+        """Have S3 make the object of these parts."""
         listed = []
         for part in parts:
             fields = {"PartNumber": part.number, "ETag": part.etag}
             if self.wants_crc and checksum_of(part):
                 fields["ChecksumCRC32"] = checksum_of(part)
             listed.append(fields)
-        await self.client.call(
+        await self._client.call(
             "complete_multipart_upload", Key=multipart.key, UploadId=multipart.id, MultipartUpload={"Parts": listed}
         )
 
+    async def list_parts(self, multipart: Multipart) -> list[dict[str, Any]]:
+        """List the parts that S3 has of a multipart upload; some servers list several parts of one number."""
+        pages = self.list_pages("list_parts", PART_CURSOR, Key=multipart.key, UploadId=multipart.id)
+        return [part async for page in pages for part in page.get("Parts", [])]
+
     async def abort(self, key: str, multipart_id: str) -> None:
+        """Abort a multipart upload; one that is not there is fine."""
         with contextlib.suppress(MultipartMissing, ObjectMissing):
-            await self.client.call("abort_multipart_upload", Key=key, UploadId=multipart_id)
+            await self._client.call("abort_multipart_upload", Key=key, UploadId=multipart_id)
+
+    async def try_abort(self, multipart: Multipart) -> None:
+        """Abort a multipart upload that nothing needs; if that fails, the orphan cleaner finds it."""
+        with contextlib.suppress(UploadError):
+            await self.abort(multipart.key, multipart.id)
 
     # Tails.
 
     def tail_key(self, upload: Upload, name: str) -> str:
+        """Return the key of a tail."""
         return f"{tails_of(self.config, upload)}{upload.id}.{name}"
 
     async def put_tail(self, upload: Upload, start: int, pieces: Sequence[Buffer]) -> Tail:
+        """Store bytes from offset `start` on as a new tail."""
         name = secrets.token_urlsafe(9)
-        await self.client.send("put_object", pieces, Key=self.tail_key(upload, name), **protection(self.config))
-        self.seen.note(name)
+        await self._client.send("put_object", pieces, Key=self.tail_key(upload, name), **protection(self.config))
+        self._seen.note(name)
         return Tail(name, start, start + sum(map(len, pieces)))
 
     async def check_tails(self, upload: Upload, tails: Sequence[Tail]) -> None:
-        """See that tails are still there; raises `StorageBehind` if one is not."""
+        """See that tails are still there. Raises `StorageBehind` if one is not."""
 
         async def check(tail: Tail) -> None:
-            if tail.name not in self.seen:
+            if tail.name not in self._seen:
                 if await self.head(self.tail_key(upload, tail.name)) is None:
                     raise StorageBehind(tail.start)
-                self.seen.note(tail.name)
+                self._seen.note(tail.name)
 
         results = await asyncio.gather(*map(check, tails), return_exceptions=True)
         for result in results:
@@ -192,7 +216,7 @@ class Bucket:
                 raise result
 
     async def get_tails(self, upload: Upload, tails: Sequence[Tail]) -> list[Buffer]:
-        """The bytes of tails that follow each other; raises `StorageBehind` if one is no longer there."""
+        """Return the bytes of tails that follow each other. Raises `StorageBehind` if one is no longer there."""
 
         async def get(tail: Tail) -> list[Buffer]:
             try:
@@ -211,8 +235,13 @@ class Bucket:
         return found
 
     async def fetch(self, piece: Slice) -> list[Buffer]:
-        """Bytes of an object in memory that `PartMemory.recycle` takes back; fewer if it is shorter."""
-        return await self.client.get_pieces(piece.key, piece.start, piece.end, self.memory.block)
+        """Return bytes of an object, in chunks of the pool as far as possible; fewer if the object is shorter."""
+        return await self._client.get_pieces(piece.key, piece.start, piece.end, self._memory.chunks.acquire)
+
+    async def fetch_source(self, piece: Slice) -> list[Buffer]:
+        """Do what `fetch` does, for the bytes of a concatenation: they leave threads to small requests."""
+        async with self._slots:
+            return await self.fetch(piece)
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are not there are fine."""
@@ -220,34 +249,28 @@ class Bucket:
             await asyncio.gather(*map(self._remove_versions, keys))
             return
         if len(keys) == 1 or not self.wants_crc:  # botocore sends no Content-MD5 with the other
-            await asyncio.gather(*(self.client.call("delete_object", Key=key) for key in keys))
+            await asyncio.gather(*(self._client.call("delete_object", Key=key) for key in keys))
             return
-        for first in range(0, len(keys), DELETE_CONCURRENCY):
-            batch = [{"Key": key} for key in keys[first : first + DELETE_CONCURRENCY]]
-            answer = await self.client.call("delete_objects", Delete={"Objects": batch, "Quiet": True})
+        for first in range(0, len(keys), MAX_DELETED):
+            batch = [{"Key": key} for key in keys[first : first + MAX_DELETED]]
+            answer = await self._client.call("delete_objects", Delete={"Objects": batch, "Quiet": True})
             failed = [error.get("Code") for error in answer.get("Errors", []) if error.get("Code") != "NoSuchKey"]
             if failed:
                 raise StorageUnavailable(f"the storage answered {failed[0]}")
 
     async def _remove_versions(self, key: str) -> None:
         """Delete all versions of an object, and the markers of earlier deletions."""
-        marker: dict[str, str] = {}
-        while True:
-            answer = await self.client.call("list_object_versions", Prefix=key, **marker)
-            found = [*answer.get("Versions", []), *answer.get("DeleteMarkers", [])]
+        async for page in self.list_pages("list_object_versions", VERSION_CURSOR, Prefix=key):
+            found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
             ids = [version["VersionId"] for version in found if version["Key"] == key]
-            await asyncio.gather(*(self.client.call("delete_object", Key=key, VersionId=id) for id in ids))
-            if not answer.get("IsTruncated") or not ids:
+            await asyncio.gather(*(self._client.call("delete_object", Key=key, VersionId=id) for id in ids))
+            if not ids:  # versions of other keys with this prefix follow
                 return
-            marker = {
-                "KeyMarker": answer["NextKeyMarker"],
-                "VersionIdMarker": answer.get("NextVersionIdMarker", ""),
-            }
 
-    async def warn_of_versions(self) -> None:
-        """Say so if the bucket keeps every version of what is deleted, unless that cannot be found out."""
+    async def _warn_of_versions(self) -> None:
+        """Log a warning if the bucket keeps every version of deleted objects; none if that cannot be found out."""
         try:
-            answer = await self.client.call("get_bucket_versioning")
+            answer = await self._client.call("get_bucket_versioning")
         except UploadError as error:  # the right to ask is not needed otherwise, and not every server knows it
             logger.debug("whether the bucket keeps versions is not known: %s", error.message)
             return
@@ -264,6 +287,8 @@ class Bucket:
 
     async def remove_tails(self, upload: Upload, names: Sequence[str]) -> bool:
         """Delete tails that nothing needs any more; False if that failed, which does no harm."""
+        if not names:
+            return True
         try:
             await self.remove([self.tail_key(upload, name) for name in names])
         except UploadError:
@@ -272,10 +297,33 @@ class Bucket:
 
     # Objects.
 
+    async def list_pages(
+        self, operation: str, cursor: dict[str, str], **parameters: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the answers of a listing, page by page.
+
+        `cursor` maps the parameters of the next request to the fields of the answer that hold their values.
+        """
+        position: dict[str, Any] = {}
+        while True:
+            page = await self._client.call(operation, **parameters, **position)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            position = {parameter: page.get(field, "") for parameter, field in cursor.items()}
+
+    async def get(self, key: str, start: int, end: int) -> bytes:
+        """Return the bytes of an object between two offsets; fewer if it is shorter."""
+        return await self._client.get(key, start, end)
+
+    async def presign(self, key: str, expires: int, **parameters: Any) -> str:
+        """Return a URL that serves an object for `expires` seconds."""
+        return await self._client.presign("get_object", expires, Key=key, **parameters)
+
     async def head(self, key: str) -> dict[str, Any] | None:
         """Return the head of an object; None if there is no object."""
         try:
-            found = await self.client.call("head_object", Key=key)
+            found = await self._client.call("head_object", Key=key)
         except ObjectMissing:
             await self._confirm_missing(key)
             return None
@@ -283,15 +331,15 @@ class Bucket:
         return found
 
     async def _confirm_missing(self, key: str) -> None:
-        """See that it is S3 who misses an object: the answer to HEAD may be that of a gateway that misses S3."""
+        """See that S3 itself misses an object: the answer to HEAD may be that of a gateway that does not reach S3."""
         with contextlib.suppress(ObjectMissing):
-            await self.client.get(key, 0, 1)
+            await self._client.get(key, 0, 1)
             raise StorageUnavailable("the storage is not sure of an object")
 
     async def put_object(
         self, upload: Upload, key: str, pieces: Sequence[Buffer], token: int, crc: int | None = None
     ) -> str:
-        """The whole object in one request; returns its marker.
+        """Store the whole object in one request; return its marker.
 
         Where the server has conditions, a writer that lost its lock (an older token) cannot replace an object, and
         raises `StorageUnavailable`.
@@ -301,7 +349,7 @@ class Bucket:
         condition = {"IfNoneMatch": "*"} if self.config.capabilities.conditional_put else {}
         for _ in range(3):
             try:
-                await self.client.send("put_object", pieces, crc, **parameters, **condition)
+                await self._client.send("put_object", pieces, crc, **parameters, **condition)
                 return marker
             except NotSatisfied:
                 found = await self.head(key)
@@ -317,16 +365,16 @@ class Bucket:
         raise NotSatisfied
 
     async def copy_object(self, upload: Upload, key: str, source: str) -> None:
-        """The whole object as a copy of another one."""
+        """Have S3 make the whole object as a copy of another one."""
         parameters = properties(self.config, upload, f"copy-{secrets.token_hex(8)}")
         parameters["CopySource"] = {"Bucket": self.config.bucket, "Key": source}
         if "Tagging" in parameters:
             parameters["TaggingDirective"] = "REPLACE"
-        async with self.slots:
-            await self.client.call("copy_object", Key=key, MetadataDirective="REPLACE", **parameters)
+        async with self._slots:
+            await self._client.call("copy_object", Key=key, MetadataDirective="REPLACE", **parameters)
 
     async def is_placed(self, upload: Upload, key: str, marker: str, etag: str = "") -> bool:
-        """Whether the object is there, made by the request with this marker, and as long as the upload.
+        """Return whether the object is there, made by the request with this marker, and as long as the upload.
 
         For servers that keep no metadata the ETag counts.
         """

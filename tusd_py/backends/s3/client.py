@@ -19,27 +19,27 @@ from tusd_py.core.errors import StorageUnavailable, UploadError
 
 T = TypeVar("T")
 
-CLOSE_TIMEOUT = 2.0  # seconds for requests that nobody waits for any more
+CLOSE_TIMEOUT = 2.0  # seconds for requests whose callers are gone
 BODY_ATTEMPTS = 3  # a body that breaks off is asked for again, which botocore does not do
 
 
 class Client:
-    """Calls by name. Raises `StorageFull`, `StorageUnavailable` and the errors of `s3/errors.py`."""
+    """Calls by name. Methods raise `StorageFull`, `StorageUnavailable` and the errors of `s3/errors.py`."""
 
     def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
         self._config = config
         self._instrumentation = instrumentation
         self._client: Any = None
-        self.confirm_missing: Callable[[], Awaitable[None]] | None = None  # before something counts as not there
+        self.confirm_missing: Callable[[], Awaitable[None]] | None = None  # called before an object counts as missing
 
     async def open(self) -> None:
-        """Build the client, which takes a while, and see that the bucket can be used."""
+        """Build the client, which takes some 100 ms, and see that the bucket can be used."""
         self._threads = Threads(self._config.concurrency, "tusd-py-s3")
         self._client = await self._threads.run(partial(_build, self._config))
         await self.call("list_objects_v2", Prefix=self._config.prefix, MaxKeys=1)
 
     async def close(self, patience: float | None = None) -> bool:
-        """Wait for requests under way, `patience` seconds at most; False if one has not ended."""
+        """Wait for requests under way, `patience` seconds (default: 2) at most; False if one has not ended."""
         return not hasattr(self, "_threads") or await asyncio.to_thread(self._close, patience)
 
     def _close(self, patience: float | None) -> bool:
@@ -50,29 +50,29 @@ class Client:
 
     @property
     def boto3(self) -> Any:
-        """The client of boto3 below."""
+        """The client of boto3, for benchmarks."""
         return self._client
 
     async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        """One request, tried again as often as it makes sense."""
+        """Make one request, with retries where they make sense; return the answer."""
         return await self._confirmed(partial(self._call, operation, parameters))
 
     async def send(
         self, operation: str, pieces: Sequence[Buffer], crc: int | None = None, **parameters: Any
     ) -> tuple[dict[str, Any], str]:
-        """A request with a body, whose CRC-32 may be known; returns the answer and the checksum that protected it."""
+        """Make a request with a body, whose CRC-32 may be known; return the answer and the checksum of the body."""
         return await self._confirmed(partial(self._send, operation, pieces, crc, parameters))
 
     async def get(self, key: str, start: int, end: int) -> bytes:
-        """The bytes of an object between two offsets; fewer if it is shorter."""
+        """Return the bytes of an object between two offsets; fewer if it is shorter."""
         return await self._confirmed(partial(self._get, key, start, end, read_all))
 
-    async def get_pieces(self, key: str, start: int, end: int, new_block: Callable[[], bytearray]) -> list[Buffer]:
-        """The same in blocks of memory that are used again."""
-        return await self._confirmed(partial(self._get, key, start, end, partial(read_pieces, new_block=new_block)))
+    async def get_pieces(self, key: str, start: int, end: int, new_chunk: Callable[[], bytearray]) -> list[Buffer]:
+        """Do what `get` does, into chunks of a pool."""
+        return await self._confirmed(partial(self._get, key, start, end, partial(read_pieces, new_chunk=new_chunk)))
 
     async def get_unconfirmed(self, key: str, end: int) -> bytes:
-        """The first bytes of an object, of which nobody confirms that it is missing."""
+        """Return the first bytes of an object, without confirming that it is missing."""
         return await self._threads.run(partial(self._get, key, 0, end, read_all))
 
     async def _confirmed(self, work: Callable[[], T]) -> T:
@@ -84,6 +84,7 @@ class Client:
             raise
 
     async def presign(self, operation: str, expires: int, **parameters: Any) -> str:
+        """Return a URL that makes a request of `operation` for `expires` seconds."""
         parameters["Bucket"] = self._config.bucket
         make = partial(self._client.generate_presigned_url, operation, parameters, expires)
         url: str = await self._threads.run(partial(self._observed, "presign", make))
@@ -138,6 +139,8 @@ class Client:
 
 
 class BrokenBody(StorageUnavailable):
+    """An answer that ended before its last byte."""
+
     default_message = "the storage broke off in the middle of an object"
 
 
@@ -159,7 +162,7 @@ def _build(config: S3Config) -> Any:
         response_checksum_validation="when_required",
         s3={"addressing_style": config.addressing, "payload_signing_enabled": False},
     )
-    for library in ("boto3", "botocore"):  # they tell where credentials were found, among other things
+    for library in ("boto3", "botocore"):  # they log where credentials were found, among other things
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         session = boto3.session.Session()

@@ -1,4 +1,4 @@
-"""Where the bucket is, what its server can do, and what objects are stored with."""
+"""The configuration of the backend: the bucket, the capabilities of its server, and the properties of objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_OBJECT = 5 << 40
 MAX_PARTS = 10_000
 MAX_KEY = 1024  # bytes
 MAX_ID = 128  # characters
-MAX_VALUE_LENGTH, MIN_VALUE = 128, 16  # characters of a metadata value in a key
+MAX_VALUE_LENGTH, MIN_VALUE_LENGTH = 128, 16  # characters of a metadata value in a key
 FIELD = re.compile(r"\{([^{}]*)\}")
 FIELD_NAME = re.compile(r"id|prefix|metadata\.[A-Za-z0-9_.-]+")
 
@@ -21,7 +21,7 @@ S3Dialect = Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """Capabilities of an S3 server beyond those of every S3 server."""
 
     checksum: Literal["crc32", "md5"] = "md5"  # how the bytes of a request are protected on their way
@@ -34,26 +34,27 @@ class Abilities:
     multipart_prefixes: bool = True  # multipart uploads can be listed by the beginning of their key
 
 
-ABILITIES: dict[S3Dialect, Abilities] = {
-    "aws": Abilities(checksum="crc32", conditional_put=True),
-    "minio": Abilities(checksum="crc32", conditional_put=True, copied_checksums=False, multipart_prefixes=False),
-    "r2": Abilities(conditional_put=True, equal_parts=True),
-    "scaleway": Abilities(max_parts=1000),
-    "ceph": Abilities(),
-    "plain": Abilities(part_copy=False, number_gaps=False),
+CAPABILITIES: dict[S3Dialect, Capabilities] = {
+    "aws": Capabilities(checksum="crc32", conditional_put=True),
+    "minio": Capabilities(checksum="crc32", conditional_put=True, copied_checksums=False, multipart_prefixes=False),
+    "r2": Capabilities(conditional_put=True, equal_parts=True),
+    "scaleway": Capabilities(max_parts=1000),
+    "ceph": Capabilities(),
+    "plain": Capabilities(part_copy=False, number_gaps=False),
 }
 
 
 def tails_below(prefix: str) -> str:
-    """The beginning of the names of all tail objects with this prefix."""
+    """Return the prefix of the keys of all tails below the prefix of a storage."""
     return f"{prefix}.tusd-py/tails/"
 
 
 @dataclass(frozen=True, slots=True)
 class S3Config:
-    """Sizes are bytes, times are seconds. Credentials come from where every AWS client looks for them.
+    """Sizes are bytes, times are seconds. Credentials come from the usual places of AWS clients (environment, profile).
 
-    Raises `ValueError` for what cannot work.
+    Raises:
+        ValueError: values that cannot work, in one sentence for the operator.
     """
 
     bucket: str
@@ -82,7 +83,7 @@ class S3Config:
     def __post_init__(self) -> None:
         if not self.bucket:
             raise ValueError("the bucket has no name")
-        if self.preset not in ABILITIES:
+        if self.preset not in CAPABILITIES:
             raise ValueError(f"there is no preset {self.preset!r}")
         if not MIN_PART <= self.part_size <= MAX_PART:
             raise ValueError(f"the part size must be from {MIN_PART} to {MAX_PART} bytes")
@@ -90,29 +91,31 @@ class S3Config:
             raise ValueError("the number of parts, requests, attempts and buffered bytes must be positive")
         fields = FIELD.findall(self.key)
         if fields.count("id") != 1:
-            raise ValueError("the key must hold {id} once, or objects could take each other's place")
+            raise ValueError("the key must contain {id} exactly once")
         unknown = [field for field in fields if not FIELD_NAME.fullmatch(field)]
         if unknown or set(FIELD.sub("", self.key)) & set("{}"):
             raise ValueError("a key is made of text, {prefix}, {id} and {metadata.NAME}")
-        if self.max_value < MIN_VALUE:
+        if self.max_value < MIN_VALUE_LENGTH:
             raise ValueError(f"the key is too long: those of S3 have at most {MAX_KEY} bytes")
 
     @property
-    def capabilities(self) -> Abilities:
-        return ABILITIES[self.preset]
+    def capabilities(self) -> Capabilities:
+        """The capabilities of the server, as the preset has them."""
+        return CAPABILITIES[self.preset]
 
     @property
     def memory(self) -> int:
-        """Bytes of parts in memory: a part has to be there as a whole."""
+        """The limit for bytes of parts in memory: a part has to be there as a whole."""
         return max(self.buffer_size, self.part_size)
 
     @property
     def largest_part(self) -> int:
+        """Bytes that the parts of an upload of unknown length grow to."""
         return max(self.part_size, min(MAX_PART, self.memory // MIB * MIB))
 
     @property
     def max_value(self) -> int:
-        """Characters of each metadata value in a key, so that S3 takes the key whatever clients send."""
+        """Maximum characters of each metadata value in a key, so that S3 takes the key whatever clients send."""
         fields: list[str] = FIELD.findall(self.key)
         values = sum(field.startswith("metadata.") for field in fields)
         prefix = fields.count("prefix") * len(self.prefix.encode())
@@ -126,5 +129,5 @@ class S3Config:
 
     @property
     def tails(self) -> str:
-        """The prefix of the names of all tail objects."""
+        """The prefix of the keys of all tails."""
         return tails_below(self.prefix)

@@ -1,4 +1,4 @@
-"""Errors of S3 and of the way to it, as errors of an upload."""
+"""Errors of S3 and of the connection to it, as errors of an upload."""
 
 from __future__ import annotations
 
@@ -8,32 +8,42 @@ NO_ROOM = frozenset(["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"
 DENIED = frozenset(
     ["AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"]
 )
-# Of an answer without a body. With one it is not S3 who answers but a gateway that does not find S3.
+# Codes of answers without a body. An answer with one comes from a gateway that does not find S3.
 NAMELESS = frozenset(["404", "NotFound"])
 
 
 class ObjectMissing(UploadNotFound):
+    """An object is not in the bucket."""
+
     default_message = "the object is no longer there"
 
 
 class MultipartMissing(UploadNotFound):
+    """A multipart upload was aborted or completed."""
+
     default_message = "the multipart upload was aborted; its bytes are lost"
 
 
 class BytesMissing(StorageUnavailable):
+    """Bytes of a part are neither in memory nor in a tail."""
+
     default_message = "bytes on their way to the storage were lost"
 
 
 class NotSatisfied(StorageUnavailable):
+    """The condition of a PutObject does not hold."""
+
     default_message = "another object has this key"
 
 
 class PartsRefused(StorageUnavailable):
+    """S3 does not have the parts that a multipart upload is to be completed with."""
+
     default_message = "the storage does not have the parts that were stored"
 
 
 def code_of(error: BaseException) -> str:
-    """A short stable name of what went wrong."""
+    """Return a short stable name of an error, for metrics."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return str(response.get("Error", {}).get("Code") or "Unknown")
@@ -41,7 +51,7 @@ def code_of(error: BaseException) -> str:
 
 
 def translate(error: Exception, bucket: str) -> UploadError:
-    """The error of an upload that stands for an error of botocore."""
+    """Return the error of an upload that stands for an error of botocore."""
     code = code_of(error)
     if code == "NoSuchBucket":
         return StorageUnavailable(f"there is no bucket {bucket}")

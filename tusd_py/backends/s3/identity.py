@@ -12,13 +12,13 @@ from tusd_py.backends.s3.errors import NotSatisfied, ObjectMissing
 from tusd_py.backends.s3.object_keys import protection
 from tusd_py.core.storage_identity import MAX_LENGTH, Proof, parse_identity
 
-PROVEN_FOR = 10.0  # seconds; the settings stay what they are, only what is behind the endpoint could change
+PROVEN_FOR = 10.0  # seconds; the settings stay the same, only the server behind the endpoint could change
 RENEWED_AFTER = 86400.0  # seconds; where versions are kept, each is one more
 SETTLING = 2.0  # seconds between a look and the end of the write that it leads to
 
 
 class IdentityObject:
-    """Reads, makes and checks it. Methods raise `StorageUnavailable`."""
+    """Reads, creates and checks the identity of a bucket. Methods raise `StorageUnavailable`."""
 
     def __init__(self, config: S3Config, client: Client) -> None:
         self._config = config
@@ -28,12 +28,14 @@ class IdentityObject:
         client.confirm_missing = self.check
 
     async def read(self) -> str | None:
+        """Return the identity; None if the bucket has none."""
         try:
             return parse_identity(await self._client.get_unconfirmed(self._config.identity, MAX_LENGTH))
         except ObjectMissing:
             return None
 
     async def create(self, identity: str, *, replace: bool) -> None:
+        """Store an identity; without `replace`, keep the one of another process that was faster."""
         conditional = self._config.capabilities.conditional_put and not replace
         try:
             await self._put(identity, {"IfNoneMatch": "*"} if conditional else {})

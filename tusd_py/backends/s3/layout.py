@@ -1,4 +1,4 @@
-"""The part of an upload's record that describes its bytes in S3 (`Upload.layout`), and the reading of the ledger."""
+"""The field of a record that describes the bytes of an upload in S3 (`Upload.layout`), and its part list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tusd_py.core.upload import Upload, UploadPart
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """An object of its own with bytes that do not fill a part yet."""
+    """An object of its own with bytes that do not fill a part yet, from offset `start` to `end` of the upload."""
 
     name: str
     start: int
@@ -21,7 +21,17 @@ class Tail:
 
     @property
     def size(self) -> int:
+        """Length in bytes."""
         return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Multipart:
+    """One multipart upload."""
+
+    key: str
+    id: str
+    marker: str  # metadata of the object that it makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class Layout:
     whole: bool = False  # the object holds every byte
 
     def covered(self, limit: int) -> int:
-        """The offset up to which there are bytes without a gap, not beyond `limit`."""
+        """Return the offset up to which there are bytes without a gap, not beyond `limit`."""
         end = min(self.parts_end, limit)
         for tail in self.tails:
             if tail.start <= end < tail.end:
@@ -50,7 +60,7 @@ class Layout:
         return end
 
     def tails_from(self, start: int, end: int) -> tuple[Tail, ...]:
-        """The tails that hold the bytes between these offsets, in order and cut to them."""
+        """Return the tails that hold the bytes between these offsets, in order and cut at `end`."""
         found = []
         for tail in self.tails:
             if tail.start <= start < tail.end and start < end:
@@ -60,11 +70,12 @@ class Layout:
 
     @property
     def tail_names(self) -> tuple[str, ...]:
+        """Names of all tails that may exist, those included that are no longer needed."""
         return (*(tail.name for tail in self.tails), *self.dropped)
 
 
 def dump(layout: Layout) -> str:
-    """As compact JSON, without what is not there."""
+    """Serialize as compact JSON, without empty fields."""
     fields: dict[str, Any] = {
         "key": layout.key,
         "size": layout.part_size,
@@ -83,14 +94,14 @@ def dump(layout: Layout) -> str:
 
 
 def layout_of(upload: Upload) -> Layout:
-    """The layout of a record; raises `StoredElsewhere` if S3 has not its bytes."""
+    """Return the layout of a record. Raises `StoredElsewhere` if its bytes are not in S3."""
     if upload.offset and not upload.is_final and not upload.layout.startswith("{"):
         raise StoredElsewhere
     return parse(upload.layout)
 
 
 def parse(text: str) -> Layout:
-    """The layout of a record; an empty one for an upload that nothing was stored of."""
+    """Parse the layout of a record; an empty one for an upload without stored bytes."""
     if not text.startswith("{"):
         return Layout()
     fields = json.loads(text)
@@ -111,25 +122,27 @@ def parse(text: str) -> Layout:
 
 
 def entry(number: int, start: int, end: int, etag: str, checksum: str) -> UploadPart:
-    """One entry of the ledger; the size goes with the checksum, so that the start is known too."""
+    """Return one entry of the part list; the size goes with the checksum, so that the start is known too."""
     return UploadPart(number, end, etag, f"{end - start}:{checksum}")
 
 
 def size_of(part: UploadPart) -> int:
+    """Return the length of a part in bytes."""
     return int(part.checksum.partition(":")[0])
 
 
 def checksum_of(part: UploadPart) -> str:
+    """Return the checksum that S3 was given with a part, as base64."""
     return part.checksum.partition(":")[2]
 
 
-def contiguous(ledger: Sequence[UploadPart], end: int) -> list[UploadPart]:
-    """The parts that follow each other from the first byte on, not beyond `end`.
+def contiguous(uploaded: Sequence[UploadPart], end: int) -> list[UploadPart]:
+    """Return the parts that follow each other from the first byte on, not beyond `end`.
 
-    Where bytes were lost and sent again, the ledger has both: the larger number counts.
+    Where bytes were lost and sent again, the part list has both: the larger number counts.
     """
     chain: list[UploadPart] = []
-    for part in sorted(ledger, key=lambda part: part.number):
+    for part in sorted(uploaded, key=lambda part: part.number):
         start = part.end - size_of(part)
         while chain and chain[-1].end > start:
             chain.pop()

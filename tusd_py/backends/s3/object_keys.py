@@ -42,7 +42,7 @@ def _key_values(upload: Upload) -> dict[str, str]:
 
 
 def object_key(config: S3Config, upload: Upload) -> str:
-    """The key of the finished object; values that clients choose are reduced to harmless characters."""
+    """Return the key of the finished object; values that clients choose are reduced to harmless characters."""
     if not is_upload_id(upload.id):
         raise UploadNotFound
     if upload.location:
@@ -62,19 +62,19 @@ def object_key(config: S3Config, upload: Upload) -> str:
 
 
 def location_of(config: S3Config, upload: Upload) -> str:
-    """The location that this configuration gives to an upload: the prefix of its tails, and the key of its object."""
+    """Return the location of a new upload by this configuration: the prefix of its tails, and the key of its object."""
     return json.dumps([config.prefix, object_key(config, upload)], separators=(",", ":"))
 
 
 def tails_of(config: S3Config, upload: Upload) -> str:
-    """The beginning of the names of the tail objects of an upload."""
+    """Return the prefix of the keys of the tails of an upload."""
     return tails_below(_parsed(upload.location)[0]) if upload.location else config.tails
 
 
 def _parsed(location: str) -> tuple[str, str]:
     try:
         prefix, key = json.loads(location)
-    except ValueError:  # of a disk, say
+    except ValueError:  # a location of another backend
         raise StoredElsewhere from None
     return str(prefix), str(key)
 
@@ -96,10 +96,11 @@ def key_pattern(config: S3Config) -> tuple[str, re.Pattern[str]]:
 
 
 def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
-    """Keys that only a server with this configuration makes: the id, as servers choose it, follows fixed text at once.
+    """Return the pattern of keys that only a server with this configuration makes.
 
-    None where metadata comes first, which could be the beginning of another server's prefix, and where the prefix that
-    tells this server from another one is not in the key.
+    In such a key the id, as servers choose it, follows fixed text at once. None where metadata comes first, which could
+    be the beginning of another server's prefix, and where the prefix that tells this server from another one is not in
+    the key.
     """
     names: list[str] = FIELD.findall(config.key)
     has_prefix = not config.prefix or "prefix" in names
@@ -110,18 +111,18 @@ def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
 
 
 def owner(upload: Upload) -> str:
-    """A marker for the metadata of an object that names its upload without giving away the id."""
+    """Return a marker for the metadata of an object that names its upload without revealing the id."""
     return hashlib.sha256(upload.id.encode()).hexdigest()[:32]
 
 
 def protection(config: S3Config) -> dict[str, Any]:
-    """Encryption, for every object with bytes of an upload."""
+    """Return the parameters of encryption, for every object with bytes of an upload."""
     parameters = {"ServerSideEncryption": config.encryption, "SSEKMSKeyId": config.kms_key}
     return {name: value for name, value in parameters.items() if value}
 
 
 def properties(config: S3Config, upload: Upload, marker: str) -> dict[str, Any]:
-    """Parameters of the request that makes the object of an upload."""
+    """Return the parameters of the request that makes the object of an upload."""
     parameters = protection(config) | {
         "Metadata": {OWNER: owner(upload), MARKER: marker},
         "ContentType": content_type(upload),
@@ -148,6 +149,6 @@ def content_disposition(upload: Upload) -> str:
 
 
 def token_of(marker: str) -> int:
-    """The fencing token in the marker of an object; -1 if there is none."""
+    """Return the fencing token in the marker of an object; -1 if there is none."""
     token = marker.partition("-")[0]
     return int(token) if token.isascii() and token.isdigit() else -1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 MIN_SILENCE = 0.1  # seconds
-MAX_PAUSE = 0.3  # seconds; nobody is waited for longer, however slow
-USUAL_GAPS = 3  # so many times as long as between its bytes so far is no silence yet
+MAX_PAUSE = 0.3  # seconds; the limit of the pauses that count as usual
+USUAL_GAPS = 3  # pauses of less than this many times the average one are no silence
 
 
 class Pace:
@@ -17,16 +17,18 @@ class Pace:
         self._busy = False
 
     def bytes_came(self, now: float) -> None:
-        """Take note that bytes came; the time until `bytes_taken` is the storage's, not the client's."""
+        """Note that bytes came; the time until `bytes_taken` is the storage's, not the client's."""
         self._waited += now - self._waiting_since
         self._count += 1
         self._busy = True
 
     def bytes_taken(self, now: float) -> None:
+        """Note that the storage has taken the bytes, and waits for the client again."""
         self._waiting_since = now
         self._busy = False
 
     def is_silent(self, now: float) -> bool:
+        """Return whether the client has paused for longer than usual."""
         usual = self._waited / max(1, self._count)
         pause = min(MAX_PAUSE, max(MIN_SILENCE, USUAL_GAPS * usual))
         return not self._busy and now - self._waiting_since > pause

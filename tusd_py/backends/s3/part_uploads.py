@@ -4,129 +4,128 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from dataclasses import dataclass
 
-from tusd_py.backends.s3.bucket import Bucket, Multipart
+from tusd_py.asyncutil.serial_task import SerialTask
+from tusd_py.backends.s3.bucket import Bucket
 from tusd_py.backends.s3.errors import BytesMissing
-from tusd_py.backends.s3.part_buffer import PendingPart
-from tusd_py.core.errors import UploadError
+from tusd_py.backends.s3.layout import Multipart, Tail
+from tusd_py.backends.s3.memory_limiter import MemoryLimiter
+from tusd_py.backends.s3.stored_bytes import StoredBytes
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.upload import Upload, UploadPart
+
+
+@dataclass(slots=True)
+class PendingPart:
+    """A part on its way to S3."""
+
+    number: int
+    start: int
+    end: int
+    memory_start: int  # the bytes before this offset are in `tails`
+    pieces: list[Buffer]
+    crc: int | None
+    tails: tuple[Tail, ...]
+    reserved: int  # bytes reserved with the limiter of the memory
+    part: UploadPart | None = None  # once S3 has the part
 
 
 class PartUploader:
     """Sends parts, a few at a time. The multipart upload is created with the first one.
 
-    `landed` is called when a part has arrived or has failed, then with the error.
+    Parts that arrived are added to `stored` in order; the first failure becomes that of `jobs`.
     """
 
     def __init__(
-        self,
-        engine: Bucket,
-        upload: Upload,
-        key: str,
-        multipart: Multipart | None,
-        landed: Callable[[Exception | None], None],
-        stored_apart: Callable[[str], None],
+        self, bucket: Bucket, memory: MemoryLimiter, upload: Upload, stored: StoredBytes, jobs: SerialTask
     ) -> None:
-        self._engine = engine
+        self._bucket = bucket
+        self._memory = memory
         self._upload = upload
-        self._key = key
-        self._landed = landed
-        self._stored_apart = stored_apart
+        self._stored = stored
+        self._jobs = jobs
         self._queue: deque[PendingPart] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._creating: asyncio.Task[Multipart] | None = None
-        self.multipart = multipart
 
     def __bool__(self) -> bool:
-        """Whether any part has not arrived, be it that it failed."""
+        """Whether any part has not arrived, because it is on its way or has failed."""
         return bool(self._queue)
 
     async def wait_for_turn(self) -> None:
-        """Until one more part may leave."""
-        while len(self._tasks) >= self._engine.config.parts_in_flight:
+        """Wait until one more part may leave."""
+        while len(self._tasks) >= self._bucket.config.parts_in_flight:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
-    def launch(self, flight: PendingPart) -> None:
-        self._queue.append(flight)
-        task = asyncio.create_task(self._fly(flight))
+    def start(self, pending: PendingPart) -> None:
+        """Send a part in a task of its own."""
+        self._queue.append(pending)
+        task = asyncio.create_task(self._upload_part(pending))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def land(self) -> None:
-        """Wait until nothing is on its way any more."""
+    async def wait_all(self) -> None:
+        """Wait until no part is on its way any more."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def arrived(self) -> list[UploadPart]:
-        """The parts that arrived since the last time, as far as they follow each other."""
+    def forget(self) -> None:
+        """Drop the parts that failed or arrived after a gap."""
+        self._queue.clear()
+
+    async def load(self, pending: PendingPart) -> None:
+        """Load missing bytes from tails into memory. To avoid deadlock, wait for memory only while holding none."""
+        missing = pending.memory_start - pending.start
+        if missing:
+            await self._load(pending, missing)
+        if sum(map(len, pending.pieces)) != pending.end - pending.start:
+            raise BytesMissing
+
+    async def _load(self, pending: PendingPart, missing: int) -> None:
+        memory, tails = self._memory, pending.tails
+        if memory.try_reserve(missing):
+            pending.reserved += missing
+        else:
+            if pending.pieces:
+                tail = await self._bucket.put_tail(self._upload, pending.memory_start, pending.pieces)
+                self._stored.add_temporary_tail(tail.name)
+                tails = (*tails, tail)
+                pending.pieces.clear()
+            reserved, pending.reserved = pending.reserved, 0
+            memory.release(reserved)
+            await memory.reserve(pending.end - pending.start)
+            pending.reserved = pending.end - pending.start
+        pending.pieces[:0] = await self._bucket.get_tails(self._upload, tails)
+
+    async def _upload_part(self, pending: PendingPart) -> None:
+        memory = self._memory
+        try:
+            await self.load(pending)
+            with memory.releasing():
+                multipart = await self._ensure_multipart()
+                pending.part = await self._bucket.upload_part(
+                    multipart, pending.number, pending.start, pending.pieces, pending.crc
+                )
+            memory.chunks.release_all(pending.pieces)
+        except Exception as error:  # raised by the next call of the writer: no bytes after these may be acknowledged
+            self._jobs.fail(error)
+        finally:
+            pending.pieces.clear()
+            memory.release(pending.reserved)
+        self._stored.add_parts(self._arrived())
+
+    def _arrived(self) -> list[UploadPart]:
+        """Take the parts that arrived, as far as they follow each other, out of the queue."""
         parts = []
         while self._queue and (part := self._queue[0].part) is not None:
             parts.append(part)
             self._queue.popleft()
         return parts
 
-    def forget(self) -> None:
-        """Drop the parts that failed or arrived after a gap."""
-        self._queue.clear()
-
-    async def load(self, flight: PendingPart) -> None:
-        """Load missing bytes from tails into memory. To avoid deadlock, wait for memory only while holding none."""
-        missing = flight.memory_start - flight.start
-        if missing:
-            await self._load(flight, missing)
-        if sum(map(len, flight.pieces)) != flight.end - flight.start:
-            raise BytesMissing
-
-    async def _load(self, flight: PendingPart, missing: int) -> None:
-        engine, memory = self._engine, self._engine.memory
-        tails = flight.tails
-        if memory.try_take(missing):
-            flight.held += missing
-        else:
-            if flight.pieces:
-                tail = await engine.put_tail(self._upload, flight.memory_start, flight.pieces)
-                self._stored_apart(tail.name)
-                tails = (*tails, tail)
-                flight.pieces.clear()
-            held, flight.held = flight.held, 0
-            memory.release(held)
-            await memory.take(flight.end - flight.start)
-            flight.held = flight.end - flight.start
-        flight.pieces[:0] = await engine.get_tails(self._upload, tails)
-
-    async def _fly(self, flight: PendingPart) -> None:
-        memory = self._engine.memory
-        failure: Exception | None = None
-        try:
-            await self.load(flight)
-            memory.moving += 1
-            try:
-                multipart = await self._ensure_multipart()
-                flight.part = await self._engine.upload_part(
-                    multipart, flight.number, flight.start, flight.pieces, flight.crc
-                )
-            finally:
-                memory.moving -= 1
-            memory.release_buffers(flight.pieces)
-        except Exception as error:
-            failure = error
-        finally:
-            flight.pieces.clear()
-            memory.release(flight.held)
-        self._landed(failure)
-
     async def _ensure_multipart(self) -> Multipart:
-        if self.multipart is None:
+        if self._stored.multipart is None:
             if self._creating is None:
-                self._creating = asyncio.create_task(self._engine.create_multipart(self._upload, self._key))
-            self.multipart = await self._creating
-        return self.multipart
-
-    async def abort(self) -> None:
-        """The multipart upload that was created here is not needed."""
-        if self.multipart is not None:
-            try:
-                await self._engine.abort(self._key, self.multipart.id)
-            except UploadError:
-                pass  # the janitor finds it
+                self._creating = asyncio.create_task(self._bucket.create_multipart(self._upload, self._stored.key))
+            self._stored.multipart = await self._creating
+        return self._stored.multipart

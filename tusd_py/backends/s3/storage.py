@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Sequence
 from tusd_py.backends.s3.assemble import complete
 from tusd_py.backends.s3.bucket import Bucket
 from tusd_py.backends.s3.config import S3Config
-from tusd_py.backends.s3.copy import concatenate
+from tusd_py.backends.s3.copy import Concatenator
 from tusd_py.backends.s3.errors import ObjectMissing
-from tusd_py.backends.s3.identity import IdentityObject
 from tusd_py.backends.s3.layout import dump, layout_of, parse
+from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.object_keys import location_of, object_key
 from tusd_py.backends.s3.orphans import clean
 from tusd_py.backends.s3.part_sizes import size_limits
@@ -36,24 +36,27 @@ class S3Storage:
 
     def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
         self.config = config
-        self._engine = Bucket(config, instrumentation)
+        self._memory = MemoryLimiter(config.memory)
+        self._bucket = Bucket(config, self._memory, instrumentation)
         instrumentation.watch_s3_memory(lambda: self.buffered_bytes, lambda: self.parts_in_flight)
+        self._concatenator = Concatenator(self._bucket, self._memory)
         self._probes: dict[tuple[str, str, int], asyncio.Task[int]] = {}
         self._probing = asyncio.Semaphore(MAX_PROBES)
-        self._identity = IdentityObject(config, self._engine.client)
+        self._identity = self._bucket.identity
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of parts in memory now."""
-        return self._engine.memory.used
+        return self._memory.used
 
     @property
     def parts_in_flight(self) -> int:
         """Parts that are being sent to S3 now."""
-        return self._engine.parts_in_flight
+        return self._bucket.parts_in_flight
 
     @property
     def size_limits(self) -> SizeLimits:
+        """The limits of the configured part size, memory and server."""
         config, capabilities = self.config, self.config.capabilities
         return size_limits(
             config.part_size,
@@ -64,26 +67,37 @@ class S3Storage:
         )
 
     async def open(self) -> None:
-        await self._engine.open()
+        """See `Storage.open`."""
+        self._concatenator.open()
+        await self._bucket.open()
 
     def interrupt(self) -> None:
-        self._engine.is_interrupted = True
+        """See `SupportsConcatenation.interrupt`."""
+        self._concatenator.interrupt()
 
     async def close(self, patience: float | None = None) -> bool:
+        """See `Storage.close`."""
         for probe in list(self._probes.values()):
             probe.cancel()
-        return await self._engine.close(patience)
+        return await self._bucket.close(patience)
 
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> S3Writer:
-        return S3Writer(self._engine, upload, token, observer, unreleased_predecessors=unreleased_predecessors)
+        """See `Storage.writer`."""
+        return S3Writer(
+            self._bucket, self._memory, upload, token, observer, unreleased_predecessors=unreleased_predecessors
+        )
 
     def locate(self, upload: Upload) -> str:
+        """See `Storage.locate`."""
         return location_of(self.config, upload)
 
     async def stored(self, upload: Upload) -> int:
-        """The offset up to which bytes are stored. Concurrent calls for one record share a request."""
+        """Return the durable size in bytes. Raises `UploadNotFound` if the multipart upload was aborted.
+
+        Concurrent calls for the same record share one request; cancelling one does not cancel the others.
+        """
         record = (upload.id, upload.layout, upload.offset)
         probe = self._probes.get(record)
         if probe is None:
@@ -101,61 +115,63 @@ class S3Storage:
             return await self._look(upload)
 
     async def _look(self, upload: Upload) -> int:
-        """One request, none if nothing was stored yet; raises `UploadNotFound` if the multipart upload was aborted."""
+        """Ask S3 with one request, with none if nothing was stored yet."""
         layout = layout_of(upload)
         if layout.whole:
-            found = await self._engine.head(layout.key)
+            found = await self._bucket.head(layout.key)
             return 0 if found is None else min(found["ContentLength"], upload.offset)
         covered = layout.covered(upload.offset)
         if layout.multipart:
-            await self._engine.check_multipart(layout.key, layout.multipart)
+            await self._bucket.check_multipart(layout.key, layout.multipart)
             return covered
         for tail in reversed(layout.tails_from(layout.parts_end, covered)):
-            if await self._engine.head(self._engine.tail_key(upload, tail.name)) is not None:
+            if await self._bucket.head(self._bucket.tail_key(upload, tail.name)) is not None:
                 return tail.end
         return min(covered, layout.parts_end)
 
     async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
-        return dump(await complete(self._engine, upload, layout_of(upload), parts))
+        """See `Storage.complete`."""
+        return dump(await complete(self._bucket, self._memory, upload, layout_of(upload), parts))
 
     async def discard_superseded(self, upload: Upload) -> None:
-        """Nothing is left to do: a completion that is repeated finds the object."""
+        """Do nothing: a completion that is repeated finds the object."""
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
-        return dump(await concatenate(self._engine, final, partials))
+        """See `SupportsConcatenation.concatenate`."""
+        return dump(await self._concatenator.concatenate(final, partials))
 
     async def delete(self, upload: Upload) -> None:
+        """See `Storage.delete`."""
         layout = parse(upload.layout)
         key = layout.key or object_key(self.config, upload)
-        engine = self._engine
+        bucket = self._bucket
         await self._identity.check()  # S3 does not tell whether there was something to delete
-        engine.memory.forget(upload.id)
-        engine.used_numbers.pop(upload.id, None)
+        bucket.forget(upload.id)
         if layout.multipart:
-            await engine.abort(key, layout.multipart)
-        await engine.remove([key, *(engine.tail_key(upload, name) for name in layout.tail_names)])
+            await bucket.abort(key, layout.multipart)
+        await bucket.remove([key, *(bucket.tail_key(upload, name) for name in layout.tail_names)])
 
     async def read(
         self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
     ) -> AsyncIterator[Buffer]:
+        """See `Storage.read`."""
         key = self._key(upload)
-        if start == end and await self._engine.head(key) is None:
+        if start == end and await self._bucket.head(key) is None:
             raise ObjectMissing
         while start < end:
-            data = await self._engine.client.get(key, start, min(end, start + piece_size(READ_SIZE)))
+            data = await self._bucket.get(key, start, min(end, start + piece_size(READ_SIZE)))
             if not data:
                 raise StorageUnavailable("the stored object is shorter than the upload")
             start += len(data)
             yield data
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
-        """A presigned URL, if the configuration has clients download from S3 itself."""
+        """Return a presigned URL, if the configuration has clients download from S3 itself."""
         if self.config.download != "redirect":
             return None
-        return await self._engine.client.presign(
-            "get_object",
+        return await self._bucket.presign(
+            self._key(upload),
             self.config.redirect_expires,
-            Key=self._key(upload),
             ResponseContentDisposition=disposition,
             ResponseContentType=content_type,
         )
@@ -163,29 +179,35 @@ class S3Storage:
     async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
         """Remove multipart uploads and tails that no record names, at least `older_than` seconds old.
 
-        Returns what was found, with `dry_run` without removing anything.
+        Returns the findings; with `dry_run` nothing is removed.
         """
-        return await clean(self._engine, records, older_than=older_than, dry_run=dry_run)
+        return await clean(self._bucket, records, older_than=older_than, dry_run=dry_run)
 
-    # The identity (`HasIdentity`).
+    # The identity (`SupportsIdentity`).
 
     async def read_identity(self) -> str | None:
+        """See `SupportsIdentity.read_identity`."""
         return await self._identity.read()
 
     async def create_identity(self, identity: str, *, replace: bool = False) -> None:
+        """See `SupportsIdentity.create_identity`."""
         await self._identity.create(identity, replace=replace)
 
     @property
     def what_to_check(self) -> str:
+        """See `SupportsIdentity.what_to_check`."""
         return self._identity.proof.what_to_check
 
     def expect_identity(self, identity: str) -> None:
+        """See `SupportsIdentity.expect_identity`."""
         self._identity.proof.expected = identity
 
     async def prove_identity(self) -> None:
+        """See `SupportsIdentity.prove_identity`."""
         await self._identity.check()
 
     async def renew_identity(self) -> None:
+        """See `SupportsIdentity.renew_identity`."""
         await self._identity.renew()
 
     def _key(self, upload: Upload) -> str:

@@ -1,47 +1,68 @@
-"""Tails that are no longer needed, and since when: a tail that a record may still name must stay."""
+"""Tails: objects of their own with bytes that do not fill a part yet. Names, merging and removal; no I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tusd_py.backends.s3.layout import Tail
+
 DELETE_BATCH_SIZE = 16  # tails deleted in one request
-MOST = 256
+MAX_SUPERSEDED = 256  # names in a record
 
 
 class SupersededTails:
-    """Names in the order in which they were dropped; those at the front may be deleted."""
+    """Names of tails that are no longer needed, in the order in which they were superseded.
+
+    Invariant: a tail that the committed record may name is not deletable; the names at the front are.
+    """
 
     def __init__(self, deletable: Sequence[str], others: Sequence[str]) -> None:
         self.names = [*deletable, *others]
         self._deletable = len(deletable)
         self._deleted = 0
-        self._counts: dict[int, int] = {}  # how many had ever been dropped when a layout told of this offset
+        self._counts: dict[int, int] = {}  # how many had ever been superseded, by the offset of a published record
 
     def add(self, name: str) -> None:
+        """Note that a tail is no longer needed by the next record."""
         self.names.append(name)
 
-    def told(self, offset: int) -> None:
-        """A layout that names them goes with a record at this offset."""
+    def record_published(self, offset: int) -> None:
+        """Note that the record at `offset`, if it is committed, does not need the tails superseded so far."""
         self._counts.setdefault(offset, self._deleted + len(self.names))
 
-    def committed(self, offset: int) -> None:
-        """The record is at this offset now: what it did not need is needed by nothing."""
+    def record_committed(self, offset: int) -> None:
+        """Make deletable what the record at `offset`, now committed, did not need."""
         count = self._counts.get(offset, 0) - self._deleted
         self._deletable = max(self._deletable, count)
 
-    def batch(self) -> list[str]:
-        """Return the names to delete now, if they are worth a request."""
+    def next_batch(self) -> list[str]:
+        """Return the names to delete now; none if they are too few to be worth a request."""
         return self.names[: self._deletable] if self._deletable >= DELETE_BATCH_SIZE else []
 
     def deleted(self, names: Sequence[str], *, done: bool) -> None:
-        """If it was not done it is tried again, unless there are too many: then the janitor finds them."""
-        if done or len(self.names) > MOST:
+        """Forget the names of a batch; unless it is `done` only if they are too many: the orphan cleaner finds them."""
+        if done or len(self.names) > MAX_SUPERSEDED:
             del self.names[: len(names)]
             self._deleted += len(names)
             self._deletable = 0
 
     def replace(self, names: Sequence[str]) -> None:
-        """Begin anew; nothing is deletable before the next commit."""
+        """Begin anew with these names; none is deletable before the next commit."""
         self.names = list(names)
         self._deletable = self._deleted = 0
         self._counts.clear()
+
+
+def worth_merging(tails: Sequence[Tail], start: int, end: int) -> list[Tail]:
+    """Return the tails that a new one of the bytes between these offsets takes in.
+
+    Invariant: no tail is followed by one of its size or larger. So there are never more tails than the logarithm of
+    the number of requests, and no byte is stored more often than that.
+    """
+    merged: list[Tail] = []
+    for tail in reversed(tails):
+        if tail.size > end - start:
+            break
+        merged.insert(0, tail)
+        start = tail.start
+    return merged
