@@ -10,10 +10,12 @@ from tests.support.harness import ROOT
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished, UploadFinished
+from tusd_py.http.errors import STATUS
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+CODE = re.compile(r"`(ERR_[A-Z_]+)`")
 PARTS_OF_HISTOGRAM = re.compile(r"_(?:bucket|sum|count)$")
 
 
@@ -66,4 +68,17 @@ def test_troubleshooting_has_every_error_code() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "tusd_py").rglob("*.py"))
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     codes = set(re.findall(r"\b(ERR_[A-Z_]+[A-Z])\b", sources))
-    assert set(re.findall(r"`(ERR_[A-Z_]+)`", page)) == codes
+    assert set(CODE.findall(page)) == codes
+
+
+def test_troubleshooting_has_status_of_every_error() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| ([0-9, ]+) \| (.*?) \|", page, re.MULTILINE)
+    documented = {
+        (int(status), code)
+        for statuses, codes in rows
+        for status in statuses.split(",")
+        for code in CODE.findall(codes)
+    }
+    expected = {(status, kind.code) for kind, (status, *_) in STATUS.items()}
+    assert expected - documented == set()
