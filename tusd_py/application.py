@@ -54,8 +54,30 @@ def create_app(
         InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
     """
     server = TusServer(settings, storage=storage, state=state, locker=locker, **overrides)
+    pages = OwnPages(server)
+    routes: list[BaseRoute] = [
+        server.route(server.settings.base_path),
+        Route("/healthz", pages.healthz),
+        Route("/readyz", pages.readyz),
+    ]
+    if not server.settings.disable_metrics:
+        routes.append(Route("/metrics", pages.metrics))
+    app = Starlette(routes=routes, lifespan=server.lifespan)
+    app.router.default = pages.elsewhere
+    app.state.tus = server
+    return app
 
-    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+
+class OwnPages:
+    """The pages of the application besides the tus endpoint: a text at `/`, health checks and metrics."""
+
+    def __init__(self, server: TusServer) -> None:
+        """Tell of this server."""
+        self._server = server
+
+    async def elsewhere(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer `/` with a text for people, and everything else with 404."""
+        server = self._server
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or path not in ("", "/"):
             await server.not_found(scope, receive, send)
@@ -63,10 +85,13 @@ def create_app(
         url = server.urls.base(scope, single_values(scope["headers"])) + server.settings.base_path
         await PlainTextResponse(WELCOME.format(url=url))(scope, receive, with_headers(send, COMMON_HEADERS))
 
-    async def healthz(request: Request) -> Response:
+    async def healthz(self, request: Request) -> Response:
+        """Answer 200 while the process lives."""
         return PlainTextResponse("ok\n")
 
-    async def readyz(request: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
+        """Answer 200 while requests can be served, 503 and the reason otherwise."""
+        server = self._server
         if server.is_draining:
             return PlainTextResponse("the server is about to shut down\n", 503)
         error = await server.start_error(HEAD_TIMEOUT)
@@ -79,17 +104,9 @@ def create_app(
             return PlainTextResponse(f"{error.message}\n", 503)
         return PlainTextResponse("\n".join(["ready", *server.service.limitations, ""]))
 
-    async def metrics(request: Request) -> Response:
-        return Response(await asyncio.to_thread(server.metrics.render), media_type=CONTENT_TYPE)
-
-    routes: list[BaseRoute] = [server.route(server.settings.base_path), Route("/healthz", healthz)]
-    routes.append(Route("/readyz", readyz))
-    if not server.settings.disable_metrics:
-        routes.append(Route("/metrics", metrics))
-    app = Starlette(routes=routes, lifespan=server.lifespan)
-    app.router.default = elsewhere
-    app.state.tus = server
-    return app
+    async def metrics(self, request: Request) -> Response:
+        """Answer with the metrics of all processes, in the text format of Prometheus."""
+        return Response(await asyncio.to_thread(self._server.metrics.render), media_type=CONTENT_TYPE)
 
 
 def with_direct_uploads(app: Starlette) -> ASGIApp:

@@ -98,16 +98,10 @@ class TusServer:
         Raises:
             InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
         """
-        if settings is None:
-            settings = from_arguments(overrides)
-        elif overrides:
-            raise InvalidSettings(f"give {', '.join(overrides)} within the settings, not beside them")
-        else:
-            cross_check(settings, settings.model_fields_set)
+        self.settings = _effective(settings, overrides)
         for group, component in ((STORAGES, storage), (STATE_STORES, state), (LOCKERS, locker)):
             if component is not None:
                 check_component(group, component, "the given component")
-        self.settings = settings
         self._given = Components(storage, state, locker)
         self.events = EventBus()
         self.metrics = Metrics(self.events)
@@ -381,3 +375,13 @@ class TusServer:
         now = asyncio.get_running_loop().time()
         began = now if self._drain_began is None else self._drain_began
         return max(began + self.settings.shutdown_grace, now + MIN_SHUTDOWN_TIME)
+
+
+def _effective(settings: Settings | None, overrides: SettingsOverrides) -> Settings:
+    """Return the settings of the arguments of a server; raises `InvalidSettings`."""
+    if settings is None:
+        return from_arguments(overrides)
+    if overrides:
+        raise InvalidSettings(f"give {', '.join(overrides)} within the settings, not beside them")
+    cross_check(settings, settings.model_fields_set)
+    return settings
