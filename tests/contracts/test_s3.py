@@ -583,25 +583,23 @@ async def test_a_multipart_upload_that_was_aborted_is_gone(
     assert server.keys(storage.config.prefix) == []
 
 
-async def test_a_multipart_upload_is_looked_for_again_after_a_while(
-    storage: S3Storage, calls: Calls, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_multipart_upload_is_looked_for_again_after_a_while(storage: S3Storage, calls: Calls) -> None:
+    now = 0.0
+    storage._bucket._seen = TTLSet(EXISTENCE_CACHE_TTL, clock=lambda: now)
     upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA[:PART])
     calls.clear()
     upload = await send(storage, upload, b"a")
     assert calls == {"put_object": 1}
-    now = time.monotonic()
-    monkeypatch.setattr("tusd_py.asyncutil.ttl_set.time.monotonic", lambda: now + EXISTENCE_CACHE_TTL)
+    now += EXISTENCE_CACHE_TTL
     calls.clear()
     upload = await send(storage, upload, b"b")
     upload = await send(storage, upload, b"c")
     assert calls == {"put_object": 2, "list_parts": 1, "head_object": 1}
 
 
-def test_what_was_seen_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_seen_is_forgotten() -> None:
     now = 0.0
-    monkeypatch.setattr("tusd_py.asyncutil.ttl_set.time.monotonic", lambda: now)
-    recent = TTLSet(10)
+    recent = TTLSet(10, clock=lambda: now)
     for now in range(100):
         recent.note(str(now))
         recent.note("always")

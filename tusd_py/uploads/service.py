@@ -78,6 +78,9 @@ class UploadService:
         self.budget = budget
         self.options = options
         self.clock = clock
+        self.can_concatenate = isinstance(storage, SupportsConcatenation)
+        self._redirects = storage if isinstance(storage, SupportsDownloadRedirect) else None
+        self._files = storage if isinstance(storage, SupportsFilePath) else None
         self._draining = False
         self._downloads = Downloads()
         self._work = LockedWork(locker, events)
@@ -90,10 +93,6 @@ class UploadService:
             events.observe(PartialFinished, self.part_ended)
             events.observe(UploadTerminated, self.part_ended)
             events.observe(UploadExpired, self.part_ended)
-
-    @property
-    def can_concatenate(self) -> bool:
-        return isinstance(self.storage, SupportsConcatenation)
 
     # Creating.
 
@@ -140,9 +139,9 @@ class UploadService:
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
         """Where a client can download a complete upload without this server; None if it cannot."""
-        if not isinstance(self.storage, SupportsDownloadRedirect):
+        if self._redirects is None:
             return None
-        return await self.storage.download_url(upload, disposition, content_type)
+        return await self._redirects.download_url(upload, disposition, content_type)
 
     async def list(self, *, after: str, limit: int, condition: UploadFilter) -> Page:
         """Return a page of the records that can be read (`StateStore.list`)."""
@@ -158,9 +157,9 @@ class UploadService:
 
     def path(self, upload: Upload) -> Path | None:
         """Return the file with the bytes of a complete upload; None if they are not a file on this host."""
-        if not upload.is_complete or not isinstance(self.storage, SupportsFilePath):
+        if not upload.is_complete or self._files is None:
             return None
-        return self.storage.path(upload)
+        return self._files.path(upload)
 
     @property
     def max_size(self) -> int | None:
