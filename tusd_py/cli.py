@@ -266,14 +266,16 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
         return fail(f"--from and --to are both {source}")
     if settings.redis_url is None:
         return fail("--redis-url is missing")
-    tell = print if dry_run else no_report
+    report = print if dry_run else no_report
     try:
-        counts = asyncio.run(migrate(settings, source, target, dry_run=dry_run, tell=tell, report_error=report_error))
+        summary = asyncio.run(
+            migrate(settings, source, target, dry_run=dry_run, report=report, report_error=report_error)
+        )
     except UploadError as error:
         return fail(error.message, 1)
-    print(f"{counts.done} {'to copy' if dry_run else 'copied'}, {counts.skipped} there already")
-    if counts.refused:
-        return fail(f"{counts.refused} not copied", 1)
+    print(f"{summary.copied} {'to copy' if dry_run else 'copied'}, {summary.skipped} there already")
+    if summary.refused:
+        return fail(f"{summary.refused} not copied", 1)
     if not dry_run:
         print(f"now start the server {'with the same' if target == 'redis' else 'without'} --redis-url")
     return 0
@@ -281,15 +283,15 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
 
 def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool) -> int:
     """Take over a directory of tusd; return the exit code."""
-    tell = print if dry_run else no_report
+    report = print if dry_run else no_report
     try:
-        counts = asyncio.run(
-            import_tusd(settings, directory, copy=copy, dry_run=dry_run, tell=tell, report_error=report_error)
+        summary = asyncio.run(
+            import_tusd(settings, directory, copy=copy, dry_run=dry_run, report=report, report_error=report_error)
         )
     except UploadError as error:
         return fail(error.message, 1)
-    print(f"{counts.done} {'to import' if dry_run else 'imported'}, {counts.skipped} there already")
-    return fail(f"{counts.refused} not imported", 1) if counts.refused else 0
+    print(f"{summary.copied} {'to import' if dry_run else 'imported'}, {summary.skipped} there already")
+    return fail(f"{summary.refused} not imported", 1) if summary.refused else 0
 
 
 def report_error(message: str) -> None:

@@ -35,7 +35,7 @@ from tests.support.wire import (
 from tusd_py.backends.disk.syncs import Syncs
 from tusd_py.core.errors import StorageFull
 from tusd_py.core.upload import Status, UploadKind
-from tusd_py.migration.report import Counts, Refused
+from tusd_py.migration.report import Summary, UploadRefused
 from tusd_py.migration.tusd import files as tusd_files
 from tusd_py.migration.tusd.files import data_path, import_tusd
 from tusd_py.migration.tusd.info import metadata_header, parse_info, to_upload
@@ -209,7 +209,7 @@ def test_where_links_are_impossible(tmp_path: Path, tusd: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
     settings = settings_of(upload_dir=tmp_path / "uploads")
-    assert asyncio.run(import_tusd(settings, tusd)) == Counts(done=NUMBER)
+    assert asyncio.run(import_tusd(settings, tusd)) == Summary(copied=NUMBER)
     assert_served(tmp_path)
 
 
@@ -346,12 +346,12 @@ def test_after_a_crash_between_the_bytes_and_the_record(
         with monkeypatch.context() as patched:
             patched.setattr(Syncs, "sync_folders", sync_folders)
             try:
-                counts = asyncio.run(import_tusd(settings, directory, copy=copy))
+                summary = asyncio.run(import_tusd(settings, directory, copy=copy))
             except Crash:
                 continue
-        assert counts == Counts(done=1, skipped=NUMBER - 1)
+        assert summary == Summary(copied=1, skipped=NUMBER - 1)
         assert number == NUMBER - 1
-    assert asyncio.run(import_tusd(settings, directory, copy=copy)) == Counts(skipped=NUMBER)
+    assert asyncio.run(import_tusd(settings, directory, copy=copy)) == Summary(skipped=NUMBER)
     assert_served(tmp_path)
 
 
@@ -518,8 +518,8 @@ def test_hostile_info_files(tmp_path: Path, case: Hostile, in_place: bool) -> No
     (directory / ".hidden" / "secret").write_bytes(b"sec")
     uploads = directory if in_place else tmp_path / "uploads"
     said: list[str] = []
-    counts = asyncio.run(import_tusd(settings_of(upload_dir=uploads), directory, report_error=said.append))
-    assert counts == Counts(done=1, refused=1)
+    summary = asyncio.run(import_tusd(settings_of(upload_dir=uploads), directory, report_error=said.append))
+    assert summary == Summary(copied=1, refused=1)
     assert len(said) == 1
     assert said[0].startswith("x.info ")
     assert case.reason in said[0]
@@ -674,10 +674,10 @@ def test_data_that_shrinks_meanwhile(tmp_path: Path, tusd: Path, monkeypatch: py
 
     monkeypatch.setattr(tusd_files, "find_data", shrinking)
     said: list[str] = []
-    counts = asyncio.run(
+    summary = asyncio.run(
         import_tusd(settings_of(upload_dir=tmp_path / "uploads"), tusd, copy=True, report_error=said.append)
     )
-    assert counts == Counts(done=1, refused=NUMBER - 1)
+    assert summary == Summary(copied=1, refused=NUMBER - 1)
     assert all("still running" in line for line in said)
     assert [path.name for path in (tmp_path / "uploads").iterdir() if path.is_file()] == [EMPTY]
 
@@ -717,7 +717,7 @@ def test_the_paths_of_a_final_upload() -> None:
     upload = to_upload(found, 3, created_at=5, modified_at=6, now=7, settings=settings)
     assert upload.concat_header == "final;/deep/files/a /deep/files/b /deep/files/a"
     assert upload.partial_ids == ("a", "b", "a")
-    with pytest.raises(Refused, match="only 2 of its 3 bytes"):
+    with pytest.raises(UploadRefused, match="only 2 of its 3 bytes"):
         to_upload(found, 2, created_at=5, modified_at=6, now=7, settings=settings)
 
 

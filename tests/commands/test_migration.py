@@ -23,7 +23,7 @@ from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
 from tusd_py.events.bus import EventBus
-from tusd_py.migration.report import Counts
+from tusd_py.migration.report import Summary
 from tusd_py.migration.state_copy import migrate_records
 from tusd_py.settings import load
 from tusd_py.testing.state_suite import RECORDS
@@ -70,7 +70,7 @@ async def everything(store: StateStore) -> dict[str, tuple[Upload, list[UploadPa
 async def test_every_kind_of_record(source: StateStore, target: StateStore) -> None:
     await fill(source, UPLOADS)
     before = await everything(source)
-    assert await migrate_records(source, target) == Counts(done=len(UPLOADS))
+    assert await migrate_records(source, target) == Summary(copied=len(UPLOADS))
     assert await everything(target) == {upload.id: (replace(upload, token=0), []) for upload in UPLOADS}
     assert await everything(source) == before
 
@@ -86,26 +86,26 @@ async def test_a_locker_that_counts_from_one_goes_on(source: StateStore, target:
 @pytest.mark.parametrize("status", [Status.ACTIVE, Status.FINISHING, *ENDED])
 async def test_a_ledger(source: StateStore, target: StateStore, status: Status) -> None:
     await fill(source, [replace(SPLIT, status=status)], PARTS)
-    assert await migrate_records(source, target) == Counts(done=1)
+    assert await migrate_records(source, target) == Summary(copied=1)
     assert await everything(target) == {SPLIT.id: (replace(SPLIT, status=status, token=0), PARTS)}
-    assert await migrate_records(source, target) == Counts(skipped=1)
+    assert await migrate_records(source, target) == Summary(skipped=1)
 
 
 async def test_more_than_a_page(source: StateStore, target: StateStore) -> None:
     await asyncio.gather(*(source.create(replace(SPLIT, id=f"u{number}")) for number in range(1234)))
-    assert await migrate_records(source, target) == Counts(done=1234)
+    assert await migrate_records(source, target) == Summary(copied=1234)
     assert len(await everything(target)) == 1234
 
 
 async def test_nothing(source: StateStore, target: StateStore) -> None:
-    assert await migrate_records(source, target) == Counts()
+    assert await migrate_records(source, target) == Summary()
 
 
 async def test_there_and_back(source: StateStore, target: StateStore) -> None:
     await fill(source, UPLOADS)
     await migrate_records(source, target)
     before = await everything(source)
-    assert await migrate_records(target, source) == Counts(skipped=len(UPLOADS))
+    assert await migrate_records(target, source) == Summary(skipped=len(UPLOADS))
     assert await everything(source) == before
 
 
@@ -142,7 +142,7 @@ async def test_every_interruption_can_be_repeated(source: StateStore, target: St
     assert await everything(target) != wanted
     await migrate_records(source, target)
     assert await everything(target) == wanted
-    assert await migrate_records(source, target) == Counts(skipped=4)
+    assert await migrate_records(source, target) == Summary(skipped=4)
 
 
 async def test_again_after_the_token_has_changed(source: StateStore, target: StateStore) -> None:
@@ -151,7 +151,7 @@ async def test_again_after_the_token_has_changed(source: StateStore, target: Sta
     record = await target.get(UPLOADS[0].id)
     assert record is not None
     await target.update(record, record, 5)
-    assert await migrate_records(source, target) == Counts(skipped=len(UPLOADS))
+    assert await migrate_records(source, target) == Summary(skipped=len(UPLOADS))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ async def test_a_record_that_differs(source: StateStore, target: StateStore, oth
     await fill(target, [other])
     before = await everything(target)
     said: list[str] = []
-    assert await migrate_records(source, target, report_error=said.append) == Counts(done=2, refused=1)
+    assert await migrate_records(source, target, report_error=said.append) == Summary(copied=2, refused=1)
     assert said == ["upload split is there already, and differs"]
     after = await everything(target)
     assert after["split"] == before["split"]
@@ -185,7 +185,7 @@ async def test_a_ledger_that_differs(source: StateStore, target: StateStore, oth
     await fill(source, [SPLIT], PARTS)
     await fill(target, [SPLIT], other)
     before = await everything(target)
-    assert await migrate_records(source, target) == Counts(refused=1)
+    assert await migrate_records(source, target) == Summary(refused=1)
     assert await everything(target) == before
 
 
@@ -197,8 +197,8 @@ async def test_dry_run(source: StateStore, target: StateStore) -> None:
     await fill(target, [uploads[3]])  # its ledger is missing
     before = await everything(target)
     told: list[str] = []
-    counts = await migrate_records(source, target, dry_run=True, tell=told.append)
-    assert counts == Counts(done=2, skipped=1, refused=1)
+    summary = await migrate_records(source, target, dry_run=True, report=told.append)
+    assert summary == Summary(copied=2, skipped=1, refused=1)
     assert sorted(told) == ["a active 30 bytes", "d active 30 bytes"]
     assert await everything(target) == before
 
@@ -229,12 +229,12 @@ async def test_bytes_in_several_files_become_one(
     upload = replace(SPLIT, status=status)
     await fill(source, [upload, replace(SPLIT, id="one", layout="")], PARTS)
     storage = Joining(tmp_path)
-    assert await migrate_records(source, target, joins=storage, dry_run=True) == Counts(done=2)
+    assert await migrate_records(source, target, merge_storage=storage, dry_run=True) == Summary(copied=2)
     assert storage.joined == []
-    assert await migrate_records(source, target, joins=storage) == Counts(done=2)
+    assert await migrate_records(source, target, merge_storage=storage) == Summary(copied=2)
     assert storage.joined == [(replace(upload, token=0), PARTS)]
     assert (await everything(target))["split"] == (replace(upload, layout="", token=0), [])
-    assert await migrate_records(source, target, joins=storage) == Counts(skipped=2)
+    assert await migrate_records(source, target, merge_storage=storage) == Summary(skipped=2)
     assert len(storage.joined) == 1  # what was uploaded since would be cut off
 
 
@@ -244,7 +244,7 @@ async def test_bytes_that_are_no_longer_needed_stay(
 ) -> None:
     await fill(source, [replace(SPLIT, status=status)])
     storage = Joining(tmp_path)
-    assert await migrate_records(source, target, joins=storage) == Counts(done=1)
+    assert await migrate_records(source, target, merge_storage=storage) == Summary(copied=1)
     assert storage.joined == []
 
 
@@ -252,7 +252,7 @@ async def test_bytes_that_are_not_there(source: StateStore, target: StateStore, 
     await fill(source, [SPLIT])
     said: list[str] = []
     storage: Storage = Joining(tmp_path, StorageBehind(20))
-    assert await migrate_records(source, target, joins=storage, report_error=said.append) == Counts(refused=1)
+    assert await migrate_records(source, target, merge_storage=storage, report_error=said.append) == Summary(refused=1)
     assert said == ["upload split is at 30 bytes, but the storage holds 20 bytes"]
     assert await everything(target) == {}
 

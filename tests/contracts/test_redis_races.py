@@ -358,7 +358,7 @@ async def test_a_migration_to_other_records_leaves_an_upload_usable(service: Upl
     await service.state.update(UPLOAD, upload, 7)
     target = SQLiteState(tmp_path / "records.sqlite3")
     await target.open()
-    assert (await migrate_records(service.state, target, joins=service.storage)).done == 1
+    assert (await migrate_records(service.state, target, merge_storage=service.storage)).copied == 1
     await target.close()
     assert (await service.inspect(UPLOAD.id)).offset == 8
 

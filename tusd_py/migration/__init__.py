@@ -1,0 +1,1 @@
+"""Migrations: of records between state stores, and of directories of tusd."""

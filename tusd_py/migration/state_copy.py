@@ -1,6 +1,6 @@
-"""From one state store to another: the records move, the bytes stay where they are.
+"""Migration of records between state stores. The bytes stay where they are.
 
-May be done again after an interruption: what was copied is skipped.
+After an interruption, a second run skips the records that have been copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tusd_py.contracts.storage import Storage, SupportsCompletionRecords
 from tusd_py.core.errors import StateUnavailable, StorageBehind, StoredElsewhere
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.core.upload import Status, Upload, UploadPart
-from tusd_py.migration.report import Counts, Refused, Reporter, abbreviated, no_report, printable, root_cause
+from tusd_py.migration.report import Reporter, Summary, UploadRefused, abbreviated, no_report, printable, root_cause
 from tusd_py.places import errors_at, make_private_folder, redis, upload_directory
 from tusd_py.settings import Settings
 from tusd_py.uploads.identity import hand_on_identity, settle_identity
@@ -36,62 +36,72 @@ async def migrate_records(
     source: StateStore,
     target: StateStore,
     *,
-    joins: Storage | None = None,
+    merge_storage: Storage | None = None,
     completion_records: SupportsCompletionRecords | None = None,
     dry_run: bool = False,
-    tell: Reporter = no_report,
+    report: Reporter = no_report,
     report_error: Reporter = no_report,
-) -> Counts:
-    """Copy every record with its ledger of parts; the source is only read.
+) -> Summary:
+    """Copy every record with its uploaded parts. The source is only read.
 
-    A record that is there already is skipped; one that differs is refused and left as it is. The
-    storage `joins` makes the bytes of unfinished uploads one file first, for a server that cannot read their layout;
-    `remembers` is told of the finished ones. Tells of every upload that is copied, complains of every one that is
-    refused.
+    A record that the target has already is skipped; one that differs is refused and left as it is.
+
+    Args:
+        source: the state store to read.
+        target: the state store to write.
+        merge_storage: merges the bytes of unfinished uploads into one file first, for a server that cannot read
+            their segments.
+        completion_records: saves a completion record of each finished upload.
+        dry_run: only report.
+        report: called with a line for each copied upload.
+        report_error: called with a line for each refused one.
+
+    Returns:
+        The numbers of copied, skipped and refused uploads.
     """
-    migration = Migration(source, target, joins, completion_records, dry_run)
-    counts = Counts()
+    migration = Migration(source, target, merge_storage, completion_records, dry_run)
+    summary = Summary()
     async for record in source.all():
         try:
             if await migration.copy(record):
-                tell(printable(f"{record.id} {record.status} {record.offset} bytes"))
-                counts.done += 1
+                report(printable(f"{record.id} {record.status} {record.offset} bytes"))
+                summary.copied += 1
             else:
-                counts.skipped += 1
-        except Refused as error:
+                summary.skipped += 1
+        except UploadRefused as error:
             report_error(printable(f"upload {record.id} {error}"))
-            counts.refused += 1
+            summary.refused += 1
     async for broken in source.broken():
         report_error(
             f"upload {abbreviated(broken.upload_id)} has a record that cannot be read: {abbreviated(broken.reason)}"
         )
-        counts.refused += 1
-    return counts
+        summary.refused += 1
+    return summary
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """From where to where, and how."""
+    """One run: source, target and options, as in `migrate_records`."""
 
     source: StateStore
     target: StateStore
-    joins: Storage | None = None
+    merge_storage: Storage | None = None
     completion_records: SupportsCompletionRecords | None = None
     dry_run: bool = False
 
     async def copy(self, record: Upload) -> bool:
-        """Copy one record; False if it is there already. Raises `Refused`."""
-        # The other locker counts its tokens anew. Those beside SQLite are nanoseconds: a change under a smaller token
-        # would be refused for ever, and Redis compares tokens as doubles, which cannot tell such large ones apart.
+        """Copy one record; return False if the target has it already. Raises `UploadRefused`."""
+        # The locker of the target starts at lower fencing tokens. Those beside SQLite are nanoseconds: the target would
+        # refuse every later change, and Redis compares tokens as doubles, which cannot represent such large ones.
         record = replace(record, token=0)
         existing = await self.target.get(record.id)
         parts = [] if record.is_complete else list(await self.source.parts(record.id))
-        if self.joins is not None and record.layout and record.status in UNFINISHED:
+        if self.merge_storage is not None and record.layout and record.status in UNFINISHED:
             record, parts = replace(record, layout=await self._join(record, parts, existing)), []
         if existing is not None:
             copied = list(await self.target.parts(record.id))
             if replace(existing, token=0) != record or copied not in ([], parts):
-                raise Refused("is there already, and differs")
+                raise UploadRefused("is there already, and differs")
             if copied == parts:
                 return False
         if not self.dry_run:
@@ -99,20 +109,20 @@ class Migration:
         return True
 
     async def _join(self, upload: Upload, parts: Sequence[UploadPart], existing: Upload | None) -> str:
-        """Make one file of the bytes of an upload; returns its layout then."""
-        if existing is not None:  # that was done before; once more could cut off what came later
+        """Merge the bytes of an upload into one file; return its new layout."""
+        if existing is not None:  # an earlier run did so; a second merge could cut off later bytes
             return existing.layout
-        if self.joins is None or self.dry_run:
+        if self.merge_storage is None or self.dry_run:
             return upload.layout
         try:
-            return await self.joins.complete(await located(self.joins, upload), parts, sync=True)
+            return await self.merge_storage.complete(await located(self.merge_storage, upload), parts, sync=True)
         except StorageBehind as error:
-            raise Refused(f"is at {upload.offset} bytes, but {error.message}") from None
+            raise UploadRefused(f"is at {upload.offset} bytes, but {error.message}") from None
         except StoredElsewhere as error:
-            raise Refused(f"cannot be joined: {error.message}") from None
+            raise UploadRefused(f"cannot be joined: {error.message}") from None
 
     async def _store(self, existing: Upload | None, record: Upload, parts: Sequence[UploadPart]) -> None:
-        """In steps: after an interruption, the later ones may be missing."""
+        """Store one record in steps; an interruption leaves the later ones to the next run."""
         if existing is None:
             if self.completion_records is not None and record.is_complete and not record.is_partial:
                 await self.completion_records.remember(record)
@@ -128,12 +138,12 @@ async def migrate(
     target: StateKind,
     *,
     dry_run: bool = False,
-    tell: Reporter = no_report,
+    report: Reporter = no_report,
     report_error: Reporter = no_report,
-) -> Counts:
-    """`migrate_records` between the stores that these settings name, while no server uses either of them.
+) -> Summary:
+    """Run `migrate_records` between the stores of these settings, while no server uses either of them.
 
-    Raises `StateUnavailable` and `StorageUnavailable` with a sentence that says where.
+    Raises `StateUnavailable` and `StorageUnavailable` with a sentence that names the place.
     """
     if source == "sqlite" and not await asyncio.to_thread(has_records, settings):
         raise StateUnavailable(f"there are no records in {records_file(settings)}")
@@ -149,21 +159,21 @@ async def migrate(
         return await migrate_records(
             old,
             new,
-            joins=storage if target == "sqlite" and isinstance(storage, SharedDiskStorage) else None,
+            merge_storage=storage if target == "sqlite" and isinstance(storage, SharedDiskStorage) else None,
             completion_records=storage
             if target == "redis" and isinstance(storage, SupportsCompletionRecords)
             else None,
             dry_run=dry_run,
-            tell=tell,
+            report=report,
             report_error=report_error,
         )
 
 
 @contextlib.asynccontextmanager
 async def nothing_running(settings: Settings, *, dry_run: bool) -> AsyncIterator[None]:
-    """Raise `StateUnavailable` if a server uses these records: what it changes meanwhile would be lost.
+    """Keep servers beside SQLite from starting within the context.
 
-    A server beside SQLite cannot start meanwhile either. A dry run harms nothing.
+    Raises `StateUnavailable` if a server uses these records, since its changes would be lost. A dry run checks nothing.
     """
     with contextlib.ExitStack() as stack:
         if not dry_run:
@@ -194,9 +204,9 @@ async def _no_server_on_redis(settings: Settings) -> None:
 
 @contextlib.asynccontextmanager
 async def opened_state(settings: Settings, kind: StateKind, *, scratch: bool = False) -> AsyncIterator[StateStore]:
-    """The state store of these settings; with `scratch` no new file is made for it, but an empty one elsewhere.
+    """Open and close the state store of these settings; with `scratch`, an empty temporary one if it has no file.
 
-    Raises `StateUnavailable` with a sentence that says where.
+    Raises `StateUnavailable` with a sentence that names the place.
     """
     with contextlib.ExitStack() as stack:
         if kind == "sqlite":
@@ -215,7 +225,7 @@ async def opened_state(settings: Settings, kind: StateKind, *, scratch: bool = F
 
 @contextlib.asynccontextmanager
 async def opened_storage(settings: Settings, *, dry_run: bool) -> AsyncIterator[Storage]:
-    """The storage of these settings, not opened for a dry run. Raises `StorageUnavailable`, which says where."""
+    """Open and close the storage of these settings; a dry run leaves it closed. Raises `StorageUnavailable`."""
     storage = build_storage(settings)
     if dry_run:
         yield storage
@@ -229,6 +239,7 @@ async def opened_storage(settings: Settings, *, dry_run: bool) -> AsyncIterator[
 
 
 def records_file(settings: Settings) -> Path:
+    """Return the path of the SQLite file of these settings."""
     return settings.upload_dir / PRIVATE_FOLDER / RECORDS
 
 

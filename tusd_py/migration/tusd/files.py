@@ -1,7 +1,7 @@
-"""A directory written by tusd's filestore becomes uploads of this server.
+"""Import of a directory of the filestore of tusd.
 
-First the bytes are in place, then the record is made: after an interruption it is done again, and what has a record is
-skipped. Nothing in the directory is removed or changed.
+Invariant: a record is created only after its bytes are in place. So after an interruption a second run skips the
+uploads that have a record, and imports the others. The import removes and changes nothing in the directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import SupportsCompletionRecords
 from tusd_py.core.errors import StorageFull, StorageUnavailable, UploadExists
 from tusd_py.core.upload import Upload
-from tusd_py.migration.report import Counts, Refused, Reporter, abbreviated, no_report, printable
+from tusd_py.migration.report import Reporter, Summary, UploadRefused, abbreviated, no_report, printable
 from tusd_py.migration.state_copy import opened_state, opened_storage
 from tusd_py.migration.tusd.info import TusdUpload, parse_info, to_upload
 from tusd_py.settings import Settings
@@ -33,7 +33,7 @@ MAX_INFO_SIZE = 8 << 20  # bytes; the headers of a request to tusd have 1 MiB at
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The bytes of an upload of tusd; without a path there are none."""
+    """The data file of an upload of tusd; `path` is None if there is none. Size in bytes."""
 
     path: Path | None
     size: int
@@ -46,17 +46,29 @@ async def import_tusd(
     *,
     copy: bool = False,
     dry_run: bool = False,
-    tell: Reporter = no_report,
+    report: Reporter = no_report,
     report_error: Reporter = no_report,
-) -> Counts:
-    """Take over the uploads of a directory, which may be the upload directory itself.
+) -> Summary:
+    """Import the uploads of a directory, which may be the upload directory itself.
 
-    Finished ones become links to their files where that is possible, unless `copy` is set. Tells of every upload that
-    is taken over, complains of every .info file that is refused. Raises `StorageUnavailable`, `StorageFull` and
-    `StateUnavailable` with a sentence that says where.
+    Args:
+        settings: of the server that takes the uploads over.
+        directory: the upload directory of tusd.
+        copy: copy finished uploads too; otherwise they become links to their files where that is possible.
+        dry_run: only report.
+        report: called with a line for each imported upload.
+        report_error: called with a line for each refused .info file.
+
+    Returns:
+        The numbers of imported, skipped and refused uploads.
+
+    Raises:
+        StorageUnavailable: the directory or the storage cannot be used; the text names it.
+        StorageFull: the upload directory is full.
+        StateUnavailable: the records cannot be used.
     """
     directory, names = await asyncio.to_thread(_listed, directory)
-    counts = Counts()
+    summary = Summary()
     async with (
         opened_storage(settings, dry_run=dry_run) as storage,
         opened_state(settings, "redis" if settings.redis_url else "sqlite", scratch=dry_run) as state,
@@ -65,26 +77,26 @@ async def import_tusd(
             raise StorageUnavailable("uploads of tusd can be taken over only to where they are files")
         if not dry_run:
             await settle_identity(state, storage, records_inside=settings.redis_url is None)
-        take = Import(settings, directory, names, state, storage, copy=copy, dry_run=dry_run)
+        run = DirectoryImport(settings, directory, names, state, storage, copy=copy, dry_run=dry_run)
         for name in names:
             try:
-                upload = await take.upload(name)
-            except (Refused, OSError) as error:
+                upload = await run.upload(name)
+            except (UploadRefused, OSError) as error:
                 if isinstance(error, OSError) and error.errno in NO_ROOM:
                     raise StorageFull(f"the upload directory {settings.upload_dir} is full") from error
-                reason = str(error) if isinstance(error, Refused) else f"failed: {error.strerror}"
+                reason = str(error) if isinstance(error, UploadRefused) else f"failed: {error.strerror}"
                 report_error(f"{abbreviated(name)} {printable(reason)}")
-                counts.refused += 1
+                summary.refused += 1
                 continue
             if upload is not None:
-                tell(f"{upload.id} {upload.offset} of {'?' if upload.length is None else upload.length} bytes")
-            counts.done += upload is not None
-            counts.skipped += upload is None
-    return counts
+                report(f"{upload.id} {upload.offset} of {'?' if upload.length is None else upload.length} bytes")
+            summary.copied += upload is not None
+            summary.skipped += upload is None
+    return summary
 
 
 def _listed(directory: Path) -> tuple[Path, list[str]]:
-    """The true path of a directory, and the names of its .info files."""
+    """Return the path of a directory without links, and the names of its .info files. Runs in a worker thread."""
     try:
         real = Path(os.path.realpath(directory, strict=True))
         return real, sorted(name for name in os.listdir(real) if name.endswith(INFO))
@@ -92,8 +104,8 @@ def _listed(directory: Path) -> tuple[Path, list[str]]:
         raise StorageUnavailable(f"{directory}: {error.strerror}") from error
 
 
-class Import:
-    """One run over a directory."""
+class DirectoryImport:
+    """One import of a directory, as in `import_tusd`."""
 
     def __init__(
         self,
@@ -116,11 +128,11 @@ class Import:
         self._storage = storage
 
     async def upload(self, name: str) -> Upload | None:
-        """Take over the upload of an .info file; None if it is there already. Raises `Refused`, `OSError`."""
+        """Import the upload of an .info file; None if it has a record. Raises `UploadRefused`, `OSError`."""
         content, written_at = await asyncio.to_thread(_read_info, self._directory / name)
         info = parse_info(content)
         if name != info.id + INFO:
-            raise Refused(f"is of the upload {info.id}")
+            raise UploadRefused(f"is of the upload {info.id}")
         path = await asyncio.to_thread(data_path, info, self._directory)
         self._claim(path, info)
         if await self._state.get(info.id) is not None:
@@ -140,26 +152,26 @@ class Import:
         return upload
 
     def _claim(self, path: Path, info: TusdUpload) -> None:
-        """No two uploads have the same file: the one would change with the other."""
+        """Refuse an upload whose file belongs to another one, since both would change together."""
         named_by_another = path.parent == self._directory and path.name != info.id and path.name + INFO in self._names
         if named_by_another or path in self._claimed:
-            raise Refused(f"has its data in {abbreviated(str(path))}, the file of another upload")
+            raise UploadRefused(f"has its data in {abbreviated(str(path))}, the file of another upload")
         self._claimed.add(path)
 
 
 def _read_info(path: Path) -> tuple[bytes, float]:
-    """The content and the time of its last change."""
+    """Return the content of an .info file, and the time of its last change. Runs in a worker thread."""
     with _regular(path) as descriptor:
         content = bytearray()
         while len(content) <= MAX_INFO_SIZE and (data := os.read(descriptor, MAX_INFO_SIZE)):
             content += data
         if len(content) > MAX_INFO_SIZE:
-            raise Refused(f"is longer than {MAX_INFO_SIZE} bytes")
+            raise UploadRefused(f"is longer than {MAX_INFO_SIZE} bytes")
         return bytes(content), os.fstat(descriptor).st_mtime
 
 
 def data_path(info: TusdUpload, directory: Path) -> Path:
-    """Where the data of an upload is, if it is anywhere: below this real directory."""
+    """Return the path of the data of an upload, below the real directory; the file may be missing."""
     own = directory / info.id
     for base in (Path.cwd(), directory.parent, directory) if info.path else ():
         try:
@@ -167,30 +179,30 @@ def data_path(info: TusdUpload, directory: Path) -> Path:
             if path.is_relative_to(directory) and path.is_file():
                 hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
                 return own if hidden else path
-        except (OSError, ValueError):  # no path at all
+        except (OSError, ValueError):  # not a valid path
             continue
     return own
 
 
 def find_data(info: TusdUpload, path: Path, written_at: float) -> Data:
-    """Find the data file of an upload; raises `Refused`."""
+    """Return the data file of an upload. Raises `UploadRefused`."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         if info.path and Path(info.path).name != info.id:
-            raise Refused(
+            raise UploadRefused(
                 f"has its data in {abbreviated(info.path)}, where there is no file of this directory"
             ) from None
         return Data(None, 0, written_at)
     if not stat.S_ISREG(status.st_mode):
-        raise Refused(f"has its data in {abbreviated(str(path))}, which is not a regular file")
+        raise UploadRefused(f"has its data in {abbreviated(str(path))}, which is not a regular file")
     return Data(path, status.st_size, status.st_mtime)
 
 
 def place(data: Data, upload: Upload, storage: DiskStorage, *, link: bool) -> None:
-    """Put the bytes where the storage looks for them, and sync them; blocks. With `link`, as a link where possible.
+    """Copy the bytes to their place in the storage, with `link` by a hard link where possible, and sync them. Blocks.
 
-    Raises `Refused` if there is another file already.
+    Raises `UploadRefused` if another file is in this place.
     """
     target = storage.path(upload)
     if data.path is not None and target.is_file() and os.path.realpath(target) == str(data.path):
@@ -203,7 +215,7 @@ def place(data: Data, upload: Upload, storage: DiskStorage, *, link: bool) -> No
         if not link:
             _copy(data, target, storage.files)
     elif not _is_copy(data, target):
-        raise Refused(f"would replace {target}, another file")
+        raise UploadRefused(f"would replace {target}, another file")
     with _regular(target) as descriptor:
         os.fsync(descriptor)
     storage.syncs.sync_folders(target)
@@ -212,24 +224,24 @@ def place(data: Data, upload: Upload, storage: DiskStorage, *, link: bool) -> No
 def _linked(source: Path, target: Path) -> bool:
     try:
         os.link(source, target, follow_symlinks=False)
-    except OSError:  # on another file system, on one without links, or somebody else's file
+    except OSError:  # another file system, no support for links, or a file of another user
         return False
     return True
 
 
 def _copy(data: Data, target: Path, files: FileTree) -> None:
-    """Copy all or nothing."""
+    """Copy all bytes through a temporary file, so that a target is never incomplete."""
     unfinished = target.with_name(f".{target.name}.import")  # no upload id starts with a dot
     try:
         with files.opened(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
             if data.path is not None:
                 with _regular(data.path) as source:
                     if copy_range(descriptor, source, 0, data.size) < data.size:
-                        raise Refused("lost bytes meanwhile: is tusd still running?")
+                        raise UploadRefused("lost bytes meanwhile: is tusd still running?")
             os.fsync(descriptor)
         files.rename(unfinished, target)
     except FileNotFoundError:
-        raise Refused("lost bytes meanwhile: is tusd still running?") from None
+        raise UploadRefused("lost bytes meanwhile: is tusd still running?") from None
     finally:
         files.unlink(unfinished)
 
@@ -249,16 +261,16 @@ def _is_copy(data: Data, target: Path) -> bool:
 
 @contextlib.contextmanager
 def _regular(path: Path) -> Iterator[int]:
-    """A regular file for reading, nothing else and through no link; raises `Refused`."""
+    """Open a regular file for reading, without following a link. Raises `UploadRefused` for other kinds of files."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise Refused("is a symbolic link") from None
+        raise UploadRefused("is a symbolic link") from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Refused("is not a regular file")
+            raise UploadRefused("is not a regular file")
         yield descriptor
     finally:
         os.close(descriptor)

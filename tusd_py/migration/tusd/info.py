@@ -1,4 +1,4 @@
-"""The .info files of tusd's filestore: JSON that anything may have written. Pure functions."""
+"""Parser of the .info files of the filestore of tusd: untrusted JSON. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tusd_py.core.metadata import parse_metadata
 from tusd_py.core.upload import Status, Upload, UploadKind, is_upload_id
-from tusd_py.migration.report import Refused, abbreviated
+from tusd_py.migration.report import UploadRefused, abbreviated
 from tusd_py.settings import Settings
 
 MAX_SIZE = (1 << 63) - 1  # bytes
@@ -23,23 +23,23 @@ class TusdUpload:
 
     id: str
     length: int | None  # bytes; None: not known yet
-    metadata: str | None = None  # as an Upload-Metadata header
+    metadata: str | None = None  # value of an Upload-Metadata header
     concatenation: UploadKind = UploadKind.NONE
     partial_ids: tuple[str, ...] = ()
-    path: str = ""  # of its data, absolute or relative to wherever tusd ran; whatever somebody wrote there
+    path: str = ""  # of the data, absolute or relative to the working directory of tusd; untrusted
 
 
 def parse_info(content: bytes) -> TusdUpload:
-    """The upload of an .info file; raises `Refused`."""
+    """Parse an .info file. Raises `UploadRefused`."""
     try:
         values = json.loads(content.decode())
     except (ValueError, RecursionError):
-        raise Refused("is not JSON") from None
+        raise UploadRefused("is not JSON") from None
     if not isinstance(values, dict):
-        raise Refused("is not a JSON object")
+        raise UploadRefused("is not a JSON object")
     storage = _field(values, "Storage", dict, {})
     if _field(storage, "Type", str, "") not in ("", "filestore"):
-        raise Refused("is not of tusd's filestore")
+        raise UploadRefused("is not of tusd's filestore")
     concatenation, partial_ids = _concatenation(values)
     return TusdUpload(
         id=_checked_id(_field(values, "ID", str, "")),
@@ -52,18 +52,18 @@ def parse_info(content: bytes) -> TusdUpload:
 
 
 def _field(values: Mapping[str, Any], name: str, kind: type[T], default: T) -> T:
-    """A value of exactly this type: true is no integer here. Go writes null for what is empty."""
+    """Return a value of exactly this type (true is no integer), or the default for null, which Go writes for empty."""
     value = values.get(name)
     if value is None:
         return default
     if type(value) is not kind:
-        raise Refused(f"has a {name} of the wrong type")
+        raise UploadRefused(f"has a {name} of the wrong type")
     return value
 
 
 def _checked_id(text: str) -> str:
     if not is_upload_id(text):
-        raise Refused(f"has the id {abbreviated(text)!r}, and ids here are up to 128 letters, digits, - and _")
+        raise UploadRefused(f"has the id {abbreviated(text)!r}, and ids here are up to 128 letters, digits, - and _")
     return text
 
 
@@ -72,7 +72,7 @@ def _length(values: Mapping[str, Any]) -> int | None:
     if _field(values, "SizeIsDeferred", bool, False):
         return None
     if not 0 <= size <= MAX_SIZE:
-        raise Refused(f"has no Size from 0 to {MAX_SIZE}")
+        raise UploadRefused(f"has no Size from 0 to {MAX_SIZE}")
     return size
 
 
@@ -80,16 +80,16 @@ def _concatenation(values: Mapping[str, Any]) -> tuple[UploadKind, tuple[str, ..
     partial, final = _field(values, "IsPartial", bool, False), _field(values, "IsFinal", bool, False)
     ids = _field(values, "PartialUploads", list, [])
     if not all(isinstance(item, str) for item in ids):
-        raise Refused("has PartialUploads that are not ids")
+        raise UploadRefused("has PartialUploads that are not ids")
     if (partial and final) or final is not bool(ids):
-        raise Refused("contradicts itself in IsPartial, IsFinal and PartialUploads")
+        raise UploadRefused("contradicts itself in IsPartial, IsFinal and PartialUploads")
     if final:
         return UploadKind.FINAL, tuple(_checked_id(item) for item in ids)
     return (UploadKind.PARTIAL if partial else UploadKind.NONE), ()
 
 
 def metadata_header(pairs: Mapping[str, Any]) -> str | None:
-    """Upload-Metadata with these pairs in the order of their keys, as tusd does not know theirs; raises `Refused`."""
+    """Return an Upload-Metadata header with the pairs in the order of their keys. Raises `UploadRefused`."""
     try:
         wanted = {key: value.encode() for key, value in sorted(pairs.items())}
         header = ",".join(f"{key} {base64.b64encode(value).decode()}".rstrip(" ") for key, value in wanted.items())
@@ -97,20 +97,24 @@ def metadata_header(pairs: Mapping[str, Any]) -> str | None:
             return header or None
     except (AttributeError, ValueError):
         pass
-    raise Refused("has MetaData that no Upload-Metadata header can hold")
+    raise UploadRefused("has MetaData that no Upload-Metadata header can hold")
 
 
 def to_upload(
     info: TusdUpload, size: int, *, created_at: float, modified_at: float, now: float, settings: Settings
 ) -> Upload:
-    """The record of an upload with so many bytes of data; raises `Refused`. Times are seconds since the epoch."""
+    """Return the record of an upload with `size` bytes of data. Times are seconds since the epoch.
+
+    Raises:
+        UploadRefused: data and .info file contradict each other, or a limit of the settings is exceeded.
+    """
     if info.length is not None and size > info.length:
-        raise Refused(f"has {size} bytes of data, more than its Size of {info.length}")
+        raise UploadRefused(f"has {size} bytes of data, more than its Size of {info.length}")
     _check_headers(info, settings)
     whole = size == info.length
     partial = info.concatenation is UploadKind.PARTIAL
     if info.concatenation is UploadKind.FINAL and not whole:
-        raise Refused(f"is a final upload with only {size} of its {info.length} bytes")
+        raise UploadRefused(f"is a final upload with only {size} of its {info.length} bytes")
     expires = settings.expires_after > 0 and (partial or not whole)
     return Upload(
         id=info.id,
@@ -129,24 +133,24 @@ def to_upload(
 
 
 def _check_headers(info: TusdUpload, settings: Settings) -> None:
-    """Refuse what makes HEAD answer with larger headers than this server would have taken from a client."""
+    """Refuse an upload whose headers are larger than the settings allow clients to send."""
     metadata, parts = info.metadata or "", len(info.partial_ids)
     if len(metadata) > settings.metadata_size:
-        raise Refused(f"has {len(metadata)} bytes of metadata, and --metadata-size is {settings.metadata_size}")
+        raise UploadRefused(f"has {len(metadata)} bytes of metadata, and --metadata-size is {settings.metadata_size}")
     pairs = metadata.count(",") + 1 if metadata else 0
     if pairs > settings.metadata_pairs:
-        raise Refused(f"has {pairs} pairs of metadata, and --metadata-pairs is {settings.metadata_pairs}")
+        raise UploadRefused(f"has {pairs} pairs of metadata, and --metadata-pairs is {settings.metadata_pairs}")
     if parts > settings.concatenation_parts:
-        raise Refused(f"has {parts} partial uploads, and --concatenation-parts is {settings.concatenation_parts}")
+        raise UploadRefused(f"has {parts} partial uploads, and --concatenation-parts is {settings.concatenation_parts}")
 
 
 def _past(seconds: float, now: float) -> float:
-    """A time that every date can hold: files can be of any."""
+    """Return a time between the epoch and now, since files can have any time."""
     return min(max(seconds, 0.0), now)
 
 
 def _concat_header(info: TusdUpload, base_path: str) -> str | None:
-    """The Upload-Concat header that the client would have sent to this server."""
+    """Return the Upload-Concat header that the client would have sent to this server, or None."""
     if info.concatenation is UploadKind.FINAL:
         return "final;" + " ".join(f"{base_path}/{partial_id}" for partial_id in info.partial_ids)
     return "partial" if info.concatenation is UploadKind.PARTIAL else None
