@@ -34,7 +34,7 @@ def make_component(group: str, name: str, settings: Settings) -> Any:
     try:
         component = factory(settings)
     except Exception as error:  # code of another package: its mistakes are reported as such, by name
-        raise InvalidSettings(f"the {kind} {name!r} cannot be made: {type(error).__name__}: {error}") from error
+        raise InvalidSettings(f"the {kind} {name!r} cannot be made: {_line(error)}") from error
     check_component(group, component, f"the {kind} {name!r}")
     return component
 
@@ -58,9 +58,7 @@ def _load(group: str, name: str) -> Callable[[Settings], Any]:
     try:
         factory = entry.load()
     except Exception as error:  # an import runs code of another package
-        raise InvalidSettings(
-            f"the {kind} {name!r} ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) cannot be imported: {_line(error)}") from error
     if not callable(factory):
         raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) is not a function of the settings")
     return factory  # type: ignore[no-any-return]
@@ -71,8 +69,14 @@ def _members(contract: type) -> list[str]:
 
 
 def _has(component: object, member: str) -> bool:
+    """Whether a component has a member, without calling a property; one that passes calls on to another has too."""
     try:
         inspect.getattr_static(component, member)
     except AttributeError:
-        return False
+        return hasattr(component, member)
     return True
+
+
+def _line(error: Exception) -> str:
+    """Describe an error of another package in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -44,7 +44,7 @@ def locker(settings):
 
 
 def broken(settings):
-    raise RuntimeError("no such disk")
+    raise RuntimeError("no such disk\\nat all")
 
 
 def incomplete(settings):
@@ -129,7 +129,7 @@ def test_serve_takes_components_of_other_packages(tmp_path: Path, package: Path)
     ("name", "message"),
     [
         ("elsewere", "there is no storage 'elsewere'.*did you mean elsewhere"),
-        ("broken", "the storage 'broken' cannot be made: RuntimeError: no such disk"),
+        ("broken", "the storage 'broken' cannot be made: RuntimeError: no such disk at all$"),
         ("incomplete", r"the storage 'incomplete' \(object\) is no storage: it lacks .*writer"),
         ("constant", "is not a function of the settings"),
         ("missing", "cannot be imported: AttributeError"),
@@ -144,6 +144,22 @@ def test_a_given_component_without_its_contract_is_refused(tmp_path: Path) -> No
     wrong: Any = object()
     with pytest.raises(InvalidSettings, match=r"the given component \(object\) is no state store: it lacks"):
         TusServer(upload_dir=tmp_path, state=wrong)
+
+
+class Passing:
+    """A storage that passes every call on to another one."""
+
+    def __init__(self, storage: DiskStorage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+def test_a_given_component_may_pass_calls_on_to_another_one(tmp_path: Path) -> None:
+    passing: Any = Passing(DiskStorage(tmp_path / "bytes"))
+    upload_id = upload(TusServer(upload_dir=tmp_path / "records", storage=passing), b"through")
+    assert (tmp_path / "bytes" / upload_id).read_bytes() == b"through"
 
 
 def test_a_plugin_excludes_what_it_takes_the_place_of(tmp_path: Path) -> None:

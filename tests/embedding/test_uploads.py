@@ -11,10 +11,19 @@ import pytest
 from tests.support.asgi_calls import ask, create, offset_stream
 from tests.support.s3_server import s3_server
 from tests.support.s3_uploads import Place
-from tusd_py import TusServer, Upload, UploadFinished, UploadTerminated
+from tusd_py import (
+    RequestContext,
+    TusServer,
+    Upload,
+    UploadFilter,
+    UploadFinished,
+    UploadKind,
+    UploadTerminated,
+)
 from tusd_py.core.errors import StorageUnavailable, StoredElsewhere, UploadNotFound
 from tusd_py.core.upload import Status
 from tusd_py.embedding import UploadReader
+from tusd_py.uploads.validation import NewUpload
 
 DATA = bytes(range(256)) * 4096
 
@@ -138,3 +147,18 @@ def test_path_of_a_record_of_another_storage_is_refused(tmp_path: Path) -> None:
     upload = Upload("id", 0.0, length=0, status=Status.COMPLETE, location='["prefix", "key"]')
     with pytest.raises(StoredElsewhere):
         TusServer(upload_dir=tmp_path).path(upload)
+
+
+async def test_owner_of_an_upload_is_the_principal_of_the_request_that_created_it(tmp_path: Path) -> None:
+    tus = TusServer(upload_dir=tmp_path)
+    alice = RequestContext("POST", "/files", {}, principal="alice")
+    async with tus.lifespan():
+        part = await tus.service.create(NewUpload(0, None, UploadKind.PARTIAL, "partial", context=alice))
+        final = await tus.service.concatenate(
+            NewUpload(None, None, UploadKind.FINAL, "final;", (part.id,), context=alice)
+        )
+        nobodys = await tus.service.create(NewUpload(5))
+        assert (part.owner, final.owner, nobodys.owner) == ("alice", "alice", "")
+        page = await tus.uploads.list(condition=UploadFilter(owner="alice"))
+    assert {upload.id for upload in page.uploads} == {part.id, final.id}
+    assert page.after is None
