@@ -89,6 +89,14 @@ def test_module_named_in_page_exists(name: str) -> None:
     assert [path for path in named if not any((root / path).exists() for root in roots)] == []
 
 
+def test_architecture_lists_every_layer_in_order() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = re.findall(r"tusd_py\.(\w+)", " ".join(next(c["layers"] for c in contracts if c["type"] == "layers")))
+    block = (ROOT / "docs" / "architecture.md").read_text().partition("## Layers")[2].split("```")[1]
+    listed = re.findall(r"^(\w+)(?:/|\.py) ", block, re.MULTILINE)
+    assert listed == [layer for layer in layers if layer != "__main__"]
+
+
 def test_glossary_is_in_order_and_names_each_concept_once() -> None:
     terms = re.findall(r"^\*\*(.+?)\*\*:", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
     assert len(terms) > 50
