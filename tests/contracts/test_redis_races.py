@@ -41,7 +41,7 @@ from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import LockLost, LockTimeout, StorageBehind, StorageUnavailable, UploadError
 from tusd_py.core.upload import Status, Upload, UploadKind
-from tusd_py.core.upload_codec import encode
+from tusd_py.core.upload_codec import encode_upload
 from tusd_py.events.bus import EventBus
 from tusd_py.migration.state_copy import migrate_records
 from tusd_py.settings import Settings
@@ -379,7 +379,7 @@ def note_in(folder: Path) -> Path:
     return note
 
 
-NOTE = json.dumps(encode(replace(UPLOAD, offset=len(DATA), status=Status.COMPLETE))).encode()
+NOTE = json.dumps(encode_upload(replace(UPLOAD, offset=len(DATA), status=Status.COMPLETE))).encode()
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,26 @@
-"""The record of an upload as text, for stores that know nothing else, and what is left of one that is broken."""
+"""The record of an upload as texts or as the columns of a row, and what is left of one that is broken.
+
+The fields have the same names everywhere: those of `Upload`, in its order.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from tusd_py.core.errors import BrokenRecord
 from tusd_py.core.upload import Status, Upload, UploadKind
 
+T = TypeVar("T")
+
 logger = logging.getLogger("tusd_py.state")
 
 LATEST = 253402300800.0  # seconds since the epoch: the year 10000
-MAX_REPORTED_LENGTH = 1000
+MAX_REPORTED = 1000  # broken records that are logged
 FIELDS = tuple(field.name for field in fields(Upload))
 PARSERS: Mapping[str, Any] = {
     "created_at": float,
@@ -30,10 +36,22 @@ PARSERS: Mapping[str, Any] = {
     "synced": int,
     "token": int,
 }
+COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
+    **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location", "owner"), (str,)),
+    **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
+    **dict.fromkeys(("expires_at", "completed_at"), (float, type(None))),
+    "created_at": (float,),
+    "length": (int, type(None)),
+}
+_VALUES = attrgetter(*FIELDS)
+_DEFERRED, _STATUS, _KIND, _PARTIAL_IDS = map(FIELDS.index, ("deferred", "status", "concatenation", "partial_ids"))
+_STATUSES = {status.value: status for status in Status}  # calling the class takes longer
+_KINDS = {kind.value: kind for kind in UploadKind}
+_known_types: set[tuple[type, ...]] = set()  # types of rows whose every column holds a type of `COLUMN_TYPES`
 
 
-def encode(upload: Upload) -> dict[str, str]:
-    """The fields as text, without those that have their default."""
+def encode_upload(upload: Upload) -> dict[str, str]:
+    """Return the fields as texts, without those that have their default."""
     values = {
         "id": upload.id,
         "created_at": repr(upload.created_at),
@@ -59,25 +77,70 @@ def encode(upload: Upload) -> dict[str, str]:
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 
 
-def decode(values: Mapping[str, str]) -> Upload | None:
-    """The record, None if there is none; what else is in it belongs to others. Raises `ValueError` for nonsense."""
+def decode_upload(values: Mapping[str, str]) -> Upload | None:
+    """Return the record of these fields, None if there is none. Other keys are ignored.
+
+    Raises:
+        ValueError: a field is missing or has a value that it cannot have.
+    """
     if "id" not in values:
         return None
     if "created_at" not in values:
         raise ValueError("created_at is missing")
     upload = Upload(**{name: PARSERS.get(name, str)(values[name]) for name in FIELDS if name in values})
-    check(upload)
+    _check(upload)
     return upload
 
 
-def check(upload: Upload) -> None:
+def encode_row(upload: Upload) -> tuple[Any, ...]:
+    """Return a value for every column, in the order of `FIELDS`."""
+    values = _VALUES(upload)
+    return (*values[:_PARTIAL_IDS], " ".join(upload.partial_ids), *values[_PARTIAL_IDS + 1 :])
+
+
+def decode_row(row: Sequence[Any]) -> Upload:
+    """Return the record of a row; raises `BrokenRecord` for a value that its column cannot have."""
+    try:
+        types = tuple(map(type, row))
+        if types not in _known_types:
+            _check_types(types)
+            _known_types.add(types)
+        values = list(row)
+        values[_DEFERRED] = bool(values[_DEFERRED])
+        values[_STATUS] = _member(_STATUSES, values[_STATUS])
+        values[_KIND] = _member(_KINDS, values[_KIND])
+        values[_PARTIAL_IDS] = tuple(values[_PARTIAL_IDS].split())
+        upload = Upload(*values)
+        _check(upload)
+    except ValueError as error:
+        texts = {
+            name: str(value) for name, value in zip(FIELDS, row, strict=True) if isinstance(value, str | int | float)
+        }
+        raise broken(str(row[0]), texts, error) from None
+    return upload
+
+
+def _member(members: Mapping[str, T], value: str) -> T:
+    member = members.get(value)
+    if member is None:
+        raise ValueError(f"{value!r} is not known")
+    return member
+
+
+def _check_types(types: Sequence[type]) -> None:
+    for name, found in zip(FIELDS, types, strict=True):
+        if found not in COLUMN_TYPES[name]:
+            raise ValueError(f"{name} is {found.__name__}")
+
+
+def _check(upload: Upload) -> None:
     """Raise `ValueError` for numbers that no upload has."""
     if not (0 <= upload.created_at < LATEST and upload.offset >= 0):
         raise ValueError("created_at or offset is out of range")
 
 
 def broken(upload_id: str, values: Mapping[str, str], error: Exception) -> BrokenRecord:
-    """The error for a record that cannot be read, with what is left of it."""
+    """Return the error for a record that cannot be read, with the fields that can."""
     readable: dict[str, Any] = {}
     for name in FIELDS:
         if name in values:
@@ -89,14 +152,14 @@ def broken(upload_id: str, values: Mapping[str, str], error: Exception) -> Broke
 
 
 class BrokenRecords:
-    """Tells the log once of every record that is passed over."""
+    """Logs every broken record that a store passes over, once."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
 
     def tell(self, error: BrokenRecord) -> None:
-        """Log a record that is passed over, unless it was logged before."""
-        if error.upload_id not in self._told and len(self._told) < MAX_REPORTED_LENGTH:
+        """Log a record, unless it or too many others have been logged."""
+        if error.upload_id not in self._told and len(self._told) < MAX_REPORTED:
             self._told.add(error.upload_id)
             logger.error(
                 "the record of upload %s cannot be read and is left alone; DELETE removes it: %s",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tusd_py.backends.disk.files import FileTree, Modes
 from tusd_py.core.upload import Upload
-from tusd_py.core.upload_codec import decode, encode
+from tusd_py.core.upload_codec import decode_upload, encode_upload
 
 PRIVATE = Modes(0o600, 0o700)
 MAX_RECORD_SIZE = 16 << 20  # bytes
@@ -24,12 +24,12 @@ class CompletionRecords:
         """The record of a finished upload; None if there is no note, or none that can be read."""
         try:
             with self._files.opened(self._path(upload_id), os.O_RDONLY) as descriptor:
-                return decode(json.loads(os.read(descriptor, MAX_RECORD_SIZE)))
+                return decode_upload(json.loads(os.read(descriptor, MAX_RECORD_SIZE)))
         except (FileNotFoundError, ValueError):
             return None
 
     def write(self, upload: Upload) -> None:
-        self._files.replace(self._path(upload.id), json.dumps(encode(upload)).encode())
+        self._files.replace(self._path(upload.id), json.dumps(encode_upload(upload)).encode())
 
     def remove(self, upload_id: str) -> None:
         self._files.unlink(self._path(upload_id))

@@ -25,7 +25,7 @@ from tusd_py.backends.redis.scripts import ACQUIRE, ACQUIRE_WITHOUT_ROOM, REQUES
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import LockHolder
 from tusd_py.core.errors import LockTimeout, StateUnavailable
-from tusd_py.core.upload_codec import decode
+from tusd_py.core.upload_codec import decode_upload
 
 POLL_INTERVAL = 0.5  # seconds between two attempts to take a lock, if no message comes
 REQUEST_TTL = 2000  # milliseconds
@@ -115,7 +115,7 @@ class RedisLocker:
         lock.token = int(token)
         lock.unreleased_predecessors = int(rest)
         with contextlib.suppress(ValueError):  # the record is broken, as the state store will say
-            lock.record = decode(dict(zip(record[::2], record[1::2], strict=True)))
+            lock.record = decode_upload(dict(zip(record[::2], record[1::2], strict=True)))
         lock.renewed_at = sent_at
         self.leases.add(lock)
         return 0.0

@@ -23,7 +23,7 @@ from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.upload import Status, Upload, UploadPart
-from tusd_py.core.upload_codec import BrokenRecords, broken, decode, encode
+from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload, encode_upload
 
 PAGE = 200  # records fetched at once
 FRESH = 60.0  # seconds for which the record of a new entry of the index may not be written yet
@@ -77,7 +77,7 @@ class RedisState:
 
     async def create(self, upload: Upload, *, durable: bool = False) -> None:
         """Add a record, see `StateStore.create`."""
-        values = encode(upload)
+        values = encode_upload(upload)
         arguments = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
         await self._index_new(upload)
         if not await self._redis.run(CREATE, [self._keys.record(upload.id)], arguments):
@@ -92,7 +92,7 @@ class RedisState:
     ) -> Upload:
         """Replace a record in one script, see `StateStore.update`."""
         stored = after if after.token == token else replace(after, token=token)
-        old, new = encode(before), encode(stored)
+        old, new = encode_upload(before), encode_upload(stored)
         arguments = {
             "change_id": secrets.token_hex(8),
             "token": str(token),
@@ -265,7 +265,7 @@ def _due_at(upload: Upload) -> float | None:
 def _upload(upload_id: str, values: Mapping[str, str]) -> Upload | None:
     """Return the record, None if there is none; raises `BrokenRecord`."""
     try:
-        return decode(values)
+        return decode_upload(values)
     except ValueError as error:
         raise broken(upload_id, values, error) from None
 

@@ -1,14 +1,11 @@
-"""The tables of the records in SQLite, and how files of earlier versions come to have them."""
+"""Schema of the records in SQLite, and the migration of files of earlier versions."""
 
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import fields
 
 from tusd_py.core.errors import StateUnavailable
-from tusd_py.core.upload import Upload
 
-FIELDS = tuple(field.name for field in fields(Upload))
 VERSION = 1  # `user_version` of the files that this version writes; 0 in those before it
 
 SCHEMA = """
@@ -32,7 +29,8 @@ CREATE TABLE IF NOT EXISTS waiting_finals (
     partial_id TEXT, final_id TEXT, PRIMARY KEY (partial_id, final_id)
 ) WITHOUT ROWID;
 """
-# To the files of earlier versions. The bytes of a recording were synced before every answer then too.
+# Columns that files of earlier versions lack. The bytes of uploads of unknown length were synced before every response
+# then too.
 ADD_COLUMNS = {
     "layout": ("ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''",),
     "location": ("ALTER TABLE uploads ADD COLUMN location TEXT NOT NULL DEFAULT ''",),
@@ -45,7 +43,11 @@ ADD_COLUMNS = {
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables, or give an older file what it lacks; raises `StateUnavailable` for one of a later version."""
+    """Make the tables, or add what an older file lacks.
+
+    Raises:
+        StateUnavailable: the file is of a later version.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise StateUnavailable(
