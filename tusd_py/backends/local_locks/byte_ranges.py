@@ -1,4 +1,4 @@
-"""Byte-range locks of the kernel: the part of `fcntl` that the standard library leaves to a packed struct."""
+"""Byte-range locks of the kernel, by the structures that `fcntl` passes to it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 
 LAST_POSITION = (1 << 63) - 1
 
-# An "open file description" lock belongs to the opened file, not to the process, so that closing another descriptor
-# of the same file does not drop it. Where the kernel lacks them a lock of the process does, with one descriptor only.
+# An "open file description" lock belongs to the opened file, not to the process: closing another descriptor of the same
+# file does not release it. Kernels without them have locks of the process, which do with one descriptor of each file.
 if sys.platform == "darwin":  # struct flock has another order there
     _FLOCK = struct.Struct("qqihh")
     _SET, _GET = fcntl.F_SETLK, fcntl.F_GETLK
@@ -37,7 +37,10 @@ else:
 
 
 def try_lock(descriptor: int, position: int, *, shared: bool = False, to_end: bool = False) -> bool:
-    """Lock one byte, or with `to_end` all from it on; False if another opened file holds a lock that excludes this."""
+    """Lock one byte, or with `to_end` all bytes from it on.
+
+    Returns False if another opened file holds a lock that excludes this one.
+    """
     kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     try:
         fcntl.fcntl(descriptor, _SET, _pack(kind, position, 0 if to_end else 1))
@@ -49,18 +52,19 @@ def try_lock(descriptor: int, position: int, *, shared: bool = False, to_end: bo
 
 
 def unlock(descriptor: int, position: int) -> None:
+    """Release the lock of one byte."""
     fcntl.fcntl(descriptor, _SET, _pack(fcntl.F_UNLCK, position, 1))
 
 
 def is_locked_elsewhere(descriptor: int, position: int) -> bool:
-    """True if another opened file holds any lock on this byte."""
+    """Return whether another opened file holds any lock on this byte."""
     return first_locked_elsewhere(descriptor, position, position) is not None
 
 
 def first_locked_elsewhere(descriptor: int, first: int, last: int) -> tuple[int, int] | None:
-    """One range (first and last byte) that another opened file has locked between two bytes, or None.
+    """Return a range (first and last byte) that another opened file has locked between two bytes, or None.
 
-    The kernel says which comes first in its list, not which has the lowest position.
+    The range is the first one in the list of the kernel, not the one with the lowest position.
     """
     packed = fcntl.fcntl(descriptor, _GET, _pack(fcntl.F_WRLCK, first, last - first + 1))
     kind, start, length = _unpack(packed)
@@ -70,9 +74,9 @@ def first_locked_elsewhere(descriptor: int, first: int, last: int) -> tuple[int,
 
 
 def all_locked_elsewhere(descriptor: int, first: int, last: int, *, most: int) -> list[int] | None:
-    """The bytes from `first` to `last` that other opened files have locked, where each lock is of one byte.
+    """Return the bytes from `first` to `last` that other opened files have locked, where each lock is of one byte.
 
-    None if there are more than `most`. Costs one call of the kernel, and two more for each lock.
+    Returns None if there are more than `most`. Costs one system call, and two more for each lock.
     """
     found: list[int] = []
     unknown = [(first, last)]

@@ -1,11 +1,11 @@
-"""Locks between the processes of one host: bytes of files, locked in the kernel, that die with their process.
+"""Locks between the processes of one host: byte-range locks of the kernel, which end with their process.
 
-Every upload has a byte in one of several (empty) lock files, at a position made from its id; a write lock on that
-byte is the lock of the upload. A contender that wants the holder to release, or to commit, holds a read lock on a byte
-of the file of wishes for as long as it waits. That lock disappears with its process too, so that no stale wish is ever
-left behind. Wishes of the same process reach the holder directly; those of other processes when the holder next looks.
+Every upload has a byte in one of several (empty) lock files, at a position computed from its id; a write lock on that
+byte is the lock of the upload. A process that asks the holder to release or to commit holds a read lock on a byte of
+the request file for as long as it waits. That lock ends with its process too, so no stale request is left behind.
+Requests of the same process reach the holder directly, those of other processes when the holder polls.
 
-A look costs one call of the kernel while no other process wants anything, however many uploads are held.
+A poll costs one system call while there is no request, however many uploads are locked.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from tusd_py.core.errors import LockTimeout, StateUnavailable
 
 logger = logging.getLogger("tusd_py.locks")
 
-POLL_INTERVAL = 0.02  # seconds between two looks at what other processes did
-MAX_INTERVAL = 0.5  # seconds, when there is so much to look at that a look takes long
-LOOKING_SHARE = 0.1  # of the time of the event loop's thread that looking may take
-LOCK_FILES = 16  # the kernel goes through all locks of a file for each that it sets
-RELEASE_WANTED, COMMIT_WANTED = 0, 2  # not side by side: the kernel would make one lock of both
-PRESENCE = 64  # the byte of the file of the counter on which every server holds a read lock
-EARLIER_LOCKS = 4096  # from this byte of the file of the counter on, earlier versions lock uploads
+POLL_INTERVAL = 0.02  # seconds between two polls of the locks of other processes
+MAX_INTERVAL = 0.5  # seconds between two polls that take long, because of many locks
+POLL_SHARE = 0.1  # largest part of the time of the event loop's thread that polls take
+LOCK_FILES = 16  # several, because the kernel searches all locks of a file for each that it sets
+RELEASE_WANTED, COMMIT_WANTED = 0, 2  # not adjacent: the kernel would merge their locks
+PRESENCE = 64  # the byte of the counter file on which every server holds a read lock
+EARLIER_LOCKS = 4096  # the byte of the counter file from which on earlier versions lock uploads
 LAST_REQUEST = (1 << 62) + COMMIT_WANTED
 
 
@@ -66,13 +66,13 @@ def alone(path: Path) -> Iterator[None]:
 
 
 class LocalLock:
-    """One held lock."""
+    """A lock that is held, see `Lock`."""
 
-    unreleased_predecessors = 0  # the kernel takes a lock from dead processes only
-    record = None  # the locker knows no records
+    unreleased_predecessors = 0  # the kernel ends a lock only when its process has released it or died
+    record = None  # the locker does not read records
 
     def __init__(self, locker: LocalLocker, upload_id: str, place: tuple[int, int], holder: LockHolder) -> None:
-        """`place` is a descriptor and a position in its file."""
+        """Make a lock that is not granted yet. `place` is a descriptor and a position in its file."""
         self._locker = locker
         self.upload_id = upload_id
         self.place = place
@@ -81,18 +81,20 @@ class LocalLock:
         self.release_was_requested = False
 
     def request_release(self) -> None:
-        """Tell the holder, once, that somebody waits."""
+        """Tell the holder once that another request waits."""
         if not self.release_was_requested:
             self.release_was_requested = True
             self.holder.release_requested()
 
     async def raise_token(self, token: int) -> None:
+        """Take tokens until one is larger, see `Lock.raise_token`."""
         while self.token <= token:
             self.token = self._locker._next_token(token) or self.token
             if self.token <= token:
                 await asyncio.sleep(POLL_INTERVAL)
 
     async def release(self) -> None:
+        """Release the lock, unless it is released already."""
         self._locker._release(self)
 
 
@@ -100,10 +102,10 @@ class LocalLocker:
     """The locker of one process. All processes that share `path` exclude each other."""
 
     def __init__(self, path: Path) -> None:
-        """Keep the token counter in `path`, and what is locked in files whose names begin with it."""
+        """Keep the token counter in `path`, and the locks in files whose names begin with it."""
         self._path = path
         self._counter = -1  # descriptors
-        self._wish_file = -1
+        self._request_file = -1
         self._lock_files: list[int] = []
         self._held: dict[str, LocalLock] = {}
         self._held_at: dict[int, LocalLock] = {}  # by position
@@ -113,6 +115,7 @@ class LocalLocker:
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
+        """Open the lock files; raises `StateUnavailable` if that fails or other programs use them."""
         try:
             await asyncio.to_thread(self._open_files)
         except OSError as error:
@@ -130,7 +133,7 @@ class LocalLocker:
         if not try_lock(self._counter, EARLIER_LOCKS, shared=True, to_end=True):
             raise StateUnavailable("a server of an earlier version is taking uploads there; stop it first")
         self._tokens = TokenCounter(self._counter)
-        self._wish_file = self._open_file("-wishes")
+        self._request_file = self._open_file("-requests")
         for number in range(LOCK_FILES):
             self._lock_files.append(self._open_file(f"-{number}"))
 
@@ -139,30 +142,32 @@ class LocalLocker:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _close_files(self) -> None:
-        for descriptor in (self._counter, self._wish_file, *self._lock_files):
+        for descriptor in (self._counter, self._request_file, *self._lock_files):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._counter = self._wish_file = -1
+        self._counter = self._request_file = -1
         self._lock_files.clear()
 
     async def close(self) -> None:
+        """Release every lock, and close the files."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._close_files()  # the kernel lets go of every lock
+        self._close_files()  # the kernel releases every lock
         for waiters in self._outside.values():
             _wake(waiters)
 
     def _place(self, upload_id: str) -> tuple[int, int]:
-        """The descriptor and the position of an upload's lock; raises `StateUnavailable` after `close`."""
+        """Return descriptor and position of the lock of an upload; raises `StateUnavailable` after `close`."""
         if not self._lock_files:
             raise StateUnavailable
         digest = _digest(upload_id)
-        return self._lock_files[digest % LOCK_FILES], (digest >> 4) << 2  # 60 bits of it, and room for the wishes
+        return self._lock_files[digest % LOCK_FILES], (digest >> 4) << 2  # 60 bits of it, and room for the requests
 
     async def acquire(
         self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
     ) -> LocalLock:
+        """Take a lock, see `Locker.acquire`."""
         if timeout <= 0 or upload_id not in self._held:
             lock = self._try(upload_id, holder)
             if lock is not None:
@@ -205,11 +210,11 @@ class LocalLocker:
                 del self._waiters[lock.upload_id]
 
     async def _wait_for_other_process(self, upload_id: str) -> None:
-        """Return when a look has found the lock free."""
+        """Return when a poll has found the lock free."""
         waiters = self._outside.setdefault(upload_id, [])
         free = asyncio.get_running_loop().create_future()
         waiters.append(free)
-        self._look_later(POLL_INTERVAL)
+        self._poll_later(POLL_INTERVAL)
         try:
             await free
         finally:
@@ -232,14 +237,14 @@ class LocalLocker:
             return None
         lock.token = token
         self._held[upload_id] = self._held_at[place[1]] = lock
-        if self._waiters.get(upload_id):  # they asked the holder before this one
+        if self._waiters.get(upload_id):  # they asked the previous holder
             lock.request_release()
-        self._pass_on_wishes_for(lock)
-        self._look_later(POLL_INTERVAL)
+        self._pass_on_requests_for(lock)
+        self._poll_later(POLL_INTERVAL)
         return lock
 
     def _next_token(self, above: int = 0) -> int | None:
-        """A number larger than any before it, in whichever process; None if another process is just taking one."""
+        """Return a number larger than all before it, of all processes; None if another process is just taking one."""
         if self._counter < 0:
             raise StateUnavailable
         try:
@@ -251,7 +256,7 @@ class LocalLocker:
         if self._held.get(lock.upload_id) is not lock:
             return
         del self._held[lock.upload_id], self._held_at[lock.place[1]]
-        if not self._lock_files:  # closed: the kernel has let go of every lock
+        if not self._lock_files:  # closed: the kernel has released every lock
             return
         unlock(*lock.place)
         self._wake_next(lock.upload_id)
@@ -267,7 +272,7 @@ class LocalLocker:
     @contextlib.contextmanager
     def _announce_request(self, position: int) -> Iterator[None]:
         if self._lock_requests[position] == 0:
-            try_lock(self._wish_file, position, shared=True)
+            try_lock(self._request_file, position, shared=True)
         self._lock_requests[position] += 1
         try:
             yield
@@ -275,11 +280,12 @@ class LocalLocker:
             self._lock_requests[position] -= 1
             if self._lock_requests[position] == 0:
                 del self._lock_requests[position]
-                if self._wish_file >= 0:
-                    unlock(self._wish_file, position)
+                if self._request_file >= 0:
+                    unlock(self._request_file, position)
 
     @contextlib.asynccontextmanager
     async def request_commit(self, upload_id: str) -> AsyncIterator[int]:
+        """Ask the holder to commit, see `Locker.request_commit`."""
         current = self._held.get(upload_id)
         if current is not None:
             current.holder.commit_requested()
@@ -290,56 +296,60 @@ class LocalLocker:
             yield 0
             return
         with self._announce_request(position + COMMIT_WANTED):
-            yield 2  # each look of the holder's process asks for one
+            yield 2  # each poll of the process of the holder asks for one
 
     async def is_held(self, upload_id: str) -> bool:
+        """Return whether any process holds the lock."""
         return upload_id in self._held or is_locked_elsewhere(*self._place(upload_id))
 
-    # Looking at what other processes do.
+    # Polls of the locks of other processes.
 
-    def _look_later(self, delay: float) -> None:
+    def _poll_later(self, delay: float) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._look)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._poll)
 
-    def _look(self) -> None:
-        """Tell holders what other processes want of them, and waiters what other processes have released.
+    def _poll(self) -> None:
+        """Tell holders of the requests of other processes, and waiting requests of the locks that those have released.
 
-        Goes on while there is anybody to tell.
+        Runs again as long as a lock is held or waited for.
         """
         self._timer = None
         started = time.thread_time()
         try:
-            self._pass_on_wishes()
+            self._pass_on_requests()
             for upload_id, waiters in self._outside.items():
                 if not is_locked_elsewhere(*self._place(upload_id)):
                     _wake(waiters)
-        except OSError as error:  # of the kernel: the next look may do better
+        except OSError as error:  # of the kernel: the next poll may succeed
             logger.error("the locks of other processes cannot be seen: %s", error)
         if self._held or self._outside:
             spent = time.thread_time() - started
-            self._look_later(min(MAX_INTERVAL, max(POLL_INTERVAL, spent / LOOKING_SHARE)))
+            self._poll_later(min(MAX_INTERVAL, max(POLL_INTERVAL, spent / POLL_SHARE)))
 
-    def _pass_on_wishes(self) -> None:
-        """Look for wishes, at each upload that is held only if there are more wishes than that."""
+    def _pass_on_requests(self) -> None:
+        """Tell holders of the requests of other processes.
+
+        All requests are listed if they are fewer than the locks held; otherwise each lock is looked at.
+        """
         if not self._held:
             return
-        requests = all_locked_elsewhere(self._wish_file, 0, LAST_REQUEST, most=len(self._held))
+        requests = all_locked_elsewhere(self._request_file, 0, LAST_REQUEST, most=len(self._held))
         if requests is None:
             for lock in list(self._held.values()):
-                self._pass_on_wishes_for(lock)
+                self._pass_on_requests_for(lock)
             return
         for position in {position & ~COMMIT_WANTED for position in requests}:
             lock_there = self._held_at.get(position)
             if lock_there is not None:
-                self._pass_on_wishes_for(lock_there)
+                self._pass_on_requests_for(lock_there)
 
-    def _pass_on_wishes_for(self, lock: LocalLock) -> None:
+    def _pass_on_requests_for(self, lock: LocalLock) -> None:
         position = lock.place[1]
-        if first_locked_elsewhere(self._wish_file, position, position + COMMIT_WANTED) is None:
+        if first_locked_elsewhere(self._request_file, position, position + COMMIT_WANTED) is None:
             return
-        if is_locked_elsewhere(self._wish_file, position + RELEASE_WANTED):
+        if is_locked_elsewhere(self._request_file, position + RELEASE_WANTED):
             lock.request_release()
-        elif is_locked_elsewhere(self._wish_file, position + COMMIT_WANTED):
+        elif is_locked_elsewhere(self._request_file, position + COMMIT_WANTED):
             lock.holder.commit_requested()
 
 

@@ -1,4 +1,4 @@
-"""Fencing tokens of one host: a counter in a file, which neither a power cut nor a clock takes back."""
+"""Fencing tokens of one host: a counter in a file, which neither a power cut nor a change of the clock sets back."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tusd_py.backends.local_locks.byte_ranges import try_lock, unlock
 logger = logging.getLogger("tusd_py.locks")
 
 GUARD = 0  # the byte whose lock guards the counter
-NUMBERS = struct.Struct(">QQ")  # the newest token, and the one up to which the device knows that tokens may be used
+NUMBERS = struct.Struct(">QQ")  # the latest token, and the last one of the reservation that is synced
 BLOCK = 1_000_000  # tokens that are reserved at a time
 OPEN_TIMEOUT = 5.0  # seconds to wait for another process that opens the counter
 RETRY_PAUSE = 0.001
 
 
 class TokenCounter:
-    """The counter at the beginning of an open file, shared by all processes that have the file.
+    """The counter at the beginning of an open file, shared by all processes that open the file.
 
-    The newest token is not synced each time. Instead tokens are reserved in blocks, and the reservation is synced while
-    there are still enough of the block before: after a power cut the counter goes on beyond what was reserved.
+    The latest token is not synced each time. Tokens are reserved in blocks, and a reservation is synced while enough
+    tokens of the previous block are left. Invariant: after a power cut the counter goes on beyond the reservation.
     """
 
     def __init__(self, descriptor: int) -> None:
-        """Read and reserve; blocks. Raises `OSError`."""
+        """Read the counter and reserve the first block. Blocks. Raises `OSError`."""
         self._descriptor = descriptor
         deadline = time.monotonic() + OPEN_TIMEOUT
         while not try_lock(descriptor, GUARD):
             if time.monotonic() > deadline:
-                raise OSError(errno.EAGAIN, "another process does not let go of the lock file")
+                raise OSError(errno.EAGAIN, "another process does not release the lock file")
             time.sleep(RETRY_PAUSE)
         try:
             newest, reserved = self._read()
@@ -44,9 +44,9 @@ class TokenCounter:
             unlock(descriptor, GUARD)
 
     def next(self, above: int = 0) -> int | None:
-        """A number larger than `above` and all before it, in whichever process.
+        """Return a number larger than `above` and all numbers before, of all processes.
 
-        None if another process is just taking one. Raises `OSError`.
+        Returns None if another process is just taking one. Raises `OSError`.
         """
         if not try_lock(self._descriptor, GUARD):
             return None

@@ -1,0 +1,1 @@
+"""Records and locks in Redis, for several hosts."""

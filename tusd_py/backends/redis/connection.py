@@ -1,6 +1,6 @@
 """Calls to Redis, Valkey, a Sentinel group or a Cluster, shared by the records and the locks of a process.
 
-Every call has a limit of time, and is tried again within it: whatever goes through here must be harmless to repeat.
+Every call has a timeout, and is tried again within it. Invariant: all commands and scripts are harmless to repeat.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _warnings: set[tuple[str, str]] = set()  # that this process has logged, with th
 
 T = TypeVar("T")
 
-RETRY_DEADLINE = 1.5  # seconds a call is tried for, unless said otherwise
-TRY_TIMEOUT = 1.0  # seconds one try has
-# A client that knows several nodes must see by itself, within one try, that one of them does not answer.
-NODE_TIMEOUT = {"socket_timeout": TRY_TIMEOUT / 4, "socket_connect_timeout": TRY_TIMEOUT / 4}
-PAUSES = (0.02, 0.05, 0.1, 0.25)  # seconds between tries; the last one again and again
+RETRY_DEADLINE = 1.5  # seconds for all attempts of a call, unless it has its own
+ATTEMPT_TIMEOUT = 1.0  # seconds
+# A client of several nodes has to detect, within one attempt, that one of them does not answer.
+NODE_TIMEOUT = {"socket_timeout": ATTEMPT_TIMEOUT / 4, "socket_connect_timeout": ATTEMPT_TIMEOUT / 4}
+PAUSES = (0.02, 0.05, 0.1, 0.25)  # seconds between attempts; the last one is repeated
 MAX_CONNECTIONS = 64
 OLDEST_VERSION = (7, 0)
 VERSION = re.compile(
@@ -58,12 +58,12 @@ VERSION = re.compile(
 MEMORY_POLICY = re.compile(r"maxmemory_policy'?: ?'?([a-z-]+)")
 MEMORY_LIMIT = re.compile(r"maxmemory'?: ?'?([0-9]+)")
 SCAN_COUNT = 500
-# Not to be had, or not for this; the client of a cluster has an exception of its own.
+# Errors of redis-py, which raises RedisClusterException for clusters, and of the network.
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
-# Answers that the next try repeats: what was asked is wrong, not the moment.
+# Errors that another attempt would repeat.
 FINAL_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError)
 NO_PASSWORD = ("NOAUTH", "HELLO must be called with the client already authenticated")
-PASSING = (
+TEMPORARY = (
     "LOADING",
     "MASTERDOWN",
     "READONLY",
@@ -79,8 +79,8 @@ PASSING = (
 class RedisConnection:
     """Calls to one Redis.
 
-    `redis://`, `rediss://` (TLS) and `unix://` name a server; `redis+cluster://HOST:PORT,...` a cluster,
-    `redis+sentinel://HOST:PORT,.../SERVICE/DB` the servers that sentinels watch. `valkey` stands for `redis` anywhere.
+    URLs: `redis://`, `rediss://` (TLS) and `unix://` name a server, `redis+cluster://HOST:PORT,...` a cluster,
+    `redis+sentinel://HOST:PORT,.../SERVICE/DB` the server that sentinels watch. `valkey` stands for `redis` anywhere.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RedisConnection:
         self.is_cluster = "+cluster" in urlsplit(url).scheme
 
     async def open(self) -> None:
-        """Connect, unless somebody has. Raises `StateUnavailable` with a sentence on what is wrong."""
+        """Connect, unless another user of the connection has. Raises `StateUnavailable` with the reason."""
         async with self._opening:
             if self._users == 0:
                 try:
@@ -118,7 +118,7 @@ class RedisConnection:
             self._users += 1
 
     async def close(self) -> None:
-        """Disconnect when the last one who opened it closes it."""
+        """Disconnect when every user that opened the connection has closed it."""
         async with self._opening:
             self._users = max(0, self._users - 1)
             if self._users == 0:
@@ -132,14 +132,14 @@ class RedisConnection:
         while self._clients:
             await self._clients.pop().aclose()
 
-    def _make_client(self, socket_timeout: float | None = TRY_TIMEOUT) -> Any:
+    def _make_client(self, socket_timeout: float | None = ATTEMPT_TIMEOUT) -> Any:
         self._clients += _clients(self._url, socket_timeout)
         return self._clients[-1]
 
     async def run(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = RETRY_DEADLINE
     ) -> Any:
-        """Run a script and return its result."""
+        """Run a script and return its result. `patience` is the time for all attempts, in seconds."""
         count = len(keys)
 
         async def call() -> Any:
@@ -151,18 +151,18 @@ class RedisConnection:
         return await self._call(script.name, call, patience)
 
     async def ask_for_time(self) -> None:
-        """Set the clock by that of Redis."""
+        """Set the clock to that of Redis."""
         asked_at = self.clock.monotonic()
         answer = await self.command("TIME")
         times = answer.values() if isinstance(answer, dict) else [answer]  # of a cluster, those of all its nodes
         self.clock.heard(min(seconds_of(time) for time in times), asked_at)
 
     async def command(self, *words: Any, patience: float = RETRY_DEADLINE) -> Any:
-        """Run one command and return its answer."""
+        """Run one command and return its reply."""
         return await self._call(str(words[0]).lower(), lambda: self._send(words), patience)
 
     async def commands(self, *commands: Sequence[Any], patience: float = RETRY_DEADLINE) -> list[Any]:
-        """The answers of several commands, in this order, in one round trip where that is possible."""
+        """Return the replies to several commands, run in this order, in one round trip unless Redis is a cluster."""
         pipe = self._pipe
         if pipe is None:
             return [await self.command(*words, patience=patience) for words in commands]
@@ -175,7 +175,7 @@ class RedisConnection:
         return answer
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
-        """Every key that matches, some perhaps twice."""
+        """Iterate over the keys that match; some may come twice."""
         try:
             async for key in self._client.scan_iter(match=pattern, count=SCAN_COUNT):
                 yield key
@@ -183,12 +183,12 @@ class RedisConnection:
             raise _state_error(error) from error
 
     def subscriber(self) -> PubSub:
-        """A connection of its own for messages."""
+        """Return a new connection for pub/sub."""
         subscriber: PubSub = self._client.pubsub()
         return subscriber
 
     async def listeners(self, channel: str) -> int:
-        """The number of connections, of all processes, that have subscribed to a channel."""
+        """Return the number of connections, of all processes, that have subscribed to a channel."""
         answer = await self._call("pubsub", lambda: self._client.pubsub_numsub(channel), RETRY_DEADLINE)
         return sum(int(count) for _, count in answer)
 
@@ -200,7 +200,7 @@ class RedisConnection:
         while True:
             tried = time.monotonic()
             try:
-                async with asyncio.timeout(min(TRY_TIMEOUT, patience)):
+                async with asyncio.timeout(min(ATTEMPT_TIMEOUT, patience)):
                     result = await call()
             except FAILURES as error:
                 now = time.monotonic()
@@ -208,7 +208,7 @@ class RedisConnection:
                     self._pipe.drop()  # it is stuck, or leads to what was the master
                 self._observed(name, now - tried, succeeded=False)
                 pause = next(pauses, PAUSES[-1])
-                if not _may_pass(error) or now + pause - started >= patience:
+                if not _is_temporary(error) or now + pause - started >= patience:
                     raise _state_error(error) from error
                 await asyncio.sleep(pause)
             else:
@@ -245,7 +245,7 @@ class RedisConnection:
             logger.warning("%s", text)
 
     async def _info(self, section: str) -> str:
-        """The INFO text of every node; empty if the user is not permitted to ask."""
+        """Return the INFO text of every node; empty if the user is not permitted to ask."""
         try:
             if self.is_cluster:
                 return str(
@@ -270,16 +270,16 @@ class RedisConnection:
 
 
 def seconds_of(answer: Sequence[str]) -> float:
-    """Seconds since the epoch from what TIME answers."""
+    """Return the seconds since the epoch from a reply to TIME."""
     seconds, microseconds = answer
     return int(seconds) + int(microseconds) / 1e6
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     if isinstance(error, FINAL_ERRORS):
         return False
     # Every other answer of a server is about the command, which the next try would only repeat.
-    return type(error) is not ResponseError or str(error).startswith(PASSING)
+    return type(error) is not ResponseError or str(error).startswith(TEMPORARY)
 
 
 def _state_error(error: Exception) -> StateUnavailable:
@@ -291,12 +291,12 @@ def _state_error(error: Exception) -> StateUnavailable:
 
 
 def _clients(url: str, socket_timeout: float | None) -> list[Any]:
-    """A client for this URL, after those that it needs itself."""
+    """Return a client for this URL, after the clients that it uses itself."""
     parts = urlsplit(url)
     scheme = parts.scheme.replace("valkey", "redis")
     options: dict[str, Any] = {
         "socket_timeout": socket_timeout,
-        "socket_connect_timeout": TRY_TIMEOUT,
+        "socket_connect_timeout": ATTEMPT_TIMEOUT,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
         "encoding_errors": "surrogateescape",

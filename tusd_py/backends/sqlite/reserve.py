@@ -1,4 +1,4 @@
-"""Room on the disk that is kept for removing: without it, nothing could make a full disk free again."""
+"""Disk space that is reserved for removing uploads: on a full disk, a removal needs space before it frees some."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 SIZE = 512 << 10  # bytes
-PAUSE = 1.0  # seconds between two attempts to have the room again
+PAUSE = 1.0  # seconds between two attempts to reserve the space again
 
 
 class Reserve:
-    """A file of no use but its size, beside the records. Every call blocks."""
+    """A file beside the records that only takes up space. Every call blocks."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -20,7 +20,7 @@ class Reserve:
         self._next_attempt = 0.0  # in the time of the monotonic clock
 
     def release(self) -> bool:
-        """Give the room back to the file system; False if there was none."""
+        """Return the space to the file system; False if none was reserved."""
         self._missing = True
         self._next_attempt = time.monotonic() + PAUSE
         try:
@@ -31,7 +31,7 @@ class Reserve:
         return size > 0
 
     def restore(self) -> None:
-        """Take the room again if it was given back; that there is none now is fine."""
+        """Reserve the space again if it was released and the disk has room."""
         if not self._missing or time.monotonic() < self._next_attempt:
             return
         self._next_attempt = time.monotonic() + PAUSE
@@ -43,7 +43,7 @@ class Reserve:
     def _fill(self) -> None:
         new = self._path.with_name(f"{self._path.name}.new")
         try:
-            # Bytes that no file system makes smaller.
+            # Random bytes, which no file system compresses.
             new.write_bytes(os.urandom(SIZE))
             new.rename(self._path)
         except OSError:

@@ -1,14 +1,14 @@
-"""Writing to a SQLite file: jobs together in one transaction, and what happens when one fails.
+"""Writer of a SQLite file: runs jobs together in one transaction, and handles failures of the disk.
 
-Jobs of the event loop run in a thread of the writer's own. A thread that has a job itself (`run_now`) runs it, together
-with those that other threads have brought meanwhile. One thread at a time uses the connection.
+Jobs of the event loop run in the thread of the writer. A thread that has a job itself (`run_now`) runs it, together
+with the jobs that other threads have added meanwhile. Invariant: a thread uses the connection while it holds `_turn`.
 
-Full disk: the log is written back and cut off, and the jobs are tried again; those that remove something may then use
-the room that is kept for them (`reserve.py`).
+Full disk: the write-ahead log is written back to the file and truncated, and the jobs are tried again; jobs that remove
+something may then use the reserved space (`reserve.py`).
 
-Failed sync, of the log or of the file: the pages of the log that were not synced before may be lost although they can
-be read, and the next sync would prove nothing. So every change fails until all of the log has been written to the file
-and synced there, after which the log begins anew.
+Failed sync, of the log or of the file: pages of the log that were not synced before may be lost although they can still
+be read, and a later sync would prove nothing. Every change therefore fails until the whole log has been written to the
+file and synced there; then the log begins anew.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ logger = logging.getLogger("tusd_py.state")
 
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 BUSY_PAUSE = 0.02  # seconds
-BUSY_TIMEOUT = 5.0  # seconds a write waits for another process's
+BUSY_TIMEOUT = 5.0  # seconds a write waits for the write of another process
 MAX_WRITES_IN_A_TRANSACTION = 256
-CHECKPOINT_WRITES = 250  # after so many the log is written back; about a thousand of its pages
+CHECKPOINT_WRITES = 250  # writes after which the log is written back; about a thousand of its pages
 MAX_IDLE_LOG = 4 << 20  # bytes
-SUSPICION = 60.0  # seconds after a failed sync in which no success counts for the readiness
+UNREADY_TIME = 60.0  # seconds after a failed sync in which the server is not ready
 CLOSE_TIMEOUT = 10.0  # seconds
 FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_CANTOPEN")
 FAILED = "a sync of the records to the disk failed: look at the disk"
@@ -49,13 +49,13 @@ FAILED = "a sync of the records to the disk failed: look at the disk"
 
 @dataclass(slots=True)
 class Job:
-    """Work for the writer, one statement as a rule, and the future that waits for its result."""
+    """Work for the writer, usually one statement, and the future that gets its result."""
 
     work: Callable[[sqlite3.Connection], Any]
     durable: bool
     done: asyncio.Future[Any] | None  # None: a thread waits for it
     compound: bool = False  # several statements
-    removes: bool = False  # makes room, or leads to that
+    removes: bool = False  # frees space, or is a step to that
     prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, there is no work
     conclude: Callable[[Any], object] | None = None  # called with the result after the transaction
     result: Any = None
@@ -64,14 +64,14 @@ class Job:
 
 
 class SQLiteWriter:
-    """Runs jobs in the order in which they come; who uses the connection holds `_turn`."""
+    """Runs jobs in the order of their submission."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._turn = threading.Lock()
-        self._brought: deque[Job] = deque()  # by threads that wait for their turn
+        self._added: deque[Job] = deque()  # by threads that wait for `_turn`
         self._reserve = Reserve(path.with_name("reserve"))
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
@@ -82,14 +82,15 @@ class SQLiteWriter:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
+        """Have the thread of the writer run a job."""
         self._jobs.put(job)
 
     def run_now(self, job: Job) -> Any:
-        """Run a job in the thread of the caller; returns or raises as it does. Blocks."""
-        self._brought.append(job)
+        """Run a job in the thread of the caller; return its result, or raise its error. Blocks."""
+        self._added.append(job)
         with self._turn:
-            if not job.ended:  # or a thread whose turn was earlier has run it
-                jobs = [self._brought.popleft() for _ in range(len(self._brought))]
+            if not job.ended:  # a thread whose turn was earlier may have run it
+                jobs = [self._added.popleft() for _ in range(len(self._added))]
                 self._attempt(jobs)
                 for ended in jobs:
                     ended.ended = True
@@ -109,7 +110,7 @@ class SQLiteWriter:
                 raise _state_error(error) from error
 
     def close(self) -> None:
-        """Do what waits, then end; blocks. A thread that hangs in a call to the system is left to end by itself."""
+        """Run the jobs that wait, and end the thread, for at most `CLOSE_TIMEOUT`. Blocks."""
         self._jobs.put(None)
         self._thread.join(CLOSE_TIMEOUT)
 
@@ -117,16 +118,16 @@ class SQLiteWriter:
         """Raise `StateUnavailable` after a failed sync, until changes have succeeded well after it."""
         if self._failed_at is None:
             return
-        if self._log_lost or time.monotonic() - self._failed_at < SUSPICION:
+        if self._log_lost or time.monotonic() - self._failed_at < UNREADY_TIME:
             raise StateUnavailable(FAILED)
         self._failed_at = None
 
     def connect(self) -> sqlite3.Connection:
-        """A connection, whose tables are there; raises `StateUnavailable`, `StateFull`."""
+        """Return a connection to a file with all tables; raises `StateUnavailable`, `StateFull`."""
         try:
             return self._connect()
         except sqlite3.Error as error:
-            # A full disk has no room for the files that SQLite makes beside its own.
+            # A full disk has no space for the files that SQLite makes beside its own.
             if _is_full(error) and self._reserve.release():
                 with contextlib.suppress(sqlite3.Error):
                     return self._connect()
@@ -142,12 +143,12 @@ class SQLiteWriter:
                 except sqlite3.Error as error:
                     if connection.in_transaction:
                         connection.rollback()
-                    # Processes that start together meet here, where SQLite does not wait by itself.
+                    # Processes that start together conflict here, where SQLite does not wait by itself.
                     if getattr(error, "sqlite_errorcode", None) not in BUSY or time.monotonic() > deadline:
                         raise
                     time.sleep(BUSY_PAUSE)
                 else:
-                    # SQLite says nothing of a sync that failed while it wrote the log back by itself.
+                    # SQLite does not report a failed sync of a checkpoint that it makes by itself.
                     connection.execute("PRAGMA wal_autocheckpoint = 0")
                     connection.execute(f"PRAGMA journal_size_limit = {MAX_IDLE_LOG}")
                     return connection
@@ -162,15 +163,15 @@ class SQLiteWriter:
                     self._attempt(ready)
             for job in ready:
                 _conclude(job)
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: no task awaits the results
                 self._loop.call_soon_threadsafe(_deliver, jobs)
             with self._turn:
-                self._tidy(len(jobs))
+                self._maintain(len(jobs))
         with self._turn:
             self._disconnect()
 
     def _take(self) -> list[Job]:
-        """The jobs that wait; an empty list at the end."""
+        """Wait for jobs, and return all of them; an empty list at the end."""
         jobs: list[Job] = []
         job = self._jobs.get()
         while job is not None:
@@ -195,7 +196,7 @@ class SQLiteWriter:
                 self._try([job])
 
     def _try(self, jobs: Sequence[Job]) -> sqlite3.Error | None:
-        """Run the jobs in one transaction; what makes all of them fail is returned."""
+        """Run the jobs in one transaction; return the error that made all of them fail."""
         try:
             self._transact(jobs)
         except (sqlite3.Error, UploadError) as error:
@@ -224,7 +225,7 @@ class SQLiteWriter:
         _transact(connection, jobs)
 
     def _write_log_back(self) -> None:
-        """Have every page of the log in the file, and synced there; raises `StateUnavailable`."""
+        """Write every page of the log to the file, and sync it; raises `StateUnavailable`."""
         assert self._connection is not None
         self._connection.execute("PRAGMA synchronous = FULL")
         self._synchronous = "FULL"
@@ -245,7 +246,7 @@ class SQLiteWriter:
         self._log_lost, self._failed_at = True, time.monotonic()
         self._disconnect()
 
-    def _tidy(self, written: int) -> None:
+    def _maintain(self, written: int) -> None:
         self._written += written
         if self._connection is None or self._log_lost:
             return
@@ -254,7 +255,7 @@ class SQLiteWriter:
         self._reserve.restore()
 
     def _write_back(self, mode: str) -> None:
-        """Write the log back to the file as far as that goes now."""
+        """Write the log back to the file, as far as readers permit."""
         self._written = 0
         if self._connection is None:
             return
@@ -271,7 +272,7 @@ class SQLiteWriter:
 
 
 def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-    """Run the jobs in one transaction; a single statement is a transaction by itself."""
+    """Run the jobs in one transaction. A single statement is a transaction by itself."""
     together = len(jobs) > 1 or jobs[0].compound
     if together:
         connection.execute("BEGIN IMMEDIATE")
@@ -281,14 +282,14 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
             job.result = job.work(connection)
         except sqlite3.Error:
             raise
-        except Exception as error:  # this job's own (a lost lock, a value that no column takes); it changed nothing
+        except Exception as error:  # of this job alone (a lost lock, an impossible value), which changed nothing
             job.error = error
     if together:
         connection.execute("COMMIT")
 
 
 def _prepare(job: Job) -> bool:
-    """Whether the work can be done."""
+    """Prepare a job; return whether its work can be done."""
     if job.prepare is not None:
         try:
             job.prepare()
