@@ -181,25 +181,7 @@ def build_s3_storage(settings: Settings, instrumentation: Instrumentation) -> St
     from tusd_py.backends.s3 import S3Config, S3Storage  # S3 is an extra
 
     try:
-        config = S3Config(
-            bucket=settings.s3_bucket,
-            endpoint=settings.s3_endpoint,
-            region=settings.s3_region,
-            prefix=settings.s3_prefix,
-            key=settings.s3_key_template,
-            addressing=settings.s3_addressing,
-            preset=settings.s3_dialect,
-            part_size=settings.s3_part_size,
-            buffer_size=settings.s3_buffer_size,
-            concurrency=settings.s3_concurrency,
-            storage_class=settings.s3_storage_class,
-            encryption=settings.s3_encryption,
-            kms_key=settings.s3_kms_key,
-            acl=settings.s3_acl,
-            tags=tuple((name, value) for name, _, value in (tag.partition("=") for tag in settings.s3_tags)),
-            delete_versions=settings.s3_delete_versions,
-            download=settings.s3_download,
-        )
+        config = S3Config(**settings.group("s3"))
     except ValueError as error:
         raise StorageUnavailable(f"S3 cannot be used: {error}") from None
     return S3Storage(config, instrumentation)

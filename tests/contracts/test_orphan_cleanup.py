@@ -25,7 +25,7 @@ OTHER = replace(UPLOAD, id="b" * 32)
 
 @pytest.fixture
 async def storage(tmp_path: Path) -> AsyncIterator[S3Storage]:
-    storage = S3Storage(s3_config(s3_server(), tmp_path, key="{prefix}{id}-{metadata.filename}"))
+    storage = S3Storage(s3_config(s3_server(), tmp_path, key_template="{prefix}{id}-{metadata.filename}"))
     await storage.open()
     yield storage
     await storage.close()

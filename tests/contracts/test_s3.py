@@ -313,7 +313,7 @@ async def test_parts_leave_at_the_same_time_and_before_the_body_has_ended(opened
 
 
 def test_only_harmless_characters_of_metadata_come_into_keys() -> None:
-    config = S3Config("bucket", prefix="a/", key="{prefix}{metadata.folder}/{id}/{metadata.filename}")
+    config = S3Config("bucket", prefix="a/", key_template="{prefix}{metadata.folder}/{id}/{metadata.filename}")
     # folder: ../../etc, filename: <x> "y"/ü ü.txt
     upload = replace(UPLOAD, metadata="folder Li4vLi4vZXRj,filename PHg+ICJ5Ii/DvCDDvC50eHQ=")
     key = object_key(config, upload)
@@ -343,26 +343,26 @@ def test_properties_of_an_object_with_a_long_file_name_fit_into_what_s3_takes(na
 
 def test_a_key_with_many_long_values_fits_into_what_s3_takes() -> None:
     key = "{prefix}" + "".join(f"{{metadata.v{number}}}/" for number in range(20)) + "{id}"
-    config = S3Config("bucket", prefix="p" * 100, key=key)
+    config = S3Config("bucket", prefix="p" * 100, key_template=key)
     values = {f"v{number}": "x" * 500 for number in range(20)}
     longest = object_key(config, replace(UPLOAD, id="i" * 128, metadata=encoded(**values)))
     assert len(longest) <= 1024
     with pytest.raises(ValueError, match="too long"):
-        S3Config("bucket", prefix="p" * 900, key=key)
+        S3Config("bucket", prefix="p" * 900, key_template=key)
 
 
 @pytest.mark.parametrize("key", ["", "{prefix}", "{id}{id}", "{id}{other}", "{id}{", "{metadata.}{id}"])
 def test_keys_that_cannot_work(key: str) -> None:
     with pytest.raises(ValueError, match="key"):
-        S3Config("bucket", key=key)
+        S3Config("bucket", key_template=key)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"bucket": ""}, {"preset": "other"}, {"part_size": 1 << 20}, {"part_size": 6 << 30}, {"concurrency": 0}],
+    [{"bucket": ""}, {"dialect": "other"}, {"part_size": 1 << 20}, {"part_size": 6 << 30}, {"concurrency": 0}],
 )
 def test_configurations_that_cannot_work(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must be|no name|no preset"):
+    with pytest.raises(ValueError, match=r"must be|no name|no dialect"):
         S3Config(**({"bucket": "bucket"} | changes))
 
 
@@ -377,7 +377,7 @@ def test_type_and_name_of_the_object() -> None:
 
 
 async def test_properties_of_the_object(opened: Opener, server: S3Server) -> None:
-    storage = await opened(server, tags=(("kind", "test"),), key="{prefix}finished/{id}")
+    storage = await opened(server, tags=("kind=test",), key_template="{prefix}finished/{id}")
     metadata = "filetype aW1hZ2UvcG5n,filename YS5wbmc="
     for data in (b"small", DATA):
         complete = await send_all(storage, replace(UPLOAD, metadata=metadata), data)
@@ -765,7 +765,7 @@ HOLIDAY = "filename aG9saWRheS12aWRlby0yMDI2Lm1wNA=="  # holiday-video-2026.mp4
 async def test_clean_with_metadata_beside_the_id_keeps_the_living_multipart(
     opened: Opener, server: S3Server, key: str
 ) -> None:
-    storage = await opened(server, key=key)
+    storage = await opened(server, key_template=key)
     upload = await send(storage, replace(UPLOAD, id="a" * 32, metadata=HOLIDAY), DATA[: PART + 1])
     assert await storage.clean(FixedRecords(upload), older_than=-60) == []
     assert await content(storage, await finish(storage, upload)) == DATA[: PART + 1]
@@ -775,7 +775,7 @@ async def test_clean_with_metadata_beside_the_id_keeps_the_living_multipart(
 async def test_clean_finds_a_multipart_that_the_record_of_its_key_does_not_name(
     opened: Opener, server: S3Server, key: str
 ) -> None:
-    storage = await opened(server, key=key)
+    storage = await opened(server, key_template=key)
     created = replace(UPLOAD, id="a" * 32, metadata=HOLIDAY)
     await send(storage, created, DATA[:PART])  # and the server dies before it commits that
     records = FixedRecords(created, replace(UPLOAD, id="b" * 32))
@@ -815,7 +815,7 @@ async def test_clean_keeps_what_is_committed_after_the_first_look(storage: S3Sto
     ],
 )
 async def test_clean_leaves_multiparts_of_others_alone(opened: Opener, server: S3Server, key: str, other: str) -> None:
-    storage = await opened(server, key=key)
+    storage = await opened(server, key_template=key)
     name = f"{storage.config.prefix}{other}{'c' * 32}"
     with contextlib.closing(server.client()) as client:
         client.create_multipart_upload(Bucket=server.bucket, Key=name)
@@ -829,7 +829,7 @@ async def test_clean_with_a_key_without_the_prefix_leaves_multiparts_of_others_a
 ) -> None:
     """Their prefixes keep the tails of two servers apart, but not their objects."""
     key = f"{tmp_path.name}-{{id}}"
-    one, two = [await opened(server, key=key, prefix=f"{tmp_path.name}/{name}/") for name in ("one", "two")]
+    one, two = [await opened(server, key_template=key, prefix=f"{tmp_path.name}/{name}/") for name in ("one", "two")]
     upload = await send(one, replace(UPLOAD, id="a" * 32), DATA[: PART + 1])
     assert await two.clean(FixedRecords(replace(UPLOAD, id="b" * 32)), older_than=-60) == []
     assert await content(one, await finish(one, upload)) == DATA[: PART + 1]
@@ -883,9 +883,9 @@ async def test_a_single_source_is_copied(storage: S3Storage, calls: Calls) -> No
     assert await content(storage, final) == b"content"
 
 
-@pytest.mark.parametrize("preset", ["r2", "plain"])
-async def test_concatenating_without_copies_of_any_size(opened: Opener, server: S3Server, preset: str) -> None:
-    storage = await opened(server, preset=preset)
+@pytest.mark.parametrize("dialect", ["r2", "plain"])
+async def test_concatenating_without_copies_of_any_size(opened: Opener, server: S3Server, dialect: str) -> None:
+    storage = await opened(server, dialect=dialect)
     stored: list[Upload] = [
         await send_all(storage, replace(UPLOAD, id=f"p{number}"), data)
         for number, data in enumerate([DATA[: 2 * PART + 1], b"middle", DATA[: PART + 7]])
@@ -987,7 +987,7 @@ async def test_mistakes_are_told_at_the_start(
 
 
 async def test_a_server_without_conditions_and_copies(opened: Opener) -> None:
-    storage = await opened(rclone(), preset="plain")
+    storage = await opened(rclone(), dialect="plain")
     for number, data in enumerate([b"", b"small", DATA]):
         upload: Record = replace(UPLOAD, id=f"upload-{number}", length=len(data))
         if data:
@@ -1000,9 +1000,9 @@ async def test_a_server_without_conditions_and_copies(opened: Opener) -> None:
         assert await storage.stored(complete) == 0
 
 
-@pytest.mark.parametrize("preset", ["aws", "minio", "r2", "scaleway", "ceph", "plain"])
-async def test_every_preset(opened: Opener, calls: Calls, preset: str) -> None:
-    storage = await opened(moto(), calls, preset=preset)
+@pytest.mark.parametrize("dialect", ["aws", "minio", "r2", "scaleway", "ceph", "plain"])
+async def test_every_preset(opened: Opener, calls: Calls, dialect: str) -> None:
+    storage = await opened(moto(), calls, dialect=dialect)
     upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA[: 2 * PART + 9])
     assert await storage.stored(upload) == upload.offset == 2 * PART + 9
     upload = await send_all(storage, upload, DATA[upload.offset :])

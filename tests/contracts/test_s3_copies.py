@@ -22,12 +22,12 @@ def is_copy(request: Request) -> bool:
     return "/final-" in request.path and request.operation in ("UploadPart", "PutObject")
 
 
-@pytest.mark.parametrize("preset", ["aws", "plain"])
+@pytest.mark.parametrize("dialect", ["aws", "plain"])
 @pytest.mark.parametrize("sources", [1, 2])
 async def test_uploads_do_not_wait_for_copies_that_hang(
-    opened: Opener, proxy: FaultyProxy, preset: str, sources: int
+    opened: Opener, proxy: FaultyProxy, dialect: str, sources: int
 ) -> None:
-    storage: S3Storage = await opened(proxy.server, preset=preset)
+    storage: S3Storage = await opened(proxy.server, dialect=dialect)
     stored: list[Upload] = [
         await send_all(storage, replace(UPLOAD, id=f"p{number}"), DATA[: PART + number]) for number in range(sources)
     ]

@@ -35,7 +35,7 @@ from tusd_py.contracts.storage import Buffer, Writer
 from tusd_py.core.errors import UploadError
 from tusd_py.testing.storage_helpers import TOKEN, UPLOAD, Record, committed, content, finish
 
-PRESETS = pytest.mark.parametrize("preset", ["aws", "ceph"])  # with CRC-32 and conditions, and without
+PRESETS = pytest.mark.parametrize("dialect", ["aws", "ceph"])  # with CRC-32 and conditions, and without
 
 
 def tail_of(upload_id: str) -> Callable[[Request], bool]:
@@ -98,14 +98,14 @@ async def assert_goes_on(storage: S3Storage, record: Record, data: bytes) -> Non
 @PRESETS
 @pytest.mark.parametrize("before", [0, 1000])
 async def test_a_spill_that_fails_while_the_object_is_made(
-    opened: Opener, proxy: FaultyProxy, preset: str, before: int
+    opened: Opener, proxy: FaultyProxy, dialect: str, before: int
 ) -> None:
     data = DATA[: 3 * MIB]
     record: Record = replace(UPLOAD, id="first", length=len(data))
     if before:
-        record = await send(await opened(proxy.server, preset=preset), record, data[:before])
+        record = await send(await opened(proxy.server, dialect=dialect), record, data[:before])
         assert record.offset == before
-    storage: S3Storage = await opened(proxy.server, preset=preset, buffer_size=PART, **QUICK)
+    storage: S3Storage = await opened(proxy.server, dialect=dialect, buffer_size=PART, **QUICK)
     first, second = storage.writer(record, TOKEN), storage.writer(replace(UPLOAD, id="second"), TOKEN)
     await within(write(first, data[before:]))
     proxy.faults = held = Held(tail_of("first"), Fault.ERROR)
@@ -127,12 +127,12 @@ async def test_a_spill_that_fails_while_the_object_is_made(
 @PRESETS
 @pytest.mark.parametrize("before", [PART, PART + 1000])
 async def test_a_spill_that_fails_while_a_part_leaves(
-    opened: Opener, proxy: FaultyProxy, preset: str, before: int
+    opened: Opener, proxy: FaultyProxy, dialect: str, before: int
 ) -> None:
     record: Record = replace(UPLOAD, id="first", length=len(DATA))
-    record = await send(await opened(proxy.server, preset=preset), record, DATA[:before])
+    record = await send(await opened(proxy.server, dialect=dialect), record, DATA[:before])
     assert record.offset == before
-    storage: S3Storage = await opened(proxy.server, preset=preset, buffer_size=2 * PART, **QUICK)
+    storage: S3Storage = await opened(proxy.server, dialect=dialect, buffer_size=2 * PART, **QUICK)
     first = storage.writer(record, TOKEN)
     middle = before + 4 * MIB + 500_000
     held = await held_spill(storage, proxy, first, DATA[before:middle])
@@ -150,8 +150,8 @@ async def test_a_spill_that_fails_while_a_part_leaves(
 
 
 @PRESETS
-async def test_a_spill_that_fails_while_bytes_are_copied(opened: Opener, proxy: FaultyProxy, preset: str) -> None:
-    storage: S3Storage = await opened(proxy.server, preset=preset, buffer_size=2 * PART, **QUICK)
+async def test_a_spill_that_fails_while_bytes_are_copied(opened: Opener, proxy: FaultyProxy, dialect: str) -> None:
+    storage: S3Storage = await opened(proxy.server, dialect=dialect, buffer_size=2 * PART, **QUICK)
     record: Record = replace(UPLOAD, id="first", length=len(DATA))
     gate, copying = threading.Event(), threading.Event()
     gate.set()

@@ -36,7 +36,7 @@ def redis_options(tmp_path: Path) -> dict[str, Any]:
 
 def s3_options(tmp_path: Path) -> dict[str, Any]:
     server = s3_server()
-    options: dict[str, Any] = {"s3_bucket": server.bucket, "s3_endpoint": server.endpoint, "s3_dialect": server.preset}
+    options: dict[str, Any] = {"s3_bucket": server.bucket, "s3_endpoint": server.endpoint, "s3_dialect": server.dialect}
     return options | {"s3_addressing": "path", "s3_prefix": prefix_of(tmp_path).strip("/:") + "/"}
 
 

@@ -140,7 +140,7 @@ async def test_a_deferred_upload_that_reaches_the_limit_is_refused_with_its_byte
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CAPABILITIES, "r2", replace(CAPABILITIES["r2"], max_parts=2))
-    place = Place(replace(s3_server(), preset="r2"))
+    place = Place(replace(s3_server(), dialect="r2"))
     settings = Settings(upload_dir=tmp_path / "records", **{k: v for k, v in place.options().items() if k != "env"})
     service = build_service(settings, EventBus())
     await open_service(service, settings)
@@ -160,7 +160,7 @@ async def test_a_deferred_upload_that_reaches_the_limit_is_refused_with_its_byte
 
 
 async def test_a_part_that_was_begun_with_more_memory_is_refused_not_read(tmp_path: Path) -> None:
-    config = s3_config(s3_server(), tmp_path, preset="plain", buffer_size=PART)
+    config = s3_config(s3_server(), tmp_path, dialect="plain", buffer_size=PART)
     storage = S3Storage(config)
     await storage.open()
     upload = Upload("upload", 0.0, length=1 << 40, layout='{"key":"k","size":123000000,"mpu":"m","next":1}')
@@ -197,9 +197,9 @@ async def test_parts_get_smaller_with_the_memory_and_larger_again(tmp_path: Path
         await storage.close()
 
 
-@pytest.mark.parametrize("preset", ["r2", "plain"])
-def test_a_concatenation_that_goes_through_memory_is_bounded(preset: S3Dialect) -> None:
-    config = S3Config("bucket", preset=preset)
+@pytest.mark.parametrize("dialect", ["r2", "plain"])
+def test_a_concatenation_that_goes_through_memory_is_bounded(dialect: S3Dialect) -> None:
+    config = S3Config("bucket", dialect=dialect)
     limit = S3Storage(config).size_limits.final
     assert limit is not None
     pieces = plan(config, [Slice("one", 0, limit)], limit)

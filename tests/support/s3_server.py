@@ -71,7 +71,7 @@ class S3Server:
 
     endpoint: str
     bucket: str = BUCKET
-    preset: S3Dialect = "aws"
+    dialect: S3Dialect = "aws"
 
     @property
     def port(self) -> int:
@@ -94,7 +94,7 @@ class S3Server:
 
     def multiparts(self, prefix: str) -> list[str]:
         """The ids of the multipart uploads below a prefix."""
-        below = {} if self.preset == "minio" else {"Prefix": prefix}  # which knows whole keys only
+        below = {} if self.dialect == "minio" else {"Prefix": prefix}  # which knows whole keys only
         with contextlib.closing(self.client()) as client:
             answer = client.list_multipart_uploads(Bucket=self.bucket, **below)
             return [found["UploadId"] for found in answer.get("Uploads", []) if found["Key"].startswith(prefix)]
@@ -102,7 +102,7 @@ class S3Server:
 
 def s3_config(server: S3Server, place: Path, **changes: Any) -> S3Config:
     """A configuration with the smallest parts, for a place of its own in the bucket."""
-    given: dict[str, Any] = {"bucket": server.bucket, "endpoint": server.endpoint, "preset": server.preset}
+    given: dict[str, Any] = {"bucket": server.bucket, "endpoint": server.endpoint, "dialect": server.dialect}
     given["prefix"] = f"{place}/".lstrip("/")
     return S3Config(**(given | {"addressing": "path", "part_size": MIN_PART} | changes))
 
@@ -238,7 +238,7 @@ def _start_minio(directory: Path) -> tuple[Process, S3Server]:
     options = ["--address", f"127.0.0.1:{port}", "--console-address", f"127.0.0.1:{console_port}", "--quiet"]
     environment = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY, "MINIO_UPDATE": "off"}
     command = [program("minio"), "server", *options, str(directory / "data")]
-    return Process(command, directory, environment), S3Server(f"http://127.0.0.1:{port}", preset="minio")
+    return Process(command, directory, environment), S3Server(f"http://127.0.0.1:{port}", dialect="minio")
 
 
 def _start_moto(directory: Path) -> tuple[Process, S3Server]:

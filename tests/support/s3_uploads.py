@@ -52,7 +52,7 @@ class Place:
         return {
             "s3_bucket": self.server.bucket,
             "s3_endpoint": endpoint or self.server.endpoint,
-            "s3_dialect": self.server.preset,
+            "s3_dialect": self.server.dialect,
             "s3_addressing": "path",
             "s3_prefix": self.prefix,
             "s3_part_size": "5MiB",

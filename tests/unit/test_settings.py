@@ -12,6 +12,7 @@ from hypothesis import given, strategies as st
 from tests.support.harness import ROOT
 from tests.support.properties import on_any_machine
 from tusd_py import TusServer, create_app
+from tusd_py.backends.s3 import S3Config
 from tusd_py.cli import main
 from tusd_py.core.redaction import without_password
 from tusd_py.settings import (
@@ -491,3 +492,7 @@ def test_every_setting_is_documented() -> None:
         name.replace("_", "-") for name in Settings.model_fields
     ]
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_settings_of_s3_are_the_arguments_of_the_backend_with_the_same_defaults() -> None:
+    assert S3Config(**Settings(s3_bucket="uploads").group("s3")) == S3Config("uploads")

@@ -267,6 +267,15 @@ class Settings(BaseSettings):
         default=False, description="demand the length when an upload is created"
     )
 
+    def group(self, family: str) -> dict[str, Any]:
+        """Return the settings whose names begin with `family` and an underscore, by the rest of their names.
+
+        These are the arguments of the backend's own configuration: `S3Config(**settings.group("s3"))`.
+        """
+        beginning = f"{family}_"
+        names = (name for name in type(self).model_fields if name.startswith(beginning))
+        return {name.removeprefix(beginning): getattr(self, name) for name in names}
+
 
 def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
     """Return the values of the TUSD_PY_* variables; an empty one counts as unset, except where empty is a value."""

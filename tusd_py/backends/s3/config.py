@@ -61,9 +61,9 @@ class S3Config:
     endpoint: str | None = None  # None: AWS
     region: str | None = None
     prefix: str = ""
-    key: str = "{prefix}{id}"  # of the finished object; {metadata.NAME} stands for a value of Upload-Metadata
+    key_template: str = "{prefix}{id}"  # of the finished object; {metadata.NAME} stands for a value of Upload-Metadata
     addressing: Literal["auto", "path", "virtual"] = "auto"
-    preset: S3Dialect = "aws"
+    dialect: S3Dialect = "aws"
     part_size: int = 8 << 20
     buffer_size: int = 32 << 20  # bytes of parts in memory, of all uploads together
     parts_in_flight: int = 4  # of one upload
@@ -72,7 +72,7 @@ class S3Config:
     encryption: str = ""  # AES256, aws:kms, aws:kms:dsse
     kms_key: str = ""
     acl: str = ""
-    tags: tuple[tuple[str, str], ...] = ()
+    tags: tuple[str, ...] = ()  # name=value
     download: Literal["proxy", "redirect"] = "proxy"
     delete_versions: bool = False  # remove every version of what is removed, where the bucket keeps them
     redirect_expires: int = 900  # life of a presigned URL
@@ -83,25 +83,25 @@ class S3Config:
     def __post_init__(self) -> None:
         if not self.bucket:
             raise ValueError("the bucket has no name")
-        if self.preset not in CAPABILITIES:
-            raise ValueError(f"there is no preset {self.preset!r}")
+        if self.dialect not in CAPABILITIES:
+            raise ValueError(f"there is no dialect {self.dialect!r}")
         if not MIN_PART <= self.part_size <= MAX_PART:
             raise ValueError(f"the part size must be from {MIN_PART} to {MAX_PART} bytes")
         if min(self.parts_in_flight, self.concurrency, self.attempts, self.buffer_size) < 1:
             raise ValueError("the number of parts, requests, attempts and buffered bytes must be positive")
-        fields = FIELD.findall(self.key)
+        fields = FIELD.findall(self.key_template)
         if fields.count("id") != 1:
             raise ValueError("the key must contain {id} exactly once")
         unknown = [field for field in fields if not FIELD_NAME.fullmatch(field)]
-        if unknown or set(FIELD.sub("", self.key)) & set("{}"):
+        if unknown or set(FIELD.sub("", self.key_template)) & set("{}"):
             raise ValueError("a key is made of text, {prefix}, {id} and {metadata.NAME}")
         if self.max_value < MIN_VALUE_LENGTH:
             raise ValueError(f"the key is too long: those of S3 have at most {MAX_KEY} bytes")
 
     @property
     def capabilities(self) -> Capabilities:
-        """The capabilities of the server, as the preset has them."""
-        return CAPABILITIES[self.preset]
+        """The capabilities of the server, as the dialect has them."""
+        return CAPABILITIES[self.dialect]
 
     @property
     def memory(self) -> int:
@@ -116,10 +116,10 @@ class S3Config:
     @property
     def max_value(self) -> int:
         """Maximum characters of each metadata value in a key, so that S3 takes the key whatever clients send."""
-        fields: list[str] = FIELD.findall(self.key)
+        fields: list[str] = FIELD.findall(self.key_template)
         values = sum(field.startswith("metadata.") for field in fields)
         prefix = fields.count("prefix") * len(self.prefix.encode())
-        room = MAX_KEY - len(FIELD.sub("", self.key).encode()) - prefix - MAX_ID
+        room = MAX_KEY - len(FIELD.sub("", self.key_template).encode()) - prefix - MAX_ID
         return min(MAX_VALUE_LENGTH, room // max(1, values))
 
     @property

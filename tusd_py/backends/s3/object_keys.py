@@ -58,7 +58,7 @@ def object_key(config: S3Config, upload: Upload) -> str:
         text = values.get(name.removeprefix("metadata."), "").replace("\\", "/").rpartition("/")[2]
         return UNSAFE_IN_KEY.sub("_", text)[: config.max_value].strip(".") or "_"
 
-    return FIELD.sub(value, config.key)
+    return FIELD.sub(value, config.key_template)
 
 
 def location_of(config: S3Config, upload: Upload) -> str:
@@ -83,15 +83,15 @@ def key_pattern(config: S3Config) -> tuple[str, re.Pattern[str]]:
     """Return the common prefix of all keys, and a pattern whose group `id` is the upload that a key belongs to."""
     pattern, fixed, open_end = "", "", False
     last = 0
-    for field in FIELD.finditer(config.key):
-        text = config.key[last : field.start()] + (config.prefix if field[1] == "prefix" else "")
+    for field in FIELD.finditer(config.key_template):
+        text = config.key_template[last : field.start()] + (config.prefix if field[1] == "prefix" else "")
         last = field.end()
         pattern += re.escape(text)
         fixed += "" if open_end else text
         if field[1] != "prefix":
             open_end = True
             pattern += ANY_ID if field[1] == "id" else r"[^/]*"
-    pattern += re.escape(config.key[last:])
+    pattern += re.escape(config.key_template[last:])
     return fixed, re.compile(pattern)
 
 
@@ -102,7 +102,7 @@ def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
     be the beginning of another server's prefix, and where the prefix that tells this server from another one is not in
     the key.
     """
-    names: list[str] = FIELD.findall(config.key)
+    names: list[str] = FIELD.findall(config.key_template)
     has_prefix = not config.prefix or "prefix" in names
     if not has_prefix or next(name for name in names if name != "prefix") != "id":
         return None
@@ -129,7 +129,7 @@ def properties(config: S3Config, upload: Upload, marker: str) -> dict[str, Any]:
         "ContentDisposition": content_disposition(upload),
         "StorageClass": config.storage_class,
         "ACL": config.acl,
-        "Tagging": urlencode(config.tags),
+        "Tagging": urlencode([(name, value) for name, _, value in (tag.partition("=") for tag in config.tags)]),
     }
     return {name: value for name, value in parameters.items() if value}
 
