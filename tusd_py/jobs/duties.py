@@ -1,4 +1,4 @@
-"""The periodic duties of the uploads: sweeping, and the cleanup of orphans."""
+"""The jobs of the uploads: the sweeper, which also keeps the clock of the records, and the orphan cleaner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ FIRST_CLEAN = (30.0, 90.0)  # seconds after the start of a process, range of a r
 
 
 def scheduler_of(service: UploadService, sweep_interval: float) -> Scheduler:
-    """Build the scheduler of a service. A process sweeps when it starts: an earlier one may have died in the middle."""
+    """Build the scheduler of a service, for `start` and `stop` by the server.
+
+    Args:
+        service: the uploads, with their storage, state store and locker.
+        sweep_interval: seconds between two sweeps. Every process also sweeps at its start, since an earlier one may
+            have died in the middle of a completion or a removal.
+    """
 
     async def clean_orphans() -> str:
         orphans = await clean(service)

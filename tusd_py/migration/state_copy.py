@@ -244,9 +244,9 @@ def records_file(settings: Settings) -> Path:
 
 
 def has_records(settings: Settings) -> bool:
-    """Whether there is a file of records, or something in its place, which shows when it is opened.
+    """Return whether the SQLite file exists, or another object has its path, which shows when the store opens it.
 
-    Raises `StorageUnavailable` if that cannot be seen.
+    Raises `StateUnavailable` if the directory cannot be read. Blocks.
     """
     with errors_at(upload_directory(settings)):
         try:
