@@ -31,7 +31,7 @@ from tusd_py.backends.s3.copy_plan import Slice, plan
 from tusd_py.backends.s3.layout import size_of
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
-from tusd_py.core.upload import Upload
+from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import Settings
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -206,3 +206,70 @@ def test_a_concatenation_that_goes_through_memory_is_bounded(dialect: S3Dialect)
     assert max(piece.size for piece in pieces) <= config.memory
     with pytest.raises(MaxSizeExceeded):
         plan(config, [Slice("one", 0, 2 * limit)], 2 * limit)
+
+
+async def stored_as_tail(tmp_path: Path, upload: Upload, data: bytes, memory: int) -> Upload:
+    """Store all of `data` as one tail, with this limit of the memory; return the record."""
+    config = s3_config(s3_server(), tmp_path, buffer_size=memory, part_size=memory)
+    storage = S3Storage(config)
+    await storage.open()
+    writer = storage.writer(upload, 1)
+    for start in range(0, len(data), MEBI):
+        await writer.write([data[start : start + MEBI]])
+    await writer.flush(sync=True)
+    upload = replace(upload, offset=writer.stored, layout=writer.layout)
+    assert upload.offset == len(data)
+    assert writer.parts(0) == []
+    await writer.close()
+    await storage.close()
+    return upload
+
+
+@pytest.mark.parametrize("rest", [0, 1000, 2 * PART + 1000])
+async def test_an_upload_whose_tail_exceeds_the_memory_of_now_goes_on_in_smaller_parts(
+    tmp_path: Path, rest: int
+) -> None:
+    data = payload(4 * PART + 12345 + rest)
+    stored = len(data) - rest
+    upload = await stored_as_tail(tmp_path, Upload("upload", 0.0), data[:stored], memory=8 * PART)
+    storage = S3Storage(s3_config(s3_server(), tmp_path, buffer_size=PART))
+    await storage.open()
+    writer = storage.writer(replace(upload, length=len(data)), 2)
+    parts: list[UploadPart] = []
+    for start in range(stored, len(data), MEBI):
+        await writer.flush([data[start : start + MEBI]], sync=True)
+        assert storage.buffered_bytes <= PART
+        upload = replace(upload, offset=writer.stored, layout=writer.layout)
+        parts += [part for part in writer.parts(0) if part not in parts]
+    whole = await writer.finish(sync=True)
+    offset, layout = writer.stored, writer.layout
+    parts += [part for part in writer.parts(upload.offset) if part not in parts]
+    await writer.close()
+    upload = replace(upload, length=len(data), offset=offset, layout=layout)
+    assert offset == len(data)
+    assert not whole
+    upload = replace(upload, layout=await storage.complete(upload, parts, sync=True))
+    assert b"".join([bytes(piece) async for piece in storage.read(upload, 0, len(data))]) == data
+    assert storage.buffered_bytes == 0
+    await storage.delete(upload)
+    await storage.close()
+
+
+async def test_an_upload_that_goes_back_within_a_tail_larger_than_the_memory_keeps_its_bytes(tmp_path: Path) -> None:
+    data = payload(3 * PART + 12345)
+    upload = await stored_as_tail(tmp_path, Upload("upload", 0.0), data, memory=8 * PART)
+    storage = S3Storage(s3_config(s3_server(), tmp_path, buffer_size=PART))
+    await storage.open()
+    upload = replace(upload, length=len(data) + 5)
+    writer = storage.writer(upload, 2)
+    await writer.flush([b"wrong"], sync=True)
+    await writer.discard(len(data))
+    assert writer.stored == len(data)
+    await writer.finish([b"right"], sync=True)
+    offset, layout, parts = writer.stored, writer.layout, list(writer.parts(upload.offset))
+    await writer.close()
+    upload = replace(upload, offset=offset, layout=layout)
+    upload = replace(upload, layout=await storage.complete(upload, parts, sync=True))
+    assert b"".join([bytes(piece) async for piece in storage.read(upload, 0, offset)]) == data + b"right"
+    await storage.delete(upload)
+    await storage.close()

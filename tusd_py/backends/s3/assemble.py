@@ -59,17 +59,33 @@ async def _put_object(bucket: Bucket, memory: MemoryLimiter, upload: Upload, lay
     if covered < upload.offset:  # the object was there, and is no longer
         raise StorageBehind(covered)
     tails = layout.tails_from(0, upload.offset)
-    await memory.reserve(upload.offset)
     try:
-        pieces = await bucket.get_tails(upload, tails)
-        await bucket.put_object(upload, key, pieces, upload.token)
+        if upload.offset > memory.total and bucket.has_free_sizes:
+            await _put_in_parts(bucket, memory, upload, layout, key)
+            return
+        await memory.reserve(upload.offset)
+        try:
+            pieces = await bucket.get_tails(upload, tails, 0, upload.offset)
+            await bucket.put_object(upload, key, pieces, upload.token)
+        finally:
+            memory.release(upload.offset)
     except StorageBehind:
         found = await bucket.head(key)  # after an earlier try, the tails are gone and the object is there
         ours = found is not None and found["Metadata"].get(OWNER, owner(upload)) == owner(upload)
         if found is None or not ours or found["ContentLength"] != upload.offset:
             raise
-    finally:
-        memory.release(upload.offset)
+
+
+async def _put_in_parts(bucket: Bucket, memory: MemoryLimiter, upload: Upload, layout: Layout, key: str) -> None:
+    """Make the object of tails that do not fit into memory: they were stored with a larger limit."""
+    multipart = await bucket.create_multipart(upload, key)
+    try:
+        parts = await _upload_tails(bucket, memory, upload, layout, multipart, 0, 1)
+        await bucket.complete_multipart(multipart, parts)
+    except UploadError:
+        await bucket.try_abort(multipart)
+        raise
+    await verify_object(bucket, upload, multipart, _etag(parts, upload), None)
 
 
 async def _complete_multipart(
@@ -84,7 +100,8 @@ async def _complete_multipart(
     try:
         if end < upload.offset:
             previous = parts[-1].number if parts else 0
-            parts.append(await _upload_last_part(bucket, memory, upload, layout, multipart, end, previous))
+            number = layout.next_number if bucket.config.capabilities.number_gaps else previous + 1
+            parts += await _upload_tails(bucket, memory, upload, layout, multipart, end, number)
         await _complete_with_parts(bucket, multipart, parts)
     except (MultipartMissing, StorageBehind) as caught:
         error = caught
@@ -108,25 +125,29 @@ def _etag(parts: Sequence[UploadPart], upload: Upload) -> str:
     return multipart_etag([part.etag for part in parts]) if whole else "unknown"
 
 
-async def _upload_last_part(
+async def _upload_tails(
     bucket: Bucket,
     memory: MemoryLimiter,
     upload: Upload,
     layout: Layout,
     multipart: Multipart,
     start: int,
-    previous: int,
-) -> UploadPart:
-    """Make the last part of the tails; `previous` is the number of the part before."""
-    tails = layout.tails_from(start, upload.offset)
-    size = upload.offset - start
-    number = layout.next_number if bucket.config.capabilities.number_gaps else previous + 1
-    await memory.reserve(size)
-    try:
-        pieces = await bucket.get_tails(upload, tails)
-        return await bucket.upload_part(multipart, number, start, pieces)
-    finally:
-        memory.release(size)
+    number: int,
+) -> list[UploadPart]:
+    """Make the last part of the tails from `start` on; more than one, one by one, if they do not fit into memory."""
+    parts: list[UploadPart] = []
+    while start < upload.offset:
+        end = upload.offset
+        if end - start > memory.total and bucket.has_free_sizes:
+            end = start + bucket.config.largest_part
+        await memory.reserve(end - start)
+        try:
+            pieces = await bucket.get_tails(upload, layout.tails_from(start, end), start, end)
+            parts.append(await bucket.upload_part(multipart, number, start, pieces))
+        finally:
+            memory.release(end - start)
+        start, number = end, number + 1
+    return parts
 
 
 def _reconciled(parts: Sequence[UploadPart], found: Sequence[dict[str, Any]]) -> list[UploadPart]:

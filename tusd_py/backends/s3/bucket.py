@@ -83,9 +83,15 @@ class Bucket:
                 equal=capabilities.equal_parts,
                 largest=largest,
             )
-        if capabilities.number_gaps and not capabilities.equal_parts:  # then sizes may change on the way
+        if self.has_free_sizes:
             return PartSizes(layout.part_size, layout.growing, capabilities.max_parts, largest)
         return PartSizes(layout.part_size, layout.growing, capabilities.max_parts, layout.largest or MAX_PART)
+
+    @property
+    def has_free_sizes(self) -> bool:
+        """Whether the parts of an upload may be of sizes that change on the way."""
+        capabilities = self.config.capabilities
+        return capabilities.number_gaps and not capabilities.equal_parts
 
     def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, unreleased_predecessors: int) -> int:
         """Return the number of the next part, which no request of an earlier writer may have."""
@@ -201,13 +207,13 @@ class Bucket:
         self._seen.note(name)
         return Tail(name, start, start + sum(map(len, pieces)))
 
-    async def check_tails(self, upload: Upload, tails: Sequence[Tail]) -> None:
-        """See that tails are still there. Raises `StorageBehind` if one is not."""
+    async def check_tails(self, upload: Upload, tails: Sequence[Tail], start: int) -> None:
+        """See that the tails of the bytes from `start` on are there. Raises `StorageBehind` if one is not."""
 
         async def check(tail: Tail) -> None:
             if tail.name not in self._seen:
                 if await self.head(self.tail_key(upload, tail.name)) is None:
-                    raise StorageBehind(tail.start)
+                    raise StorageBehind(max(start, tail.start))
                 self._seen.note(tail.name)
 
         results = await asyncio.gather(*map(check, tails), return_exceptions=True)
@@ -215,16 +221,19 @@ class Bucket:
             if result is not None:
                 raise result
 
-    async def get_tails(self, upload: Upload, tails: Sequence[Tail]) -> list[Buffer]:
-        """Return the bytes of tails that follow each other. Raises `StorageBehind` if one is no longer there."""
+    async def get_tails(self, upload: Upload, tails: Sequence[Tail], start: int, end: int) -> list[Buffer]:
+        """Return the bytes between two offsets, which these tails hold. Raises `StorageBehind` if one is not there."""
 
         async def get(tail: Tail) -> list[Buffer]:
+            first, last = max(start, tail.start), min(end, tail.end)
             try:
-                pieces = await self.fetch(Slice(self.tail_key(upload, tail.name), 0, tail.size))
+                pieces = await self.fetch(
+                    Slice(self.tail_key(upload, tail.name), first - tail.start, last - tail.start)
+                )
             except ObjectMissing:
-                raise StorageBehind(tail.start) from None
-            if sum(map(len, pieces)) < tail.size:
-                raise StorageBehind(tail.start)
+                raise StorageBehind(first) from None
+            if sum(map(len, pieces)) < last - first:
+                raise StorageBehind(first)
             return pieces
 
         found: list[Buffer] = []

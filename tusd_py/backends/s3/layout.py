@@ -60,7 +60,10 @@ class Layout:
         return end
 
     def tails_from(self, start: int, end: int) -> tuple[Tail, ...]:
-        """Return the tails that hold the bytes between these offsets, in order and cut at `end`."""
+        """Return the tails that hold the bytes between these offsets, in order and cut at `end`.
+
+        The first one may begin before `start`: parts can end within a tail.
+        """
         found = []
         for tail in self.tails:
             if tail.start <= start < tail.end and start < end:

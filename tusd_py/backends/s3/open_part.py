@@ -66,7 +66,7 @@ class OpenPart:
 
     @property
     def room(self) -> int:
-        """Bytes that still fit in; negative if the part was begun with a larger part size."""
+        """Bytes that still fit in; negative if tails were stored with a larger limit of the memory."""
         return self._stored.sizes.size(self._stored.next_number) - self._buffer.size
 
     @property
@@ -112,12 +112,21 @@ class OpenPart:
         return room if length is None else min(room, max(0, length - self.end))
 
     async def detach(self) -> PendingPart:
-        """Return the part, and begin the next one. Raises an earlier failure: a spill that failed lost bytes."""
+        """Return the part, and begin the next one. Raises an earlier failure: a spill that failed lost bytes.
+
+        A part that is too large, since its tails were stored with a larger limit of the memory, is split: the rest is
+        the next one.
+        """
         async with self._tail_lock:
             self._jobs.check()
-            part = self._buffer
             self._admitted_at = None
-            self._buffer = PartBuffer(part.end, part.end, part.end)
+            limit = self._buffer.end + self.room
+            if limit < self._buffer.end and limit <= self._buffer.memory_start:
+                part = self._buffer.split(limit)
+            else:
+                part = self._buffer
+                self._buffer = PartBuffer(part.end, part.end, part.end)
+            tails = [tail for tail in self._stored.tails if part.start < tail.end and tail.start < part.memory_start]
             return PendingPart(
                 number=self._stored.next_number,
                 start=part.start,
@@ -125,7 +134,7 @@ class OpenPart:
                 memory_start=part.memory_start,
                 pieces=part.pieces,
                 crc=part.crc,
-                tails=tuple(tail for tail in self._stored.tails if part.start <= tail.start < part.memory_start),
+                tails=tuple(tails),
                 reserved=part.in_memory,
             )
 
@@ -136,7 +145,7 @@ class OpenPart:
         async with self._tail_lock:
             self._jobs.check()  # a spill that failed lost bytes
             part = self._buffer
-            tails = [tail for tail in self._stored.tails if tail.start >= part.start]
+            tails = [tail for tail in self._stored.tails if tail.end > part.start]
             durable = tails[-1].end if tails else part.start
             if part.end == durable:
                 return
@@ -147,14 +156,14 @@ class OpenPart:
 
     async def _load_mergeable(self, part: PartBuffer, tails: Sequence[Tail], start: int, end: int) -> list[Tail]:
         """Return the tails that a new one replaces, with their bytes in memory."""
-        merged = worth_merging(tails, start, end)
+        merged = worth_merging([tail for tail in tails if tail.start >= part.start], start, end)
         absent = [tail for tail in merged if tail.start < part.memory_start]
         size = sum(tail.size for tail in absent)
         if absent and not self._memory.try_reserve(size):
             return merged[len(absent) :]
         if absent:
             try:
-                pieces = await self._bucket.get_tails(self._upload, absent)
+                pieces = await self._bucket.get_tails(self._upload, absent, absent[0].start, part.memory_start)
             except BaseException:
                 self._memory.release(size)
                 raise

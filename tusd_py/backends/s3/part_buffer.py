@@ -16,7 +16,7 @@ from tusd_py.core.buffers import Buffer
 class PartBuffer:
     """Bytes from `start` to `end`; those from `memory_start` on are in memory, all before in tails.
 
-    Invariant: `memory_start` is the end of a tail, or `start`.
+    Invariant: `memory_start` is the end of a tail, or `start`. A tail may begin before `start`: see `split`.
     """
 
     start: int
@@ -51,6 +51,14 @@ class PartBuffer:
         """Put bytes that were in tails in front of those in memory."""
         self.pieces[:0] = pieces
         self.memory_start -= sum(map(len, pieces))
+
+    def split(self, end: int) -> PartBuffer:
+        """Take the bytes up to `end`, none of which is in memory, out of the buffer and return them."""
+        front = PartBuffer(self.start, end, end)
+        front.crc = None
+        self.start = end
+        self.crc = None
+        return front
 
     def since(self, start: int) -> list[Buffer]:
         """Return the bytes in memory from this offset on. Raises `BytesMissing` if some of them are not in memory."""

@@ -96,7 +96,8 @@ class PartUploader:
             memory.release(reserved)
             await memory.reserve(pending.end - pending.start)
             pending.reserved = pending.end - pending.start
-        pending.pieces[:0] = await self._bucket.get_tails(self._upload, tails)
+        end = tails[-1].end if not pending.pieces else pending.memory_start
+        pending.pieces[:0] = await self._bucket.get_tails(self._upload, tails, pending.start, min(end, pending.end))
 
     async def _upload_part(self, pending: PendingPart) -> None:
         memory = self._memory

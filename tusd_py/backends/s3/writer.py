@@ -158,7 +158,8 @@ class S3Writer:
         opened = self._bytes.opened
         if opened.multipart:
             await self._bucket.ensure_multipart(self._bytes.key, opened.multipart)
-        await self._bucket.check_tails(self._upload, opened.tails_from(opened.parts_end, self._upload.offset))
+        tails = opened.tails_from(opened.parts_end, self._upload.offset)
+        await self._bucket.check_tails(self._upload, tails, opened.parts_end)
         self._unchecked = False
 
     async def _flush(self, buffers: Sequence[Buffer]) -> None:
@@ -178,10 +179,11 @@ class S3Writer:
         await self._take(buffers)
         if self._open.end == self._upload.offset and not self._parts and not self._bytes.parts:
             return  # nothing new
-        if self._bytes.multipart is None and self._open.start == 0 and not self._parts:
+        fits = self._open.start == 0 and self._open.room >= 0
+        if self._bytes.multipart is None and fits and not self._parts:
             await self._put_object()
             return
-        if self._open.end > self._open.start:
+        while self._open.end > self._open.start:
             await self._send_open_part()
         await self._parts.wait_all()
         self._jobs.check()
