@@ -1,7 +1,7 @@
 """Records and files of an earlier version (revision bca8838, before records had an owner and stores an index of ids).
 
-`recorded/` holds what its server left behind after uploads of every kind: the records as SQL or as keys of Redis, and
-the files of the upload directory. It was killed while a client was sending to the upload `killed`.
+`recorded/` holds the state that its server left after uploads of every kind: the records as SQL or as keys of Redis,
+and the files of the upload directory. The server was killed while a client was sending to the upload `killed`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STORED = {  # the bytes of uploads that the earlier server had acknowledged
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the earlier server left behind, in a place of this test."""
+    """The records and files of the earlier server, restored in a place of this test."""
 
     kind: str
     folder: Path

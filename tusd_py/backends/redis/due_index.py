@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 
 from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.id_index import IdIndex
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.backends.redis.scripts import MARK_COMPARED, NOTE_DUE
 from tusd_py.core.upload import Status, UploadKind
@@ -26,8 +27,10 @@ PAGE_SIZE = 200  # records looked at in one round trip
 class DueIndex:
     """The index of one prefix."""
 
-    def __init__(self, connection: RedisConnection, keys: Keys) -> None:
+    def __init__(self, connection: RedisConnection, keys: Keys, ids: IdIndex) -> None:
+        """Make the index; a comparison with the records also adds what `ids` lacks."""
         self._redis = connection
+        self._ids = ids
         self._keys = keys
         self._key = keys.due
 
@@ -54,6 +57,7 @@ class DueIndex:
     async def _repair_page(self, keys: Sequence[str], now: float) -> int:
         if not keys:
             return 0
+        await self._ids.add([self._keys.upload_id(key) for key in keys])
         records = await self._redis.commands(
             *[("HMGET", key, "id", "status", "expires_at", "concatenation") for key in keys]
         )

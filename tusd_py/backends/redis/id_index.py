@@ -2,7 +2,8 @@
 
 Invariant: an entry is written before its record and removed after it, so every record has an entry. The member
 `COMPARED`, which is no id, is added once the ids of all records have been; without it (records of an earlier version, a
-lost index) they are added before the next list.
+lost index) they are added before the next list. Single lost entries, and records that a server of an earlier version
+adds, are found when the records are compared with the index of due uploads (`DueIndex.repair`).
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ class IdIndex:
         async for key in self._redis.keys(self._keys.all_records):
             page.append(self._keys.upload_id(key))
             if len(page) == PAGE_SIZE:
-                await self._add(page)
+                await self.add(page)
                 page.clear()
-        await self._add([*page, COMPARED])
+        await self.add([*page, COMPARED])
 
-    async def _add(self, members: Sequence[str]) -> None:
+    async def add(self, members: Sequence[str]) -> None:
+        """Add ids that the index may lack."""
         await self._redis.command("ZADD", self._key, *(word for member in members for word in (0, member)))

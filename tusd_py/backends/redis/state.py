@@ -47,8 +47,8 @@ class RedisState:
         self._redis = connection
         self._keys = Keys(prefix)
         self._patience = patience
-        self._due_index = DueIndex(connection, self._keys)
         self._id_index = IdIndex(connection, self._keys)
+        self._due_index = DueIndex(connection, self._keys, self._id_index)
         self._broken = BrokenRecords()
 
     @property
@@ -179,7 +179,7 @@ class RedisState:
         return bool(await self._redis.run(WRITE_METADATA, [self._keys.metadata], [name, value, before or ""]))
 
     async def repair_index(self, older_than: float = REPAIR_INTERVAL) -> int:
-        """Restore lost entries of the index of due uploads, see `SupportsIndexRepair`."""
+        """Restore lost entries of the indexes; return how many of due uploads, see `SupportsIndexRepair`."""
         return await self._due_index.repair(older_than)
 
     async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
