@@ -81,7 +81,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
     if command != "config":
         configure(loaded.settings.log_format, loaded.settings.log_level)
     for name, hint in unknown_variables().items():
-        report_error(f"there is no setting for the variable {name}{hint}")
+        report_error(f"unknown environment variable {name}: no such setting{hint}")
     if command == "config":
         return print_config(loaded)
     return RUN[command](loaded.settings, **own)

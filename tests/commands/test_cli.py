@@ -423,7 +423,7 @@ def test_what_looks_like_a_setting_and_is_none() -> None:
     result = run("config", TUSD_PY_MAX_SISE="5")
     assert result.returncode == 0
     assert result.stderr == (
-        "tusd-py: there is no setting for the variable TUSD_PY_MAX_SISE; did you mean TUSD_PY_MAX_SIZE?\n"
+        "tusd-py: unknown environment variable TUSD_PY_MAX_SISE: no such setting; did you mean TUSD_PY_MAX_SIZE?\n"
     )
 
 

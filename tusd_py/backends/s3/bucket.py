@@ -343,7 +343,9 @@ class Bucket:
         """See that S3 itself misses an object: the answer to HEAD may be that of a gateway that does not reach S3."""
         with contextlib.suppress(ObjectMissing):
             await self._client.get(key, 0, 1)
-            raise StorageUnavailable("the storage is not sure of an object")
+            raise StorageUnavailable(
+                "HEAD says that an object is missing, but GET finds it: perhaps a proxy is at fault"
+            )
 
     async def put_object(
         self, upload: Upload, key: str, pieces: Sequence[Buffer], token: int, crc: int | None = None
