@@ -82,3 +82,12 @@ def test_troubleshooting_has_status_of_every_error() -> None:
     }
     expected = {(status, kind.code) for kind, (status, *_) in STATUS.items()}
     assert expected - documented == set()
+
+
+def test_troubleshooting_quotes_messages_as_they_are() -> None:
+    sources = " ".join(path.read_text() for path in (ROOT / "tusd_py").rglob("*.py"))
+    sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # strings over several lines
+    tables = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Log lines")[2]
+    cells = " ".join(re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE))
+    pieces = [piece.strip() for line in re.findall(r"`([^`]+)`", cells) for piece in line.split("...")]
+    assert [piece for piece in pieces if piece not in sources] == []
