@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from tusd_py.core.buffers import PooledBuffer
 from tusd_py.transfer.budget import MAX_BATCH_SIZE, MIN_BATCH_SIZE, BufferPool, ByteBudget
 
 
@@ -239,7 +240,7 @@ def test_blocks_get_smaller_where_little_is_left_and_never_run_out() -> None:
 
 def test_the_pool_keeps_no_more_than_its_bound() -> None:
     pool = BufferPool(ByteBudget(4 * MEBI))
-    blocks = [bytearray(MEBI) for _ in range(5)]
+    blocks = [PooledBuffer.of(pool, MEBI) for _ in range(5)]
     for block in blocks:
         pool.release(block)
     budget_of_one_writer = [pool.acquire()]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Scope
 
-from tusd_py.core.buffers import Buffer
+from tusd_py.core.buffers import Buffer, PooledBuffer
 from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
 from tusd_py.transfer.budget import BufferPool
 
@@ -184,10 +184,9 @@ class RequestBody:
 
     def release(self, buffers: Sequence[Buffer]) -> None:
         """See `transfer.body_source.BodySource.release`."""
-        if self._pool is not None:
-            for buffer in buffers:
-                if isinstance(buffer, memoryview) and isinstance(buffer.obj, bytearray):
-                    self._pool.release(buffer.obj)
+        for buffer in buffers:
+            if isinstance(buffer, memoryview) and isinstance(buffer.obj, PooledBuffer):
+                buffer.obj.pool.release(buffer.obj)
 
     @property
     def is_watched(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tusd_py.asyncutil.byte_limiter import ByteLimiter
+from tusd_py.core.buffers import PooledBuffer
 
 MAX_BATCH_SIZE = 4 << 20
 MIN_BATCH_SIZE = 16 << 10
@@ -31,27 +32,27 @@ class BufferPool:
         self._budget = budget
         self._limit = budget.total // 2
         self._lent = 0
-        self._free: dict[int, list[bytearray]] = {}
+        self._free: dict[int, list[PooledBuffer]] = {}
         self._free_size = 0
 
-    def acquire(self) -> bytearray:
-        """A block of a fair size, or of what is left, but never less than the smallest."""
+    def acquire(self) -> PooledBuffer:
+        """Lend a buffer of a fair size, or of what is left, but never less than the smallest."""
         size = 1 << (self._budget.batch_size().bit_length() - 1)
         while size > MIN_BATCH_SIZE and self._lent + size > self._limit:
             size //= 2
         self._lent += size
         blocks = self._free.get(size)
         if not blocks:
-            return bytearray(size)
+            return PooledBuffer.of(self, size)
         self._free_size -= size
         return blocks.pop()
 
-    def detach(self, block: bytearray) -> None:
+    def detach(self, block: PooledBuffer) -> None:
         """Detach a filled block from the pool; its bytes count against `ByteBudget` from now on."""
         self._lent -= len(block)
 
-    def release(self, block: bytearray) -> None:
-        """Nobody looks at the block any more."""
+    def release(self, block: PooledBuffer) -> None:
+        """Take a detached buffer back whose bytes nobody reads any more."""
         if self._free_size + len(block) <= self._limit:
             self._free_size += len(block)
             self._free.setdefault(len(block), []).append(block)

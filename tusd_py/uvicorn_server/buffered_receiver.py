@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from tusd_py.core.buffers import Buffer
+from tusd_py.core.buffers import Buffer, PooledBuffer
 from tusd_py.transfer.budget import BufferPool
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
         self._pool = pool
         self._transport = cycle.transport
         self._remaining = remaining
-        self._block: bytearray | None = None
+        self._block: PooledBuffer | None = None
         self._view = memoryview(b"")
         self._discarding = False
         self.filled = 0
