@@ -42,6 +42,10 @@ class SerialTask:
             self.fail(error)
         self._job = None
 
+    def forget(self) -> None:
+        """Leave the job under way alone: neither `wait` nor its failure concerns it any more."""
+        self._job = None
+
     def fail(self, error: Exception) -> None:
         """Keep this failure if it is the first one; an error that is not of an upload is logged."""
         if self.failure is not None:

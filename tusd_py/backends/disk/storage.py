@@ -21,8 +21,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from tusd_py.asyncutil.serial_task import SerialTask
 from tusd_py.asyncutil.threads import Threads
 from tusd_py.backends.disk.completion_records import CompletionRecords
 from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
@@ -37,7 +38,6 @@ from tusd_py.core.errors import (
     StorageFull,
     StorageUnavailable,
     StoredElsewhere,
-    UploadError,
     UploadNotFound,
 )
 from tusd_py.core.upload import Upload, UploadPart, is_upload_id
@@ -434,8 +434,7 @@ class DiskWriter:
         self._start = upload.offset
         self._observer = observer
         self._descriptor = -1
-        self._pending: asyncio.Future[Any] | None = None
-        self._failure: UploadError | None = None
+        self._jobs = SerialTask()
         self._new_name = upload.offset == 0  # this writer may make the file
         self.stored = upload.offset
         self.synced = min(upload.synced, upload.offset)
@@ -444,25 +443,25 @@ class DiskWriter:
         return ()
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
-        await self._settle()
+        await self._jobs.settle()
         if buffers:
-            self._pending = self._storage.run(lambda: self._write(buffers))
+            self._jobs.start(self._storage.run(lambda: self._write(buffers)))
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
-        await self._settle()
+        await self._jobs.settle()
         if buffers or (sync and self._descriptor >= 0):
-            self._pending = self._storage.run(lambda: self._flush(buffers, sync))
-            await self._settle()
+            self._jobs.start(self._storage.run(lambda: self._flush(buffers, sync)))
+            await self._jobs.settle()
 
     async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
         await self.flush(buffers, sync=sync)
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
-        await self._settle()
+        await self._jobs.settle()
         if not buffers and self._descriptor < 0:
             return False  # this writer has not even opened the file
-        self._pending = self._storage.run(lambda: self._finish(buffers, sync))
-        await self._settle()
+        self._jobs.start(self._storage.run(lambda: self._finish(buffers, sync)))
+        await self._jobs.settle()
         return not self.layout
 
     def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
@@ -479,7 +478,7 @@ class DiskWriter:
     async def finish_by(
         self, buffers: Sequence[Buffer], run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
     ) -> T:
-        await self._settle()
+        await self._jobs.settle()
         finished = False
 
         def store() -> None:
@@ -487,44 +486,25 @@ class DiskWriter:
             self._finish(buffers, sync)
             finished = True
 
-        self._pending = result = self._storage.elsewhere(run, store)
+        result = self._storage.elsewhere(run, store)
+        self._jobs.start(result)
         with contextlib.suppress(Exception):  # looked at below
             await asyncio.shield(result)
         if finished:
-            self._pending = None  # what comes after the last byte does not concern the storage
-        await self._settle()
+            self._jobs.forget()  # a failure after the last byte does not concern the storage
+        await self._jobs.settle()
         return result.result()
 
     async def discard(self, offset: int) -> None:
-        await self._wait()
+        await self._jobs.wait()
         if self._descriptor >= 0:
             await self._storage.run(lambda: self._truncate(offset))
         self.stored = offset
 
     async def close(self) -> None:
-        await self._wait()
+        await self._jobs.wait()
         if self._descriptor >= 0:
             await self._storage.run(self._close)
-
-    async def _settle(self) -> None:
-        """Wait for the write under way; raises what has failed, now and whenever it is called again."""
-        await self._wait()
-        if self._failure is not None:
-            raise self._failure
-
-    async def _wait(self) -> None:
-        """Wait for the write under way."""
-        if self._pending is None:
-            return
-        try:
-            await asyncio.shield(self._pending)
-        except UploadError as error:
-            self._failure = self._failure or error
-        except Exception as error:  # of an observer, say: the bytes after it may not be written either
-            logger.error("bytes could not be written", exc_info=error)
-            self._failure = self._failure or StorageUnavailable()
-            self._failure.__cause__ = error
-        self._pending = None
 
     # The rest runs in a thread of the storage, one call at a time.
 
