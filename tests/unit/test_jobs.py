@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -176,23 +178,36 @@ async def test_stop_ends_a_job_in_the_middle_and_lets_its_lock_go(process: Proce
     assert not await process.locker.is_held(".stuck")
 
 
-def test_orphans_are_looked_for_soon_after_the_first_start() -> None:
-    assert max(duties.FIRST_CLEAN) <= 120
-
-
-@pytest.mark.parametrize(("done", "level"), [("removed 2 uploads", logging.INFO), ("", logging.DEBUG)])
-async def test_a_run_is_one_log_line_at_info_if_there_was_something_to_do(
-    process: Process, caplog: pytest.LogCaptureFixture, done: str, level: int
+@pytest.mark.parametrize("sweep_interval", [0.01, 3600])
+async def test_orphans_are_removed_soon_after_the_first_start(
+    process: Process, monkeypatch: pytest.MonkeyPatch, sweep_interval: float
 ) -> None:
-    counter = Counter()
+    cleaned = asyncio.Event()
 
-    async def run() -> str:
-        await counter.run()
-        return done
+    class Storage:
+        async def clean(self) -> None: ...
 
-    with caplog.at_level(logging.DEBUG, "tusd_py.jobs"):
-        process.start(Job("counter", 0.02, run))
-        await counter.reach(2)
-    records = [record for record in caplog.records if record.name == "tusd_py.jobs"]
-    assert {record.levelno for record in records} == {level}
-    assert all(record.getMessage().startswith(f"job counter {done or 'had nothing to do'}") for record in records)
+    async def sweep(service: Any, *_: Any) -> int:
+        return 0
+
+    async def clean(service: Any) -> list[Any]:
+        cleaned.set()
+        return []
+
+    assert max(duties.FIRST_CLEAN) <= 120
+    monkeypatch.setattr(duties, "FIRST_CLEAN", (0.02, 0.05))
+    monkeypatch.setattr(duties, "sweep", sweep)
+    monkeypatch.setattr(duties, "clean", clean)
+    service: Any = SimpleNamespace(
+        storage=Storage(),
+        state=process.state,
+        locker=process.locker,
+        clock=SteadyClock(process.state.clock, hold=0),
+        events=process.events,
+    )
+    running = duties.scheduler_of(service, sweep_interval)
+    running.start()
+    try:
+        await within(cleaned.wait())
+    finally:
+        await running.stop()
