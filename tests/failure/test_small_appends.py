@@ -207,6 +207,21 @@ async def test_a_failed_sync_is_final_and_takes_the_offset_back(
 
 
 @pytest.mark.parametrize("durability", ["complete"])
+async def test_an_upload_of_deferred_length_is_synced_with_each_small_body_once_its_length_is_declared(
+    service: UploadService, os_faults: OSFaults
+) -> None:
+    upload = await service.create(NewUpload(None))
+    await service.append(upload.id, AppendRequest(0, ArrivedBody(b"some"), length=12))
+    sync = os_faults.fail("fsync,fdatasync", f"*/{upload.id}", errno.EIO)
+    with pytest.raises(OffsetMismatch) as mismatch:
+        await service.append(upload.id, request(b"more", 4))
+    assert mismatch.value.offset == 4
+    sync.lift()
+    upload = await service.append(upload.id, request(b"more", 4))
+    assert (upload.offset, upload.synced) == (8, 8)
+
+
+@pytest.mark.parametrize("durability", ["complete"])
 async def test_bytes_and_their_names_are_synced_before_the_record_is_changed(
     service: UploadService, os_faults: OSFaults
 ) -> None:

@@ -160,6 +160,8 @@ class _Step:
         before = self.before = self._state.get_in_thread(self._lock.upload_id)
         if before is None or not _is_simple(before, self._lock, self._offset, len(self._body), self._now):
             raise NotSimpleError
+        if self._syncs and before.deferred:  # a recording: every acknowledgement comes after a sync
+            raise NotSimpleError
         after = self._reached(before)
         sync = self._syncs and after.is_complete
         try:
