@@ -13,7 +13,7 @@ from tests.faults.stalls import OSFaults
 from tests.support.hosts import Body
 from tests.support.timing import scaled
 from tusd_py.backends.disk.shared import SharedDiskStorage
-from tusd_py.backends.disk.storage import DiskWriter
+from tusd_py.backends.disk.storage import THREADS, DiskWriter
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import Buffer
@@ -24,6 +24,7 @@ from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, Upl
 from tusd_py.settings import load
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.small_append import MAX_SMALL_BODY
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 KINDS = (AppendStarted, UploadProgressed, AppendEnded, UploadFinished)
@@ -324,3 +325,20 @@ async def test_uploads_that_come_together_are_all_complete(
     await asyncio.gather(*appends)
     assert [content(service, tmp_path, upload.id) for upload in uploads] == data
     assert sorted(completion_records(tmp_path)) == sorted(upload.id for upload in uploads)
+
+
+@pytest.mark.parametrize("size", [4, MAX_SMALL_BODY + 1])
+async def test_while_the_records_hang_a_thread_of_the_storage_is_left_for_readers(
+    service: UploadService, size: int
+) -> None:
+    read = await service.append((await service.create(NewUpload(8))).id, request(b"some"))
+    uploads = [await service.create(NewUpload(size)) for _ in range(THREADS + 1)]
+    turn = service.state._writer._turn  # type: ignore[attr-defined]
+    turn.acquire()
+    try:
+        appends = [asyncio.create_task(service.append(upload.id, request(bytes(size)))) for upload in uploads]
+        await asyncio.sleep(0.2)  # nothing but the time says that all have come as far as they get
+        assert (await service.inspect(read.id)).offset == 4
+    finally:
+        turn.release()
+    assert all(upload.is_complete for upload in await asyncio.gather(*appends))

@@ -47,7 +47,7 @@ class LastStep:
     writer: ThreadedWriter
     # Stores so many bytes by a function that returns the upload as it is then, and completes the record with that.
     run: Callable[[Upload, Callable[[], Upload], int], asyncio.Future[Upload]]
-    slots: asyncio.Semaphore | None  # one is taken for the time of `run`
+    slots: Callable[[int], asyncio.Semaphore | None]  # one is taken for the time of `run` with so many bytes
     committed: Callable[[Upload, Upload], object]  # called in the event loop with the first record and the new one
 
 
@@ -254,12 +254,10 @@ class Append:
             return await self._commit(everything=True)
         sync = self._options.durability is not Durability.NEVER
         last = self._last_step
-        if (
-            last is not None
-            and not (last.slots and last.slots.locked())
-            and last.writer.can_finish_by(with_bytes=self._blocks.gathered > 0)
-        ):
-            async with last.slots or contextlib.nullcontext():
+        size = self._blocks.gathered
+        slots = last.slots(size) if last is not None else None
+        if last is not None and not (slots and slots.locked()) and last.writer.can_finish_by(with_bytes=size > 0):
+            async with slots or contextlib.nullcontext():
                 return await self._finish_in_thread(last, sync=sync)
         whole = await self._blocks.finish(sync=sync)
         self._advance()

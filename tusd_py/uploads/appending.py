@@ -220,6 +220,9 @@ class Appending:
 
         durable = self._options.durability is not Durability.NEVER
 
+        def is_with_records(size: int) -> bool:
+            return not durable and size <= MAX_SMALL_BODY
+
         def run(before: Upload, store: Callable[[], Upload], size: int) -> asyncio.Future[Upload]:
             def finish() -> Upload:
                 return self._completion.completed(store(), lock.token)
@@ -232,8 +235,8 @@ class Appending:
                 conclude(stored)
                 return stored
 
-            if not durable and size <= MAX_SMALL_BODY:
+            if is_with_records(size):
                 return state.update_after(lambda: (before, finish()), lock.token, conclude)
             return storage.run(finish_and_update)
 
-        return writer, LastStep(writer, run, self._slots if durable else None, committed)
+        return writer, LastStep(writer, run, lambda size: None if is_with_records(size) else self._slots, committed)
