@@ -49,6 +49,13 @@ def test_common_headers_of_more_origins_than_are_kept_stay_right() -> None:
         assert dict(common.to(origin).raw)[b"access-control-allow-origin"] == origin.encode()
 
 
+def test_common_headers_of_an_origin_longer_than_any_of_a_page_are_not_kept() -> None:
+    common = CommonHeaders([], CrossOrigin(["*"], credentials=False))
+    origin = "https://" + 100_000 * "a"
+    assert common.to(origin) is not common.to(origin)
+    assert common.to(origin) == common.to(origin)
+
+
 def test_responder_is_the_server_only_if_send_is_its_own() -> None:
     server = Server()
     scope: dict[str, Any] = {"extensions": {BODY_EXTENSION: server}}

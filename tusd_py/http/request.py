@@ -17,6 +17,7 @@ from tusd_py.http.tus.headers import parse_integer
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in the value of a header field
 MAX_CACHED_ORIGINS = 1000
+MAX_CACHED_ORIGIN_SIZE = 300  # characters: scheme, the longest name of a host, and port; a client may send any text
 
 
 class Request:
@@ -118,7 +119,7 @@ class CommonFields:
 
 
 class CommonHeaders:
-    """The headers of every response, prepared once for each origin that a page comes from."""
+    """The headers of every response, prepared once for each origin that a page comes from, in bounded memory."""
 
     def __init__(self, always: RawHeaders, cross_origin: CrossOrigin) -> None:
         self._always = always
@@ -131,6 +132,8 @@ class CommonHeaders:
         if fields is None:
             raw = [*self._cross_origin.headers(origin), *self._always]
             fields = CommonFields(raw, b"".join(b"%s: %s\r\n" % pair for pair in raw))
+            if origin is not None and len(origin) > MAX_CACHED_ORIGIN_SIZE:
+                return fields
             if len(self._known) >= MAX_CACHED_ORIGINS:
                 self._known.clear()
             self._known[origin] = fields
