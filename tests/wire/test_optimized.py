@@ -11,7 +11,7 @@ import pytest
 import tusd_py
 from tests.support.harness import ServerProcess
 from tests.support.wire import OFFSET_STREAM, TUS, Answer, Connection, Headers, encoded
-from tusd_py.core.errors import UploadError
+from tusd_py.core.errors import CodedError
 
 UNKNOWN = "A" * 22
 OFFSET: Headers = {"Upload-Offset": "0", "Content-Type": OFFSET_STREAM}
@@ -39,7 +39,7 @@ def test_every_error_class_has_a_sentence_of_its_own_or_is_given_one() -> None:
     for module in pkgutil.walk_packages(tusd_py.__path__, "tusd_py."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    classes = [UploadError]
+    classes: list[type[CodedError]] = [CodedError]
     for kind in classes:
         classes += kind.__subclasses__()
         if kind.__module__.startswith("tusd_py"):

@@ -42,6 +42,8 @@ class UploadError(CodedError):
             logger.warning("%s: %s", error.code, error.message)
     """
 
+    default_message = "something went wrong with the upload in the server"
+
 
 class UploadNotFound(UploadError):
     """No upload has this id, it is not complete where that is needed, or it has ended."""
