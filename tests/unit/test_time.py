@@ -16,7 +16,7 @@ from tests.support.hosts import Body
 from tests.support.redis_server import shared_redis_url
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.clock import Clock
-from tusd_py.core.errors import UploadNotFound
+from tusd_py.core.errors import StorageUnavailable, UploadNotFound
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
@@ -104,6 +104,31 @@ async def test_a_clock_two_days_ahead_for_a_moment_removes_nothing(one_host: Pro
         assert await is_there(service, upload)
         clock.jump(-2 * DAY)
         assert await is_there(service, upload)
+
+
+@pytest.mark.parametrize("jump", [2 * DAY, -2 * DAY])
+async def test_a_removal_that_failed_is_finished_by_the_sweeper_whatever_the_clock_said(
+    one_host: Process, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    clock = FakeClock()
+
+    async def fail(upload: Upload) -> None:
+        raise StorageUnavailable
+
+    async with one_host(clock) as service:
+        upload = await begun(service)
+        clock.jump(jump)
+        await sweep(service)
+        if jump < 0:  # the steady clock stays behind for a while after the wall clock has come back
+            clock.jump(-jump)
+        with monkeypatch.context() as patch:
+            patch.setattr(service.storage, "delete", fail)
+            with pytest.raises(StorageUnavailable):
+                await service.terminate(upload.id)
+        if jump > 0:
+            clock.jump(-jump)
+        assert await sweep(service) == 1
+        assert await service.state.get(upload.id) is None
 
 
 async def test_a_process_that_starts_while_the_clock_is_ahead_removes_nothing(one_host: Process) -> None:

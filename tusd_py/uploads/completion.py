@@ -288,7 +288,9 @@ class Completion:
     async def remove(self, upload: Upload, token: int, status: Status, *, remember: bool = True) -> None:
         """Remove an upload, and its record unless ended uploads are remembered for a time."""
         # First the record says that the upload has ended, so that a crash on the way is cleaned up by the sweeper.
-        gone_until = self._clock.wall() + (self._options.gone_for if remember else 0)
+        # A record that is not remembered is due at any time: the clock that it is judged by may be behind for a while.
+        remembered_for = self._options.gone_for if remember else 0.0
+        gone_until = self._clock.wall() + remembered_for if remembered_for else 0.0
         ended = replace(upload, status=status, expires_at=gone_until)
         try:
             ended = await self._state.update(upload, ended, token)
@@ -296,7 +298,7 @@ class Completion:
             await self._storage.delete(upload)
             ended = await self._state.update(upload, ended, token)
         await self._storage.delete(ended)
-        if not (remember and self._options.gone_for):
+        if not remembered_for:
             await self._state.delete(ended.id, token)
 
     async def remove_broken(self, error: BrokenRecord, token: int) -> Upload:
