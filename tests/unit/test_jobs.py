@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -176,6 +177,20 @@ async def test_stop_ends_a_job_in_the_middle_and_lets_its_lock_go(process: Proce
     await within(begun.wait())
     await within(running.stop())
     assert not await process.locker.is_held(".stuck")
+
+
+async def test_stop_ends_a_job_that_has_swallowed_a_cancellation(process: Process) -> None:
+    begun = asyncio.Event()
+
+    async def swallow() -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):  # as `asyncio.wait_for` may with a result that comes with it
+            await asyncio.sleep(scaled(600))
+
+    running = process.start(Job("swallowing", 3600, swallow))
+    await within(begun.wait())
+    await within(running.stop())
+    assert not await process.locker.is_held(".swallowing")
 
 
 @pytest.mark.parametrize("sweep_interval", [0.01, 3600])

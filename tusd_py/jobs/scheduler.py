@@ -24,6 +24,7 @@ from tusd_py.events.types import JobFinished
 logger = logging.getLogger("tusd_py.jobs")
 
 FIRST_RETRY = 5.0  # seconds until a job that failed is tried again; doubled with every failure, up to its interval
+CANCEL_AGAIN = 0.5  # seconds that a cancelled job has to end
 LAST_RUN = "job:"  # beginning of the names of the metadata that hold the times of the last runs
 
 
@@ -66,11 +67,16 @@ class Scheduler:
         self._tasks = [asyncio.create_task(self._run_forever(job)) for job in self._jobs]
 
     async def stop(self) -> None:
-        """Cancel the jobs and wait for their ends."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """Cancel the jobs and wait for their ends.
+
+        A cancellation that comes together with the result that a job waits for may get lost on the way, as in
+        `asyncio.wait_for` of Python 3.11: a job that goes on is cancelled again.
+        """
+        running = set(self._tasks)
+        while running:
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN)
         self._tasks = []
 
     async def _run_forever(self, job: Job) -> None:
