@@ -20,6 +20,7 @@ from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import LockTimeout, StateFull, UploadError
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import JobFinished
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 
 logger = logging.getLogger("tusd_py.jobs")
 
@@ -148,7 +149,7 @@ class Scheduler:
         Two processes that believe so, as after a lost lease, are harmless: every upload has its own lock.
         """
         try:
-            lock = await self._locker.acquire(named_lock(job.name), _Unmoved(), 0, to_remove=True)
+            lock = await self._locker.acquire(named_lock(job.name), NonInterruptibleHolder(), 0, to_remove=True)
         except LockTimeout:
             yield False
             return
@@ -156,13 +157,3 @@ class Scheduler:
             yield True
         finally:
             await lock.release()
-
-
-class _Unmoved:
-    """The holder of the lock of a job: nobody asks for the lock but processes that try once."""
-
-    def release_requested(self) -> None: ...
-
-    def commit_requested(self) -> None: ...
-
-    def lock_lost(self) -> None: ...
