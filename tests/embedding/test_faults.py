@@ -18,15 +18,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.support.asgi_calls import Call, create
+from tests.support.asgi_calls import TUS, Call, create, http_scope
 from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.s3_server import s3_server
 from tests.support.s3_uploads import Place
 from tusd_py import PartialFinished, TusServer, UploadFinished, create_app
 from tusd_py.application import with_direct_uploads
 from tusd_py.http.cors import EXPOSED_HEADERS
-
-TUS = {"Tus-Resumable": "1.0.0"}
 
 
 @dataclass(frozen=True)
@@ -40,20 +38,7 @@ async def call(
     app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> Answer:
     """One request, straight to the application; what the application raises is raised."""
-    fields = {"host": "testserver", "content-length": str(len(body)), **TUS, **(headers or {})}
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "scheme": "http",
-        "http_version": "1.1",
-        "headers": [(name.lower().encode(), value.encode()) for name, value in fields.items()],
-        "client": ("127.0.0.1", 1),
-        "server": ("testserver", 80),
-    }
+    scope = http_scope(method, path, {"content-length": str(len(body)), **(headers or {})})
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[Any] = []
 

@@ -11,24 +11,29 @@ TUS = {"Tus-Resumable": "1.0.0"}
 PATIENCE = 60.0  # seconds for anything that has to happen
 
 
+def http_scope(method: str, path: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    """The ASGI scope of a tus request."""
+    fields = {"host": "testserver", **TUS, **(headers or {})}
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "headers": [(name.lower().encode(), value.encode()) for name, value in fields.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("testserver", 80),
+    }
+
+
 class Call:
     """One request in a task of its own; its body is given piece by piece, and nobody disconnects."""
 
     def __init__(self, app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None) -> None:
-        fields = {"host": "testserver", **TUS, **(headers or {})}
-        self._scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "scheme": "http",
-            "http_version": "1.1",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in fields.items()],
-            "client": ("127.0.0.1", 1),
-            "server": ("testserver", 80),
-        }
+        self._scope = http_scope(method, path, headers)
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._sent: list[Any] = []
         self.task: asyncio.Task[None] = asyncio.create_task(self._run(app))
