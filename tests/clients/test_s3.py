@@ -62,7 +62,7 @@ def test_chunks(server: ServerProcess, place: Place, client: Client, chunk_size:
 
 @pytest.mark.parametrize("size", [0, 2, MEBI + 1, 4 * PART + 7])
 def test_parallel_uploads(server: ServerProcess, place: Place, client: Client, size: int) -> None:
-    """Their parts are smaller or larger than what S3 copies."""
+    """The parts of the clients are smaller or larger than those that S3 copies."""
     data = payload(size)
     run = client.upload(data, endpoint=server.url, parallelUploads=3, metadata={"filename": "parallel.bin"})
     assert run.error is None

@@ -827,7 +827,7 @@ async def test_clean_leaves_multiparts_of_others_alone(opened: Opener, server: S
 async def test_clean_with_a_key_without_the_prefix_leaves_multiparts_of_others_alone(
     opened: Opener, server: S3Server, tmp_path: Path
 ) -> None:
-    """Their prefixes keep the tails of two servers apart, but not their objects."""
+    """The prefixes keep the tails of two servers apart, but not the objects."""
     key = f"{tmp_path.name}-{{id}}"
     one, two = [await opened(server, key_template=key, prefix=f"{tmp_path.name}/{name}/") for name in ("one", "two")]
     upload = await send(one, replace(UPLOAD, id="a" * 32), DATA[: PART + 1])

@@ -421,7 +421,7 @@ def test_a_concatenation_that_fails_or_is_killed(rig: Rig, operation: str) -> No
 @pytest.mark.parametrize(("sent", "restarted"), [(2 * PART, False), (2 * PART + 1000, True)])
 @pytest.mark.parametrize("size", [0, 1000, PART + 1000, len(DATA)], ids=["empty", "small", "large", "the rest"])
 def test_a_multipart_upload_that_was_aborted(rig: Rig, restarted: bool, sent: int, size: int) -> None:
-    """Its bytes are lost: no answer may look as if they were there.
+    """The bytes of the upload are lost: no answer may look as if they were there.
 
     But a process that wrote to it seconds ago does not look for it again only to take a tail.
     """

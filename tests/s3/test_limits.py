@@ -107,7 +107,7 @@ def test_the_limit_grows_with_the_memory_up_to_what_s3_takes(tmp_path: Path) -> 
 
 
 def test_the_longest_upload_needs_no_more_memory_than_is_allowed(tmp_path: Path) -> None:
-    """Its parts are as large as the memory for them, beside which other uploads go on."""
+    """The parts of the upload are as large as the memory for them, beside which other uploads go on."""
     place = Place(s3_server())
     data = payload(48 * MEBI)
     with serving(tmp_path, place) as server:

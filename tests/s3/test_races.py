@@ -107,7 +107,7 @@ def test_a_head_that_looks_while_the_object_is_made(server: ServerProcess, proxy
 
 @pytest.mark.parametrize("sent", [1000, PART + 1000])
 def test_a_gateway_that_does_not_find_s3(server: ServerProcess, proxy: FaultyProxy, sent: int) -> None:
-    """Its 404 says nothing of uploads: no acknowledged byte is given up."""
+    """The 404 of the gateway says nothing of uploads: no acknowledged byte is given up."""
     path = create(server.port, len(DATA))
     assert patch(server.port, path, 0, DATA[:sent]).status == 204
     server.restart()  # it has nothing in memory

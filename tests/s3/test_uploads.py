@@ -587,7 +587,7 @@ def test_tags_and_storage_class_of_the_object(tmp_path: Path) -> None:
 
 @contextmanager
 def two_hosts(folder: Path, place: Place, **options: Any) -> Iterator[Hosts]:
-    """They share nothing but S3 and Redis."""
+    """Two hosts that share nothing but S3 and Redis."""
     options |= {"redis_url": shared_redis_url(), "redis_prefix": f"{secrets.token_hex(6)}:", "lock_ttl": f"{LEASE}s"}
     with (
         serving(folder / "first", place, **options) as first,

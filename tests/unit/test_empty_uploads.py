@@ -23,7 +23,7 @@ from tusd_py.uploads.validation import NewUpload
 async def test_an_empty_upload_that_the_sweeper_finds_first_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: str, sweeper: str
 ) -> None:
-    """Its record is there, and due, before the request that made it has gone on."""
+    """The record of the upload is there, and due, before the request that made it has gone on."""
     options: dict[str, Any] = {"upload_dir": tmp_path}
     if records == "redis":
         options |= {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}

@@ -48,3 +48,10 @@ def comments(source: str) -> Iterator[str]:
 def test_no_sentence_of_prose_begins_without_its_actor(path: Path) -> None:
     source = path.read_text()
     assert [match[1] for text in (*docstrings(source), *comments(source)) for match in NO_ACTOR.finditer(text)] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_begins_with_a_pronoun(path: Path) -> None:
+    """A pronoun in front has nothing before it to stand for."""
+    beginnings = [text.split(maxsplit=1)[0] for text in docstrings(path.read_text()) if text]
+    assert {"Its", "They", "Their", "Them"}.isdisjoint(beginnings)

@@ -124,7 +124,7 @@ async def recorded(service: UploadService, upload: Upload, condition: Callable[[
 
 
 async def make_due(service: UploadService, upload: Upload) -> Upload:
-    """Its time to be looked at has come."""
+    """Make an upload due: its time to be looked at has come."""
     record = await service.state.get(upload.id)
     assert record is not None
     return await service.state.update(record, replace(record, expires_at=1.0), record.token)

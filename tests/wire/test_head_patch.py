@@ -223,7 +223,7 @@ def test_a_repeated_patch_changes_nothing(site: ServerProcess, length: int | Non
 
 
 def test_a_large_repeated_patch_gets_to_know_the_true_offset(site: ServerProcess) -> None:
-    """Its client sends everything before it reads the answer."""
+    """The client sends everything before it reads the answer."""
     data = payload(4_000_000)
     location = create(site.url, len(data) + 1)
     assert patch(location, 0, data).offset == len(data)
