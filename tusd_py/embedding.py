@@ -47,9 +47,12 @@ class Uploads:
 
         Example::
 
-            page = await tus.uploads.list(condition=UploadFilter(status=Status.ACTIVE))
-            while page.after is not None:
-                page = await tus.uploads.list(after=page.after, condition=UploadFilter(status=Status.ACTIVE))
+            after: str | None = ""
+            while after is not None:
+                page = await tus.uploads.list(after=after, condition=UploadFilter(status=Status.ACTIVE))
+                for upload in page.uploads:
+                    print(upload.id, upload.offset)
+                after = page.after
 
         Args:
             after: `Page.after` of the page before; empty for the first page.
