@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS texts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROW
 
 
 class RecordTable:
-    """Keeps records in SQLite, with a connection for every call."""
+    """Keeps records in SQLite, with a connection for every call; every transaction is synced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,8 +54,8 @@ class RecordTable:
     async def open(self) -> None:
         def prepare() -> None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._connected(durable=True) as connection:
-                connection.executescript(SCHEMA)
+            with self._connected() as connection:
+                connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
 
         await asyncio.to_thread(prepare)
 
@@ -69,7 +69,7 @@ class RecordTable:
             except sqlite3.IntegrityError:
                 raise UploadExists from None
 
-        await self._do(insert, durable=durable)
+        await self._do(insert)
 
     async def get(self, upload_id: str) -> Upload | None:
         rows = await self._rows("SELECT id, record FROM records WHERE id = ?", upload_id)
@@ -93,7 +93,7 @@ class RecordTable:
             if stored.is_complete:
                 connection.execute("DELETE FROM parts WHERE id = ?", (before.id,))
 
-        await self._do(change, durable=durable)
+        await self._do(change)
         return stored
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
@@ -141,7 +141,7 @@ class RecordTable:
             connection.execute("REPLACE INTO texts VALUES (?, ?)", (name, value))
             return True
 
-        return await self._do(write, durable=True)
+        return await self._do(write)
 
     async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
         count = max(limit + 1, MAX_SCANNED)
@@ -164,9 +164,9 @@ class RecordTable:
     async def _rows(self, statement: str, *values: object) -> Sequence[Any]:
         return await self._do(lambda connection: connection.execute(statement, values).fetchall())
 
-    async def _do(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> T:
+    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
-            with self._connected(durable=durable) as connection:
+            with self._connected() as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 result = work(connection)
                 connection.execute("COMMIT")
@@ -175,12 +175,10 @@ class RecordTable:
         return await asyncio.to_thread(run)
 
     @contextlib.contextmanager
-    def _connected(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         try:
             connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
             with contextlib.closing(connection):
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 yield connection
         except sqlite3.Error as error:
             raise StateUnavailable from error
