@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults.preload import PreloadedFaults
 from tests.support.harness import ServerProcess
+from tests.support.hosts import wait_for_first_sweep
 from tests.support.raw_client import (
     KIBI,
     MEBI,
@@ -260,6 +261,7 @@ def test_after_a_failed_sync_of_the_records_none_is_only_in_the_log(tmp_path: Pa
     with ServerProcess(tmp_path / "uploads", env=faults.env) as server:
         earlier = create(server.port, 100)
         path = create(server.port, len(DATA))
+        wait_for_first_sweep(server)  # the time of which is written with a sync
         fault = faults.fail(SYNC, RECORDS, times=1)
         answer = patch(server.port, path, 0, DATA)
         assert answer.status == 503, answer
