@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.hosts import bugs_of, files_of
+from tests.support.hosts import assert_no_bugs, files_of
 from tests.support.raw_client import (
     Answer,
     create,
@@ -37,7 +37,7 @@ def redis() -> Iterator[RedisServer]:
 def server(tmp_path: Path, redis: RedisServer) -> Iterator[ServerProcess]:
     with ServerProcess(tmp_path / "uploads", redis_url=redis.url, sweep_interval="1s", lock_ttl="2s") as server:
         yield server
-    assert bugs_of([server]) == []
+    assert_no_bugs([server])
 
 
 def used(redis: RedisServer) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.support.harness import ServerProcess
-from tests.support.hosts import bugs_of
+from tests.support.hosts import assert_no_bugs
 from tests.support.raw_client import MEBI, Answer, request
 from tests.support.s3_server import CREDENTIALS, S3Server, s3_config
 from tests.support.timing import scaled
@@ -140,7 +140,7 @@ def serving(folder: Path, place: Place, endpoint: str | None = None, **options: 
         except BaseException:
             print(*server.log[-30:], sep="")  # it may be why
             raise
-    assert bugs_of([server]) == []
+    assert_no_bugs([server])
 
 
 def id_of(path: str) -> str:
