@@ -28,7 +28,7 @@ from typing import IO
 
 COMMAND = (sys.executable, "-W", "error", "-m", "tests.support.forking")
 ROOT = Path(__file__).parents[2]
-MOST_BYTES = 1 << 20  # of a request
+MAX_BYTES = 1 << 20  # of a request
 POLL_INTERVAL = 0.01  # seconds
 LOST = -signal.SIGKILL  # the exit code of a process whose forking process has died: it dies with that
 PR_SET_PDEATHSIG = 1
@@ -184,7 +184,7 @@ class Parent:
                 if key.fileobj is not self._requests:
                     key.data()
                     continue
-                message, descriptors, _, _ = socket.recv_fds(self._requests, MOST_BYTES, 2)
+                message, descriptors, _, _ = socket.recv_fds(self._requests, MAX_BYTES, 2)
                 if not message:
                     self._close()
                     return None

@@ -11,7 +11,7 @@ from tusd_py.http.errors import HTTPError
 
 def test_empty_patches_in_a_row_wait_longer_and_longer_and_are_refused_in_the_end() -> None:
     patches = EmptyPatches()
-    pauses = [patches.pause("a") for _ in range(empty_patches.MOST)]
+    pauses = [patches.pause("a") for _ in range(empty_patches.MAX_EMPTY_PATCHES)]
     assert pauses[:3] == [0, 0, 0]
     assert pauses == sorted(pauses)
     assert pauses[-1] == empty_patches.MAX_PAUSE
@@ -28,9 +28,9 @@ def test_empty_patches_in_a_row_wait_longer_and_longer_and_are_refused_in_the_en
 def test_empty_patches_now_and_then_are_answered_at_once() -> None:
     now = 1000.0
     patches = EmptyPatches(lambda: now)
-    for _ in range(2 * empty_patches.MOST):
+    for _ in range(2 * empty_patches.MAX_EMPTY_PATCHES):
         assert patches.pause("a") == 0
-        now += empty_patches.RUN_ENDS + 1
+        now += empty_patches.RUN_TIMEOUT + 1
 
 
 def test_the_uploads_with_empty_patches_that_are_remembered_are_bounded() -> None:

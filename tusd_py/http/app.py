@@ -1,4 +1,4 @@
-"""The ASGI application of uploads: routing, sending, one event per request. A protocol is an adapter of it."""
+"""The ASGI application of uploads: routes requests to a protocol adapter, sends responses, publishes one event each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tusd_py.core.errors import ClientDisconnected, CodedError, NotReady, Upload
 from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished
-from tusd_py.http.body import RequestBody, arrivals_of
+from tusd_py.http.body import RequestBody, body_extension_of
 from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.errors import (
     HTTPError,
@@ -28,30 +28,30 @@ from tusd_py.transfer.budget import BufferPool
 
 logger = logging.getLogger("tusd_py.http")
 
-UNROUTED = "tusd_py.outside"  # key of a scope that concerns no endpoint at all
-NOT_READY = "tusd_py.not_ready"  # key of a scope that came before the server could start
-MAX_DRAIN_BYTES = 64 << 10  # bytes of a refused body that a server with deadlines swallows on a connection it keeps
-LINGERING_CLOSE_TIMEOUT = 2.0  # seconds a refused body is read on, so that the client gets to see the answer
+UNROUTED = "tusd_py.unrouted"  # scope key of a request that is answered 404, whatever its path
+NOT_READY = "tusd_py.not_ready"  # scope key of a request that came before the server could start
+MAX_DRAIN_BYTES = 64 << 10  # bytes of a refused body that are read and dropped so that the connection can be kept
+LINGERING_CLOSE_TIMEOUT = 2.0  # seconds of reading and dropping a refused body before the connection is closed
 REQUEST_ID_LENGTH = 64
-PASSED_BY_DEFAULT = 3500  # bytes of two fields that nginx passes with its default buffers of 4 KiB for all of them
+NGINX_HEADER_LIMIT = 3500  # bytes of metadata and concat header that nginx passes on by default (4 KiB for all)
 
 
 class ProtocolAdapter(Protocol):
-    """The part of an upload protocol that concerns every request; the service does not know which one spoke."""
+    """The rules of one upload protocol that concern every request: routes, common headers, rendering of errors."""
 
     @property
     def common_headers(self) -> RawHeaders:
-        """Header fields of every answer, errors and preflights included."""
+        """Header fields of every response, errors and preflights included."""
 
     def route(self, request: Request) -> Handler:
         """Find the handler of a request; raises `CodedError`."""
 
     def error_response(self, request: Request, error: CodedError | None) -> Response:
-        """Render an error; None stands for a bug."""
+        """Render an error as a response; None stands for a bug."""
 
 
 class UploadApp:
-    """Serves `/` (creation), `/{id}` and `/{id}/{sub-resource}` below wherever it is mounted."""
+    """The ASGI application for `/` (creation), `/{id}` and `/{id}/{sub-resource}` below its mount point."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class UploadApp:
         self._common_headers = CommonHeaders(protocol.common_headers, cross_origin)
         self._idle_timeout = idle_timeout
         self._min_rate = min_rate
-        self._warned_of_size = False
+        self._warned_about_header_size = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
-        # A server may append trailers to the list later: headers are what is there now.
+        # Copied, since a server may append trailers to this list later.
         headers = single_values(list(scope["headers"]))
         preflight = self._cross_origin.preflight(scope, headers)
         if preflight is not None:
@@ -89,7 +89,7 @@ class UploadApp:
             min_rate=self._min_rate,
             offers_upgrade="upgrade" in headers,
             expects_continue=headers.get("expect", "").lower() == "100-continue",
-            extension=arrivals_of(scope, receive),
+            extension=body_extension_of(scope, receive),
             pool=self._pool,
         )
         request = Request(scope, "", body, headers, method_of(scope, headers), self._urls.client(scope, headers))
@@ -99,7 +99,7 @@ class UploadApp:
             if response is not None:
                 await self._send(request, response, send)
                 status, code = response.status, response.error_code
-        except CodedError as error:  # in the middle of the answer: the server closes the connection
+        except CodedError as error:  # while the response was being sent: the server closes the connection
             code = error.code
             if error.__cause__ is not None:
                 logger.error("%s: %s (%s)", code, error.message, first_cause(error))
@@ -123,7 +123,7 @@ class UploadApp:
             )
 
     async def _respond(self, request: Request) -> Response | None:
-        """The answer to a request; None if nobody is there to hear it."""
+        """Run the handler of a request and return its response, or None if the client has disconnected."""
         try:
             request.body.declared_size = declared_size(request.headers)
             return await self._route(request)(request)
@@ -146,8 +146,8 @@ class UploadApp:
             await self._send_whole(request, response, send)
         else:
             if request.has_body and not request.body.ended and not request.awaits_continue:
-                await request.body.discard(0)  # mostly all of it has arrived
-            async with self._patience(request, 0):
+                await request.body.discard(0)  # the rest of the body has mostly arrived already
+            async with self._write_timeout(request, 0):
                 await self._send_whole(request, response, send)
 
     async def _send_start(self, request: Request, response: Response, send: Send) -> None:
@@ -156,13 +156,13 @@ class UploadApp:
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
 
     async def _send_whole(self, request: Request, response: Response, send: Send) -> None:
-        closes = _leaves_too_much_unread(request)
+        closes = _must_close(request)
         if closes:
             response.headers["Connection"] = "close"
         if response.status not in (204, 304):
             response.headers.setdefault("Content-Length", str(len(response.body)))
-        self._warn_of_size(request, response)
-        if not closes and self._send_at_once(request, response, send):
+        self._warn_about_header_size(request, response)
+        if not closes and self._send_by_responder(request, response, send):
             return
         await self._send_start(request, response, send)
         if closes and not request.awaits_continue:
@@ -171,22 +171,22 @@ class UploadApp:
             response.body = b""
         await send({"type": "http.response.body", "body": response.body})
 
-    def _send_at_once(self, request: Request, response: Response, send: Send) -> bool:
-        """Give the server the whole response, if it takes it; False if it has to be sent in messages."""
+    def _send_by_responder(self, request: Request, response: Response, send: Send) -> bool:
+        """Send the whole response in one call of the server; return False if it must be sent in ASGI messages."""
         responder = responder_of(request.scope, send)
         if responder is None:
             return False
         common = self._common_headers.to(request.headers.get("origin"))
-        close = "Connection" in response.headers  # the only value that is ever sent
+        close = "Connection" in response.headers  # "close" is the only value that is ever sent
         return responder.respond(response.status, response.header_lines() + common.lines, response.body, close=close)
 
-    def _warn_of_size(self, request: Request, response: Response) -> None:
-        """Say once that the fields of an upload are longer than a proxy may pass on."""
+    def _warn_about_header_size(self, request: Request, response: Response) -> None:
+        """Log once that the header fields of an upload are longer than a proxy may pass on."""
         sent = len(response.headers.get("Upload-Metadata", "")) + len(response.headers.get("Upload-Concat", ""))
-        if self._warned_of_size or sent <= PASSED_BY_DEFAULT:
+        if self._warned_about_header_size or sent <= NGINX_HEADER_LIMIT:
             return
         if self._urls.is_behind_proxy(request.scope):
-            self._warned_of_size = True
+            self._warned_about_header_size = True
             logger.warning(
                 "the fields of upload %s are longer than nginx passes on by default: it answers 502 and clients begin"
                 " again, unless proxy_buffer_size is raised as in deploy/nginx.conf",
@@ -194,15 +194,16 @@ class UploadApp:
             )
 
     async def _send_stream(self, request: Request, stream: AsyncIterator[Buffer], send: Send) -> None:
-        # Servers swallow what is sent to a client that has gone: only `receive` tells.
+        # Servers drop without an error what is sent to a client that has disconnected; only `receive` reports it.
         gone = asyncio.ensure_future(request.body.wait_for_disconnect())
         try:
             async for data in stream:
                 if gone.done():
                     raise WriteTimeout if request.body.reader_timed_out else ClientDisconnected
-                async with self._patience(request, len(data)):
+                async with self._write_timeout(request, len(data)):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-                    # Returns when the client has taken almost all: only then more is read.
+                    # The empty message makes the server wait until the client has taken almost all of the bytes
+                    # before it, and only then are more bytes read.
                     await send({"type": "http.response.body", "body": b"", "more_body": True})
                 request.bytes_sent += len(data)
             if request.body.reader_timed_out:
@@ -212,8 +213,8 @@ class UploadApp:
             gone.cancel()
 
     @contextlib.asynccontextmanager
-    async def _patience(self, request: Request, size: int) -> AsyncIterator[None]:
-        """Bound the time in which a client takes so many bytes, unless the server itself watches every byte."""
+    async def _write_timeout(self, request: Request, size: int) -> AsyncIterator[None]:
+        """Bound the seconds in which a client takes `size` bytes, unless the server itself watches the connection."""
         limit = None
         if self._idle_timeout and not request.body.is_watched:
             limit = self._idle_timeout + (size / self._min_rate if self._min_rate else 0.0)
@@ -240,7 +241,7 @@ class UploadApp:
 
 
 def _without_slash(path: str, scope: Scope) -> str:
-    """The path without a slash at its end, unless that was encoded and so is a part of the name."""
+    """Return the path without a slash at its end, unless that was encoded and so is a part of the name."""
     if path.endswith("/") and not (scope.get("raw_path") or b"").lower().endswith(b"%2f"):
         return path[:-1]
     return path
@@ -264,11 +265,11 @@ def with_headers(send: Send, headers: RawHeaders) -> Send:
     return send_with_headers
 
 
-def _leaves_too_much_unread(request: Request) -> bool:
-    """Whether the connection is to be closed, since more may come of the body than is worth reading."""
+def _must_close(request: Request) -> bool:
+    """Return whether to close the connection because more of the body may follow than is worth reading."""
     if request.body.ended or not request.has_body:
         return False
-    if request.awaits_continue:  # whether the body comes or the next request is up to the client: a guess
+    if request.awaits_continue:  # the client may send the body or the next request: the server cannot tell them apart
         return True
     size = request.body.declared_size
     ignored = MAX_DRAIN_BYTES if request.body.is_watched else 0

@@ -1,4 +1,4 @@
-"""The body of a request as a source of bytes that can be interrupted, and that does not wait for ever."""
+"""The body of a request as a `BodySource`: interruptible, with an idle timeout and a minimum rate."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ from tusd_py.core.buffers import Buffer, PooledBuffer
 from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
 from tusd_py.transfer.budget import BufferPool
 
-BODY_EXTENSION = "tusd_py.arrivals"  # ASGI scope extension: an `Arrivals`
-READ_AHEAD = 128 << 10  # bytes of a body held for a reader that is busy, under a server that cannot be asked
+BODY_EXTENSION = "tusd_py.request_body"  # key of the ASGI scope extension, a `BodyExtension`
+READ_AHEAD = 128 << 10  # bytes received for a busy reader in advance, under a server without a body extension
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
 
 
 class BodyExtension(Protocol):
-    """Facts of a body that a server may tell beyond ASGI messages."""
+    """ASGI scope extension by which a server tells more about a request body than ASGI messages can."""
 
-    last_arrival: float  # by time.monotonic
-    trailers: list[tuple[bytes, bytes]]  # fields after the body; all of them once it has ended
+    last_arrival: float  # time.monotonic() when the last bytes arrived
+    trailers: list[tuple[bytes, bytes]]  # header fields after the body; complete once the body has ended
 
     @property
     def whole(self) -> Buffer | None:
-        """Return the bytes that `take` would give, if these are, or were, all of the body."""
+        """All bytes of the body, if all of them are in memory; None otherwise. Empty after `take`."""
 
     @property
     def reader_timed_out(self) -> bool:
-        """Whether the client took too little of the answer for too long, so that the connection was closed."""
+        """Whether the server closed the connection because the client read the response too slowly."""
 
     def take(self) -> Buffer:
-        """The bytes that have arrived, without waiting."""
+        """Take the bytes that have arrived, without waiting."""
 
     def close(self) -> None:
-        """No more bytes are wanted."""
+        """Drop the rest of the body: the application reads no more of it."""
 
     def use_buffer_pool(self, pool: BufferPool) -> None:
-        """Receive into blocks of this pool from now on; messages are then whole blocks, as memoryviews."""
+        """Receive into buffers of `pool` from now on; ASGI messages then hold whole buffers, as memoryviews."""
 
 
-class BehindMiddleware:
-    """The `Arrivals` behind a middleware that has a `receive` of its own.
+class ExtensionBehindMiddleware:
+    """The body extension behind a middleware that replaces `receive`.
 
-    Bytes may be on their way through it, so that the server cannot be asked for those that follow.
+    The middleware may hold bytes that the server has handed over. The server therefore cannot be asked for the bytes
+    that follow them, and `take` returns none.
     """
 
     def __init__(self, extension: BodyExtension) -> None:
         self._extension = extension
-        self.last_arrival = 0.0  # of bytes that nobody sees yet
+        self.last_arrival = 0.0  # unknown: the middleware may hold the bytes back
         self.trailers = extension.trailers
 
     @property
@@ -70,22 +71,23 @@ class BehindMiddleware:
     def use_buffer_pool(self, pool: BufferPool) -> None: ...
 
 
-def arrivals_of(scope: Scope, receive: Receive) -> BodyExtension | None:
-    """The server's extension for the body that `receive` gives; None under a server that has none."""
+def body_extension_of(scope: Scope, receive: Receive) -> BodyExtension | None:
+    """Return the server's extension for the body that `receive` delivers; None under a server that has none."""
     extension: BodyExtension | None = scope.get("extensions", {}).get(BODY_EXTENSION)
     if extension is None or getattr(receive, "__self__", None) is extension:
         return extension
-    return BehindMiddleware(extension)
+    return ExtensionBehindMiddleware(extension)
 
 
 class RequestBody:
-    """Reads a body through ASGI messages.
+    """The body of one request, read through ASGI messages and the server's body extension.
 
-    `idle_timeout` (seconds) bounds the wait for the next bytes; `min_rate` (bytes a second) what arrives on
-    average. Only the time spent waiting for the client counts, not the time the server takes to store.
+    `idle_timeout` (seconds) bounds the wait for the next bytes, `min_rate` (bytes a second) the average rate from
+    below. Only the time spent waiting for the client counts, not the time that the server takes to store bytes.
 
-    Only the task of the request calls `receive`, which servers and middleware may bind to it: either it reads itself,
-    or it feeds another task (`feed`), which nothing that happens to the request can then cancel.
+    Only the task of the request calls `receive`, since servers and middleware may bind `receive` to that task. Either
+    this task calls `read` itself, or it calls `feed` to pass messages to another task, which then survives a
+    cancellation of the request.
     """
 
     def __init__(
@@ -102,8 +104,8 @@ class RequestBody:
     ) -> None:
         self.declared_size = declared_size
         self.bytes_received = 0
-        self.started = False  # the client was let send
-        self.ended = False  # nothing of the body is left on the connection
+        self.started = False  # whether the client was allowed to send (`100 Continue`)
+        self.ended = False  # whether the whole body was read from the connection
         self._receive = receive
         self._offers_upgrade = offers_upgrade and extension is None
         self._expects_continue = expects_continue
@@ -111,17 +113,17 @@ class RequestBody:
         self._pool = pool
         self._idle_timeout = idle_timeout
         self._min_rate = min_rate
-        self._stop: UploadError | None = None
-        self._woken = False
-        self._task: asyncio.Task[object] | None = None  # while it waits in `receive`
-        self._kicked = False
-        self._waiting = False  # for the client
-        self._feeding = False
-        self._expected: asyncio.Future[Message | None] | None = None  # while the reader that is fed waits
-        self._hunger: asyncio.Future[None] | None = None  # while the feeder waits for that
-        self._fed: list[Message | Exception] = []  # messages that came while the reader did not wait for one
-        self._received_last = False  # no message of the body follows those that were received
-        self._silent_since: float | None = None  # began to wait for what has not come yet
+        self._interruption: UploadError | None = None
+        self._wake_requested = False
+        self._receiving_task: asyncio.Task[object] | None = None  # the task that waits in `receive`
+        self._receive_cancelled = False
+        self._waits_for_client = False
+        self._is_feeding = False
+        self._awaited_message: asyncio.Future[Message | None] | None = None  # while a fed reader waits
+        self._reader_wants_data: asyncio.Future[None] | None = None  # while `feed` waits for the reader to wait
+        self._queued_messages: list[Message | Exception] = []  # received while the reader did not wait
+        self._received_last = False  # whether the last message of the body was received
+        self._silent_since: float | None = None  # monotonic time when the wait for the next bytes began
         self._window_waited = 0.0
         self._window_received = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -130,21 +132,21 @@ class RequestBody:
         """See `transfer.body_source.BodySource.read`."""
         if self.arrived is not None:
             self.started = self.ended = True
-            return self._take_arrived()
-        while not (self._stop or self._woken or self.ended):
+            return self._read_arrived()
+        while not (self._interruption or self._wake_requested or self.ended):
             if not self.started:
-                self._begin()
+                self._start_receiving()
             message = await self._next_message()
             if message is not None:
                 return self._accept(message)
         if self.ended:
             return None
-        self._woken = False
-        if self._fed:
-            return self._accept(self._next_fed())
-        data = self._take_arrived()
-        if self._stop is not None and not data:
-            raise self._stop
+        self._wake_requested = False
+        if self._queued_messages:
+            return self._accept(self._next_queued_message())
+        data = self._read_arrived()
+        if self._interruption is not None and not data:
+            raise self._interruption
         return data
 
     @property
@@ -152,34 +154,34 @@ class RequestBody:
         """See `transfer.body_source.BodySource.arrived`."""
         return self._extension.whole if self._extension is not None and not self.started else None
 
-    def _begin(self) -> None:
+    def _start_receiving(self) -> None:
         self.started = True
         if self._extension is not None and self._pool is not None:
             self._extension.use_buffer_pool(self._pool)
 
     def _accept(self, message: Message) -> Buffer:
         if message["type"] == "http.disconnect":
-            self._stop = ClientDisconnected()
-            raise self._stop
+            self._interruption = ClientDisconnected()
+            raise self._interruption
         self.ended = not message.get("more_body", False)
         self._silent_since = None
         data: Buffer = message.get("body", b"")
-        self._count(len(data))
-        if self.ended and not self.bytes_received and self._was_dropped():
-            self._stop = IncompleteBody()
-            raise self._stop
+        self._count_received(len(data))
+        if self.ended and not self.bytes_received and self._was_body_dropped():
+            self._interruption = IncompleteBody()
+            raise self._interruption
         return data
 
-    def _was_dropped(self) -> bool:
-        """Whether there must have been a body: uvicorn drops what comes with an offer to upgrade."""
+    def _was_body_dropped(self) -> bool:
+        """Return whether the server dropped a body: uvicorn drops one that comes with an offer to upgrade."""
         return self._offers_upgrade if self.declared_size is None else self.declared_size > 0
 
-    def _take_arrived(self) -> Buffer:
-        """Take the bytes that have arrived and were not handed over yet, where the server can be asked."""
+    def _read_arrived(self) -> Buffer:
+        """Return the bytes that the server has received and not handed over yet; none if it has no body extension."""
         data = self._extension.take() if self._extension is not None else b""
         if data and self._extension is not None:
             self._silent_since = self._extension.last_arrival
-        self._count(len(data))
+        self._count_received(len(data))
         return data
 
     def release(self, buffers: Sequence[Buffer]) -> None:
@@ -190,21 +192,21 @@ class RequestBody:
 
     @property
     def is_watched(self) -> bool:
-        """Whether the server has a deadline for every state of the connection itself."""
+        """Whether the server itself has a deadline for every state of the connection."""
         return self._extension is not None
 
     @property
     def reader_timed_out(self) -> bool:
-        """Whether the server has closed the connection because the client did not read."""
+        """Whether the server closed the connection because the client read the response too slowly."""
         return self._extension is not None and self._extension.reader_timed_out
 
     @property
     def has_trailers(self) -> bool:
-        """Whether trailers can be seen here."""
+        """Whether the server passes trailers on."""
         return self._extension is not None
 
     def trailer(self, name: str) -> str | None:
-        """A field that came after the body; None if it did not, or more than once."""
+        """Return the value of a field of the trailers; None if it is missing or came more than once."""
         trailers = self._extension.trailers if self._extension is not None else []
         values = [value.decode("latin-1").strip(" \t") for field, value in trailers if field.decode("latin-1") == name]
         return values[0] if len(values) == 1 else None
@@ -217,148 +219,153 @@ class RequestBody:
         return time.monotonic() - self._silent_since
 
     def interrupt(self, reason: UploadError) -> None:
-        if self._stop is None:
-            self._stop = reason
-            self._kick()
+        if self._interruption is None:
+            self._interruption = reason
+            self._end_wait()
 
     def wake(self) -> None:
-        self._woken = True
-        self._kick()
+        self._wake_requested = True
+        self._end_wait()
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:
         """See `transfer.body_source.BodySource.feed`."""
-        self._feeding = True
+        self._is_feeding = True
         reader.add_done_callback(self._reader_done)
         try:
             while not reader.done():
-                if (self._expected is None or self._expected.done()) and not self._may_read_ahead():
-                    self._hunger = asyncio.get_running_loop().create_future()
-                    await self._hunger
+                if (self._awaited_message is None or self._awaited_message.done()) and not self._may_read_ahead():
+                    self._reader_wants_data = asyncio.get_running_loop().create_future()
+                    await self._reader_wants_data
                     continue
                 message = await self._receive_for_reader()
                 if message is not None:
-                    self._serve(message)
+                    self._pass_to_reader(message)
         except asyncio.CancelledError:
             self.interrupt(ClientDisconnected())
             raise
         finally:
-            self._hunger = None
-            self._feeding = False
+            self._reader_wants_data = None
+            self._is_feeding = False
             reader.remove_done_callback(self._reader_done)
 
     def _may_read_ahead(self) -> bool:
-        """Whether to receive a message before the reader asks for it.
+        """Return whether to receive a message before the reader asks for it.
 
-        Servers drop the bytes that they hold when the client disconnects. Where they cannot be asked for them, only
-        bytes that were received in time are kept. A client that waits for `100 Continue` is left waiting.
+        A server without a body extension drops the bytes that it holds when the client disconnects: only those that
+        were received before are kept. A client that waits for `100 Continue` is left waiting.
         """
         may_send = self.started or not self._expects_continue
         if self._extension is not None or not may_send or self._received_last:
             return False
-        held = sum(len(message.get("body", b"")) for message in self._fed if not isinstance(message, Exception))
+        held = sum(
+            len(message.get("body", b"")) for message in self._queued_messages if not isinstance(message, Exception)
+        )
         return held < READ_AHEAD
 
     async def _receive_for_reader(self) -> Message | Exception | None:
         try:
-            return await self._receive_here()
-        except Exception as error:  # of the server or a middleware: it is the reader's, as if it had called itself
+            return await self._receive_cancellable()
+        except Exception as error:  # of the server or a middleware: raised in the reader, for which this task receives
             return error
 
-    def _serve(self, message: Message | Exception) -> None:
+    def _pass_to_reader(self, message: Message | Exception) -> None:
         self._received_last = isinstance(message, Exception) or not message.get("more_body", False)
-        if self._expected is None or self._expected.done():
-            self._fed.append(message)
+        if self._awaited_message is None or self._awaited_message.done():
+            self._queued_messages.append(message)
         elif isinstance(message, Exception):
-            self._expected.set_exception(message)
+            self._awaited_message.set_exception(message)
         else:
-            self._expected.set_result(message)
+            self._awaited_message.set_result(message)
 
-    def _next_fed(self) -> Message:
-        message = self._fed.pop(0)
+    def _next_queued_message(self) -> Message:
+        message = self._queued_messages.pop(0)
         if isinstance(message, Exception):
             raise message
         return message
 
     def _reader_done(self, reader: object) -> None:
-        if self._hunger is not None and not self._hunger.done():
-            self._hunger.set_result(None)
-        self._leave_receive()
+        if self._reader_wants_data is not None and not self._reader_wants_data.done():
+            self._reader_wants_data.set_result(None)
+        self._cancel_receive()
 
     async def _next_message(self) -> Message | None:
-        """The next ASGI message; None if `interrupt` or `wake` ended the wait for it."""
-        if self._fed:
-            return self._next_fed()
+        """Wait for the next ASGI message; return None if `interrupt` or `wake` ended the wait."""
+        if self._queued_messages:
+            return self._next_queued_message()
         started = time.monotonic()
         if self._silent_since is None:
             self._silent_since = started
-        self._arm()
-        self._waiting = True
+        self._start_idle_timer()
+        self._waits_for_client = True
         try:
-            return await (self._wait_to_be_fed() if self._feeding else self._receive_here())
+            return await (self._wait_for_reader_message() if self._is_feeding else self._receive_cancellable())
         finally:
-            self._waiting = False
+            self._waits_for_client = False
             self._window_waited += time.monotonic() - started
 
-    async def _wait_to_be_fed(self) -> Message | None:
-        self._expected = asyncio.get_running_loop().create_future()
-        if self._hunger is not None and not self._hunger.done():
-            self._hunger.set_result(None)
+    async def _wait_for_reader_message(self) -> Message | None:
+        self._awaited_message = asyncio.get_running_loop().create_future()
+        if self._reader_wants_data is not None and not self._reader_wants_data.done():
+            self._reader_wants_data.set_result(None)
         try:
-            return await self._expected
+            return await self._awaited_message
         finally:
-            self._expected = None
+            self._awaited_message = None
 
-    async def _receive_here(self) -> Message | None:
-        """The next message, in the task of the request; None if `_leave_receive` ended the wait for it.
+    async def _receive_cancellable(self) -> Message | None:
+        """Receive the next message in the task of the request; return None if `_cancel_receive` ended the wait.
 
-        That cancels the task, which leaves a message that is just arriving where it is.
+        `_cancel_receive` cancels the task. A message that arrives at that moment stays in the server.
         """
         task = asyncio.current_task()
         assert task is not None
-        self._task = task
+        self._receiving_task = task
         try:
             return await self._receive()
         except asyncio.CancelledError:
-            if not self._kicked:
+            if not self._receive_cancelled:
                 raise
-            self._kicked = False
-            if task.uncancel() > 0:  # somebody else cancelled it too
+            self._receive_cancelled = False
+            if task.uncancel() > 0:  # another caller cancelled the task too
                 raise
             return None
         finally:
-            if self._kicked:  # the server's `receive` swallowed the cancellation
-                self._kicked = False
+            if self._receive_cancelled:  # the server's `receive` swallowed the cancellation
+                self._receive_cancelled = False
                 task.uncancel()
-            self._task = None
+            self._receiving_task = None
 
-    def _leave_receive(self) -> None:
-        if self._task is not None and not self._kicked:
-            self._kicked = True
-            self._task.cancel()
+    def _cancel_receive(self) -> None:
+        if self._receiving_task is not None and not self._receive_cancelled:
+            self._receive_cancelled = True
+            self._receiving_task.cancel()
 
-    def _kick(self) -> None:
-        """End the wait for the client, if there is one; a reader that is fed is woken without disturbing `receive`."""
-        if not self._feeding:
-            self._leave_receive()
-        elif self._expected is not None and not self._expected.done():
-            self._expected.set_result(None)
+    def _end_wait(self) -> None:
+        """End the wait of the reader for the client; a fed reader is woken without a cancellation of `receive`."""
+        if not self._is_feeding:
+            self._cancel_receive()
+        elif self._awaited_message is not None and not self._awaited_message.done():
+            self._awaited_message.set_result(None)
 
-    def _arm(self) -> None:
+    def _start_idle_timer(self) -> None:
         if self._timer is None and self._idle_timeout:
-            self._timer = asyncio.get_running_loop().call_later(self._idle_timeout, self._idle)
+            self._timer = asyncio.get_running_loop().call_later(self._idle_timeout, self._check_idle)
 
-    def _idle(self) -> None:
-        """The timer is set once and looks, when it fires, how long the silence really is."""
+    def _check_idle(self) -> None:
+        """Interrupt a silent client, or wait for the rest of the idle timeout.
+
+        The timer is not reset when bytes arrive; when it fires, the time without bytes decides.
+        """
         self._timer = None
-        if not self._waiting:
-            return  # the next wait sets it again
+        if not self._waits_for_client:
+            return  # the next wait starts the timer again
         remaining = self._idle_timeout - self.silent_for()
         if remaining <= 0:
             self.interrupt(ReadTimeout())
         else:
-            self._timer = asyncio.get_running_loop().call_later(remaining, self._idle)
+            self._timer = asyncio.get_running_loop().call_later(remaining, self._check_idle)
 
-    def _count(self, received: int) -> None:
+    def _count_received(self, received: int) -> None:
         self.bytes_received += received
         self._window_received += received
         if self._window_waited >= RATE_WINDOW and not self.ended:
@@ -368,7 +375,7 @@ class RequestBody:
             self._window_received = 0
 
     def close(self) -> None:
-        """The application is done with the request."""
+        """Stop the idle timer and drop the rest of the body; called when the application is done with the request."""
         if self._extension is not None:
             self._extension.close()
         if self._timer is not None:
@@ -376,8 +383,8 @@ class RequestBody:
             self._timer = None
 
     async def discard(self, seconds: float) -> None:
-        """Read on for a while without keeping anything, so that the client gets to see the answer."""
-        self._stop = None
+        """Read and drop the body for at most `seconds`, so that the client reads the response before the close."""
+        self._interruption = None
         try:
             async with asyncio.timeout(seconds):
                 while (data := await self.read()) is not None:
@@ -386,6 +393,6 @@ class RequestBody:
             pass
 
     async def wait_for_disconnect(self) -> None:
-        """Return once the client has closed the connection."""
+        """Wait until the client has closed the connection."""
         while (await self._receive())["type"] != "http.disconnect":
             pass

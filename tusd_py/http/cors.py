@@ -1,4 +1,4 @@
-"""Cross-origin requests: which origins may upload, and what they get to see."""
+"""Cross-origin requests: preflights, and the header fields by which browsers let pages of other origins upload."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ MAX_AGE = 86400  # seconds; browsers cap it themselves
 
 
 class CrossOrigin:
-    """Lets browsers on some origins use the server; without any, none but on its own."""
+    """The CORS rules of a server; without any origin, browsers let only its own pages upload."""
 
     def __init__(self, origins: Sequence[str], *, credentials: bool) -> None:
-        everyone = "*" in origins
-        self._rules = _Rules(
-            _nothing,
-            allow_origins=["*"] if everyone else [],
-            allow_origin_regex=None if everyone else origin_pattern(origins),
+        any_origin = "*" in origins
+        self._rules = _CorsRules(
+            _no_app,
+            allow_origins=["*"] if any_origin else [],
+            allow_origin_regex=None if any_origin else origin_pattern(origins),
             allow_methods=METHODS,
-            allow_headers=["*"],  # whatever the page's own headers are: a preflight that fails hides the reason from it
+            allow_headers=["*"],  # also a page's own headers: a page is not told why its preflight failed
             allow_credentials=credentials,
             expose_headers=EXPOSED_HEADERS,
             max_age=MAX_AGE,
             allow_private_network=True,
         )
-        self._is_explicit = credentials or not everyone
-        self._offered = bool(origins)
+        self._is_explicit = credentials or not any_origin
+        self._is_enabled = bool(origins)
 
     def preflight(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
-        """Return the answer to a request that a browser asks for permission with; None for any other request."""
+        """Return the response to a preflight request; None for any other request."""
         is_preflight = scope["method"] == "OPTIONS" and "origin" in headers and REQUESTED_METHOD in headers
-        return self._rules.preflight_response(Headers(scope=scope)) if self._offered and is_preflight else None
+        return self._rules.preflight_response(Headers(scope=scope)) if self._is_enabled and is_preflight else None
 
     def headers(self, origin: str | None) -> RawHeaders:
-        """Return what every other answer to a request from an origin carries; None for a request that names none."""
-        if not self._offered:
+        """Return the CORS header fields of a response; `origin` is that field of the request, None if it has none."""
+        if not self._is_enabled:
             return []
         headers = MutableHeaders(self._rules.simple_headers if origin is not None else {})
         if origin is not None and self._is_explicit and self._rules.is_allowed_origin(origin):
@@ -73,11 +73,11 @@ class CrossOrigin:
         return headers.raw
 
 
-async def _nothing(scope: Scope, receive: Receive, send: Send) -> None: ...
+async def _no_app(scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
-class _Rules(CORSMiddleware):
-    """Lets pages on the internet use a server in a private network (Chrome asks), if their origin is allowed."""
+class _CorsRules(CORSMiddleware):
+    """CORS rules that offer access to a private network (as Chrome asks for) to allowed origins only."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)
@@ -87,33 +87,35 @@ class _Rules(CORSMiddleware):
 
 
 def origin_pattern(origins: Sequence[str]) -> str:
-    """An anchored pattern: each origin as it stands, where `*` is one or more labels of a host name, or a port."""
+    """Return an anchored pattern for the origins, in which `*` is one or more labels of a host name, or a port."""
     alternatives = (re.escape(origin.rstrip("/")).replace(r"\*", r"[A-Za-z0-9.-]+") for origin in origins)
     return "|".join(f"(?:{alternative})" for alternative in alternatives)
 
 
 def missing_in_middleware(app: object) -> str:
-    """The arguments that a CORSMiddleware of the application around this server lacks; empty if browsers can upload.
+    """Return the arguments that a CORSMiddleware of the application lacks; empty if browsers can upload through it.
 
-    Such a middleware answers preflights itself, so that no request would ever tell of it.
+    Such a middleware answers preflights itself, so that no request of this server shows that it lacks something.
     """
     for middleware in getattr(app, "user_middleware", ()):
         if isinstance(middleware.cls, type) and issubclass(middleware.cls, CORSMiddleware):
             given = (
                 inspect.signature(CORSMiddleware).bind_partial(None, *middleware.args, **middleware.kwargs).arguments
             )
-            return _missing(given.get("allow_methods", ()), given.get("allow_headers", ()), given.get("expose_headers"))
+            return _missing_arguments(
+                given.get("allow_methods", ()), given.get("allow_headers", ()), given.get("expose_headers")
+            )
     return ""
 
 
-def _missing(methods: Iterable[str], headers: Iterable[str], exposed: Iterable[str] | None) -> str:
-    lacks = []
+def _missing_arguments(methods: Iterable[str], headers: Iterable[str], exposed: Iterable[str] | None) -> str:
+    missing = []
     if "*" not in methods and not set(NEEDED_METHODS) <= set(methods):
-        lacks.append('allow_methods=["*"]')
+        missing.append('allow_methods=["*"]')
     allowed = {name.lower() for name in headers}
     if "*" not in allowed and not {name.lower() for name in NEEDED_HEADERS} <= allowed:
-        lacks.append('allow_headers=["*"]')
-    shown = {name.lower() for name in exposed or ()}  # they take the place of those that this server exposes
-    if shown and "*" not in shown and not {name.lower() for name in EXPOSED_HEADERS} <= shown:
-        lacks.append(f"no expose_headers, or with {', '.join(EXPOSED_HEADERS)}")
-    return ", ".join(lacks)
+        missing.append('allow_headers=["*"]')
+    exposed_names = {name.lower() for name in exposed or ()}  # the middleware replaces the list of this server by them
+    if exposed_names and "*" not in exposed_names and not {name.lower() for name in EXPOSED_HEADERS} <= exposed_names:
+        missing.append(f"no expose_headers, or with {', '.join(EXPOSED_HEADERS)}")
+    return ", ".join(missing)

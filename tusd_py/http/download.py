@@ -26,7 +26,7 @@ RANGE = re.compile(r"bytes=([0-9]{0,1000})-([0-9]{0,1000})")
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The bytes from `start` up to but not including `end`, answered with this status."""
+    """The bytes from `start` up to but not including `end`, and the status of the response."""
 
     status: int
     start: int = 0
@@ -46,18 +46,22 @@ def describe(upload: Upload) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
     }
-    if not inline:  # whatever a browser makes of it, it runs nothing in the name of this site
+    if not inline:  # a browser that shows the file all the same runs no script of it with the rights of this site
         headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
     return headers
 
 
 def entity_tag(upload: Upload) -> str:
-    """Return the entity tag: complete uploads never change, and no id is used again for other bytes."""
+    """Return the entity tag of a complete upload, which never changes and whose id is never used again."""
     return f'"{upload.id}-{upload.length}"'
 
 
 def select(upload: Upload, headers: Mapping[str, str], *, ranges: bool = True) -> Selection:
-    """Select the bytes to send (RFC 9110, sections 13.2.2 and 14.2); with `ranges` unset, as for HEAD, all of them."""
+    """Select the bytes that a download sends (RFC 9110, sections 13.2.2 and 14.2).
+
+    Without `ranges`, as for HEAD, Range is ignored. Status 206 stands for a range, 304, 412 and 416 for no bytes at
+    all.
+    """
     length = upload.length or 0
     precondition = _precondition(upload, headers)
     if precondition:
@@ -70,7 +74,7 @@ def select(upload: Upload, headers: Mapping[str, str], *, ranges: bool = True) -
 
 
 def _range(first: str, last: str, length: int) -> Selection:
-    if not first:  # the last so many bytes
+    if not first:  # "bytes=-N": the last N bytes
         start, end = max(0, length - int(last)), length
     else:
         start, end = int(first), min(length, int(last) + 1) if last else length
@@ -80,7 +84,7 @@ def _range(first: str, last: str, length: int) -> Selection:
 
 
 def _precondition(upload: Upload, headers: Mapping[str, str]) -> int | None:
-    """304 or 412 if a condition of the request is not met."""
+    """Return 304 or 412 if a condition of the request is not met, otherwise None."""
     tag = entity_tag(upload)
     modified = int(upload.completed_at or upload.created_at)
     if "if-match" in headers:

@@ -1,4 +1,4 @@
-"""Errors on the wire: the table of the statuses of upload errors, the errors of HTTP itself, and two formats."""
+"""Errors on the wire: HTTP statuses of upload errors, errors of HTTP itself, rendering as text or problem details."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RETRY_AFTER = "1"  # seconds
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """The answer to a request that failed."""
+    """Status, code and message of the response to a request that failed."""
 
     status: int
     code: str
@@ -26,7 +26,7 @@ class ErrorResponse:
 
 
 class HTTPError(errors.CodedError):
-    """A request that is refused for its form, whatever the state of the upload.
+    """A request that is refused for its form, independent of the state of the upload.
 
     Args:
         status: the status of the answer.
@@ -42,8 +42,8 @@ class HTTPError(errors.CodedError):
         self.headers = headers or {}
 
 
-# Error class: status, whether to try again, whether the connection is broken. The statuses of what ends an append
-# early are chosen for the clients: they retry 423 and 5xx, and take every other 4xx as final.
+# Error class -> status, whether the client is to try again, whether to close the connection. An append that ends early
+# has a status that clients retry (423, 5xx); they take every other 4xx as final.
 STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.UploadNotFound: (404, False, False),
     errors.UploadGone: (410, False, False),
@@ -72,7 +72,7 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
 
 
 def error_response_for(error: errors.CodedError) -> ErrorResponse:
-    """Return the answer to a request that failed with this error."""
+    """Return the response to a request that failed with `error`."""
     if isinstance(error, HTTPError):
         return ErrorResponse(error.status, error.code, error.message, headers=error.headers)
     for kind in type(error).__mro__:
@@ -83,7 +83,7 @@ def error_response_for(error: errors.CodedError) -> ErrorResponse:
 
 
 INTERNAL_ERROR = ErrorResponse(500, "ERR_INTERNAL_SERVER_ERROR", "something went wrong in the server", retry=True)
-# Clients start a new upload at byte 0 when HEAD answers 5xx, so that nothing transient may look like that.
+# Clients start a new upload at byte 0 when HEAD answers 5xx, so that no transient error may have such a status.
 TRY_LATER = ErrorResponse(423, "ERR_TRY_LATER", "the upload cannot be looked at now; try again", retry=True)
 
 
@@ -99,7 +99,7 @@ def render(answer: ErrorResponse, accept: str) -> tuple[str, bytes]:
 
 
 def _accepts(accept: str, media_type: str) -> bool:
-    """Return whether Accept names this type, with a weight above zero (RFC 9110, section 12.5.1)."""
+    """Return whether an Accept field names `media_type` with a weight above zero (RFC 9110, section 12.5.1)."""
     for item in accept.lower().split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
         if name == media_type:

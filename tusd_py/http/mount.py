@@ -1,4 +1,4 @@
-"""The route of a server in the application around it."""
+"""A Starlette route for a mounted tus server."""
 
 from __future__ import annotations
 

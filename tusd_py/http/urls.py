@@ -1,4 +1,4 @@
-"""The URLs of uploads as the client sees them: behind proxies, below mounts, under a public name."""
+"""The URLs of uploads as clients see them, behind proxies and below mounts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class TrustedProxies:
-    """The peers whose word about the client is believed: addresses and networks, or `*` for every peer."""
+    """The peers whose forwarding headers are believed: addresses and networks, or `*` for every peer."""
 
     def __init__(self, entries: Sequence[str]) -> None:
         self._all = "*" in entries
@@ -43,7 +43,7 @@ class TrustedProxies:
         return any(ip in network for network in self._networks)
 
     def hops(self, peer: str, forwarded_for: Sequence[str]) -> int:
-        """Count the entries of a forwarding header, from the right, that trusted proxies have written."""
+        """Return the number of entries of a forwarding header, from the right, that trusted proxies have written."""
         if not self.trusts(peer):
             return 0
         count = 1
@@ -55,15 +55,15 @@ class TrustedProxies:
 
 
 class UrlBuilder:
-    """Builds the URLs of one endpoint."""
+    """Builder of the creation URL and of client addresses, from the setting `public_url` or forwarding headers."""
 
     def __init__(self, public_url: str | None, proxies: TrustedProxies) -> None:
         self._public_url = public_url.rstrip("/") if public_url else None
         self._proxies = proxies
-        self._warned = public_url is not None  # then nobody has to be believed
+        self._proxy_warning_logged = public_url is not None  # `public_url` makes forwarding headers needless
 
     def base(self, scope: Scope, headers: Mapping[str, str]) -> str:
-        """The absolute URL of the endpoint, without a slash at its end."""
+        """Return the absolute creation URL, without a slash at its end."""
         server_prefix: str = scope.get("app_root_path", "")
         mounted_at: str = scope.get("root_path", "").removeprefix(server_prefix)
         if self._public_url is not None:
@@ -82,16 +82,16 @@ class UrlBuilder:
         return f"{scheme}://{host}{prefix}{mounted_at}"
 
     def client(self, scope: Scope, headers: Mapping[str, str]) -> str:
-        """The address of the client, as far as the proxies in between are believed."""
+        """Return the address of the client as told by trusted proxies, otherwise of the peer."""
         return _without_port(self._forwarded(scope, headers).get("for", "")) or _peer(scope)
 
     def is_behind_proxy(self, scope: Scope) -> bool:
-        """Whether a trusted proxy sent this request."""
+        """Return whether a trusted proxy sent this request."""
         return self._proxies.trusts(_peer(scope))
 
-    def _warn_of(self, peer: str) -> None:
-        """Say once that URLs may be wrong: a proxy that nobody named as trusted is the usual reason."""
-        self._warned = True
+    def _warn_about_untrusted_proxy(self, peer: str) -> None:
+        """Log once that URLs may be wrong, mostly because a proxy is missing in `trusted_proxies`."""
+        self._proxy_warning_logged = True
         logger.warning(
             "X-Forwarded-* or Forwarded from %s is ignored, so that Location may have a scheme and host that clients"
             " cannot reach: if this is your proxy, name it in trusted_proxies, or set public_url",
@@ -99,44 +99,44 @@ class UrlBuilder:
         )
 
     def _forwarded(self, scope: Scope, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return for, proto, host and prefix as trusted proxies tell them.
+        """Return for, proto, host and prefix as trusted proxies report them.
 
         `Forwarded` (RFC 7239) wins over `X-Forwarded-*`.
         """
         peer = _peer(scope)
         if not self._proxies.trusts(peer):
-            if not self._warned and _has_forwarding_field(headers):
-                self._warn_of(peer)
+            if not self._proxy_warning_logged and _has_forwarding_field(headers):
+                self._warn_about_untrusted_proxy(peer)
             return {}
         if "forwarded" in headers:
             elements = [_parse_forwarded(element) for element in headers["forwarded"].split(",")]
             hops = self._proxies.hops(peer, [element.get("for", "") for element in elements])
             return elements[-min(hops, len(elements))]
-        addresses = _list(headers.get("x-forwarded-for", ""))
+        addresses = _split_list(headers.get("x-forwarded-for", ""))
         hops = self._proxies.hops(peer, addresses)
-        said = {}
+        forwarded = {}
         for name in ("for", "proto", "host", "prefix"):
-            values = _list(headers.get(f"x-forwarded-{name}", ""))
+            values = _split_list(headers.get(f"x-forwarded-{name}", ""))
             if values:
-                said[name] = values[-min(hops, len(values))]
-        port = _list(headers.get("x-forwarded-port", ""))
-        if "host" in said and ":" not in said["host"] and port:
-            said["host"] += f":{port[-min(hops, len(port))]}"
-        return said
+                forwarded[name] = values[-min(hops, len(values))]
+        port = _split_list(headers.get("x-forwarded-port", ""))
+        if "host" in forwarded and ":" not in forwarded["host"] and port:
+            forwarded["host"] += f":{port[-min(hops, len(port))]}"
+        return forwarded
 
 
 def upload_id_of(url: str) -> str:
-    """The id in the URL of an upload: its last segment, with or without a slash after it.
+    """Return the id in the URL of an upload: its last segment, with or without a slash after it.
 
-    Host and folder decide nothing: a proxy may have rewritten them on their way to the client. Raises `InvalidHeader`
-    if there is no id.
+    Host and folder are ignored, since a proxy may have rewritten them on their way to the client. Raises
+    `InvalidHeader` if there is no id.
     """
     try:
         parts = urlsplit(url)
     except ValueError:
         raise InvalidHeader("Upload-Concat names something that is not a URL", "ERR_INVALID_CONCAT") from None
     upload_id = unquote(parts.path.removesuffix("/").rpartition("/")[2])
-    is_list = "," in parts.path  # of several header fields that became one: no URL of an upload has a comma
+    is_list = "," in parts.path  # several header fields joined into one: no URL of an upload has a comma
     if is_list or (parts.scheme or "http") not in DEFAULT_PORTS or not is_upload_id(upload_id):
         raise InvalidHeader("Upload-Concat names something that is not an upload", "ERR_INVALID_CONCAT")
     return upload_id
@@ -147,7 +147,7 @@ def _is_host(text: str) -> bool:
     return match is not None and int(match[1] or 0) < 1 << 16
 
 
-def _list(text: str) -> list[str]:
+def _split_list(text: str) -> list[str]:
     return [value.strip() for value in text.split(",") if value.strip()]
 
 

@@ -34,7 +34,7 @@ def _nothing() -> None: ...
 
 
 class UploadCycle(RequestResponseCycle):
-    """One request and its response, and the `Arrivals` of its body."""
+    """One request and its response, and the `BodyExtension` of its body."""
 
     def __init__(self, protocol: UploadProtocol, *, keep_alive: bool) -> None:
         """Take over the request whose head the protocol has read; adds the extensions to its scope."""

@@ -1,4 +1,4 @@
-"""tus 1.0.0 as a protocol of the HTTP application: its routes, common headers and errors."""
+"""The protocol adapter of tus 1.0.0: its routes, common headers and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) a
 
 
 class MethodNotAllowed(HTTPError):
-    """The URL exists and does not take this method; `allowed` are the methods that it takes."""
+    """A request whose method its URL does not take; `allowed` are the methods that it takes."""
 
     def __init__(self, allowed: Sequence[str], hint: str = "") -> None:
         methods = ", ".join(allowed)
@@ -45,9 +45,9 @@ class TusProtocol:
         return handler
 
     def error_response(self, request: Request, error: CodedError | None) -> Response:
-        """Render an error; None stands for a bug, of which the client learns nothing.
+        """Render an error as a response; None stands for a bug, of which the client learns no details.
 
-        Clients start a new upload at byte 0 when HEAD answers 5xx: it answers 423 instead.
+        Clients start a new upload at byte 0 when HEAD answers 5xx: HEAD answers 423 instead.
         """
         answer = INTERNAL_ERROR if error is None else error_response_for(error)
         if request.method == "HEAD" and answer.status >= 500:

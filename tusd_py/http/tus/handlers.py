@@ -34,7 +34,7 @@ VERSION = "1.0.0"
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Which optional parts of the protocol this server offers."""
+    """The optional parts of tus 1.0.0 that a server offers."""
 
     creation_with_upload: bool = True
     creation_defer_length: bool = True
@@ -46,7 +46,7 @@ class Features:
     download: bool = True
 
     def extensions(self, *, trailers: bool) -> list[str]:
-        """The values of Tus-Extension; trailers can be seen under some web servers only."""
+        """Return the values of Tus-Extension; `trailers` tells whether the web server passes trailers on."""
         switches = {
             "creation-with-upload": self.creation_with_upload,
             "creation-defer-length": self.creation_defer_length,
@@ -61,7 +61,7 @@ class Features:
 
 
 class TusHandlers:
-    """The methods of the creation URL and of one upload."""
+    """The handlers of the methods of the creation URL and of an upload."""
 
     def __init__(
         self, service: UploadService, features: Features, urls: UrlBuilder, metadata_limits: MetadataLimits
@@ -93,7 +93,7 @@ class TusHandlers:
         new = self._new_upload(request)
         if new.concatenation is UploadKind.FINAL:
             return self._created(request, await self._service.concatenate(new))
-        append_request = await self._first_addition(request, new)
+        append_request = await self._first_bytes(request, new)
         upload = await self._service.create(new)
         if append_request is not None:
             upload = await self._append_to_new(upload, append_request)
@@ -101,7 +101,7 @@ class TusHandlers:
         return self._created(request, upload)
 
     async def _append_to_new(self, upload: Upload, append_request: AppendRequest) -> Upload:
-        """Append the body of a creation; an upload that exists is named to the client whatever becomes of its body."""
+        """Append the body of a creation; the client gets the URL of the new upload even if its body is refused."""
         try:
             return await self._service.append(upload.id, append_request)
         except ClientDisconnected:
@@ -160,8 +160,8 @@ class TusHandlers:
             raise InvalidHeader("Upload-Length or Upload-Defer-Length is missing", "ERR_INVALID_UPLOAD_LENGTH")
         return length
 
-    async def _first_addition(self, request: Request, new: NewUpload) -> AppendRequest | None:
-        """The bytes that come with a creation, if any; refused before anything is created."""
+    async def _first_bytes(self, request: Request, new: NewUpload) -> AppendRequest | None:
+        """Return the append for the bytes that come with a creation, if any; refuse it before the upload is created."""
         if not request.has_body:
             return None
         if not is_offset_content_type(request.headers.get("content-type", "")):
@@ -195,10 +195,10 @@ class TusHandlers:
         return TrailingChecksum(trailing_checksum)
 
     async def head(self, request: Request) -> Response:
-        is_browsing = "tus-resumable" not in request.headers and request.scope["method"] == "HEAD"
+        is_plain_http = "tus-resumable" not in request.headers and request.scope["method"] == "HEAD"
         no_store = {"Cache-Control": "no-store"}
         try:
-            if is_browsing and self._features.download:
+            if is_plain_http and self._features.download:
                 return await self._describe(request)
             check_version(request)
             upload = await self._service.inspect(request.upload_id)
@@ -224,7 +224,7 @@ class TusHandlers:
         return Response(200, headers)
 
     async def _describe(self, request: Request) -> Response:
-        """Answer the HEAD of a client that does not speak tus (`curl -I`), with the headers that GET would have."""
+        """Respond to the HEAD of a client that does not speak tus (`curl -I`), with the header fields of a GET."""
         if not (await self._service.get(request.upload_id)).is_complete:
             check_version(request)
         return await self._download(request, body=False)
@@ -270,7 +270,7 @@ class TusHandlers:
             raise RangeNotSatisfiable(upload.length or 0)
         if not body:
             async for _ in self._service.read(upload, 0, 0):
-                pass  # the bytes may be gone
+                pass  # reading no bytes raises if the bytes are gone
             headers |= _offset(upload) | {"Content-Length": str(upload.length)}
             return Response(200, headers)
         url = await self._service.download_url(upload, headers["Content-Disposition"], headers["Content-Type"])
@@ -280,12 +280,12 @@ class TusHandlers:
         if selection.status == 206:
             headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"
         stream = self._service.read(upload, selection.start, selection.end)
-        first = await anext(stream, b"")  # before the answer starts: the bytes may be gone
+        first = await anext(stream, b"")  # before the response starts, since this raises if the bytes are gone
         return Response(selection.status, headers, stream=_chain(first, stream))
 
 
 class RangeNotSatisfiable(HTTPError):
-    """The upload, of `length` bytes, has none of those that Range names."""
+    """A download whose Range selects none of the `length` bytes of the upload."""
 
     def __init__(self, length: int) -> None:
         text = f"the upload has {length} bytes"

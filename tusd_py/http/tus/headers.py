@@ -1,4 +1,4 @@
-"""Header fields of the protocol, both ways: pure functions that raise `InvalidHeader` with the reason."""
+"""Header fields of tus 1.0.0, parsed and formatted by pure functions that raise `InvalidHeader` with the reason."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class InvalidHeader(HTTPError):
 
 
 def parse_integer(name: str, text: str, code: str) -> int:
-    """A non-negative integer: digits only, at most 2^63-1."""
+    """Return a non-negative integer of digits only, at most 2^63-1; raises `InvalidHeader`."""
     if not INTEGER.fullmatch(text) or int(text) > MAX_INTEGER:
         raise InvalidHeader(f"{name} must be a decimal integer from 0 to {MAX_INTEGER}", code)
     return int(text)
 
 
 def is_offset_content_type(text: str) -> bool:
-    """Media types are case-insensitive and may carry parameters (RFC 9110, section 8.3.1)."""
+    """Return whether a media type, case-insensitive and with any parameters (RFC 9110, 8.3.1), is that of tus."""
     return text.partition(";")[0].strip().lower() == OFFSET_CONTENT_TYPE
 
 
@@ -48,9 +48,9 @@ def parse_metadata(text: str, limits: MetadataLimits | None = None) -> dict[str,
 
 
 def parse_checksum(text: str) -> tuple[str, bytes]:
-    """Upload-Checksum: the name of an algorithm and the digest (tus 1.0.0, Checksum).
+    """Return the algorithm and the digest of Upload-Checksum (tus 1.0.0, Checksum).
 
-    Raises `ChecksumMismatch` for a digest of a size that no bytes can have.
+    Raises `InvalidHeader`, and `ChecksumMismatch` for a digest whose size is not that of the algorithm.
     """
     algorithm, space, encoded = text.partition(" ")
     if algorithm not in ALGORITHMS:
@@ -69,18 +69,18 @@ def parse_checksum(text: str) -> tuple[str, bytes]:
 
 
 def is_version(text: str, version: str) -> bool:
-    """Whether a field is this version; a proxy or a client may have sent it twice."""
+    """Return whether a field is this version; a proxy or a client may have sent it twice."""
     return all(item.strip(" \t") == version for item in text.split(","))
 
 
 def quoted(text: str, limit: int = 40) -> str:
-    """Text of a client in quotes, for an error message: printable ASCII, at most `limit` characters."""
+    """Return text of a client in quotes, for an error message: printable ASCII, at most `limit` characters."""
     shown = "".join(letter if " " <= letter <= "~" else "?" for letter in text[:limit])
     return f'"{shown}..."' if len(text) > limit else f'"{shown}"'
 
 
 def parse_final_concat(text: str) -> list[str]:
-    """The URLs of `Upload-Concat: final;url url ...` (tus 1.0.0, Concatenation)."""
+    """Return the URLs of `Upload-Concat: final;url url ...` (tus 1.0.0, Concatenation); raises `InvalidHeader`."""
     urls = text.removeprefix("final;").split(" ")
     urls = [url for url in urls if url]
     if not urls:
@@ -89,7 +89,7 @@ def parse_final_concat(text: str) -> list[str]:
 
 
 def format_date(seconds: float) -> str:
-    """An RFC 9110 date."""
+    """Return a time, in seconds since the epoch, as an RFC 9110 date."""
     return _format_second(int(seconds))
 
 
@@ -99,7 +99,10 @@ def _format_second(seconds: int) -> str:
 
 
 def single_values(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
-    """Header fields by lower-case name; a repeated one becomes a list (RFC 9110, section 5.2), which no integer is."""
+    """Return header fields by lower-case name.
+
+    The values of a repeated field are joined to a list (RFC 9110, section 5.2), which no parser of an integer accepts.
+    """
     # Not every parser strips the values (RFC 9110, section 5.5).
     pairs = [(name.decode("latin-1"), value.decode("latin-1").strip(" \t")) for name, value in headers]
     values = dict(pairs)
