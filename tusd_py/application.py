@@ -54,7 +54,7 @@ def create_app(
         InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
     """
     server = TusServer(settings, storage=storage, state=state, locker=locker, **overrides)
-    pages = OwnPages(server)
+    pages = ServicePages(server)
     routes: list[BaseRoute] = [
         server.route(server.settings.base_path),
         Route("/healthz", pages.healthz),
@@ -63,20 +63,20 @@ def create_app(
     if not server.settings.disable_metrics:
         routes.append(Route("/metrics", pages.metrics))
     app = Starlette(routes=routes, lifespan=server.lifespan)
-    app.router.default = pages.elsewhere
+    app.router.default = pages.default_page
     app.state.tus = server
     return app
 
 
-class OwnPages:
-    """The pages of the application besides the tus endpoint: a text at `/`, health checks and metrics."""
+class ServicePages:
+    """The pages of the application beside the uploads: a text at `/`, health checks and metrics."""
 
     def __init__(self, server: TusServer) -> None:
-        """Tell of this server."""
+        """Report on `server`."""
         self._server = server
 
-    async def elsewhere(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer `/` with a text for people, and everything else with 404."""
+    async def default_page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer `/` with a text for people, and every other path with 404."""
         server = self._server
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or path not in ("", "/"):
@@ -86,7 +86,7 @@ class OwnPages:
         await PlainTextResponse(WELCOME.format(url=url))(scope, receive, with_headers(send, COMMON_HEADERS))
 
     async def healthz(self, request: Request) -> Response:
-        """Answer 200 while the process lives."""
+        """Answer 200 while the process runs."""
         return PlainTextResponse("ok\n")
 
     async def readyz(self, request: Request) -> Response:
@@ -110,9 +110,9 @@ class OwnPages:
 
 
 def with_direct_uploads(app: Starlette) -> ASGIApp:
-    """Return an application like `app`, made by `create_app`, whose tus endpoint is reached without its middleware.
+    """Return an application like `app`, made by `create_app`, that passes uploads to the server without the middleware.
 
-    Saves the router's and the middleware's share of the cost of a request. Invariant: nobody has added a middleware to
+    Saves the router's and the middleware's share of the cost of a request. Invariant: no middleware has been added to
     `app`, since it would not see the requests.
     """
     server: TusServer = app.state.tus

@@ -1,4 +1,4 @@
-"""The components of a service: built as the settings choose or as given, opened and closed in order."""
+"""The components of a service: built from the settings or given by the application, opened and closed in order."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ CLOSE_TIMEOUT = 30.0  # seconds that closing may take
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """Components that an application gives itself, in place of those that the settings choose."""
+    """Components that an application gives, in place of those that the settings choose."""
 
     storage: Storage | None = None
     state: StateStore | None = None
     locker: Locker | None = None
 
 
-GIVEN_NONE = Components()
+NO_COMPONENTS = Components()
 
 
 def build_service(
@@ -59,7 +59,7 @@ def build_service(
     events: EventBus,
     instrumentation: Instrumentation = NO_INSTRUMENTATION,
     clock: Clock | None = None,
-    given: Components = GIVEN_NONE,
+    given: Components = NO_COMPONENTS,
 ) -> UploadService:
     """Build the service, without I/O.
 
@@ -87,7 +87,7 @@ def build_service(
         locker=locker,
         storage=given.storage or build_storage(settings, instrumentation),
         events=events,
-        budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for blocks that are being filled
+        budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for buffers that are being filled
         options=_options(settings),
         clock=SteadyClock(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
@@ -111,7 +111,7 @@ def _options(settings: Settings) -> UploadOptions:
 
 
 def build_application(settings: Settings, service: UploadService, events: EventBus, urls: UrlBuilder) -> UploadApp:
-    """Build the ASGI application that speaks tus with the service."""
+    """Build the ASGI application of tus for a service."""
     features = Features(
         creation_with_upload=not settings.disable_creation_with_upload,
         creation_defer_length=not settings.disable_creation_defer_length,
@@ -165,14 +165,14 @@ def build_storage(settings: Settings, instrumentation: Instrumentation = NO_INST
         return storage
     if settings.s3_bucket:
         return build_s3_storage(settings, instrumentation)
-    notes = settings.upload_dir / PRIVATE_FOLDER / "finished"
+    completion_records = settings.upload_dir / PRIVATE_FOLDER / "finished"
     kind = DiskStorage if settings.redis_url is None else SharedDiskStorage
     modes = Modes(int(settings.file_mode, 8), int(settings.directory_mode, 8), exact=_modes_are_set(settings))
-    return kind(settings.upload_dir, notes, date_folders=settings.date_folders, modes=modes)
+    return kind(settings.upload_dir, completion_records, date_folders=settings.date_folders, modes=modes)
 
 
 def _modes_are_set(settings: Settings) -> bool:
-    """Whether the operator chose permissions, which are then set exactly, whatever the umask."""
+    """Return whether the operator chose permissions, which are then set exactly, ignoring the umask."""
     return any(getattr(settings, name) != default_of(name) for name in ("file_mode", "directory_mode"))
 
 
@@ -200,7 +200,7 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
         StateUnavailable: the same of the locker or the state store.
     """
     storage, state = _description(service.storage, settings), _description(service.state, settings)
-    async with contextlib.AsyncExitStack() as undo:  # components opened before something failed are closed again
+    async with contextlib.AsyncExitStack() as undo:  # closes the opened components if a later step fails
         undo.push_async_callback(service.storage.close)
         with errors_at(storage):
             await service.storage.open()
@@ -225,7 +225,7 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
 
 
 def _description(component: Storage | StateStore | Locker, settings: Settings) -> str:
-    """Name a component and its place for an operator."""
+    """Name a component and its place, for messages to an operator."""
     if isinstance(component, SQLiteState | LocalLocker | DiskStorage):
         return upload_directory(settings)
     module = type(component).__module__

@@ -1,4 +1,4 @@
-"""Uploads for the application around a server: look up, remove, read. Reached as `TusServer.uploads` and `.open`."""
+"""The uploads of a server for the application around it, as `TusServer.uploads` and `TusServer.open`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ Service = Callable[[], Awaitable[UploadService]]  # starts the server, if it has
 
 
 class Uploads:
-    """The uploads of a server, for its application. Every method starts the server if that has not been done.
+    """The uploads of a server, for its application. Every method starts the server unless it runs.
 
-    Methods raise `StateUnavailable` or `StorageUnavailable` while the server cannot start or a component is away.
+    Methods raise `StateUnavailable` or `StorageUnavailable` while the server cannot start or a component is
+    unavailable.
 
     Example::
 
@@ -28,7 +29,7 @@ class Uploads:
     """
 
     def __init__(self, service: Service) -> None:
-        """Work on the service that this function starts and returns."""
+        """Use the service that `service` starts and returns."""
         self._service = service
 
     async def get(self, upload_id: str) -> Upload:
@@ -62,7 +63,7 @@ class Uploads:
         return await (await self._service()).list(after=after, limit=limit, condition=condition)
 
     async def terminate(self, upload_id: str) -> None:
-        """Remove an upload, finished or not, with its bytes and its record; subscribers of `UploadTerminated` hear.
+        """Remove an upload, finished or not, with its bytes and its record; publishes `UploadTerminated`.
 
         A running append of a client ends and is told that its upload is gone.
 
@@ -75,7 +76,7 @@ class Uploads:
 
 
 class UploadReader:
-    """Reads the bytes of a complete upload from the first to the last, from whatever storage; made by `TusServer.open`.
+    """An asynchronous reader of the bytes of a complete upload, on any storage; made by `TusServer.open`.
 
     Holds one piece of the upload in memory, unless `read` is asked for more. Not for use by several tasks at a time.
 
@@ -88,12 +89,12 @@ class UploadReader:
     """
 
     def __init__(self, pieces: AsyncGenerator[Buffer, None], first: bytes) -> None:
-        """Read on from `first`, the piece that was read already."""
+        """Continue after `first`, the piece that has been read already."""
         self._pieces = pieces
         self._rest = first
 
     async def read(self, size: int = -1) -> bytes:
-        """Return the next `size` bytes, fewer at the end and none after it; all that are left if `size` is negative.
+        """Return the next `size` bytes, fewer at the end and none after it; all remaining ones if `size` is negative.
 
         Raises:
             UploadNotFound: the bytes are no longer there.
@@ -113,7 +114,7 @@ class UploadReader:
         return data[:end]
 
     def __aiter__(self) -> Self:
-        """Iterate over the bytes that are left, in pieces of the size that suits the storage."""
+        """Iterate over the remaining bytes, in pieces of the size that suits the storage."""
         return self
 
     async def __anext__(self) -> bytes:
@@ -124,7 +125,7 @@ class UploadReader:
         return data
 
     async def aclose(self) -> None:
-        """Let go of the file or connection; `read` returns nothing from now on. Calling it twice is fine."""
+        """Close the file or connection; `read` returns nothing from now on. May be called twice."""
         self._rest = b""
         await self._pieces.aclose()
 
@@ -140,7 +141,7 @@ class UploadReader:
 
 
 async def open_reader(service: UploadService, upload: Upload) -> UploadReader:
-    """Make a reader of a complete upload; raises `UploadNotFound` for another one, or if its bytes are gone."""
+    """Return a reader of a complete upload; raises `UploadNotFound` for any other one, or if its bytes are gone."""
     if not upload.is_complete:
         raise UploadNotFound("the upload is not finished yet")
     pieces = service.read(upload, 0, upload.length or 0)

@@ -1,4 +1,4 @@
-"""The places that components live in: their names in messages, and errors that name them."""
+"""Names of the places that components live in, for messages, and errors that name them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tusd_py.settings import Settings
 
 
 def upload_directory(settings: Settings) -> str:
-    """Name the upload directory in a message."""
+    """Return the name of the upload directory for a message."""
     return f"the upload directory {settings.upload_dir}"
 
 
 def redis(settings: Settings) -> str:
-    """Name the Redis in a message, without its password."""
+    """Return the name of the Redis server for a message, without its password."""
     return f"Redis at {without_password(settings.redis_url or '')}"
 
 
 def bucket(settings: Settings) -> str:
-    """Name the S3 bucket in a message."""
+    """Return the name of the S3 bucket for a message."""
     return f"the S3 bucket {settings.s3_bucket}"
 
 
@@ -38,9 +38,9 @@ def make_private_folder(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def errors_at(place: str) -> Iterator[None]:
-    """Raise the errors of a component, and of the operating system, with a sentence: `PLACE cannot be used: REASON`.
+    """Convert errors of a component and of the operating system to `PLACE cannot be used: REASON`.
 
-    A `StateUnavailable` stays one; everything else becomes a `StorageUnavailable`.
+    A `StateUnavailable` stays one; every other error becomes a `StorageUnavailable`.
     """
     try:
         yield
@@ -50,12 +50,12 @@ def errors_at(place: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the reason that an operator can act on: the error of the operating system behind `error`, else its text.
+    """Return the reason that an operator can act on: the error of the operating system behind `error`, or its own text.
 
-    Without error numbers and names of classes, unless there is nothing else.
+    Error numbers and class names are left out, unless there is nothing else.
     """
-    says_nothing = isinstance(error, UploadError) and error.message == error.default_message
-    reason = error.__cause__ if says_nothing or isinstance(error.__cause__, OSError) else error
+    has_default_message = isinstance(error, UploadError) and error.message == error.default_message
+    reason = error.__cause__ if has_default_message or isinstance(error.__cause__, OSError) else error
     reason = reason or error
     text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
     return text or f"it does not answer ({type(reason).__name__})"

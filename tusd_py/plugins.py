@@ -24,17 +24,17 @@ KINDS: dict[str, tuple[str, type]] = {
 
 
 def make_component(group: str, name: str, settings: Settings) -> Any:
-    """Call the factory that a package has registered under this name, with the settings, and return its component.
+    """Import the factory that a package registered under `name`, call it with the settings, and return its component.
 
-    Raises `InvalidSettings` if there is none, if it cannot be imported or called, or if the component lacks a member
-    of its contract.
+    Raises `InvalidSettings` if no package has registered one, if it cannot be imported or called, or if the component
+    lacks a member of its contract.
     """
     kind, _ = KINDS[group]
     factory = _load(group, name)
     try:
         component = factory(settings)
     except Exception as error:  # code of another package: its mistakes are reported as such, by name
-        raise InvalidSettings(f"the {kind} {name!r} cannot be made: {_line(error)}") from error
+        raise InvalidSettings(f"the {kind} {name!r} cannot be made: {_one_line(error)}") from error
     check_component(group, component, f"the {kind} {name!r}")
     return component
 
@@ -42,7 +42,7 @@ def make_component(group: str, name: str, settings: Settings) -> Any:
 def check_component(group: str, component: object, description: str) -> None:
     """Raise `InvalidSettings` unless the component has every member of the contract of its group."""
     kind, contract = KINDS[group]
-    missing = [member for member in _members(contract) if not _has(component, member)]
+    missing = [member for member in _members(contract) if not _has_member(component, member)]
     if missing:
         raise InvalidSettings(f"{description} ({type(component).__name__}) is no {kind}: it lacks {', '.join(missing)}")
 
@@ -58,7 +58,7 @@ def _load(group: str, name: str) -> Callable[[Settings], Any]:
     try:
         factory = entry.load()
     except Exception as error:  # an import runs code of another package
-        raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) cannot be imported: {_line(error)}") from error
+        raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) cannot be imported: {_one_line(error)}") from error
     if not callable(factory):
         raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) is not a function of the settings")
     return factory  # type: ignore[no-any-return]
@@ -68,8 +68,8 @@ def _members(contract: type) -> list[str]:
     return [name for name in vars(contract) if not name.startswith("_")]
 
 
-def _has(component: object, member: str) -> bool:
-    """Whether a component has a member, without calling a property; one that passes calls on to another has too."""
+def _has_member(component: object, member: str) -> bool:
+    """Return whether a component has a member, without calling a property; also if it delegates to another object."""
     try:
         inspect.getattr_static(component, member)
     except AttributeError:
@@ -77,6 +77,6 @@ def _has(component: object, member: str) -> bool:
     return True
 
 
-def _line(error: Exception) -> str:
-    """Describe an error of another package in one line."""
+def _one_line(error: Exception) -> str:
+    """Return class and message of an error of another package, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

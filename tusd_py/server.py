@@ -1,4 +1,4 @@
-"""The tus server as an ASGI application: started by its lifespan or first request, drained before it is closed."""
+"""The tus server as an ASGI application, started by its lifespan or first request, drained before it is closed."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from tusd_py.uploads.service import UploadService
 logger = logging.getLogger("tusd_py")
 
 MIN_SHUTDOWN_TIME = 1.0  # seconds that requests have at least to commit, and an earlier service to close
-CLOSE_AGAIN = 0.5  # seconds between two attempts to close what hangs
+CLOSE_RETRY_INTERVAL = 0.5  # seconds between two attempts to close a hanging storage
 START_TIMEOUT = 20.0  # seconds a request waits for the start of the server
-HEAD_TIMEOUT = 1.5  # seconds a HEAD waits for it, which is to be answered within two
-START_PAUSE = 1.0  # seconds between two attempts to start, on behalf of requests
+HEAD_TIMEOUT = 1.5  # seconds a HEAD waits for the start: the server answers HEAD within two seconds
+START_RETRY_INTERVAL = 1.0  # seconds between two attempts of requests to start the server
 
 E = TypeVar("E", bound=Event)
 
@@ -102,38 +102,38 @@ class TusServer:
         for group, component in ((STORAGES, storage), (STATE_STORES, state), (LOCKERS, locker)):
             if component is not None:
                 check_component(group, component, "the given component")
-        self._given = Components(storage, state, locker)
+        self._given_components = Components(storage, state, locker)
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)
-        self._next_attempt = 0.0  # monotonic time before which requests do not try to start the server again
-        self._told = ""  # the reason, already logged, why the last attempt to start failed
-        self._looked_around = False
-        self._abandoned: list[UploadService] = []  # of event loops that are closed
+        self._next_start_attempt = 0.0  # monotonic time from which on a request may try to start the server again
+        self._last_logged_error = ""  # of a failed start; the same error is not logged again
+        self._cors_middleware_checked = False
+        self._services_of_closed_loops: list[UploadService] = []  # still to be closed
         self.uploads = Uploads(self._started_service)
         self._build()
 
     def _build(self) -> None:
-        """Build the objects that belong to one event loop."""
-        self.service = build_service(self.settings, self.events, self.metrics, given=self._given)
+        """Build the components and all other objects that belong to one event loop."""
+        self.service = build_service(self.settings, self.events, self.metrics, given=self._given_components)
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
         self._application = build_application(self.settings, self.service, self.events, self.urls)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start = asyncio.Lock()  # held while the server starts or shuts down
+        self._lifecycle_lock = asyncio.Lock()  # held while the server starts or shuts down
         self._started = False
-        self._attempt: asyncio.Task[None] | None = None  # to start, on behalf of requests
+        self._start_attempt: asyncio.Task[None] | None = None  # shared by the requests that wait for it
         self._scheduler: Scheduler | None = None
-        self._closing: asyncio.Task[None] | None = None  # a shutdown that the storage holds up
-        self._drain_began: float | None = None
-        self._signals = SignalWatch(self._begin_drain, self.settings.drain_delay)
+        self._late_close: asyncio.Task[None] | None = None  # closes a storage that hung at the shutdown
+        self._drain_started_at: float | None = None
+        self._signals = SignalWatch(self._start_draining, self.settings.drain_delay)
 
-    def _leave_closed_loop(self) -> None:
-        """Build everything again if the event loop of the last start is closed: test clients use one for a request."""
+    def _rebuild_after_closed_loop(self) -> None:
+        """Build everything again if the event loop of the last start is closed, as test clients do after a request."""
         if self._loop is None or self._loop is asyncio.get_running_loop() or not self._loop.is_closed():
             return
         self.service.leave()
-        self.events.forget()
-        self._abandoned.append(self.service)
+        self.events.drop_queued()
+        self._services_of_closed_loops.append(self.service)
         self._signals.stop()
         self._build()
 
@@ -164,11 +164,11 @@ class TusServer:
 
     @property
     def is_draining(self) -> bool:
-        """Whether a shutdown is about to begin (`drain_delay`): no new clients should be sent here."""
+        """Whether a shutdown is about to begin (`drain_delay`), so that a load balancer should send no new clients."""
         return self._signals.is_delaying
 
     async def open(self, upload: Upload) -> UploadReader:
-        """Return a reader of the bytes of a complete upload, from whatever storage.
+        """Return a reader of the bytes of a complete upload, on any storage.
 
         Example::
 
@@ -191,32 +191,32 @@ class TusServer:
         return self.service.path(upload)
 
     async def _started_service(self) -> UploadService:
-        """Return the service for a call of the application; raises why the server cannot start."""
-        self._leave_closed_loop()
+        """Start the server unless it runs, and return its service; raises the reason why it cannot start."""
+        self._rebuild_after_closed_loop()
         error = await self.start_error(START_TIMEOUT)
         if error is not None:
             raise error
         return self.service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; refuses a WebSocket before it is accepted."""
+        """Serve one request; a WebSocket is refused before it is accepted."""
         if scope["type"] == "lifespan":
             await Starlette(lifespan=self.lifespan)(scope, receive, send)
             return
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})  # before it is accepted: the client gets 403
+            await send({"type": "websocket.close", "code": 1000})  # sent before "accept": the client gets 403
             return
         if scope["type"] != "http":
             raise RuntimeError("a tus server speaks HTTP only")
-        self._look_around(scope.get("app"))
-        self._leave_closed_loop()
-        patience = HEAD_TIMEOUT if scope["method"] == "HEAD" else START_TIMEOUT
-        if not self._started and await self.start_error(patience) is not None:
+        self._warn_about_cors_middleware(scope.get("app"))
+        self._rebuild_after_closed_loop()
+        timeout = HEAD_TIMEOUT if scope["method"] == "HEAD" else START_TIMEOUT
+        if not self._started and await self.start_error(timeout) is not None:
             scope = {**scope, NOT_READY: True}
         await self._application(scope, receive, send)
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer any request with 404, in the format and with the headers of every other answer."""
+        """Answer any request with 404, in the format and with the header fields of every other error."""
         await self({**scope, UNROUTED: True}, receive, send)
 
     def route(self, path: str) -> BaseRoute:
@@ -228,65 +228,65 @@ class TusServer:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Start now, and at the end commit what is in flight and close everything; for `Starlette(lifespan=...)`.
+        """Start the server, and shut it down at the end of the context; for `Starlette(lifespan=...)`.
 
         Within a lifespan of the application: `async with tus.lifespan(app): ...`. Raises as `startup` does.
         """
-        self._look_around(app)
+        self._warn_about_cors_middleware(app)
         await self.startup()
         try:
             yield
         finally:
             await self.shutdown()
 
-    async def start_error(self, patience: float) -> UploadError | None:
-        """Start the server unless it runs; return why it cannot start, or None.
+    async def start_error(self, timeout: float) -> UploadError | None:
+        """Start the server unless it runs; return the reason why it cannot start, or None.
 
-        Many callers share one attempt, which goes on if a caller is cancelled. After a failed attempt the next one is
-        made a second later at the earliest. Waits at most `patience` seconds.
+        Concurrent callers share one attempt, which continues if a caller is cancelled. After a failed attempt the next
+        one is made a second later at the earliest. Waits at most `timeout` seconds.
         """
         if self._started:
             return None
-        if self._attempt is None or (self._attempt.done() and time.monotonic() >= self._next_attempt):
-            self._attempt = asyncio.create_task(self.startup())
-            self._attempt.add_done_callback(self._attempted)
-        done, _ = await asyncio.wait((self._attempt,), timeout=patience)
-        error = self._attempt.exception() if done and not self._attempt.cancelled() else None
+        if self._start_attempt is None or (self._start_attempt.done() and time.monotonic() >= self._next_start_attempt):
+            self._start_attempt = asyncio.create_task(self.startup())
+            self._start_attempt.add_done_callback(self._log_start_attempt)
+        done, _ = await asyncio.wait((self._start_attempt,), timeout=timeout)
+        error = self._start_attempt.exception() if done and not self._start_attempt.cancelled() else None
         if error is None:
             return None if self._started else StateUnavailable("the server is starting")
         return error if isinstance(error, UploadError) else StateUnavailable("the server could not start")
 
-    def _attempted(self, attempt: asyncio.Task[None]) -> None:
-        """Log why an attempt to start failed, once for each reason."""
-        self._next_attempt = time.monotonic() + START_PAUSE
+    def _log_start_attempt(self, attempt: asyncio.Task[None]) -> None:
+        """Log the result of an attempt to start: a failure once for each reason, and the first success after it."""
+        self._next_start_attempt = time.monotonic() + START_RETRY_INTERVAL
         error = None if attempt.cancelled() else attempt.exception()
         if error is None:
-            if self._told:
+            if self._last_logged_error:
                 logger.info("the server has started")
-            self._told = ""
-        elif str(error) != self._told:
-            self._told = str(error)
+            self._last_logged_error = ""
+        elif str(error) != self._last_logged_error:
+            self._last_logged_error = str(error)
             unknown = None if isinstance(error, UploadError) else error
             logger.error("the server could not start, requests try it again: %s", error, exc_info=unknown)
 
-    def _look_around(self, app: object) -> None:
+    def _warn_about_cors_middleware(self, app: object) -> None:
         """Log once that a CORSMiddleware of the application around this server stops browsers."""
-        if self._looked_around or app is None:
+        if self._cors_middleware_checked or app is None:
             return
-        self._looked_around = True
+        self._cors_middleware_checked = True
         missing = missing_in_middleware(app)
         if missing:
             logger.warning("browsers cannot upload through the CORSMiddleware of this application: give it %s", missing)
 
     async def startup(self) -> None:
-        """Open every component and start the periodic duties; does nothing if the server runs.
+        """Open every component and start the periodic jobs; do nothing if the server runs.
 
         Raises:
-            StorageUnavailable: the storage cannot be used; the message says where and why. Nothing stays open.
-            StateUnavailable: the same of the state store or the locker.
+            StorageUnavailable: the storage cannot be used; the message names place and reason. Nothing stays open.
+            StateUnavailable: the state store or the locker cannot be used, as above.
         """
-        self._leave_closed_loop()
-        async with self._start:
+        self._rebuild_after_closed_loop()
+        async with self._lifecycle_lock:
             if self._started:
                 return
             self._loop = asyncio.get_running_loop()
@@ -299,30 +299,30 @@ class TusServer:
                 self._scheduler = scheduler_of(self.service, self.settings.sweep_interval)
                 self._scheduler.start()
             self._signals.start()
-            self._closed = asyncio.Event()
-            self._keeper = asyncio.create_task(self._close_with_loop(self._closed))
+            self._shutdown_called = asyncio.Event()
+            self._close_with_loop_task = asyncio.create_task(self._close_with_loop(self._shutdown_called))
             self._started = True
 
     async def _close_earlier(self) -> None:
         """Close the components that an earlier event loop or shutdown left open.
 
-        Raises `StorageUnavailable` while one of them is still busy.
+        Raises `StorageUnavailable` while one of them still has work to end.
         """
-        if self._closing is not None:
-            await asyncio.wait((self._closing,), timeout=MIN_SHUTDOWN_TIME)
-            if not self._closing.done():
-                raise StorageUnavailable("what was under way at the last shutdown has not ended yet")
-            self._closing = None
-        while self._abandoned:
+        if self._late_close is not None:
+            await asyncio.wait((self._late_close,), timeout=MIN_SHUTDOWN_TIME)
+            if not self._late_close.done():
+                raise StorageUnavailable("the storage has not ended its work since the last shutdown")
+            self._late_close = None
+        while self._services_of_closed_loops:
             closed = True
-            with contextlib.suppress(Exception):  # its tasks are gone with their loop; its threads and files are not
-                closed = await close_service(self._abandoned[-1], MIN_SHUTDOWN_TIME)
+            with contextlib.suppress(Exception):  # its tasks ended with their loop; only threads and files are left
+                closed = await close_service(self._services_of_closed_loops[-1], MIN_SHUTDOWN_TIME)
             if not closed:
-                raise StorageUnavailable("what was under way in an earlier event loop has not ended yet")
-            self._abandoned.pop()
+                raise StorageUnavailable("the storage has not ended its work for an earlier event loop")
+            self._services_of_closed_loops.pop()
 
     async def _close_with_loop(self, closed: asyncio.Event) -> None:
-        """Shut down when the end of the event loop cancels this task before anybody has called `shutdown`."""
+        """Shut down if the event loop ends, and cancels this task, before the application has called `shutdown`."""
         try:
             await closed.wait()
         except asyncio.CancelledError:
@@ -330,18 +330,18 @@ class TusServer:
             raise
 
     async def shutdown(self) -> None:
-        """Commit what is in flight, deliver events, and close every component; does nothing if the server is not up.
+        """Commit running appends, deliver events, and close every component; do nothing if the server is not running.
 
-        Takes the setting `shutdown_grace`, longer only by the time that a component needs to close. Uploads that a
-        hanging storage still writes to stay locked until it has ended its work.
+        Takes at most the setting `shutdown_grace`, and the time that a component needs to close. Uploads that a hanging
+        storage still writes to stay locked until the storage has ended its work.
         """
-        async with self._start:
+        async with self._lifecycle_lock:
             if not self._started:
                 return
             self._started = False
-            self._closed.set()
+            self._shutdown_called.set()
             try:
-                async with asyncio.timeout_at(self._end_of_grace()):
+                async with asyncio.timeout_at(self._grace_deadline()):
                     await self.service.drain()
             except TimeoutError:
                 logger.error(
@@ -350,30 +350,30 @@ class TusServer:
             if self._scheduler is not None:
                 await self._scheduler.stop()
             self._signals.stop()
-            await self.events.close(max(0.0, self._end_of_grace() - asyncio.get_running_loop().time()))
-            patience = self._end_of_grace() - asyncio.get_running_loop().time()
-            if not await close_service(self.service, patience):
+            await self.events.close(max(0.0, self._grace_deadline() - asyncio.get_running_loop().time()))
+            timeout = self._grace_deadline() - asyncio.get_running_loop().time()
+            if not await close_service(self.service, timeout):
                 logger.error(
                     "the storage has not ended its work: uploads stay locked until it has, or the process ends"
                 )
-                self._closing = asyncio.create_task(self._close_later())
-            self._drain_began = None
+                self._late_close = asyncio.create_task(self._close_later())
+            self._drain_started_at = None
 
     async def _close_later(self) -> None:
         closed = False
         while not closed:
-            await asyncio.sleep(CLOSE_AGAIN)
-            closed = await close_service(self.service, CLOSE_AGAIN)
+            await asyncio.sleep(CLOSE_RETRY_INTERVAL)
+            closed = await close_service(self.service, CLOSE_RETRY_INTERVAL)
 
-    def _begin_drain(self) -> None:
-        """Have running requests commit and end, when the web server is about to shut down."""
-        self._drain_began = asyncio.get_running_loop().time()
-        self._drain = asyncio.ensure_future(self.service.drain())
+    def _start_draining(self) -> None:
+        """Make running appends commit and end; called when the web server is about to shut down."""
+        self._drain_started_at = asyncio.get_running_loop().time()
+        self._drain_task = asyncio.ensure_future(self.service.drain())
 
-    def _end_of_grace(self) -> float:
-        """The end of the shutdown grace, in the time of the loop, `MIN_SHUTDOWN_TIME` away at least."""
+    def _grace_deadline(self) -> float:
+        """Return the end of the shutdown grace in the time of the event loop, `MIN_SHUTDOWN_TIME` ahead at least."""
         now = asyncio.get_running_loop().time()
-        began = now if self._drain_began is None else self._drain_began
+        began = now if self._drain_started_at is None else self._drain_started_at
         return max(began + self.settings.shutdown_grace, now + MIN_SHUTDOWN_TIME)
 
 

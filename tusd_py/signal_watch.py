@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, noticed on their way to the web server that handles them."""
+"""Signal handlers that run before those of the web server, so that appends drain as soon as a shutdown begins."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class SignalWatch:
-    """Tells of a shutdown at the moment the web server learns of it.
+    """Handlers of SIGTERM and SIGINT that start the drain and then call the handlers of the web server.
 
-    A web server waits for its running requests without telling them; so they are told here. The watch does nothing
-    outside the main thread, where Python allows no signal handlers, and for signals that nobody handles.
+    A web server waits for its running requests without telling them of the shutdown; the drain ends them. The watch
+    does nothing outside the main thread, where Python allows no signal handlers, and for signals without a handler.
     """
 
     def __init__(self, drain: Callable[[], object], drain_delay: float) -> None:
@@ -29,10 +29,10 @@ class SignalWatch:
         self._drain = drain
         self._drain_delay = drain_delay
         self._previous: dict[int, Any] = {}
-        self.is_delaying = False  # a shutdown is about to begin: no new clients should be sent here
+        self.is_delaying = False  # whether SIGTERM came and the drain delay has not ended
 
     def start(self) -> None:
-        """Take the place of the handlers of the web server, which are called afterwards."""
+        """Install the handlers in place of those of the web server, which are called afterwards."""
         self.is_delaying = False
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
@@ -40,7 +40,7 @@ class SignalWatch:
             self._watch(signal.SIGINT, loop)
 
     def stop(self) -> None:
-        """Put the handlers of the web server back."""
+        """Restore the handlers of the web server."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._previous.items():
                 signal.signal(number, handler)

@@ -601,8 +601,8 @@ def test_what_was_seen_is_forgotten() -> None:
     now = 0.0
     recent = TTLSet(10, clock=lambda: now)
     for now in range(100):
-        recent.note(str(now))
-        recent.note("always")
+        recent.add(str(now))
+        recent.add("always")
     assert all(name in recent for name in ("always", "90", "99"))
     assert "89" not in recent
     assert len(recent) == 11

@@ -7,7 +7,7 @@ from collections import deque
 
 
 class ByteLimiter:
-    """Counts bytes; a reservation that exceeds the limit waits until enough of the others are released.
+    """A limit for bytes in memory; a reservation above the limit waits until others are released.
 
     Invariants: reservations are granted first come, first served, so that a large one is never starved by small ones;
     `used` exceeds `total` only by one reservation that is larger than the limit and was granted while nothing else was
@@ -20,7 +20,7 @@ class ByteLimiter:
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def try_reserve(self, size: int) -> bool:
-        """Reserve `size` bytes if that needs no waiting; return whether it was done."""
+        """Reserve `size` bytes if no wait is needed; return whether they are reserved."""
         if self._waiters or not self._fits(size):
             return False
         self.used += size
@@ -41,7 +41,7 @@ class ByteLimiter:
                 self.release(size)
             elif entry in self._waiters:
                 self._waiters.remove(entry)
-                self.rebalance()  # a smaller one behind may fit
+                self.rebalance()  # a smaller reservation behind it may fit
             raise
 
     def release(self, size: int) -> None:
@@ -58,7 +58,7 @@ class ByteLimiter:
                 granted.set_result(None)
 
     def _has_waiter(self) -> None:
-        """Called when a reservation has begun to wait: a subclass may make room."""
+        """Make room for a reservation that has begun to wait; a hook for subclasses."""
 
     def _fits(self, size: int) -> bool:
         return self.used + size <= self.total or self.used == 0

@@ -1,4 +1,4 @@
-"""Results of work elsewhere, a thread or a connection, for the tasks that wait for them."""
+"""Results of threads and connections, set on the futures of the tasks that wait for them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-    """Give a future its exception, or its result if there is none. Runs in the event loop of the future.
+    """Set the exception of a future, or its result if `error` is None. Runs in the event loop of the future.
 
-    A future that is done already, because the task that waited for it was cancelled, is left alone.
+    A future that is done already, because the waiting task was cancelled, stays unchanged.
     """
     if future.done():
         return

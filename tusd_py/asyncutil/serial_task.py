@@ -1,4 +1,4 @@
-"""One job at a time that goes on although the caller who waits for it is cancelled."""
+"""Jobs of one object, run one at a time, that continue if the task that waits for them is cancelled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger("tusd_py.storage")
 
 
 class SerialTask:
-    """Runs jobs one after another. Used by one event loop.
+    """A runner of one job after another. Used by one event loop.
 
     Invariants: a job is started only after the one before has settled; a caller that is cancelled while waiting does
     not cancel the job; the first failure is kept, and raised by every later `settle` and `check`.
@@ -24,16 +24,16 @@ class SerialTask:
         self.failure: UploadError | None = None
 
     def start(self, work: Coroutine[Any, Any, None] | asyncio.Future[Any]) -> None:
-        """Begin a job: a coroutine, which gets a task of its own, or what runs already, in a thread for example."""
+        """Start a job: a coroutine, which gets a task of its own, or a future of work that runs already."""
         self._job = asyncio.ensure_future(work)
 
     async def settle(self) -> None:
-        """Wait for the job under way. Raises the first failure of all jobs."""
+        """Wait for the current job. Raises the first failure of all jobs."""
         await self.wait()
         self.check()
 
     async def wait(self) -> None:
-        """Wait for the job under way, without raising its failure."""
+        """Wait for the current job, without raising its failure."""
         if self._job is None:
             return
         try:
@@ -43,21 +43,21 @@ class SerialTask:
         self._job = None
 
     def forget(self) -> None:
-        """Leave the job under way alone: neither `wait` nor its failure concerns it any more."""
+        """Detach the current job: later calls neither wait for it nor raise its failure."""
         self._job = None
 
     def fail(self, error: Exception) -> None:
-        """Keep this failure if it is the first one; an error that is not of an upload is logged."""
+        """Keep `error` if it is the first failure; one that is not an `UploadError` is logged."""
         if self.failure is not None:
             return
         if isinstance(error, UploadError):
             self.failure = error
-        else:  # of an observer, for example: no bytes may be stored after those that it missed
+        else:  # for example of an observer, which would miss bytes: no later bytes may be stored
             logger.error("bytes could not be stored", exc_info=error)
             self.failure = StorageUnavailable()
             self.failure.__cause__ = error
 
     def check(self) -> None:
-        """Raise the first failure, if there is one."""
+        """Raise the first failure, if a job has failed."""
         if self.failure is not None:
             raise self.failure

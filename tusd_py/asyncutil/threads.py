@@ -1,4 +1,4 @@
-"""Threads for blocking calls, lighter than `concurrent.futures`: one queue, and one wake-up of the loop per result."""
+"""Worker threads for blocking calls: one queue, and one wake-up of the event loop for each result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Job: TypeAlias = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Fu
 class Threads:
     """A fixed number of daemon threads, started with the first call.
 
-    Invariants: calls begin in the order of `run`; a result is delivered in the event loop that called `run`.
+    Lighter than `concurrent.futures`. Invariants: calls begin in the order of `run`; a result is delivered in the event
+    loop that called `run`.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -29,7 +30,7 @@ class Threads:
         self._closing = False
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Call `work` in a thread. Cancelling the future does not stop the call."""
+        """Call `work` in a thread and return a future of its result. Cancelling the future does not stop the call."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         if not self._threads:
@@ -46,9 +47,9 @@ class Threads:
             thread.start()
 
     def close(self, patience: float | None = None) -> bool:
-        """Wait until every call has returned, at most `patience` seconds; False if some have not. Blocks.
+        """Wait until every call has returned, at most `patience` seconds; return whether all have. Blocks.
 
-        After False, call this again. Calls of `run` after a close are made by new threads.
+        After False, call it again. Calls of `run` after a close are made by new threads.
         """
         for _ in range(0 if self._closing else len(self._threads)):
             self._jobs.put(None)
@@ -68,10 +69,10 @@ class Threads:
             work, loop, result = job
             try:
                 value, error = work(), None
-            except Exception as caught:  # raised again where the result is waited for
+            except Exception as caught:  # raised in the task that waits for the result
                 value, error = None, caught
             try:
                 loop.call_soon_threadsafe(settle, result, value, error)
-            except RuntimeError:  # the loop was closed meanwhile: no caller waits any more
+            except RuntimeError:  # the event loop was closed: no task waits for the result
                 return
             del job, work, result, value, error

@@ -1,4 +1,4 @@
-"""Names noted a moment ago, forgotten after a time."""
+"""A set of names with a time to live."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Callable
 
 
 class TTLSet:
-    """A set whose members are forgotten `period` seconds after they were noted last.
+    """A set whose members are dropped `period` seconds after they were last added.
 
-    Invariant: the members are ordered by the time of their last note, so that forgetting costs O(1) a member.
+    Invariant: the members are in the order of their last addition, so that dropping costs O(1) a member.
     """
 
     def __init__(self, period: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Forget names after `period` seconds of the monotonic `clock`."""
+        """Drop names after `period` seconds of the monotonic `clock`."""
         self._period = period
         self._clock = clock
-        self._noted: dict[str, float] = {}  # the oldest first
+        self._added_at: dict[str, float] = {}  # name -> time of the clock, the oldest first
 
-    def note(self, name: str) -> None:
-        """Add a name, or renew it."""
+    def add(self, name: str) -> None:
+        """Add a name, or renew its time."""
         now = self._clock()
-        self._noted.pop(name, None)
-        self._noted[name] = now
-        self._forget(now)
+        self._added_at.pop(name, None)
+        self._added_at[name] = now
+        self._drop_expired(now)
 
     def __contains__(self, name: str) -> bool:
-        self._forget(self._clock())
-        return name in self._noted
+        self._drop_expired(self._clock())
+        return name in self._added_at
 
     def __len__(self) -> int:
-        return len(self._noted)
+        return len(self._added_at)
 
-    def _forget(self, now: float) -> None:
-        while self._noted:
-            name, noted = next(iter(self._noted.items()))
-            if now - noted < self._period:
+    def _drop_expired(self, now: float) -> None:
+        while self._added_at:
+            name, added_at = next(iter(self._added_at.items()))
+            if now - added_at < self._period:
                 return
-            del self._noted[name]
+            del self._added_at[name]

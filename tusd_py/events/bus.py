@@ -1,4 +1,4 @@
-"""The event bus: carries events within the process, to the observers of the server and to subscribers."""
+"""The event bus: delivers events within the process to the observers of the server and to subscribers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ REQUESTS = ""  # key of their queue; no upload has an empty id
 
 
 class EventBus:
-    """Delivers events to observers (parts of the server) at once, and to subscribers (code of the user) soon.
+    """A bus that calls observers (parts of the server) at once, and subscribers (functions of the user) soon.
 
     The bus calls subscribers in the order in which they subscribed, and for one upload in the order of its events.
 
     Invariant: no subscriber runs while the request that published the event holds the lock of the upload, except for
     the events in `DURING_WORK`. A subscriber that fails, blocks or never ends cannot undo a change.
 
-    The process loses an event if it dies between the change of a record and the delivery.
-    Every method runs in the event loop.
+    The process loses an event if it dies between the change of a record and the delivery. Every method runs in the
+    event loop.
     """
 
     def __init__(self) -> None:
@@ -110,8 +110,8 @@ class EventBus:
         """Return whether events of an upload are queued or being delivered."""
         return self._deliveries.is_delivering(upload_id)
 
-    def forget(self) -> None:
-        """Drop all queued events, after the event loop of their delivery has been closed."""
+    def drop_queued(self) -> None:
+        """Drop all queued events; called after the event loop of their delivery has been closed."""
         self._deliveries = Deliveries()
         self._held.clear()
 

@@ -1,4 +1,4 @@
-"""Delivery of events to code of the user: outside the locks of uploads, in order for each upload, with time limits.
+"""Delivery of events to subscribers: outside the locks of uploads, in order for each upload, with time limits.
 
 Async functions run in the event loop, plain ones each in a thread, since they may block. The delivery logs the
 exceptions of a function. After `SUBSCRIBER_TIMEOUT` the delivery cancels an async function, and abandons a plain one.
@@ -106,7 +106,7 @@ class Deliveries:
 
 
 class SubscriberCalls:
-    """Calls subscribers, with limits of time and threads."""
+    """Calls of subscribers, with limits of time and threads."""
 
     def __init__(self) -> None:
         self._slots = asyncio.Semaphore(MAX_THREADS)
@@ -171,7 +171,7 @@ class SubscriberCalls:
                 outcome.cancel()  # without waiting until it has handled the cancellation
             raise TimeoutError(f"no end within {SUBSCRIBER_TIMEOUT:.0f} s")
         if outcome.cancelled():
-            raise RuntimeError("it was cancelled")
+            raise RuntimeError("the subscriber was cancelled")
         return outcome.result()
 
 
@@ -179,7 +179,7 @@ def _as_result(error: BaseException) -> Exception:
     """Return `error`, wrapped if it is one that a future cannot hold or that would end the event loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    wrapped = RuntimeError(f"it raised {error!r}")
+    wrapped = RuntimeError(f"the subscriber raised {error!r}")
     wrapped.__cause__ = error
     return wrapped
 

@@ -11,7 +11,7 @@ from tusd_py.core.upload import Upload
 
 @dataclass(frozen=True, slots=True)
 class UploadCreated:
-    """An upload was created, and has no bytes yet.
+    """The creation of an upload, which has no bytes yet.
 
     `request` is the request that caused the event, None where there was none, as for the sweeper.
 
@@ -29,7 +29,7 @@ class UploadCreated:
 
 @dataclass(frozen=True, slots=True)
 class UploadProgressed:
-    """The committed offset moved, or an append ended; `received` is the number of bytes since the last such event.
+    """A commit that moved the offset, or the end of an append; `received` counts the bytes since the last such event.
 
     Example::
 
@@ -45,7 +45,7 @@ class UploadProgressed:
 
 @dataclass(frozen=True, slots=True)
 class UploadFinished:
-    """The upload is complete: all its bytes are stored and it can be read. For a partial one see `PartialFinished`.
+    """The completion of an upload: all its bytes are stored and can be read. For a partial one see `PartialFinished`.
 
     The event is lost if the process dies right after it has completed the upload. Without a `request`, the sweeper
     or a HEAD has completed what an earlier process had begun.
@@ -64,7 +64,7 @@ class UploadFinished:
 
 @dataclass(frozen=True, slots=True)
 class PartialFinished:
-    """A partial upload is complete: a piece of the final upload that a client is going to make of several.
+    """The completion of a partial upload, which a client is going to concatenate to a final upload.
 
     Subscribed to like `UploadFinished`, which has an example.
     """
@@ -75,7 +75,7 @@ class PartialFinished:
 
 @dataclass(frozen=True, slots=True)
 class UploadTerminated:
-    """A client or the application removed an upload; its bytes and its record are gone.
+    """The removal of an upload by a client or the application; its bytes and its record are gone.
 
     Subscribed to like `UploadFinished`, which has an example.
     """
@@ -86,7 +86,7 @@ class UploadTerminated:
 
 @dataclass(frozen=True, slots=True)
 class UploadExpired:
-    """The sweeper removed an upload that was not finished in time, or a partial one that is not needed any more.
+    """The removal of an expired upload by the sweeper: unfinished in time, or partial and no longer needed.
 
     Subscribed to like `UploadFinished`, which has an example.
     """
@@ -96,7 +96,7 @@ class UploadExpired:
 
 @dataclass(frozen=True, slots=True)
 class LockWaited:
-    """A request waited `seconds` for the lock of an upload, and obtained it or gave up.
+    """The wait of a request for the lock of an upload: it took `seconds`, and `obtained` tells whether it succeeded.
 
     Subscribed to like `UploadFinished`, which has an example.
     """
@@ -109,7 +109,7 @@ class LockWaited:
 
 @dataclass(frozen=True, slots=True)
 class AppendStarted:
-    """A request holds the lock of an upload and begins to append; `upload` is the record before.
+    """The start of an append, whose request holds the lock of the upload; `upload` is the record before.
 
     Subscribed to like `UploadFinished`, which has an example.
     """
@@ -119,7 +119,7 @@ class AppendStarted:
 
 @dataclass(frozen=True, slots=True)
 class AppendEnded:
-    """An append ended, whether it failed or not; `upload` is the record as committed.
+    """The end of an append, successful or not; `upload` is the record as committed.
 
     Subscribed to like `UploadFinished`, which has an example.
     """
@@ -129,7 +129,7 @@ class AppendEnded:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """One request was answered, or its client went away (status 0).
+    """The end of a request: answered, or abandoned by its client (status 0).
 
     Example::
 
@@ -155,7 +155,7 @@ class RequestFinished:
 
 @dataclass(frozen=True, slots=True)
 class JobFinished:
-    """A run of a periodic job ended after `seconds`; `succeeded` is False if it raised an exception.
+    """The end of a run of a periodic job after `seconds`; `succeeded` is False if the run raised an exception.
 
     Subscribed to like `RequestFinished`, which has an example.
     """

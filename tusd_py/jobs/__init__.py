@@ -1,1 +1,1 @@
-"""Periodic duties of a server."""
+"""Periodic jobs of a server."""

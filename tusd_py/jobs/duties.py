@@ -16,12 +16,12 @@ FIRST_CLEAN = (30.0, 90.0)  # seconds after the start of a process, range of a r
 
 
 def scheduler_of(service: UploadService, sweep_interval: float) -> Scheduler:
-    """Build the scheduler of a service, for `start` and `stop` by the server.
+    """Return the scheduler of the sweeper and the orphan cleaner of a service.
 
     Args:
         service: the uploads, with their storage, state store and locker.
-        sweep_interval: seconds between two sweeps. Every process also sweeps at its start, since an earlier one may
-            have died in the middle of a completion or a removal.
+        sweep_interval: seconds between two sweeps. Every process also sweeps at its start, since an earlier process may
+            have died during a completion or a removal.
     """
 
     async def clean_orphans() -> str:

@@ -1,7 +1,7 @@
-"""The scheduler of periodic jobs: runs each in one process at a time, at times that outlast the processes.
+"""The scheduler of periodic jobs: one process at a time runs a job, at times that outlive the processes.
 
-The state store keeps the time of the last run of each job. So a job runs although its interval is longer than the life
-of a process, and of several processes that share the records one runs it when it is due.
+The state store keeps the time of the last run of each job. So a job runs even if its interval is longer than the life
+of a process, and only one of the processes that share the records runs it when it is due.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 logger = logging.getLogger("tusd_py.jobs")
 
 FIRST_RETRY = 5.0  # seconds until a job that failed is tried again; doubled with every failure, up to its interval
-CANCEL_AGAIN = 0.5  # seconds that a cancelled job has to end
-LAST_RUN = "job:"  # beginning of the names of the metadata that hold the times of the last runs
+CANCEL_INTERVAL = 0.5  # seconds until a cancelled job that still runs is cancelled again
+LAST_RUN_PREFIX = "job:"  # beginning of the names under which the state store keeps the times of the last runs
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A periodic duty.
+    """A periodic job.
 
     Attributes:
         name: of the metric, the log lines, the lock and the persisted time.
         interval: seconds from the beginning of a run to that of the next one.
-        run: does the duty once, and returns a text for the log that says what was done; an empty one, or another
-            object, if there was nothing to do. The scheduler logs an exception, and tries the job again before the
-            interval is over.
-        first_delay: range of seconds in which the first run of a process is, if one is due by then.
+        run: does the work once, and returns a text for the log that says what was done, or anything else if there was
+            nothing to do. The scheduler logs an exception, and tries the job again before the interval is over.
+        first_delay: range of seconds after the start of a process in which its first run is, if one is due by then.
         at_start: whether every process begins with a run, due or not.
     """
 
@@ -51,7 +50,7 @@ class Job:
 
 
 class Scheduler:
-    """Runs jobs from `start` to `stop`."""
+    """The runner of periodic jobs, from `start` to `stop`."""
 
     def __init__(
         self, jobs: Sequence[Job], state: StateStore, locker: Locker, clock: SteadyClock, events: EventBus
@@ -64,20 +63,20 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to run the jobs, in tasks of the running event loop."""
+        """Start one task for each job, in the running event loop."""
         self._tasks = [asyncio.create_task(self._run_forever(job)) for job in self._jobs]
 
     async def stop(self) -> None:
-        """Cancel the jobs and wait for their ends.
+        """Cancel the jobs and wait until they have ended.
 
-        A cancellation that comes together with the result that a job waits for may get lost on the way, as in
-        `asyncio.wait_for` of Python 3.11: a job that goes on is cancelled again.
+        A job is cancelled repeatedly until it ends: a cancellation that comes together with the result that a job waits
+        for may get lost, as in `asyncio.wait_for` of Python 3.11.
         """
         running = set(self._tasks)
         while running:
             for task in running:
                 task.cancel()
-            _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN)
+            _, running = await asyncio.wait(running, timeout=CANCEL_INTERVAL)
         self._tasks = []
 
     async def _run_forever(self, job: Job) -> None:
@@ -104,38 +103,40 @@ class Scheduler:
         remaining = 0.0 if forced else self._remaining(job, await self._last_run(job))
         if remaining > 0:
             return remaining
-        async with self._leading(job) as leads:
-            if not leads:
+        async with self._job_lock(job) as acquired:
+            if not acquired:
                 return job.interval
             last = await self._last_run(job)
             remaining = 0.0 if forced else self._remaining(job, last)
             if remaining > 0:  # another process has run it meanwhile
                 return remaining
-            with contextlib.suppress(StateFull):  # the job may be what makes room
-                await self._state.write_metadata(f"{LAST_RUN}{job.name}", repr(self._clock.steady()), before=last)
+            with contextlib.suppress(StateFull):  # this job may be the one that makes room
+                await self._state.write_metadata(
+                    f"{LAST_RUN_PREFIX}{job.name}", repr(self._clock.steady()), before=last
+                )
             await self._run(job)
         return job.interval
 
     async def _run(self, job: Job) -> None:
         began = time.monotonic()
-        done: object = None
+        summary: object = None
         succeeded = False
         try:
-            done = await job.run()
+            summary = await job.run()
             succeeded = True
         finally:
             seconds = time.monotonic() - began
             self._events.publish(JobFinished(job.name, seconds, succeeded))
-        if isinstance(done, str) and done:
-            logger.info("job %s %s in %.1f s", job.name, done, seconds)
+        if isinstance(summary, str) and summary:
+            logger.info("job %s %s in %.1f s", job.name, summary, seconds)
         else:
             logger.debug("job %s had nothing to do, seen in %.1f s", job.name, seconds)
 
     async def _last_run(self, job: Job) -> str | None:
-        return await self._state.read_metadata(f"{LAST_RUN}{job.name}")
+        return await self._state.read_metadata(f"{LAST_RUN_PREFIX}{job.name}")
 
     def _remaining(self, job: Job, last: str | None) -> float:
-        """Return the seconds until a job is due; a time that cannot be right, as of a wrong clock, makes it due."""
+        """Return the seconds until a job is due; 0 for a last run that cannot be right, as of a wrong clock."""
         try:
             elapsed = self._clock.steady() - float(last or "nan")
         except ValueError:
@@ -143,10 +144,10 @@ class Scheduler:
         return job.interval - elapsed if 0 <= elapsed < job.interval else 0.0
 
     @contextlib.asynccontextmanager
-    async def _leading(self, job: Job) -> AsyncIterator[bool]:
-        """Hold the lock of a job; yield whether this process has it, and so runs the job.
+    async def _job_lock(self, job: Job) -> AsyncIterator[bool]:
+        """Acquire the lock of a job for the context; yield whether this process has it, and so runs the job.
 
-        Two processes that believe so, as after a lost lease, are harmless: every upload has its own lock.
+        Two processes that both have it, as after a lost lease, are harmless: every upload has its own lock.
         """
         try:
             lock = await self._locker.acquire(named_lock(job.name), NonInterruptibleHolder(), 0, to_remove=True)

@@ -1,4 +1,4 @@
-"""Log lines as text or JSON, one for every request.
+"""Log lines as text or JSON, one for each request.
 
 An application that embeds the server and has a log format of its own gets the fields as part of the message.
 """

@@ -1,4 +1,4 @@
-"""Gathers the bytes of one append into blocks worth a write, within the budget of all."""
+"""Gathering of the bytes of one append into batches that are worth a write, within the budget of all appends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class BatchWriter:
-    """Gathers one block while the writer stores another."""
+    """Writes the bytes of one append in batches: gathers one batch while the writer stores another."""
 
     def __init__(self, writer: Writer, budget: ByteBudget, release: Callable[[Sequence[Buffer]], None]) -> None:
         self._writer = writer
@@ -28,76 +28,76 @@ class BatchWriter:
 
     @property
     def gathered(self) -> int:
-        """The number of bytes that the writer does not have yet."""
+        """Number of bytes that were added and not passed to the writer yet."""
         return self._gathered_size
 
     @property
     def stored(self) -> int:
-        """The offset up to which bytes are stored without a gap."""
+        """Offset up to which bytes are stored without a gap."""
         return self._writer.stored
 
     @property
     def synced(self) -> int:
-        """The offset up to which bytes survive a power cut."""
+        """Offset up to which bytes survive a power cut."""
         return self._writer.synced
 
     @property
     def layout(self) -> str:
-        """Description of the stored bytes, for the record."""
+        """Layout of the stored bytes, for the record."""
         return self._writer.layout
 
     def parts(self, after: int) -> Sequence[UploadPart]:
-        """The stored parts that the ledger of a record at the offset `after` may lack."""
+        """Return the stored parts that the part list of a record at the offset `after` may lack."""
         return self._writer.parts(after)
 
     async def add(self, data: Buffer) -> None:
-        """Take the next bytes; raises what the storage says of earlier ones."""
+        """Add the next bytes; raises the error of an earlier write, if one failed."""
         if not self._budget.try_reserve(len(data)):
-            # An append waits only while it holds nothing, or all could wait for each other.
-            await self._hand_over()
+            # An append waits only while it holds no buffer; otherwise all appends could wait for each other.
+            await self._write_everything()
             await self._budget.reserve(len(data))
         self._gathered.append(data)
         self._gathered_size += len(data)
         if self._gathered_size >= self._budget.batch_size():
-            await self._write()
+            await self._write_gathered()
 
     async def flush(self, *, sync: bool) -> None:
-        """Have everything stored."""
+        """Store all added bytes, and sync them if `sync` is set."""
         gathered = self._start_writing()
         await self._writer.flush(gathered, sync=sync)
-        self._written()
+        self._release_written()
 
     async def checkpoint(self, *, sync: bool) -> None:
-        """Have as much stored as comes cheap."""
+        """Store as many added bytes as the storage can without extra cost, see `Writer.checkpoint`."""
         gathered = self._start_writing()
         await self._writer.checkpoint(gathered, sync=sync)
         await self._writer.write(())
-        self._written()
+        self._release_written()
 
     async def finish(self, *, sync: bool) -> bool:
-        """Have everything stored as the last bytes of the upload; True if that makes it whole."""
+        """Store all added bytes as the last ones of the upload; return whether the storage has all bytes of it."""
         gathered = self._start_writing()
         whole = await self._writer.finish(gathered, sync=sync)
-        self._written()
+        self._release_written()
         return whole
 
     async def finish_by(
         self, writer: ThreadedWriter, run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
     ) -> T:
-        """Do what `finish` does in a thread that `run` chooses; `writer` is the one of the construction."""
+        """Do what `finish` does in a thread that `run` chooses; `writer` must be the writer of this object."""
         gathered = self._start_writing()
         result = await writer.finish_by(gathered, run, sync=sync)
-        self._written()
+        self._release_written()
         return result
 
     async def discard(self, offset: int) -> None:
-        """Forget every byte from `offset` on, stored or not."""
-        self._forget_gathered()
+        """Discard every byte from `offset` on, stored or not."""
+        self._drop_gathered()
         await self._writer.discard(offset)
 
     async def close(self) -> None:
-        """Let go of everything; what was not flushed is lost."""
-        self._forget_gathered()
+        """Close the writer and release all buffers; bytes that were not flushed are lost."""
+        self._drop_gathered()
         try:
             await self._writer.close()
         except BaseException:
@@ -105,36 +105,36 @@ class BatchWriter:
             self._budget.release(self._writing_size)
             self._writing, self._writing_size = [], 0
             raise
-        self._written()
+        self._release_written()
 
-    async def _hand_over(self) -> None:
-        """Hold nothing any more."""
+    async def _write_everything(self) -> None:
+        """Write all added bytes and wait until the writer holds no buffer."""
         gathered = self._start_writing()
         await self._writer.write(gathered)
         await self._writer.write(())
-        self._written()
+        self._release_written()
 
-    async def _write(self) -> None:
+    async def _write_gathered(self) -> None:
         if self._gathered:
-            await self._writer.write(self._gathered)  # returns once the block before is stored
-            self._written()
+            await self._writer.write(self._gathered)  # returns once the batch before is stored
+            self._release_written()
             self._start_writing()
 
     def _start_writing(self) -> list[Buffer]:
-        """Hand the gathered buffers to the writer, beside those it may still have."""
+        """Return the gathered buffers and mark them as the writer's, beside those that the writer may still have."""
         gathered, self._gathered = self._gathered, []
         self._writing = [*self._writing, *gathered]
         self._writing_size += self._gathered_size
         self._gathered_size = 0
         return gathered
 
-    def _written(self) -> None:
-        """The writer is done with everything that it had."""
+    def _release_written(self) -> None:
+        """Release all buffers of the writer, which no longer uses them."""
         self._budget.release(self._writing_size)
         self._release_buffers(self._writing)
         self._writing, self._writing_size = [], 0
 
-    def _forget_gathered(self) -> None:
+    def _drop_gathered(self) -> None:
         self._budget.release(self._gathered_size)
         self._release_buffers(self._gathered)
         self._gathered, self._gathered_size = [], 0

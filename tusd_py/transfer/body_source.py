@@ -1,4 +1,4 @@
-"""The bytes of one request as they arrive, seen from the domain."""
+"""The contract of a request body, as the uploads see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tusd_py.core.errors import UploadError
 
 
 class BodySource(Protocol):
-    """Where an append gets its bytes from."""
+    """Source of the bytes of one append."""
 
     @property
     def declared_size(self) -> int | None:
@@ -19,29 +19,30 @@ class BodySource(Protocol):
 
     @property
     def arrived(self) -> Buffer | None:
-        """All bytes, if they are here and none was read: `read` then waits for nothing, and needs no `feed`."""
+        """The whole body if it is in memory and unread, otherwise None. `read` then neither waits nor needs `feed`."""
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:
-        """Take in bytes for as long as `reader`, a task that calls `read`, is not done.
+        """Receive bytes for as long as `reader`, a task that calls `read`, is not done.
 
-        Awaited by the request, whose own the connection is. If the request is cancelled the source is interrupted, and
-        the reader goes on with what has arrived.
+        Awaited by the task of the request, which owns the connection. If that task is cancelled the source is
+        interrupted, and the reader continues with the bytes that have arrived.
         """
 
     async def read(self) -> Buffer | None:
-        """The next bytes; perhaps none after `wake`; None at the end.
+        """Return the next bytes; empty ones after `wake` if none arrived; None at the end.
 
-        Raises `ClientDisconnected`, `ReadTimeout` or what `interrupt` was given, once all that had arrived was read.
+        Raises `ClientDisconnected`, `ReadTimeout` or the reason given to `interrupt`, once all bytes that had arrived
+        were read.
         """
 
     def release(self, buffers: Sequence[Buffer]) -> None:
-        """Nobody looks at these buffers, which `read` returned, any more."""
+        """Release buffers that `read` returned; the caller no longer reads them."""
 
     def silent_for(self) -> float:
-        """Seconds since the last bytes arrived, while somebody waits for them."""
+        """Return the seconds since the last bytes arrived; 0 while nobody waits for bytes."""
 
     def interrupt(self, reason: UploadError) -> None:
-        """End the reading, now or when `read` is called next."""
+        """Make `read` raise `reason`, now or when it is called next."""
 
     def wake(self) -> None:
-        """Make `read` return soon, with nothing if nothing arrived."""
+        """Make `read` return soon, with empty bytes if none arrived."""

@@ -1,4 +1,4 @@
-"""One bound for the bytes that all uploads together hold in memory, and the blocks they are received into."""
+"""The byte budget of all appends of a process, and the pool of buffers that request bodies are received into."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ MIN_BATCH_SIZE = 16 << 10
 
 
 class ByteBudget(ByteLimiter):
-    """The limit for buffered bytes; an append that waits for a reservation stops reading from its socket."""
+    """The limit for bytes held in memory; an append that waits for a reservation stops reading from its socket."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
         self.writers = 0
 
     def batch_size(self) -> int:
-        """Bytes worth gathering before they are written: a fair share, two batches a writer."""
+        """Return the size of a batch in bytes: a fair share of the budget, for two batches of each writer."""
         return max(MIN_BATCH_SIZE, min(MAX_BATCH_SIZE, self.total // (2 * max(1, self.writers))))
 
 
 class BufferPool:
-    """Blocks of memory to receive into, used again so that their pages are touched for the first time only once.
+    """Buffers to receive into, used again so that the kernel maps their pages only once.
 
-    A block belongs to a connection while it is being filled, however slowly that goes. So that slow clients never make
-    others wait, blocks have a bound of their own (half of the budget), beyond which only the smallest are given out.
+    A connection owns a buffer while it is being filled, however slowly. So that slow clients never make others wait,
+    the pool has a limit of its own (half of the budget); beyond it only the smallest buffers are lent.
     """
 
     def __init__(self, budget: ByteBudget) -> None:
@@ -36,23 +36,23 @@ class BufferPool:
         self._free_size = 0
 
     def acquire(self) -> PooledBuffer:
-        """Lend a buffer of a fair size, or of what is left, but never less than the smallest."""
+        """Lend a buffer of a fair size or of the room that is left, at least `MIN_BATCH_SIZE`."""
         size = 1 << (self._budget.batch_size().bit_length() - 1)
         while size > MIN_BATCH_SIZE and self._lent + size > self._limit:
             size //= 2
         self._lent += size
-        blocks = self._free.get(size)
-        if not blocks:
+        buffers = self._free.get(size)
+        if not buffers:
             return PooledBuffer.of(self, size)
         self._free_size -= size
-        return blocks.pop()
+        return buffers.pop()
 
-    def detach(self, block: PooledBuffer) -> None:
-        """Detach a filled block from the pool; its bytes count against `ByteBudget` from now on."""
-        self._lent -= len(block)
+    def detach(self, buffer: PooledBuffer) -> None:
+        """Detach a filled buffer from the pool; `ByteBudget` counts its bytes from now on."""
+        self._lent -= len(buffer)
 
-    def release(self, block: PooledBuffer) -> None:
-        """Take a detached buffer back whose bytes nobody reads any more."""
-        if self._free_size + len(block) <= self._limit:
-            self._free_size += len(block)
-            self._free.setdefault(len(block), []).append(block)
+    def release(self, buffer: PooledBuffer) -> None:
+        """Take back a detached buffer that is no longer read."""
+        if self._free_size + len(buffer) <= self._limit:
+            self._free_size += len(buffer)
+            self._free.setdefault(len(buffer), []).append(buffer)

@@ -118,7 +118,7 @@ class Bucket:
     async def check_multipart(self, key: str, multipart_id: str) -> None:
         """See that a multipart upload is still there; raises `UploadNotFound` if somebody has aborted it."""
         await self._client.call("list_parts", Key=key, UploadId=multipart_id, MaxParts=1)
-        self._seen.note(multipart_id)
+        self._seen.add(multipart_id)
 
     async def ensure_multipart(self, key: str, multipart_id: str) -> None:
         """Do what `check_multipart` does, unless the multipart upload was seen a moment ago."""
@@ -150,7 +150,7 @@ class Bucket:
                 raise MultipartMissing from None
             finally:
                 self.parts_in_flight -= 1
-        self._seen.note(multipart.id)
+        self._seen.add(multipart.id)
         return entry(number, start, end, answer["ETag"], checksum)
 
     async def copy_part(self, multipart: Multipart, number: int, start: int, source: Slice) -> UploadPart:
@@ -204,7 +204,7 @@ class Bucket:
         """Store bytes from offset `start` on as a new tail."""
         name = secrets.token_urlsafe(9)
         await self._client.send("put_object", pieces, Key=self.tail_key(upload, name), **protection(self.config))
-        self._seen.note(name)
+        self._seen.add(name)
         return Tail(name, start, start + sum(map(len, pieces)))
 
     async def check_tails(self, upload: Upload, tails: Sequence[Tail], start: int) -> None:
@@ -214,7 +214,7 @@ class Bucket:
             if tail.name not in self._seen:
                 if await self.head(self.tail_key(upload, tail.name)) is None:
                     raise StorageBehind(max(start, tail.start))
-                self._seen.note(tail.name)
+                self._seen.add(tail.name)
 
         results = await asyncio.gather(*map(check, tails), return_exceptions=True)
         for result in results:

@@ -54,7 +54,7 @@ class IdentityObject:
         if expected is None or expected in self._proven:
             return
         self.proof.judge(await self.read())
-        self._proven.note(expected)
+        self._proven.add(expected)
 
     async def renew(self) -> None:
         """Store the object once more after a day, for a rule that removes what is old."""
