@@ -358,8 +358,8 @@ def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
         for token, end, unreleased_predecessors in ((7, MIDDLE, False), (9, LATER, True)):
             writer = service.storage.writer(upload, token, unreleased_predecessors=unreleased_predecessors)
             await writer.flush([CONTENT[upload.offset : end]], sync=True)
-            after = replace(upload.at(end), layout=writer.layout)
-            upload = await service.state.update(upload, after, token, parts=writer.parts(upload.offset))
+            after = replace(upload.at(end), layout=writer.snapshot().storage_state)
+            upload = await service.state.update(upload, after, token)
             await writer.close()
         await close_service(service)
         return upload

@@ -127,7 +127,7 @@ async def test_a_join_of_segments_does_not_hold_up_writes(
         writer = storage.writer(upload, 2, unreleased_predecessors=1)
         await writer.flush([b"two"], sync=False)
         await writer.close()
-        joined.append(replace(upload, offset=7, length=7, layout=writer.layout))
+        joined.append(replace(upload, offset=7, length=7, layout=writer.snapshot().storage_state))
     held = HeldCopies(monkeypatch)
     try:
         joins = [asyncio.ensure_future(storage.complete(upload, sync=False)) for upload in joined]

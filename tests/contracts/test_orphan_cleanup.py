@@ -43,8 +43,9 @@ async def test_clean_asks_the_records_and_respects_the_locks(
         await writer.write([bytes(1 << 20)])
     await writer.flush([b"tail"], sync=True)
     assert await storage.clean(records, older_than=-60) == []  # nothing is committed, but the upload is in use
-    after = replace(NAMED, offset=writer.stored, layout=writer.layout)
-    stored = await state.update(NAMED, after, lock.token, parts=writer.parts(0))
+    done = writer.snapshot()
+    after = replace(NAMED, offset=done.offset, layout=done.storage_state)
+    stored = await state.update(NAMED, after, lock.token, parts=done.new_parts)
     await writer.close()
     await lock.release()
     assert await storage.clean(records, older_than=-60) == []

@@ -302,10 +302,10 @@ async def test_parts_leave_at_the_same_time_and_before_the_body_has_ended(opened
     for block in blocks_of(DATA[: 3 * PART]):
         await within(writer.write([block]))
     for _ in range(int(PATIENCE / 0.01)):
-        if writer.stored == 3 * PART:
+        if writer.snapshot().offset == 3 * PART:
             break
         await asyncio.sleep(0.01)
-    assert [part.end for part in writer.parts(0)] == [PART, 2 * PART, 3 * PART]
+    assert [part.end for part in writer.snapshot().new_parts] == [PART, 2 * PART, 3 * PART]
     await writer.close()
 
 
@@ -667,7 +667,7 @@ async def test_commits_that_failed_cost_no_acknowledged_byte(opened: Opener, ser
     writer = (await opened(server)).writer(upload, TOKEN)
     for number in range(40):
         await writer.flush([b"%d" % number], sync=True)
-        assert committed(upload, writer).offset > upload.offset
+        assert writer.snapshot().offset > upload.offset
     await writer.close()
     storage = await opened(server)
     assert await content(storage, await finish(storage, upload)) == b"acknowledged "

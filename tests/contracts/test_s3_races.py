@@ -210,7 +210,7 @@ async def test_all_bytes_of_a_part_are_committed_before_it_has_left(opened: Open
     other = storage.writer(replace(UPLOAD, id="other"), TOKEN)
     await within(write(first, data[: 3 * MIB]))
     await within(write(other, data[: 3 * MIB]))
-    assert first.stored == 3 * MIB  # it had to make room
+    assert first.snapshot().offset == 3 * MIB  # it had to make room
     apart: Held = Held(lambda request: not apart.reached and tail_of("first")(request))
     second_part = Held(lambda request: request.operation == "UploadPart" and request.part == 2)
     proxy.faults = lambda request: apart(request) or second_part(request)
@@ -223,7 +223,7 @@ async def test_all_bytes_of_a_part_are_committed_before_it_has_left(opened: Open
     apart.release()
     await within(writing)
     await asyncio.to_thread(second_part.wait)
-    await until(lambda: first.stored == 2 * PART)
+    await until(lambda: first.snapshot().offset == 2 * PART)
     record = committed(record, first)
     assert [part.number for part in record.ledger] == [1]
     second_part.release()
@@ -239,9 +239,9 @@ async def test_all_bytes_of_a_part_are_committed_before_it_has_left(opened: Open
 async def test_what_is_stored_stays_stored_after_the_object_was_made(storage: S3Storage) -> None:
     writer = storage.writer(replace(UPLOAD, length=7), TOKEN)
     assert await writer.finish([b"content"], sync=True)
-    assert writer.stored == 7
+    assert writer.snapshot().offset == 7
     await writer.flush(sync=False)
-    assert writer.stored == 7
+    assert writer.snapshot().offset == 7
     await writer.close()
 
 

@@ -34,7 +34,8 @@ async def append(
     writer = storage.writer(upload, token, unreleased_predecessors=unreleased_predecessors)
     await writer.flush([data], sync=True)
     await writer.close()
-    return replace(upload, offset=writer.stored, layout=writer.layout)
+    done = writer.snapshot()
+    return replace(upload, offset=done.offset, layout=done.storage_state)
 
 
 async def content(storage: SharedDiskStorage, upload: Upload) -> bytes:
@@ -98,7 +99,7 @@ async def test_a_sync_that_fails_after_another_host_took_over_leaves_the_finishe
     """The writer was frozen, or cut off from everything; the file of its name is another one now."""
     sleeper = storage.writer(UPLOAD, 5)
     await sleeper.flush([b"012"], sync=synced)
-    upload = replace(UPLOAD, offset=3, synced=sleeper.synced)
+    upload = replace(UPLOAD, offset=3, synced=sleeper.snapshot().synced)
     await sleeper.flush([b"34"], sync=False)
     upload = await append(storage, upload, b"3456789", 6, unreleased_predecessors=True)
     await storage.complete(upload, sync=True)
@@ -122,7 +123,7 @@ async def test_a_sync_proves_nothing_of_an_earlier_segment_whose_own_fails(
     with pytest.raises(StorageBehind) as behind:
         await write([b"3456789"], sync=True)
     assert behind.value.stored == 0
-    assert later.synced == 0
+    assert later.snapshot().synced == 0
     await later.close()
     await earlier.close()
     assert await storage.stored(upload) == 0
@@ -148,10 +149,10 @@ async def test_segments_that_were_synced_once_are_not_synced_again(
     await first.close()
     later = storage.writer(replace(UPLOAD, offset=3), 6, unreleased_predecessors=True)
     await later.flush([b"345"], sync=True)
-    assert later.synced == 6
+    assert later.snapshot().synced == 6
     os_faults.fail("fsync,fdatasync", "*/uploads/upload")
     await later.flush([b"678"], sync=True)
-    assert later.synced == 9
+    assert later.snapshot().synced == 9
     await later.close()
 
 

@@ -172,7 +172,7 @@ async def test_a_part_that_was_begun_with_more_memory_is_refused_not_read(tmp_pa
             break
         assert storage.buffered_bytes <= PART
     await writer.close()
-    await storage.delete(Upload("upload", 0.0, layout=writer.layout.replace('"mpu":"m",', "")))
+    await storage.delete(Upload("upload", 0.0, layout=writer.snapshot().storage_state.replace('"mpu":"m",', "")))
     await storage.close()
 
 
@@ -188,9 +188,10 @@ async def test_parts_get_smaller_with_the_memory_and_larger_again(tmp_path: Path
         for start in range(upload.offset, end, MEBI):
             await writer.write([data[start : min(end, start + MEBI)]])
         await writer.flush(sync=True)
-        assert writer.stored == end
-        upload = replace(upload, offset=end, layout=writer.layout)
-        assert [size_of(part) for part in writer.parts(end - sizes[-1])] == sizes[-1:]
+        done = writer.snapshot()
+        assert done.offset == end
+        upload = replace(upload, offset=end, layout=done.storage_state)
+        assert [size_of(part) for part in done.new_parts] == sizes[-1:]
         await writer.close()
         if len(sizes) == 3:
             await storage.delete(upload)
@@ -217,9 +218,10 @@ async def stored_as_tail(tmp_path: Path, upload: Upload, data: bytes, memory: in
     for start in range(0, len(data), MEBI):
         await writer.write([data[start : start + MEBI]])
     await writer.flush(sync=True)
-    upload = replace(upload, offset=writer.stored, layout=writer.layout)
+    done = writer.snapshot()
+    upload = replace(upload, offset=done.offset, layout=done.storage_state)
     assert upload.offset == len(data)
-    assert writer.parts(0) == []
+    assert not done.new_parts
     await writer.close()
     await storage.close()
     return upload
@@ -239,14 +241,16 @@ async def test_an_upload_whose_tail_exceeds_the_memory_of_now_goes_on_in_smaller
     for start in range(stored, len(data), MEBI):
         await writer.flush([data[start : start + MEBI]], sync=True)
         assert storage.buffered_bytes <= PART
-        upload = replace(upload, offset=writer.stored, layout=writer.layout)
-        parts += [part for part in writer.parts(0) if part not in parts]
+        done = writer.snapshot()
+        upload = replace(upload, offset=done.offset, layout=done.storage_state)
+        parts += done.new_parts
+        writer.committed(done)
     whole = await writer.finish(sync=True)
-    offset, layout = writer.stored, writer.layout
-    parts += [part for part in writer.parts(upload.offset) if part not in parts]
+    done = writer.snapshot()
+    parts += done.new_parts
     await writer.close()
-    upload = replace(upload, length=len(data), offset=offset, layout=layout)
-    assert offset == len(data)
+    upload = replace(upload, length=len(data), offset=done.offset, layout=done.storage_state)
+    assert done.offset == len(data)
     assert not whole
     upload = replace(upload, layout=await storage.complete(upload, parts, sync=True))
     assert b"".join([bytes(piece) async for piece in storage.read(upload, 0, len(data))]) == data
@@ -264,12 +268,12 @@ async def test_an_upload_that_goes_back_within_a_tail_larger_than_the_memory_kee
     writer = storage.writer(upload, 2)
     await writer.flush([b"wrong"], sync=True)
     await writer.discard(len(data))
-    assert writer.stored == len(data)
+    assert writer.snapshot().offset == len(data)
     await writer.finish([b"right"], sync=True)
-    offset, layout, parts = writer.stored, writer.layout, list(writer.parts(upload.offset))
+    done = writer.snapshot()
     await writer.close()
-    upload = replace(upload, offset=offset, layout=layout)
-    upload = replace(upload, layout=await storage.complete(upload, parts, sync=True))
-    assert b"".join([bytes(piece) async for piece in storage.read(upload, 0, offset)]) == data + b"right"
+    upload = replace(upload, offset=done.offset, layout=done.storage_state)
+    upload = replace(upload, layout=await storage.complete(upload, done.new_parts, sync=True))
+    assert b"".join([bytes(piece) async for piece in storage.read(upload, 0, done.offset)]) == data + b"right"
     await storage.delete(upload)
     await storage.close()

@@ -8,9 +8,10 @@ The calls for one upload, all by the holder of its lock::
     writer = storage.writer(upload, lock.token)
     await writer.write(buffers)                          # any number of times
     await writer.flush(sync=True)                        # or `checkpoint`; before each commit
-    after = replace(upload, offset=writer.stored, synced=writer.synced, layout=writer.layout)
-    parts = writer.parts(upload.offset)                  # in this order: `stored`, `synced`, `layout`, `parts`
-    upload = await state.update(upload, after, lock.token, parts=parts)
+    done = writer.snapshot()
+    after = replace(upload, offset=done.offset, synced=done.synced, layout=done.storage_state)
+    upload = await state.update(upload, after, lock.token, parts=done.new_parts)
+    writer.committed(done)                               # only if the commit has succeeded
     if not await writer.finish(last_buffers, sync=True):     # then a commit with the status "finishing"
         layout = await storage.complete(upload, parts_of_upload, sync=True)
     ...                                                  # a commit with the status "complete"
@@ -56,11 +57,26 @@ def largest_piece(most: int) -> int:
     return most
 
 
+@dataclass(frozen=True, slots=True)
+class WriterSnapshot:
+    """The bytes that a writer has stored at one moment, as the record of the upload is to describe them.
+
+    The caller commits all of it in one change of the record.
+    """
+
+    offset: int  # bytes are stored up to here without a gap (`Upload.offset`)
+    synced: int = 0  # bytes survive a power cut up to here (`Upload.synced`); 0 if the storage does not tell
+    storage_state: str = ""  # text about the bytes up to `offset` that only this storage can read (`Upload.layout`)
+    # Parts up to `offset` that the part list in the state store may lack, in the order of their numbers.
+    new_parts: Sequence[UploadPart] = ()
+
+
 class Writer(Protocol):
     """Appends to one upload from its committed offset on.
 
     One lock holder uses a writer, from one task. Invariant: after an error no more bytes are taken, since they would
-    not follow those before them; every later call raises an error too, except `discard` and `close`.
+    not follow those before them; every later call raises an error too, except `snapshot`, `committed`, `discard` and
+    `close`.
 
     Example::
 
@@ -68,7 +84,7 @@ class Writer(Protocol):
         try:
             await writer.write([b"hello, "])
             await writer.flush([b"world"], sync=True)
-            assert writer.stored == upload.offset + 12
+            assert writer.snapshot().offset == upload.offset + 12
         finally:
             await writer.close()
     """
@@ -94,8 +110,8 @@ class Writer(Protocol):
             sync: wait until they survive a power cut.
 
         Raises:
-            StorageFull: there is no room; `stored` tells how many bytes there was room for.
-            StorageUnavailable: the storage cannot be used; `stored` tells how far it got.
+            StorageFull: there is no room; the next snapshot tells how many bytes there was room for.
+            StorageUnavailable: the storage cannot be used; the next snapshot tells how far it got.
             StorageBehind: the storage has fewer bytes than were committed, or a sync has failed, once and for all. The
                 server takes the offset of the upload back to `StorageBehind.stored`.
             StorageAhead: the storage has the complete upload.
@@ -120,29 +136,21 @@ class Writer(Protocol):
             UploadError: as `flush`.
         """
 
-    @property
-    def stored(self) -> int:
-        """The offset up to which bytes are stored without a gap.
+    def snapshot(self) -> WriterSnapshot:
+        """Return what is stored now, to be committed. Does no I/O, and never raises.
 
-        Read it first, after `flush`, `checkpoint` or `finish`: `layout` and `parts` describe the bytes up to here.
+        Call it after `flush`, `checkpoint` or `finish` with the `sync` that the commit needs: the snapshot counts bytes
+        that are stored, and only that call has waited for a sync of them.
+
+        Invariant: what a snapshot describes stays in the storage until `committed` has been called with a later one.
+        The change of the record may succeed although its caller is cancelled, or never learns of it.
         """
 
-    @property
-    def synced(self) -> int:
-        """The offset up to which bytes survive a power cut (`Upload.synced`); 0 if the storage does not tell."""
+    def committed(self, snapshot: WriterSnapshot) -> None:
+        """Take note that the record describes this snapshot, the last one that was taken. Does no I/O.
 
-    @property
-    def layout(self) -> str:
-        """The description of the bytes up to `stored` that only this storage can read (`Upload.layout`); may be empty.
-
-        The caller commits it: a storage may take it as published from now on.
-        """
-
-    def parts(self, after: int) -> Sequence[UploadPart]:
-        """Return the parts up to `stored` that the state store may not have yet, in the order of their numbers.
-
-        Args:
-            after: the offset of the committed record; parts that end before it are committed.
+        The storage may then remove what only earlier records described, and leave the parts of the snapshot out of the
+        next one. Not called if the commit has failed, or if its outcome is not known.
         """
 
     async def discard(self, offset: int) -> None:
@@ -162,7 +170,8 @@ class Writer(Protocol):
 class ThreadedWriter(Writer, Protocol):
     """A writer that stores in a thread, in which the commit can follow the last bytes directly.
 
-    Saves the way through the event loop between both; only the built-in disk storage needs it.
+    Saves the way through the event loop between both; only the built-in disk storage needs it. `snapshot` may be called
+    in that thread once the bytes are stored; `committed` is not called after the last bytes.
     """
 
     def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:

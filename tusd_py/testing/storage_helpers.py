@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from tusd_py.contracts.storage import Buffer, Storage, Writer
+from tusd_py.contracts.storage import Buffer, Storage, Writer, WriterSnapshot
 from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
 from tusd_py.testing.support import pytest, within
@@ -31,12 +31,25 @@ def record_of(upload: Upload) -> Record:
 
 
 def committed(upload: Upload, writer: Writer) -> Record:
-    """The upload as it is once what the writer stored is committed."""
+    """Commit what the writer has stored; return the upload as it is then."""
+    snapshot = writer.snapshot()
+    record = described(upload, snapshot)
+    writer.committed(snapshot)
+    return record
+
+
+def described(upload: Upload, snapshot: WriterSnapshot) -> Record:
+    """Return the upload as it is once a snapshot is committed."""
     record = record_of(upload)
-    offset, layout = writer.stored, writer.layout
-    ledger = {part.number: part for part in (*record.ledger, *writer.parts(upload.offset))}
-    parts = tuple(ledger[number] for number in sorted(ledger))
-    return replace(record, offset=offset, layout=layout, ledger=parts, token=TOKEN)
+    parts = {part.number: part for part in (*record.ledger, *snapshot.new_parts)}
+    return replace(
+        record,
+        offset=snapshot.offset,
+        synced=snapshot.synced,
+        layout=snapshot.storage_state,
+        ledger=tuple(parts[number] for number in sorted(parts)),
+        token=TOKEN,
+    )
 
 
 async def append(storage: Storage, upload: Upload, *blocks: Sequence[Buffer], sync: bool = False) -> Record:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tusd_py.contracts.storage import Buffer, Storage, Writer
 from tusd_py.core.errors import StorageBehind, StoredElsewhere, UploadNotFound
+from tusd_py.core.upload import Upload
 from tusd_py.testing.concatenation_suite import ConcatenationTests
 from tusd_py.testing.storage_helpers import (
     LARGE,
@@ -19,6 +20,7 @@ from tusd_py.testing.storage_helpers import (
     assert_takes_no_more,
     committed,
     content,
+    described,
     finish,
     store,
 )
@@ -104,16 +106,16 @@ class StorageSuite(ConcatenationTests):
     @pytest.mark.parametrize("sync", [False, True])
     async def test_what_was_written_is_read(self, storage: Storage, sync: bool) -> None:
         writer = storage.writer(UPLOAD, TOKEN)
-        assert writer.stored == 0
+        assert writer.snapshot().offset == 0
         await writer.write([b"one ", b"two "])
         await writer.flush(sync=sync)
-        assert writer.stored == 8
+        assert writer.snapshot().offset == 8
         await writer.write([b"three"])
         await writer.write([b" four"])
         await writer.flush([b" five", b" six"], sync=sync)
-        assert writer.stored == 27
+        assert writer.snapshot().offset == 27
         await writer.flush([], sync=sync)
-        assert writer.stored == 27
+        assert writer.snapshot().offset == 27
         upload = committed(UPLOAD, writer)
         await writer.close()
         assert upload.offset == 27
@@ -124,7 +126,7 @@ class StorageSuite(ConcatenationTests):
     async def test_nothing_written_is_nothing_stored(self, storage: Storage, sync: bool) -> None:
         writer = storage.writer(UPLOAD, TOKEN)
         await writer.flush(sync=sync)
-        assert writer.stored == 0
+        assert writer.snapshot().offset == 0
         upload = committed(UPLOAD, writer)
         await writer.close()
         assert await storage.stored(upload) == 0
@@ -159,7 +161,7 @@ class StorageSuite(ConcatenationTests):
         if written:
             await writer.write(written)
         whole = await writer.finish(last, sync=sync)
-        assert writer.stored == len(expected)
+        assert writer.snapshot().offset == len(expected)
         upload = complete = committed(upload, writer)
         await writer.close()
         reader = await storages.open()
@@ -239,12 +241,12 @@ class StorageSuite(ConcatenationTests):
         await within(writer.write([b"one"]))
         writing = asyncio.ensure_future(writer.write([b"two"]))
         await assert_waits(writing)
-        assert writer.stored == 0
+        assert writer.snapshot().offset == 0
         gate.opened.set()
         await within(writing)
         assert gate.passed >= 3
         await within(writer.flush(sync=False))
-        assert writer.stored == 6
+        assert writer.snapshot().offset == 6
         await writer.close()
 
     async def test_a_slow_upload_does_not_hold_up_the_others(self, storage: Storage, gate: Gate) -> None:
@@ -302,6 +304,75 @@ class StorageSuite(ConcatenationTests):
         await writer.close()
         assert seen == [b"new"]
 
+    # Snapshots.
+
+    @pytest.mark.parametrize("sync", [False, True])
+    async def test_a_snapshot_claims_no_sync_that_was_not_made(self, storage: Storage, sync: bool) -> None:
+        writer = storage.writer(UPLOAD, TOKEN)
+        await writer.flush([b"first"], sync=sync)
+        first = writer.snapshot()
+        await writer.flush([b"second"], sync=False)
+        second = writer.snapshot()
+        await writer.close()
+        assert first.offset == 5
+        assert first.synced in ((0, 5) if sync else (0,))
+        assert second.offset == 11
+        assert second.synced == first.synced
+
+    async def test_a_snapshot_changes_nothing_by_being_taken(self, storage: Storage) -> None:
+        writer = storage.writer(UPLOAD, TOKEN)
+        await writer.flush([LARGE, b"end"], sync=True)
+        first, second = writer.snapshot(), writer.snapshot()
+        await writer.close()
+        assert first == second
+
+    async def test_a_snapshot_whose_commit_was_not_reported_is_kept(
+        self, storages: Instances[Storage], storage: Storage
+    ) -> None:
+        """The change of the record succeeded, but its answer was lost or its caller cancelled."""
+        writer = storage.writer(UPLOAD, TOKEN)
+        await writer.flush([LARGE, b"end"], sync=True)
+        upload = described(UPLOAD, writer.snapshot())
+        await writer.close()
+        assert await storage.stored(upload) == len(LARGE) + 3
+        assert await content(storage, await finish(await storages.open(), upload)) == LARGE + b"end"
+
+    async def test_bytes_of_a_snapshot_that_was_not_committed_are_in_the_next_one(
+        self, storages: Instances[Storage], storage: Storage
+    ) -> None:
+        writer = storage.writer(UPLOAD, TOKEN)
+        await writer.flush([LARGE], sync=True)
+        writer.snapshot()
+        await writer.flush([b"end"], sync=True)
+        upload = committed(UPLOAD, writer)
+        await writer.close()
+        assert await content(storage, await finish(await storages.open(), upload)) == LARGE + b"end"
+
+    async def test_snapshots_committed_one_after_another_describe_all_bytes(
+        self, storages: Instances[Storage], storage: Storage
+    ) -> None:
+        upload: Upload = UPLOAD
+        writer = storage.writer(upload, TOKEN)
+        for block in (LARGE, b"between", LARGE, b"end"):
+            await writer.flush([block], sync=True)
+            upload = committed(upload, writer)
+        await writer.close()
+        assert upload.offset == 2 * len(LARGE) + 10
+        assert (
+            await content(storage, await finish(await storages.open(), upload)) == LARGE + b"between" + LARGE + b"end"
+        )
+
+    @WAYS_TO_WRITE
+    async def test_the_snapshot_after_an_error_has_the_bytes_from_before_it(
+        self, storage: Storage, write: Write
+    ) -> None:
+        upload = await append(storage, UPLOAD, [b"abc"])
+        writer = storage.writer(upload.at(10), TOKEN)
+        with pytest.raises(StorageBehind):
+            await write(writer)
+        assert writer.snapshot().offset == 10
+        await writer.close()
+
     # Discarding.
 
     @pytest.mark.parametrize("offset", [4, 5, 11, 12])
@@ -314,12 +385,12 @@ class StorageSuite(ConcatenationTests):
         if flushed:
             await writer.flush(sync=False)
         await writer.discard(offset)
-        assert writer.stored <= offset
+        assert writer.snapshot().offset <= offset
         await writer.flush(sync=True)
-        assert writer.stored == offset
+        assert writer.snapshot().offset == offset
         assert await storage.stored(committed(upload, writer)) == offset
         await writer.flush([b"!"], sync=True)
-        assert writer.stored == offset + 1
+        assert writer.snapshot().offset == offset + 1
         upload = committed(upload, writer)
         await writer.close()
         complete = await finish(storage, upload)
@@ -329,7 +400,7 @@ class StorageSuite(ConcatenationTests):
         writer = storage.writer(UPLOAD, TOKEN)
         await writer.discard(0)
         await writer.flush(sync=False)
-        assert writer.stored == 0
+        assert writer.snapshot().offset == 0
         await writer.close()
         assert await storage.stored(UPLOAD) == 0
 

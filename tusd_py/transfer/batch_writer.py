@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from tusd_py.contracts.storage import ThreadedWriter, Writer
+from tusd_py.contracts.storage import ThreadedWriter, Writer, WriterSnapshot
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.upload import UploadPart
 from tusd_py.transfer.budget import ByteBudget
 
 T = TypeVar("T")
@@ -31,24 +30,13 @@ class BatchWriter:
         """Number of bytes that were added and not passed to the writer yet."""
         return self._gathered_size
 
-    @property
-    def stored(self) -> int:
-        """Offset up to which bytes are stored without a gap."""
-        return self._writer.stored
+    def snapshot(self) -> WriterSnapshot:
+        """See `Writer.snapshot`."""
+        return self._writer.snapshot()
 
-    @property
-    def synced(self) -> int:
-        """Offset up to which bytes survive a power cut."""
-        return self._writer.synced
-
-    @property
-    def layout(self) -> str:
-        """Layout of the stored bytes, for the record."""
-        return self._writer.layout
-
-    def parts(self, after: int) -> Sequence[UploadPart]:
-        """Return the stored parts that the part list of a record at the offset `after` may lack."""
-        return self._writer.parts(after)
+    def committed(self, snapshot: WriterSnapshot) -> None:
+        """See `Writer.committed`."""
+        self._writer.committed(snapshot)
 
     async def add(self, data: Buffer) -> None:
         """Add the next bytes; raises the error of an earlier write, if one failed."""

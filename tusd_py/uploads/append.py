@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tusd_py.contracts.storage import ThreadedWriter, Writer
+from tusd_py.contracts.storage import ThreadedWriter, Writer, WriterSnapshot
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
@@ -208,8 +208,7 @@ class Append:
             await self._blocks.checkpoint(sync=self._sync and self._verification is None)
         if self._verification is not None:  # not even a length that the request declared counts yet
             return await self._commit_checkpoint(requested)
-        self._advance()
-        return await self._commit_upload(requested)
+        return await self._commit_snapshot(requested)
 
     async def _commit_checkpoint(self, requested: bool) -> Upload:
         """Answer a request for a commit with the record as it is."""
@@ -225,23 +224,29 @@ class Append:
             )
         return self._stored_record
 
-    def _advance(self) -> None:
-        self.upload = self._reached()
+    def _reached(self, snapshot: WriterSnapshot) -> Upload:
+        """Return the upload with all that is stored."""
+        return replace(self.upload, offset=snapshot.offset, synced=snapshot.synced, layout=snapshot.storage_state)
 
-    def _reached(self) -> Upload:
-        """The upload with all that is stored."""
-        blocks = self._blocks
-        return replace(self.upload, offset=blocks.stored, synced=blocks.synced, layout=blocks.layout)
-
-    async def _commit_upload(self, requested: bool = False, *, whole: bool = False) -> Upload:
-        if requested:
-            self.upload = replace(self.upload, checkpoint=self._stored_record.checkpoint + 1)
-        if self.upload != self._stored_record or self.upload.has_all_bytes:
-            before = self._stored_record
-            changed = self.upload.offset > before.offset or self.upload.layout != before.layout
-            parts = self._blocks.parts(before.offset) if changed else ()
-            self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, whole)
+    async def _commit_snapshot(self, requested: bool, *, whole: bool = False) -> Upload:
+        """Commit all that is stored."""
+        snapshot = self._blocks.snapshot()
+        self.upload = self._reached(snapshot)
+        if await self._commit_upload(requested, snapshot.new_parts, whole=whole):
+            self._blocks.committed(snapshot)
         return self.upload
+
+    async def _commit_upload(
+        self, requested: bool = False, parts: Sequence[UploadPart] = (), *, whole: bool = False
+    ) -> bool:
+        """Commit the upload as it is to be; return False if the state store has it so already."""
+        before = self._stored_record
+        if requested:
+            self.upload = replace(self.upload, checkpoint=before.checkpoint + 1)
+        if self.upload == before and not self.upload.has_all_bytes:
+            return False
+        self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, whole)
+        return True
 
     async def _finish(self) -> Upload:
         """The source has ended as it should."""
@@ -260,8 +265,7 @@ class Append:
             async with slots or contextlib.nullcontext():
                 return await self._finish_in_thread(last, sync=sync)
         whole = await self._blocks.finish(sync=sync)
-        self._advance()
-        return await self._commit_upload(self._commit_requested, whole=whole)
+        return await self._commit_snapshot(self._commit_requested, whole=whole)
 
     async def _finish_in_thread(self, last: LastStep, *, sync: bool) -> Upload:
         """Store and commit in one go, without coming back to the event loop in between."""
@@ -272,7 +276,7 @@ class Append:
         def run(store: Callable[[], None]) -> asyncio.Future[Upload]:
             def reach() -> Upload:
                 store()
-                return replace(self._reached(), checkpoint=checkpoint)
+                return replace(self._reached(self._blocks.snapshot()), checkpoint=checkpoint)
 
             return last.run(before, reach, size)
 
@@ -285,18 +289,19 @@ class Append:
         if self._verification is not None:
             await self._blocks.discard(self._stored_record.offset)
             # Without a length that the request declared, too; but the storage may have used up something for good.
-            self.upload = replace(self._stored_record, layout=self._blocks.layout)
-            await self._commit_upload(self._commit_requested)
+            snapshot = self._blocks.snapshot()
+            self.upload = replace(self._stored_record, layout=snapshot.storage_state)
+            if await self._commit_upload(self._commit_requested, snapshot.new_parts):
+                self._blocks.committed(snapshot)
             return
         try:
             await self._blocks.flush(sync=self._sync)
         except StorageBehind:
             raise
-        except UploadError:  # the storage is what fails; `stored` says how far it got
+        except UploadError:  # the storage is what fails; the snapshot says how far it got
             if self._sync:
                 return  # and what is not synced does not count
-        self._advance()
-        await self._commit_upload(self._commit_requested)
+        await self._commit_snapshot(self._commit_requested)
 
     async def _go_back(self, stored: int) -> None:
         """The storage lost bytes (a power cut): the offset goes back to what is really there."""

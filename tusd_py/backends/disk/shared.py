@@ -205,7 +205,7 @@ class SharedDiskWriter(DiskWriter):
         self._inherited = unreleased_predecessors
         self._first_path = path
         self._held = segments(upload.layout, upload.offset)
-        self.layout = layout_of(self._held)
+        self._storage_state = layout_of(self._held)
 
     def _open(self) -> None:
         last = self._held[-1]
@@ -224,17 +224,17 @@ class SharedDiskWriter(DiskWriter):
         path = segment_path(self._path, self._token)
         self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._path, self._file_start, self._new_name = path, self._start, True
-        self.layout = layout_of([*self._held, Segment(self._token, self._start, self._start)])
+        self._storage_state = layout_of([*self._held, Segment(self._token, self._start, self._start)])
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
-        """Sync the file, and once those before it: only then nothing before `stored` is in doubt."""
-        synced = self.synced
+        """Sync the file, and once those before it: only then nothing that is stored is in doubt."""
+        synced = self._synced
         super()._sync(names=names, with_call=with_call)
         if synced < self._file_start:
-            self.synced = synced
+            self._synced = synced
             earlier = [span for span in self._held if span.start < span.end <= self._file_start]
             self._shared.sync_spans(self._first_path, earlier, synced, names=True)
-            self.synced = self.stored
+            self._synced = self._stored
 
     def _open_if_own(self, path: Path) -> bool:
         """Open the file if it ends where this writer begins."""

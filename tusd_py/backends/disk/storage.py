@@ -30,7 +30,7 @@ from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.files import NO_ROOM, FileTree, Modes, copy_range
 from tusd_py.backends.disk.identity import IdentityFile
 from tusd_py.backends.disk.syncs import Syncs, inode_of, sync_data, sync_file
-from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
+from tusd_py.contracts.storage import Buffer, Observer, PieceSize, WriterSnapshot, largest_piece
 from tusd_py.core.errors import (
     PartBehind,
     StorageAhead,
@@ -425,8 +425,6 @@ class Steps:
 class DiskWriter:
     """Writes at explicit offsets; one block is written while the next one fills."""
 
-    layout = ""
-
     def __init__(self, storage: DiskStorage, path: Path, upload: Upload, observer: Observer | None) -> None:
         self._storage = storage
         self._path = path  # of the file that is written to
@@ -436,11 +434,15 @@ class DiskWriter:
         self._descriptor = -1
         self._jobs = SerialTask()
         self._new_name = upload.offset == 0  # this writer may make the file
-        self.stored = upload.offset
-        self.synced = min(upload.synced, upload.offset)
+        self._stored = upload.offset
+        self._synced = min(upload.synced, upload.offset)
+        self._storage_state = ""
 
-    def parts(self, after: int) -> Sequence[UploadPart]:
-        return ()
+    def snapshot(self) -> WriterSnapshot:
+        return WriterSnapshot(self._stored, self._synced, self._storage_state)
+
+    def committed(self, snapshot: WriterSnapshot) -> None:
+        """Earlier records described the same files."""
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         await self._jobs.settle()
@@ -462,7 +464,7 @@ class DiskWriter:
             return False  # this writer has not even opened the file
         self._jobs.start(self._storage.run(lambda: self._finish(buffers, sync)))
         await self._jobs.settle()
-        return not self.layout
+        return not self._storage_state
 
     def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
         try:
@@ -499,7 +501,7 @@ class DiskWriter:
         await self._jobs.wait()
         if self._descriptor >= 0:
             await self._storage.run(lambda: self._truncate(offset))
-        self.stored = offset
+        self._stored = offset
 
     async def close(self) -> None:
         await self._jobs.wait()
@@ -521,8 +523,8 @@ class DiskWriter:
 
     def _write_all(self, buffers: list[Buffer]) -> None:
         while buffers:
-            written = os.pwritev(self._descriptor, buffers, self.stored)
-            self.stored += written
+            written = os.pwritev(self._descriptor, buffers, self._stored)
+            self._stored += written
             while buffers and written >= len(buffers[0]):
                 written -= len(buffers[0])
                 del buffers[0]
@@ -570,9 +572,9 @@ class DiskWriter:
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
         self._storage.syncs.sync(
-            self._descriptor, self._path, self.synced, start=self._file_start, names=names, with_call=with_call
+            self._descriptor, self._path, self._synced, start=self._file_start, names=names, with_call=with_call
         )
-        self.synced = self.stored
+        self._synced = self._stored
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -580,13 +582,13 @@ class DiskWriter:
         try:
             os.close(descriptor)
         except OSError as error:  # NFS stores, and tells what it could not store, when a file is closed
-            self._storage.syncs.lost(self._path, self.synced, error, start=self._file_start, inode=inode)
+            self._storage.syncs.lost(self._path, self._synced, error, start=self._file_start, inode=inode)
 
     def _truncate(self, offset: int) -> None:
         with file_errors():
             if os.fstat(self._descriptor).st_size > offset:  # a failed sync may have cut it off: a hole would count
                 os.ftruncate(self._descriptor, offset)
-        self.synced = min(self.synced, offset)
+        self._synced = min(self._synced, offset)
 
 
 def _day(upload: Upload) -> str:

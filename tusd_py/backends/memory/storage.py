@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TypeAlias
 
 from tusd_py.asyncutil.serial_task import SerialTask
-from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
+from tusd_py.contracts.storage import Buffer, Observer, PieceSize, WriterSnapshot, largest_piece
 from tusd_py.core.errors import PartBehind, ServerShutdown, StorageBehind, StoredElsewhere, UploadNotFound
 from tusd_py.core.upload import Upload, UploadPart
 
@@ -107,14 +107,11 @@ class MemoryStorage:
 class MemoryWriter:
     """Appends to one upload. An observer may take long, so every step runs in a worker thread."""
 
-    synced = 0
-    layout = ""
-
     def __init__(self, stored: StoredBytes, upload: Upload, observer: Observer | None) -> None:
         self._data = stored.setdefault(upload.id, bytearray())
         self._observer = observer
         self._steps = SerialTask()
-        self.stored = upload.offset
+        self._offset = upload.offset
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """See `Writer.write`."""
@@ -135,15 +132,18 @@ class MemoryWriter:
         await self.flush(buffers, sync=sync)
         return True
 
-    def parts(self, after: int) -> Sequence[UploadPart]:
-        """See `Writer.parts`."""
-        return ()
+    def snapshot(self) -> WriterSnapshot:
+        """See `Writer.snapshot`."""
+        return WriterSnapshot(self._offset)
+
+    def committed(self, snapshot: WriterSnapshot) -> None:
+        """See `Writer.committed`."""
 
     async def discard(self, offset: int) -> None:
         """See `Writer.discard`."""
         await self._steps.wait()
         del self._data[offset:]
-        self.stored = min(self.stored, offset)
+        self._offset = min(self._offset, offset)
 
     async def close(self) -> None:
         """See `Writer.close`."""
@@ -151,14 +151,14 @@ class MemoryWriter:
 
     def _append(self, buffers: Sequence[Buffer]) -> None:
         """Drop what was not committed, then append. Runs in a worker thread."""
-        if len(self._data) < self.stored:
+        if len(self._data) < self._offset:
             raise StorageBehind(len(self._data))
-        del self._data[self.stored :]
+        del self._data[self._offset :]
         for buffer in buffers:
             if self._observer is not None:
                 self._observer(buffer)
             self._data += buffer
-            self.stored += len(buffer)
+            self._offset += len(buffer)
 
 
 def _check_ownership(upload: Upload) -> None:

@@ -9,6 +9,7 @@ from tusd_py.backends.s3.layout import Layout, Multipart, Tail, dump
 from tusd_py.backends.s3.object_keys import object_key
 from tusd_py.backends.s3.part_sizes import PartSizes
 from tusd_py.backends.s3.tails import SupersededTails
+from tusd_py.contracts.storage import WriterSnapshot
 from tusd_py.core.upload import Upload, UploadPart
 
 
@@ -17,7 +18,7 @@ class StoredBytes:
 
     Invariants: the bytes up to `parts_end` are in parts, those from there to `offset` in tails, without a gap; a tail
     that a committed record may name is never deleted. A record learns of parts and tails by `take_snapshot`, and
-    `committed` says which record counts.
+    `committed` says that it has.
     """
 
     def __init__(self, config: S3Config, upload: Upload, opened: Layout, sizes: PartSizes, next_number: int) -> None:
@@ -41,7 +42,7 @@ class StoredBytes:
         self._made: list[str] = []  # tails of this writer
         self._published: set[str] = set()  # tails and multipart uploads that a snapshot named
         self._published_next = opened.next_number
-        self._published_parts = {upload.offset: 0}  # how many parts were in a snapshot, by the offset of its record
+        self._committed_parts = 0  # the first so many of `parts` are in the part list of the record
 
     # The record.
 
@@ -63,26 +64,23 @@ class StoredBytes:
             whole=self.whole,
         )
 
-    def take_snapshot(self) -> str:
-        """Return the layout for a record at `offset`, and note that a record may name all of it from now on."""
+    def take_snapshot(self) -> WriterSnapshot:
+        """Return the state up to `offset`, and note that a record may name all of it from now on."""
         if not self._changed:
-            return self._upload.layout
+            return WriterSnapshot(self.offset, storage_state=self._upload.layout)
         layout = self.describe()
         self._published.update(layout.tail_names)
         self._published.add(layout.multipart)
         self._published_next = layout.next_number
-        self.superseded.record_published(self.offset)
-        self._published_parts.setdefault(self.offset, sum(part.end <= self.offset for part in self.parts))
-        return dump(layout)
-
-    def committed(self, offset: int) -> None:
-        """Note that the record at `offset` counts now: tails that it does not need are needed by nothing."""
-        self.superseded.record_committed(offset)
-
-    def parts_after(self, offset: int) -> list[UploadPart]:
-        """Return the stored parts that the part list of the record at `offset` lacks."""
+        self.superseded.snapshot_taken()
         # Not by their ends: a part may hold bytes that were committed as tails before.
-        return [part for part in self.parts[self._published_parts.get(offset, 0) :] if part.end <= self.offset]
+        new_parts = tuple(self.parts[self._committed_parts :])
+        return WriterSnapshot(self.offset, storage_state=dump(layout), new_parts=new_parts)
+
+    def committed(self, snapshot: WriterSnapshot) -> None:
+        """Note that the record is as the last snapshot: tails that it does not need are needed by nothing."""
+        self.superseded.snapshot_committed()
+        self._committed_parts += len(snapshot.new_parts)
 
     # Progress.
 
@@ -133,7 +131,7 @@ class StoredBytes:
     def rewind(self, offset: int) -> list[str]:
         """Forget what was stored from `offset` on; return the names of tails that no record names, to be deleted."""
         self.parts = [part for part in self.parts if part.end <= offset]
-        self._published_parts = {self._upload.offset: 0}
+        self._committed_parts = 0
         opened_end = min(self.opened.parts_end, self._upload.offset)
         self.parts_end = max([opened_end, *(part.end for part in self.parts)])
         tails = self._tails_up_to(offset)

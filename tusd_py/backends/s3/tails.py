@@ -20,20 +20,19 @@ class SupersededTails:
         self.names = [*deletable, *others]
         self._deletable = len(deletable)
         self._deleted = 0
-        self._counts: dict[int, int] = {}  # how many had ever been superseded, by the offset of a published record
+        self._in_snapshot = 0  # how many had ever been superseded when the last snapshot was taken
 
     def add(self, name: str) -> None:
         """Note that a tail is no longer needed by the next record."""
         self.names.append(name)
 
-    def record_published(self, offset: int) -> None:
-        """Note that the record at `offset`, if it is committed, does not need the tails superseded so far."""
-        self._counts.setdefault(offset, self._deleted + len(self.names))
+    def snapshot_taken(self) -> None:
+        """Note that a record with this snapshot does not need the tails superseded so far."""
+        self._in_snapshot = self._deleted + len(self.names)
 
-    def record_committed(self, offset: int) -> None:
-        """Make deletable what the record at `offset`, now committed, did not need."""
-        count = self._counts.get(offset, 0) - self._deleted
-        self._deletable = max(self._deletable, count)
+    def snapshot_committed(self) -> None:
+        """Make deletable what the record, which now has the last snapshot, does not need."""
+        self._deletable = max(self._deletable, self._in_snapshot - self._deleted)
 
     def next_batch(self) -> list[str]:
         """Return the names to delete now; none if they are too few to be worth a request."""
@@ -49,8 +48,7 @@ class SupersededTails:
     def replace(self, names: Sequence[str]) -> None:
         """Begin anew with these names; none is deletable before the next commit."""
         self.names = list(names)
-        self._deletable = self._deleted = 0
-        self._counts.clear()
+        self._deletable = self._deleted = self._in_snapshot = 0
 
 
 def worth_merging(tails: Sequence[Tail], start: int, end: int) -> list[Tail]:

@@ -13,10 +13,10 @@ from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.open_part import OpenPart
 from tusd_py.backends.s3.part_uploads import PartUploader
 from tusd_py.backends.s3.stored_bytes import StoredBytes
-from tusd_py.contracts.storage import Observer
+from tusd_py.contracts.storage import Observer, WriterSnapshot
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import MaxSizeExceeded, StorageBehind
-from tusd_py.core.upload import Upload, UploadPart
+from tusd_py.core.upload import Upload
 
 
 class S3Writer:
@@ -24,8 +24,6 @@ class S3Writer:
 
     One job at a time runs for the caller; parts on their way to S3 have tasks of their own, and so has a spill.
     """
-
-    synced = 0  # S3 keeps what it has confirmed
 
     def __init__(
         self,
@@ -54,21 +52,6 @@ class S3Writer:
 
     # The contract.
 
-    @property
-    def stored(self) -> int:
-        """The offset up to which bytes are stored without a gap."""
-        return self._bytes.offset
-
-    @property
-    def layout(self) -> str:
-        """The layout for a record at `stored`, which may name all of it from now on."""
-        return self._bytes.take_snapshot()
-
-    def parts(self, after: int) -> Sequence[UploadPart]:
-        """Return the parts that the record at `after` lacks, and note that this record is committed."""
-        self._bytes.committed(after)
-        return self._bytes.parts_after(after)
-
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """See `Writer.write`."""
         await self._jobs.settle()
@@ -94,6 +77,14 @@ class S3Writer:
         self._jobs.start(self._finish(buffers))
         await self._jobs.settle()
         return self._bytes.whole
+
+    def snapshot(self) -> WriterSnapshot:
+        """See `Writer.snapshot`."""
+        return self._bytes.take_snapshot()
+
+    def committed(self, snapshot: WriterSnapshot) -> None:
+        """See `Writer.committed`."""
+        self._bytes.committed(snapshot)
 
     async def discard(self, offset: int) -> None:
         """See `Writer.discard`."""

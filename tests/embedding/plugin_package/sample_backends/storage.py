@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tusd_py import StorageBehind, StorageFull, StorageUnavailable, StoredElsewhere, Upload, UploadNotFound, UploadPart
-from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
+from tusd_py.contracts.storage import Buffer, Observer, PieceSize, WriterSnapshot, largest_piece
 
 T = TypeVar("T")
 PIECE = 128 << 10  # bytes read at a time
@@ -97,19 +97,20 @@ class FolderStorage:
 class FileWriter:
     """Appends to one file, a call at a time. After an error the writer takes no more bytes."""
 
-    layout = ""
-
     def __init__(self, path: Path, upload: Upload, observer: Observer | None) -> None:
-        self.stored = self._committed = upload.offset
-        self.synced = upload.synced
+        self._offset = self._committed = upload.offset
+        self._synced = upload.synced
         self._path = path
         self._observer = observer
         self._descriptor: int | None = None
         self._running: asyncio.Future[None] | None = None
         self._error: Exception | None = None
 
-    def parts(self, after: int) -> Sequence[UploadPart]:
-        return ()
+    def snapshot(self) -> WriterSnapshot:
+        return WriterSnapshot(self._offset, self._synced)
+
+    def committed(self, snapshot: WriterSnapshot) -> None:
+        pass  # no bytes but those of the record are ever named
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         await self._start(lambda: self._store(buffers))  # stored while the next bytes arrive
@@ -129,7 +130,7 @@ class FileWriter:
 
         def truncate() -> None:
             os.ftruncate(self._open(), offset)
-            self.stored, self.synced = offset, min(self.synced, offset)
+            self._offset, self._synced = offset, min(self._synced, offset)
 
         await _in_thread(truncate)
 
@@ -175,13 +176,13 @@ class FileWriter:
             with memoryview(buffer) as view:
                 written = 0
                 while written < len(view):
-                    count = os.pwrite(descriptor, view[written:], self.stored)
+                    count = os.pwrite(descriptor, view[written:], self._offset)
                     written += count
-                    self.stored += count
+                    self._offset += count
         if sync:
             os.fsync(descriptor)
             _sync_folder(self._path.parent)
-            self.synced = self.stored
+            self._synced = self._offset
 
 
 def _sync_folder(folder: Path) -> None:
