@@ -20,7 +20,7 @@ from tests.support.harness import ROOT, ServerProcess
 from tests.support.redis_server import RedisNodes, RedisServer
 from tests.support.timing import scaled
 from tusd_py import Settings, Upload, __version__
-from tusd_py.backends.local_locks.locker import alone
+from tusd_py.backends.local_locks.locker import servers_excluded
 from tusd_py.cli import COMMANDS, main
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.upload import Status
@@ -373,7 +373,7 @@ def test_migrating_beside_a_running_server_is_refused(
 def test_a_server_does_not_start_while_its_records_are_copied(tmp_path: Path) -> None:
     directory = tmp_path / "uploads"
     with uploads_in(directory):
-        with alone(directory / ".tusd-py" / "locks"):
+        with servers_excluded(directory / ".tusd-py" / "locks"):
             result = run("serve", "--port", "0", "--upload-dir", str(directory))
             assert_refused_in_one_line(result, 1, str(directory), "tusd-py migrate")
         with ServerProcess(directory) as server:

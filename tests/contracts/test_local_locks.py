@@ -113,13 +113,13 @@ async def test_a_counter_that_a_power_cut_took_back_goes_on_beyond_what_was_used
 
 
 async def test_a_reservation_is_renewed_before_it_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counter, "BLOCK", 10)
+    monkeypatch.setattr(counter, "RESERVATION_SIZE", 10)
     path = tmp_path / "locks"
     locker = LocalLocker(path)
     await locker.open()
     for number in range(100):
         lock = await locker.acquire(f"upload-{number}", Holder(), 0)
-        newest, reserved = counter.NUMBERS.unpack(path.read_bytes())
+        newest, reserved = counter.COUNTER_FORMAT.unpack(path.read_bytes())
         assert newest == lock.token
         assert reserved >= lock.token + 5
         await lock.release()
@@ -242,11 +242,11 @@ def test_every_byte_that_others_have_locked_is_found(tmp_path: Path) -> None:
         assert byte_ranges.try_lock(theirs, position, shared=True)
     assert byte_ranges.try_lock(third, 2, shared=True)
     assert byte_ranges.try_lock(ours, 50)
-    found = byte_ranges.all_locked_elsewhere(ours, 0, (1 << 63) - 2, most=10)
+    found = byte_ranges.all_locked_elsewhere(ours, 0, (1 << 63) - 2, limit=10)
     assert found is not None
     assert set(found) == positions
-    assert byte_ranges.all_locked_elsewhere(ours, 1, 99, most=10) in ([2, 4], [4, 2])
-    assert byte_ranges.all_locked_elsewhere(ours, 5, 99, most=0) == []
-    assert byte_ranges.all_locked_elsewhere(ours, 0, 1 << 62, most=4) is None
+    assert byte_ranges.all_locked_elsewhere(ours, 1, 99, limit=10) in ([2, 4], [4, 2])
+    assert byte_ranges.all_locked_elsewhere(ours, 5, 99, limit=0) == []
+    assert byte_ranges.all_locked_elsewhere(ours, 0, 1 << 62, limit=4) is None
     for descriptor in (ours, theirs, third):
         os.close(descriptor)

@@ -478,7 +478,7 @@ async def test_a_lease_whose_end_moved_away_with_the_clock_of_redis_ends_in_time
     await other.state.create(UPLOAD)
     async with Host(shared_redis_url(), prefix) as dead:
         lock = await dead.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
-        dead.locker.leases._held.clear()  # nobody renews or releases it
+        dead.locker.leases._leases.clear()  # nobody renews or releases it
     with Redis.from_url(shared_redis_url()) as client:
         assert client.pexpire(f"{prefix}{{{UPLOAD.id}}}:lock", 86_400_000)
     await eventually_free(other, UPLOAD.id, LEASE + BOUNDED)

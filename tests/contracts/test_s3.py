@@ -40,7 +40,7 @@ from tusd_py.backends.s3.config import MAX_PART, MIB, MIN_PART
 from tusd_py.backends.s3.copy_plan import Slice, plan_copies, plan_equal
 from tusd_py.backends.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
 from tusd_py.backends.s3.object_keys import content_disposition, content_type, key_pattern, object_key, properties
-from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped
+from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped_numbers
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation, NoInstrumentation
 from tusd_py.contracts.storage import Buffer, SupportsDownloadRedirect, SupportsOrphanCleanup
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
@@ -158,7 +158,7 @@ async def send_all(storage: S3Storage, upload: Upload, data: bytes) -> Record:
 @pytest.mark.parametrize("max_parts", [1000, 10_000])
 def test_every_length_fits_into_the_parts(length: int | None, max_parts: int) -> None:
     sizes = choose_sizes(length, PART, max_parts, equal=False)
-    assert sizes.left(1) >= (5 << 40 if length is None and max_parts == 10_000 else length or 0)
+    assert sizes.capacity_from(1) >= (5 << 40 if length is None and max_parts == 10_000 else length or 0)
     for number in (1, 2, max_parts // 2, max_parts):
         assert PART <= sizes.size(number) <= MAX_PART
         assert sizes.size(number) >= sizes.size(max(1, number - 1))
@@ -177,9 +177,9 @@ def test_small_uploads_have_parts_of_the_configured_size() -> None:
 @pytest.mark.parametrize(("number", "remaining"), [(1, 5 << 30), (9000, 900 * PART), (9990, 9 * PART), (10_000, 1)])
 def test_skipping_numbers_leaves_room_for_the_rest(number: int, remaining: int) -> None:
     sizes = PartSizes(PART)
-    count = skipped(sizes, number, remaining)
+    count = skipped_numbers(sizes, number, remaining)
     assert 0 <= count <= 256
-    assert sizes.left(number + count) >= remaining
+    assert sizes.capacity_from(number + count) >= remaining
 
 
 def test_the_ledger_counts_only_what_follows_without_a_gap() -> None:
@@ -585,7 +585,7 @@ async def test_a_multipart_upload_that_was_aborted_is_gone(
 
 async def test_a_multipart_upload_is_looked_for_again_after_a_while(storage: S3Storage, calls: Calls) -> None:
     now = 0.0
-    storage._bucket._seen = TTLSet(EXISTENCE_CACHE_TTL, clock=lambda: now)
+    storage._bucket._recently_seen = TTLSet(EXISTENCE_CACHE_TTL, clock=lambda: now)
     upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA[:PART])
     calls.clear()
     upload = await send(storage, upload, b"a")

@@ -333,7 +333,7 @@ async def test_while_the_records_hang_a_thread_of_the_storage_is_left_for_reader
 ) -> None:
     read = await service.append((await service.create(NewUpload(8))).id, request(b"some"))
     uploads = [await service.create(NewUpload(size)) for _ in range(THREADS + 1)]
-    turn = service.state._writer._turn  # type: ignore[attr-defined]
+    turn = service.state._writer._connection_lock  # type: ignore[attr-defined]
     turn.acquire()
     try:
         appends = [asyncio.create_task(service.append(upload.id, request(bytes(size)))) for upload in uploads]

@@ -93,7 +93,7 @@ async def test_admission_with_busy_uploads_makes_nobody_spill() -> None:
 async def test_admission_behind_many_who_hold_a_little_makes_them_spill() -> None:
     """Each may hold a quarter of a mebibyte before it is admitted."""
     memory, spills = filled(120, 256 << 10, silent=False)
-    waiting = [asyncio.create_task(memory.admit(upload, PART)) for upload in list(memory._filling.values())]
+    waiting = [asyncio.create_task(memory.admit(upload, PART)) for upload in list(memory._uploads.values())]
     with memory.releasing():
         await asyncio.sleep(0.2)
     assert len(spills) >= MAX_SPILLS

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tusd_py.backends.disk.shared import SharedDiskStorage
-from tusd_py.backends.local_locks.locker import alone
+from tusd_py.backends.local_locks.locker import servers_excluded
 from tusd_py.composition import LOCKS, RECORDS, build_state, build_storage
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsCompletionRecords
@@ -178,7 +178,9 @@ async def nothing_running(settings: Settings, *, dry_run: bool) -> AsyncIterator
     with contextlib.ExitStack() as stack:
         if not dry_run:
             try:
-                await asyncio.to_thread(stack.enter_context, alone(settings.upload_dir / PRIVATE_FOLDER / LOCKS))
+                await asyncio.to_thread(
+                    stack.enter_context, servers_excluded(settings.upload_dir / PRIVATE_FOLDER / LOCKS)
+                )
             except StateUnavailable as error:
                 raise StateUnavailable(f"{upload_directory(settings)}: {root_cause(error)}") from error
             await _no_server_on_redis(settings)

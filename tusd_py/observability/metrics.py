@@ -58,7 +58,7 @@ class Metrics(Instrumentation):
 
     def __init__(self, events: EventBus) -> None:
         self._registry = registry = CollectorRegistry()
-        self._plain = {name: Counter(name, text, registry=registry) for name, text in PLAIN_COUNTERS.items()}
+        self._plain_counters = {name: Counter(name, text, registry=registry) for name, text in PLAIN_COUNTERS.items()}
         self._requests = Counter("tusd_requests", "Requests by method.", ["method"], registry=registry)
         self._by_method: dict[str, tuple[Counter, Histogram]] = {}  # cached children: a lookup by labels takes longer
         self._errors = Counter("tusd_errors", "Requests refused.", ["status", "code"], registry=registry)
@@ -88,7 +88,7 @@ class Metrics(Instrumentation):
         self._s3_parts = Gauge(
             "tusd_s3_parts_in_flight", "Parts being sent to S3.", registry=registry, multiprocess_mode="livesum"
         )
-        self._measured: dict[Gauge, Callable[[], int]] = {}
+        self._measured_gauges: dict[Gauge, Callable[[], int]] = {}
         self._redis_call: dict[str, Histogram] = {}
         self._redis_errors = Counter("tusd_redis_errors", "Calls to Redis that failed.", ["call"], registry=registry)
         self._lock_timeouts = Counter("tusd_lock_timeouts", "Locks that were not obtained in time.", registry=registry)
@@ -131,7 +131,7 @@ class Metrics(Instrumentation):
 
     def watch_s3_memory(self, buffered_bytes: Callable[[], int], parts_in_flight: Callable[[], int]) -> None:
         """Read the gauges of S3 from these functions at every scrape."""
-        self._measured |= {self._s3_buffered: buffered_bytes, self._s3_parts: parts_in_flight}
+        self._measured_gauges |= {self._s3_buffered: buffered_bytes, self._s3_parts: parts_in_flight}
 
     def lease_lost(self) -> None:
         """Count a lost lease."""
@@ -148,10 +148,10 @@ class Metrics(Instrumentation):
 
     def render(self) -> bytes:
         """Return the metrics in the text format of Prometheus. Blocks: reads the files of all processes."""
-        for gauge, measure in self._measured.items():
+        for gauge, measure in self._measured_gauges.items():
             gauge.set(measure())
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        text = _text_of(self._registry) if folder is None else _sums(Path(folder))
+        text = _text_of(self._registry) if folder is None else _sum_text(Path(folder))
         for name in PLAIN_COUNTERS:
             text = text.replace(f"{name}_total".encode(), name.encode())
         return text
@@ -161,7 +161,7 @@ class Metrics(Instrumentation):
         events.observe(LockWaited, self._lock_waited)
         events.observe(AppendStarted, lambda event: self._active.inc())
         events.observe(AppendEnded, lambda event: self._active.dec())
-        plain = self._plain
+        plain = self._plain_counters
         events.observe(UploadProgressed, lambda event: plain["tusd_bytes_received"].inc(event.received))
         events.observe(UploadCreated, lambda event: plain["tusd_uploads_created"].inc())
         for kind in (UploadFinished, PartialFinished):  # tusd counts both
@@ -174,13 +174,13 @@ class Metrics(Instrumentation):
         self._jobs.labels(event.name, "ok" if event.succeeded else "failed").observe(event.seconds)
 
     def _request_finished(self, event: RequestFinished) -> None:
-        requests, durations = self._by_method.get(event.method) or self._of_method(event.method)
+        requests, durations = self._by_method.get(event.method) or self._children_of(event.method)
         requests.inc()
         durations.observe(event.seconds)
         if event.error_code:
             self._errors.labels(str(event.status), event.error_code).inc()
 
-    def _of_method(self, method: str) -> tuple[Counter, Histogram]:
+    def _children_of(self, method: str) -> tuple[Counter, Histogram]:
         """Return the counter and the histogram for a method, created with its first request."""
         name = method if method in METHODS else "other"
         counts = self._requests.labels(name), self._durations.labels(name)
@@ -196,7 +196,7 @@ class Metrics(Instrumentation):
             self._takeovers.inc()
 
 
-def _sums(folder: Path) -> bytes:
+def _sum_text(folder: Path) -> bytes:
     """Return the sums over the files of all processes. Blocks, and retries while a process creates its file."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
@@ -220,10 +220,10 @@ class _WithoutCreated(CollectorRegistry):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__()
-        self._inner = registry
+        self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics without these samples."""
-        for metric in self._inner.collect():
+        for metric in self._registry.collect():
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric

@@ -11,7 +11,8 @@ import sys
 LAST_POSITION = (1 << 63) - 1
 
 # An "open file description" lock belongs to the opened file, not to the process: closing another descriptor of the same
-# file does not release it. Kernels without them have locks of the process, which do with one descriptor of each file.
+# file does not release it. Kernels without such locks have locks of the process, which work as long as the process has
+# one descriptor of each file.
 if sys.platform == "darwin":  # struct flock has another order there
     _FLOCK = struct.Struct("qqihh")
     _SET, _GET = fcntl.F_SETLK, fcntl.F_GETLK
@@ -37,9 +38,9 @@ else:
 
 
 def try_lock(descriptor: int, position: int, *, shared: bool = False, to_end: bool = False) -> bool:
-    """Lock one byte, or with `to_end` all bytes from it on.
+    """Lock one byte, or with `to_end` all bytes from `position` on; return whether that succeeded.
 
-    Returns False if another opened file holds a lock that excludes this one.
+    Fails if another opened file holds a lock that excludes this one.
     """
     kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     try:
@@ -73,7 +74,7 @@ def first_locked_elsewhere(descriptor: int, first: int, last: int) -> tuple[int,
     return start, start + length - 1 if length else LAST_POSITION
 
 
-def all_locked_elsewhere(descriptor: int, first: int, last: int, *, most: int) -> list[int] | None:
+def all_locked_elsewhere(descriptor: int, first: int, last: int, *, limit: int) -> list[int] | None:
     """Return the bytes from `first` to `last` that other opened files have locked, where each lock is of one byte.
 
     Returns None if there are more than `most`. Costs one system call, and two more for each lock.
@@ -84,7 +85,7 @@ def all_locked_elsewhere(descriptor: int, first: int, last: int, *, most: int) -
         start, end = unknown.pop()
         locked = first_locked_elsewhere(descriptor, start, end) if start <= end else None
         if locked is not None:
-            if len(found) == most:
+            if len(found) == limit:
                 return None
             position = max(start, locked[0])
             found.append(position)

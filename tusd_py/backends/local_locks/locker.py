@@ -35,12 +35,12 @@ logger = logging.getLogger("tusd_py.locks")
 
 POLL_INTERVAL = 0.02  # seconds between two polls of the locks of other processes
 MAX_INTERVAL = 0.5  # seconds between two polls that take long, because of many locks
-POLL_SHARE = 0.1  # largest part of the time of the event loop's thread that polls take
+POLL_SHARE = 0.1  # maximum share of the CPU time of the event loop that polls take
 LOCK_FILES = 16  # several, because the kernel searches all locks of a file for each that it sets
-RELEASE_WANTED, COMMIT_WANTED = 0, 2  # not adjacent: the kernel would merge their locks
-PRESENCE = 64  # the byte of the counter file on which every server holds a read lock
+RELEASE_REQUEST, COMMIT_REQUEST = 0, 2  # not adjacent: the kernel would merge their locks
+SERVER_PRESENCE = 64  # the byte of the counter file on which every server holds a read lock
 EARLIER_LOCKS = 4096  # the byte of the counter file from which on earlier versions lock uploads
-LAST_REQUEST = (1 << 62) + COMMIT_WANTED
+LAST_REQUEST = (1 << 62) + COMMIT_REQUEST
 
 
 def _digest(upload_id: str) -> int:
@@ -48,17 +48,20 @@ def _digest(upload_id: str) -> int:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keep servers from starting with these lock files; raises `StateUnavailable` if one is running. Blocks."""
+def servers_excluded(path: Path) -> Iterator[None]:
+    """Keep servers that use these lock files from starting, for the context. Blocks.
+
+    Raises `StateUnavailable` if a server is running.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):  # no server has ever been there
+    except (FileNotFoundError, NotADirectoryError):  # no server has ever used this directory
         yield
         return
     except OSError as error:
         raise StateUnavailable from error
     try:
-        if not try_lock(descriptor, PRESENCE):
+        if not try_lock(descriptor, SERVER_PRESENCE):
             raise StateUnavailable("a server is running with these records; stop it first")
         yield
     finally:
@@ -66,13 +69,13 @@ def alone(path: Path) -> Iterator[None]:
 
 
 class LocalLock:
-    """A lock that is held, see `Lock`."""
+    """A lock of this process on an upload, see `Lock`."""
 
     unreleased_predecessors = 0  # the kernel ends a lock only when its process has released it or died
     record = None  # the locker does not read records
 
     def __init__(self, locker: LocalLocker, upload_id: str, place: tuple[int, int], holder: LockHolder) -> None:
-        """Make a lock that is not granted yet. `place` is a descriptor and a position in its file."""
+        """Create a lock that is not granted yet. `place` is a descriptor and a position in its file."""
         self._locker = locker
         self.upload_id = upload_id
         self.place = place
@@ -81,13 +84,13 @@ class LocalLock:
         self.release_was_requested = False
 
     def request_release(self) -> None:
-        """Tell the holder once that another request waits."""
+        """Tell the holder once that another request waits for the lock."""
         if not self.release_was_requested:
             self.release_was_requested = True
             self.holder.release_requested()
 
     async def raise_token(self, token: int) -> None:
-        """Take tokens until one is larger, see `Lock.raise_token`."""
+        """Take tokens until one is larger than `token`, see `Lock.raise_token`."""
         while self.token <= token:
             self.token = self._locker._next_token(token) or self.token
             if self.token <= token:
@@ -104,14 +107,14 @@ class LocalLocker:
     def __init__(self, path: Path) -> None:
         """Keep the token counter in `path`, and the locks in files whose names begin with it."""
         self._path = path
-        self._counter = -1  # descriptors
+        self._counter_file = -1  # descriptors
         self._request_file = -1
         self._lock_files: list[int] = []
         self._held: dict[str, LocalLock] = {}
-        self._held_at: dict[int, LocalLock] = {}  # by position
-        self._waiters: dict[str, deque[asyncio.Future[None]]] = {}  # for a lock that this process holds
-        self._outside: dict[str, list[asyncio.Future[None]]] = {}  # for one that another process holds
-        self._lock_requests: Counter[int] = Counter()  # read locks of this process, by position
+        self._held_by_position: dict[int, LocalLock] = {}
+        self._waiters: dict[str, deque[asyncio.Future[None]]] = {}  # of this process, for locks of this process
+        self._external_waiters: dict[str, list[asyncio.Future[None]]] = {}  # of this process, for locks of others
+        self._lock_requests: Counter[int] = Counter()  # position in the request file -> waiting requests
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
@@ -126,13 +129,13 @@ class LocalLocker:
             raise
 
     def _open_files(self) -> None:
-        self._counter = self._open_file("")
-        if not try_lock(self._counter, PRESENCE, shared=True):
+        self._counter_file = self._open_file("")
+        if not try_lock(self._counter_file, SERVER_PRESENCE, shared=True):
             raise StateUnavailable("its records are being copied by tusd-py migrate; try again when that has ended")
-        # Their locks and those of this version do not see each other: two writers would overwrite each other's bytes.
-        if not try_lock(self._counter, EARLIER_LOCKS, shared=True, to_end=True):
+        # Locks of earlier versions and of this one do not exclude each other: two writers could write the same bytes.
+        if not try_lock(self._counter_file, EARLIER_LOCKS, shared=True, to_end=True):
             raise StateUnavailable("a server of an earlier version is taking uploads there; stop it first")
-        self._tokens = TokenCounter(self._counter)
+        self._tokens = TokenCounter(self._counter_file)
         self._request_file = self._open_file("-requests")
         for number in range(LOCK_FILES):
             self._lock_files.append(self._open_file(f"-{number}"))
@@ -142,10 +145,10 @@ class LocalLocker:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _close_files(self) -> None:
-        for descriptor in (self._counter, self._request_file, *self._lock_files):
+        for descriptor in (self._counter_file, self._request_file, *self._lock_files):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._counter = self._request_file = -1
+        self._counter_file = self._request_file = -1
         self._lock_files.clear()
 
     async def close(self) -> None:
@@ -154,10 +157,10 @@ class LocalLocker:
             self._timer.cancel()
             self._timer = None
         self._close_files()  # the kernel releases every lock
-        for waiters in self._outside.values():
-            _wake(waiters)
+        for waiters in self._external_waiters.values():
+            _wake_all(waiters)
 
-    def _place(self, upload_id: str) -> tuple[int, int]:
+    def _lock_place(self, upload_id: str) -> tuple[int, int]:
         """Return descriptor and position of the lock of an upload; raises `StateUnavailable` after `close`."""
         if not self._lock_files:
             raise StateUnavailable
@@ -167,26 +170,26 @@ class LocalLocker:
     async def acquire(
         self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
     ) -> LocalLock:
-        """Take a lock, see `Locker.acquire`."""
+        """Acquire a lock, see `Locker.acquire`."""
         if timeout <= 0 or upload_id not in self._held:
-            lock = self._try(upload_id, holder)
+            lock = self._try_acquire(upload_id, holder)
             if lock is not None:
                 return lock
         if timeout <= 0:
             raise LockTimeout
         try:
             async with asyncio.timeout(timeout):
-                return await self._wait(upload_id, holder)
+                return await self._wait_and_acquire(upload_id, holder)
         except TimeoutError:
             raise LockTimeout from None
 
-    async def _wait(self, upload_id: str, holder: LockHolder) -> LocalLock:
-        with self._announce_request(self._place(upload_id)[1] + RELEASE_WANTED):
+    async def _wait_and_acquire(self, upload_id: str, holder: LockHolder) -> LocalLock:
+        with self._announce_request(self._lock_place(upload_id)[1] + RELEASE_REQUEST):
             while True:
                 current = self._held.get(upload_id)
                 if current is not None:
                     await self._wait_for_release(current)
-                lock = self._try(upload_id, holder)
+                lock = self._try_acquire(upload_id, holder)
                 if lock is not None:
                     return lock
                 if upload_id not in self._held:
@@ -200,7 +203,7 @@ class LocalLocker:
         try:
             await released
         except asyncio.CancelledError:
-            if released.done() and not released.cancelled():  # it was this waiter's turn: pass it on
+            if released.done() and not released.cancelled():  # this waiter was next: let the one after it try
                 self._wake_next(lock.upload_id)
             raise
         finally:
@@ -210,8 +213,8 @@ class LocalLocker:
                 del self._waiters[lock.upload_id]
 
     async def _wait_for_other_process(self, upload_id: str) -> None:
-        """Return when a poll has found the lock free."""
-        waiters = self._outside.setdefault(upload_id, [])
+        """Wait until a poll has found the lock free."""
+        waiters = self._external_waiters.setdefault(upload_id, [])
         free = asyncio.get_running_loop().create_future()
         waiters.append(free)
         self._poll_later(POLL_INTERVAL)
@@ -220,10 +223,10 @@ class LocalLocker:
         finally:
             waiters.remove(free)
             if not waiters:
-                del self._outside[upload_id]
+                del self._external_waiters[upload_id]
 
-    def _try(self, upload_id: str, holder: LockHolder) -> LocalLock | None:
-        place = self._place(upload_id)
+    def _try_acquire(self, upload_id: str, holder: LockHolder) -> LocalLock | None:
+        place = self._lock_place(upload_id)
         if upload_id in self._held or not try_lock(*place):
             return None
         lock = LocalLock(self, upload_id, place, holder)
@@ -236,16 +239,16 @@ class LocalLocker:
             unlock(*place)
             return None
         lock.token = token
-        self._held[upload_id] = self._held_at[place[1]] = lock
-        if self._waiters.get(upload_id):  # they asked the previous holder
+        self._held[upload_id] = self._held_by_position[place[1]] = lock
+        if self._waiters.get(upload_id):  # these asked the previous holder, not this one
             lock.request_release()
         self._pass_on_requests_for(lock)
         self._poll_later(POLL_INTERVAL)
         return lock
 
     def _next_token(self, above: int = 0) -> int | None:
-        """Return a number larger than all before it, of all processes; None if another process is just taking one."""
-        if self._counter < 0:
+        """Return a token larger than all before it, of all processes; None if another process is just taking one."""
+        if self._counter_file < 0:
             raise StateUnavailable
         try:
             return self._tokens.next(above)
@@ -255,7 +258,7 @@ class LocalLocker:
     def _release(self, lock: LocalLock) -> None:
         if self._held.get(lock.upload_id) is not lock:
             return
-        del self._held[lock.upload_id], self._held_at[lock.place[1]]
+        del self._held[lock.upload_id], self._held_by_position[lock.place[1]]
         if not self._lock_files:  # closed: the kernel has released every lock
             return
         unlock(*lock.place)
@@ -291,16 +294,16 @@ class LocalLocker:
             current.holder.commit_requested()
             yield 1
             return
-        descriptor, position = self._place(upload_id)
+        descriptor, position = self._lock_place(upload_id)
         if not is_locked_elsewhere(descriptor, position):
             yield 0
             return
-        with self._announce_request(position + COMMIT_WANTED):
-            yield 2  # each poll of the process of the holder asks for one
+        with self._announce_request(position + COMMIT_REQUEST):
+            yield 2  # every poll of the holder's process asks for a commit
 
     async def is_held(self, upload_id: str) -> bool:
         """Return whether any process holds the lock."""
-        return upload_id in self._held or is_locked_elsewhere(*self._place(upload_id))
+        return upload_id in self._held or is_locked_elsewhere(*self._lock_place(upload_id))
 
     # Polls of the locks of other processes.
 
@@ -309,51 +312,51 @@ class LocalLocker:
             self._timer = asyncio.get_running_loop().call_later(delay, self._poll)
 
     def _poll(self) -> None:
-        """Tell holders of the requests of other processes, and waiting requests of the locks that those have released.
+        """Pass requests of other processes to holders, and wake waiting requests whose locks other processes released.
 
-        Runs again as long as a lock is held or waited for.
+        Schedules itself again while a lock is held or waited for.
         """
         self._timer = None
         started = time.thread_time()
         try:
             self._pass_on_requests()
-            for upload_id, waiters in self._outside.items():
-                if not is_locked_elsewhere(*self._place(upload_id)):
-                    _wake(waiters)
+            for upload_id, waiters in self._external_waiters.items():
+                if not is_locked_elsewhere(*self._lock_place(upload_id)):
+                    _wake_all(waiters)
         except OSError as error:  # of the kernel: the next poll may succeed
             logger.error("the locks of other processes cannot be seen: %s", error)
-        if self._held or self._outside:
+        if self._held or self._external_waiters:
             spent = time.thread_time() - started
             self._poll_later(min(MAX_INTERVAL, max(POLL_INTERVAL, spent / POLL_SHARE)))
 
     def _pass_on_requests(self) -> None:
-        """Tell holders of the requests of other processes.
+        """Pass requests of other processes to the holders of this process.
 
-        All requests are listed if they are fewer than the locks held; otherwise each lock is looked at.
+        Lists all requests if they are fewer than the locks held; otherwise checks each lock.
         """
         if not self._held:
             return
-        requests = all_locked_elsewhere(self._request_file, 0, LAST_REQUEST, most=len(self._held))
+        requests = all_locked_elsewhere(self._request_file, 0, LAST_REQUEST, limit=len(self._held))
         if requests is None:
             for lock in list(self._held.values()):
                 self._pass_on_requests_for(lock)
             return
-        for position in {position & ~COMMIT_WANTED for position in requests}:
-            lock_there = self._held_at.get(position)
-            if lock_there is not None:
-                self._pass_on_requests_for(lock_there)
+        for position in {position & ~COMMIT_REQUEST for position in requests}:
+            requested = self._held_by_position.get(position)
+            if requested is not None:
+                self._pass_on_requests_for(requested)
 
     def _pass_on_requests_for(self, lock: LocalLock) -> None:
         position = lock.place[1]
-        if first_locked_elsewhere(self._request_file, position, position + COMMIT_WANTED) is None:
+        if first_locked_elsewhere(self._request_file, position, position + COMMIT_REQUEST) is None:
             return
-        if is_locked_elsewhere(self._request_file, position + RELEASE_WANTED):
+        if is_locked_elsewhere(self._request_file, position + RELEASE_REQUEST):
             lock.request_release()
-        elif is_locked_elsewhere(self._request_file, position + COMMIT_WANTED):
+        elif is_locked_elsewhere(self._request_file, position + COMMIT_REQUEST):
             lock.holder.commit_requested()
 
 
-def _wake(waiters: list[asyncio.Future[None]]) -> None:
+def _wake_all(waiters: list[asyncio.Future[None]]) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)

@@ -13,9 +13,9 @@ from tusd_py.backends.local_locks.byte_ranges import try_lock, unlock
 
 logger = logging.getLogger("tusd_py.locks")
 
-GUARD = 0  # the byte whose lock guards the counter
-NUMBERS = struct.Struct(">QQ")  # the latest token, and the last one of the reservation that is synced
-BLOCK = 1_000_000  # tokens that are reserved at a time
+COUNTER_LOCK = 0  # position of the byte whose lock guards the counter
+COUNTER_FORMAT = struct.Struct(">QQ")  # the latest token, and the last one of the reservation that is synced
+RESERVATION_SIZE = 1_000_000  # tokens that are reserved at a time
 OPEN_TIMEOUT = 5.0  # seconds to wait for another process that opens the counter
 RETRY_PAUSE = 0.001
 
@@ -31,44 +31,44 @@ class TokenCounter:
         """Read the counter and reserve the first block. Blocks. Raises `OSError`."""
         self._descriptor = descriptor
         deadline = time.monotonic() + OPEN_TIMEOUT
-        while not try_lock(descriptor, GUARD):
+        while not try_lock(descriptor, COUNTER_LOCK):
             if time.monotonic() > deadline:
                 raise OSError(errno.EAGAIN, "another process does not release the lock file")
             time.sleep(RETRY_PAUSE)
         try:
             newest, reserved = self._read()
             newest = max(newest, reserved)
-            self._write(newest, newest + BLOCK)
+            self._write(newest, newest + RESERVATION_SIZE)
             os.fsync(descriptor)
         finally:
-            unlock(descriptor, GUARD)
+            unlock(descriptor, COUNTER_LOCK)
 
     def next(self, above: int = 0) -> int | None:
-        """Return a number larger than `above` and all numbers before, of all processes.
+        """Return a token larger than `above` and all tokens before, of all processes.
 
         Returns None if another process is just taking one. Raises `OSError`.
         """
-        if not try_lock(self._descriptor, GUARD):
+        if not try_lock(self._descriptor, COUNTER_LOCK):
             return None
         try:
             newest, reserved = self._read()
             token = max(newest, above) + 1
-            if token > reserved - BLOCK // 2:
-                self._write(token, token + BLOCK)
+            if token > reserved - RESERVATION_SIZE // 2:
+                self._write(token, token + RESERVATION_SIZE)
                 self._sync_soon()
             else:
                 self._write(token, reserved)
         finally:
-            unlock(self._descriptor, GUARD)
+            unlock(self._descriptor, COUNTER_LOCK)
         return token
 
     def _read(self) -> tuple[int, int]:
-        content = os.pread(self._descriptor, NUMBERS.size, 0)
-        newest, reserved = NUMBERS.unpack(content.ljust(NUMBERS.size, b"\0"))
+        content = os.pread(self._descriptor, COUNTER_FORMAT.size, 0)
+        newest, reserved = COUNTER_FORMAT.unpack(content.ljust(COUNTER_FORMAT.size, b"\0"))
         return newest, reserved
 
     def _write(self, newest: int, reserved: int) -> None:
-        os.pwrite(self._descriptor, NUMBERS.pack(newest, reserved), 0)
+        os.pwrite(self._descriptor, COUNTER_FORMAT.pack(newest, reserved), 0)
 
     def _sync_soon(self) -> None:
         descriptor = os.dup(self._descriptor)
@@ -76,7 +76,7 @@ class TokenCounter:
         def sync() -> None:
             try:
                 os.fsync(descriptor)
-            except OSError as error:  # after a power cut, the records tell which tokens were used
+            except OSError as error:  # harmless: after a power cut the records show which tokens were used
                 logger.error("the lock file could not be synced: %s", error.strerror)
             finally:
                 os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Calls to Redis, Valkey, a Sentinel group or a Cluster, shared by the records and the locks of a process.
+"""The connection of a process to Redis, Valkey, a Sentinel group or a Cluster, shared by its records and locks.
 
 Every call has a timeout, and is tried again within it. Invariant: all commands and scripts are harmless to repeat.
 """
@@ -41,7 +41,7 @@ except ImportError as error:  # the extra is not installed
     raise StateUnavailable("Redis needs the package redis: pip install 'redis[hiredis]'") from error
 
 logger = logging.getLogger("tusd_py.state")
-_warnings: set[tuple[str, str]] = set()  # that this process has logged, with the URL
+_warnings: set[tuple[str, str]] = set()  # URL and text of the warnings that this process has logged
 
 T = TypeVar("T")
 
@@ -52,9 +52,8 @@ NODE_TIMEOUT = {"socket_timeout": ATTEMPT_TIMEOUT / 4, "socket_connect_timeout":
 PAUSES = (0.02, 0.05, 0.1, 0.25)  # seconds between attempts; the last one is repeated
 MAX_CONNECTIONS = 64
 OLDEST_VERSION = (7, 0)
-VERSION = re.compile(
-    r"redis_version'?: ?'?([0-9]+)\.([0-9]+)"
-)  # in the text of INFO, or in what a cluster's client makes of it
+# In the text of INFO, or in the dictionary that the client of a cluster returns.
+VERSION = re.compile(r"redis_version'?: ?'?([0-9]+)\.([0-9]+)")
 MEMORY_POLICY = re.compile(r"maxmemory_policy'?: ?'?([a-z-]+)")
 MEMORY_LIMIT = re.compile(r"maxmemory'?: ?'?([0-9]+)")
 SCAN_COUNT = 500
@@ -62,8 +61,8 @@ SCAN_COUNT = 500
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 # Errors that another attempt would repeat.
 FINAL_ERRORS = (AuthenticationError, NoPermissionError, OutOfMemoryError)
-NO_PASSWORD = ("NOAUTH", "HELLO must be called with the client already authenticated")
-TEMPORARY = (
+AUTH_ERRORS = ("NOAUTH", "HELLO must be called with the client already authenticated")
+TEMPORARY_ERRORS = (
     "LOADING",
     "MASTERDOWN",
     "READONLY",
@@ -77,7 +76,7 @@ TEMPORARY = (
 
 
 class RedisConnection:
-    """Calls to one Redis.
+    """Calls to one Redis, each with a timeout and retries within it.
 
     URLs: `redis://`, `rediss://` (TLS) and `unix://` name a server, `redis+cluster://HOST:PORT,...` a cluster,
     `redis+sentinel://HOST:PORT,.../SERVICE/DB` the server that sentinels watch. `valkey` stands for `redis` anywhere.
@@ -87,17 +86,17 @@ class RedisConnection:
         self, url: str, instrumentation: Instrumentation = NO_INSTRUMENTATION, clock: Clock | None = None
     ) -> None:
         self._url = url
-        self.clock = RemoteClock(clock or SystemClock())  # of Redis
+        self.clock = RemoteClock(clock or SystemClock())  # the clock of Redis
         self._instrumentation = instrumentation
         self._client: Any = None
-        self._clients: list[Any] = []  # all that have to be closed
-        self._pipe: PipelinedConnection | None = None  # a cluster has none: its client knows which node to ask
+        self._clients: list[Any] = []  # every client that has to be closed
+        self._pipe: PipelinedConnection | None = None  # None for a cluster, whose client chooses the node of a call
         self._users = 0
         self._opening = asyncio.Lock()
         self.is_cluster = "+cluster" in urlsplit(url).scheme
 
     async def open(self) -> None:
-        """Connect, unless another user of the connection has. Raises `StateUnavailable` with the reason."""
+        """Connect, unless another user of the connection has done so. Raises `StateUnavailable` with the reason."""
         async with self._opening:
             if self._users == 0:
                 try:
@@ -205,21 +204,21 @@ class RedisConnection:
             except FAILURES as error:
                 now = time.monotonic()
                 if self._pipe is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
-                    self._pipe.drop()  # it is stuck, or leads to what was the master
-                self._observed(name, now - tried, succeeded=False)
+                    self._pipe.drop()  # the connection is stuck, or leads to a former master
+                self._report_call(name, now - tried, succeeded=False)
                 pause = next(pauses, PAUSES[-1])
                 if not _is_temporary(error) or now + pause - started >= patience:
                     raise _state_error(error) from error
                 await asyncio.sleep(pause)
             else:
-                self._observed(name, time.monotonic() - tried, succeeded=True)
+                self._report_call(name, time.monotonic() - tried, succeeded=True)
                 return result
 
-    def _observed(self, name: str, seconds: float, *, succeeded: bool) -> None:
+    def _report_call(self, name: str, seconds: float, *, succeeded: bool) -> None:
         self._instrumentation.redis_call_finished(name, seconds, succeeded)
 
     async def check_memory_policy(self, *, refuse: bool) -> None:
-        """Warn of a server that may evict keys; with `refuse`, raise `StateUnavailable` if it evicts records."""
+        """Log a warning if Redis may evict keys; with `refuse`, raise `StateUnavailable` if it evicts records."""
         answer = await self._info("memory")
         policies = set(MEMORY_POLICY.findall(answer))
         limited = any(int(limit) for limit in MEMORY_LIMIT.findall(answer))
@@ -239,7 +238,7 @@ class RedisConnection:
             )
 
     def _warn_once(self, text: str) -> None:
-        """Log a warning, unless this process has logged it before: a server opens its connection more than once."""
+        """Log a warning, unless this process has logged it: a server opens its connection more than once."""
         if (self._url, text) not in _warnings:
             _warnings.add((self._url, text))
             logger.warning("%s", text)
@@ -262,7 +261,7 @@ class RedisConnection:
     async def _check_version(self) -> None:
         answer = await self._info("server")
         if not answer:
-            return  # then the scripts have to show what the server can do
+            return  # not permitted to ask: a script that the server cannot run will fail with a reason
         match = VERSION.search(answer)
         if match is None or (int(match[1]), int(match[2])) < OLDEST_VERSION:
             version = "unknown" if match is None else f"{match[1]}.{match[2]}"
@@ -278,14 +277,14 @@ def seconds_of(answer: Sequence[str]) -> float:
 def _is_temporary(error: Exception) -> bool:
     if isinstance(error, FINAL_ERRORS):
         return False
-    # Every other answer of a server is about the command, which the next try would only repeat.
-    return type(error) is not ResponseError or str(error).startswith(TEMPORARY)
+    # Any other error reply is about the command, and would be the same for the next attempt.
+    return type(error) is not ResponseError or str(error).startswith(TEMPORARY_ERRORS)
 
 
 def _state_error(error: Exception) -> StateUnavailable:
     if isinstance(error, OutOfMemoryError):
         return StateFull()
-    if isinstance(error, AuthenticationError) or str(error).startswith(NO_PASSWORD):
+    if isinstance(error, AuthenticationError) or str(error).startswith(AUTH_ERRORS):
         return StateUnavailable("it refuses the user or the password")
     return StateUnavailable()
 
@@ -301,7 +300,7 @@ def _clients(url: str, socket_timeout: float | None) -> list[Any]:
         "decode_responses": True,
         "encoding_errors": "surrogateescape",
         "protocol": 3,
-        "driver_info": None,  # its version is looked up in files, for every connection
+        "driver_info": None,  # redis-py would look its own version up in files for every connection
     }
     scheme, _, kind = scheme.partition("+")
     if not kind:

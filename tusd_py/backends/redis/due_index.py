@@ -1,9 +1,9 @@
 """Repair of the index of due uploads (`Keys.due`) from the records.
 
 Redis can lose the index and keep the records: an operator deletes it, a key is evicted, a failover forgets it. Without
-its entry an upload would never expire. The index has a member of its own, `COMPARED`, whose score is the time of the
-last comparison with the records. A lost index lacks that member, and is rebuilt at the next sweep; a single lost entry
-is found by the next comparison.
+its entry an upload would never expire. The index has a member of its own, `COMPARISON_MARK`, whose score is the time of
+the last comparison with the records. A lost index lacks that member, and is rebuilt at the next sweep; a single lost
+entry is found by the next comparison.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tusd_py.core.upload import Status, UploadKind
 
 logger = logging.getLogger("tusd_py.sweeper")
 
-COMPARED = "."  # no upload has such an id
+COMPARISON_MARK = "."  # no upload has such an id
 NEVER_DUE = 1e12  # seconds, added to the time of the comparison, so that the member is never due
 PAGE_SIZE = 200  # records looked at in one round trip
 
 
 class DueIndex:
-    """The index of one prefix."""
+    """The index of due uploads below one prefix."""
 
     def __init__(self, connection: RedisConnection, keys: Keys, ids: IdIndex) -> None:
-        """Make the index; a comparison with the records also adds what `ids` lacks."""
+        """Use the index of `keys`; a comparison with the records also adds the ids that `ids` lacks."""
         self._redis = connection
         self._ids = ids
         self._keys = keys
@@ -36,7 +36,7 @@ class DueIndex:
 
     async def repair(self, older_than: float) -> int:
         """Add missing entries if the last comparison is more than `older_than` seconds ago; return their number."""
-        compared_at = await self._redis.command("ZSCORE", self._key, COMPARED)
+        compared_at = await self._redis.command("ZSCORE", self._key, COMPARISON_MARK)
         now = self._redis.clock.wall()
         if compared_at is not None and 0 <= now - (float(compared_at) - NEVER_DUE) < older_than:
             return 0
@@ -49,7 +49,7 @@ class DueIndex:
                 added += await self._repair_page(page, now)
                 page.clear()
         added += await self._repair_page(page, now)
-        await self._redis.run(MARK_COMPARED, [self._key], [repr(NEVER_DUE + now), COMPARED])
+        await self._redis.run(MARK_COMPARED, [self._key], [repr(NEVER_DUE + now), COMPARISON_MARK])
         if added:
             logger.warning("%d entries of the index of due uploads were lost, and have been restored", added)
         return added
@@ -77,7 +77,7 @@ class DueIndex:
 
 
 def _due_at(status: str | None, expires_at: str | None, now: float) -> float | None:
-    """The score of a record; None if it never has to be looked at, or cannot be read."""
+    """Return the score of a record; None if the sweeper never has to look at it, or it cannot be read."""
     if status == Status.FINISHING:
         return -now
     try:

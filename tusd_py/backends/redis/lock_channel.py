@@ -21,7 +21,7 @@ LISTEN_TIMEOUT = 5.0  # seconds
 
 
 class LockChannel:
-    """Receives messages, and passes them to the holders of leases and to the requests that wait for one."""
+    """The receiver of messages for the holders of leases and for the requests that wait for one."""
 
     def __init__(self, connection: RedisConnection, channel: str, leases: LeaseKeeper) -> None:
         self._redis = connection
@@ -31,7 +31,7 @@ class LockChannel:
         self._listener: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Subscribe; return when that is done, or after `LISTEN_TIMEOUT`, while it is tried on."""
+        """Subscribe; return when that is done, or after `LISTEN_TIMEOUT` while attempts continue."""
         subscribed = asyncio.Event()
         self._listener = asyncio.create_task(self._listen(subscribed))
         with contextlib.suppress(TimeoutError):
@@ -68,21 +68,21 @@ class LockChannel:
                     if message is None:
                         if silent:
                             raise TimeoutError(f"no message for {LISTEN_TIMEOUT:.0f} s")
-                        await subscriber.subscribe(self._channel)  # once more: Redis answers that
+                        await subscriber.subscribe(self._channel)  # as a ping: Redis confirms it
                     elif message["type"] == "subscribe":
                         subscribed.set()
                         self._wake_all()  # a message may have been missed
                     else:
-                        self._received(str(message["data"]))
+                        self._handle_message(str(message["data"]))
                     silent = message is None
-            except Exception as error:  # whatever the cause; until it is back, renewals and polling do its work
+            except Exception as error:  # of any cause; until the reconnection renewals and polling replace messages
                 logger.debug("pub/sub connection to Redis lost: %s", error)
             finally:
                 with contextlib.suppress(Exception):  # the connection is broken, or being closed
                     await subscriber.aclose()  # type: ignore[no-untyped-call]
             await asyncio.sleep(RECONNECT_PAUSE)
 
-    def _received(self, text: str) -> None:
+    def _handle_message(self, text: str) -> None:
         kind, _, rest = text.partition(" ")
         upload_id, _, lease_id = rest.partition(" ")
         lock = self._leases.find(lease_id)

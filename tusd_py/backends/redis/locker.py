@@ -27,12 +27,12 @@ from tusd_py.contracts.locks import LockHolder
 from tusd_py.core.errors import LockTimeout, StateUnavailable
 from tusd_py.core.upload_codec import decode_upload
 
-POLL_INTERVAL = 0.5  # seconds between two attempts to take a lock, if no message comes
+POLL_INTERVAL = 0.5  # seconds between two attempts to acquire a lock, if no message comes
 REQUEST_TTL = 2000  # milliseconds
 
 
 async def servers_with(connection: RedisConnection, prefix: str) -> int:
-    """Return the number of processes that have opened a `RedisLocker` with this prefix: each listens for messages."""
+    """Return the number of processes with an open `RedisLocker` of this prefix: each listens for messages."""
     return await connection.listeners(Keys(prefix).channel)
 
 
@@ -74,14 +74,14 @@ class RedisLocker:
     async def acquire(
         self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
     ) -> RedisLock:
-        """Take a lock, see `Locker.acquire`."""
+        """Acquire a lock, see `Locker.acquire`."""
         deadline = time.monotonic() + timeout
         script = ACQUIRE_WITHOUT_ROOM if to_remove else ACQUIRE
         lock = RedisLock(self.leases, upload_id, secrets.token_hex(8), holder)
         with self._messages.released(upload_id) as released:
             while True:
                 released.clear()
-                expires_in = await self._try_safely(lock, script, request=timeout > 0)
+                expires_in = await self._try_or_release(lock, script, request=timeout > 0)
                 if lock.token:
                     return lock
                 remaining = deadline - time.monotonic()
@@ -91,16 +91,16 @@ class RedisLocker:
                     async with asyncio.timeout(min(POLL_INTERVAL, remaining, expires_in)):
                         await released.wait()
 
-    async def _try_safely(self, lock: RedisLock, script: Script, *, request: bool) -> float:
-        """Do what `_try` does; if that is cancelled, or the reply is lost, release the lease in the background."""
+    async def _try_or_release(self, lock: RedisLock, script: Script, *, request: bool) -> float:
+        """Do what `_try_acquire` does; if it is cancelled or its reply is lost, release the lease in the background."""
         try:
-            return await self._try(lock, script, request=request)
+            return await self._try_acquire(lock, script, request=request)
         except (asyncio.CancelledError, StateUnavailable):
             self.leases.release_soon(lock)
             raise
 
-    async def _try(self, lock: RedisLock, script: Script, *, request: bool) -> float:
-        """Take the lock, or return the seconds after which the lease of its holder ends at the latest."""
+    async def _try_acquire(self, lock: RedisLock, script: Script, *, request: bool) -> float:
+        """Acquire the lock, or return the seconds after which the lease of its holder ends at the latest."""
         sent_at = time.monotonic()
         ttl = round(self._ttl * 1000)
         name = lock.upload_id
@@ -110,11 +110,11 @@ class RedisLocker:
         token, rest, record, now = await self._redis.run(script, keys, arguments)
         if not token:
             return max(0.001, int(rest) / 1000)
-        if now:  # the work under this lock is stamped by the clock of Redis
+        if now:  # times in records are those of the clock of Redis
             self._redis.clock.heard(seconds_of(now), asked_at)
         lock.token = int(token)
         lock.unreleased_predecessors = int(rest)
-        with contextlib.suppress(ValueError):  # the record is broken, as the state store will say
+        with contextlib.suppress(ValueError):  # the record is broken, which the state store reports
             lock.record = decode_upload(dict(zip(record[::2], record[1::2], strict=True)))
         lock.renewed_at = sent_at
         self.leases.add(lock)

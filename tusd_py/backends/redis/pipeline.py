@@ -1,4 +1,4 @@
-"""Calls of many tasks over one connection to Redis: sent at once, answered in order.
+"""Pipelining: calls of many tasks over one connection to Redis, sent at once and answered in order.
 
 A client with a pool of connections spends 100 us of CPU on a call, most of it on lending connections; a pipelined
 connection takes a third.
@@ -50,7 +50,7 @@ class _Connection:
                 except ResponseError as refused:
                     reply, error = None, refused
                 _settle(self._replies.popleft(), reply, error)
-        except Exception as broken:  # whatever the cause, nothing can be read from this connection any more
+        except Exception as broken:  # of any cause: no further reply can be read from this connection
             reason = RedisConnectionError(str(broken))
         finally:
             self._fail_all(reason)
@@ -62,18 +62,18 @@ class _Connection:
             _settle(self._replies.popleft(), None, reason)
 
     def drop(self) -> asyncio.Task[None]:
-        """Close the connection, whatever is under way; return a task to wait for before the loop ends."""
+        """Close the connection and fail the calls under way; return a task to wait for before the event loop ends."""
         self._fail_all(RedisConnectionError("no reply in time"))
         self._reader.cancel()
-        return asyncio.create_task(self._end())
+        return asyncio.create_task(self._close_connection())
 
-    async def _end(self) -> None:
+    async def _close_connection(self) -> None:
         await asyncio.wait((self._reader,))
         await self._connection.disconnect(nowait=True)  # the reader may never have begun
 
 
 class PipelinedConnection:
-    """A connection that is made with the first call, and again after a failure. Callers set the timeouts."""
+    """A connection that is opened by the first call, and again after a failure. Callers set the timeouts."""
 
     def __init__(self, make: Callable[[], AbstractConnection]) -> None:
         self._make = make
@@ -106,7 +106,7 @@ class PipelinedConnection:
             return self._current
 
     def drop(self) -> None:
-        """Close a connection that does not answer. The next call makes another."""
+        """Close a connection that does not answer. The next call opens another one."""
         connection, self._current = self._current, None
         if connection is not None:
             ending = connection.drop()
@@ -123,4 +123,4 @@ class PipelinedConnection:
 def _settle(reply: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
     settle(reply, value, error)
     if error is not None and not reply.cancelled():
-        reply.exception()  # mark it as retrieved: the caller may be cancelled before it looks
+        reply.exception()  # mark it as retrieved: the caller may be cancelled before it awaits the reply

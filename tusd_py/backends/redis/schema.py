@@ -36,32 +36,32 @@ class LockField(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys below one prefix."""
+    """The names of the keys below one prefix."""
 
     prefix: str
 
     def record(self, upload_id: str) -> str:
-        """The record of an upload."""
+        """Return the key of the record of an upload."""
         return f"{self.prefix}{{{upload_id}}}:record"
 
     def parts(self, upload_id: str) -> str:
-        """The part list of an upload."""
+        """Return the key of the part list of an upload."""
         return f"{self.prefix}{{{upload_id}}}:parts"
 
     def waiting_finals(self, upload_id: str) -> str:
-        """The final uploads that wait for a partial upload."""
+        """Return the key of the final uploads that wait for a partial upload."""
         return f"{self.prefix}{{{upload_id}}}:finals"
 
     def lock(self, name: str) -> str:
-        """The lease of an upload, or of a named lock."""
+        """Return the key of the lease of an upload, or of a named lock."""
         return f"{self.prefix}{{{name}}}:lock"
 
     def release_request(self, name: str) -> str:
-        """A request to the holder of a lease to release it."""
+        """Return the key of a request to the holder of a lease to release it."""
         return f"{self.prefix}{{{name}}}:release"
 
     def commit_request(self, name: str) -> str:
-        """A request to the holder of a lease to commit."""
+        """Return the key of a request to the holder of a lease to commit."""
         return f"{self.prefix}{{{name}}}:commit"
 
     @property
@@ -91,5 +91,5 @@ class Keys:
         return f"{escaped}{{*}}:record"
 
     def upload_id(self, record_key: str) -> str:
-        """The id of the upload whose record has this key."""
+        """Return the id of the upload whose record has this key."""
         return record_key.removeprefix(f"{self.prefix}{{").removesuffix("}:record")

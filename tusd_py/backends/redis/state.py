@@ -25,24 +25,24 @@ from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, ne
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload, encode_upload
 
-PAGE = 200  # records fetched at once
-FRESH = 60.0  # seconds for which the record of a new entry of the index may not be written yet
-ENDED = (Status.TERMINATED, Status.EXPIRED)  # uploads are removed although no memory is left
+PAGE_SIZE = 200  # records fetched at once
+NEW_ENTRY_AGE = 60.0  # seconds within which the record of a new entry of the index may still be missing
+ENDED_STATUSES = (Status.TERMINATED, Status.EXPIRED)  # these changes are made even if Redis has no memory left
 REPAIR_INTERVAL = 6 * 3600.0  # seconds between two comparisons of the index with the records
 WAITING_TTL = 86400  # seconds; the sweeper looks at a waiting final upload, and notes it again, every hour
-NOW = 0.0  # time of uploads that are always due; in the index, minus the time of the entry
+ALWAYS_DUE = 0.0  # due time of finishing uploads; their score in the index is minus the time of the entry
 
 
 class RedisState:
     """The state store of several hosts, see `StateStore`."""
 
     def __init__(self, connection: RedisConnection, prefix: str = "tus:", patience: float = RETRY_DEADLINE) -> None:
-        """Make the store.
+        """Create the store, without I/O.
 
         Args:
             connection: opened and closed with the store; may be shared.
             prefix: beginning of all keys.
-            patience: seconds for which a change of a record is tried; an append waits so long while Redis is away.
+            patience: seconds for which a change of a record is retried; an append waits as long for Redis.
         """
         self._redis = connection
         self._keys = Keys(prefix)
@@ -61,7 +61,7 @@ class RedisState:
         await self._redis.ask_for_time()
 
     async def open(self) -> None:
-        """Connect, unless another user of the connection has."""
+        """Connect, unless another user of the connection has done so."""
         await self._redis.open()
 
     async def close(self) -> None:
@@ -72,7 +72,7 @@ class RedisState:
         """Read a key, see `StateStore.ping`."""
         await self._redis.command("EXISTS", self._keys.metadata)
 
-    def _of_upload(self, upload_id: str) -> list[str]:
+    def _upload_keys(self, upload_id: str) -> list[str]:
         return [self._keys.record(upload_id), self._keys.parts(upload_id)]
 
     async def create(self, upload: Upload, *, durable: bool = False) -> None:
@@ -85,7 +85,7 @@ class RedisState:
 
     async def get(self, upload_id: str) -> Upload | None:
         """Return a record, see `StateStore.get`."""
-        return _upload(upload_id, await self._redis.command("HGETALL", self._keys.record(upload_id)))
+        return _decode(upload_id, await self._redis.command("HGETALL", self._keys.record(upload_id)))
 
     async def update(
         self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
@@ -110,9 +110,9 @@ class RedisState:
             "parts": [(part.number, json.dumps((part.end, part.etag, part.checksum))) for part in parts],
             "complete": bool(before.layout) and stored.is_complete,
         }
-        await self._note_due(before, stored)
-        script = END if stored.status in ENDED else UPDATE
-        if not await self._redis.run(script, self._of_upload(before.id), [json.dumps(arguments)], self._patience):
+        await self._update_due_index(before, stored)
+        script = END if stored.status in ENDED_STATUSES else UPDATE
+        if not await self._redis.run(script, self._upload_keys(before.id), [json.dumps(arguments)], self._patience):
             raise LockLost
         return stored
 
@@ -126,28 +126,28 @@ class RedisState:
 
     async def delete(self, upload_id: str, token: int) -> None:
         """Remove a record, see `StateStore.delete`."""
-        if not await self._redis.run(DELETE, self._of_upload(upload_id), [str(token)]):
+        if not await self._redis.run(DELETE, self._upload_keys(upload_id), [str(token)]):
             raise LockLost
         await self._redis.commands(("ZREM", self._keys.due, upload_id), ("ZREM", self._keys.ids, upload_id))
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
-        """Return due uploads by the index, and correct the entries that are wrong."""
+        """Return due uploads by the index, and correct wrong entries."""
         found: list[Upload] = []
-        passed = skip
+        position = skip
         while len(found) < limit:
-            count = min(PAGE, limit - len(found))
-            page = ("ZRANGE", self._keys.due, "-inf", repr(now), "BYSCORE", "LIMIT", passed, count, "WITHSCORES")
+            count = min(PAGE_SIZE, limit - len(found))
+            page = ("ZRANGE", self._keys.due, "-inf", repr(now), "BYSCORE", "LIMIT", position, count, "WITHSCORES")
             entries: list[tuple[str, float]] = await self._redis.command(*page)
-            uploads = await self._fetch([upload_id for upload_id, _ in entries])
+            uploads = await self._get_records([upload_id for upload_id, _ in entries])
             for (upload_id, score), upload in zip(entries, uploads, strict=True):
                 if isinstance(upload, BrokenRecord):
                     self._broken.tell(upload)
-                    passed += 1
+                    position += 1
                 elif upload is not None and (when := _due_at(upload)) is not None and when <= now:
                     found.append(upload)
-                    passed += 1
-                elif score < 0 and -score > self.clock.wall() - FRESH:
-                    passed += 1
+                    position += 1
+                elif score < 0 and -score > self.clock.wall() - NEW_ENTRY_AGE:
+                    position += 1
                 else:
                     await self._correct(upload_id, score, upload)
             if len(entries) < count:
@@ -155,7 +155,7 @@ class RedisState:
         return found
 
     async def add_waiting(self, partial_id: str, final_id: str) -> None:
-        """Note that a final upload waits, for `WAITING_TTL`."""
+        """Record for `WAITING_TTL` seconds that a final upload waits for a partial one."""
         key = self._keys.waiting_finals(partial_id)
         await self._redis.commands(("SADD", key, final_id), ("EXPIRE", key, WAITING_TTL))
 
@@ -165,7 +165,7 @@ class RedisState:
         return final_ids
 
     async def remove_waiting(self, partial_id: str, final_ids: Sequence[str]) -> None:
-        """Remove notes of final uploads that wait."""
+        """Remove the entries of final uploads that wait."""
         if final_ids:
             await self._redis.command("SREM", self._keys.waiting_finals(partial_id), *final_ids)
 
@@ -179,7 +179,7 @@ class RedisState:
         return bool(await self._redis.run(WRITE_METADATA, [self._keys.metadata], [name, value, before or ""]))
 
     async def repair_index(self, older_than: float = REPAIR_INTERVAL) -> int:
-        """Restore lost entries of the indexes; return how many of due uploads, see `SupportsIndexRepair`."""
+        """Restore lost entries of the indexes; return the number of due uploads restored, see `SupportsIndexRepair`."""
         return await self._due_index.repair(older_than)
 
     async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
@@ -188,9 +188,9 @@ class RedisState:
         count = limit + 1 if condition == EVERYTHING else max(limit + 1, MAX_SCANNED)
         ids = await self._id_index.after(after, count)
         records: list[tuple[str, Upload | None]] = []
-        for start in range(0, len(ids), PAGE):
-            some = ids[start : start + PAGE]
-            for upload_id, record in zip(some, await self._fetch(some), strict=True):
+        for start in range(0, len(ids), PAGE_SIZE):
+            some = ids[start : start + PAGE_SIZE]
+            for upload_id, record in zip(some, await self._get_records(some), strict=True):
                 if isinstance(record, BrokenRecord):
                     self._broken.tell(record)
                 records.append((upload_id, None if isinstance(record, BrokenRecord) else record))
@@ -198,7 +198,7 @@ class RedisState:
 
     async def all(self) -> AsyncIterator[Upload]:
         """Iterate over the records that can be read."""
-        async for record in self._records():
+        async for record in self._all_records():
             if isinstance(record, BrokenRecord):
                 self._broken.tell(record)
             else:
@@ -206,30 +206,30 @@ class RedisState:
 
     async def broken(self) -> AsyncIterator[BrokenRecord]:
         """Iterate over the records that cannot be read."""
-        async for record in self._records():
+        async for record in self._all_records():
             if isinstance(record, BrokenRecord):
                 yield record
 
-    async def _records(self) -> AsyncIterator[Upload | BrokenRecord]:
+    async def _all_records(self) -> AsyncIterator[Upload | BrokenRecord]:
         seen: set[str] = set()
         async for key in self._redis.keys(self._keys.all_records):
             if key in seen:
                 continue
             seen.add(key)
             upload_id = self._keys.upload_id(key)
-            record = _readable(upload_id, await self._redis.command("HGETALL", key))
+            record = _decode_or_broken(upload_id, await self._redis.command("HGETALL", key))
             if record is not None:
                 yield record
 
-    async def _fetch(self, upload_ids: Sequence[str]) -> Sequence[Upload | BrokenRecord | None]:
+    async def _get_records(self, upload_ids: Sequence[str]) -> Sequence[Upload | BrokenRecord | None]:
         if not upload_ids:
             return []
         commands = [("HGETALL", self._keys.record(upload_id)) for upload_id in upload_ids]
         records = await self._redis.commands(*commands)
-        return [_readable(upload_id, values) for upload_id, values in zip(upload_ids, records, strict=True)]
+        return [_decode_or_broken(upload_id, values) for upload_id, values in zip(upload_ids, records, strict=True)]
 
     async def _index_new(self, upload: Upload) -> None:
-        """Add a new upload to the indexes. Call before its record is written, so that no record lacks its entries."""
+        """Add a new upload to the indexes; call before its record is written, so that no record lacks its entries."""
         entry = ("ZADD", self._keys.ids, 0, upload.id)
         when = _due_at(upload)
         if when is None:
@@ -237,7 +237,7 @@ class RedisState:
         else:
             await self._redis.commands(entry, ("ZADD", self._keys.due, repr(when or -self.clock.wall()), upload.id))
 
-    async def _note_due(self, before: Upload | None, after: Upload) -> None:
+    async def _update_due_index(self, before: Upload | None, after: Upload) -> None:
         """Add an upload to the index of due uploads, or move it to an earlier time.
 
         An expiry that a commit moves to later is not written: the sweeper corrects the entry when it is due.
@@ -246,23 +246,23 @@ class RedisState:
         if when is None or (before is not None and (earlier := _due_at(before)) is not None and earlier <= when):
             return
         score = repr(when or -self.clock.wall())
-        if after.status in ENDED:
+        if after.status in ENDED_STATUSES:
             await self._redis.run(NOTE_DUE, [self._keys.due], [score, after.id])
         else:
             await self._redis.command("ZADD", self._keys.due, score, after.id)
 
     async def _correct(self, upload_id: str, score: float, upload: Upload | None) -> None:
-        """Move an entry of the index of due uploads to the time in the record."""
+        """Move an entry of the index of due uploads to the time in the record, or remove it."""
         when = None if upload is None else _due_at(upload)
         await self._redis.run(MOVE_DUE, [self._keys.due], [upload_id, repr(score), "" if when is None else repr(when)])
 
 
 def _due_at(upload: Upload) -> float | None:
     """Return the time when the sweeper has to look at an upload, in seconds since the epoch; None if never."""
-    return NOW if upload.status is Status.FINISHING and not upload.is_waiting else upload.expires_at
+    return ALWAYS_DUE if upload.status is Status.FINISHING and not upload.is_waiting else upload.expires_at
 
 
-def _upload(upload_id: str, values: Mapping[str, str]) -> Upload | None:
+def _decode(upload_id: str, values: Mapping[str, str]) -> Upload | None:
     """Return the record, None if there is none; raises `BrokenRecord`."""
     try:
         return decode_upload(values)
@@ -270,8 +270,8 @@ def _upload(upload_id: str, values: Mapping[str, str]) -> Upload | None:
         raise broken(upload_id, values, error) from None
 
 
-def _readable(upload_id: str, values: Mapping[str, str]) -> Upload | BrokenRecord | None:
+def _decode_or_broken(upload_id: str, values: Mapping[str, str]) -> Upload | BrokenRecord | None:
     try:
-        return _upload(upload_id, values)
+        return _decode(upload_id, values)
     except BrokenRecord as error:
         return error

@@ -1,4 +1,4 @@
-"""Bytes in an S3 bucket: multipart uploads straight from memory."""
+"""Storage in an S3 bucket: multipart uploads straight from memory."""
 
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.backends.s3.storage import S3Storage

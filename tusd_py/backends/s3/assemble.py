@@ -1,4 +1,4 @@
-"""Completion: parts and tails become one object. Every step may be repeated after a crash or a lost answer."""
+"""Completion of an upload: S3 makes one object of its parts and tails. Every step may be repeated after a crash."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ async def complete(
 async def verify_object(
     bucket: Bucket, upload: Upload, multipart: Multipart, etag: str, error: UploadError | None
 ) -> None:
-    """See that the object is the one that the parts of a multipart upload make.
+    """Verify that the object is the one that the parts of a multipart upload make.
 
-    `error` tells why the multipart upload could not be completed now, None if it was. An earlier try may have gone
-    through although its answer never came: then the object is there. Raises `error` if no object is there, and
+    `error` tells why the multipart upload could not be completed now, None if it was. An earlier attempt may have
+    succeeded although its reply was lost: then the object is there. Raises `error` if no object is there, and
     `StorageUnavailable` if another one is, which may hold every byte.
     """
     if await bucket.is_placed(upload, multipart.key, multipart.marker, etag):
@@ -54,9 +54,9 @@ async def verify_object(
 
 
 async def _put_object(bucket: Bucket, memory: MemoryLimiter, upload: Upload, layout: Layout, key: str) -> None:
-    """Make the object of an upload of less than a part in one request."""
+    """Make the object of an upload that is smaller than a part, in one request."""
     covered = layout.covered(upload.offset)
-    if covered < upload.offset:  # the object was there, and is no longer
+    if covered < upload.offset:  # the object that held these bytes was removed
         raise StorageBehind(covered)
     tails = layout.tails_from(0, upload.offset)
     try:
@@ -70,7 +70,7 @@ async def _put_object(bucket: Bucket, memory: MemoryLimiter, upload: Upload, lay
         finally:
             memory.release(upload.offset)
     except StorageBehind:
-        found = await bucket.head(key)  # after an earlier try, the tails are gone and the object is there
+        found = await bucket.head(key)  # after an earlier attempt the object is there, and the tails are not
         ours = found is not None and found["Metadata"].get(OWNER, owner(upload)) == owner(upload)
         if found is None or not ours or found["ContentLength"] != upload.offset:
             raise
@@ -109,18 +109,18 @@ async def _complete_multipart(
 
 
 async def _complete_with_parts(bucket: Bucket, multipart: Multipart, parts: Sequence[UploadPart]) -> None:
-    """Complete with the parts; where S3 has other ones, with those. Raises `StorageBehind` if bytes are missing."""
+    """Complete with the parts, or those that S3 has in their place; raises `StorageBehind` if bytes are missing."""
     try:
         await bucket.complete_multipart(multipart, parts)
     except PartsRefused:
-        good = _reconciled(parts, await bucket.list_parts(multipart))
-        if len(good) < len(parts):
-            raise StorageBehind(good[-1].end if good else 0) from None
-        await bucket.complete_multipart(multipart, good)
+        matching = _matching_parts(parts, await bucket.list_parts(multipart))
+        if len(matching) < len(parts):
+            raise StorageBehind(matching[-1].end if matching else 0) from None
+        await bucket.complete_multipart(multipart, matching)
 
 
 def _etag(parts: Sequence[UploadPart], upload: Upload) -> str:
-    """Return the ETag of the object that the parts make; one that no object has if they are not all."""
+    """Return the ETag of the object that the parts make; one that no object has if the parts lack bytes."""
     whole = parts and parts[-1].end == upload.offset
     return multipart_etag([part.etag for part in parts]) if whole else "unknown"
 
@@ -134,7 +134,7 @@ async def _upload_tails(
     start: int,
     number: int,
 ) -> list[UploadPart]:
-    """Make the last part of the tails from `start` on; more than one, one by one, if they do not fit into memory."""
+    """Upload the bytes of the tails from `start` on as the last part, or as several if they do not fit into memory."""
     parts: list[UploadPart] = []
     while start < upload.offset:
         end = upload.offset
@@ -150,22 +150,25 @@ async def _upload_tails(
     return parts
 
 
-def _reconciled(parts: Sequence[UploadPart], found: Sequence[dict[str, Any]]) -> list[UploadPart]:
-    """Return the parts up to the first that S3 does not have as the part list says.
+def _matching_parts(parts: Sequence[UploadPart], found: Sequence[dict[str, Any]]) -> list[UploadPart]:
+    """Return the parts before the first one that S3 does not have as the part list says.
 
     The same bytes may have another ETag (a repeated request, with encryption): then their checksum decides.
     """
-    good: list[UploadPart] = []
+    matching: list[UploadPart] = []
     for part in parts:
         etags = {
-            there["ETag"].strip('"'): there["ETag"]
-            for there in found
-            if there["PartNumber"] == part.number
-            and there["Size"] == size_of(part)
-            and (there["ETag"].strip('"') == part.etag.strip('"') or there.get("ChecksumCRC32") == checksum_of(part))
+            found_part["ETag"].strip('"'): found_part["ETag"]
+            for found_part in found
+            if found_part["PartNumber"] == part.number
+            and found_part["Size"] == size_of(part)
+            and (
+                found_part["ETag"].strip('"') == part.etag.strip('"')
+                or found_part.get("ChecksumCRC32") == checksum_of(part)
+            )
         }
         if not etags:
             break
         etag = etags.get(part.etag.strip('"')) or next(iter(etags.values()))
-        good.append(UploadPart(part.number, part.end, etag, part.checksum))
-    return good
+        matching.append(UploadPart(part.number, part.end, etag, part.checksum))
+    return matching

@@ -1,4 +1,4 @@
-"""Request bodies made of pieces of memory, and their checksums."""
+"""Request bodies of several pieces of memory, and their checksums."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ try:
 except ImportError:
     from zlib import crc32 as add_crc32
 
-Reader: TypeAlias = Callable[..., bytes]  # of so many bytes, or of all
-MIN_EXPECT_BODY = 256 << 10  # bytes; less is joined, and sent without asking first (Expect: 100-continue)
+Reader: TypeAlias = Callable[..., bytes]  # called with a number of bytes, or without one for all
+MIN_EXPECT_BODY = 256 << 10  # bytes; smaller bodies are joined, and sent without `Expect: 100-continue`
 MAX_READ_SIZE = 256 << 10  # bytes; http.client asks for 16 KiB at a time, one call to the kernel each
 
 
 class Body(io.RawIOBase):
-    """A file of pieces that are neither joined nor copied. Read in a worker thread."""
+    """A file object over pieces of memory, which it neither joins nor copies. Read in a worker thread."""
 
     def __init__(self, pieces: Sequence[Buffer]) -> None:
         self._pieces = [memoryview(piece) for piece in pieces if len(piece)]
@@ -56,7 +56,7 @@ class Body(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> memoryview:
-        """Return the rest of a piece, `MAX_READ_SIZE` bytes at most; `size` is ignored."""
+        """Return the rest of the current piece, `MAX_READ_SIZE` bytes at most; `size` is ignored."""
         if self._index == len(self._pieces):
             return memoryview(b"")
         data = self._pieces[self._index][self._offset : self._offset + MAX_READ_SIZE]
@@ -73,7 +73,7 @@ def body_of(pieces: Sequence[Buffer]) -> Body | bytes:
 
 
 def read_all(read: Reader) -> bytes:
-    """Read all bytes at once."""
+    """Read all bytes in one call."""
     return read()
 
 

@@ -1,4 +1,4 @@
-"""The requests of a storage and its writers to one bucket."""
+"""Requests to one bucket, for a storage and its writers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tusd_py.backends.s3.identity import IdentityObject
 from tusd_py.backends.s3.layout import Layout, Multipart, Tail, checksum_of, entry
 from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.object_keys import MARKER, OWNER, owner, properties, protection, tails_of, token_of
-from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped
+from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped_numbers
 from tusd_py.contracts.instrumentation import Instrumentation
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
@@ -29,17 +29,17 @@ T = TypeVar("T")
 
 logger = logging.getLogger("tusd_py.storage")
 
-_warned_of: set[tuple[str | None, str]] = set()  # buckets; a server opens its storage more than once
+_warned_buckets: set[tuple[str | None, str]] = set()  # endpoint and name; a server opens its storage more than once
 COPY_THREADS = 4
-RESERVED_REQUEST_SLOTS = 4  # threads that parts leave to small requests
+RESERVED_REQUEST_SLOTS = 4  # threads kept for small requests while parts are sent
 PART_CURSOR = {"PartNumberMarker": "NextPartNumberMarker"}
 VERSION_CURSOR = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
-EXISTENCE_CACHE_TTL = 10.0  # seconds that a multipart upload or a tail is not looked for again
+EXISTENCE_CACHE_TTL = 10.0  # seconds within which the existence of a multipart upload or a tail is not checked again
 MAX_DELETED = 1000  # keys of one DeleteObjects request
 
 
 class Bucket:
-    """Requests to one bucket, with the threads behind them. Used by one event loop between `open` and `close`."""
+    """The requests to one bucket, and their threads. Used by one event loop between `open` and `close`."""
 
     def __init__(self, config: S3Config, memory: MemoryLimiter, instrumentation: Instrumentation) -> None:
         self.config = config
@@ -47,32 +47,32 @@ class Bucket:
         self.parts_in_flight = 0
         self._memory = memory
         self._client = Client(config, instrumentation)
-        self._copying = Threads(COPY_THREADS, "tusd-py-s3-copy")
-        self._seen = TTLSet(EXISTENCE_CACHE_TTL)  # multipart uploads and tails that were there a moment ago
-        # The next unused part number of uploads whose record does not know it, since nothing was committed.
+        self._copy_threads = Threads(COPY_THREADS, "tusd-py-s3-copy")
+        self._recently_seen = TTLSet(EXISTENCE_CACHE_TTL)  # multipart uploads and tails
+        # Upload id -> next unused part number, where no record has it because nothing was committed.
         self._used_numbers: dict[str, int] = {}
         self.identity = IdentityObject(config, self._client)
 
     async def open(self) -> None:
-        """Connect, and see that the bucket can be used."""
-        # Parts, and copies among them, leave threads to small requests.
+        """Connect, and verify that the bucket can be used."""
+        # Requests with parts, copied ones too, leave threads free for small requests.
         self._slots = asyncio.Semaphore(max(1, self.config.concurrency - RESERVED_REQUEST_SLOTS))
         await self._client.open()
-        await self._warn_of_versions()
+        await self._warn_about_versions()
 
     async def close(self, patience: float | None = None) -> bool:
-        """Wait for everything under way, `patience` seconds at most; False if something has not ended."""
+        """Wait until every request has ended, `patience` seconds at most; return whether all have."""
         ended = await self._client.close(patience)
-        return await asyncio.to_thread(self._copying.close, patience) and ended
+        return await asyncio.to_thread(self._copy_threads.close, patience) and ended
 
     def run_copy(self, copy: Callable[[], T]) -> asyncio.Future[T]:
-        """Run the copying of bytes in memory in a worker thread."""
-        return self._copying.run(copy)
+        """Run a copy of bytes in memory in a worker thread."""
+        return self._copy_threads.run(copy)
 
     # Sizes and numbers of parts.
 
     def sizes_of(self, upload: Upload, layout: Layout) -> PartSizes:
-        """Return the part sizes of an upload, as they were chosen with the first byte, which may be now."""
+        """Return the part sizes of an upload: those in its layout, or new ones before its first byte."""
         capabilities = self.config.capabilities
         largest = self.config.largest_part
         if not layout.part_size:
@@ -89,40 +89,38 @@ class Bucket:
 
     @property
     def has_free_sizes(self) -> bool:
-        """Whether the parts of an upload may be of sizes that change on the way."""
+        """Whether the sizes of the parts may change during an upload."""
         capabilities = self.config.capabilities
         return capabilities.number_gaps and not capabilities.equal_parts
 
     def first_number(self, upload: Upload, layout: Layout, sizes: PartSizes, *, unreleased_predecessors: int) -> int:
         """Return the number of the next part, which no request of an earlier writer may have."""
-        if (
-            not self.config.capabilities.number_gaps
-        ):  # then only the identical bytes of a retry keep parts what they are
+        if not self.config.capabilities.number_gaps:  # a late request of an earlier writer sends the same bytes
             return sizes.number_at(min(layout.parts_end, upload.offset))
         number = max(layout.next_number, self._used_numbers.get(upload.id, 1))
         for _ in range(unreleased_predecessors):
-            number += skipped(sizes, number, None if upload.length is None else upload.length - upload.offset)
+            number += skipped_numbers(sizes, number, None if upload.length is None else upload.length - upload.offset)
         return number
 
     def note_used_numbers(self, upload_id: str, next_number: int) -> None:
-        """Keep in mind that the part numbers below this one were used, as the record of the upload does not say."""
+        """Remember that the part numbers below `next_number` were used, which no record of the upload says."""
         self._used_numbers[upload_id] = next_number
 
     def forget(self, upload_id: str) -> None:
-        """Forget all that was kept in mind of an upload."""
+        """Drop the used part numbers and the cached bytes of an upload."""
         self._used_numbers.pop(upload_id, None)
         self._memory.drop_cached(upload_id)
 
     # Multipart uploads.
 
     async def check_multipart(self, key: str, multipart_id: str) -> None:
-        """See that a multipart upload is still there; raises `UploadNotFound` if somebody has aborted it."""
+        """Verify that a multipart upload exists; raises `UploadNotFound` if it was aborted."""
         await self._client.call("list_parts", Key=key, UploadId=multipart_id, MaxParts=1)
-        self._seen.add(multipart_id)
+        self._recently_seen.add(multipart_id)
 
     async def ensure_multipart(self, key: str, multipart_id: str) -> None:
-        """Do what `check_multipart` does, unless the multipart upload was seen a moment ago."""
-        if multipart_id not in self._seen:
+        """Do what `check_multipart` does, unless the multipart upload existed within `EXISTENCE_CACHE_TTL`."""
+        if multipart_id not in self._recently_seen:
             await self.check_multipart(key, multipart_id)
 
     async def create_multipart(self, upload: Upload, key: str, *, copied: bool = False) -> Multipart:
@@ -150,11 +148,11 @@ class Bucket:
                 raise MultipartMissing from None
             finally:
                 self.parts_in_flight -= 1
-        self._seen.add(multipart.id)
+        self._recently_seen.add(multipart.id)
         return entry(number, start, end, answer["ETag"], checksum)
 
     async def copy_part(self, multipart: Multipart, number: int, start: int, source: Slice) -> UploadPart:
-        """Have S3 copy one part from another object; return its entry in the part list."""
+        """Let S3 copy one part from another object; return its entry in the part list."""
         async with self._slots:
             answer = await self._client.call(
                 "upload_part_copy",
@@ -168,7 +166,7 @@ class Bucket:
         return entry(number, start, start + source.size, result["ETag"], result.get("ChecksumCRC32", ""))
 
     async def complete_multipart(self, multipart: Multipart, parts: Sequence[UploadPart]) -> None:
-        """Have S3 make the object of these parts."""
+        """Let S3 make the object of these parts."""
         listed = []
         for part in parts:
             fields = {"PartNumber": part.number, "ETag": part.etag}
@@ -180,17 +178,17 @@ class Bucket:
         )
 
     async def list_parts(self, multipart: Multipart) -> list[dict[str, Any]]:
-        """List the parts that S3 has of a multipart upload; some servers list several parts of one number."""
+        """Return the parts that S3 has of a multipart upload; some servers list several parts of one number."""
         pages = self.list_pages("list_parts", PART_CURSOR, Key=multipart.key, UploadId=multipart.id)
         return [part async for page in pages for part in page.get("Parts", [])]
 
     async def abort(self, key: str, multipart_id: str) -> None:
-        """Abort a multipart upload; one that is not there is fine."""
+        """Abort a multipart upload; a missing one is no error."""
         with contextlib.suppress(MultipartMissing, ObjectMissing):
             await self._client.call("abort_multipart_upload", Key=key, UploadId=multipart_id)
 
     async def try_abort(self, multipart: Multipart) -> None:
-        """Abort a multipart upload that nothing needs; if that fails, the orphan cleaner finds it."""
+        """Abort a multipart upload that no record needs; if that fails, the orphan cleaner finds it."""
         with contextlib.suppress(UploadError):
             await self.abort(multipart.key, multipart.id)
 
@@ -204,17 +202,17 @@ class Bucket:
         """Store bytes from offset `start` on as a new tail."""
         name = secrets.token_urlsafe(9)
         await self._client.send("put_object", pieces, Key=self.tail_key(upload, name), **protection(self.config))
-        self._seen.add(name)
+        self._recently_seen.add(name)
         return Tail(name, start, start + sum(map(len, pieces)))
 
     async def check_tails(self, upload: Upload, tails: Sequence[Tail], start: int) -> None:
-        """See that the tails of the bytes from `start` on are there. Raises `StorageBehind` if one is not."""
+        """Verify that the tails of the bytes from `start` on exist. Raises `StorageBehind` if one does not."""
 
         async def check(tail: Tail) -> None:
-            if tail.name not in self._seen:
+            if tail.name not in self._recently_seen:
                 if await self.head(self.tail_key(upload, tail.name)) is None:
                     raise StorageBehind(max(start, tail.start))
-                self._seen.add(tail.name)
+                self._recently_seen.add(tail.name)
 
         results = await asyncio.gather(*map(check, tails), return_exceptions=True)
         for result in results:
@@ -222,7 +220,7 @@ class Bucket:
                 raise result
 
     async def get_tails(self, upload: Upload, tails: Sequence[Tail], start: int, end: int) -> list[Buffer]:
-        """Return the bytes between two offsets, which these tails hold. Raises `StorageBehind` if one is not there."""
+        """Return the bytes between two offsets, which these tails hold. Raises `StorageBehind` if one is missing."""
 
         async def get(tail: Tail) -> list[Buffer]:
             first, last = max(start, tail.start), min(end, tail.end)
@@ -248,12 +246,12 @@ class Bucket:
         return await self._client.get_pieces(piece.key, piece.start, piece.end, self._memory.chunks.acquire)
 
     async def fetch_source(self, piece: Slice) -> list[Buffer]:
-        """Do what `fetch` does, for the bytes of a concatenation: they leave threads to small requests."""
+        """Do what `fetch` does for a concatenation, leaving threads free for small requests."""
         async with self._slots:
             return await self.fetch(piece)
 
     async def remove(self, keys: Sequence[str]) -> None:
-        """Delete objects; those that are not there are fine."""
+        """Delete objects; a missing one is no error."""
         if self.config.delete_versions:
             await asyncio.gather(*map(self._remove_versions, keys))
             return
@@ -276,17 +274,17 @@ class Bucket:
             if not ids:  # versions of other keys with this prefix follow
                 return
 
-    async def _warn_of_versions(self) -> None:
-        """Log a warning if the bucket keeps every version of deleted objects; none if that cannot be found out."""
+    async def _warn_about_versions(self) -> None:
+        """Log a warning if the bucket keeps every version of deleted objects; none if that is unknown."""
         try:
             answer = await self._client.call("get_bucket_versioning")
-        except UploadError as error:  # the right to ask is not needed otherwise, and not every server knows it
+        except UploadError as error:  # the permission is needed for nothing else, and not every server has this call
             logger.debug("whether the bucket keeps versions is not known: %s", error.message)
             return
         bucket = (self.config.endpoint, self.config.bucket)
         keeps = answer.get("Status") == "Enabled" and not self.config.delete_versions
-        if keeps and bucket not in _warned_of:
-            _warned_of.add(bucket)
+        if keeps and bucket not in _warned_buckets:
+            _warned_buckets.add(bucket)
             logger.warning(
                 "the bucket %s keeps versions: deleted uploads and tails stay in it, and cost money, without"
                 " --s3-delete-versions or a lifecycle rule for noncurrent versions below %s",
@@ -295,7 +293,7 @@ class Bucket:
             )
 
     async def remove_tails(self, upload: Upload, names: Sequence[str]) -> bool:
-        """Delete tails that nothing needs any more; False if that failed, which does no harm."""
+        """Delete tails that are no longer needed; return False, which does no harm, if that failed."""
         if not names:
             return True
         try:
@@ -309,7 +307,7 @@ class Bucket:
     async def list_pages(
         self, operation: str, cursor: dict[str, str], **parameters: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the answers of a listing, page by page.
+        """Yield the pages of a listing.
 
         `cursor` maps the parameters of the next request to the fields of the answer that hold their values.
         """
@@ -368,7 +366,7 @@ class Bucket:
                     condition = {"IfNoneMatch": "*"}
                     continue
                 metadata = found["Metadata"]
-                if metadata.get(MARKER) == marker:  # an answer was lost
+                if metadata.get(MARKER) == marker:  # the reply to an earlier attempt was lost
                     return marker
                 if metadata.get(OWNER) == owner(upload) and token_of(metadata.get(MARKER, "")) > token:
                     raise
@@ -376,7 +374,7 @@ class Bucket:
         raise NotSatisfied
 
     async def copy_object(self, upload: Upload, key: str, source: str) -> None:
-        """Have S3 make the whole object as a copy of another one."""
+        """Let S3 make the whole object as a copy of another one."""
         parameters = properties(self.config, upload, f"copy-{secrets.token_hex(8)}")
         parameters["CopySource"] = {"Bucket": self.config.bucket, "Key": source}
         if "Tagging" in parameters:
@@ -385,9 +383,9 @@ class Bucket:
             await self._client.call("copy_object", Key=key, MetadataDirective="REPLACE", **parameters)
 
     async def is_placed(self, upload: Upload, key: str, marker: str, etag: str = "") -> bool:
-        """Return whether the object is there, made by the request with this marker, and as long as the upload.
+        """Return whether the object exists, was made by the request with this marker, and has the size of the upload.
 
-        For servers that keep no metadata the ETag counts.
+        For servers that keep no metadata the ETag decides.
         """
         found = await self.head(key)
         if found is None or found["ContentLength"] != upload.offset:

@@ -1,4 +1,4 @@
-"""The S3 client of one process: boto3 in threads of its own."""
+"""The S3 client of one process: boto3 in worker threads of its own."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tusd_py.core.errors import StorageUnavailable, UploadError
 
 T = TypeVar("T")
 
-CLOSE_TIMEOUT = 2.0  # seconds for requests whose callers are gone
-BODY_ATTEMPTS = 3  # a body that breaks off is asked for again, which botocore does not do
+CLOSE_TIMEOUT = 2.0  # seconds for requests whose callers were cancelled
+BODY_ATTEMPTS = 3  # requests for a body that breaks off, which botocore does not repeat
 
 
 class Client:
-    """Calls by name. Methods raise `StorageFull`, `StorageUnavailable` and the errors of `s3/errors.py`."""
+    """The calls of S3, by name. Methods raise `StorageFull`, `StorageUnavailable` and the errors of `s3/errors.py`."""
 
     def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
         self._config = config
         self._instrumentation = instrumentation
         self._client: Any = None
-        self.confirm_missing: Callable[[], Awaitable[None]] | None = None  # called before an object counts as missing
+        self.confirm_missing: Callable[[], Awaitable[None]] | None = None  # awaited before an object counts as missing
 
     async def open(self) -> None:
-        """Build the client, which takes some 100 ms, and see that the bucket can be used."""
+        """Create the client of boto3, which takes some 100 ms, and verify that the bucket can be used."""
         self._threads = Threads(self._config.concurrency, "tusd-py-s3")
         self._client = await self._threads.run(partial(_build, self._config))
         await self.call("list_objects_v2", Prefix=self._config.prefix, MaxKeys=1)
 
     async def close(self, patience: float | None = None) -> bool:
-        """Wait for requests under way, `patience` seconds (default: 2) at most; False if one has not ended."""
+        """Wait until all requests have ended, `patience` seconds (default: 2) at most; return whether they have."""
         return not hasattr(self, "_threads") or await asyncio.to_thread(self._close, patience)
 
     def _close(self, patience: float | None) -> bool:
@@ -54,28 +54,28 @@ class Client:
         return self._client
 
     async def call(self, operation: str, **parameters: Any) -> dict[str, Any]:
-        """Make one request, with retries where they make sense; return the answer."""
-        return await self._confirmed(partial(self._call, operation, parameters))
+        """Make one request, with the retries of botocore; return the answer."""
+        return await self._run_confirmed(partial(self._call, operation, parameters))
 
     async def send(
         self, operation: str, pieces: Sequence[Buffer], crc: int | None = None, **parameters: Any
     ) -> tuple[dict[str, Any], str]:
         """Make a request with a body, whose CRC-32 may be known; return the answer and the checksum of the body."""
-        return await self._confirmed(partial(self._send, operation, pieces, crc, parameters))
+        return await self._run_confirmed(partial(self._send, operation, pieces, crc, parameters))
 
     async def get(self, key: str, start: int, end: int) -> bytes:
         """Return the bytes of an object between two offsets; fewer if it is shorter."""
-        return await self._confirmed(partial(self._get, key, start, end, read_all))
+        return await self._run_confirmed(partial(self._get, key, start, end, read_all))
 
     async def get_pieces(self, key: str, start: int, end: int, new_chunk: Callable[[], bytearray]) -> list[Buffer]:
         """Do what `get` does, into chunks of a pool."""
-        return await self._confirmed(partial(self._get, key, start, end, partial(read_pieces, new_chunk=new_chunk)))
+        return await self._run_confirmed(partial(self._get, key, start, end, partial(read_pieces, new_chunk=new_chunk)))
 
     async def get_unconfirmed(self, key: str, end: int) -> bytes:
         """Return the first bytes of an object, without confirming that it is missing."""
         return await self._threads.run(partial(self._get, key, 0, end, read_all))
 
-    async def _confirmed(self, work: Callable[[], T]) -> T:
+    async def _run_confirmed(self, work: Callable[[], T]) -> T:
         try:
             return await self._threads.run(work)
         except (ObjectMissing, MultipartMissing):
@@ -87,12 +87,12 @@ class Client:
         """Return a URL that makes a request of `operation` for `expires` seconds."""
         parameters["Bucket"] = self._config.bucket
         make = partial(self._client.generate_presigned_url, operation, parameters, expires)
-        url: str = await self._threads.run(partial(self._observed, "presign", make))
+        url: str = await self._threads.run(partial(self._measure, "presign", make))
         return url
 
     def _call(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         method = getattr(self._client, operation)
-        return self._observed(operation, partial(method, Bucket=self._config.bucket, **parameters))
+        return self._measure(operation, partial(method, Bucket=self._config.bucket, **parameters))
 
     def _send(
         self, operation: str, pieces: Sequence[Buffer], crc: int | None, parameters: dict[str, Any]
@@ -108,7 +108,7 @@ class Client:
         attempt = 1
         while True:
             try:
-                return self._observed("get_object", partial(self._fetch, key, start, end, read))
+                return self._measure("get_object", partial(self._fetch, key, start, end, read))
             except BrokenBody:
                 if attempt == BODY_ATTEMPTS:
                     raise
@@ -123,7 +123,7 @@ class Client:
             except Exception as error:
                 raise BrokenBody from error
 
-    def _observed(self, operation: str, work: Callable[[], T]) -> T:
+    def _measure(self, operation: str, work: Callable[[], T]) -> T:
         started = time.monotonic()
         outcome = "ok"
         try:
@@ -139,7 +139,7 @@ class Client:
 
 
 class BrokenBody(StorageUnavailable):
-    """An answer that ended before its last byte."""
+    """The end of an answer before its last byte."""
 
     default_message = "the storage broke off in the middle of an object"
 
@@ -157,12 +157,12 @@ def _build(config: S3Config) -> Any:
         read_timeout=config.read_timeout,
         retries={"mode": "standard", "total_max_attempts": config.attempts},
         tcp_keepalive=True,
-        # Checksums are given explicitly: botocore's own trailers are slow, and many servers refuse them.
+        # This client passes checksums explicitly: botocore's own trailers are slow, and many servers refuse them.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": config.addressing, "payload_signing_enabled": False},
     )
-    for library in ("boto3", "botocore"):  # they log where credentials were found, among other things
+    for library in ("boto3", "botocore"):  # their lines of level INFO tell for example where credentials were found
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         session = boto3.session.Session()

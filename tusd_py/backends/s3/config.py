@@ -1,4 +1,4 @@
-"""The configuration of the backend: the bucket, the capabilities of its server, and the properties of objects."""
+"""The configuration of the storage in S3: the bucket, the capabilities of its server, and the properties of objects."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Capabilities:
 
     checksum: Literal["crc32", "md5"] = "md5"  # how the bytes of a request are protected on their way
     conditional_put: bool = False  # If-None-Match and If-Match of PutObject
-    part_copy: bool = True  # UploadPartCopy and CopyObject
-    equal_parts: bool = False  # all parts but the last must be of one size
+    part_copy: bool = True  # the server has UploadPartCopy and CopyObject
+    equal_parts: bool = False  # all parts but the last must have one size
     max_parts: int = MAX_PARTS
     number_gaps: bool = True  # part numbers only have to ascend
-    copied_checksums: bool = True  # copied parts have the checksums that others were announced to have
+    copied_checksums: bool = True  # copied parts get the kind of checksum that the multipart upload announced
     multipart_prefixes: bool = True  # multipart uploads can be listed by the beginning of their key
 
 
@@ -51,7 +51,9 @@ def tails_below(prefix: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class S3Config:
-    """Sizes are bytes, times are seconds. Credentials come from the usual places of AWS clients (environment, profile).
+    """The options of a storage in S3. Sizes are bytes, times are seconds.
+
+    Credentials come from the usual places of AWS clients (environment, profile).
 
     Raises:
         ValueError: values that cannot work, in one sentence for the operator.
@@ -74,8 +76,8 @@ class S3Config:
     acl: str = ""
     tags: tuple[str, ...] = ()  # name=value
     download: Literal["proxy", "redirect"] = "proxy"
-    delete_versions: bool = False  # remove every version of what is removed, where the bucket keeps them
-    redirect_expires: int = 900  # life of a presigned URL
+    delete_versions: bool = False  # delete every version of an object, where the bucket keeps them
+    redirect_expires: int = 900  # lifetime of a presigned URL
     connect_timeout: float = 5
     read_timeout: float = 20
     attempts: int = 4  # of one request
@@ -100,22 +102,22 @@ class S3Config:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The capabilities of the server, as the dialect has them."""
+        """The capabilities of the server, by its dialect."""
         return CAPABILITIES[self.dialect]
 
     @property
     def memory(self) -> int:
-        """The limit for bytes of parts in memory: a part has to be there as a whole."""
+        """The limit for bytes of parts in memory, which a whole part has to fit into."""
         return max(self.buffer_size, self.part_size)
 
     @property
     def largest_part(self) -> int:
-        """Bytes that the parts of an upload of unknown length grow to."""
+        """The bytes that the parts of an upload of unknown length grow to."""
         return max(self.part_size, min(MAX_PART, self.memory // MIB * MIB))
 
     @property
     def max_value(self) -> int:
-        """Maximum characters of each metadata value in a key, so that S3 takes the key whatever clients send."""
+        """The most characters of each metadata value in a key, so that any upload has a key that S3 accepts."""
         fields: list[str] = FIELD.findall(self.key_template)
         values = sum(field.startswith("metadata.") for field in fields)
         prefix = fields.count("prefix") * len(self.prefix.encode())

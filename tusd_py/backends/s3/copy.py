@@ -1,4 +1,4 @@
-"""Concatenation: objects become one, copied by S3 as far as it can, through memory where a part would be too small."""
+"""Concatenation: S3 copies partial uploads into one object; bytes that are too few for a part pass through memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COPY_SHARE = 3  # concatenations use a third of the requests that parts may use
 
 
 class Concatenator:
-    """Makes final uploads of partial ones. All concatenations together use a share of the requests to S3."""
+    """The maker of final uploads. All concatenations together use a share of the requests to S3."""
 
     def __init__(self, bucket: Bucket, memory: MemoryLimiter) -> None:
         self._bucket = bucket
@@ -37,7 +37,7 @@ class Concatenator:
         self._slots = asyncio.Semaphore(max(1, (concurrency - RESERVED_REQUEST_SLOTS) // COPY_SHARE))
 
     def interrupt(self) -> None:
-        """Have concatenations end with `ServerShutdown` before their next part, until `open`."""
+        """Make concatenations end with `ServerShutdown` before their next part, until `open`."""
         self._is_interrupted = True
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload]) -> Layout:
@@ -87,7 +87,7 @@ class Concatenator:
             await self._complete(final, multipart, await self._make_parts(multipart, pieces))
         except UploadError as error:
             await bucket.try_abort(multipart)
-            if isinstance(error, MultipartMissing):  # nothing is lost: the concatenation is tried again
+            if isinstance(error, MultipartMissing):  # no bytes are lost: the concatenation is tried again
                 raise StorageUnavailable("the multipart upload was aborted") from None
             raise
 

@@ -1,4 +1,4 @@
-"""The parts of an object that is made of others: pure functions."""
+"""The parts of a concatenated object: pure functions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One part of an object that is concatenated: slices of other objects."""
+    """One part of a concatenated object: slices of other objects."""
 
     slices: tuple[Slice, ...]
 
@@ -39,7 +39,7 @@ class Piece:
 
     @property
     def can_be_copied(self) -> bool:
-        """Whether S3 can make the part from one object, without its bytes coming here."""
+        """Whether S3 can copy the part from one object, so that its bytes do not pass through this process."""
         return len(self.slices) == 1
 
 
@@ -54,14 +54,14 @@ def plan(config: S3Config, sources: Sequence[Slice], length: int) -> list[Piece]
         if len(pieces) <= capabilities.max_parts:
             return pieces
     sizes = choose_sizes(length, config.part_size, capabilities.max_parts, equal=True, largest=config.largest_part)
-    room = sizes.left(1)
+    room = sizes.capacity_from(1)
     if length > room:
         raise MaxSizeExceeded(f"the storage can put at most {room} bytes together from so many partial uploads")
     return plan_equal(sources, sizes.first)
 
 
 def plan_equal(sources: Sequence[Slice], size: int) -> list[Piece]:
-    """Cut the sources into parts of one size, whatever the borders between them."""
+    """Cut the sources into parts of one size, across the borders between them."""
     pieces: list[Piece] = []
     gathered: list[Slice] = []
     room = size
@@ -81,7 +81,7 @@ def plan_equal(sources: Sequence[Slice], size: int) -> list[Piece]:
 
 
 def plan_copies(sources: Sequence[Slice], copy_size: int = COPY_SIZE) -> list[Piece]:
-    """Cut the sources into parts that S3 copies as far as possible; only too small slices are joined here."""
+    """Cut the sources into parts that S3 copies where it can; only slices that are too small are joined in memory."""
     pieces: list[Piece] = []
     small: list[Slice] = []
     for source in sources:
@@ -104,7 +104,7 @@ def plan_copies(sources: Sequence[Slice], copy_size: int = COPY_SIZE) -> list[Pi
 
 
 def _ranges(start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of this size, without one at the end that is too small for a part, if that can be."""
+    """Yield ranges of `size` bytes; the last two are joined if the last one were too small for a part."""
     while start < end:
         last = end if end - start < size + MIN_PART else start + size
         yield start, last

@@ -1,43 +1,43 @@
-"""Errors of S3 and of the connection to it, as errors of an upload."""
+"""The errors of S3 and of the connection to it, as upload errors."""
 
 from __future__ import annotations
 
 from tusd_py.core.errors import StorageFull, StorageUnavailable, UploadError, UploadNotFound
 
-NO_ROOM = frozenset(["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "StorageFull", "507"])
-DENIED = frozenset(
+FULL_CODES = frozenset(["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "StorageFull", "507"])
+DENIED_CODES = frozenset(
     ["AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"]
 )
-# Codes of answers without a body. An answer with one comes from a gateway that does not find S3.
-NAMELESS = frozenset(["404", "NotFound"])
+# Codes of answers without a body, as S3 sends them; a 404 with a body comes from a gateway that does not find S3.
+BODYLESS_CODES = frozenset(["404", "NotFound"])
 
 
 class ObjectMissing(UploadNotFound):
-    """An object is not in the bucket."""
+    """An object that is not in the bucket."""
 
     default_message = "the object is no longer there"
 
 
 class MultipartMissing(UploadNotFound):
-    """A multipart upload was aborted or completed."""
+    """A multipart upload that was aborted or completed."""
 
     default_message = "the multipart upload was aborted; its bytes are lost"
 
 
 class BytesMissing(StorageUnavailable):
-    """Bytes of a part are neither in memory nor in a tail."""
+    """Bytes of a part that are neither in memory nor in a tail."""
 
     default_message = "bytes on their way to the storage were lost"
 
 
 class NotSatisfied(StorageUnavailable):
-    """The condition of a PutObject does not hold."""
+    """A condition of a PutObject that does not hold."""
 
     default_message = "another object has this key"
 
 
 class PartsRefused(StorageUnavailable):
-    """S3 does not have the parts that a multipart upload is to be completed with."""
+    """A completion of a multipart upload with parts that S3 does not have."""
 
     default_message = "the storage does not have the parts that were stored"
 
@@ -51,21 +51,21 @@ def code_of(error: BaseException) -> str:
 
 
 def translate(error: Exception, bucket: str) -> UploadError:
-    """Return the error of an upload that stands for an error of botocore."""
+    """Return the upload error for an error of botocore."""
     code = code_of(error)
     if code == "NoSuchBucket":
         return StorageUnavailable(f"there is no bucket {bucket}")
     if code == "NoSuchUpload":
         return MultipartMissing()
-    if code == "NoSuchKey" or (code in NAMELESS and getattr(error, "operation_name", "") == "HeadObject"):
+    if code == "NoSuchKey" or (code in BODYLESS_CODES and getattr(error, "operation_name", "") == "HeadObject"):
         return ObjectMissing()
     if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
         return NotSatisfied()
     if code in ("InvalidPart", "InvalidPartOrder", "EntityTooSmall"):
         return PartsRefused()
-    if code in NO_ROOM:
+    if code in FULL_CODES:
         return StorageFull()
-    if code in DENIED or code in ("403", "Forbidden"):
+    if code in DENIED_CODES or code in ("403", "Forbidden"):
         return StorageUnavailable(f"the storage refused the credentials for bucket {bucket} ({code})")
     if code == "ParamValidationError":
         return StorageUnavailable(f"a name is not valid: {' '.join(str(error).split())}")

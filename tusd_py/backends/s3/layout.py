@@ -1,4 +1,4 @@
-"""The field of a record that describes the bytes of an upload in S3 (`Upload.layout`), and its part list."""
+"""The description of the bytes of an upload in S3, in its record (`Upload.layout`), and entries of its part list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tusd_py.core.upload import Upload, UploadPart
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """An object of its own with bytes that do not fill a part yet, from offset `start` to `end` of the upload."""
+    """An object with bytes that do not fill a part yet, from offset `start` to `end` of the upload."""
 
     name: str
     start: int
@@ -27,32 +27,32 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Multipart:
-    """One multipart upload."""
+    """A multipart upload in S3."""
 
     key: str
     id: str
-    marker: str  # metadata of the object that it makes
+    marker: str  # metadata of the object that the multipart upload makes
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Parts up to `parts_end`, tails from there on, or one whole object."""
+    """The bytes of an upload: parts up to `parts_end` and tails from there on, or one whole object."""
 
-    key: str = ""  # of the object; empty: nothing was stored yet
+    key: str = ""  # key of the object; empty before the first byte is stored
     part_size: int = 0
     growing: bool = False
     largest: int = 0  # bytes that parts grow to
-    multipart: str = ""  # the id of the multipart upload; empty: there is none yet
+    multipart: str = ""  # id of the multipart upload; empty if there is none yet
     marker: str = ""  # metadata of the object that the multipart upload makes
-    next_number: int = 1  # of the next part; numbers below it may be in use
+    next_number: int = 1  # number of the next part; those below it may be in use
     parts_end: int = 0
     tails: tuple[Tail, ...] = ()
     dropped: tuple[str, ...] = ()  # tails that are no longer needed once this layout is committed
-    placed: str = ""  # the marker of the object that holds every byte, yet to be verified
-    whole: bool = False  # the object holds every byte
+    placed: str = ""  # marker of the object that holds every byte, yet to be verified
+    whole: bool = False  # whether the object holds every byte
 
     def covered(self, limit: int) -> int:
-        """Return the offset up to which there are bytes without a gap, not beyond `limit`."""
+        """Return the offset up to which bytes are stored without a gap, at most `limit`."""
         end = min(self.parts_end, limit)
         for tail in self.tails:
             if tail.start <= end < tail.end:
@@ -73,12 +73,12 @@ class Layout:
 
     @property
     def tail_names(self) -> tuple[str, ...]:
-        """Names of all tails that may exist, those included that are no longer needed."""
+        """Names of all tails that may exist, including those that are no longer needed."""
         return (*(tail.name for tail in self.tails), *self.dropped)
 
 
 def dump(layout: Layout) -> str:
-    """Serialize as compact JSON, without empty fields."""
+    """Return a layout as compact JSON, without empty fields."""
     fields: dict[str, Any] = {
         "key": layout.key,
         "size": layout.part_size,
@@ -97,7 +97,7 @@ def dump(layout: Layout) -> str:
 
 
 def layout_of(upload: Upload) -> Layout:
-    """Return the layout of a record. Raises `StoredElsewhere` if its bytes are not in S3."""
+    """Return the layout of a record. Raises `StoredElsewhere` if the bytes of the upload are not in S3."""
     if upload.offset and not upload.is_final and not upload.layout.startswith("{"):
         raise StoredElsewhere
     return parse(upload.layout)
@@ -125,7 +125,7 @@ def parse(text: str) -> Layout:
 
 
 def entry(number: int, start: int, end: int, etag: str, checksum: str) -> UploadPart:
-    """Return one entry of the part list; the size goes with the checksum, so that the start is known too."""
+    """Return an entry of the part list; its checksum field holds the size too, so that the start can be computed."""
     return UploadPart(number, end, etag, f"{end - start}:{checksum}")
 
 
@@ -135,14 +135,14 @@ def size_of(part: UploadPart) -> int:
 
 
 def checksum_of(part: UploadPart) -> str:
-    """Return the checksum that S3 was given with a part, as base64."""
+    """Return the checksum of a part that was sent to S3, as base64."""
     return part.checksum.partition(":")[2]
 
 
 def contiguous(uploaded: Sequence[UploadPart], end: int) -> list[UploadPart]:
-    """Return the parts that follow each other from the first byte on, not beyond `end`.
+    """Return the parts that follow each other from the first byte on, none beyond `end`.
 
-    Where bytes were lost and sent again, the part list has both: the larger number counts.
+    Where bytes were lost and sent again the part list has both parts; the one with the larger number counts.
     """
     chain: list[UploadPart] = []
     for part in sorted(uploaded, key=lambda part: part.number):

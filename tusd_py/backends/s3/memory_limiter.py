@@ -1,4 +1,4 @@
-"""The limit for the bytes of parts that all uploads together hold in memory."""
+"""The limit for the bytes of parts that all uploads of a process hold in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tusd_py.core.errors import StorageUnavailable
 
 
 class BufferingUpload(Protocol):
-    """An upload whose part is still filling up."""
+    """An upload that is filling a part."""
 
     @property
     def expected(self) -> int:
@@ -32,17 +32,17 @@ class BufferingUpload(Protocol):
         """Whether the client has sent nothing for longer than it usually does."""
 
     def spill(self) -> asyncio.Future[None]:
-        """Begin to store the buffered bytes as a tail; the future ends when they are released, or that has failed.
+        """Start to store the buffered bytes as a tail; the future is done when they are released, or that failed.
 
-        Invariant: `spillable` is 0 from this call until the future ends.
+        Invariant: `spillable` is 0 from this call until the future is done.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class CachedPart:
-    """The bytes of a part that an upload left behind, for its next request."""
+    """The bytes of a part that an append left in memory for the next one of the upload."""
 
-    storage_state: str  # the state that the record must have then, with the offset after these bytes
+    layout: str  # layout that the record must have for the next append, with the offset after these bytes
     start: int
     pieces: list[Buffer]
     size: int
@@ -50,19 +50,19 @@ class CachedPart:
 
 CHUNK_SIZE = 256 << 10  # bytes of one buffer of the pool
 ADMISSION_POLL = 0.05  # seconds
-MAX_SPILLS = 4  # of silent uploads at a time
-STALLED = 1.0  # seconds without a released byte after which the next upload is admitted anyway
+MAX_SPILLS = 4  # spills of silent uploads at a time
+STALL_TIMEOUT = 1.0  # seconds without an admission and without a releasing request, after which one is admitted anyway
 
 
 class ChunkPool:
-    """Buffers of `CHUNK_SIZE` bytes that are used again: freed and allocated by many threads they would leave gaps."""
+    """Buffers of `CHUNK_SIZE` bytes that are used again, since freeing them in many threads would fragment the heap."""
 
     def __init__(self, total: int) -> None:
         self._limit = total // CHUNK_SIZE
         self._free: list[PooledBuffer] = []
 
     def acquire(self) -> PooledBuffer:
-        """Lend a buffer. May be called in any thread."""
+        """Lend a buffer. Runs in any thread."""
         try:
             return self._free.pop()
         except IndexError:
@@ -81,14 +81,14 @@ class ChunkPool:
 
 
 class MemoryLimiter(ByteLimiter):
-    """Limits the memory of all part buffers. A reservation waits only for S3, never for another client.
+    """The limit for the memory of all part buffers. A reservation waits only for S3, never for another client.
 
-    A part is begun when there is room for all of it, beside what the others are about to add at their pace: many fast
-    uploads fill parts in turn, instead of each a bit of one.
+    A part is begun when there is room for all of it, beside the bytes that other uploads are expected to add: many fast
+    uploads fill parts in turn, instead of all of them a bit of one.
 
-    Bytes on their way to S3 are released when they have arrived there. While a reservation waits, uploads whose clients
-    are silent have to store their buffered bytes as tails; if no request will release bytes and no client is silent,
-    the upload that holds most has to.
+    Bytes are released when S3 has stored them. While a reservation waits, uploads with silent clients have to store
+    their buffered bytes as tails; if no request will release bytes and no client is silent, the upload that holds most
+    bytes has to.
 
     Invariant: `used` never exceeds `total`.
     """
@@ -96,13 +96,13 @@ class MemoryLimiter(ByteLimiter):
     def __init__(self, total: int) -> None:
         super().__init__(total)
         self.chunks = ChunkPool(total)
-        self._releasing = 0  # requests that release bytes when they have ended
-        self._spilling = 0  # of them, those that store what an upload was told to spill
-        self._filling: dict[int, BufferingUpload] = {}
+        self._releasing_requests = 0  # requests that release bytes when they have ended
+        self._spilling = 0  # those of them that store a spill
+        self._uploads: dict[int, BufferingUpload] = {}
         self._cached: OrderedDict[str, CachedPart] = OrderedDict()  # the oldest first
         self._cached_size = 0
-        self._queue: deque[tuple[BufferingUpload, int, asyncio.Future[None], float]] = deque()  # to be admitted
-        self._ticking = False
+        self._admission_queue: deque[tuple[BufferingUpload, int, asyncio.Future[None], float]] = deque()
+        self._poll_scheduled = False
         self._admitted_at = 0.0
 
     async def reserve(self, size: int) -> None:
@@ -114,39 +114,39 @@ class MemoryLimiter(ByteLimiter):
             raise StorageUnavailable(f"a part of {size} bytes does not fit into --s3-buffer-size, {self.total} bytes")
         await super().reserve(size)
 
-    def register(self, filling: BufferingUpload) -> None:
-        """Take an upload into account from now on."""
-        self._filling[id(filling)] = filling
+    def register(self, upload: BufferingUpload) -> None:
+        """Count the expected and spillable bytes of an upload from now on."""
+        self._uploads[id(upload)] = upload
 
-    def unregister(self, filling: BufferingUpload) -> None:
-        """Leave an upload out of account from now on."""
-        self._filling.pop(id(filling), None)
+    def unregister(self, upload: BufferingUpload) -> None:
+        """Count an upload no longer."""
+        self._uploads.pop(id(upload), None)
 
     @contextlib.contextmanager
     def releasing(self) -> Iterator[None]:
-        """The time of a request that will release bytes: meanwhile no busy upload has to spill."""
-        self._releasing += 1
+        """Mark the context as a request that will release bytes: meanwhile no busy upload has to spill."""
+        self._releasing_requests += 1
         try:
             yield
         finally:
-            self._releasing -= 1
+            self._releasing_requests -= 1
 
-    async def admit(self, filling: BufferingUpload, size: int) -> None:
-        """Wait until there is room for a part of `size` bytes."""
-        if not self._queue and self._has_room(filling, size):
+    async def admit(self, upload: BufferingUpload, size: int) -> None:
+        """Wait until there is room for a part of `size` bytes of `upload`."""
+        if not self._admission_queue and self._has_room(upload, size):
             return
         admitted = asyncio.get_running_loop().create_future()
-        self._queue.append((filling, size, admitted, time.monotonic()))
-        self._poll()
+        self._admission_queue.append((upload, size, admitted, time.monotonic()))
+        self._schedule_poll()
         await admitted
 
     def rebalance(self) -> None:
-        """Grant what can be granted; if no request will release bytes, make room."""
+        """Grant the reservations that fit; if none does and no request will release bytes, make an upload spill."""
         super().rebalance()
         if self._waiters:
             self._spill_silent()
-        if self._waiters and not self._releasing:
-            fullest = max(self._filling.values(), key=lambda filling: filling.spillable, default=None)
+        if self._waiters and not self._releasing_requests:
+            fullest = max(self._uploads.values(), key=lambda upload: upload.spillable, default=None)
             if fullest is not None and fullest.spillable:
                 self._spill(fullest)
         self._admit()
@@ -161,32 +161,32 @@ class MemoryLimiter(ByteLimiter):
 
     # Admission: the turn of uploads to fill parts.
 
-    def _tick(self) -> None:
-        """Look again at the queue: the paces of clients change with time."""
-        self._ticking = False
+    def _poll_admissions(self) -> None:
+        """Check the queue again, since the expected bytes of other uploads change with time."""
+        self._poll_scheduled = False
         self._admit()
-        self._poll()
+        self._schedule_poll()
 
-    def _poll(self) -> None:
-        if self._queue and not self._ticking:
-            self._ticking = True
-            asyncio.get_running_loop().call_later(ADMISSION_POLL, self._tick)
+    def _schedule_poll(self) -> None:
+        if self._admission_queue and not self._poll_scheduled:
+            self._poll_scheduled = True
+            asyncio.get_running_loop().call_later(ADMISSION_POLL, self._poll_admissions)
 
     def _admit(self) -> None:
-        while self._queue:
-            filling, size, admitted, since = self._queue[0]
-            stalled = not self._releasing and time.monotonic() - max(since, self._admitted_at) > STALLED
-            if not admitted.done() and not stalled and not self._has_room(filling, size):
+        while self._admission_queue:
+            upload, size, admitted, since = self._admission_queue[0]
+            stalled = not self._releasing_requests and time.monotonic() - max(since, self._admitted_at) > STALL_TIMEOUT
+            if not admitted.done() and not stalled and not self._has_room(upload, size):
                 self._spill_silent()
                 return
-            self._queue.popleft()
+            self._admission_queue.popleft()
             if not admitted.done():
                 admitted.set_result(None)
                 self._admitted_at = time.monotonic()
-                return  # its expected bytes count from its next step on
+                return  # the expected bytes of this upload count only after its next step
 
-    def _has_room(self, filling: BufferingUpload, size: int) -> bool:
-        others = sum(other.expected for other in self._filling.values() if other is not filling)
+    def _has_room(self, upload: BufferingUpload, size: int) -> bool:
+        others = sum(other.expected for other in self._uploads.values() if other is not upload)
         while self._cached and self.used + others + size > self.total:
             self._drop_oldest()
         return self.used + others + size <= self.total
@@ -194,37 +194,39 @@ class MemoryLimiter(ByteLimiter):
     # Spilling: uploads that store their buffered bytes as tails.
 
     def _spill_silent(self) -> None:
-        """Have silent uploads spill, the largest first.
+        """Make silent uploads spill, the largest first.
 
-        Then uploads that wait to be admitted themselves, the last ones first, if the little that each of them may hold
-        has become much in sum.
+        Then uploads that wait to be admitted, the last ones first, if the little that each of them may hold has become
+        much in sum.
         """
         free = MAX_SPILLS - self._spilling
         if free <= 0:
             return
-        silent = [filling for filling in self._filling.values() if filling.silent and filling.spillable]
-        for filling in nlargest(free, silent, key=lambda filling: filling.spillable):
-            self._spill(filling)
+        silent = [upload for upload in self._uploads.values() if upload.silent and upload.spillable]
+        for upload in nlargest(free, silent, key=lambda upload: upload.spillable):
+            self._spill(upload)
             free -= 1
-        waiting = [filling for filling, _, admitted, _ in self._queue if filling.spillable and not admitted.done()]
-        if free and sum(filling.spillable for filling in waiting) > self.total // 4:
-            for filling in waiting[-free:]:
-                self._spill(filling)
+        waiting = [
+            upload for upload, _, admitted, _ in self._admission_queue if upload.spillable and not admitted.done()
+        ]
+        if free and sum(upload.spillable for upload in waiting) > self.total // 4:
+            for upload in waiting[-free:]:
+                self._spill(upload)
 
-    def _spill(self, filling: BufferingUpload) -> None:
-        self._releasing += 1
+    def _spill(self, upload: BufferingUpload) -> None:
+        self._releasing_requests += 1
         self._spilling += 1
-        filling.spill().add_done_callback(self._spilled)
+        upload.spill().add_done_callback(self._spill_ended)
 
-    def _spilled(self, _: asyncio.Future[None]) -> None:
-        self._releasing -= 1
+    def _spill_ended(self, _: asyncio.Future[None]) -> None:
+        self._releasing_requests -= 1
         self._spilling -= 1
         self.rebalance()
 
     # Bytes cached for the next request of an upload; the first to be dropped when memory is short.
 
     def cache(self, upload_id: str, part: CachedPart) -> None:
-        """Take over bytes that are reserved already."""
+        """Take over reserved bytes for the next append of an upload."""
         self.drop_cached(upload_id)
         self._cached[upload_id] = part
         self._cached_size += part.size
@@ -232,19 +234,19 @@ class MemoryLimiter(ByteLimiter):
             self._drop_oldest()
         self.rebalance()
 
-    def take_cached(self, upload_id: str, storage_state: str, offset: int) -> CachedPart | None:
-        """Return the cached bytes if they belong to this state and offset; they stay reserved."""
+    def take_cached(self, upload_id: str, layout: str, offset: int) -> CachedPart | None:
+        """Return the cached bytes of an upload if they belong to this layout and offset; they stay reserved."""
         part = self._cached.pop(upload_id, None)
         if part is None:
             return None
         self._cached_size -= part.size
-        if part.storage_state == storage_state and part.start + part.size == offset:
+        if part.layout == layout and part.start + part.size == offset:
             return part
         self.release(part.size)
         return None
 
     def drop_cached(self, upload_id: str) -> None:
-        """Release what is cached for an upload."""
+        """Release the cached bytes of an upload."""
         part = self._cached.pop(upload_id, None)
         if part is not None:
             self._cached_size -= part.size

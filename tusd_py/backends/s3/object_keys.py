@@ -1,4 +1,4 @@
-"""Names and properties of objects: pure functions of the configuration and the record."""
+"""Keys and properties of objects: pure functions of the configuration and the record."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ UNSAFE_IN_KEY = re.compile(r"[^A-Za-z0-9!_.*'()-]+")
 ANY_ID = r"(?P<id>[A-Za-z0-9_-]{1,128})"
 GENERATED_ID = r"(?P<id>[0-9a-f]{32})"
 MAX_TYPE = 127  # characters
-MAX_DISPOSITION = 1024  # bytes; S3 takes 2 KiB of metadata with an object, and refuses the whole object for more
-OWNER = "tusd-py-upload"  # metadata of an object: a digest of the upload's id
-MARKER = "tusd-py-put"  # metadata of an object: the request that made it
+MAX_DISPOSITION = 1024  # bytes; S3 refuses an object with more than 2 KiB of metadata
+OWNER = "tusd-py-upload"  # name in the metadata of an object: a digest of the upload's id
+MARKER = "tusd-py-put"  # name in the metadata of an object: the request that made it
 
 
 def _key_values(upload: Upload) -> dict[str, str]:
     """Return Upload-Metadata as text for the key, without pairs that cannot be read.
 
-    Invariant: the same for ever, since keys of records without a location depend on it. So Base64 without padding,
-    which the server accepts elsewhere, has no value here.
+    Invariant: the result never changes, since keys of records without a location depend on it. For this reason Base64
+    without padding, which the server accepts elsewhere, has no value here.
     """
     values = {}
     for pair in (upload.metadata or "").split(","):
@@ -96,11 +96,10 @@ def key_pattern(config: S3Config) -> tuple[str, re.Pattern[str]]:
 
 
 def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
-    """Return the pattern of keys that only a server with this configuration makes.
+    """Return the pattern of keys that only a server with this configuration makes, or None.
 
-    In such a key the id, as servers choose it, follows fixed text at once. None where metadata comes first, which could
-    be the beginning of another server's prefix, and where the prefix that tells this server from another one is not in
-    the key.
+    In such a key the id, as servers generate it, directly follows fixed text. None if metadata comes first, which could
+    be the beginning of another server's prefix, or if the prefix that distinguishes this server is not in the key.
     """
     names: list[str] = FIELD.findall(config.key_template)
     has_prefix = not config.prefix or "prefix" in names
@@ -111,12 +110,12 @@ def generated_key_pattern(config: S3Config) -> re.Pattern[str] | None:
 
 
 def owner(upload: Upload) -> str:
-    """Return a marker for the metadata of an object that names its upload without revealing the id."""
+    """Return a digest for the metadata of an object that identifies its upload without revealing the id."""
     return hashlib.sha256(upload.id.encode()).hexdigest()[:32]
 
 
 def protection(config: S3Config) -> dict[str, Any]:
-    """Return the parameters of encryption, for every object with bytes of an upload."""
+    """Return the parameters of encryption, for every object that holds bytes of an upload."""
     parameters = {"ServerSideEncryption": config.encryption, "SSEKMSKeyId": config.kms_key}
     return {name: value for name, value in parameters.items() if value}
 
@@ -135,13 +134,13 @@ def properties(config: S3Config, upload: Upload, marker: str) -> dict[str, Any]:
 
 
 def content_type(upload: Upload) -> str:
-    """Return the media type of the object; a very long one is not believed."""
+    """Return the media type of the object; a very long one is replaced by the default."""
     found = content_type_of(readable_metadata(upload.metadata or ""))
     return found if len(found) <= MAX_TYPE else DEFAULT_TYPE
 
 
 def content_disposition(upload: Upload) -> str:
-    """Return the disposition of the object: saved under its name, since a bucket must serve nothing that runs."""
+    """Return the disposition of the object: a download under its name, since a bucket must serve no active content."""
     name, size = file_name_of(readable_metadata(upload.metadata or "")), MAX_NAME_LENGTH
     while len(disposition := metadata.content_disposition("attachment", name, size)) > MAX_DISPOSITION:
         size -= 8

@@ -1,4 +1,4 @@
-"""The part of one upload that is filling up: bytes are copied into it, and stored as a tail when they must not wait."""
+"""The part that an upload is filling: bytes are copied into it, and stored as a tail before they would have to wait."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tusd_py.backends.s3.bucket import Bucket
 from tusd_py.backends.s3.layout import Tail, dump
 from tusd_py.backends.s3.memory_limiter import CachedPart, MemoryLimiter
 from tusd_py.backends.s3.pace import Pace
-from tusd_py.backends.s3.part_buffer import PartBuffer, copied, cut
+from tusd_py.backends.s3.part_buffer import PartBuffer, copy_pieces, take_front
 from tusd_py.backends.s3.part_uploads import PendingPart
 from tusd_py.backends.s3.stored_bytes import StoredBytes
-from tusd_py.backends.s3.tails import worth_merging
+from tusd_py.backends.s3.tails import tails_to_merge
 from tusd_py.contracts.storage import Observer
 from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import Upload
 
 MAX_COPY_SIZE = 2 << 20  # bytes copied at a time
-ALWAYS_ADMITTED = 256 << 10  # bytes
-PACING_WINDOW = 1.0  # seconds that the limiter of the memory looks ahead
+ALWAYS_ADMITTED = 256 << 10  # bytes of a part that an upload may hold without admission
+PACING_WINDOW = 1.0  # seconds ahead for which the memory limiter estimates the bytes of an upload
 
 
 class OpenPart:
-    """The part that a writer fills; the `BufferingUpload` of the limiter of the memory.
+    """The part that a writer fills; the `BufferingUpload` of the memory limiter.
 
     Invariants: the bytes of the buffer are reserved with the limiter; while a tail is being stored (`_tail_lock`) the
-    part does not leave, and nothing is spilled. A spill that fails loses bytes, and makes `jobs` fail.
+    part is not detached, and nothing is spilled. A spill that fails loses bytes, and makes `jobs` fail.
     """
 
     def __init__(
@@ -56,37 +56,37 @@ class OpenPart:
 
     @property
     def start(self) -> int:
-        """The offset of the first byte."""
+        """Offset of the first byte."""
         return self._buffer.start
 
     @property
     def end(self) -> int:
-        """The offset after the last byte so far."""
+        """Offset after the last byte so far."""
         return self._buffer.end
 
     @property
     def room(self) -> int:
-        """Bytes that still fit in; negative if tails were stored with a larger limit of the memory."""
+        """Bytes that still fit into the part; negative if tails were stored with a larger memory limit."""
         return self._stored.sizes.size(self._stored.next_number) - self._buffer.size
 
     @property
     def is_whole_upload(self) -> bool:
-        """Whether the part holds all bytes of the upload, which so needs no multipart upload."""
+        """Whether the part holds all bytes of the upload, which then needs no multipart upload."""
         return self.start == 0 and self.end == self._upload.length
 
     # Filling.
 
     def open(self) -> None:
-        """Begin to take bytes, after those that the last writer left in the cache."""
+        """Register with the limiter, and take over the bytes that the last writer left in its cache."""
         self._memory.register(self)
         cached = self._memory.take_cached(self._upload.id, self._upload.layout, self._upload.offset)
         if cached is not None:
             self._buffer = PartBuffer(self._stored.parts_end, cached.start, self._upload.offset, cached.pieces)
 
     async def fill(self, views: list[memoryview]) -> None:
-        """Take bytes from the front of the list and copy them, up to `MAX_COPY_SIZE` and not beyond the room."""
+        """Copy bytes from the front of the list into the part, `MAX_COPY_SIZE` at most and not beyond the room."""
         room = self.room
-        taken = cut(views, min(room, MAX_COPY_SIZE))
+        taken = take_front(views, min(room, MAX_COPY_SIZE))
         size = sum(map(len, taken))
         if self._admitted_at is None and self._buffer.in_memory + size > ALWAYS_ADMITTED:
             await self._memory.admit(self, self._expected_in(room))
@@ -95,7 +95,7 @@ class OpenPart:
         try:
             self._jobs.check()
             crc = self._buffer.crc if self._bucket.wants_crc else None
-            copy = partial(copied, taken, self._observer, self._memory.chunks.acquire, crc)
+            copy = partial(copy_pieces, taken, self._observer, self._memory.chunks.acquire, crc)
             pieces, crc = await self._bucket.run_copy(copy)
             self._jobs.check()
         except BaseException:
@@ -104,18 +104,18 @@ class OpenPart:
         for piece in pieces:
             self._buffer.add(piece)
         self._buffer.crc = crc
-        self._memory.rebalance()  # these can be spilled now
+        self._memory.rebalance()  # the copied bytes can be spilled from now on
 
     def _expected_in(self, room: int) -> int:
-        """Return the bytes that can still come into this room."""
+        """Return the bytes that the upload can still add to this room."""
         length = self._upload.length
         return room if length is None else min(room, max(0, length - self.end))
 
     async def detach(self) -> PendingPart:
-        """Return the part, and begin the next one. Raises an earlier failure: a spill that failed lost bytes.
+        """Return the part, and begin the next one. Raises an earlier failure, since a failed spill lost bytes.
 
-        A part that is too large, since its tails were stored with a larger limit of the memory, is split: the rest is
-        the next one.
+        A part that is too large, because its tails were stored with a larger memory limit, is split: the rest is the
+        next one.
         """
         async with self._tail_lock:
             self._jobs.check()
@@ -141,7 +141,7 @@ class OpenPart:
     # The tail.
 
     async def store_tail(self) -> None:
-        """Store the bytes that do not fill the part yet, if they are not stored already."""
+        """Store the bytes of the part as a tail, unless they are stored already."""
         async with self._tail_lock:
             self._jobs.check()  # a spill that failed lost bytes
             part = self._buffer
@@ -151,12 +151,12 @@ class OpenPart:
                 return
             merged = await self._load_mergeable(part, tails, durable, part.end)
             first = merged[0].start if merged else durable
-            tail = await self._bucket.put_tail(self._upload, first, part.since(first))
+            tail = await self._bucket.put_tail(self._upload, first, part.bytes_from(first))
             self._stored.add_tail(tail, merged)
 
     async def _load_mergeable(self, part: PartBuffer, tails: Sequence[Tail], start: int, end: int) -> list[Tail]:
         """Return the tails that a new one replaces, with their bytes in memory."""
-        merged = worth_merging([tail for tail in tails if tail.start >= part.start], start, end)
+        merged = tails_to_merge([tail for tail in tails if tail.start >= part.start], start, end)
         absent = [tail for tail in merged if tail.start < part.memory_start]
         size = sum(tail.size for tail in absent)
         if absent and not self._memory.try_reserve(size):
@@ -207,22 +207,22 @@ class OpenPart:
             end = part.end
         finally:
             self._spilling = None
-        freed = part.forget_before(min(end, part.end)) if part is self._buffer else 0
+        freed = part.drop_before(min(end, part.end)) if part is self._buffer else 0
         self._memory.release(freed)
 
     async def _wait_for_spill(self) -> None:
         if self._spilling is not None:
             await asyncio.wait((self._spilling,))
 
-    # Going back, and the end.
+    # Rewinding and closing.
 
     async def rewind(self, offset: int) -> list[str]:
-        """Forget the bytes from `offset` on, here and in `stored`; return the names of tails to be deleted."""
+        """Drop the bytes from `offset` on, here and in `stored`; return the names of tails to be deleted."""
         await self._wait_for_spill()
         kept = self._buffer if self._buffer.memory_start <= offset else PartBuffer(offset, offset, offset)
         if kept is not self._buffer:
             self._memory.release(self._buffer.in_memory)
-        self._memory.release(kept.forget_from(offset))
+        self._memory.release(kept.drop_from(offset))
         unused = self._stored.rewind(offset)
         if kept is not self._buffer or kept.start != self._stored.parts_end:
             kept = PartBuffer(self._stored.parts_end, self._stored.offset, self._stored.offset)
@@ -230,7 +230,7 @@ class OpenPart:
         return unused
 
     async def close(self) -> None:
-        """Leave the bytes to the next writer, in the cache, if they are all stored; release them otherwise."""
+        """Leave the bytes in the cache for the next writer if they are all stored; release them otherwise."""
         self._closed = True
         await self._wait_for_spill()
         self._memory.unregister(self)

@@ -1,8 +1,8 @@
 """Orphan cleanup: aborts multipart uploads and deletes tails that no record names.
 
-The records decide what is alive, never a name: metadata in a key can look like an id. S3 is listed first and the
-records are asked afterwards, so that all findings were there before. An upload's own records are read again under its
-lock before anything of it is removed.
+The records decide what is needed, never a name: metadata in a key can look like an id. S3 is listed first and the
+records are read afterwards, so that every finding is older than the records. The record of an upload is read again
+under its lock before anything of the upload is removed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH_SIZE = 10_000  # findings compared with the records in one pass over them
 
 @dataclass(frozen=True, slots=True)
 class Finding(Orphan):
-    """A multipart upload or a tail."""
+    """A multipart upload or a tail that may be an orphan."""
 
     multipart: str = ""  # the id of a multipart upload
 
@@ -88,7 +88,7 @@ async def _unnamed_multiparts(bucket: Bucket, records: UploadRecords, findings: 
 
 
 async def _clean_one(bucket: Bucket, records: UploadRecords, finding: Finding, *, dry_run: bool) -> bool:
-    """Remove a finding that no record names at a second look; return whether it was removed, or would be."""
+    """Remove a finding that its record does not name, read again; return whether it was removed, or would be."""
     try:
         if dry_run:
             return await _is_orphan(bucket, await records.get(finding.upload_id), finding)
@@ -102,7 +102,7 @@ async def _clean_one(bucket: Bucket, records: UploadRecords, finding: Finding, *
             return True
     except LockTimeout:
         return False  # a request is using the upload, and may be about to commit it
-    except UploadError as error:  # of this finding; the next round tries again
+    except UploadError as error:  # of this finding alone; the next cleanup tries again
         logger.warning("the orphaned %s %s could not be removed: %s", finding.kind, finding.name, error.message)
         return False
 
@@ -110,7 +110,7 @@ async def _clean_one(bucket: Bucket, records: UploadRecords, finding: Finding, *
 async def _is_orphan(bucket: Bucket, upload: Upload | None, finding: Finding) -> bool:
     if _is_named(bucket, upload, finding):
         return False
-    # tusd keeps a description of each upload beside it, and its ids look like ours.
+    # A multipart upload of tusd has a description (.info) beside it, and an id like those of this server.
     return upload is not None or finding.kind == TAIL or await bucket.head(f"{finding.name}.info") is None
 
 
@@ -127,7 +127,7 @@ def _is_named(bucket: Bucket, upload: Upload | None, finding: Finding) -> bool:
 
 
 async def _candidates(bucket: Bucket, older_than: float) -> AsyncIterator[Finding]:
-    """List multipart uploads and tails that are old enough by the clock of S3: that of this host may be wrong."""
+    """Yield multipart uploads and tails that are old enough by the clock of S3, as that of this host may be wrong."""
     async for finding in _multipart_uploads(bucket, older_than):
         yield finding
     async for finding in _tails(bucket, older_than):

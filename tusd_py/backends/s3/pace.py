@@ -1,9 +1,9 @@
-"""Tells a client that is silent from one that is slow."""
+"""Distinction of silent clients from slow ones."""
 
 from __future__ import annotations
 
-MIN_SILENCE = 0.1  # seconds
-MAX_PAUSE = 0.3  # seconds; the limit of the pauses that count as usual
+MIN_SILENCE = 0.1  # seconds; a shorter pause never counts as silence
+MAX_PAUSE = 0.3  # seconds; a longer pause always counts as silence
 USUAL_GAPS = 3  # pauses of less than this many times the average one are no silence
 
 
@@ -17,13 +17,13 @@ class Pace:
         self._busy = False
 
     def bytes_came(self, now: float) -> None:
-        """Note that bytes came; the time until `bytes_taken` is the storage's, not the client's."""
+        """Record that bytes came; the time until `bytes_taken` is the storage's, not the client's."""
         self._waited += now - self._waiting_since
         self._count += 1
         self._busy = True
 
     def bytes_taken(self, now: float) -> None:
-        """Note that the storage has taken the bytes, and waits for the client again."""
+        """Record that the storage has taken the bytes, and waits for the client again."""
         self._waiting_since = now
         self._busy = False
 

@@ -1,4 +1,4 @@
-"""The buffer of the part that is filling up: pieces of memory, and tails for the bytes that are not in memory."""
+"""The buffer of a part that is being filled: pieces of memory, and tails for the bytes that are not in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tusd_py.core.buffers import Buffer
 
 @dataclass(slots=True)
 class PartBuffer:
-    """Bytes from `start` to `end`; those from `memory_start` on are in memory, all before in tails.
+    """The bytes of a part from `start` to `end`; those from `memory_start` on are in memory, all before in tails.
 
     Invariant: `memory_start` is the end of a tail, or `start`. A tail may begin before `start`: see `split`.
     """
@@ -23,7 +23,7 @@ class PartBuffer:
     memory_start: int
     end: int
     pieces: list[Buffer] = field(default_factory=list)
-    crc: int | None = field(init=False)  # CRC-32 of all its bytes, if that is known
+    crc: int | None = field(init=False)  # CRC-32 of all bytes of the part, if known
 
     def __post_init__(self) -> None:
         self.crc = 0 if self.start == self.end else None
@@ -39,7 +39,7 @@ class PartBuffer:
         return self.end - self.memory_start
 
     def add(self, data: Buffer) -> None:
-        """Append bytes, which belong to the buffer from now on."""
+        """Append bytes, which the buffer owns from now on."""
         last = self.pieces[-1] if self.pieces else None
         if isinstance(last, bytes) and len(last) + len(data) <= CHUNK_SIZE:
             self.pieces[-1] = b"".join((last, data))
@@ -53,15 +53,15 @@ class PartBuffer:
         self.memory_start -= sum(map(len, pieces))
 
     def split(self, end: int) -> PartBuffer:
-        """Take the bytes up to `end`, none of which is in memory, out of the buffer and return them."""
+        """Remove the bytes up to `end`, none of which is in memory, and return them as a buffer of their own."""
         front = PartBuffer(self.start, end, end)
         front.crc = None
         self.start = end
         self.crc = None
         return front
 
-    def since(self, start: int) -> list[Buffer]:
-        """Return the bytes in memory from this offset on. Raises `BytesMissing` if some of them are not in memory."""
+    def bytes_from(self, start: int) -> list[Buffer]:
+        """Return the bytes in memory from `start` on. Raises `BytesMissing` if some of them are not in memory."""
         skip = start - self.memory_start
         if skip < 0:
             raise BytesMissing
@@ -74,28 +74,28 @@ class PartBuffer:
             skip = 0
         return found
 
-    def forget_before(self, start: int) -> int:
-        """Release the bytes in memory before this offset; return their number."""
+    def drop_before(self, start: int) -> int:
+        """Release the bytes in memory before `start`; return their number."""
         start = max(start, self.memory_start)
-        self.pieces = [bytes(piece) if isinstance(piece, memoryview) else piece for piece in self.since(start)]
+        self.pieces = [bytes(piece) if isinstance(piece, memoryview) else piece for piece in self.bytes_from(start)]
         freed = start - self.memory_start
         self.memory_start = start
         return freed
 
-    def forget_from(self, end: int) -> int:
-        """Release the bytes from this offset on, which is not before `memory_start`; return their number."""
+    def drop_from(self, end: int) -> int:
+        """Release the bytes from `end` on, which is not before `memory_start`; return their number."""
         freed = max(0, self.end - end)
         left = self.in_memory - freed
         views = [memoryview(piece) for piece in self.pieces]
         if freed:
-            self.pieces = [bytes(view) for view in cut(views, left)]
+            self.pieces = [bytes(view) for view in take_front(views, left)]
             self.crc = None
         self.end -= freed
         return freed
 
 
-def cut(views: list[memoryview], size: int) -> list[memoryview]:
-    """Take `size` bytes, or all if there are fewer, from the front of the list."""
+def take_front(views: list[memoryview], size: int) -> list[memoryview]:
+    """Remove `size` bytes, or all if there are fewer, from the front of the list, and return them."""
     taken: list[memoryview] = []
     while views and size:
         view = views[0]
@@ -108,28 +108,28 @@ def cut(views: list[memoryview], size: int) -> list[memoryview]:
     return taken
 
 
-def copied(
+def copy_pieces(
     views: list[memoryview], observer: Observer | None, new_chunk: Callable[[], bytearray], crc: int | None
 ) -> tuple[list[Buffer], int | None]:
-    """Copy bytes, into whole chunks as far as possible; takes the views out of the list. Runs in a worker thread.
+    """Copy bytes, into whole chunks where they fill one, and empty the list of views. Runs in a worker thread.
 
-    Returns the copies, and the CRC-32 that continues `crc` unless that is None: bytes that are about to be copied have
-    to come into the cache of the processor anyway.
+    Returns the copies, and the CRC-32 that continues `crc` unless that is None: computing it here costs little, since
+    the bytes are in the cache of the processor.
     """
     if observer is not None:
         for view in views:
             observer(view)
     pieces: list[Buffer] = []
     while views:
-        taken = cut(views, CHUNK_SIZE)
+        taken = take_front(views, CHUNK_SIZE)
         if crc is not None:
             crc = crc32(taken, crc)
-        pieces.append(joined(taken, new_chunk))
+        pieces.append(join_views(taken, new_chunk))
     return pieces, crc
 
 
-def joined(views: Sequence[memoryview], new_chunk: Callable[[], bytearray]) -> Buffer:
-    """Copy bytes into one piece of memory, a chunk if they fill one."""
+def join_views(views: Sequence[memoryview], new_chunk: Callable[[], bytearray]) -> Buffer:
+    """Copy bytes into one piece of memory, which is a chunk if they fill one."""
     if sum(map(len, views)) < CHUNK_SIZE:
         return b"".join(views)
     chunk = new_chunk()

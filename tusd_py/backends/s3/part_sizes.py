@@ -21,14 +21,14 @@ class PartSizes:
     largest: int = MAX_PART
 
     def size(self, number: int) -> int:
-        """Return the bytes of the part with this number, if it is not the last one."""
+        """Return the size in bytes of the part with this number, unless it is the last one."""
         if not self.growing:
             return min(self.first, self.largest)
         doubled = (number - 1) * GROWTH_STEPS // self.max_parts
         return min(self.largest, self.first << doubled)
 
     def number_at(self, offset: int) -> int:
-        """Return the number of the part that begins at this offset, if none was left out."""
+        """Return the number of the part that begins at this offset, if no number was left out."""
         if not self.growing:
             return -(-offset // self.first) + 1
         number, end = 1, 0
@@ -37,8 +37,8 @@ class PartSizes:
             number += 1
         return number
 
-    def left(self, number: int) -> int:
-        """Return the bytes that fit into parts from this number on."""
+    def capacity_from(self, number: int) -> int:
+        """Return the number of bytes that fit into the parts from this number on."""
         if not self.growing:
             return self.size(number) * (self.max_parts - number + 1)
         return sum(self.size(n) for n in range(number, self.max_parts + 1))
@@ -47,33 +47,33 @@ class PartSizes:
 def choose_sizes(
     length: int | None, part_size: int, max_parts: int, *, equal: bool, largest: int = MAX_PART
 ) -> PartSizes:
-    """Return the sizes for an upload of this length; a tenth of the numbers is kept for those that are skipped."""
+    """Return the part sizes for an upload of this length; a tenth of the numbers is kept for takeovers."""
     if length is None:
         return PartSizes(part_size, growing=not equal, max_parts=max_parts, largest=largest)
-    needed = -(-min(length, MAX_OBJECT) // usable(max_parts))
+    needed = -(-min(length, MAX_OBJECT) // usable_numbers(max_parts))
     if needed > part_size:
         part_size = min(largest, -(-needed // MIB) * MIB)
     return PartSizes(part_size, max_parts=max_parts, largest=largest)
 
 
-def usable(max_parts: int) -> int:
-    """Return the number of parts that an upload may have, less a tenth that is kept for takeovers."""
+def usable_numbers(max_parts: int) -> int:
+    """Return the number of parts that an upload may have: all but a tenth, which is kept for takeovers."""
     return max_parts - max_parts // 10
 
 
 def size_limits(part_size: int, max_parts: int, *, equal: bool, copies: bool, largest: int) -> SizeLimits:
     """Return the limits for uploads whose parts have at most `largest` bytes."""
-    numbers = usable(max_parts)
+    numbers = usable_numbers(max_parts)
     declared = min(MAX_OBJECT, numbers * largest)
     sizes = choose_sizes(None, part_size, max_parts, equal=equal, largest=largest)
-    deferred = min(MAX_OBJECT, sizes.left(1) - sizes.left(numbers + 1))
+    deferred = min(MAX_OBJECT, sizes.capacity_from(1) - sizes.capacity_from(numbers + 1))
     return SizeLimits(declared, deferred, MAX_OBJECT if copies and not equal else declared)
 
 
-def skipped(sizes: PartSizes, number: int, remaining: int | None) -> int:
-    """Return the count of numbers from `number` on that are left to a writer that may still be alive.
+def skipped_numbers(sizes: PartSizes, number: int, remaining: int | None) -> int:
+    """Return the count of part numbers from `number` on that are left to a writer that may still be alive.
 
-    Enough for the parts of that writer meanwhile, but never so many that the remaining bytes no longer fit.
+    Enough for the parts that this writer may still send, but never so many that the remaining bytes no longer fit.
     """
     room = sizes.max_parts - number + 1
     if remaining is not None:

@@ -1,4 +1,4 @@
-"""The parts of one upload that are on their way to S3."""
+"""The parts of one upload that are being sent to S3."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tusd_py.core.upload import Upload, UploadPart
 
 @dataclass(slots=True)
 class PendingPart:
-    """A part on its way to S3."""
+    """A part that is being sent to S3."""
 
     number: int
     start: int
@@ -27,14 +27,14 @@ class PendingPart:
     pieces: list[Buffer]
     crc: int | None
     tails: tuple[Tail, ...]
-    reserved: int  # bytes reserved with the limiter of the memory
-    part: UploadPart | None = None  # once S3 has the part
+    reserved: int  # bytes reserved with the memory limiter
+    part: UploadPart | None = None  # set when S3 has stored the part
 
 
 class PartUploader:
-    """Sends parts, a few at a time. The multipart upload is created with the first one.
+    """The sender of the parts of an upload, a few at a time. The multipart upload is created with the first one.
 
-    Parts that arrived are added to `stored` in order; the first failure becomes that of `jobs`.
+    Parts that S3 has stored are added to `stored` in order; the first failure becomes that of `jobs`.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class PartUploader:
         self._jobs = jobs
         self._queue: deque[PendingPart] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._creating: asyncio.Task[Multipart] | None = None
+        self._creation_task: asyncio.Task[Multipart] | None = None
 
     def __bool__(self) -> bool:
-        """Whether any part has not arrived, because it is on its way or has failed."""
+        """Return whether any part is not stored, because it is being sent or has failed."""
         return bool(self._queue)
 
     async def wait_for_turn(self) -> None:
-        """Wait until one more part may leave."""
+        """Wait until one more part may be sent."""
         while len(self._tasks) >= self._bucket.config.parts_in_flight:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
@@ -66,12 +66,12 @@ class PartUploader:
         task.add_done_callback(self._tasks.discard)
 
     async def wait_all(self) -> None:
-        """Wait until no part is on its way any more."""
+        """Wait until no part is being sent."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def forget(self) -> None:
-        """Drop the parts that failed or arrived after a gap."""
+        """Drop the parts that failed, or were stored after a gap."""
         self._queue.clear()
 
     async def load(self, pending: PendingPart) -> None:
@@ -114,10 +114,10 @@ class PartUploader:
         finally:
             pending.pieces.clear()
             memory.release(pending.reserved)
-        self._stored.add_parts(self._arrived())
+        self._stored.add_parts(self._pop_arrived())
 
-    def _arrived(self) -> list[UploadPart]:
-        """Take the parts that arrived, as far as they follow each other, out of the queue."""
+    def _pop_arrived(self) -> list[UploadPart]:
+        """Remove the parts that S3 has stored without a gap from the queue, and return them."""
         parts = []
         while self._queue and (part := self._queue[0].part) is not None:
             parts.append(part)
@@ -126,7 +126,7 @@ class PartUploader:
 
     async def _ensure_multipart(self) -> Multipart:
         if self._stored.multipart is None:
-            if self._creating is None:
-                self._creating = asyncio.create_task(self._bucket.create_multipart(self._upload, self._stored.key))
-            self._stored.multipart = await self._creating
+            if self._creation_task is None:
+                self._creation_task = asyncio.create_task(self._bucket.create_multipart(self._upload, self._stored.key))
+            self._stored.multipart = await self._creation_task
         return self._stored.multipart

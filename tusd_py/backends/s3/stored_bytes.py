@@ -1,4 +1,4 @@
-"""The parts and tails that S3 has of one upload, and the description of them in its record. No I/O."""
+"""The parts and tails of one upload that S3 has stored, and their description in the record. No I/O."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from tusd_py.core.upload import Upload, UploadPart
 
 
 class StoredBytes:
-    """The state of one upload while a writer appends to it.
+    """The stored bytes of one upload while a writer appends to it.
 
     Invariants: the bytes up to `parts_end` are in parts, those from there to `offset` in tails, without a gap; a tail
-    that a committed record may name is never deleted. A record learns of parts and tails by `take_snapshot`, and
-    `committed` says that it has.
+    that a committed record may name is never deleted. A record gets parts and tails from `take_snapshot`; `committed`
+    tells that it has them.
     """
 
     def __init__(self, config: S3Config, upload: Upload, opened: Layout, sizes: PartSizes, next_number: int) -> None:
         self._config = config
         self._upload = upload
-        self.opened = opened  # as the writer found it
+        self.opened = opened  # the layout that the writer found
         self.key = opened.key or object_key(config, upload)
         self.sizes = sizes
-        self.next_number = next_number  # of the next part
+        self.next_number = next_number  # number of the next part
         self.multipart = Multipart(self.key, opened.multipart, opened.marker) if opened.multipart else None
-        self.parts: list[UploadPart] = []  # those of this writer
+        self.parts: list[UploadPart] = []  # parts of this writer
         self.parts_end = min(opened.parts_end, upload.offset)
         self.tails = list(opened.tails_from(self.parts_end, upload.offset))
-        self.offset = upload.offset  # up to which bytes are stored
-        self.whole = False  # the object holds every byte
-        self._placed = ""  # the marker of the object that holds every byte, yet to be verified
+        self.offset = upload.offset  # end of the stored bytes
+        self.whole = False  # whether the object holds every byte
+        self._placed = ""  # marker of the object that holds every byte, yet to be verified
         needed = {tail.name for tail in self.tails}
         unneeded = [tail.name for tail in opened.tails if tail.name not in needed]
         self.superseded = SupersededTails(opened.dropped, unneeded)
         self._changed = False
-        self._made: list[str] = []  # tails of this writer
+        self._own_tails: list[str] = []  # tails of this writer
         self._published: set[str] = set()  # tails and multipart uploads that a snapshot named
         self._published_next = opened.next_number
-        self._committed_parts = 0  # the first so many of `parts` are in the part list of the record
+        self._committed_parts = 0  # number of `parts`, from the first on, that the part list of the record has
 
     # The record.
 
     def describe(self) -> Layout:
-        """Return the layout of now, without publishing it."""
+        """Return the current layout, without publishing it."""
         multipart = self.multipart
         return Layout(
             key=self.key,
@@ -65,7 +65,7 @@ class StoredBytes:
         )
 
     def take_snapshot(self) -> WriterSnapshot:
-        """Return the state up to `offset`, and note that a record may name all of it from now on."""
+        """Return the state up to `offset`; from now on a record may name everything in it."""
         if not self._changed:
             return WriterSnapshot(self.offset, storage_state=self._upload.layout)
         layout = self.describe()
@@ -73,19 +73,19 @@ class StoredBytes:
         self._published.add(layout.multipart)
         self._published_next = layout.next_number
         self.superseded.snapshot_taken()
-        # Not by their ends: a part may hold bytes that were committed as tails before.
+        # Counted, not compared by their ends: a part may hold bytes that were committed as tails before.
         new_parts = tuple(self.parts[self._committed_parts :])
         return WriterSnapshot(self.offset, storage_state=dump(layout), new_parts=new_parts)
 
     def committed(self, snapshot: WriterSnapshot) -> None:
-        """Note that the record is as the last snapshot: tails that it does not need are needed by nothing."""
+        """Record that the record has the last snapshot, which makes tails that it does not need deletable."""
         self.superseded.snapshot_committed()
         self._committed_parts += len(snapshot.new_parts)
 
     # Progress.
 
     def add_parts(self, parts: Sequence[UploadPart]) -> None:
-        """Note that S3 has these parts, which follow the ones before them."""
+        """Record that S3 has stored these parts, which follow the ones before them."""
         for part in parts:
             self.parts.append(part)
             self.parts_end = part.end
@@ -94,20 +94,20 @@ class StoredBytes:
         self._advance()
 
     def add_tail(self, tail: Tail, replaced: Sequence[Tail]) -> None:
-        """Note that S3 has this tail, which holds the bytes of the `replaced` ones too."""
-        self._made.append(tail.name)
+        """Record that S3 has stored this tail, which holds the bytes of the `replaced` ones too."""
+        self._own_tails.append(tail.name)
         self._supersede([old for old in replaced if old in self.tails])
         self.tails.append(tail)
         self._changed = True
         self._advance()
 
     def add_temporary_tail(self, name: str) -> None:
-        """Note a tail that no record has to name, and that nothing needs once its part has arrived."""
-        self._made.append(name)
+        """Record a tail that no record has to name, and that is not needed once its part is stored."""
+        self._own_tails.append(name)
         self.superseded.add(name)
 
     def add_object(self, marker: str, end: int) -> None:
-        """Note that the object with this marker holds every byte up to `end`, the end of the upload."""
+        """Record that the object with this marker holds every byte up to `end`, the end of the upload."""
         self.offset = end
         self._changed = True
         if self.tails or self.superseded.names:
@@ -126,21 +126,21 @@ class StoredBytes:
             self.tails.remove(tail)
             self.superseded.add(tail.name)
 
-    # Going back.
+    # Rewinding.
 
     def rewind(self, offset: int) -> list[str]:
-        """Forget what was stored from `offset` on; return the names of tails that no record names, to be deleted."""
+        """Drop the stored bytes from `offset` on; return the names of tails that no record names, to be deleted."""
         self.parts = [part for part in self.parts if part.end <= offset]
         self._committed_parts = 0
         opened_end = min(self.opened.parts_end, self._upload.offset)
         self.parts_end = max([opened_end, *(part.end for part in self.parts)])
         tails = self._tails_up_to(offset)
         needed = {tail.name for tail in tails}
-        names = dict.fromkeys((*self.superseded.names, *(tail.name for tail in self.tails), *self._made))
+        names = dict.fromkeys((*self.superseded.names, *(tail.name for tail in self.tails), *self._own_tails))
         unneeded = [name for name in names if name not in needed]
-        unused = [name for name in unneeded if name in self._made and name not in self._published]
+        unused = [name for name in unneeded if name in self._own_tails and name not in self._published]
         self.superseded.replace([name for name in unneeded if name not in unused])
-        self._made = [name for name in self._made if name not in unused]
+        self._own_tails = [name for name in self._own_tails if name not in unused]
         self.tails = list(tails)
         self.offset = tails[-1].end if tails else min(offset, self.parts_end)
         if not self._config.capabilities.number_gaps:
@@ -148,7 +148,7 @@ class StoredBytes:
         return unused
 
     def _tails_up_to(self, offset: int) -> tuple[Tail, ...]:
-        """Return the tails between the parts and `offset`, of now or as the writer found them; none if bytes lack."""
+        """Return the tails between the parts and `offset`, current or found at the start; none if they lack bytes."""
         for layout in (Layout(tails=tuple(self.tails)), self.opened):
             tails = layout.tails_from(self.parts_end, offset)
             if tails and tails[-1].end == offset:
@@ -159,7 +159,7 @@ class StoredBytes:
 
     def unpublished_tails(self) -> list[str]:
         """Return the names of tails of this writer that no record can name."""
-        return [name for name in self._made if name not in self._published]
+        return [name for name in self._own_tails if name not in self._published]
 
     def unpublished_multipart(self) -> Multipart | None:
         """Return the multipart upload of this writer if no record can name it."""
@@ -169,5 +169,5 @@ class StoredBytes:
         return multipart
 
     def unpublished_number(self) -> int | None:
-        """Return the next part number if no record knows that those before it were used."""
+        """Return the next part number if no record tells that those before it were used; otherwise None."""
         return self.next_number if self.next_number > self._published_next else None

@@ -1,4 +1,4 @@
-"""Tails: objects of their own with bytes that do not fill a part yet. Names, merging and removal; no I/O."""
+"""Tails, objects with bytes that do not fill a part yet: names, merging and removal. No I/O."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ class SupersededTails:
         self.names = [*deletable, *others]
         self._deletable = len(deletable)
         self._deleted = 0
-        self._in_snapshot = 0  # how many had ever been superseded when the last snapshot was taken
+        self._in_snapshot = 0  # number of tails superseded until the last snapshot, deleted ones included
 
     def add(self, name: str) -> None:
-        """Note that a tail is no longer needed by the next record."""
+        """Add a tail that the next record does not need."""
         self.names.append(name)
 
     def snapshot_taken(self) -> None:
-        """Note that a record with this snapshot does not need the tails superseded so far."""
+        """Record that a record with this snapshot does not need the tails superseded so far."""
         self._in_snapshot = self._deleted + len(self.names)
 
     def snapshot_committed(self) -> None:
-        """Make deletable what the record, which now has the last snapshot, does not need."""
+        """Make the tails deletable that the record, which now has the last snapshot, does not need."""
         self._deletable = max(self._deletable, self._in_snapshot - self._deleted)
 
     def next_batch(self) -> list[str]:
-        """Return the names to delete now; none if they are too few to be worth a request."""
+        """Return the names to delete now; none if they are too few for a request."""
         return self.names[: self._deletable] if self._deletable >= DELETE_BATCH_SIZE else []
 
     def deleted(self, names: Sequence[str], *, done: bool) -> None:
-        """Forget the names of a batch; unless it is `done` only if they are too many: the orphan cleaner finds them."""
+        """Remove the names of a batch if it is `done` or they are too many: the orphan cleaner finds those tails."""
         if done or len(self.names) > MAX_SUPERSEDED:
             del self.names[: len(names)]
             self._deleted += len(names)
             self._deletable = 0
 
     def replace(self, names: Sequence[str]) -> None:
-        """Begin anew with these names; none is deletable before the next commit."""
+        """Start again with these names; none is deletable before the next commit."""
         self.names = list(names)
         self._deletable = self._deleted = self._in_snapshot = 0
 
 
-def worth_merging(tails: Sequence[Tail], start: int, end: int) -> list[Tail]:
-    """Return the tails that a new one of the bytes between these offsets takes in.
+def tails_to_merge(tails: Sequence[Tail], start: int, end: int) -> list[Tail]:
+    """Return the tails that a new tail of the bytes between these offsets replaces.
 
-    Invariant: no tail is followed by one of its size or larger. So there are never more tails than the logarithm of
-    the number of requests, and no byte is stored more often than that.
+    Invariant: no tail is followed by one of its size or larger. So there are never more tails than the logarithm of the
+    number of requests, and no byte is stored more often than that.
     """
     merged: list[Tail] = []
     for tail in reversed(tails):

@@ -29,8 +29,8 @@ CREATE TABLE IF NOT EXISTS waiting_finals (
     partial_id TEXT, final_id TEXT, PRIMARY KEY (partial_id, final_id)
 ) WITHOUT ROWID;
 """
-# Columns that files of earlier versions lack. The bytes of uploads of unknown length were synced before every response
-# then too.
+# Columns that files of earlier versions lack. Those versions too synced the bytes of uploads of unknown length before
+# every response.
 ADD_COLUMNS = {
     "layout": ("ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''",),
     "location": ("ALTER TABLE uploads ADD COLUMN location TEXT NOT NULL DEFAULT ''",),
@@ -43,10 +43,10 @@ ADD_COLUMNS = {
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Make the tables, or add what an older file lacks.
+    """Create the tables, or add the columns that an older file lacks.
 
     Raises:
-        StateUnavailable: the file is of a later version.
+        StateUnavailable: the file was written by a later version.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > VERSION:

@@ -36,7 +36,7 @@ UPDATE = (
 )
 DELETE = "DELETE FROM uploads WHERE id = ? AND (token <= ? OR typeof(token) <> 'integer')"
 SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
-PAGE = 500  # records
+PAGE_SIZE = 500  # records
 INSERT_PART = "INSERT OR REPLACE INTO parts (upload_id, number, end, etag, checksum) VALUES (?, ?, ?, ?, ?)"
 SELECT_PARTS = "SELECT number, end, etag, checksum FROM parts WHERE upload_id = ? ORDER BY number"
 SELECT_METADATA = "SELECT value FROM metadata WHERE name = ?"
@@ -46,7 +46,7 @@ INSERT_WAITING = "INSERT OR IGNORE INTO waiting_finals (partial_id, final_id) VA
 SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT ?"
 DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
-ENDED = (Status.TERMINATED, Status.EXPIRED)
+ENDED_STATUSES = (Status.TERMINATED, Status.EXPIRED)
 
 
 class SQLiteState:
@@ -60,13 +60,13 @@ class SQLiteState:
         self._broken = BrokenRecords()
 
     async def open(self) -> None:
-        """Open the file, and make or migrate its tables. Raises `StateUnavailable`, `StateFull`."""
+        """Open the file, and create or migrate its tables. Raises `StateUnavailable`, `StateFull`."""
         self._writer = SQLiteWriter(self._path)
         await self._submit(lambda connection: None)  # fails if the file cannot be opened
         self._reader = await asyncio.to_thread(self._writer.connect)
 
     async def close(self) -> None:
-        """Finish the jobs that wait, and close the file."""
+        """Finish the submitted jobs, and close the file."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await asyncio.to_thread(writer.close)
@@ -99,8 +99,8 @@ class SQLiteState:
         """Return a record, see `StateStore.get`."""
         try:
             row = self._read_inline(upload_id)
-        except sqlite3.Error:  # the file is busy (a recovery in another process) or broken: wait elsewhere
-            rows = await self._submit(lambda connection: _rows(connection, SELECT_ONE, (upload_id,)))
+        except sqlite3.Error:  # the file is busy (a recovery in another process) or broken: wait in the writer's thread
+            rows = await self._submit(lambda connection: _fetch_rows(connection, SELECT_ONE, (upload_id,)))
             row = rows[0] if rows else None
         return None if row is None else decode_row(row)
 
@@ -127,17 +127,17 @@ class SQLiteState:
         stored = after if after.token == token else replace(after, token=token)
 
         def change(connection: sqlite3.Connection) -> Upload:
-            _change(connection, before, stored)
+            _replace_record(connection, before, stored)
             if parts:
                 rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
                 connection.executemany(INSERT_PART, rows)
-            if drop_ledger:
+            if drop_parts:
                 connection.execute(DELETE_PARTS, (before.id,))
             return stored
 
-        drop_ledger = bool(before.layout) and stored.is_complete
-        removes = stored.status in ENDED
-        result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_ledger, removes=removes)
+        drop_parts = bool(before.layout) and stored.is_complete
+        removes = stored.status in ENDED_STATUSES
+        result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_parts, removes=removes)
         return result
 
     def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
@@ -145,7 +145,12 @@ class SQLiteState:
         if self._writer is None:
             raise StateUnavailable
         stored = after if after.token == token else replace(after, token=token)
-        job = Job(partial(_change, before=before, after=stored), durable, None, removes=stored.status in ENDED)
+        job = Job(
+            partial(_replace_record, before=before, after=stored),
+            durable,
+            None,
+            removes=stored.status in ENDED_STATUSES,
+        )
         self._writer.run_now(job)
         return stored
 
@@ -159,10 +164,10 @@ class SQLiteState:
         def prepare() -> None:
             before, after = store()
             stored = after if after.token == token else replace(after, token=token)
-            job.work = partial(_change, before=before, after=stored)
+            job.work = partial(_replace_record, before=before, after=stored)
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        job = Job(_nothing, False, done, prepare=prepare, conclude=conclude)
+        job = Job(_no_op, False, done, prepare=prepare, conclude=conclude)
         self._writer.submit(job)
         return done
 
@@ -170,7 +175,7 @@ class SQLiteState:
         """Return a record, see `UpdatesInThreads`. Runs in a worker thread."""
         if self._writer is None:
             raise StateUnavailable
-        rows = self._writer.read_now(partial(_rows, statement=SELECT_ONE, values=(upload_id,)))
+        rows = self._writer.read_now(partial(_fetch_rows, statement=SELECT_ONE, values=(upload_id,)))
         return decode_row(rows[0]) if rows else None
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
@@ -195,16 +200,16 @@ class SQLiteState:
         """Return due uploads, found by the indexes of the table."""
         found: list[Upload] = []
         while len(found) < limit:
-            count = min(PAGE, limit - len(found))
-            rows = await self._submit(partial(_rows, statement=SELECT_DUE, values=(now, now, count, skip)))
-            found += [upload for row in rows if not isinstance(upload := self._readable(row), BrokenRecord)]
+            count = min(PAGE_SIZE, limit - len(found))
+            rows = await self._submit(partial(_fetch_rows, statement=SELECT_DUE, values=(now, now, count, skip)))
+            found += [upload for row in rows if not isinstance(upload := self._decode_or_broken(row), BrokenRecord)]
             skip += count
             if len(rows) < count:
                 break
         return found
 
     async def add_waiting(self, partial_id: str, final_id: str) -> None:
-        """Note that a final upload waits for a partial one."""
+        """Record that a final upload waits for a partial one."""
         await self._submit(lambda connection: connection.execute(INSERT_WAITING, (partial_id, final_id)).rowcount)
 
     async def waiting_for(self, partial_id: str, limit: int) -> Sequence[str]:
@@ -238,33 +243,35 @@ class SQLiteState:
     async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
         """Return a page of records in the order of their ids, see `StateStore.list`."""
         count = limit + 1 if condition == EVERYTHING else max(limit + 1, MAX_SCANNED)
-        rows = await self._submit(lambda connection: _rows(connection, SELECT_AFTER, (after, count)))
-        records = [(row[0], None if isinstance(found := self._readable(row), BrokenRecord) else found) for row in rows]
+        rows = await self._submit(lambda connection: _fetch_rows(connection, SELECT_AFTER, (after, count)))
+        records = [
+            (row[0], None if isinstance(found := self._decode_or_broken(row), BrokenRecord) else found) for row in rows
+        ]
         return next_page(records, limit, condition, last=len(rows) < count)
 
     async def all(self) -> AsyncIterator[Upload]:
         """Iterate over the records that can be read."""
-        async for record in self._records():
+        async for record in self._all_records():
             if not isinstance(record, BrokenRecord):
                 yield record
 
     async def broken(self) -> AsyncIterator[BrokenRecord]:
         """Iterate over the records that cannot be read."""
-        async for record in self._records():
+        async for record in self._all_records():
             if isinstance(record, BrokenRecord):
                 yield record
 
-    async def _records(self) -> AsyncIterator[Upload | BrokenRecord]:
+    async def _all_records(self) -> AsyncIterator[Upload | BrokenRecord]:
         last = ""
-        while rows := await self._page(last):
+        while rows := await self._fetch_page(last):
             for row in rows:
-                yield self._readable(row)
+                yield self._decode_or_broken(row)
             last = rows[-1][FIELDS.index("id")]
 
-    def _page(self, last: str) -> asyncio.Future[Any]:
-        return self._submit(lambda connection: _rows(connection, SELECT_AFTER, (last, PAGE)))
+    def _fetch_page(self, last: str) -> asyncio.Future[Any]:
+        return self._submit(lambda connection: _fetch_rows(connection, SELECT_AFTER, (last, PAGE_SIZE)))
 
-    def _readable(self, row: Sequence[Any]) -> Upload | BrokenRecord:
+    def _decode_or_broken(self, row: Sequence[Any]) -> Upload | BrokenRecord:
         try:
             return decode_row(row)
         except BrokenRecord as error:
@@ -286,10 +293,10 @@ class SQLiteState:
         return done
 
 
-def _nothing(connection: sqlite3.Connection) -> None: ...
+def _no_op(connection: sqlite3.Connection) -> None: ...
 
 
-def _change(connection: sqlite3.Connection, before: Upload, after: Upload) -> Upload:
+def _replace_record(connection: sqlite3.Connection, before: Upload, after: Upload) -> Upload:
     """Replace a record, and return the new one; raises `LockLost` if it has changed, or has a newer token."""
     condition = (before.id, after.token, before.offset, before.status)
     if connection.execute(UPDATE, (*encode_row(after), *condition)).rowcount == 0:
@@ -297,21 +304,21 @@ def _change(connection: sqlite3.Connection, before: Upload, after: Upload) -> Up
     return after
 
 
-def _rows(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
-    """Return the rows of a query; a text that is not UTF-8 as bytes."""
+def _fetch_rows(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    """Return the rows of a query; texts that are not UTF-8 are returned as bytes."""
     try:
         return connection.execute(statement, values).fetchall()
     except sqlite3.OperationalError as error:
         if "decode" not in str(error):
             raise
-    connection.text_factory = _text
+    connection.text_factory = _decode_text
     try:
         return connection.execute(statement, values).fetchall()
     finally:
         connection.text_factory = str
 
 
-def _text(value: bytes) -> str | bytes:
+def _decode_text(value: bytes) -> str | bytes:
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,8 @@
-"""Writer of a SQLite file: runs jobs together in one transaction, and handles failures of the disk.
+"""The writer of a SQLite file: runs jobs together in one transaction, and handles failures of the disk.
 
-Jobs of the event loop run in the thread of the writer. A thread that has a job itself (`run_now`) runs it, together
-with the jobs that other threads have added meanwhile. Invariant: a thread uses the connection while it holds `_turn`.
+Jobs of the event loop run in the thread of the writer. A thread that calls `run_now` runs its own job, together with
+those that other threads have added meanwhile. Invariant: a thread uses the connection only while it holds
+`_connection_lock`.
 
 Full disk: the write-ahead log is written back to the file and truncated, and the jobs are tried again; jobs that remove
 something may then use the reserved space (`reserve.py`).
@@ -37,14 +38,14 @@ logger = logging.getLogger("tusd_py.state")
 
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 BUSY_PAUSE = 0.02  # seconds
-BUSY_TIMEOUT = 5.0  # seconds a write waits for the write of another process
+BUSY_TIMEOUT = 5.0  # seconds that a write waits for the write of another process
 MAX_WRITES_IN_A_TRANSACTION = 256
 CHECKPOINT_WRITES = 250  # writes after which the log is written back; about a thousand of its pages
 MAX_IDLE_LOG = 4 << 20  # bytes
-UNREADY_TIME = 60.0  # seconds after a failed sync in which the server is not ready
+UNREADY_TIME = 60.0  # seconds after a failed sync during which `check` fails
 CLOSE_TIMEOUT = 10.0  # seconds
-FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_CANTOPEN")
-FAILED = "a sync of the records to the disk failed: look at the disk"
+FULL_DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_CANTOPEN")
+SYNC_FAILED = "a sync of the records to the disk failed: look at the disk"
 
 
 @dataclass(slots=True)
@@ -53,10 +54,10 @@ class Job:
 
     work: Callable[[sqlite3.Connection], Any]
     durable: bool
-    done: asyncio.Future[Any] | None  # None: a thread waits for it
-    compound: bool = False  # several statements
-    removes: bool = False  # frees space, or is a step to that
-    prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, there is no work
+    done: asyncio.Future[Any] | None  # None if a thread waits for the job
+    compound: bool = False  # whether the work is several statements
+    removes: bool = False  # whether the work frees space, or is a step to that
+    prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, `work` is not called
     conclude: Callable[[Any], object] | None = None  # called with the result after the transaction
     result: Any = None
     error: Exception | None = None
@@ -64,62 +65,62 @@ class Job:
 
 
 class SQLiteWriter:
-    """Runs jobs in the order of their submission."""
+    """The thread that runs jobs on a SQLite file, in the order of their submission."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._turn = threading.Lock()
-        self._added: deque[Job] = deque()  # by threads that wait for `_turn`
+        self._connection_lock = threading.Lock()
+        self._thread_jobs: deque[Job] = deque()  # of threads that wait for `_connection_lock`
         self._reserve = Reserve(path.with_name("reserve"))
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
-        self._written = 0  # jobs since the log was written back
-        self._log_lost = False  # a sync failed, and the log has not been written back since
-        self._failed_at: float | None = None  # in the time of the monotonic clock
+        self._jobs_since_checkpoint = 0
+        self._log_unsynced = False  # whether a sync failed and the log has not been written back since
+        self._failed_at: float | None = None  # monotonic time of the last failed sync
         self._thread = threading.Thread(target=self._run, name="tusd-py-state", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Have the thread of the writer run a job."""
+        """Queue a job for the thread of the writer."""
         self._jobs.put(job)
 
     def run_now(self, job: Job) -> Any:
-        """Run a job in the thread of the caller; return its result, or raise its error. Blocks."""
-        self._added.append(job)
-        with self._turn:
-            if not job.ended:  # a thread whose turn was earlier may have run it
-                jobs = [self._added.popleft() for _ in range(len(self._added))]
-                self._attempt(jobs)
+        """Run a job in the thread of the caller; return its result or raise its error. Blocks."""
+        self._thread_jobs.append(job)
+        with self._connection_lock:
+            if not job.ended:  # a thread that had the lock earlier may have run the job
+                jobs = [self._thread_jobs.popleft() for _ in range(len(self._thread_jobs))]
+                self._run_jobs(jobs)
                 for ended in jobs:
                     ended.ended = True
-                self._written += len(jobs)
-                if self._written >= CHECKPOINT_WRITES > self._written - len(jobs):
-                    self._jobs.put(Job(_nothing, False, None))  # the writer's thread writes the log back
+                self._jobs_since_checkpoint += len(jobs)
+                if self._jobs_since_checkpoint >= CHECKPOINT_WRITES > self._jobs_since_checkpoint - len(jobs):
+                    self._jobs.put(Job(_no_op, False, None))  # makes the writer's thread write the log back
         if job.error is not None:
             raise job.error
         return job.result
 
     def read_now(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Read in the thread of the caller; raises `StateUnavailable`. Blocks."""
-        with self._turn:
+        with self._connection_lock:
             try:
                 return read(self._connected())
             except sqlite3.Error as error:
                 raise _state_error(error) from error
 
     def close(self) -> None:
-        """Run the jobs that wait, and end the thread, for at most `CLOSE_TIMEOUT`. Blocks."""
+        """Run the queued jobs and end the thread; wait at most `CLOSE_TIMEOUT`. Blocks."""
         self._jobs.put(None)
         self._thread.join(CLOSE_TIMEOUT)
 
     def check(self) -> None:
-        """Raise `StateUnavailable` after a failed sync, until changes have succeeded well after it."""
+        """Raise `StateUnavailable` for `UNREADY_TIME` after a failed sync, and until the log is synced again."""
         if self._failed_at is None:
             return
-        if self._log_lost or time.monotonic() - self._failed_at < UNREADY_TIME:
-            raise StateUnavailable(FAILED)
+        if self._log_unsynced or time.monotonic() - self._failed_at < UNREADY_TIME:
+            raise StateUnavailable(SYNC_FAILED)
         self._failed_at = None
 
     def connect(self) -> sqlite3.Connection:
@@ -143,7 +144,7 @@ class SQLiteWriter:
                 except sqlite3.Error as error:
                     if connection.in_transaction:
                         connection.rollback()
-                    # Processes that start together conflict here, where SQLite does not wait by itself.
+                    # Processes that start together conflict here, and SQLite does not wait by itself.
                     if getattr(error, "sqlite_errorcode", None) not in BUSY or time.monotonic() > deadline:
                         raise
                     time.sleep(BUSY_PAUSE)
@@ -157,21 +158,21 @@ class SQLiteWriter:
             raise
 
     def _run(self) -> None:
-        while jobs := self._take():
-            if ready := [job for job in jobs if _prepare(job)]:
-                with self._turn:
-                    self._attempt(ready)
+        while jobs := self._next_jobs():
+            if ready := [job for job in jobs if _prepare_job(job)]:
+                with self._connection_lock:
+                    self._run_jobs(ready)
             for job in ready:
-                _conclude(job)
+                _conclude_job(job)
             with contextlib.suppress(RuntimeError):  # the loop has been closed: no task awaits the results
-                self._loop.call_soon_threadsafe(_deliver, jobs)
-            with self._turn:
+                self._loop.call_soon_threadsafe(_deliver_results, jobs)
+            with self._connection_lock:
                 self._maintain(len(jobs))
-        with self._turn:
+        with self._connection_lock:
             self._disconnect()
 
-    def _take(self) -> list[Job]:
-        """Wait for jobs, and return all of them; an empty list at the end."""
+    def _next_jobs(self) -> list[Job]:
+        """Wait for jobs and return all that are queued; return an empty list when the writer is closed."""
         jobs: list[Job] = []
         job = self._jobs.get()
         while job is not None:
@@ -183,20 +184,20 @@ class SQLiteWriter:
             self._jobs.put(None)
         return jobs
 
-    def _attempt(self, jobs: Sequence[Job]) -> None:
-        error = self._try(jobs)
+    def _run_jobs(self, jobs: Sequence[Job]) -> None:
+        error = self._try_jobs(jobs)
         if error is None or not _is_full(error):
             return
         self._write_back("TRUNCATE")
-        if not _is_full(self._try(jobs)):
+        if not _is_full(self._try_jobs(jobs)):
             return
         for job in jobs:
-            if job.removes and self._try([job]) is not None and self._reserve.release():
+            if job.removes and self._try_jobs([job]) is not None and self._reserve.release():
                 self._write_back("TRUNCATE")
-                self._try([job])
+                self._try_jobs([job])
 
-    def _try(self, jobs: Sequence[Job]) -> sqlite3.Error | None:
-        """Run the jobs in one transaction; return the error that made all of them fail."""
+    def _try_jobs(self, jobs: Sequence[Job]) -> sqlite3.Error | None:
+        """Run the jobs in one transaction; return the error that made all of them fail, or None."""
         try:
             self._transact(jobs)
         except (sqlite3.Error, UploadError) as error:
@@ -204,7 +205,7 @@ class SQLiteWriter:
             for job in jobs:
                 job.result, job.error = None, error if isinstance(error, UploadError) else _state_error(error)
             if isinstance(cause, sqlite3.Error):
-                self._failed(cause)
+                self._handle_error(cause)
                 return cause
         return None
 
@@ -215,7 +216,7 @@ class SQLiteWriter:
 
     def _transact(self, jobs: Sequence[Job]) -> None:
         connection = self._connected()
-        if self._log_lost:
+        if self._log_unsynced:
             self._write_log_back()
         # FULL syncs the log at the commit, NORMAL leaves that to the kernel.
         wanted = "FULL" if any(job.durable for job in jobs) else "NORMAL"
@@ -231,38 +232,38 @@ class SQLiteWriter:
         self._synchronous = "FULL"
         busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
-            raise StateUnavailable(FAILED)
-        self._log_lost = False
+            raise StateUnavailable(SYNC_FAILED)
+        self._log_unsynced = False
         logger.warning("the records are written and synced again after the failure")
 
-    def _failed(self, error: sqlite3.Error) -> None:
+    def _handle_error(self, error: sqlite3.Error) -> None:
         if self._connection is not None and self._connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.rollback()
-        if _is_full(error) or not _name(error).startswith("SQLITE_IOERR"):
+        if _is_full(error) or not _error_name(error).startswith("SQLITE_IOERR"):
             return
-        if not self._log_lost:
-            logger.error("the records could not be written to the disk (%s): %s", _name(error), self._path)
-        self._log_lost, self._failed_at = True, time.monotonic()
+        if not self._log_unsynced:
+            logger.error("the records could not be written to the disk (%s): %s", _error_name(error), self._path)
+        self._log_unsynced, self._failed_at = True, time.monotonic()
         self._disconnect()
 
     def _maintain(self, written: int) -> None:
-        self._written += written
-        if self._connection is None or self._log_lost:
+        self._jobs_since_checkpoint += written
+        if self._connection is None or self._log_unsynced:
             return
-        if self._written >= CHECKPOINT_WRITES:
+        if self._jobs_since_checkpoint >= CHECKPOINT_WRITES:
             self._write_back("PASSIVE")
         self._reserve.restore()
 
     def _write_back(self, mode: str) -> None:
-        """Write the log back to the file, as far as readers permit."""
-        self._written = 0
+        """Write the log back to the file, as far as readers allow."""
+        self._jobs_since_checkpoint = 0
         if self._connection is None:
             return
         try:
             self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
-            self._failed(error)
+            self._handle_error(error)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -272,7 +273,7 @@ class SQLiteWriter:
 
 
 def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-    """Run the jobs in one transaction. A single statement is a transaction by itself."""
+    """Run the jobs in one transaction; a single statement is a transaction by itself."""
     together = len(jobs) > 1 or jobs[0].compound
     if together:
         connection.execute("BEGIN IMMEDIATE")
@@ -282,49 +283,49 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
             job.result = job.work(connection)
         except sqlite3.Error:
             raise
-        except Exception as error:  # of this job alone (a lost lock, an impossible value), which changed nothing
+        except Exception as error:  # of this job alone, which changed nothing: a lost lock, an invalid value
             job.error = error
     if together:
         connection.execute("COMMIT")
 
 
-def _prepare(job: Job) -> bool:
-    """Prepare a job; return whether its work can be done."""
+def _prepare_job(job: Job) -> bool:
+    """Prepare a job; return whether its work is to be done."""
     if job.prepare is not None:
         try:
             job.prepare()
-        except Exception as error:  # raised again where the result is waited for
+        except Exception as error:  # raised in the task or thread that waits for the result
             job.error = error
             return False
     return True
 
 
-def _conclude(job: Job) -> None:
+def _conclude_job(job: Job) -> None:
     if job.conclude is not None and job.error is None:
         try:
             job.conclude(job.result)
-        except Exception as error:  # raised again where the result is waited for
+        except Exception as error:  # raised in the task or thread that waits for the result
             job.error = error
 
 
-def _nothing(connection: sqlite3.Connection) -> None: ...
+def _no_op(connection: sqlite3.Connection) -> None: ...
 
 
-def _deliver(jobs: Sequence[Job]) -> None:
+def _deliver_results(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.done is not None:
             settle(job.done, job.result, job.error)
 
 
-def _name(error: sqlite3.Error) -> str:
+def _error_name(error: sqlite3.Error) -> str:
     return str(getattr(error, "sqlite_errorname", ""))
 
 
 def _is_full(error: sqlite3.Error | None) -> bool:
-    return error is not None and _name(error) in FULL
+    return error is not None and _error_name(error) in FULL_DISK_ERRORS
 
 
 def _state_error(error: sqlite3.Error) -> UploadError:
-    failure = StateFull() if _name(error) == "SQLITE_FULL" else StateUnavailable()
+    failure = StateFull() if _error_name(error) == "SQLITE_FULL" else StateUnavailable()
     failure.__cause__ = error
     return failure
