@@ -23,7 +23,8 @@ from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.state import StateStore
 from tusd_py.core.listing import UploadFilter
-from tusd_py.core.upload import Status
+from tusd_py.core.upload import Status, Upload
+from tusd_py.core.upload_codec import FIELDS, decode_upload, encode_upload
 
 RECORDED = Path(__file__).with_name("recorded")
 DATA = b"0123456789" * 10
@@ -129,3 +130,11 @@ async def test_records_of_an_earlier_version_are_listed_without_an_owner(earlier
         }
     finally:
         await state.close()
+
+
+def test_a_record_keeps_the_names_of_fields_that_earlier_versions_wrote() -> None:
+    upload = Upload(id="upload", created_at=1.0, storage_state="0:7", commit_requests_served=2)
+    values = encode_upload(upload)
+    assert (values["layout"], values["checkpoint"]) == ("0:7", "2")
+    assert decode_upload(values) == upload
+    assert {"layout", "checkpoint"} <= set(FIELDS)

@@ -30,7 +30,7 @@ from tusd_py.testing.state_suite import RECORDS
 
 TOKEN = 1_700_000_000_123_456_789  # nanoseconds: the locker beside SQLite counts so
 UPLOADS = [replace(upload, id=f"upload-{number}", token=TOKEN) for number, upload in enumerate(RECORDS.values())]
-SPLIT = Upload(id="split", created_at=5.0, length=100, offset=30, layout="10:7 20:9", token=TOKEN)
+SPLIT = Upload(id="split", created_at=5.0, length=100, offset=30, storage_state="10:7 20:9", token=TOKEN)
 PARTS = [UploadPart(1, 10, "a"), UploadPart(3, 20, "b", "c"), UploadPart(10_000, 30, 'd"\\ é')]
 ENDED = (Status.TERMINATED, Status.EXPIRED)
 
@@ -76,7 +76,7 @@ async def test_every_kind_of_record(source: StateStore, target: StateStore) -> N
 
 
 async def test_a_locker_that_counts_from_one_goes_on(source: StateStore, target: StateStore) -> None:
-    await fill(source, [replace(SPLIT, layout="")])
+    await fill(source, [replace(SPLIT, storage_state="")])
     await migrate_records(source, target)
     record = await target.get(SPLIT.id)
     assert record is not None
@@ -84,7 +84,7 @@ async def test_a_locker_that_counts_from_one_goes_on(source: StateStore, target:
 
 
 @pytest.mark.parametrize("status", [Status.ACTIVE, Status.FINISHING, *ENDED])
-async def test_a_ledger(source: StateStore, target: StateStore, status: Status) -> None:
+async def test_a_part_list(source: StateStore, target: StateStore, status: Status) -> None:
     await fill(source, [replace(SPLIT, status=status)], PARTS)
     assert await migrate_records(source, target) == Summary(copied=1)
     assert await everything(target) == {SPLIT.id: (replace(SPLIT, status=status, token=0), PARTS)}
@@ -162,7 +162,7 @@ async def test_again_after_the_token_has_changed(source: StateStore, target: Sta
         replace(SPLIT, offset=31),
         replace(SPLIT, status=Status.COMPLETE),
         replace(SPLIT, metadata="a"),
-        replace(SPLIT, layout="10:8 20:9"),
+        replace(SPLIT, storage_state="10:8 20:9"),
         replace(SPLIT, created_at=5.5),
     ],
     ids=["offset", "status", "metadata", "layout", "time"],
@@ -183,7 +183,7 @@ async def test_a_record_that_differs(source: StateStore, target: StateStore, oth
 @pytest.mark.parametrize(
     "other", [PARTS[:2], [*PARTS, UploadPart(4, 40, "x")], [replace(PARTS[0], etag="x"), *PARTS[1:]]]
 )
-async def test_a_ledger_that_differs(source: StateStore, target: StateStore, other: Sequence[UploadPart]) -> None:
+async def test_a_part_list_that_differs(source: StateStore, target: StateStore, other: Sequence[UploadPart]) -> None:
     await fill(source, [SPLIT], PARTS)
     await fill(target, [SPLIT], other)
     before = await everything(target)
@@ -196,7 +196,7 @@ async def test_dry_run(source: StateStore, target: StateStore) -> None:
     await fill(source, uploads, PARTS)
     await fill(target, [uploads[1]], PARTS)
     await fill(target, [uploads[2].at(50)])
-    await fill(target, [uploads[3]])  # its ledger is missing
+    await fill(target, [uploads[3]])  # its part list is missing
     before = await everything(target)
     told: list[str] = []
     summary = await migrate_records(source, target, dry_run=True, report=told.append)
@@ -216,7 +216,7 @@ class Joining(DiskStorage):
         self.joined: list[tuple[Upload, list[UploadPart]]] = []
         self._error = error
 
-    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+    async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         assert sync
         self.joined.append((upload, list(parts)))
         if self._error is not None:
@@ -229,13 +229,13 @@ async def test_bytes_in_several_files_become_one(
     source: StateStore, target: StateStore, tmp_path: Path, status: Status
 ) -> None:
     upload = replace(SPLIT, status=status)
-    await fill(source, [upload, replace(SPLIT, id="one", layout="")], PARTS)
+    await fill(source, [upload, replace(SPLIT, id="one", storage_state="")], PARTS)
     storage = Joining(tmp_path)
     assert await migrate_records(source, target, merge_storage=storage, dry_run=True) == Summary(copied=2)
     assert storage.joined == []
     assert await migrate_records(source, target, merge_storage=storage) == Summary(copied=2)
     assert storage.joined == [(replace(upload, token=0), PARTS)]
-    assert (await everything(target))["split"] == (replace(upload, layout="", token=0), [])
+    assert (await everything(target))["split"] == (replace(upload, storage_state="", token=0), [])
     assert await migrate_records(source, target, merge_storage=storage) == Summary(skipped=2)
     assert len(storage.joined) == 1  # what was uploaded since would be cut off
 
@@ -264,14 +264,14 @@ async def test_finished_uploads_are_remembered(source: StateStore, target: State
         def __init__(self) -> None:
             self.uploads: list[str] = []
 
-        async def remember(self, upload: Upload) -> None:
+        async def save_completion_record(self, upload: Upload) -> None:
             assert await target.get(upload.id) is None
             self.uploads.append(upload.id)
 
         async def load_completion_record(self, upload_id: str) -> Upload | None:
             raise AssertionError
 
-    whole = replace(SPLIT, layout="", status=Status.COMPLETE)
+    whole = replace(SPLIT, storage_state="", status=Status.COMPLETE)
     partial = replace(whole, id="partial", concatenation=UploadKind.PARTIAL)
     await fill(source, [whole, partial, replace(SPLIT, id="active")])
     memory = Memory()
@@ -358,14 +358,14 @@ def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
         for token, end, unreleased_predecessors in ((7, MIDDLE, False), (9, LATER, True)):
             writer = service.storage.writer(upload, token, unreleased_predecessors=unreleased_predecessors)
             await writer.flush([CONTENT[upload.offset : end]], sync=True)
-            after = replace(upload.at(end), layout=writer.snapshot().storage_state)
+            after = replace(upload.at(end), storage_state=writer.snapshot().storage_state)
             upload = await service.state.update(upload, after, token)
             await writer.close()
         await close_service(service)
         return upload
 
     upload = asyncio.run(make())
-    assert upload.layout
+    assert upload.storage_state
     assert len(list((site.folder / "uploads").glob("split*"))) == 2
     site.assert_migrated("redis", "sqlite", 1)
     assert len(list((site.folder / "uploads").glob("split*"))) == 2  # who stays with Redis needs both

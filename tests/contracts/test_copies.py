@@ -109,7 +109,7 @@ async def test_writes_and_looks_do_not_wait_for_copies(storage: DiskStorage, hel
     await held.wait_for(2)
     async with asyncio.timeout(PATIENCE):
         other = await append(storage, Upload(id="other", created_at=0.0), [b"small"], sync=True)
-        assert await storage.stored(other) == 5
+        assert await storage.stored_size(other) == 5
         assert await content(storage, parts[0]) == LARGE
     held.release()
     await asyncio.gather(*copies)
@@ -127,17 +127,17 @@ async def test_a_join_of_segments_does_not_hold_up_writes(
         writer = storage.writer(upload, 2, unreleased_predecessors=1)
         await writer.flush([b"two"], sync=False)
         await writer.close()
-        joined.append(replace(upload, offset=7, length=7, layout=writer.snapshot().storage_state))
+        joined.append(replace(upload, offset=7, length=7, storage_state=writer.snapshot().storage_state))
     held = HeldCopies(monkeypatch)
     try:
-        joins = [asyncio.ensure_future(storage.complete(upload, sync=False)) for upload in joined]
+        joins = [asyncio.ensure_future(storage.finish(upload, sync=False)) for upload in joined]
         await held.wait_for(2)
         async with asyncio.timeout(PATIENCE):
             await append(storage, Upload(id="other", created_at=0.0), [b"small"], sync=True)
     finally:
         held.release()
     assert await asyncio.gather(*joins) == [""] * 12
-    assert await content(storage, replace(joined[0], layout="")) == b"one two"
+    assert await content(storage, replace(joined[0], storage_state="")) == b"one two"
     await storage.close()
 
 
@@ -171,7 +171,7 @@ async def test_a_copy_without_room_writes_nothing(
     assert (held.calls, files(directory)) == (0, before)
     room(monkeypatch, 7)
     final = final_of(parts)
-    final = replace(final, layout=await storage.concatenate(final, parts, sync=True))
+    final = replace(final, storage_state=await storage.concatenate(final, parts, sync=True))
     assert await content(storage, final) == b"one two"
 
 

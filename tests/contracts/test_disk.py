@@ -80,8 +80,8 @@ async def test_an_id_cannot_leave_the_directory(tmp_path: Path, upload_id: str, 
     with pytest.raises(UploadNotFound):
         storage.writer(upload, 1)
     for refused in (
-        storage.stored(upload),
-        storage.complete(upload, sync=False),
+        storage.stored_size(upload),
+        storage.finish(upload, sync=False),
         storage.delete(upload),
         storage.concatenate(upload, [], sync=False),
         storage.concatenate(UPLOAD, [upload], sync=False),
@@ -131,7 +131,7 @@ async def test_a_directory_that_went_away_is_no_reason_to_begin_anew(
     if left == "an empty directory":
         os.mkdir(directory)
     with pytest.raises(StorageUnavailable):
-        await storage.stored(upload)
+        await storage.stored_size(upload)
     with pytest.raises(StorageUnavailable):
         await append(storage, upload, [b"more"])
     with pytest.raises(StorageUnavailable):
@@ -140,7 +140,7 @@ async def test_a_directory_that_went_away_is_no_reason_to_begin_anew(
         assert os.listdir(directory) == []
         os.rmdir(directory)
     os.rename(away, directory)
-    assert await storage.stored(upload) == 7
+    assert await storage.stored_size(upload) == 7
 
 
 async def test_something_else_in_place_of_the_file(storage: DiskStorage, directory: Path) -> None:
@@ -153,7 +153,7 @@ async def test_something_else_in_place_of_the_file(storage: DiskStorage, directo
     await writer.close()
     parts = await partials(storage, b"one")
     for failing in (
-        storage.complete(UPLOAD, sync=False),
+        storage.finish(UPLOAD, sync=False),
         storage.delete(UPLOAD),
         storage.concatenate(replace(final_of(parts), id=UPLOAD.id), parts, sync=False),
         storage.concatenate(final_of([UPLOAD.at(5)]), [UPLOAD.at(5)], sync=False),
@@ -225,7 +225,7 @@ async def test_a_write_that_fails_half_way(
     await assert_takes_no_more(writer)  # there is room again, but these bytes would not follow the ones before
     assert writer.snapshot().offset == room
     await writer.close()
-    assert await storage.stored(upload) == room
+    assert await storage.stored_size(upload) == room
     upload = await append(storage, upload.at(room), [b"!"])
     assert await content(storage, await finish(storage, upload)) == b"0123456789abcd"[:room] + b"!"
 
@@ -238,7 +238,7 @@ async def test_what_a_failed_write_left_can_be_discarded(storage: DiskStorage, m
         await writer.flush([b"456789"], sync=False)
     await writer.discard(4)
     await writer.close()
-    assert await storage.stored(upload) == 4
+    assert await storage.stored_size(upload) == 4
 
 
 async def test_short_writes_are_continued(storage: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +283,9 @@ async def test_a_sync_that_failed_is_not_made_good_by_another(
         assert raised.value.stored == 0
     assert failures == 1
     await writer.close()
-    assert await storage.stored(UPLOAD.at(3)) == 0
+    assert await storage.stored_size(UPLOAD.at(3)) == 0
     with pytest.raises(StorageBehind):
-        await storage.complete(UPLOAD.at(3), sync=True)
+        await storage.finish(UPLOAD.at(3), sync=True)
 
 
 async def test_an_observer_that_fails_leaves_no_gap(storage: DiskStorage) -> None:
@@ -303,7 +303,7 @@ async def test_an_observer_that_fails_leaves_no_gap(storage: DiskStorage) -> Non
         await writer.flush(sync=False)
     assert writer.snapshot().offset == 4
     await writer.close()
-    assert await storage.stored(UPLOAD) == 4
+    assert await storage.stored_size(UPLOAD) == 4
 
 
 async def test_reading_from_a_device_that_fails(storage: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,19 +92,19 @@ ABSENCES = ("looked at", "appended to", "completed", "read", "deleted", "concate
 async def conclude(storage: Storage, upload: Upload, absence: str) -> None:
     """Ask what can only be answered by who has the bytes."""
     if absence == "looked at":
-        assert await storage.stored(upload) == 0
+        assert await storage.stored_size(upload) == 0
     elif absence == "appended to":
         await append(storage, upload, [b"more"])
     elif absence == "completed":
-        await storage.complete(upload, getattr(upload, "ledger", ()), sync=False)
+        await storage.finish(upload, getattr(upload, "part_list", ()), sync=False)
     elif absence == "read":
-        await content(storage, replace(upload, layout=await layout_when_complete(storage, upload)))
+        await content(storage, replace(upload, storage_state=await layout_when_complete(storage, upload)))
     elif absence == "deleted":
         await storage.delete(upload)
     else:
         assert isinstance(storage, SupportsConcatenation)
         final = replace(UPLOAD, id="final", concatenation=UploadKind.FINAL, partial_ids=(upload.id,))
-        whole = replace(upload, layout=await layout_when_complete(storage, upload))
+        whole = replace(upload, storage_state=await layout_when_complete(storage, upload))
         await storage.concatenate(replace(final, length=7, offset=7), [whole], sync=False)
 
 
@@ -164,7 +164,7 @@ async def test_the_inode_of_the_directory_means_nothing(directory_storage: DiskS
     os.rename(tmp_path / "uploads", tmp_path / "away")
     os.rename(tmp_path / "copy", tmp_path / "uploads")
     await storage.prove_identity()
-    assert await storage.stored(upload) == 7
+    assert await storage.stored_size(upload) == 7
     upload = await append(storage, upload, [b" more"])
     assert await append(storage, replace(UPLOAD, id="another"), [b"content"])
     assert await content(storage, await finish(storage, upload)) == b"content more"
@@ -182,13 +182,13 @@ async def test_nothing_is_written_beneath_a_mount_that_is_away(directory_storage
         with pytest.raises(WrongStorage):
             await append(storage, one, [b"more"])
         with pytest.raises(WrongStorage):
-            await storage.complete(one, sync=False)
+            await storage.finish(one, sync=False)
     with pytest.raises(WrongStorage):
-        await storage.stored(upload)
+        await storage.stored_size(upload)
     assert [path for path in uploads.rglob("*") if path.is_file()] == []
     shutil.rmtree(uploads)
     os.rename(tmp_path / "away", uploads)
-    assert await storage.stored(upload) == 7
+    assert await storage.stored_size(upload) == 7
     assert await content(storage, await finish(storage, await append(storage, upload, [b" more"]))) == b"content more"
     await storage.close()
 

@@ -44,12 +44,12 @@ async def test_clean_asks_the_records_and_respects_the_locks(
     await writer.flush([b"tail"], sync=True)
     assert await storage.clean(records, older_than=-60) == []  # nothing is committed, but the upload is in use
     done = writer.snapshot()
-    after = replace(NAMED, offset=done.offset, layout=done.storage_state)
+    after = replace(NAMED, offset=done.offset, storage_state=done.storage_state)
     stored = await state.update(NAMED, after, lock.token, parts=done.new_parts)
     await writer.close()
     await lock.release()
     assert await storage.clean(records, older_than=-60) == []
-    assert await storage.stored(stored) == PART + 4
+    assert await storage.stored_size(stored) == PART + 4
     await state.delete(NAMED.id, 1 << 60)
     orphans = await storage.clean(records, older_than=-60)
     assert sorted(orphan.kind for orphan in orphans) == ["multipart upload", "tail"]

@@ -72,9 +72,9 @@ async def test_what_is_planted_under_the_name_of_an_upload_is_refused(
             await within(writer.flush([b"data"], sync=True))
         await within(writer.close())
     with pytest.raises(StorageUnavailable):
-        await within(storage.stored(seven))
+        await within(storage.stored_size(seven))
     with pytest.raises(StorageUnavailable):
-        await within(storage.complete(seven, sync=True))
+        await within(storage.finish(seven, sync=True))
     with pytest.raises(StorageUnavailable):
         await within(content(storage, seven))
     with pytest.raises(StorageUnavailable):
@@ -115,8 +115,8 @@ async def test_a_link_in_place_of_a_folder_is_not_followed(
         await writer.flush([b"data"], sync=True)
     await writer.close()
     for refused in (
-        storage.stored(UPLOAD.at(7)),
-        storage.complete(UPLOAD.at(7), sync=True),
+        storage.stored_size(UPLOAD.at(7)),
+        storage.finish(UPLOAD.at(7), sync=True),
         storage.delete(UPLOAD.at(7)),
         content(storage, UPLOAD.at(7)),
     ):
@@ -164,7 +164,7 @@ async def test_permissions(tmp_path: Path, shared: bool, modes: Modes, umask: in
         await storage.open()
         part = await store(storage, "part", b"data")
         await storage.concatenate(replace(part, id="final"), [part], sync=True)
-        await storage.remember(part)
+        await storage.save_completion_record(part)
         await storage.close()
     finally:
         os.umask(before)

@@ -216,9 +216,9 @@ async def test_the_slower_one_of_two_who_complete_does_no_harm(
     await faster.open()
     upload = await in_segments(storage)
     copy = PausedCopy(monkeypatch, "upload.2")
-    completing = asyncio.create_task(storage.complete(upload, sync=True))
+    completing = asyncio.create_task(storage.finish(upload, sync=True))
     await copy.reached()
-    await faster.complete(upload, sync=True)
+    await faster.finish(upload, sync=True)
     await faster.discard_superseded(upload)
     copy.go_on()
     with contextlib.suppress(StorageUnavailable, StorageBehind):
@@ -236,7 +236,7 @@ async def test_a_long_first_file_does_not_stand_for_a_lost_segment(storage: Shar
     upload = await append(storage, at5, DATA[5:], 2, unreleased_predecessors=True)
     storage.path(upload).with_name("upload.2").unlink()
     with pytest.raises(StorageBehind) as behind:
-        await storage.complete(upload, sync=False)
+        await storage.finish(upload, sync=False)
     assert behind.value.stored == 5
 
 
@@ -315,12 +315,12 @@ async def test_a_frozen_writer_is_suspected_again_when_the_bytes_after_its_own_a
     at8 = await add(host, storage, 8)
     storage.path(at8).with_name(f"upload.{at8.token}").unlink()  # as after a power cut
     async with locked(host) as (lock, record):
-        assert await storage.stored(record) == 4
+        assert await storage.stored_size(record) == 4
         await host.state.update(record, record.at(4), lock.token)
     done = await add(host, storage, 10)
     await frozen.flush([b"xxxxxx"], sync=False)
     await frozen.close()
-    await storage.complete(done, sync=False)
+    await storage.finish(done, sync=False)
     assert await content(storage, done) == DATA
 
 
@@ -332,7 +332,7 @@ async def test_a_writer_whose_lock_redis_forgot_is_suspected(
     async with Host(redis.url, prefix, LONG) as one, Host(redis.url, prefix, LONG) as other:
         await one.state.create(UPLOAD)
         async with locked(one) as (lock, record):
-            await one.state.update(record, replace(record, checkpoint=1), lock.token)
+            await one.state.update(record, replace(record, commit_requests_served=1), lock.token)
         await asyncio.to_thread(redis.keep_snapshot, earlier)
         async with locked(one) as (lock, record):
             writer = storage.writer(record, lock.token, unreleased_predecessors=lock.unreleased_predecessors)
@@ -343,7 +343,7 @@ async def test_a_writer_whose_lock_redis_forgot_is_suspected(
             done = await add(other, storage, 10)
             await writer.flush([b"xxx"], sync=False)
             await writer.close()
-        await storage.complete(done, sync=False)
+        await storage.finish(done, sync=False)
         assert await content(storage, done) == DATA
 
 
@@ -354,7 +354,7 @@ async def test_a_migration_to_other_records_leaves_an_upload_usable(service: Upl
     """A holder that gives up goes on with Redis, although the files were put together."""
     await service.state.create(UPLOAD)
     upload = await append(disk_of(service), UPLOAD, DATA[:8], 7, unreleased_predecessors=True)
-    assert upload.layout == "0:7"  # the writer before left nothing
+    assert upload.storage_state == "0:7"  # the writer before left nothing
     await service.state.update(UPLOAD, upload, 7)
     target = SQLiteState(tmp_path / "records.sqlite3")
     await target.open()
@@ -394,7 +394,7 @@ async def test_a_note_that_does_not_hold_keeps_nobody_from_going_on(
     disk = disk_of(service)
     await service.state.create(UPLOAD)
     disk.path(UPLOAD).write_bytes(DATA[:held])
-    await disk.remember(replace(UPLOAD, offset=len(DATA), status=Status.COMPLETE))
+    await disk.save_completion_record(replace(UPLOAD, offset=len(DATA), status=Status.COMPLETE))
     note_in(tmp_path).write_bytes(note)
     await service.state.update(UPLOAD, UPLOAD.at(4), 1)
     for _ in range(3):  # as a client does

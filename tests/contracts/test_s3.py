@@ -182,7 +182,7 @@ def test_skipping_numbers_leaves_room_for_the_rest(number: int, remaining: int) 
     assert sizes.capacity_from(number + count) >= remaining
 
 
-def test_the_ledger_counts_only_what_follows_without_a_gap() -> None:
+def test_the_part_list_counts_only_what_follows_without_a_gap() -> None:
     parts = [entry(number, start, start + 10, "etag", "") for number, start in [(1, 0), (2, 10), (3, 20), (4, 30)]]
     assert contiguous(parts, 40) == parts
     assert contiguous(parts, 30) == parts[:3]
@@ -237,7 +237,7 @@ async def test_the_requests_of_a_large_upload(storage: S3Storage, calls: Calls, 
         "head_object": 1,
     }
     assert await content(storage, upload) == DATA
-    assert server.keys(storage.config.prefix) == [parse(upload.layout).key]
+    assert server.keys(storage.config.prefix) == [parse(upload.storage_state).key]
 
 
 async def test_small_appends_cost_one_request_each(storage: S3Storage, calls: Calls) -> None:
@@ -246,8 +246,8 @@ async def test_small_appends_cost_one_request_each(storage: S3Storage, calls: Ca
     for number in range(100):
         upload = await send(storage, upload, (data := bytes([number]) * 1024))
         expected += data
-        assert len(parse(upload.layout).tails) <= 7
-        assert len(upload.layout) < 2000
+        assert len(parse(upload.storage_state).tails) <= 7
+        assert len(upload.storage_state) < 2000
     assert calls["put_object"] == 100
     assert calls["get_object"] == 0
     assert calls["delete_objects"] <= 100 / 8
@@ -268,14 +268,14 @@ async def test_small_appends_by_many_processes(opened: Opener, server: S3Server,
 
 
 async def test_looking_costs_one_request_at_most(storage: S3Storage, calls: Calls) -> None:
-    assert await storage.stored(UPLOAD) == 0
+    assert await storage.stored_size(UPLOAD) == 0
     assert not calls
     tail = await send(storage, UPLOAD, b"tail")
     parts = await send(storage, replace(UPLOAD, id="parts"), DATA)
     whole = await send_all(storage, replace(UPLOAD, id="whole"), b"whole")
     for upload in (tail, parts, whole):
         calls.clear()
-        assert await storage.stored(upload) == upload.offset
+        assert await storage.stored_size(upload) == upload.offset
         assert calls.total() == 1
 
 
@@ -284,7 +284,7 @@ async def test_who_looks_gets_the_answer_for_the_record_that_they_have(opened: O
     before = await send(storage, UPLOAD, b"before")
     after = await send(storage, before, b" and after")
     proxy.faults = lambda request: Fault.DELAY
-    looking = [asyncio.create_task(storage.stored(upload)) for upload in (before, before, after)]
+    looking = [asyncio.create_task(storage.stored_size(upload)) for upload in (before, before, after)]
     assert await asyncio.gather(*looking) == [before.offset, before.offset, after.offset]
 
 
@@ -425,7 +425,7 @@ async def test_a_writer_that_lost_its_lock_cannot_replace_a_part(storage: S3Stor
     after = await send(storage, upload, DATA[upload.offset : 3 * PART], unreleased_predecessors=True)
     await stale.flush(sync=True)
     await stale.close()
-    numbers = [part.number for part in after.ledger]
+    numbers = [part.number for part in after.part_list]
     assert numbers == [1, 258, 259]
     assert await content(storage, await send_all(storage, after, DATA[3 * PART :])) == DATA
 
@@ -450,7 +450,7 @@ async def test_parts_that_were_discarded_are_not_numbered_again(storage: S3Stora
     await writer.discard(upload.offset)
     await writer.close()
     upload = await send(storage, upload, DATA[PART : 3 * PART])
-    assert [part.number for part in upload.ledger] == [1, 4, 5]
+    assert [part.number for part in upload.part_list] == [1, 4, 5]
     assert await content(storage, await send_all(storage, upload, DATA[3 * PART :])) == DATA
 
 
@@ -485,7 +485,7 @@ async def test_the_checksum_of_a_part_is_that_of_its_bytes(opened: Opener, serve
         record: Record = replace(UPLOAD, id=f"upload-{number}", length=len(data))
         while record.offset < len(data):
             record = await request(record, data, chance)
-        parts = contiguous(record.ledger, record.offset)
+        parts = contiguous(record.part_list, record.offset)
         assert [checksum_of(part) for part in parts] == [
             base64.b64encode(zlib.crc32(data[part.end - size_of(part) : part.end]).to_bytes(4)).decode()
             for part in parts
@@ -520,7 +520,7 @@ async def test_a_part_that_fails_while_the_next_ones_arrive(opened: Opener, prox
     proxy.faults = once("UploadPart", Fault.ERROR, part=part)
     upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA)
     assert upload.offset == (part - 1) * PART
-    assert await storage.stored(upload) == upload.offset
+    assert await storage.stored_size(upload) == upload.offset
     upload = await send_all(storage, upload, DATA[upload.offset :])
     assert await content(storage, upload) == DATA
 
@@ -555,7 +555,7 @@ async def test_an_object_whose_making_was_not_heard_of(
             await finish(storage, upload)
     complete = await finish(storage, upload)
     assert await content(storage, complete) == data
-    assert await storage.stored(complete) == len(data)
+    assert await storage.stored_size(complete) == len(data)
 
 
 async def test_a_multipart_upload_that_was_aborted_is_gone(
@@ -565,13 +565,13 @@ async def test_a_multipart_upload_that_was_aborted_is_gone(
     all_parts = await send(storage, replace(UPLOAD, id="all", length=len(DATA)), DATA)
     client = server.client()
     for record in (upload, all_parts):
-        layout = parse(record.layout)
+        layout = parse(record.storage_state)
         await asyncio.to_thread(
             client.abort_multipart_upload, Bucket=server.bucket, Key=layout.key, UploadId=layout.multipart
         )
     client.close()
     with pytest.raises(UploadNotFound):
-        await storage.stored(upload)
+        await storage.stored_size(upload)
     with pytest.raises(UploadNotFound):
         await finish(storage, all_parts)
     writer = storage.writer(upload, TOKEN)
@@ -610,11 +610,11 @@ def test_what_was_seen_is_forgotten() -> None:
 
 @pytest.mark.parametrize("start", [s3_server, moto])
 async def test_a_part_that_was_replaced_does_not_count(opened: Opener, start: Callable[[], S3Server]) -> None:
-    """One server has both and takes the one of the ledger, the other refuses."""
+    """One server has both and takes the one of the part list, the other refuses."""
     server = start()
     storage = await opened(server)
     upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA)
-    layout = parse(upload.layout)
+    layout = parse(upload.storage_state)
     target = {"Bucket": server.bucket, "Key": layout.key, "UploadId": layout.multipart, "PartNumber": 3}
     client = server.client()
     await asyncio.to_thread(client.upload_part, **target, Body=b"x" * PART)
@@ -623,7 +623,7 @@ async def test_a_part_that_was_replaced_does_not_count(opened: Opener, start: Ca
         complete = await finish(storage, upload)
     except StorageBehind as error:
         upload = replace(upload, offset=error.stored)
-        assert upload.offset == await storage.stored(upload) == 2 * PART
+        assert upload.offset == await storage.stored_size(upload) == 2 * PART
         complete = await send_all(storage, upload, DATA[2 * PART :])
     assert await content(storage, complete) == DATA
 
@@ -631,7 +631,7 @@ async def test_a_part_that_was_replaced_does_not_count(opened: Opener, start: Ca
 async def test_a_tail_that_is_lost_is_noticed(storage: S3Storage, opened: Opener, server: S3Server) -> None:
     upload = await send(storage, UPLOAD, DATA[: PART + 1000])
     upload = await send(storage, upload, b"y" * 10)
-    tails = parse(upload.layout).tails
+    tails = parse(upload.storage_state).tails
     assert [(tail.start, tail.end) for tail in tails] == [(PART, PART + 1000), (PART + 1000, PART + 1010)]
     client = server.client()
     key = f"{storage.config.tails}{UPLOAD.id}.{tails[1].name}"
@@ -655,7 +655,7 @@ async def test_a_crash_between_storing_a_tail_and_its_commit(opened: Opener, ser
     for number in range(40):
         await crashed.flush([b"%d" % number], sync=True)  # each takes in the tail before
     storage = await opened(server)
-    assert await storage.stored(upload) == upload.offset
+    assert await storage.stored_size(upload) == upload.offset
     after = await send(storage, upload, b"bytes", unreleased_predecessors=True)
     assert await content(storage, await finish(storage, after)) == b"acknowledged bytes"
     await crashed.close()
@@ -680,7 +680,7 @@ async def test_nothing_is_left_behind(storage: S3Storage, server: S3Server) -> N
     for block in blocks_of(DATA[: 2 * PART + 7], 100_001):
         await writer.flush([block], sync=True)
         upload = committed(upload, writer)
-        assert len(parse(upload.layout).dropped) < 64
+        assert len(parse(upload.storage_state).dropped) < 64
     await writer.close()
     lost = storage.writer(upload, TOKEN)
     await lost.flush([b"never committed"], sync=True)
@@ -691,7 +691,7 @@ async def test_nothing_is_left_behind(storage: S3Storage, server: S3Server) -> N
     await discarded.close()
     upload = await send_all(storage, upload, DATA[upload.offset :])
     assert await content(storage, upload) == DATA
-    assert server.keys(storage.config.prefix) == [parse(upload.layout).key]
+    assert server.keys(storage.config.prefix) == [parse(upload.storage_state).key]
     assert server.multiparts(storage.config.prefix) == []
     await storage.delete(upload)
     assert server.keys(storage.config.prefix) == []
@@ -716,7 +716,7 @@ async def test_random_faults(opened: Opener, proxy: FaultyProxy, server: S3Serve
             before = upload.offset
             upload = await send(storage, upload, data[before:end], unreleased_predecessors=chance.random() < 0.2)
             assert before <= upload.offset <= end
-            assert await storage.stored(upload) == upload.offset
+            assert await storage.stored_size(upload) == upload.offset
         except StorageBehind as error:
             upload = replace(upload, offset=error.stored)
         except StorageUnavailable:
@@ -725,7 +725,7 @@ async def test_random_faults(opened: Opener, proxy: FaultyProxy, server: S3Serve
     proxy.faults = lambda request: Fault.NONE
     assert await content(instances[0], complete) == data
     await instances[0].clean(FixedRecords(complete), older_than=-60)
-    assert server.keys(instances[0].config.prefix) == [parse(complete.layout).key]
+    assert server.keys(instances[0].config.prefix) == [parse(complete.storage_state).key]
     assert server.multiparts(instances[0].config.prefix) == []
 
 
@@ -751,8 +751,8 @@ async def test_the_janitor_removes_what_no_record_names(storage: S3Storage, serv
     assert (server.keys(prefix), server.multiparts(prefix)) == before
     assert await storage.clean(records, older_than=-60) == found
     assert await storage.clean(records, older_than=-60) == []
-    assert await storage.stored(kept) == kept.offset
-    assert server.multiparts(prefix) == [parse(kept.layout).multipart]
+    assert await storage.stored_size(kept) == kept.offset
+    assert server.multiparts(prefix) == [parse(kept.storage_state).multipart]
     assert await content(storage, await finish(storage, kept)) == DATA[: PART + 1]
     assert await content(storage, finished) == b"finished"
 
@@ -862,7 +862,7 @@ async def test_parts_are_copied_without_their_bytes_coming_here(storage: S3Stora
     ]
     calls.clear()
     final = final_of(stored)
-    final = replace(final, layout=await storage.concatenate(final, stored, sync=True))
+    final = replace(final, storage_state=await storage.concatenate(final, stored, sync=True))
     assert calls == {
         "create_multipart_upload": 1,
         "upload_part_copy": 2,
@@ -878,7 +878,7 @@ async def test_a_single_source_is_copied(storage: S3Storage, calls: Calls) -> No
     parts = await partials(storage, b"content", b"")
     calls.clear()
     final = final_of(parts)
-    final = replace(final, layout=await storage.concatenate(final, parts, sync=True))
+    final = replace(final, storage_state=await storage.concatenate(final, parts, sync=True))
     assert calls == {"copy_object": 1}
     assert await content(storage, final) == b"content"
 
@@ -891,7 +891,7 @@ async def test_concatenating_without_copies_of_any_size(opened: Opener, server: 
         for number, data in enumerate([DATA[: 2 * PART + 1], b"middle", DATA[: PART + 7]])
     ]
     final = final_of(stored)
-    final = replace(final, layout=await storage.concatenate(final, stored, sync=True))
+    final = replace(final, storage_state=await storage.concatenate(final, stored, sync=True))
     assert await content(storage, final) == DATA[: 2 * PART + 1] + b"middle" + DATA[: PART + 7]
 
 
@@ -908,7 +908,7 @@ async def test_a_concatenation_that_fails_leaves_nothing(
     with pytest.raises(StorageUnavailable):
         await storage.concatenate(final, stored, sync=True)
     assert server.multiparts(storage.config.prefix) == []
-    final = replace(final, layout=await storage.concatenate(final, stored, sync=True))
+    final = replace(final, storage_state=await storage.concatenate(final, stored, sync=True))
     assert await content(storage, final) == DATA[:PART] + DATA[: PART + 1]
 
 
@@ -922,7 +922,7 @@ async def test_a_concatenation_whose_end_was_not_heard_of(opened: Opener, proxy:
     final = final_of(stored)
     answers = iter([Fault.LOST, fault])
     proxy.faults = lambda request: next(answers) if request.operation == "CompleteMultipartUpload" else Fault.NONE
-    final = replace(final, layout=await storage.concatenate(final, stored, sync=True))
+    final = replace(final, storage_state=await storage.concatenate(final, stored, sync=True))
     assert await content(storage, final) == DATA[:PART] + DATA[: PART + 1]
 
 
@@ -948,7 +948,7 @@ async def test_a_concatenation_that_somebody_aborts_can_be_repeated(
     with pytest.raises(StorageUnavailable):
         await storage.concatenate(final, stored, sync=True)
     proxy.faults = lambda request: Fault.NONE
-    final = replace(final, layout=await storage.concatenate(final, stored, sync=True))
+    final = replace(final, storage_state=await storage.concatenate(final, stored, sync=True))
     assert await content(storage, final) == DATA[:PART] + DATA[: PART + 1]
 
 
@@ -995,16 +995,16 @@ async def test_a_server_without_conditions_and_copies(opened: Opener) -> None:
             assert upload.offset == len(data) // 2
         complete = await send_all(storage, upload, data[upload.offset :])
         assert await content(storage, complete) == data
-        assert await storage.stored(complete) == len(data)
+        assert await storage.stored_size(complete) == len(data)
         await storage.delete(complete)
-        assert await storage.stored(complete) == 0
+        assert await storage.stored_size(complete) == 0
 
 
 @pytest.mark.parametrize("dialect", ["aws", "minio", "r2", "scaleway", "ceph", "plain"])
 async def test_every_preset(opened: Opener, calls: Calls, dialect: str) -> None:
     storage = await opened(moto(), calls, dialect=dialect)
     upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA[: 2 * PART + 9])
-    assert await storage.stored(upload) == upload.offset == 2 * PART + 9
+    assert await storage.stored_size(upload) == upload.offset == 2 * PART + 9
     upload = await send_all(storage, upload, DATA[upload.offset :])
     assert await content(storage, upload) == DATA
     await storage.delete(upload)

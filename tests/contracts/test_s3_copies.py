@@ -39,7 +39,7 @@ async def test_uploads_do_not_wait_for_copies_that_hang(
         await asyncio.sleep(0.3)  # a chance to take every thread
         other = replace(UPLOAD, id="other", length=2 * PART)
         complete = await within(send_all(storage, other, DATA[: 2 * PART]))
-        assert await within(storage.stored(complete)) == 2 * PART
+        assert await within(storage.stored_size(complete)) == 2 * PART
         writer = storage.writer(replace(UPLOAD, id="small"), TOKEN)
         await within(writer.flush([b"a few bytes"], sync=True))
         await writer.close()
@@ -47,7 +47,7 @@ async def test_uploads_do_not_wait_for_copies_that_hang(
     finally:
         held.release()
     layouts = await asyncio.gather(*copies)
-    made = replace(finals[7], layout=layouts[7])
+    made = replace(finals[7], storage_state=layouts[7])
     assert await content(storage, made) == b"".join(DATA[: part.offset] for part in stored) * 2
 
 
@@ -66,5 +66,5 @@ async def test_an_interrupted_concatenation_leaves_nothing_and_can_be_repeated(
         await within(copy)
     assert server.multiparts(storage.config.prefix) == []
     again: S3Storage = await opened(server)
-    made = replace(final, layout=await within(again.concatenate(final, stored * 10, sync=True)))
+    made = replace(final, storage_state=await within(again.concatenate(final, stored * 10, sync=True)))
     assert await content(again, made) == DATA[:PART] * 10

@@ -85,7 +85,7 @@ async def kept(record: Record, writer: Writer) -> Record:
 
 async def assert_goes_on(storage: S3Storage, record: Record, data: bytes) -> None:
     """The next request sends the rest: the upload has the right bytes."""
-    assert await storage.stored(record) == record.offset
+    assert await storage.stored_size(record) == record.offset
     complete = await send_all(storage, record, data[record.offset :])
     found = await content(storage, complete)
     assert len(found) == len(data)
@@ -145,7 +145,7 @@ async def test_a_spill_that_fails_while_a_part_leaves(
     assert record.offset >= before
     record = await send(storage, record, DATA[record.offset :])
     assert record.offset == len(DATA)
-    assert [size_of(part) for part in record.ledger] == [PART] * 4
+    assert [size_of(part) for part in record.part_list] == [PART] * 4
     assert await content(storage, await finish(storage, record)) == DATA
 
 
@@ -225,7 +225,7 @@ async def test_all_bytes_of_a_part_are_committed_before_it_has_left(opened: Open
     await asyncio.to_thread(second_part.wait)
     await until(lambda: first.snapshot().offset == 2 * PART)
     record = committed(record, first)
-    assert [part.number for part in record.ledger] == [1]
+    assert [part.number for part in record.part_list] == [1]
     second_part.release()
     await other.close()
     await within(write(first, data[2 * PART :]))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.stalls import OSFaults
 from tests.support.upload_records import FixedRecords
-from tusd_py.backends.disk.segment_map import Segment, layout_of, segments
+from tusd_py.backends.disk.segment_map import Segment, segments, storage_state_of
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.core.errors import StorageAhead, StorageBehind
 from tusd_py.core.upload import Status, Upload
@@ -35,7 +35,7 @@ async def append(
     await writer.flush([data], sync=True)
     await writer.close()
     done = writer.snapshot()
-    return replace(upload, offset=done.offset, layout=done.storage_state)
+    return replace(upload, offset=done.offset, storage_state=done.storage_state)
 
 
 async def content(storage: SharedDiskStorage, upload: Upload) -> bytes:
@@ -47,7 +47,7 @@ def files(storage: SharedDiskStorage) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("layout", "offset", "expected"),
+    ("storage_state", "offset", "expected"),
     [
         ("", 0, [Segment(0, 0, 0)]),
         ("", 9, [Segment(0, 0, 9)]),
@@ -58,16 +58,16 @@ def files(storage: SharedDiskStorage) -> list[str]:
         ("4:7 6:9", 2, [Segment(0, 0, 2)]),
     ],
 )
-def test_which_file_holds_which_bytes(layout: str, offset: int, expected: list[Segment]) -> None:
-    assert segments(layout, offset) == expected
-    assert segments(layout_of(expected), offset) == expected
+def test_which_file_holds_which_bytes(storage_state: str, offset: int, expected: list[Segment]) -> None:
+    assert segments(storage_state, offset) == expected
+    assert segments(storage_state_of(expected), offset) == expected
 
 
 async def test_who_was_handed_the_lock_goes_on_in_the_same_file(storage: SharedDiskStorage) -> None:
     upload = await append(storage, UPLOAD, b"01234", 5, unreleased_predecessors=False)
     upload = await append(storage, upload, b"56789", 6, unreleased_predecessors=False)
-    assert upload.layout == ""
-    assert await storage.complete(upload, sync=True) == ""
+    assert upload.storage_state == ""
+    assert await storage.finish(upload, sync=True) == ""
     assert files(storage) == ["upload"]
     assert await content(storage, upload) == b"0123456789"
 
@@ -79,16 +79,16 @@ async def test_a_writer_that_wakes_up_changes_nothing(storage: SharedDiskStorage
     await sleeper.flush([b"34"], sync=False)  # stored, but never committed
     upload = await append(storage, upload, b"3456", 7, unreleased_predecessors=True)
     await sleeper.flush([woken], sync=False)
-    assert await storage.stored(upload) == 7
+    assert await storage.stored_size(upload) == 7
     await sleeper.discard(3)
     upload = await append(storage, upload, b"789", 8, unreleased_predecessors=True)
-    assert upload.layout == "3:7 7:8"
+    assert upload.storage_state == "3:7 7:8"
     await sleeper.write([woken])
-    assert await storage.complete(upload, sync=True) == ""
+    assert await storage.finish(upload, sync=True) == ""
     await storage.discard_superseded(upload)
     await sleeper.flush([woken], sync=False)
     await sleeper.close()
-    assert await content(storage, replace(upload, layout="")) == b"0123456789"
+    assert await content(storage, replace(upload, storage_state="")) == b"0123456789"
     assert files(storage) == ["upload"]
 
 
@@ -102,12 +102,12 @@ async def test_a_sync_that_fails_after_another_host_took_over_leaves_the_finishe
     upload = replace(UPLOAD, offset=3, synced=sleeper.snapshot().synced)
     await sleeper.flush([b"34"], sync=False)
     upload = await append(storage, upload, b"3456789", 6, unreleased_predecessors=True)
-    await storage.complete(upload, sync=True)
+    await storage.finish(upload, sync=True)
     os_faults.fail("fsync,fdatasync", "*/uploads/upload*", times=1)
     with pytest.raises(StorageBehind):
         await sleeper.flush([b"xxx"], sync=True)
     await sleeper.close()
-    assert await content(storage, replace(upload, layout="")) == b"0123456789"
+    assert await content(storage, replace(upload, storage_state="")) == b"0123456789"
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -126,7 +126,7 @@ async def test_a_sync_proves_nothing_of_an_earlier_segment_whose_own_fails(
     assert later.snapshot().synced == 0
     await later.close()
     await earlier.close()
-    assert await storage.stored(upload) == 0
+    assert await storage.stored_size(upload) == 0
 
 
 async def test_discarding_what_a_failed_sync_of_another_host_has_cut_off_leaves_no_hole(
@@ -138,7 +138,7 @@ async def test_discarding_what_a_failed_sync_of_another_host_has_cut_off_leaves_
     os.truncate(storage.path(UPLOAD), 1)
     await writer.discard(3)
     await writer.close()
-    assert await storage.stored(upload) == 1
+    assert await storage.stored_size(upload) == 1
 
 
 async def test_segments_that_were_synced_once_are_not_synced_again(
@@ -160,17 +160,17 @@ async def test_a_writer_that_opens_its_file_only_after_waking_up(storage: Shared
     upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
     sleeper = storage.writer(upload, 6)
     upload = await append(storage, upload, b"3456789", 7, unreleased_predecessors=True)
-    await storage.complete(upload, sync=True)
+    await storage.finish(upload, sync=True)
     await sleeper.flush([b"xxx"], sync=False)
     await sleeper.close()
-    assert await content(storage, replace(upload, layout="")) == b"0123456789"
+    assert await content(storage, replace(upload, storage_state="")) == b"0123456789"
 
 
 async def test_bytes_beyond_the_offset_are_left_alone(storage: SharedDiskStorage) -> None:
     """The records went back in time."""
     longer = await append(storage, UPLOAD, b"01234567", 5, unreleased_predecessors=False)
     earlier = await append(storage, longer.at(4), b"456", 6, unreleased_predecessors=False)
-    assert earlier.layout == "4:6"
+    assert earlier.storage_state == "4:6"
     assert storage.path(UPLOAD).read_bytes() == b"01234567"
 
 
@@ -178,8 +178,8 @@ async def test_completing_again_after_every_step(storage: SharedDiskStorage) -> 
     upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
     upload = await append(storage, upload, b"3456789", 6, unreleased_predecessors=True)
     for _ in range(3):
-        await storage.complete(upload, sync=True)
-        assert await content(storage, replace(upload, layout="")) == b"0123456789"
+        await storage.finish(upload, sync=True)
+        assert await content(storage, replace(upload, storage_state="")) == b"0123456789"
     for _ in range(2):
         await storage.discard_superseded(upload)
     assert files(storage) == ["upload"]
@@ -191,9 +191,9 @@ async def test_a_lost_segment_puts_the_offset_back(storage: SharedDiskStorage, l
     upload = await append(storage, upload, b"345", 6, unreleased_predecessors=True)
     upload = await append(storage, upload, b"6789", 7, unreleased_predecessors=True)
     storage.path(UPLOAD).with_name(lost).unlink()
-    assert await storage.stored(upload) == left
+    assert await storage.stored_size(upload) == left
     with pytest.raises(StorageBehind) as behind:
-        await storage.complete(upload, sync=True)
+        await storage.finish(upload, sync=True)
     assert behind.value.stored == left
 
 
@@ -201,7 +201,7 @@ async def test_a_finished_upload_is_remembered(storage: SharedDiskStorage) -> No
     upload = await append(storage, UPLOAD, b"0123456789", 5, unreleased_predecessors=False)
     assert await storage.load_completion_record(UPLOAD.id) is None
     complete = replace(upload, status=Status.COMPLETE, metadata="filename YQ==")
-    await storage.remember(complete)
+    await storage.save_completion_record(complete)
     assert await storage.load_completion_record(UPLOAD.id) == complete
     for unreleased_predecessors in (False, True):
         writer = storage.writer(upload.at(4), 9, unreleased_predecessors=unreleased_predecessors)

@@ -139,11 +139,11 @@ def test_a_server_goes_on_beside_a_broken_record(tmp_path: Path, store: str, kin
 
 async def test_what_is_left_of_a_broken_record_tells_where_its_bytes_are(state: tuple[StateStore, Spoil]) -> None:
     store, spoil = state
-    upload = replace(LATER, id="broken", layout="4:7", offset=9, status=Status.FINISHING)
+    upload = replace(LATER, id="broken", storage_state="4:7", offset=9, status=Status.FINISHING)
     await store.create(upload)
     spoil("broken", "status", "gone")
     with pytest.raises(BrokenRecord) as raised:
         await store.get("broken")
     remains = raised.value.remains
     assert isinstance(remains, Upload)
-    assert (remains.created_at, remains.layout, remains.offset) == (upload.created_at, "4:7", 9)
+    assert (remains.created_at, remains.storage_state, remains.offset) == (upload.created_at, "4:7", 9)

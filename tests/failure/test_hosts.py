@@ -275,18 +275,18 @@ async def test_a_writer_that_wakes_up_corrupts_what_is_not_fenced(
     upload = Upload(id="upload", created_at=0.0, length=size)
     paused = storage.writer(upload, 1)
     await paused.flush([old[:start]], sync=False)
-    committed = replace(upload, offset=start, layout=paused.snapshot().storage_state, token=1)
+    committed = replace(upload, offset=start, storage_state=paused.snapshot().storage_state, token=1)
 
     second = storage.writer(committed, 2, unreleased_predecessors=unreleased_predecessors)
     await second.flush([new[start:2000]], sync=False)
     if wakes == "before the end":
         await paused.flush([old[start:]], sync=False)
     whole = await second.finish([new[2000:]], sync=False)
-    full = replace(committed, offset=size, layout=second.snapshot().storage_state, token=2)
+    full = replace(committed, offset=size, storage_state=second.snapshot().storage_state, token=2)
     if wakes == "after the end":
         await paused.flush([old[start:]], sync=False)
     if not whole:
-        full = replace(full, layout=await storage.complete(full, sync=False))
+        full = replace(full, storage_state=await storage.finish(full, sync=False))
     stored = b"".join([bytes(data) async for data in storage.read(full, 0, size)])
     await second.close()
     await paused.close()
@@ -302,13 +302,13 @@ async def test_a_writer_that_wakes_up_after_completion_does_not_reach_the_finish
     upload = Upload(id="upload", created_at=0.0, length=size)
     paused = storage.writer(upload, 1)
     await paused.flush([old[:1500]], sync=False)  # 500 of them were never committed
-    committed = replace(upload, offset=start, layout="", token=1)
+    committed = replace(upload, offset=start, storage_state="", token=1)
     second = storage.writer(committed, 2, unreleased_predecessors=True)
     assert not await second.finish([new[start:]], sync=False)
-    full = replace(committed, offset=size, layout=second.snapshot().storage_state, token=2)
-    full = replace(full, layout=await storage.complete(full, sync=False))
+    full = replace(committed, offset=size, storage_state=second.snapshot().storage_state, token=2)
+    full = replace(full, storage_state=await storage.finish(full, sync=False))
     await paused.finish([old[1500:]], sync=False)
-    await storage.complete(replace(upload, offset=size), sync=False)  # as the paused one would
+    await storage.finish(replace(upload, offset=size), sync=False)  # as the paused one would
     stored = b"".join([bytes(data) async for data in storage.read(full, 0, size)])
     await second.close()
     await paused.close()

@@ -163,7 +163,7 @@ async def test_a_part_that_was_begun_with_more_memory_is_refused_not_read(tmp_pa
     config = s3_config(s3_server(), tmp_path, dialect="plain", buffer_size=PART)
     storage = S3Storage(config)
     await storage.open()
-    upload = Upload("upload", 0.0, length=1 << 40, layout='{"key":"k","size":123000000,"mpu":"m","next":1}')
+    upload = Upload("upload", 0.0, length=1 << 40, storage_state='{"key":"k","size":123000000,"mpu":"m","next":1}')
     writer = storage.writer(upload, 1)
     for _ in range(30):
         try:
@@ -172,7 +172,7 @@ async def test_a_part_that_was_begun_with_more_memory_is_refused_not_read(tmp_pa
             break
         assert storage.buffered_bytes <= PART
     await writer.close()
-    await storage.delete(Upload("upload", 0.0, layout=writer.snapshot().storage_state.replace('"mpu":"m",', "")))
+    await storage.delete(Upload("upload", 0.0, storage_state=writer.snapshot().storage_state.replace('"mpu":"m",', "")))
     await storage.close()
 
 
@@ -190,7 +190,7 @@ async def test_parts_get_smaller_with_the_memory_and_larger_again(tmp_path: Path
         await writer.flush(sync=True)
         done = writer.snapshot()
         assert done.offset == end
-        upload = replace(upload, offset=end, layout=done.storage_state)
+        upload = replace(upload, offset=end, storage_state=done.storage_state)
         assert [size_of(part) for part in done.new_parts] == sizes[-1:]
         await writer.close()
         if len(sizes) == 3:
@@ -219,7 +219,7 @@ async def stored_as_tail(tmp_path: Path, upload: Upload, data: bytes, memory: in
         await writer.write([data[start : start + MEBI]])
     await writer.flush(sync=True)
     done = writer.snapshot()
-    upload = replace(upload, offset=done.offset, layout=done.storage_state)
+    upload = replace(upload, offset=done.offset, storage_state=done.storage_state)
     assert upload.offset == len(data)
     assert not done.new_parts
     await writer.close()
@@ -242,17 +242,17 @@ async def test_an_upload_whose_tail_exceeds_the_memory_of_now_goes_on_in_smaller
         await writer.flush([data[start : start + MEBI]], sync=True)
         assert storage.buffered_bytes <= PART
         done = writer.snapshot()
-        upload = replace(upload, offset=done.offset, layout=done.storage_state)
+        upload = replace(upload, offset=done.offset, storage_state=done.storage_state)
         parts += done.new_parts
         writer.committed(done)
     whole = await writer.finish(sync=True)
     done = writer.snapshot()
     parts += done.new_parts
     await writer.close()
-    upload = replace(upload, length=len(data), offset=done.offset, layout=done.storage_state)
+    upload = replace(upload, length=len(data), offset=done.offset, storage_state=done.storage_state)
     assert done.offset == len(data)
     assert not whole
-    upload = replace(upload, layout=await storage.complete(upload, parts, sync=True))
+    upload = replace(upload, storage_state=await storage.finish(upload, parts, sync=True))
     assert b"".join([bytes(piece) async for piece in storage.read(upload, 0, len(data))]) == data
     assert storage.buffered_bytes == 0
     await storage.delete(upload)
@@ -272,8 +272,8 @@ async def test_an_upload_that_goes_back_within_a_tail_larger_than_the_memory_kee
     await writer.finish([b"right"], sync=True)
     done = writer.snapshot()
     await writer.close()
-    upload = replace(upload, offset=done.offset, layout=done.storage_state)
-    upload = replace(upload, layout=await storage.complete(upload, done.new_parts, sync=True))
+    upload = replace(upload, offset=done.offset, storage_state=done.storage_state)
+    upload = replace(upload, storage_state=await storage.finish(upload, done.new_parts, sync=True))
     assert b"".join([bytes(piece) async for piece in storage.read(upload, 0, done.offset)]) == data + b"right"
     await storage.delete(upload)
     await storage.close()

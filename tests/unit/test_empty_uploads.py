@@ -33,7 +33,7 @@ async def test_an_empty_upload_that_the_sweeper_finds_first_is_created(
     events.observe(UploadFinished, finished.append)
     service = build_service(settings, events)
     await open_service(service, settings)
-    create, complete = service.state.create, service.storage.complete
+    create, complete = service.state.create, service.storage.finish
     sweeping: list[asyncio.Task[bool]] = []
     completing = asyncio.Event()
 
@@ -48,7 +48,7 @@ async def test_an_empty_upload_that_the_sweeper_finds_first_is_created(
         return await complete(upload, parts, sync=sync)
 
     monkeypatch.setattr(service.state, "create", create_and_be_swept)
-    monkeypatch.setattr(service.storage, "complete", complete_slowly)
+    monkeypatch.setattr(service.storage, "finish", complete_slowly)
     try:
         assert (await service.create(NewUpload(0))).is_complete
         assert await sweeping[0]

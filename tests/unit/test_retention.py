@@ -73,7 +73,7 @@ async def is_there(service: UploadService, upload: Upload) -> bool:
         await service.finished(upload.id)
     except UploadNotFound:
         return False
-    return await service.storage.stored(upload) == len(DATA)
+    return await service.storage.stored_size(upload) == len(DATA)
 
 
 async def test_a_finished_upload_is_removed_after_its_retention(process: Process) -> None:

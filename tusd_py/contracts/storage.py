@@ -7,13 +7,13 @@ The calls for one upload, all by the holder of its lock::
 
     writer = storage.writer(upload, lock.token)
     await writer.write(buffers)                          # any number of times
-    await writer.flush(sync=True)                        # or `checkpoint`; before each commit
+    await writer.flush(sync=True)                        # or `flush_available`; before each commit
     done = writer.snapshot()
-    after = replace(upload, offset=done.offset, synced=done.synced, layout=done.storage_state)
+    after = replace(upload, offset=done.offset, synced=done.synced, storage_state=done.storage_state)
     upload = await state.update(upload, after, lock.token, parts=done.new_parts)
     writer.committed(done)                               # only if the commit has succeeded
     if not await writer.finish(last_buffers, sync=True):     # then a commit with the status "finishing"
-        layout = await storage.complete(upload, parts_of_upload, sync=True)
+        storage_state = await storage.finish(upload, parts_of_upload, sync=True)
     ...                                                  # a commit with the status "complete"
     await storage.discard_superseded(upload)
     await writer.close()                                 # in every case, also after an error or a cancellation
@@ -66,7 +66,7 @@ class WriterSnapshot:
 
     offset: int  # bytes are stored up to here without a gap (`Upload.offset`)
     synced: int = 0  # bytes survive a power cut up to here (`Upload.synced`); 0 if the storage does not tell
-    storage_state: str = ""  # text about the bytes up to `offset` that only this storage can read (`Upload.layout`)
+    storage_state: str = ""  # a text about these bytes that only this storage can read (`Upload.storage_state`)
     # Parts up to `offset` that the part list in the state store may lack, in the order of their numbers.
     new_parts: Sequence[UploadPart] = ()
 
@@ -117,7 +117,7 @@ class Writer(Protocol):
             StorageAhead: the storage has the complete upload.
         """
 
-    async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+    async def flush_available(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
         """Take more bytes, and store as many as is cheap before a commit.
 
         A storage for which `flush` costs little does the same as there. S3 commits whole parts only.
@@ -130,7 +130,7 @@ class Writer(Protocol):
         """Take the last bytes of the upload and wait until all are stored. No more may follow.
 
         Returns:
-            True if nothing is left to do for `Storage.complete`, which is not called then.
+            True if nothing is left to do for `Storage.finish`, which is not called then.
 
         Raises:
             UploadError: as `flush`.
@@ -139,8 +139,8 @@ class Writer(Protocol):
     def snapshot(self) -> WriterSnapshot:
         """Return what is stored now, to be committed. Does no I/O, and never raises.
 
-        Call it after `flush`, `checkpoint` or `finish` with the `sync` that the commit needs: the snapshot counts bytes
-        that are stored, and only that call has waited for a sync of them.
+        Call it after `flush`, `flush_available` or `finish` with the `sync` that the commit needs: the snapshot counts
+        bytes that are stored, and only that call has waited for a sync of them.
 
         Invariant: what a snapshot describes stays in the storage until `committed` has been called with a later one.
         The change of the record may succeed although its caller is cancelled, or never learns of it.
@@ -178,7 +178,7 @@ class ThreadedWriter(Writer, Protocol):
         """Do what `finish` and `close` do, as the first and only step of the writer. Blocks."""
 
     def can_finish_by(self, *, with_bytes: bool) -> bool:
-        """Return whether `finish_by` can be called, and would leave nothing to do for `Storage.complete`."""
+        """Return whether `finish_by` can be called, and would leave nothing to do for `Storage.finish`."""
 
     async def finish_by(
         self, buffers: Sequence[Buffer], run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
@@ -246,14 +246,14 @@ class Storage(Protocol):
         The server keeps it in `Upload.location`, so that the bytes are found after a change of the settings.
         """
 
-    async def stored(self, upload: Upload) -> int:
+    async def stored_size(self, upload: Upload) -> int:
         """Return the number of contiguous bytes of the upload, committed or not; 0 if there are none.
 
         Raises:
             StoredElsewhere: the record names another storage.
         """
 
-    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+    async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         """Make a complete upload of bytes that are all stored. May be called again after a failure or a crash.
 
         Args:
@@ -262,7 +262,7 @@ class Storage(Protocol):
             sync: wait until the complete upload survives a power cut.
 
         Returns:
-            The layout of the complete upload (`Upload.layout`).
+            The `Upload.storage_state` of the complete upload.
 
         Raises:
             StorageBehind: bytes are missing, or a sync of them has failed.
@@ -345,7 +345,7 @@ class SupportsCompletionRecords(Protocol):
     A client that was told of the completion finds the upload although its record was lost with the state store.
     """
 
-    async def remember(self, upload: Upload) -> None:
+    async def save_completion_record(self, upload: Upload) -> None:
         """Save the completion record of an upload.
 
         Called after the state store has the complete upload: that fails without the
@@ -380,8 +380,8 @@ class StoresInThreads(Protocol):
         Invariant: `Storage.close` waits for the end of the step.
         """
 
-    def remember_in_thread(self, upload: Upload) -> None:
-        """Do what `SupportsCompletionRecords.remember` does. Blocks."""
+    def save_completion_record_in_thread(self, upload: Upload) -> None:
+        """Do what `SupportsCompletionRecords.save_completion_record` does. Blocks."""
 
 
 @runtime_checkable
@@ -489,7 +489,7 @@ class SupportsConcatenation(Protocol):
             sync: wait until the final upload survives a power cut.
 
         Returns:
-            The layout of the final upload.
+            The `Upload.storage_state` of the final upload.
 
         Raises:
             UploadNotFound: the bytes of a partial upload are not there any more.

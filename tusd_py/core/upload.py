@@ -69,9 +69,9 @@ class Upload:
     partial_ids: tuple[str, ...] = ()
     expires_at: float | None = None  # None: never
     completed_at: float | None = None
-    checkpoint: int = 0  # commits made because a reader asked the lock holder for one
+    commit_requests_served: int = 0  # commits made because a reader asked the lock holder for one
     synced: int = 0  # up to here the last sync of the bytes was good; storages without syncs leave it at 0
-    layout: str = ""  # how the storage keeps the bytes; only the storage can read it
+    storage_state: str = ""  # how the storage keeps the bytes; only the storage can read it
     location: str = ""  # where the storage keeps the bytes, whatever its settings are by now; only it can read it
     token: int = 0  # fencing token of the last lock holder that changed the record
     owner: str = ""  # the principal that created the upload; empty where nobody is told apart

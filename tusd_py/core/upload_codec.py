@@ -1,6 +1,6 @@
 """The record of an upload as texts or as the columns of a row, and what is left of one that is broken.
 
-The fields have the same names everywhere: those of `Upload`, in its order.
+The fields have the same names everywhere: those of `Upload`, in its order, but for `STORED_NAMES`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ logger = logging.getLogger("tusd_py.state")
 
 LATEST = 253402300800.0  # seconds since the epoch: the year 10000
 MAX_REPORTED = 1000  # broken records that are logged
-FIELDS = tuple(field.name for field in fields(Upload))
+# Names in records that differ from those in `Upload`: earlier versions wrote them.
+STORED_NAMES: Mapping[str, str] = {"commit_requests_served": "checkpoint", "storage_state": "layout"}
+ATTRIBUTES = tuple(field.name for field in fields(Upload))
+FIELDS = tuple(STORED_NAMES.get(name, name) for name in ATTRIBUTES)
 PARSERS: Mapping[str, Any] = {
     "created_at": float,
     "length": int,
@@ -43,7 +46,8 @@ COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
     "created_at": (float,),
     "length": (int, type(None)),
 }
-_VALUES = attrgetter(*FIELDS)
+_VALUES = attrgetter(*ATTRIBUTES)
+_NAMES = tuple(zip(FIELDS, ATTRIBUTES, strict=True))
 _DEFERRED, _STATUS, _KIND, _PARTIAL_IDS = map(FIELDS.index, ("deferred", "status", "concatenation", "partial_ids"))
 _STATUSES = {status.value: status for status in Status}  # calling the class takes longer
 _KINDS = {kind.value: kind for kind in UploadKind}
@@ -68,9 +72,9 @@ def encode_upload(upload: Upload) -> dict[str, str]:
         "partial_ids": " ".join(upload.partial_ids) or None,
         "expires_at": upload.expires_at,
         "completed_at": upload.completed_at,
-        "checkpoint": upload.checkpoint or None,
+        "checkpoint": upload.commit_requests_served or None,
         "synced": upload.synced or None,
-        "layout": upload.layout or None,
+        "layout": upload.storage_state or None,
         "location": upload.location or None,
         "owner": upload.owner or None,
     }
@@ -87,7 +91,7 @@ def decode_upload(values: Mapping[str, str]) -> Upload | None:
         return None
     if "created_at" not in values:
         raise ValueError("created_at is missing")
-    upload = Upload(**{name: PARSERS.get(name, str)(values[name]) for name in FIELDS if name in values})
+    upload = Upload(**{attribute: PARSERS.get(name, str)(values[name]) for name, attribute in _NAMES if name in values})
     _check(upload)
     return upload
 
@@ -142,10 +146,10 @@ def _check(upload: Upload) -> None:
 def broken(upload_id: str, values: Mapping[str, str], error: Exception) -> BrokenRecord:
     """Return the error for a record that cannot be read, with the fields that can."""
     readable: dict[str, Any] = {}
-    for name in FIELDS:
+    for name, attribute in _NAMES:
         if name in values:
             with contextlib.suppress(ValueError):
-                readable[name] = PARSERS.get(name, str)(values[name])
+                readable[attribute] = PARSERS.get(name, str)(values[name])
     if not 0 <= readable.get("created_at", -1.0) < LATEST:
         readable["created_at"] = 0.0
     return BrokenRecord(upload_id, str(error), Upload(**(readable | {"id": upload_id})))

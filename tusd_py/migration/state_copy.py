@@ -96,8 +96,8 @@ class Migration:
         record = replace(record, token=0)
         existing = await self.target.get(record.id)
         parts = [] if record.is_complete else list(await self.source.parts(record.id))
-        if self.merge_storage is not None and record.layout and record.status in UNFINISHED:
-            record, parts = replace(record, layout=await self._join(record, parts, existing)), []
+        if self.merge_storage is not None and record.storage_state and record.status in UNFINISHED:
+            record, parts = replace(record, storage_state=await self._join(record, parts, existing)), []
         if existing is not None:
             copied = list(await self.target.parts(record.id))
             if replace(existing, token=0) != record or copied not in ([], parts):
@@ -111,11 +111,11 @@ class Migration:
     async def _join(self, upload: Upload, parts: Sequence[UploadPart], existing: Upload | None) -> str:
         """Merge the bytes of an upload into one file; return its new layout."""
         if existing is not None:  # an earlier run did so; a second merge could cut off later bytes
-            return existing.layout
+            return existing.storage_state
         if self.merge_storage is None or self.dry_run:
-            return upload.layout
+            return upload.storage_state
         try:
-            return await self.merge_storage.complete(await located(self.merge_storage, upload), parts, sync=True)
+            return await self.merge_storage.finish(await located(self.merge_storage, upload), parts, sync=True)
         except StorageBehind as error:
             raise UploadRefused(f"is at {upload.offset} bytes, but {error.message}") from None
         except StoredElsewhere as error:
@@ -125,7 +125,7 @@ class Migration:
         """Store one record in steps; an interruption leaves the later ones to the next run."""
         if existing is None:
             if self.completion_records is not None and record.is_complete and not record.is_partial:
-                await self.completion_records.remember(record)
+                await self.completion_records.save_completion_record(record)
             await self.target.create(record, durable=True)
         if parts:
             before = existing or record

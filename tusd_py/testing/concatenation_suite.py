@@ -40,8 +40,8 @@ class ConcatenationTests:
         stored = await partials(storage, *contents)
         parts = [stored[number] for number in order]
         final = final_of(parts)
-        final = replace(final, layout=await concatenates.concatenate(final, parts, sync=sync))
-        assert await storage.stored(final) == final.length
+        final = replace(final, storage_state=await concatenates.concatenate(final, parts, sync=sync))
+        assert await storage.stored_size(final) == final.length
         assert await content(storage, final) == b"".join(contents[number] for number in order)
         for part, data in zip(stored, contents, strict=True):
             assert await content(storage, part) == data
@@ -51,12 +51,12 @@ class ConcatenationTests:
     ) -> None:
         parts = await partials(storage, b"one ", b"two")
         final = final_of(parts)
-        final = replace(final, layout=await concatenates.concatenate(final, parts, sync=True))
+        final = replace(final, storage_state=await concatenates.concatenate(final, parts, sync=True))
         for part in parts:
             await storage.delete(part)
         assert await content(storage, final) == b"one two"
         await storage.delete(final)
-        assert await storage.stored(final) == 0
+        assert await storage.stored_size(final) == 0
 
     async def test_concatenating_may_be_repeated(
         self, storages: Instances[Storage], storage: Storage, concatenates: SupportsConcatenation
@@ -66,7 +66,7 @@ class ConcatenationTests:
         await concatenates.concatenate(final, parts, sync=False)
         other = await storages.open()
         assert isinstance(other, SupportsConcatenation)
-        final = replace(final, layout=await other.concatenate(final, parts, sync=True))
+        final = replace(final, storage_state=await other.concatenate(final, parts, sync=True))
         assert await content(storage, final) == b"one two"
 
     async def test_a_partial_that_is_gone(self, storage: Storage, concatenates: SupportsConcatenation) -> None:
@@ -77,7 +77,7 @@ class ConcatenationTests:
             with pytest.raises(UploadNotFound):
                 await concatenates.concatenate(final, parts, sync=True)
         parts[1] = await store(storage, parts[1].id, b"TWO ")
-        final = replace(final, layout=await concatenates.concatenate(final, parts, sync=True))
+        final = replace(final, storage_state=await concatenates.concatenate(final, parts, sync=True))
         assert await content(storage, final) == b"one TWO three"
 
     async def test_what_a_failed_concatenation_left_can_be_deleted(
@@ -89,5 +89,5 @@ class ConcatenationTests:
         with pytest.raises(UploadNotFound):
             await concatenates.concatenate(final, parts, sync=True)
         await storage.delete(final)
-        assert await storage.stored(final) == 0
+        assert await storage.stored_size(final) == 0
         assert await content(storage, parts[0]) == b"one "

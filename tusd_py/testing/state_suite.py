@@ -34,8 +34,8 @@ FULL = Upload(
     partial_ids=("a", "b", "a"),
     expires_at=1_700_000_600.654321,
     completed_at=1_700_000_300.5,
-    checkpoint=3,
-    layout="100:7 200:9",
+    commit_requests_served=3,
+    storage_state="100:7 200:9",
     location="2026/01/31",
     token=17,
 )
@@ -48,7 +48,7 @@ RECORDS: dict[str, Upload] = {
     "unicode": replace(UPLOAD, metadata="ключ 值,🗂 a", concat_header="final;/файлы/é"),
     "latin-1": replace(UPLOAD, metadata="".join(map(chr, range(256))), concat_header="\xff\x80 ' \" ; -- %s ?"),
     "long": replace(UPLOAD, metadata="m" * (1 << 20), partial_ids=tuple("p" * 120 + f"{n:08}" for n in range(1000))),
-    "largest": replace(UPLOAD, length=LARGEST, offset=LARGEST, checkpoint=LARGEST, token=LARGEST),
+    "largest": replace(UPLOAD, length=LARGEST, offset=LARGEST, commit_requests_served=LARGEST, token=LARGEST),
     **{status: replace(UPLOAD, status=status) for status in Status},
     **{f"concatenation {kind}": replace(UPLOAD, concatenation=kind) for kind in UploadKind},
 }
@@ -61,9 +61,9 @@ async def assert_update_is_refused(state: StateStore, before: Upload, token: int
     assert await state.get(before.id) == expected
 
 
-LEDGER = [UploadPart(1, 40, '"a"', "c1"), UploadPart(2, 80, '"b"'), UploadPart(11, 90, '"c"', "c3")]
+PART_LIST = [UploadPart(1, 40, '"a"', "c1"), UploadPart(2, 80, '"b"'), UploadPart(11, 90, '"c"', "c3")]
 
-IN_PARTS = replace(UPLOAD, layout="parts")
+IN_PARTS = replace(UPLOAD, storage_state="parts")
 
 NOW = 1000.0
 
@@ -317,34 +317,36 @@ class StateStoreSuite(ListingTests):
     async def test_parts_are_kept_with_the_offset(self, state: StateStore, other_state: StateStore) -> None:
         await state.create(IN_PARTS)
         assert list(await other_state.parts(UPLOAD.id)) == []
-        first = await state.update(IN_PARTS, IN_PARTS.at(80), 1, parts=LEDGER[:2])
-        await state.update(first, first.at(90), 1, parts=LEDGER[2:])
-        assert list(await other_state.parts(UPLOAD.id)) == LEDGER
+        first = await state.update(IN_PARTS, IN_PARTS.at(80), 1, parts=PART_LIST[:2])
+        await state.update(first, first.at(90), 1, parts=PART_LIST[2:])
+        assert list(await other_state.parts(UPLOAD.id)) == PART_LIST
         assert list(await other_state.parts("another")) == []
 
     async def test_a_part_takes_the_place_of_one_with_its_number(self, state: StateStore) -> None:
         await state.create(IN_PARTS)
-        first = await state.update(IN_PARTS, IN_PARTS.at(90), 1, parts=LEDGER)
+        first = await state.update(IN_PARTS, IN_PARTS.at(90), 1, parts=PART_LIST)
         changed = UploadPart(2, 85, '"d"')
         await state.update(first, first.at(85), 1, parts=[changed])
-        assert list(await state.parts(UPLOAD.id)) == [LEDGER[0], changed, LEDGER[2]]
+        assert list(await state.parts(UPLOAD.id)) == [PART_LIST[0], changed, PART_LIST[2]]
 
     async def test_who_lost_the_lock_adds_no_parts(self, state: StateStore, other_state: StateStore) -> None:
         await state.create(IN_PARTS)
-        await state.update(IN_PARTS, IN_PARTS.at(40), 9, parts=LEDGER[:1])
+        await state.update(IN_PARTS, IN_PARTS.at(40), 9, parts=PART_LIST[:1])
         with pytest.raises(LockLost):
-            await other_state.update(IN_PARTS, IN_PARTS.at(80), 8, parts=[replace(LEDGER[0], etag="x"), LEDGER[1]])
-        assert list(await state.parts(UPLOAD.id)) == LEDGER[:1]
+            await other_state.update(
+                IN_PARTS, IN_PARTS.at(80), 8, parts=[replace(PART_LIST[0], etag="x"), PART_LIST[1]]
+            )
+        assert list(await state.parts(UPLOAD.id)) == PART_LIST[:1]
 
     async def test_a_complete_upload_has_no_parts(self, state: StateStore, other_state: StateStore) -> None:
         await state.create(IN_PARTS)
-        before = await state.update(IN_PARTS, IN_PARTS.at(90), 1, parts=LEDGER)
-        await state.update(before, replace(before, status=Status.COMPLETE, layout="whole"), 1)
+        before = await state.update(IN_PARTS, IN_PARTS.at(90), 1, parts=PART_LIST)
+        await state.update(before, replace(before, status=Status.COMPLETE, storage_state="whole"), 1)
         assert list(await other_state.parts(UPLOAD.id)) == []
 
     async def test_parts_go_with_their_upload(self, state: StateStore, other_state: StateStore) -> None:
         await state.create(IN_PARTS)
-        await state.update(IN_PARTS, IN_PARTS.at(90), 1, parts=LEDGER)
+        await state.update(IN_PARTS, IN_PARTS.at(90), 1, parts=PART_LIST)
         await state.delete(UPLOAD.id, 1)
         await other_state.create(IN_PARTS)
         assert list(await state.parts(UPLOAD.id)) == []

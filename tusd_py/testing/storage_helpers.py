@@ -14,9 +14,9 @@ from tusd_py.testing.support import pytest, within
 
 @dataclass(frozen=True, slots=True)
 class Record(Upload):
-    """An upload with its ledger, as a state store keeps them."""
+    """An upload with its part list, as a state store keeps them."""
 
-    ledger: tuple[UploadPart, ...] = ()
+    part_list: tuple[UploadPart, ...] = ()
 
 
 UPLOAD = Record(id="upload", created_at=1_700_000_000.0)
@@ -41,13 +41,13 @@ def committed(upload: Upload, writer: Writer) -> Record:
 def described(upload: Upload, snapshot: WriterSnapshot) -> Record:
     """Return the upload as it is once a snapshot is committed."""
     record = record_of(upload)
-    parts = {part.number: part for part in (*record.ledger, *snapshot.new_parts)}
+    parts = {part.number: part for part in (*record.part_list, *snapshot.new_parts)}
     return replace(
         record,
         offset=snapshot.offset,
         synced=snapshot.synced,
-        layout=snapshot.storage_state,
-        ledger=tuple(parts[number] for number in sorted(parts)),
+        storage_state=snapshot.storage_state,
+        part_list=tuple(parts[number] for number in sorted(parts)),
         token=TOKEN,
     )
 
@@ -68,8 +68,8 @@ async def append(storage: Storage, upload: Upload, *blocks: Sequence[Buffer], sy
 
 async def finish(storage: Storage, upload: Upload, *, sync: bool = True) -> Record:
     record = record_of(upload)
-    layout = await storage.complete(record, record.ledger, sync=sync)
-    return replace(record, length=upload.offset, status=Status.COMPLETE, layout=layout, ledger=())
+    storage_state = await storage.finish(record, record.part_list, sync=sync)
+    return replace(record, length=upload.offset, status=Status.COMPLETE, storage_state=storage_state, part_list=())
 
 
 async def store(storage: Storage, upload_id: str, data: bytes) -> Record:

@@ -119,7 +119,7 @@ class StorageSuite(ConcatenationTests):
         upload = committed(UPLOAD, writer)
         await writer.close()
         assert upload.offset == 27
-        assert await storage.stored(upload) == 27
+        assert await storage.stored_size(upload) == 27
         assert await content(storage, await finish(storage, upload)) == b"one two three four five six"
 
     @pytest.mark.parametrize("sync", [False, True])
@@ -129,7 +129,7 @@ class StorageSuite(ConcatenationTests):
         assert writer.snapshot().offset == 0
         upload = committed(UPLOAD, writer)
         await writer.close()
-        assert await storage.stored(upload) == 0
+        assert await storage.stored_size(upload) == 0
 
     @pytest.mark.parametrize("sync", [False, True])
     @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ class StorageSuite(ConcatenationTests):
         reader = await storages.open()
         if not whole:
             complete = await finish(reader, upload, sync=sync)
-        assert await reader.stored(complete) == len(expected)
+        assert await reader.stored_size(complete) == len(expected)
         assert await content(reader, complete) == expected
         complete = await finish(reader, upload, sync=sync)  # as after a crash before this was recorded
         assert await content(storage, complete) == expected
@@ -187,7 +187,7 @@ class StorageSuite(ConcatenationTests):
         await append(storage, upload, [data[kept:]])
         upload = await append(storage, upload, [b"new"])
         assert upload.offset == kept + 3
-        assert await storage.stored(upload) == kept + 3
+        assert await storage.stored_size(upload) == kept + 3
         assert await content(storage, await finish(storage, upload)) == b"0123456789"[:kept] + b"new"
 
     @WAYS_TO_WRITE
@@ -201,9 +201,9 @@ class StorageSuite(ConcatenationTests):
             await write(writer)
         await writer.close()
         assert raised.value.stored == stored
-        assert await storage.stored(upload.at(10)) == stored
+        assert await storage.stored_size(upload.at(10)) == stored
         upload = await append(storage, upload, [b"more"])
-        assert await storage.stored(upload) == stored + 4
+        assert await storage.stored_size(upload) == stored + 4
 
     @pytest.mark.parametrize(
         "block",
@@ -334,7 +334,7 @@ class StorageSuite(ConcatenationTests):
         await writer.flush([LARGE, b"end"], sync=True)
         upload = described(UPLOAD, writer.snapshot())
         await writer.close()
-        assert await storage.stored(upload) == len(LARGE) + 3
+        assert await storage.stored_size(upload) == len(LARGE) + 3
         assert await content(storage, await finish(await storages.open(), upload)) == LARGE + b"end"
 
     async def test_bytes_of_a_snapshot_that_was_not_committed_are_in_the_next_one(
@@ -388,7 +388,7 @@ class StorageSuite(ConcatenationTests):
         assert writer.snapshot().offset <= offset
         await writer.flush(sync=True)
         assert writer.snapshot().offset == offset
-        assert await storage.stored(committed(upload, writer)) == offset
+        assert await storage.stored_size(committed(upload, writer)) == offset
         await writer.flush([b"!"], sync=True)
         assert writer.snapshot().offset == offset + 1
         upload = committed(upload, writer)
@@ -402,7 +402,7 @@ class StorageSuite(ConcatenationTests):
         await writer.flush(sync=False)
         assert writer.snapshot().offset == 0
         await writer.close()
-        assert await storage.stored(UPLOAD) == 0
+        assert await storage.stored_size(UPLOAD) == 0
 
     # After an error.
 
@@ -414,7 +414,7 @@ class StorageSuite(ConcatenationTests):
             await write(writer)
         await assert_takes_no_more(writer)
         await writer.close()
-        assert await storage.stored(upload) == 3
+        assert await storage.stored_size(upload) == 3
 
     # Completing.
 
@@ -424,20 +424,20 @@ class StorageSuite(ConcatenationTests):
         for instance in (storage, storage, await storages.open()):
             complete = await finish(instance, upload, sync=sync)
             assert await content(storage, complete) == b"content"
-            assert await storage.stored(complete) == 7
+            assert await storage.stored_size(complete) == 7
 
     @pytest.mark.parametrize("sync", [False, True])
     async def test_an_upload_of_no_bytes_is_complete_too(self, storage: Storage, sync: bool) -> None:
         upload = await finish(storage, UPLOAD, sync=sync)
         assert await content(storage, upload) == b""
-        assert await storage.stored(upload) == 0
+        assert await storage.stored_size(upload) == 0
 
     async def test_completing_drops_what_was_not_committed(self, storage: Storage) -> None:
         upload = await append(storage, UPLOAD, [b"0123"])
         await append(storage, upload, [b"456789"])
         complete = await finish(storage, upload)
         assert await content(storage, complete, 0, 4) == b"0123"
-        assert await storage.stored(complete) == 4
+        assert await storage.stored_size(complete) == 4
 
     @pytest.mark.parametrize("stored", [1, 3])
     async def test_an_upload_with_bytes_missing_is_not_complete(self, storage: Storage, stored: int) -> None:
@@ -451,12 +451,12 @@ class StorageSuite(ConcatenationTests):
 
     async def test_what_another_storage_has_is_not_missed(self, storage: Storage) -> None:
         """An operator who starts the server once with other settings does not put every offset back."""
-        own = (await append(storage, UPLOAD, [b"content"])).layout
-        foreign = replace(UPLOAD.at(7), layout="" if own.startswith("{") else '{"key":"upload"}')
+        own = (await append(storage, UPLOAD, [b"content"])).storage_state
+        foreign = replace(UPLOAD.at(7), storage_state="" if own.startswith("{") else '{"key":"upload"}')
         with pytest.raises(StoredElsewhere):
-            await storage.stored(foreign)
+            await storage.stored_size(foreign)
         with pytest.raises(StoredElsewhere):
-            await storage.complete(foreign, sync=False)
+            await storage.finish(foreign, sync=False)
         with pytest.raises(StoredElsewhere):
             storage.writer(foreign, TOKEN)
 
@@ -468,7 +468,7 @@ class StorageSuite(ConcatenationTests):
         neighbour = await store(storage, "neighbour", b"stays")
         for upload in (complete, unfinished):
             await storage.delete(upload)
-            assert await storage.stored(upload) == 0
+            assert await storage.stored_size(upload) == 0
             await storage.delete(upload)
             await (await storages.open()).delete(upload)
         with pytest.raises(UploadNotFound):

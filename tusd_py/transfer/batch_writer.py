@@ -55,10 +55,10 @@ class BatchWriter:
         await self._writer.flush(gathered, sync=sync)
         self._release_written()
 
-    async def checkpoint(self, *, sync: bool) -> None:
-        """Store as many added bytes as the storage can without extra cost, see `Writer.checkpoint`."""
+    async def flush_available(self, *, sync: bool) -> None:
+        """Store as many added bytes as the storage can without extra cost, see `Writer.flush_available`."""
         gathered = self._start_writing()
-        await self._writer.checkpoint(gathered, sync=sync)
+        await self._writer.flush_available(gathered, sync=sync)
         await self._writer.write(())
         self._release_written()
 

@@ -205,20 +205,20 @@ class Append:
             self._flushed_at = now
             await self._blocks.flush(sync=self._sync and self._verification is None)
         else:
-            await self._blocks.checkpoint(sync=self._sync and self._verification is None)
+            await self._blocks.flush_available(sync=self._sync and self._verification is None)
         if self._verification is not None:  # not even a length that the request declared counts yet
-            return await self._commit_checkpoint(requested)
+            return await self._answer_commit_request(requested)
         return await self._commit_snapshot(requested)
 
-    async def _commit_checkpoint(self, requested: bool) -> Upload:
+    async def _answer_commit_request(self, requested: bool) -> Upload:
         """Answer a request for a commit with the record as it is."""
         if requested:
             before = self._stored_record
-            after = replace(before, checkpoint=before.checkpoint + 1)
+            after = replace(before, commit_requests_served=before.commit_requests_served + 1)
             self._stored_record = await self._commit_record(before, after, (), False)
             self.upload = replace(
                 self.upload,
-                checkpoint=self._stored_record.checkpoint,
+                commit_requests_served=self._stored_record.commit_requests_served,
                 expires_at=self._stored_record.expires_at,
                 token=self._stored_record.token,
             )
@@ -226,7 +226,9 @@ class Append:
 
     def _reached(self, snapshot: WriterSnapshot) -> Upload:
         """Return the upload with all that is stored."""
-        return replace(self.upload, offset=snapshot.offset, synced=snapshot.synced, layout=snapshot.storage_state)
+        return replace(
+            self.upload, offset=snapshot.offset, synced=snapshot.synced, storage_state=snapshot.storage_state
+        )
 
     async def _commit_snapshot(self, requested: bool, *, whole: bool = False) -> Upload:
         """Commit all that is stored."""
@@ -242,7 +244,7 @@ class Append:
         """Commit the upload as it is to be; return False if the state store has it so already."""
         before = self._stored_record
         if requested:
-            self.upload = replace(self.upload, checkpoint=before.checkpoint + 1)
+            self.upload = replace(self.upload, commit_requests_served=before.commit_requests_served + 1)
         if self.upload == before and not self.upload.has_all_bytes:
             return False
         self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, whole)
@@ -270,13 +272,13 @@ class Append:
     async def _finish_in_thread(self, last: LastStep, *, sync: bool) -> Upload:
         """Store and commit in one go, without coming back to the event loop in between."""
         before = self._stored_record
-        checkpoint = before.checkpoint + self._commit_requested
+        served = before.commit_requests_served + self._commit_requested
         size = self._blocks.gathered
 
         def run(store: Callable[[], None]) -> asyncio.Future[Upload]:
             def reach() -> Upload:
                 store()
-                return replace(self._reached(self._blocks.snapshot()), checkpoint=checkpoint)
+                return replace(self._reached(self._blocks.snapshot()), commit_requests_served=served)
 
             return last.run(before, reach, size)
 
@@ -290,7 +292,7 @@ class Append:
             await self._blocks.discard(self._stored_record.offset)
             # Without a length that the request declared, too; but the storage may have used up something for good.
             snapshot = self._blocks.snapshot()
-            self.upload = replace(self._stored_record, layout=snapshot.storage_state)
+            self.upload = replace(self._stored_record, storage_state=snapshot.storage_state)
             if await self._commit_upload(self._commit_requested, snapshot.new_parts):
                 self._blocks.committed(snapshot)
             return

@@ -190,7 +190,7 @@ class Appending:
             durable = sync or (whole and self._options.durability is not Durability.NEVER)
             stored = await self._state.update(before, after, lock.token, parts=parts, durable=durable)
             if whole:
-                await self._completion.remember(stored)
+                await self._completion.save_completion_record(stored)
             committed(before, stored)
             return stored
 
@@ -228,7 +228,7 @@ class Appending:
                 return self._completion.completed(store(), lock.token)
 
             def conclude(stored: Upload) -> None:
-                self._completion.remember_in_thread(storage, stored)
+                self._completion.save_completion_record_in_thread(storage, stored)
 
             def finish_and_update() -> Upload:
                 stored = state.update_in_thread(before, finish(), lock.token, durable=durable)

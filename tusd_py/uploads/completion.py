@@ -58,7 +58,7 @@ class Completion:
         self._events = events
         self._options = options
         self._kept: set[str] = set()  # expired uploads that were told of
-        self._looked_for: set[str] = set()  # complete uploads whose notes need no second look
+        self._looked_for: set[str] = set()  # complete uploads whose completion records need no second look
         self._clock = clock
         self.waiting = WaitingFinals(state, clock)
 
@@ -115,7 +115,7 @@ class Completion:
             return await self._recover_final(upload, token, request)
         if upload.status is Status.FINISHING:
             return await self.finish(upload, token, request)
-        stored = await self._storage.stored(upload) if upload.status is Status.ACTIVE else upload.offset
+        stored = await self._storage.stored_size(upload) if upload.status is Status.ACTIVE else upload.offset
         if stored < upload.offset:
             return await self._state.update(upload, upload.at(stored), token)
         finished = None if upload.is_complete else await self.load_completion_record(upload.id)
@@ -153,15 +153,15 @@ class Completion:
             if upload.is_final:
                 assembled = await self._assemble(upload, sync=sync)
             else:
-                parts = await self._state.parts(upload.id) if upload.layout else ()
-                assembled = replace(upload, layout=await self._storage.complete(upload, parts, sync=sync))
+                parts = await self._state.parts(upload.id) if upload.storage_state else ()
+                assembled = replace(upload, storage_state=await self._storage.finish(upload, parts, sync=sync))
         except StorageBehind as error:
             back = replace(upload.at(error.stored), status=Status.ACTIVE, expires_at=self.extended(upload))
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
         complete = self.completed(assembled, token)
         complete = await self._state.update(upload, complete, token, durable=sync)
-        await self.remember(complete)
+        await self.save_completion_record(complete)
         await self._storage.discard_superseded(upload)
         self._events.publish(finish_event(complete, request))
         return complete
@@ -200,33 +200,36 @@ class Completion:
             until = self._retained_until(upload.completed_at or upload.created_at)
             await self._state.update(upload, replace(upload, expires_at=until), token)
 
-    async def remember(self, complete: Upload) -> None:
-        """Have the storage keep a note of a complete upload, after its record was changed, which proves the lock."""
+    async def save_completion_record(self, complete: Upload) -> None:
+        """Save the completion record of a complete upload, if the storage keeps one.
+
+        Call it after the state store has accepted the complete upload: that change fails if the lock was lost.
+        """
         if self._completion_records is not None and not complete.is_partial:
             try:
-                await self._completion_records.remember(complete)
+                await self._completion_records.save_completion_record(complete)
             except UploadError as error:  # the upload is complete all the same
-                _warn_of_missing_note(complete, error)
+                _warn_of_missing_completion_record(complete, error)
 
-    def remember_in_thread(self, storage: StoresInThreads, complete: Upload) -> None:
-        """Do what `remember` does, in the thread of the caller. Blocks."""
+    def save_completion_record_in_thread(self, storage: StoresInThreads, complete: Upload) -> None:
+        """Do what `save_completion_record` does, in the thread of the caller. Blocks."""
         if not complete.is_partial:
             try:
-                storage.remember_in_thread(complete)
+                storage.save_completion_record_in_thread(complete)
             except UploadError as error:  # the upload is complete all the same
-                _warn_of_missing_note(complete, error)
+                _warn_of_missing_completion_record(complete, error)
 
-    def should_look_for_note(self, complete: Upload) -> bool:
-        """Whether a crash may have come between the record and what the storage remembers.
+    def may_lack_completion_record(self, complete: Upload) -> bool:
+        """Return whether a crash may have come between the change of the record and the completion record.
 
-        A client that saw the crash asks soon. To be asked once for each upload: see `looks_for_note`.
+        A client that saw the crash asks soon. True once for each upload, see `note_completion_record_lookup`.
         """
         if self._completion_records is None or complete.is_partial or complete.id in self._looked_for:
             return False
         return (complete.completed_at or 0) >= self._clock.wall() - ENSURED_RECORDS
 
-    def looks_for_note(self, complete: Upload) -> None:
-        """Note that the caller looks for the note of an upload, so that nobody else does."""
+    def note_completion_record_lookup(self, complete: Upload) -> None:
+        """Note that the caller looks for the completion record of an upload, so that no other request does."""
         if len(self._looked_for) >= MAX_LOOKUPS:
             self._looked_for.clear()
         self._looked_for.add(complete.id)
@@ -238,11 +241,11 @@ class Completion:
         partials = [found[partial_id] for partial_id in final.partial_ids]
         final = with_length(final, partials, self._options)
         try:
-            layout = await self._storage.concatenate(final, partials, sync=sync)
+            storage_state = await self._storage.concatenate(final, partials, sync=sync)
         except PartBehind as error:
             await self._put_back(error, partials)
             raise PartialLost(error.upload_id, error.stored) from error
-        final = replace(final, layout=layout)
+        final = replace(final, storage_state=storage_state)
         grace_end = self._clock.wall() + self._options.partial_retention
         for partial in found.values():
             if partial.expires_at is None or partial.expires_at > grace_end:
@@ -270,7 +273,7 @@ class Completion:
         if upload.status is not Status.ACTIVE or upload.is_partial:
             return False
         try:
-            stored = await self._storage.stored(upload)
+            stored = await self._storage.stored_size(upload)
         except UploadNotFound:  # for certain: a multipart upload that somebody aborted, say
             return False
         kept = stored > upload.offset and (upload.length is None or stored >= upload.length)
@@ -285,12 +288,12 @@ class Completion:
             )
         return kept
 
-    async def remove(self, upload: Upload, token: int, status: Status, *, remember: bool = True) -> None:
-        """Remove an upload, and its record unless ended uploads are remembered for a time."""
+    async def remove(self, upload: Upload, token: int, status: Status, *, keep_record: bool = True) -> None:
+        """Remove an upload, and its record unless `keep_record` and the setting `gone_for` keep it for a time."""
         # First the record says that the upload has ended, so that a crash on the way is cleaned up by the sweeper.
-        # A record that is not remembered is due at any time: the clock that it is judged by may be behind for a while.
-        remembered_for = self._options.gone_for if remember else 0.0
-        gone_until = self._clock.wall() + remembered_for if remembered_for else 0.0
+        # A record that is not kept is due at any time: the clock that it is judged by may be behind for a while.
+        kept_for = self._options.gone_for if keep_record else 0.0
+        gone_until = self._clock.wall() + kept_for if kept_for else 0.0
         ended = replace(upload, status=status, expires_at=gone_until)
         try:
             ended = await self._state.update(upload, ended, token)
@@ -298,7 +301,7 @@ class Completion:
             await self._storage.delete(upload)
             ended = await self._state.update(upload, ended, token)
         await self._storage.delete(ended)
-        if not remembered_for:
+        if not kept_for:
             await self._state.delete(ended.id, token)
 
     async def remove_broken(self, error: BrokenRecord, token: int) -> Upload:
@@ -322,5 +325,5 @@ class Completion:
         return max(expires_at, upload.expires_at)
 
 
-def _warn_of_missing_note(complete: Upload, error: UploadError) -> None:
+def _warn_of_missing_completion_record(complete: Upload, error: UploadError) -> None:
     logger.warning("completion record of upload %s could not be saved: %s", complete.id, error.message)

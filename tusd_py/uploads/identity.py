@@ -123,7 +123,7 @@ async def _looks_right(state: StateStore, storage: Storage) -> bool:
     looked = 0
     async for upload in _with_bytes(state):
         try:
-            if await storage.stored(await located(storage, upload)) > 0:
+            if await storage.stored_size(await located(storage, upload)) > 0:
                 return True
         except UploadError:
             pass  # of this upload there is nothing, or not here

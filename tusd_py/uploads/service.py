@@ -50,7 +50,7 @@ from tusd_py.uploads.validation import AppendRequest, NewUpload, check_size, ver
 T = TypeVar("T")
 
 READER_TIMEOUT = 1.95  # seconds until a reader is told to ask later
-COMPLETION_RECORD_TIMEOUT = 1.0  # seconds a reader of a finished upload waits for its note, once
+COMPLETION_RECORD_TIMEOUT = 1.0  # seconds a reader of a finished upload waits for its completion record, once
 INSPECT_TIMEOUT = 1.5  # seconds a reader waits for the lock holder's commit
 INSPECT_POLL_INTERVAL = 0.01
 SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
@@ -176,7 +176,7 @@ class UploadService:
         A running append is asked to commit what it has. Raises `LockTimeout` while completion is under way.
         """
         upload = self._completion.get_at_once(upload_id)
-        if upload is not None and upload.is_complete and not self._should_look_for_note(upload):
+        if upload is not None and upload.is_complete and not self._may_lack_completion_record(upload):
             return upload
         try:
             async with asyncio.timeout(READER_TIMEOUT):
@@ -184,16 +184,17 @@ class UploadService:
         except TimeoutError:
             raise LockTimeout from None
 
-    def _should_look_for_note(self, complete: Upload) -> bool:
-        return not self._draining and self._completion.should_look_for_note(complete)
+    def _may_lack_completion_record(self, complete: Upload) -> bool:
+        return not self._draining and self._completion.may_lack_completion_record(complete)
 
     async def _inspect(self, upload: Upload) -> Upload:
         upload_id = upload.id
         if upload.is_complete:
-            if self._should_look_for_note(upload):
-                self._completion.looks_for_note(upload)
+            if self._may_lack_completion_record(upload):
+                self._completion.note_completion_record_lookup(upload)
                 await asyncio.wait(
-                    (self._work.start_unlocked(self._remember_again(upload_id)),), timeout=COMPLETION_RECORD_TIMEOUT
+                    (self._work.start_unlocked(self._ensure_completion_record(upload_id)),),
+                    timeout=COMPLETION_RECORD_TIMEOUT,
                 )
             return upload
         upload, held = await self._request_commit(upload)
@@ -201,7 +202,7 @@ class UploadService:
             return await self._resume_completion(upload_id)
         if not held:
             try:
-                stored = await self._stored(upload)
+                stored = await self._stored_size(upload)
             except UploadError:
                 if await self.get(upload_id) != upload:  # what storage holds goes with the new record
                     raise LockTimeout from None
@@ -211,21 +212,21 @@ class UploadService:
                 return await self._resume_completion(upload_id)
         return upload
 
-    async def _remember_again(self, upload_id: str) -> None:
-        """Have the storage remember a complete upload, unless it does; under its lock, since it may be terminated."""
+    async def _ensure_completion_record(self, upload_id: str) -> None:
+        """Save a missing completion record of a complete upload, under its lock: the upload may be terminated."""
 
-        async def remember(lock: Lock) -> None:
+        async def save(lock: Lock) -> None:
             upload = await self.get(upload_id, lock)
             if upload.is_complete:
-                await self._completion.remember(upload)
+                await self._completion.save_completion_record(upload)
 
         if await self._completion.load_completion_record(upload_id) is None:
-            await self._work.run(upload_id, NonInterruptibleHolder(), 0, remember)
+            await self._work.run(upload_id, NonInterruptibleHolder(), 0, save)
 
-    async def _stored(self, upload: Upload) -> int:
+    async def _stored_size(self, upload: Upload) -> int:
         try:
             async with asyncio.timeout(INSPECT_TIMEOUT):
-                return await self.storage.stored(upload)
+                return await self.storage.stored_size(upload)
         except TimeoutError:
             raise StorageUnavailable from None
 
@@ -250,7 +251,7 @@ class UploadService:
         while True:
             held = await self.locker.is_held(before.id)
             upload = await self.get(before.id)
-            answered = upload.checkpoint >= before.checkpoint + commits or upload.is_complete
+            answered = upload.commit_requests_served >= before.commit_requests_served + commits or upload.is_complete
             if answered or not held or time.monotonic() >= deadline:
                 return upload
             await asyncio.sleep(INSPECT_POLL_INTERVAL)
@@ -411,7 +412,7 @@ class UploadService:
             return False
         expired = current.status in (Status.ACTIVE, Status.COMPLETE)
         status = Status.EXPIRED if expired else current.status
-        await self._completion.remove(current, lock.token, status, remember=expired)
+        await self._completion.remove(current, lock.token, status, keep_record=expired)
         if expired:
             self.events.publish(UploadExpired(current))
         return True

@@ -181,7 +181,7 @@ class _Step:
 
     def _conclude(self, stored: Upload) -> None:
         if stored.is_complete:
-            self._completion.remember_in_thread(self._storage, stored)
+            self._completion.save_completion_record_in_thread(self._storage, stored)
 
 
 def _is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -> bool:

@@ -84,7 +84,7 @@ def _declare_length(upload: Upload, length: int, options: UploadOptions) -> Uplo
         return upload
     if length < upload.offset:
         raise InvalidLength(f"the upload has {upload.offset} bytes already")
-    check_size(length, options, "deferred" if upload.offset or upload.layout else "declared")
+    check_size(length, options, "deferred" if upload.offset or upload.storage_state else "declared")
     return replace(upload, length=length)
 
 

@@ -1,4 +1,4 @@
-"""Notes of finished uploads, one small file each: their records, should the state store lose or forget them."""
+"""Completion records: copies of the records of finished uploads, should the state store lose them; a file each."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_RECORD_SIZE = 16 << 20  # bytes
 
 
 class CompletionRecords:
-    """The notes in one folder. Every call blocks, and raises `OSError`."""
+    """The completion records in one folder. Every call blocks, and raises `OSError`."""
 
     def __init__(self, folder: Path) -> None:
         self._files = FileTree(folder, PRIVATE)
 
     def read(self, upload_id: str) -> Upload | None:
-        """The record of a finished upload; None if there is no note, or none that can be read."""
+        """The record of a finished upload; None if there is none, or none that can be read."""
         try:
             with self._files.opened(self._path(upload_id), os.O_RDONLY) as descriptor:
                 return decode_upload(json.loads(os.read(descriptor, MAX_RECORD_SIZE)))

@@ -1,8 +1,8 @@
 """Which file holds which bytes of an upload on a shared file system.
 
-`layout` names the files that came after the first one: "1048576:77 2097152:99" says that the file of token 77 goes on
-at 1048576 and that of token 99 at 2097152. Positions in a file are offsets in the upload; what is before its start is
-a hole.
+`Upload.storage_state` names the files that came after the first one: "1048576:77 2097152:99" says that the file of
+token 77 goes on at 1048576 and that of token 99 at 2097152. Positions in a file are offsets in the upload; before the
+start of a file there is a hole.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-LAYOUT = re.compile(r"[0-9: ]*")
+STORAGE_STATE = re.compile(r"[0-9: ]*")
 PRIMARY_FILE = 0  # no token: the file that is named by the id alone
 
 
@@ -23,10 +23,10 @@ class Segment:
     end: int
 
 
-def segments(layout: str, offset: int) -> list[Segment]:
-    """Where the first `offset` bytes are, in order; one span at least."""
+def segments(storage_state: str, offset: int) -> list[Segment]:
+    """Return where the first `offset` bytes are, in order; one segment at least."""
     starts = [(PRIMARY_FILE, 0)]
-    for word in layout.split():
+    for word in storage_state.split():
         start, _, token = word.partition(":")
         if int(start) < offset:
             starts.append((int(token), int(start)))
@@ -34,6 +34,6 @@ def segments(layout: str, offset: int) -> list[Segment]:
     return [Segment(token, start, end) for (token, start), end in zip(starts, ends, strict=True)]
 
 
-def layout_of(held: list[Segment]) -> str:
-    """The layout that says where these bytes are."""
+def storage_state_of(held: list[Segment]) -> str:
+    """Return the text that `segments` reads as these segments."""
     return " ".join(f"{span.start}:{span.token}" for span in held if span.token != PRIMARY_FILE)

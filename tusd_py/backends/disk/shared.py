@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tusd_py.backends.disk.copying import FileRange
-from tusd_py.backends.disk.segment_map import LAYOUT, PRIMARY_FILE, Segment, layout_of, segments
+from tusd_py.backends.disk.segment_map import PRIMARY_FILE, STORAGE_STATE, Segment, segments, storage_state_of
 from tusd_py.backends.disk.storage import DiskStorage, DiskWriter, file_errors
 from tusd_py.backends.disk.syncs import sync_file
 from tusd_py.contracts.storage import Observer, Orphan, UploadRecords
@@ -29,13 +29,13 @@ SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
 
 
 class SharedDiskStorage(DiskStorage):
-    """Files under one directory that all hosts have mounted; notes of finished uploads in the folder `notes`."""
+    """Files under one directory that all hosts have mounted; completion records in a folder."""
 
     is_shared = True
     stores_in_threads = False  # several files may have to be joined before an upload is complete
 
-    def _can_read(self, layout: str) -> bool:
-        return LAYOUT.fullmatch(layout) is not None
+    def _can_read(self, storage_state: str) -> bool:
+        return STORAGE_STATE.fullmatch(storage_state) is not None
 
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
@@ -44,9 +44,9 @@ class SharedDiskStorage(DiskStorage):
             self, self.path(upload), upload, token, observer, unreleased_predecessors=unreleased_predecessors
         )
 
-    async def stored(self, upload: Upload) -> int:
+    async def stored_size(self, upload: Upload) -> int:
         path = self.path(upload)
-        held = segments(upload.layout, upload.offset)
+        held = segments(upload.storage_state, upload.offset)
 
         def look() -> int:
             with file_errors():
@@ -76,9 +76,9 @@ class SharedDiskStorage(DiskStorage):
         except FileNotFoundError:
             return 0
 
-    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+    async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         path = self.path(upload)
-        held = segments(upload.layout, upload.offset)
+        held = segments(upload.storage_state, upload.offset)
 
         def finish() -> bool:
             with file_errors():
@@ -112,7 +112,7 @@ class SharedDiskStorage(DiskStorage):
             with file_errors():
                 self._remove_segments(path)
 
-        if upload.layout:
+        if upload.storage_state:
             await self.finished(remove)
 
     def _remove_segments(self, path: Path) -> None:
@@ -141,11 +141,11 @@ class SharedDiskStorage(DiskStorage):
             with file_errors():
                 self._remove_segments(path)
 
-        if upload.layout:
+        if upload.storage_state:
             await self.finished(remove)
 
     async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
-        """Segments that no layout names: a writer that woke up late made them, or a crash left them."""
+        """Segments that no record names: a writer that woke up late made them, or a crash left them."""
         before = time.time() - older_than
         orphans = []
         for path, changed_at in await self.run(self._segments):
@@ -204,8 +204,8 @@ class SharedDiskWriter(DiskWriter):
         self._token = token
         self._inherited = unreleased_predecessors
         self._first_path = path
-        self._held = segments(upload.layout, upload.offset)
-        self._storage_state = layout_of(self._held)
+        self._held = segments(upload.storage_state, upload.offset)
+        self._storage_state = storage_state_of(self._held)
 
     def _open(self) -> None:
         last = self._held[-1]
@@ -219,12 +219,12 @@ class SharedDiskWriter(DiskWriter):
             size = self._shared.size_of(path)
         if size < self._start:
             raise StorageBehind(max(last.start, size))
-        if self._shared.read_note(self._path.name) is not None:
+        if self._shared.read_completion_record(self._path.name) is not None:
             raise StorageAhead
         path = segment_path(self._path, self._token)
         self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._path, self._file_start, self._new_name = path, self._start, True
-        self._storage_state = layout_of([*self._held, Segment(self._token, self._start, self._start)])
+        self._storage_state = storage_state_of([*self._held, Segment(self._token, self._start, self._start)])
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
         """Sync the file, and once those before it: only then nothing that is stored is in doubt."""
@@ -252,7 +252,7 @@ class SharedDiskWriter(DiskWriter):
 
 def _names(upload: Upload | None, token: str) -> bool:
     """Whether the record counts the segment with this token as one of its upload."""
-    return upload is not None and token in [word.partition(":")[2] for word in upload.layout.split()]
+    return upload is not None and token in [word.partition(":")[2] for word in upload.storage_state.split()]
 
 
 def segment_path(path: Path, token: int) -> Path:

@@ -1,7 +1,7 @@
 """Bytes in files on a local disk, one file an upload, named by its id.
 
-A finished upload has a note beside the files, from which its record can be made again if the state store lost it, or
-was brought back from a backup that is older than the files.
+A finished upload has a completion record beside the files, from which its record can be made again if the state store
+lost it, or was brought back from a backup that is older than the files.
 
 Every call to the file system runs in threads of the storage's own. A file is made with the first bytes; nothing is
 allocated for what a client merely claims.
@@ -75,14 +75,14 @@ class DiskStorage:
     def __init__(
         self,
         directory: Path,
-        notes: Path | None = None,
+        completion_records: Path | None = None,
         *,
         date_folders: bool = False,
         modes: Modes = DEFAULT_MODES,
     ) -> None:
-        """Notes of finished uploads are kept in the folder `notes`, if there is one."""
+        """Make a storage that keeps completion records in the folder `completion_records`, if one is given."""
         self._directory = directory
-        self._notes = CompletionRecords(notes) if notes else None
+        self._completion_records = CompletionRecords(completion_records) if completion_records else None
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files, shared=self.is_shared)
@@ -132,7 +132,7 @@ class DiskStorage:
 
     def path(self, upload: Upload) -> Path:
         """The file of an upload, below the directory whatever its id; raises `StoredElsewhere`."""
-        if not self._can_read(upload.layout):
+        if not self._can_read(upload.storage_state):
             raise StoredElsewhere
         location = upload.location or self.locate(upload)
         if not LOCATION.fullmatch(location):
@@ -147,7 +147,7 @@ class DiskStorage:
 
     async def located(self, upload: Upload) -> Upload:
         """Look into the folder of the day and the directory itself: one is where the settings of its time put it."""
-        if upload.location or not self._can_read(upload.layout):
+        if upload.location or not self._can_read(upload.storage_state):
             return upload
         here, there = (_day(upload), TOP) if self._date_folders else (TOP, _day(upload))
         candidates = [replace(upload, location=location) for location in (here, there)]
@@ -163,8 +163,8 @@ class DiskStorage:
 
         return await self.run(look)
 
-    def _can_read(self, layout: str) -> bool:
-        return not layout
+    def _can_read(self, storage_state: str) -> bool:
+        return not storage_state
 
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
@@ -172,7 +172,7 @@ class DiskStorage:
         # No fencing is needed: a lock of this host dies with its process, which then cannot write either.
         return DiskWriter(self, self.path(upload), upload, observer)
 
-    async def stored(self, upload: Upload) -> int:
+    async def stored_size(self, upload: Upload) -> int:
         path = self.path(upload)
 
         def size() -> int:
@@ -189,7 +189,7 @@ class DiskStorage:
         """The size of a file, in bytes that count; 0 if there is none. Blocks: call it in a worker thread."""
         return self.syncs.believed(path, self.files.size(path) or 0)
 
-    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+    async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         path = self.path(upload)
         length = upload.offset
 
@@ -243,8 +243,8 @@ class DiskStorage:
             with file_errors():
                 if upload.offset and self._is_missing(path):
                     self.check_place()
-                if self._notes is not None:
-                    self._notes.remove(upload.id)
+                if self._completion_records is not None:
+                    self._completion_records.remove(upload.id)
                 self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
 
@@ -361,31 +361,31 @@ class DiskStorage:
 
         return await self.run(run)
 
-    # Notes of finished uploads.
+    # Completion records.
 
-    def read_note(self, upload_id: str) -> Upload | None:
+    def read_completion_record(self, upload_id: str) -> Upload | None:
         """The record of an upload that was finished and whose bytes are there; call it in a thread."""
-        if self._notes is None:
+        if self._completion_records is None:
             return None
         with file_errors():
-            upload = self._notes.read(upload_id)
+            upload = self._completion_records.read(upload_id)
             if upload is not None and self.size_of(self.path(upload)) == upload.offset:
                 return upload
             self.check_place()  # that there is none means that there is no such upload
             return None
 
-    async def remember(self, upload: Upload) -> None:
-        await self.finished(lambda: self.remember_in_thread(upload))
+    async def save_completion_record(self, upload: Upload) -> None:
+        await self.finished(lambda: self.save_completion_record_in_thread(upload))
 
-    def remember_in_thread(self, upload: Upload) -> None:
+    def save_completion_record_in_thread(self, upload: Upload) -> None:
         with file_errors():
-            if self._notes is not None:
-                self._notes.write(upload)
+            if self._completion_records is not None:
+                self._completion_records.write(upload)
 
     async def load_completion_record(self, upload_id: str) -> Upload | None:
-        if self._notes is None or not is_upload_id(upload_id):
+        if self._completion_records is None or not is_upload_id(upload_id):
             return None
-        return await self.run(lambda: self.read_note(upload_id))
+        return await self.run(lambda: self.read_completion_record(upload_id))
 
     # Running.
 
@@ -455,7 +455,7 @@ class DiskWriter:
             self._jobs.start(self._storage.run(lambda: self._flush(buffers, sync)))
             await self._jobs.settle()
 
-    async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+    async def flush_available(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
         await self.flush(buffers, sync=sync)
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
@@ -548,7 +548,7 @@ class DiskWriter:
                 self._storage.check_place()
                 raise StorageBehind(believed)
             if size > self._start:  # bytes that were never committed, unless the record is older than they are
-                if self._storage.read_note(self._path.name) is not None:
+                if self._storage.read_completion_record(self._path.name) is not None:
                     raise StorageAhead
                 os.ftruncate(descriptor, self._start)
             self._storage.syncs.trust(self._path)

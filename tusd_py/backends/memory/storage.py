@@ -47,13 +47,13 @@ class MemoryStorage:
         _check_ownership(upload)
         return MemoryWriter(self._stored, upload, observer)
 
-    async def stored(self, upload: Upload) -> int:
-        """See `Storage.stored`."""
+    async def stored_size(self, upload: Upload) -> int:
+        """See `Storage.stored_size`."""
         _check_ownership(upload)
         return len(self._stored.get(upload.id, b""))
 
-    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
-        """See `Storage.complete`."""
+    async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+        """See `Storage.finish`."""
         _check_ownership(upload)
         data = self._stored.setdefault(upload.id, bytearray())
         if len(data) < upload.offset:
@@ -123,8 +123,8 @@ class MemoryWriter:
         await self.write(buffers)
         await self._steps.settle()
 
-    async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
-        """See `Writer.checkpoint`."""
+    async def flush_available(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        """See `Writer.flush_available`."""
         await self.flush(buffers, sync=sync)
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
@@ -163,5 +163,5 @@ class MemoryWriter:
 
 def _check_ownership(upload: Upload) -> None:
     """Raise `StoredElsewhere` for a record of a storage that describes its bytes, which this one never does."""
-    if upload.layout or upload.location:
+    if upload.storage_state or upload.location:
         raise StoredElsewhere

@@ -108,7 +108,7 @@ class RedisState:
             "advances": stored.offset > before.offset,
             "retreats": stored.offset < before.offset,
             "parts": [(part.number, json.dumps((part.end, part.etag, part.checksum))) for part in parts],
-            "complete": bool(before.layout) and stored.is_complete,
+            "complete": bool(before.storage_state) and stored.is_complete,
         }
         await self._update_due_index(before, stored)
         script = END if stored.status in ENDED_STATUSES else UPDATE

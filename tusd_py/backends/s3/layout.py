@@ -1,4 +1,4 @@
-"""The description of the bytes of an upload in S3, in its record (`Upload.layout`), and entries of its part list."""
+"""The storage state of a record in S3 (`Upload.storage_state`), and entries of the part list."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def dump(layout: Layout) -> str:
 
 def layout_of(upload: Upload) -> Layout:
     """Return the layout of a record. Raises `StoredElsewhere` if the bytes of the upload are not in S3."""
-    if upload.offset and not upload.is_final and not upload.layout.startswith("{"):
+    if upload.offset and not upload.is_final and not upload.storage_state.startswith("{"):
         raise StoredElsewhere
-    return parse(upload.layout)
+    return parse(upload.storage_state)
 
 
 def parse(text: str) -> Layout:

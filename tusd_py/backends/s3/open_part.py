@@ -79,7 +79,7 @@ class OpenPart:
     def open(self) -> None:
         """Register with the limiter, and take over the bytes that the last writer left in its cache."""
         self._memory.register(self)
-        cached = self._memory.take_cached(self._upload.id, self._upload.layout, self._upload.offset)
+        cached = self._memory.take_cached(self._upload.id, self._upload.storage_state, self._upload.offset)
         if cached is not None:
             self._buffer = PartBuffer(self._stored.parts_end, cached.start, self._upload.offset, cached.pieces)
 

@@ -71,7 +71,7 @@ async def _unnamed_multiparts(bucket: Bucket, records: UploadRecords, findings: 
     ids = {finding.multipart for finding in findings}
     keys = {finding.name for finding in findings}
     async for upload in records.all():
-        layout = parse(upload.layout)
+        layout = parse(upload.storage_state)
         if layout.multipart in ids:
             named.add(layout.multipart)
         key = layout.key or object_key(bucket.config, upload)
@@ -117,7 +117,7 @@ async def _is_orphan(bucket: Bucket, upload: Upload | None, finding: Finding) ->
 def _is_named(bucket: Bucket, upload: Upload | None, finding: Finding) -> bool:
     if upload is None:
         return False
-    layout = parse(upload.layout)
+    layout = parse(upload.storage_state)
     if finding.kind == MULTIPART:
         return layout.multipart == finding.multipart
     return finding.name in {bucket.tail_key(upload, tail.name) for tail in layout.tails}

@@ -93,12 +93,12 @@ class S3Storage:
         """See `Storage.locate`."""
         return location_of(self.config, upload)
 
-    async def stored(self, upload: Upload) -> int:
+    async def stored_size(self, upload: Upload) -> int:
         """Return the durable size in bytes. Raises `UploadNotFound` if the multipart upload was aborted.
 
         Concurrent calls for the same record share one request; cancelling one does not cancel the others.
         """
-        record = (upload.id, upload.layout, upload.offset)
+        record = (upload.id, upload.storage_state, upload.offset)
         probe = self._probes.get(record)
         if probe is None:
             probe = self._probes[record] = asyncio.create_task(self._probe(upload))
@@ -129,8 +129,8 @@ class S3Storage:
                 return tail.end
         return min(covered, layout.parts_end)
 
-    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
-        """See `Storage.complete`."""
+    async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+        """See `Storage.finish`."""
         return dump(await complete(self._bucket, self._memory, upload, layout_of(upload), parts))
 
     async def discard_superseded(self, upload: Upload) -> None:
@@ -142,7 +142,7 @@ class S3Storage:
 
     async def delete(self, upload: Upload) -> None:
         """See `Storage.delete`."""
-        layout = parse(upload.layout)
+        layout = parse(upload.storage_state)
         key = layout.key or object_key(self.config, upload)
         bucket = self._bucket
         await self._identity.check()  # S3 does not tell whether there was something to delete
@@ -211,4 +211,4 @@ class S3Storage:
         await self._identity.renew()
 
     def _key(self, upload: Upload) -> str:
-        return parse(upload.layout).key or object_key(self.config, upload)
+        return parse(upload.storage_state).key or object_key(self.config, upload)

@@ -67,7 +67,7 @@ class StoredBytes:
     def take_snapshot(self) -> WriterSnapshot:
         """Return the state up to `offset`; from now on a record may name everything in it."""
         if not self._changed:
-            return WriterSnapshot(self.offset, storage_state=self._upload.layout)
+            return WriterSnapshot(self.offset, storage_state=self._upload.storage_state)
         layout = self.describe()
         self._published.update(layout.tail_names)
         self._published.add(layout.multipart)

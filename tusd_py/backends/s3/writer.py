@@ -58,8 +58,8 @@ class S3Writer:
         if buffers:
             self._jobs.start(self._take(buffers))
 
-    async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
-        """See `Writer.checkpoint`. Full parts count; a tail would cost a request."""
+    async def flush_available(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        """See `Writer.flush_available`. Full parts count; a tail would cost a request."""
         await self.write(buffers)
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:

@@ -135,7 +135,7 @@ class SQLiteState:
                 connection.execute(DELETE_PARTS, (before.id,))
             return stored
 
-        drop_parts = bool(before.layout) and stored.is_complete
+        drop_parts = bool(before.storage_state) and stored.is_complete
         removes = stored.status in ENDED_STATUSES
         result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_parts, removes=removes)
         return result

@@ -146,7 +146,7 @@ class DirectoryImport:
             link = upload.is_complete and not self._copy
             await asyncio.to_thread(place, data, upload, self._storage, link=link)
             if isinstance(self._storage, SupportsCompletionRecords) and upload.is_complete and not upload.is_partial:
-                await self._storage.remember(upload)
+                await self._storage.save_completion_record(upload)
             with contextlib.suppress(UploadExists):
                 await self._state.create(upload, durable=True)
         return upload

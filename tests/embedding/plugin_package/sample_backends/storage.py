@@ -42,15 +42,15 @@ class FolderStorage:
         return LOCATION
 
     def path(self, upload: Upload) -> Path:
-        if upload.layout or upload.location not in ("", LOCATION):
+        if upload.storage_state or upload.location not in ("", LOCATION):
             raise StoredElsewhere
         return self._folder / upload.id
 
-    async def stored(self, upload: Upload) -> int:
+    async def stored_size(self, upload: Upload) -> int:
         path = self.path(upload)
         return await _in_thread(lambda: path.stat().st_size if path.exists() else 0)
 
-    async def complete(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+    async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         path = self.path(upload)
 
         def finish() -> None:
@@ -118,7 +118,7 @@ class FileWriter:
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         await self._run(lambda: self._store(buffers, sync=sync))
 
-    async def checkpoint(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+    async def flush_available(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
         await self.flush(buffers, sync=sync)
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
