@@ -1,4 +1,4 @@
-"""The command line of the benchmark; everything it starts is on 127.0.0.1 and ends with it."""
+"""The command line of the benchmark. Every server listens on 127.0.0.1 and is ended with the benchmark."""
 
 import argparse
 import datetime
@@ -14,9 +14,9 @@ from pathlib import Path
 from bench import hostile, machine, recipes
 from bench.chart import svg
 from bench.payload import payload_file
-from bench.recipes import WORK, Recipe, Wishes
+from bench.recipes import WORK, Recipe, ServerOptions
 from bench.report import Report, markdown, read_document
-from bench.runner import Result, run_workload, say
+from bench.runner import Result, report_progress, run_workload
 from bench.workloads import Plan, Workload, catalogue
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only", type=names, metavar="NAME,...", help=f"workloads: {', '.join([*catalogue(Plan()), hostile.NAME])}"
     )
-    servers = ", ".join(recipes.catalogue(Wishes()))
+    servers = ", ".join(recipes.catalogue(ServerOptions()))
     parser.add_argument("--servers", type=names, metavar="NAME,...", help=f"servers: {servers}")
     parser.add_argument("--size", type=size, help="what a bulk workload moves (default 1GiB)")
     parser.add_argument("--workers", type=count, default=0, help="also run our server with that many worker processes")
@@ -82,7 +82,10 @@ def make_plan(options: argparse.Namespace) -> Plan:
 
 
 def check_room(directory: Path, plan: Plan, servers: int) -> None:
-    """The payload, one upload that has just been made, and what small uploads leave until their workload ends."""
+    """Exit if the directory lacks space.
+
+    Needed are the payload, one upload just made from it, and the small uploads until their workload ends.
+    """
     needed = 2 * max(plan.size, 1000 * plan.slow_bytes) + servers * (256 << 20)
     if shutil.disk_usage(directory).free < 2 * needed:
         sys.exit(f"{directory} has less than {2 * needed >> 30} GiB free")
@@ -96,13 +99,13 @@ def measure_all(
         home = Path(name)
         with payload_file(home / "payload", plan.size) as payload:
             for workload in workloads:
-                say(workload.title)
+                report_progress(workload.title)
                 results.append(run_workload(workload, servers, rounds, plan, payload, home / workload.name))
     return results
 
 
 def check_document(path: Path) -> None:
-    """Find out now, and not after the last round, that there is no place for the report."""
+    """Exit before the first round if the report cannot be written to `path`."""
     try:
         read_document(path)
     except (OSError, ValueError) as error:
@@ -122,11 +125,11 @@ def main(arguments: Sequence[str]) -> None:
     plan = make_plan(options)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     extra = tuple(shlex.split(options.ours_arguments))
-    wishes = Wishes(options.workers, options.tusd, options.rustus, options.baseline, extra)
+    server_options = ServerOptions(options.workers, options.tusd, options.rustus, options.baseline, extra)
     known = catalogue(plan)
     names_wanted = chosen(options.only, {**known, hostile.NAME: None}, "workload")
     workloads = [known[name] for name in names_wanted if name in known]
-    server_names = chosen(options.servers, recipes.catalogue(wishes), "server")
+    server_names = chosen(options.servers, recipes.catalogue(server_options), "server")
     if options.write:
         check_document(options.write)
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -136,10 +139,10 @@ def main(arguments: Sequence[str]) -> None:
         hostile.main(options.directory, quick=options.quick, extra=extra)
         if not workloads:
             return
-    say("Setting up the servers (once; peers are kept in bench/.work)")
-    servers, absent = recipes.set_up(server_names, wishes)
+    report_progress("Setting up the servers (once; peers are kept in bench/.work)")
+    servers, absent = recipes.set_up(server_names, server_options)
     for missing in absent:
-        say(f"  {missing.name} is absent: {missing.reason}")
+        report_progress(f"  {missing.name} is absent: {missing.reason}")
     check_room(options.directory, plan, len(servers))
     results = measure_all(options, plan, workloads, servers, rounds)
     command = shlex.join(["python", "-m", "bench", *arguments])

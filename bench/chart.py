@@ -37,7 +37,7 @@ def bars(report: Report, result: Result, metric: Metric) -> list[Bar]:
 
 
 def panel(title: str, rows: Sequence[Bar], left: float, top: float) -> list[str]:
-    """One titled group of horizontal bars, drawn to the scale of its longest."""
+    """Return the SVG elements of one titled group of bars, drawn to the scale of the longest."""
     room = WIDTH / 2 - MARGIN - LABEL - VALUE
     longest = max((row.value for row in rows), default=0) or 1
     parts = [text(left, top + 16, title, 'font-weight="bold"')]

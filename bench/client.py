@@ -19,11 +19,11 @@ METADATA = ",".join(f"{name} {base64.b64encode(value).decode()}" for name, value
 
 
 class BenchError(Exception):
-    """A server answered something else than it must, or did not answer."""
+    """A response other than the expected one, or none at all."""
 
 
 class NotOfferedError(BenchError):
-    """A server does not have what a workload asks for, and need not have it."""
+    """A workload needs an optional feature that the server does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ Script = Generator[Request, Response, None]
 def build(
     method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"", length: int | None = None
 ) -> Request:
-    """A request with its body, or with the announced `length` of one that is sent apart."""
+    """Return a request with its body, or for a body that is sent separately with its announced `length`."""
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Tus-Resumable: 1.0.0"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     if method in ("POST", "PATCH"):
@@ -75,7 +75,7 @@ def location_path(response: Response) -> str:
 
 
 def parse(buffer: bytes | bytearray, method: str) -> Response | None:
-    """The response at the start of the buffer once its head is complete; the body may still be on its way."""
+    """Return the response at the start of the buffer once its head is complete; its body may be incomplete."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -129,7 +129,7 @@ class Connection:
         self.buffer += data
 
     def take(self, method: str) -> Response | None:
-        """The next complete response, removed from the buffer; interim responses are skipped."""
+        """Remove the next complete response from the buffer and return it; interim responses are skipped."""
         response = parse(self.buffer, method)
         if response is None or len(self.buffer) < response.body_start + response.body_length:
             return None
@@ -170,7 +170,7 @@ def create(connection: Connection, creation_path: str, upload_length: int) -> st
 
 
 @dataclass(slots=True)
-class Lane:
+class ScriptConnection:
     connection: Connection
     script: Script
     method: str = ""
@@ -185,7 +185,7 @@ class Lane:
         self.send(next(self.script))
 
     def advance(self) -> bool:
-        """Read what has arrived and send what comes next; True when the script has ended."""
+        """Read what has arrived and send the next request; return whether the script has ended."""
         self.connection.fill()
         response = self.connection.take(self.method)
         if response is None:
@@ -197,37 +197,42 @@ class Lane:
         return False
 
 
-def drive(port: int, scripts: Iterator[Script], connections: int) -> list[float]:
-    """Run the scripts over that many kept-alive connections, each with one in flight; seconds that each took."""
+def run_scripts(port: int, scripts: Iterator[Script], connections: int) -> list[float]:
+    """Run the scripts over `connections` kept-alive connections, one script on each at a time.
+
+    Returns the seconds that each script took.
+    """
     poll = select.epoll()
-    lanes: dict[int, Lane] = {}
+    running_scripts: dict[int, ScriptConnection] = {}
     seconds: list[float] = []
     try:
         for _, script in zip(range(connections), scripts, strict=False):
-            lane = Lane(Connection(port), script)
-            lanes[lane.connection.socket.fileno()] = lane
-            poll.register(lane.connection.socket.fileno(), select.EPOLLIN)
-            lane.start()
-        while lanes:
+            running_script = ScriptConnection(Connection(port), script)
+            running_scripts[running_script.connection.socket.fileno()] = running_script
+            poll.register(running_script.connection.socket.fileno(), select.EPOLLIN)
+            running_script.start()
+        while running_scripts:
             events = poll.poll(SILENCE_SECONDS)
             if not events:
                 raise BenchError(f"no answer for {SILENCE_SECONDS} s")
             for descriptor, _ in events:
-                lane = lanes[descriptor]
-                if lane.advance():
-                    seconds.append(time.perf_counter() - lane.started)
-                    advance_lane(poll, lanes, descriptor, next(scripts, None))
+                running_script = running_scripts[descriptor]
+                if running_script.advance():
+                    seconds.append(time.perf_counter() - running_script.started)
+                    start_next_script(poll, running_scripts, descriptor, next(scripts, None))
     finally:
         poll.close()
-        for lane in lanes.values():
-            lane.connection.socket.close()
+        for running_script in running_scripts.values():
+            running_script.connection.socket.close()
     return seconds
 
 
-def advance_lane(poll: select.epoll, lanes: dict[int, Lane], descriptor: int, script: Script | None) -> None:
+def start_next_script(
+    poll: select.epoll, running_scripts: dict[int, ScriptConnection], descriptor: int, script: Script | None
+) -> None:
     if script is None:
         poll.unregister(descriptor)
-        lanes.pop(descriptor).connection.socket.close()
+        running_scripts.pop(descriptor).connection.socket.close()
     else:
-        lanes[descriptor].script = script
-        lanes[descriptor].start()
+        running_scripts[descriptor].script = script
+        running_scripts[descriptor].start()

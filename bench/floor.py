@@ -1,7 +1,7 @@
-"""The raw floor: what this machine can do when a server only reads headers, receives into a buffer and writes it out.
+"""The raw floor: a server that only reads headers, receives into a buffer and writes it out, at the machine's pace.
 
 The floor speaks just enough HTTP and tus for the load generator, keeps offsets in memory and checks next to nothing.
-One thread, one epoll loop, one shared buffer. Nobody should use it to store anything.
+One thread, one epoll loop, one shared buffer. Not for use as an upload server.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Floor:
         self.view = memoryview(bytearray(BUFFER_BYTES))
 
     def receive(self, session: Session) -> bool:
-        """Take what the socket has; False when the peer has closed."""
+        """Handle the bytes that the socket has; return False if the peer has closed the connection."""
         if session.remaining:
             count = session.connection.recv_into(self.view[: min(BUFFER_BYTES, session.remaining)])
             if not count:
@@ -184,12 +184,12 @@ def serve(port: int, floor: Floor) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sessions[connection.fileno()] = Session(connection)
                 poll.register(connection.fileno(), select.EPOLLIN)
-            elif not keep(floor, sessions[descriptor]):
+            elif not serve_session(floor, sessions[descriptor]):
                 poll.unregister(descriptor)
                 sessions.pop(descriptor).connection.close()
 
 
-def keep(floor: Floor, session: Session) -> bool:
+def serve_session(floor: Floor, session: Session) -> bool:
     try:
         return floor.receive(session)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Crowds of clients that do nothing, and how the server fares beside them: memory, CPU, an honest client's answers."""
+"""Crowds of silent clients, and the server beside them: its memory and CPU time, and its answers to another client."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from bench.client import BenchError, Connection, build, build_creation, build_pa
 from bench.measure import cpu_seconds, memory_bytes, process_tree
 from bench.recipes import Recipe, ours
 from bench.report import MIB, table
-from bench.runner import percentile, say
+from bench.runner import percentile, report_progress
 from bench.servers import Target, kill, running
 
 NAME = "hostile"
 IDLE, OPEN, DOWNLOADS, S3_UPLOADS = 10_000, 2_000, 300, 100
 RESERVE = 500  # descriptors for everything but the crowd
-SETTLE_SECONDS = 2.5  # what a crowd leaves to be done is done by then
+SETTLE_SECONDS = 2.5  # for work of the server that the arrival of a crowd has caused
 IDLE_SECONDS = 5.0
 HEADS, SMALL_UPLOADS, SMALL_BYTES = 300, 100, 1024
 OPEN_LENGTH, OPEN_SENT = 1 << 20, 1000
@@ -39,7 +39,7 @@ Crowd = Callable[[Target, int], list[socket.socket]]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """So many clients of one kind."""
+    """A number of silent clients of one kind."""
 
     title: str
     count: int
@@ -71,12 +71,12 @@ def connect(target: Target, data: bytes, receive_buffer: int = 0) -> socket.sock
     return connection
 
 
-def nobody(target: Target, count: int) -> list[socket.socket]:
+def no_clients(target: Target, count: int) -> list[socket.socket]:
     return []
 
 
 def idle(target: Target, count: int) -> list[socket.socket]:
-    """Connections without a request."""
+    """Open connections without a request."""
     return [connect(target, b"") for _ in range(count)]
 
 
@@ -86,13 +86,13 @@ def uploads_of(target: Target, count: int, length: int) -> list[str]:
 
 
 def open_patches(target: Target, count: int) -> list[socket.socket]:
-    """PATCHes that send a little and then nothing."""
+    """Open PATCHes that send a few bytes and then nothing."""
     paths = uploads_of(target, count, OPEN_LENGTH)
     return [connect(target, build_patch(path, 0, bytes(OPEN_SENT), OPEN_LENGTH).data) for path in paths]
 
 
 def downloads(target: Target, count: int) -> list[socket.socket]:
-    """Downloads that nobody reads."""
+    """Start downloads whose clients do not read."""
     with Connection(target.port) as connection:
         path = create(connection, target.creation_path, DOWNLOAD_BYTES)
         connection.exchange(build_patch(path, 0, bytes(DOWNLOAD_BYTES))).expect(204, "the upload to download")
@@ -100,7 +100,7 @@ def downloads(target: Target, count: int) -> list[socket.socket]:
 
 
 def s3_uploads(target: Target, count: int) -> list[socket.socket]:
-    """PATCHes that send more than half of a part and then nothing."""
+    """Open PATCHes that send more than half of a part and then nothing."""
     connections = [
         connect(target, build_patch(path, 0, length=S3_LENGTH).data) for path in uploads_of(target, count, S3_LENGTH)
     ]
@@ -109,7 +109,7 @@ def s3_uploads(target: Target, count: int) -> list[socket.socket]:
     deadline = time.monotonic() + MAX_SECONDS / 4
     for connection in connections:
         connection.setblocking(False)
-    while any(rest.values()) and time.monotonic() < deadline:  # what the server does not take, it does not get
+    while any(rest.values()) and time.monotonic() < deadline:  # the server may not read all of the bytes
         before = sum(rest.values())
         for connection, size in rest.items():
             with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -120,7 +120,7 @@ def s3_uploads(target: Target, count: int) -> list[socket.socket]:
 
 
 def everything(target: Target, count: int) -> list[socket.socket]:
-    """Idle connections, PATCHes and downloads in the same proportion as alone."""
+    """Open idle connections, PATCHes and downloads, in the proportion of the single scenes."""
     whole = IDLE + OPEN + DOWNLOADS
     return [
         *downloads(target, count * DOWNLOADS // whole),
@@ -134,26 +134,26 @@ def scenes(share: float) -> list[Scene]:
         return max(1, int(count * share))
 
     return [
-        Scene("nobody", 0, nobody),
+        Scene("nobody", 0, no_clients),
         Scene("idle connections", few(IDLE), idle),
         Scene("open PATCHes", few(OPEN), open_patches, descriptors=2),
         Scene("stalled downloads", few(DOWNLOADS), downloads, descriptors=2),
         Scene("all of these", few(IDLE + OPEN + DOWNLOADS), everything, descriptors=2),
-        Scene("nobody, S3", 0, nobody, s3=True),
+        Scene("nobody, S3", 0, no_clients, s3=True),
         Scene("stalled S3 uploads", few(S3_UPLOADS), s3_uploads, s3=True),
     ]
 
 
 def raise_limit() -> int:
-    """Have as many descriptors as the machine allows, here and in the server; returns how many."""
+    """Raise the limit of descriptors, here and in the server, to that of the machine; return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
-def too_many(scene: Scene, limit: int) -> str:
-    """Why a scene cannot be played here, or nothing."""
-    # All of these together: only uploads and downloads have a file beside their connection.
+def missing_descriptors(scene: Scene, limit: int) -> str:
+    """Return why the machine has too few descriptors for a scene; empty if it has enough."""
+    # In the mixed scene only uploads and downloads have a file beside their connection.
     files = (scene.descriptors - 1) * min(scene.count, OPEN + DOWNLOADS)
     needed = scene.count + files + RESERVE
     if needed <= limit:
@@ -176,8 +176,8 @@ def small_upload(connection: Connection, target: Target) -> None:
     connection.exchange(build_patch(path, 0, bytes(SMALL_BYTES))).expect(204, "the honest PATCH")
 
 
-class Watching:
-    """An honest client that asks for one offset again and again while the crowd comes."""
+class HonestClient:
+    """A client in a thread that repeats a HEAD for one upload while the crowd comes."""
 
     def __init__(self, target: Target, path: str) -> None:
         self.worst = 0.0
@@ -195,7 +195,7 @@ class Watching:
         with Connection(self._target.port) as connection:
             connection.exchange(build("HEAD", self._path)).expect(200, "the honest HEAD")
 
-    def __enter__(self) -> Watching:
+    def __enter__(self) -> HonestClient:
         self._thread.start()
         return self
 
@@ -205,7 +205,7 @@ class Watching:
 
 
 def is_open(connection: socket.socket) -> bool:
-    """Whether the server has neither refused the request nor closed the connection."""
+    """Return whether the server has neither refused the request nor closed the connection."""
     connection.setblocking(False)
     try:
         data = connection.recv(1 << 16)
@@ -216,13 +216,13 @@ def is_open(connection: socket.socket) -> bool:
     return bool(data) and not data.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5"))
 
 
-def play(scene: Scene, target: Target) -> Figures:
+def measure_scene(scene: Scene, target: Target) -> Figures:
     tree = process_tree(target.process)
     (path,) = uploads_of(target, 1, OPEN_LENGTH)
     memory_before = memory_bytes(tree, "VmRSS")
     crowd: list[socket.socket] = []
     try:
-        with Watching(target, path) as watching:
+        with HonestClient(target, path) as honest:
             crowd += scene.crowd(target, scene.count)
             time.sleep(SETTLE_SECONDS)
         before, started = cpu_seconds(tree), time.monotonic()
@@ -237,7 +237,7 @@ def play(scene: Scene, target: Target) -> Figures:
     finally:
         for one in crowd:
             one.close()
-    return Figures(memory_before, memory, idle_cpu, heads, uploads, watching.worst, still_there)
+    return Figures(memory_before, memory, idle_cpu, heads, uploads, honest.worst, still_there)
 
 
 # Runs and the report.
@@ -273,7 +273,7 @@ def measure(scene: Scene, home: Path, extra: Sequence[str]) -> Figures:
         watchdog.daemon = True
         watchdog.start()
         try:
-            return play(scene, target)
+            return measure_scene(scene, target)
         finally:
             watchdog.cancel()
 
@@ -310,16 +310,16 @@ HEAD_ROW = [
 
 
 def run(directory: Path, share: float, extra: Sequence[str] = ()) -> str:
-    """Play every scene once, each against a server of its own; returns the report.
+    """Run every scene once, each against a server of its own; return the report.
 
-    `share` of the clients take part, from 0 to 1; `extra` are more arguments for the server.
+    `share`, from 0 to 1, is the share of the clients that take part; `extra` are more arguments for the server.
     """
     limit = raise_limit()
     rows, absent = [HEAD_ROW], []
     with tempfile.TemporaryDirectory(prefix="hostile-", dir=directory) as name:
         for number, scene in enumerate(scenes(share)):
-            say(f"{scene.count} {scene.title}" if scene.count else scene.title)
-            reason = too_many(scene, limit)
+            report_progress(f"{scene.count} {scene.title}" if scene.count else scene.title)
+            reason = missing_descriptors(scene, limit)
             if not reason:
                 home = Path(name) / str(number)
                 home.mkdir()
@@ -329,7 +329,7 @@ def run(directory: Path, share: float, extra: Sequence[str] = ()) -> str:
                     reason = f"failed: {error or type(error).__name__}"
             if reason:
                 absent.append(f"Not in the table: {scene.count} {scene.title}, {reason}.")
-                say(f"  {reason}")
+                report_progress(f"  {reason}")
     return "\n".join(["### Beside crowds that do nothing", "", *table(rows), "", *absent])
 
 

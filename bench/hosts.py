@@ -1,4 +1,4 @@
-"""Cost of Redis (`python -m bench.hosts`): compared with the embedded default, and takeovers between hosts."""
+"""Cost of Redis compared with the embedded records, and takeovers between hosts (`python -m bench.hosts`)."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ LOCK_WAITS = re.compile(r"^tusd_lock_wait_seconds_(sum|count) (\S+)", re.MULTILI
 
 
 def recipe(name: str, directory: Path | None, *arguments: str) -> Recipe:
-    """Our server; with a directory, as one of several on it."""
+    """Return the recipe of our server; with a directory, as one of several hosts that share it."""
 
     def command(port: int, own: Path) -> list[str]:
         base = [sys.executable, "-m", "tusd_py", "serve", "--port", str(port), "--log-level", "warning"]
@@ -35,7 +35,7 @@ def recipe(name: str, directory: Path | None, *arguments: str) -> Recipe:
 
 
 def patch_cost(target: Target) -> float:
-    """Milliseconds of CPU for a PATCH of one KiB."""
+    """Return the milliseconds of CPU time for a PATCH of one KiB."""
     with Connection(target.port) as connection:
         path = create(connection, target.creation_path, (PATCHES + 1) * PATCH_SIZE)
         meter = Meter(target.process)
@@ -54,18 +54,18 @@ def metrics(target: Target) -> str:
 
 
 def calls(target: Target) -> Counter[str]:
-    """Calls to Redis so far, by kind."""
+    """Return the number of calls to Redis so far, by kind."""
     return Counter({name: round(float(count)) for name, count in CALLS.findall(metrics(target))})
 
 
 def lock_wait(target: Target) -> float:
-    """Seconds that a lock took on average."""
+    """Return the seconds that a lock took on average."""
     waits = {name: float(value) for name, value in LOCK_WAITS.findall(metrics(target))}
     return waits["sum"] / waits["count"]
 
 
 def calls_by_request(target: Target) -> dict[str, str]:
-    """Count the calls of Redis by one request of each kind."""
+    """Return the number of calls to Redis made by one request of each kind."""
     counted: dict[str, str] = {}
 
     def count(name: str, request: Request, status: int) -> Response:
@@ -87,7 +87,7 @@ def calls_by_request(target: Target) -> dict[str, str]:
 
 
 def takeovers(first: Target, second: Target) -> list[float]:
-    """Seconds from the HEAD of a client that comes back, to another host, to the answer of its PATCH."""
+    """Return the seconds from a HEAD at another host to the answer to the PATCH after it, sorted."""
     times = []
     with Connection(first.port) as connection, Connection(second.port) as other:
         for _ in range(TAKEOVERS):

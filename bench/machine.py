@@ -1,4 +1,4 @@
-"""The machine of the figures."""
+"""Description of the machine that the benchmark runs on."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ def memory_gib() -> float:
 
 
 def file_system(directory: Path) -> str:
-    """The type of the mount with the longest path above the directory."""
+    """Return the type of the file system of a directory: that of the mount with the longest path above it."""
     mounts = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
     found = [(mount[1], mount[2]) for mount in mounts if directory.resolve().is_relative_to(mount[1])]
     return max(found, key=lambda mount: len(mount[0]))[1]

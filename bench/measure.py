@@ -1,4 +1,4 @@
-"""Resources used by a server's process tree: CPU time and peak memory from /proc, wall time from the clock."""
+"""Resources used by the process tree of a server: CPU time and peak memory from /proc, wall time from the clock."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-CHECKS_PER_LEASE = os.sysconf("SC_CLK_TCK")
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 # Work that a server does right after its last answer still counts as its CPU time.
 SETTLE_SECONDS = 0.1
 
@@ -21,7 +21,7 @@ class Usage:
 
 
 def stat_fields(process: int) -> list[str]:
-    """The fields of /proc/PID/stat after the command name, which may hold spaces: state, parent, ..."""
+    """Return the fields of /proc/PID/stat after the command name, which may hold spaces: state, parent, ..."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
@@ -38,16 +38,16 @@ def process_tree(root: int) -> list[int]:
 
 
 def cpu_seconds(tree: Sequence[int]) -> float:
-    """User and system time of these processes and of their children that have ended."""
+    """Return user and system time of these processes and of their ended children, in seconds."""
     ticks = 0
     for process in tree:
         with contextlib.suppress(OSError):
             ticks += sum(int(field) for field in stat_fields(process)[11:15])
-    return ticks / CHECKS_PER_LEASE
+    return ticks / CLOCK_TICKS
 
 
 def memory_bytes(tree: Sequence[int], field: str) -> int:
-    """The sum of VmRSS or VmHWM; pages shared between processes count once for each."""
+    """Return the sum of VmRSS or VmHWM in bytes; pages that processes share count once for each of them."""
     total = 0
     for process in tree:
         with contextlib.suppress(OSError):
@@ -58,7 +58,7 @@ def memory_bytes(tree: Sequence[int], field: str) -> int:
 
 
 def reset_peaks(tree: Sequence[int]) -> None:
-    """Make VmHWM start again from now. Where the kernel refuses, the peak is the one since the server started."""
+    """Restart VmHWM from now. Where the kernel refuses, the peak is the one since the server started."""
     for process in tree:
         with contextlib.suppress(OSError):
             Path(f"/proc/{process}/clear_refs").write_text("5")
@@ -66,7 +66,7 @@ def reset_peaks(tree: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def pinned_load() -> Iterator[None]:
-    """Keep the load generator on one core, so that a server always finds the others free."""
+    """Keep the load generator on one core for the context, so that the server has the others."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     try:
@@ -76,7 +76,7 @@ def pinned_load() -> Iterator[None]:
 
 
 class Meter:
-    """Measures one server during a `with` block."""
+    """A measurement of one server, for the duration of a `with` block."""
 
     def __init__(self, process: int) -> None:
         self.process = process

@@ -1,4 +1,4 @@
-"""The bytes that are uploaded, and the check that a server has stored exactly them."""
+"""The bytes that are uploaded, and the check that a server has stored exactly these."""
 
 import contextlib
 import mmap
@@ -35,14 +35,14 @@ def payload_file(path: Path, size: int) -> Iterator[Payload]:
         for start in range(0, size, BLOCK_BYTES):
             file.write(os.urandom(min(BLOCK_BYTES, size - start)))
         file.flush()
-        # Written back now, or the kernel does it in the middle of a measurement.
+        # Synced now, or the kernel would write the file back in the middle of a measurement.
         os.fsync(file.fileno())
-        # Never closed by hand: an interrupted workload may still hold a view of it.
+        # Not closed explicitly: an interrupted workload may still hold a view of the memory.
         yield Payload(file.fileno(), size, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
 
 
 def verify(port: int, directory: Path, uploads: Sequence[Upload], payload: Payload, with_bytes: bool) -> None:
-    """HEAD must tell the whole length, and the stored file must hold the bytes, for up to 20 of the uploads."""
+    """Check that HEAD tells the whole length and the stored file holds the bytes, for up to 20 of the uploads."""
     step = max(1, len(uploads) // CHECKED_UPLOADS)
     stored = stored_files(directory) if with_bytes else {}
     with Connection(port) as connection:
@@ -57,7 +57,7 @@ def verify(port: int, directory: Path, uploads: Sequence[Upload], payload: Paylo
 
 
 def stored_files(directory: Path) -> dict[str, list[Path]]:
-    """Files by upload id, taken as the file's name up to its first dot, or else as a folder's name."""
+    """Return the stored files by upload id: a file's name up to its first dot, or else its folder's name."""
     found: dict[str, list[Path]] = {}
     for file in directory.rglob("*"):
         if file.is_file():

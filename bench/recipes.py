@@ -1,4 +1,4 @@
-"""Start commands of each server. Peers are installed once, by name with their ordinary clients, under bench/.work."""
+"""Start commands of each server. Peers are installed once, with their ordinary clients, below bench/.work."""
 
 import importlib
 import importlib.util
@@ -15,7 +15,7 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent
 WORK = BENCH / ".work"
 INSTALL_SECONDS = 900
-# No server writes a line for each request: the peers are told so, or do so by themselves.
+# No server logs its requests: the peers are configured so, or do not by default.
 QUIET = ("--log-level", "warning")
 # rustus holds a request body in memory and refuses one above this limit, which is 256 KiB unless set.
 RUSTUS_BODY_LIMIT = 4 << 30
@@ -39,8 +39,8 @@ class Absent:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """Options of the command line about the servers."""
+class ServerOptions:
+    """Options of the command line that concern the servers."""
 
     workers: int = 0
     tusd: Path | None = None
@@ -50,7 +50,7 @@ class Wishes:
 
 
 class Unavailable(Exception):
-    """A peer cannot be set up here; the text says why."""
+    """A peer that cannot be set up here; the text says why."""
 
 
 def run(command: Sequence[str | Path], **environment: str) -> str:
@@ -66,12 +66,12 @@ def run(command: Sequence[str | Path], **environment: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(str(error)) from error
     if done.returncode:
-        raise Unavailable(f"`{Path(command[0]).name}` failed: {last_words(done.stderr or done.stdout)}")
+        raise Unavailable(f"`{Path(command[0]).name}` failed: {error_summary(done.stderr or done.stdout)}")
     return done.stdout + done.stderr
 
 
-def last_words(text: str) -> str:
-    """The end of an error message, without addresses: the report must not name package registries."""
+def error_summary(text: str) -> str:
+    """Return the end of an error message, without addresses, since the report must not name package registries."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"https?://\S+", "(address)", " ".join(lines[-2:]))[-300:] or "no message"
 
@@ -103,7 +103,7 @@ def ours(name: str, *arguments: str) -> Recipe:
 
 
 def baseline(name: str, checkout: Path | None, *arguments: str) -> Recipe:
-    """Another revision of this server: a checkout in which `make run` or `make test` has made a `.venv`."""
+    """Return the recipe of another revision of this server: a checkout in which `make` has created a `.venv`."""
     if checkout is None:
         raise Unavailable("no checkout was named with --baseline")
     python = checkout.resolve() / ".venv" / "bin" / "python"
@@ -188,33 +188,33 @@ def rustus(given: Path | None) -> Recipe:
     return Recipe("rustus", run([binary, "--version"]).strip(), command)
 
 
-def catalogue(wishes: Wishes) -> dict[str, Callable[[], Recipe]]:
-    """Every server by name, in the order of the report; calling an entry sets it up."""
+def catalogue(options: ServerOptions) -> dict[str, Callable[[], Recipe]]:
+    """Return every server by name, in the order of the report; calling an entry sets it up."""
     # The peers and the floor leave writing back to the kernel, and so must the entry that is compared with them.
     unsynced = ("--durability", "never")
     entries: dict[str, Callable[[], Recipe]] = {
-        "ours": lambda: ours("ours", *wishes.extra),
-        "ours-nosync": lambda: ours("ours-nosync", *unsynced, *wishes.extra),
-        "baseline": lambda: baseline("baseline", wishes.baseline, *wishes.extra),
-        "baseline-nosync": lambda: baseline("baseline-nosync", wishes.baseline, *unsynced, *wishes.extra),
+        "ours": lambda: ours("ours", *options.extra),
+        "ours-nosync": lambda: ours("ours-nosync", *unsynced, *options.extra),
+        "baseline": lambda: baseline("baseline", options.baseline, *options.extra),
+        "baseline-nosync": lambda: baseline("baseline-nosync", options.baseline, *unsynced, *options.extra),
     }
-    if wishes.workers:
-        name = f"ours x{wishes.workers}"
-        entries[name] = lambda: ours(name, "--workers", str(wishes.workers), *wishes.extra)
+    if options.workers:
+        name = f"ours x{options.workers}"
+        entries[name] = lambda: ours(name, "--workers", str(options.workers), *options.extra)
     return entries | {
         "floor": lambda: floor("floor"),
         "floor-fsync": lambda: floor("floor-fsync", "--fsync"),
-        "tusd": lambda: tusd(wishes.tusd),
-        "rustus": lambda: rustus(wishes.rustus),
+        "tusd": lambda: tusd(options.tusd),
+        "rustus": lambda: rustus(options.rustus),
         "tus-node": tus_node,
         "tuspyserver": tuspyserver,
     }
 
 
-def set_up(names: Sequence[str], wishes: Wishes) -> tuple[list[Recipe], list[Absent]]:
+def set_up(names: Sequence[str], options: ServerOptions) -> tuple[list[Recipe], list[Absent]]:
     recipes: list[Recipe] = []
     absent: list[Absent] = []
-    for name, make in catalogue(wishes).items():
+    for name, make in catalogue(options).items():
         if name not in names:
             continue
         try:

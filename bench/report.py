@@ -20,7 +20,7 @@ class Metric:
     highest: bool = False
 
     def best(self, samples: Sequence[Sample]) -> float:
-        """Noise only adds to times, so the best round tells most about the server; a peak is that of all rounds."""
+        """Return the value of the best round, since noise only adds to times; for a peak, that of all rounds."""
         return (max if self.highest else min)(self.value(sample) for sample in samples)
 
     def format(self, value: float) -> str:
@@ -61,7 +61,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first row is its head, and every column but the first is aligned right."""
+    """Return the lines of a Markdown table; the first row is its head, all columns but the first are right-aligned."""
     head, *body = rows
     rule = ["---", *["---:"] * (len(head) - 1)]
     return [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
@@ -84,7 +84,7 @@ def result_section(report: Report, result: Result) -> list[str]:
 
 
 def ratio(metric: Metric, ours: Sequence[Sample], other: Sequence[Sample]) -> str:
-    """Ours divided by the other's; a dash where the clock was too coarse to tell."""
+    """Return our value divided by that of the other server; a dash where the clock was too coarse."""
     below = metric.best(other)
     return f"{metric.best(ours) / below:.2f}" if below else "–"
 

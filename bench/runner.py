@@ -1,4 +1,4 @@
-"""Runs the workloads round by round: every server once, then every server again, so that noise hits all alike."""
+"""The rounds of the workloads: in each, every server runs once, so that noise affects all servers alike."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ from bench.recipes import Recipe
 from bench.servers import Target, kill, running
 from bench.workloads import Plan, Work, Workload
 
-# A measurement that lasts longer is ended by ending its server.
+# The server of a measurement that lasts longer is killed.
 MEASUREMENT_SECONDS = 300
 SCRATCH_BLOCK = 1 << 20
 
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All rounds of one workload: samples by server, and why a server has none."""
+    """All rounds of one workload: samples by server, and the reason why a server has none."""
 
     workload: Workload
     samples: dict[str, list[Sample]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[math.ceil(share * len(values)) - 1] if values else 0.0
 
 
-def say(text: str) -> None:
+def report_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -107,9 +107,9 @@ def start_all(
 
 
 def touch_memory(scratch: Path, size: int) -> None:
-    """Have the kernel use as much memory for a file as the workload will, and free it again.
+    """Make the kernel use as much memory for a file as the workload will, and free it again.
 
-    A virtual machine gives free memory back to its host: the first to use it again pays dearly for that.
+    A virtual machine returns free memory to its host, and the first use of it afterwards is slow.
     """
     block = bytes(SCRATCH_BLOCK)
     with scratch.open("wb") as file:
@@ -120,7 +120,7 @@ def touch_memory(scratch: Path, size: int) -> None:
 
 def run_round(target: Target, number: int, plan: Plan, payload: Payload, result: Result) -> None:
     workload = result.workload
-    # Dirty pages of the server before this one must not slow this one down.
+    # Dirty pages of the previous server must not slow this one down.
     os.sync()
     touch_memory(target.directory / ".scratch", plan.size)
     try:
@@ -129,9 +129,9 @@ def run_round(target: Target, number: int, plan: Plan, payload: Payload, result:
         failed = f"failed in round {number + 1}: {error or type(error).__name__}"
         result.failures[target.name] = str(error) if isinstance(error, NotOfferedError) else failed
         result.samples.pop(target.name, None)
-        say(f"  {workload.name:9} {target.name} {result.failures[target.name]}")
+        report_progress(f"  {workload.name:9} {target.name} {result.failures[target.name]}")
         return
     result.samples.setdefault(target.name, []).append(measured)
     usage = measured.usage
     numbers = f"{usage.seconds:7.2f} s  {usage.cpu_seconds:6.2f} s CPU  peak {usage.peak_bytes >> 20} MiB"
-    say(f"  {workload.name:9} round {number + 1} {target.name:12} {numbers}")
+    report_progress(f"  {workload.name:9} round {number + 1} {target.name:12} {numbers}")

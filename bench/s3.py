@@ -1,6 +1,6 @@
-"""Cost of uploads to S3 (`python -m bench.s3`): ours, its peers and boto3 alone, all on one S3 server.
+"""Cost of uploads to S3 (`python -m bench.s3`): our server, its peers and boto3 alone, all on one S3 server.
 
-With `--memory`: how much memory large and small PATCHes take, and what a PATCH asks of S3.
+With `--memory`: the memory that large and small PATCHes take, and the requests to S3 that a PATCH makes.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from bench.__main__ import count, size
 from bench.client import BenchError, Connection, build_patch, create
 from bench.measure import Meter, Usage
 from bench.payload import BLOCK_BYTES, CHECKED_UPLOADS, Payload, Upload, payload_file
-from bench.recipes import BENCH, WORK, Recipe, Unavailable, last_words, needed, ours, run, tusd, tusd_binary
+from bench.recipes import BENCH, WORK, Recipe, Unavailable, error_summary, needed, ours, run, tusd, tusd_binary
 from bench.report import CPU_EACH, CPU_PER_GIB, GIB, MIB, PEAK, RATE, SPEED, Metric, table
-from bench.runner import Sample, sample, say, touch_memory
+from bench.runner import Sample, report_progress, sample, touch_memory
 from bench.servers import Target, running
 from bench.workloads import PARALLEL, SMALL_BYTES, SMALL_CONNECTIONS, Plan, Work, Workload, catalogue, human
 from tests.support.s3_server import BUCKET, CREDENTIALS, S3Server, free_ports, start_seaweedfs
@@ -85,7 +85,7 @@ class Storage:
 
 @contextlib.contextmanager
 def storage(directory: Path) -> Iterator[Storage]:
-    """seaweedfs, empty at first; its bytes go with it."""
+    """Run an empty seaweedfs for the context; its bytes are removed with it."""
     directory.mkdir(parents=True)
     (metrics_port,) = free_ports(1)
     process, server = start_seaweedfs(directory, f"-metricsPort={metrics_port}")
@@ -134,13 +134,13 @@ def node_recipe(server: S3Server) -> Recipe:
 
 
 def node_version() -> str:
-    """Installs it, if need be."""
+    """Return the version of tus-node-server, and install it unless that was done before."""
     npm, home, names = needed("npm"), WORK / "node-s3", ("@tus/server", "@tus/s3-store")
     packages = [home / "node_modules" / name / "package.json" for name in names]
     if not all(package.exists() for package in packages):
         home.mkdir(parents=True, exist_ok=True)
         run([npm, "install", "--prefix", home, "--no-audit", "--no-fund", "--loglevel=error", *names])
-    # Node looks for packages beside the script, so the script has to lie beside them.
+    # Node looks for packages beside the script, so the script has to be beside them.
     shutil.copy(BENCH / "s3_peer.mjs", home / "server.mjs")
     versions = [json.loads(package.read_text())["version"] for package in packages]
     found = (f"{name} {version}" for name, version in zip(names, versions, strict=True))
@@ -165,7 +165,7 @@ def through_server(make: Callable[[S3Server], Recipe], job: Job) -> tuple[Work, 
 
 
 def floor(job: Job, *, threads: int = 0) -> tuple[Work, Usage]:
-    """As many requests at a time as our server has: of one upload, of all uploads, for clients of small ones."""
+    """Upload with boto3 alone, with as many concurrent requests as our server makes for the same workload."""
     config = S3Config(bucket=BUCKET)
     uploads, length, usual_threads = {
         "parallel": (PARALLEL, job.plan.size // PARALLEL, config.concurrency - RESERVED_REQUEST_SLOTS),
@@ -199,19 +199,19 @@ def expect_line(line: str, expected: str) -> None:
         raise BenchError(f"it ended before it was {expected}")
 
 
-def contestants(binary: Path | None) -> Iterator[Contestant]:
+def all_contestants(binary: Path | None) -> Iterator[Contestant]:
     ours_ = our_recipe(S3Server(""))
     yield Contestant("ours", f"tusd-py {ours_.version}", partial(through_server, our_recipe))
     try:
         yield Contestant("tus-node", node_version(), partial(through_server, node_recipe))
     except Unavailable as error:
-        say(f"  tus-node is absent: {error}")
+        report_progress(f"  tus-node is absent: {error}")
     if binary:
         version = tusd(binary).version
         yield Contestant("tusd", version, partial(through_server, partial(tusd_recipe, tusd_binary(binary))))
     boto3 = f"boto3 {run([sys.executable, '-c', 'import boto3; print(boto3.__version__)']).strip()}"
     yield Contestant("floor", f"{boto3} with our settings", floor)
-    # A client that waits for the answer to every PATCH has no more than one part on its way.
+    # A client that waits for the response to every PATCH has at most one part in flight.
     yield Contestant(
         "floor-1", f"{boto3} with our settings, one part at a time", partial(floor, threads=1), ("chunks",)
     )
@@ -242,7 +242,7 @@ def check(job: Job, uploads: Sequence[Upload]) -> None:
 
 
 def measure(contestant: Contestant, job: Job, number: int, result: Result) -> None:
-    # Earlier writes must not be written back in the middle of this.
+    # The kernel must not write earlier bytes back in the middle of a measurement.
     os.sync()
     touch_memory(job.file.parent / ".scratch", job.plan.size)
     before = job.storage.requests()
@@ -252,32 +252,32 @@ def measure(contestant: Contestant, job: Job, number: int, result: Result) -> No
         if number == 0:
             check(job, work.uploads)
     except (BenchError, OSError, KeyError, ValueError) as error:
-        told = last_words("\n".join(log.read_text(errors="replace") for log in job.home.glob("*.log")))
+        told = error_summary("\n".join(log.read_text(errors="replace") for log in job.home.glob("*.log")))
         result.failures[contestant.name] = f"failed in round {number + 1}: {error or type(error).__name__} ({told})"
         result.samples.pop(contestant.name, None)
-        say(f"  {contestant.name} {result.failures[contestant.name]}")
+        report_progress(f"  {contestant.name} {result.failures[contestant.name]}")
         return
     result.samples.setdefault(contestant.name, []).append(sample(work, usage))
     result.requests[contestant.name] = requests
     numbers = f"{usage.seconds:7.2f} s  {usage.cpu_seconds:6.2f} s CPU  peak {usage.peak_bytes >> 20} MiB"
-    say(f"  round {number + 1} {contestant.name:10} {numbers}")
+    report_progress(f"  round {number + 1} {contestant.name:10} {numbers}")
 
 
-def play(
-    workload: Workload, players: Sequence[Contestant], rounds: int, plan: Plan, payload: Payload, home: Path
+def run_workload(
+    workload: Workload, contestants: Sequence[Contestant], rounds: int, plan: Plan, payload: Payload, home: Path
 ) -> Result:
-    say(workload.title)
-    players = [player for player in players if workload.name in player.workloads]
+    report_progress(workload.title)
+    contestants = [contestant for contestant in contestants if workload.name in contestant.workloads]
     result = Result(workload)
     for number in range(rounds):
         place = home / f"{workload.name}-{number}"
         # Deleted objects keep their room for a while, so every round has a store of its own.
         with storage(place / "store") as store:
-            shift = number % len(players)
-            for player in [*players[shift:], *players[:shift]]:
-                if player.name not in result.failures:
-                    job = Job(workload, plan, payload, home / "payload", place / player.name, store)
-                    measure(player, job, number, result)
+            shift = number % len(contestants)
+            for contestant in [*contestants[shift:], *contestants[:shift]]:
+                if contestant.name not in result.failures:
+                    job = Job(workload, plan, payload, home / "payload", place / contestant.name, store)
+                    measure(contestant, job, number, result)
         shutil.rmtree(place, ignore_errors=True)
     return result
 
@@ -317,14 +317,17 @@ def compare(options: argparse.Namespace) -> None:
     plan = Plan(size=options.size or GIB, small_uploads=SMALL_UPLOADS)
     known = catalogue(plan)
     rounds: int = options.rounds
-    players = list(contestants(options.tusd))
-    room(options.directory, (len(players) + 1) * plan.size)
+    contestants = list(all_contestants(options.tusd))
+    room(options.directory, (len(contestants) + 1) * plan.size)
     with tempfile.TemporaryDirectory(prefix="s3-", dir=options.directory) as name:
         home = Path(name)
         with payload_file(home / "payload", plan.size) as payload:
-            results = [play(known[name], players, rounds, plan, payload, home) for name in options.only or WORKLOADS]
+            results = [
+                run_workload(known[name], contestants, rounds, plan, payload, home)
+                for name in options.only or WORKLOADS
+            ]
     print("\n".join(f"- {title}: {text}" for title, text in machine.description(options.directory)))
-    print("\n".join(f"- `{player.name}`: {player.version}" for player in players))
+    print("\n".join(f"- `{contestant.name}`: {contestant.version}" for contestant in contestants))
     print(f"- Command: `{shlex.join(['python', '-m', 'bench.s3', *sys.argv[1:]])}`, {rounds} rounds\n")
     print("S3 requests are those that the S3 server counted, HEAD as GET; LIST is mostly the check at start.\n")
     for result in results:
@@ -335,7 +338,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def large_patch(target: Target, length: int) -> tuple[str, str]:
-    """One PATCH of bytes that are made while it is sent; its path and digest."""
+    """Send one PATCH of bytes that are generated while it is sent; return its path and digest."""
     digest = hashlib.sha256()
     with Connection(target.port) as connection:
         path = create(connection, target.creation_path, length)
@@ -384,7 +387,7 @@ def memory(options: argparse.Namespace) -> None:
                         path, digest = send(target)
                 except (BenchError, OSError) as error:
                     log = home / "ours.log"
-                    sys.exit(f"{title}: {error} ({last_words(log.read_text(errors='replace'))})")
+                    sys.exit(f"{title}: {error} ({error_summary(log.read_text(errors='replace'))})")
                 assert meter.usage is not None
                 calls = counters(target.port, CALLED) - before
                 if store.digest(path.rpartition("/")[2], total) != digest:

@@ -1,6 +1,6 @@
-"""boto3 with the settings of our storage and no tus: uploads pieces of a file, one after another in it.
+"""A lower bound for the storage in S3: boto3 with the same settings and no tus, which uploads pieces of a file in turn.
 
-python s3_floor.py ENDPOINT BUCKET FILE UPLOADS SIZE THREADS: says "ready", and begins with the first line it reads.
+`python s3_floor.py ENDPOINT BUCKET FILE UPLOADS SIZE THREADS` prints "ready", and starts when it reads a line.
 """
 
 import asyncio

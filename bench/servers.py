@@ -1,4 +1,4 @@
-"""Starting and ending one server process of its own process group, on loopback, with a directory of its own."""
+"""The start and the end of one server, in a process group and a directory of its own, on loopback."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.client import BenchError, Connection, build
-from bench.recipes import Recipe, last_words
+from bench.recipes import Recipe, error_summary
 
 START_SECONDS = 30
 STOP_SECONDS = 10
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(recipe: Recipe, home: Path) -> Iterator[Target]:
-    """The server, up and accepting; it is ended with the block, by force if need be."""
+    """Start a server, and yield it once it accepts connections; end it after the block, by force if necessary."""
     name = recipe.name.replace(" ", "-")
     directory, log = home / name, home / f"{name}.log"
     directory.mkdir(parents=True)
@@ -61,12 +61,12 @@ def wait_until_accepting(process: subprocess.Popen[bytes], port: int, log: Path)
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise BenchError(
-                f"it ended at start with {process.returncode}: {last_words(log.read_text(errors='replace'))}"
+                f"it ended at start with {process.returncode}: {error_summary(log.read_text(errors='replace'))}"
             )
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise BenchError(f"it did not listen within {START_SECONDS} s: {last_words(log.read_text(errors='replace'))}")
+    raise BenchError(f"it did not listen within {START_SECONDS} s: {error_summary(log.read_text(errors='replace'))}")
 
 
 def capabilities(port: int, creation_path: str) -> tuple[frozenset[str], frozenset[str]]:
@@ -78,7 +78,7 @@ def capabilities(port: int, creation_path: str) -> tuple[frozenset[str], frozens
 
 
 def signal_group(process: int, number: int) -> None:
-    # The session was made for this server, so its group holds nothing but the server and its children.
+    # The session was created for this server: its group holds only the server and its children.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process, number)
 

@@ -1,4 +1,4 @@
-"""The workloads: each moves data against one target inside `with meter` and says what it has moved."""
+"""The workloads: each moves data to or from one target inside `with meter`, and returns the amounts."""
 
 import base64
 import hashlib
@@ -15,8 +15,8 @@ from bench.client import (
     build_creation,
     build_patch,
     create,
-    drive,
     location_path,
+    run_scripts,
 )
 from bench.measure import Meter
 from bench.payload import Payload, Upload
@@ -38,7 +38,7 @@ LIMIT_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Amounts; `size` is the number of bytes that the bulk workloads move."""
+    """Amounts of work; `size` is the number of bytes that the bulk workloads move."""
 
     size: int = 1 << 30
     small_uploads: int = 2000
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Amounts moved: bytes, operations, the seconds of each one, and the uploads to verify and delete."""
+    """The amounts that a workload moved: bytes, operations, seconds of each one, and uploads to verify and delete."""
 
     bytes: int
     operations: int
@@ -70,7 +70,7 @@ class Workload:
     algorithm: str = ""
 
     def fits(self, target: Target) -> str:
-        """Why this target cannot take part, or nothing."""
+        """Return why this target cannot take part; empty if it can."""
         if self.extension and self.extension not in target.extensions:
             return f"does not offer {self.extension}"
         if self.algorithm and self.algorithm not in target.algorithms:
@@ -131,7 +131,7 @@ def many(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
 
 
 def at_once(count: int, size: int, target: Target, payload: Payload, meter: Meter) -> Work:
-    """So many uploads of so many bytes, all at the same time; they share the payload's parts."""
+    """Run `count` uploads of `size` bytes at the same time; they share the bytes of the payload."""
 
     def send(connection: Connection, upload: Upload) -> None:
         send_patch(connection, payload, upload, 0, size)
@@ -142,7 +142,7 @@ def at_once(count: int, size: int, target: Target, payload: Payload, meter: Mete
             Upload(create(connection, target.creation_path, size), number * size % (payload.size - size + 1), size)
             for number, connection in enumerate(connections)
         ]
-        # The threads are made inside the block, so that they inherit its core.
+        # The threads are created inside the block, so that they inherit the core that it pins.
         with meter, ThreadPoolExecutor(count) as pool:
             list(pool.map(send, connections, uploads))
     finally:
@@ -184,7 +184,7 @@ def many_small(
     uploads: list[Upload] = []
     scripts: Iterator[Script] = (make(target, payload, number, uploads) for number in range(plan.small_uploads))
     with meter:
-        latencies = drive(target.port, scripts, SMALL_CONNECTIONS)
+        latencies = run_scripts(target.port, scripts, SMALL_CONNECTIONS)
     return Work(plan.small_uploads * SMALL_BYTES, plan.small_uploads, latencies, uploads)
 
 
@@ -204,17 +204,17 @@ def head_script(path: str) -> Script:
 def heads(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
     uploads: list[Upload] = []
     made = (small_script(target, payload, number, uploads) for number in range(HEAD_UPLOADS))
-    drive(target.port, made, SMALL_CONNECTIONS)
+    run_scripts(target.port, made, SMALL_CONNECTIONS)
     scripts = (head_script(uploads[number % HEAD_UPLOADS].path) for number in range(plan.heads))
     with meter:
-        latencies = drive(target.port, scripts, HEAD_CONNECTIONS)
+        latencies = run_scripts(target.port, scripts, HEAD_CONNECTIONS)
     return Work(0, plan.heads, latencies, uploads)
 
 
 def connections(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
-    """A new connection for every HEAD, one after the other."""
+    """Send every HEAD on a new connection, one after the other."""
     uploads: list[Upload] = []
-    drive(target.port, iter([small_script(target, payload, 0, uploads)]), 1)
+    run_scripts(target.port, iter([small_script(target, payload, 0, uploads)]), 1)
     request = build("HEAD", uploads[0].path)
     latencies: list[float] = []
     with meter:
@@ -265,7 +265,7 @@ def slow(target: Target, size: int, payload: Payload, meter: Meter) -> Work:
 
 
 def trickle(connections: Sequence[Connection], uploads: Sequence[Upload], payload: Payload) -> None:
-    """Send every body at the same pace; a socket that is full is tried again at the next tick."""
+    """Send every body at the same pace; a full socket is tried again at the next tick."""
     sent = [0] * len(uploads)
     started = time.monotonic()
     with memoryview(payload.bytes) as view:

@@ -17,7 +17,7 @@ from tests.support.timing import slowness
 
 
 def pytest_configure() -> None:
-    slowness()  # in the first process of all, which starts the others
+    slowness()  # measured in the first process of the run, which starts the others
 
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the servers of the tests would ignore it too
@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _everything_stands() -> None:
-    """Start again what tests share and what has died, so that one test's mishap is not that of all after it."""
-    for process in list(ServerProcess.standing):
+    """Start shared processes again that have died, so that one test's mishap does not fail all tests after it."""
+    for process in list(ServerProcess.running):
         process.revive()
     for name in (
         "tests.support.redis_server",
@@ -78,7 +78,7 @@ def os_faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[OSFaults]:
 
 
 def require(program: str) -> str:
-    """The path of a program that some tests need: without it they are skipped, under CI they fail."""
+    """Return the path of a program that some tests need: without it they are skipped, under CI they fail."""
     path = shutil.which(program)
     if path is None:
         message = f"{program} is not installed"

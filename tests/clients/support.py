@@ -66,7 +66,7 @@ def head(url: str) -> Answer:
 
 
 def wait_until_stored(url: str, size: int) -> int:
-    """The offset, as soon as the server has so many bytes; every HEAD makes it store what has arrived."""
+    """Return the offset, as soon as the server has so many bytes; every HEAD makes it store what has arrived."""
     deadline = time.monotonic() + 20
     while True:
         answer = head(url)
@@ -79,7 +79,7 @@ def wait_until_stored(url: str, size: int) -> int:
 
 
 def downloaded(url: str) -> str:
-    """The SHA-256 of a finished upload."""
+    """Return the SHA-256 of a finished upload."""
     answer = request("GET", url)
     assert answer.status == 200, answer
     return sha256(answer.body)

@@ -59,7 +59,7 @@ class Connection:
         self.socket.sendall(b"%x\r\n%b\r\n" % (len(data), data))
 
     def read_head(self) -> tuple[int, dict[str, str]]:
-        """The next answer, an interim one (1xx) too, without its body."""
+        """Return the next answer, an interim one (1xx) too, without its body."""
         status_line = self.reader.readline().decode()
         headers: dict[str, str] = {}
         while line := self.reader.readline().decode().rstrip("\r\n"):

@@ -16,7 +16,7 @@ import pytest
 from tests.clients.support import HERE, MEBI, downloaded, payload, require_package, run_node, sha256
 from tests.conftest import require
 from tests.support.harness import ROOT, ServerProcess
-from tests.support.proxies import Stream, Trouble
+from tests.support.proxies import FaultyNetwork, Stream
 from tests.support.timing import scaled
 
 ENDPOINT = "http://127.0.0.1:8080/files"
@@ -25,7 +25,7 @@ OUTAGE = 2.0  # seconds; that the delays add up to more than half a minute is a 
 CLIENTS = ("node", "python")
 
 
-class Gate(Trouble):
+class Gate(FaultyNetwork):
     """A connection over which so many bytes pass, and nothing more before `resume`."""
 
     def __init__(self, target: int, size: int) -> None:
@@ -45,7 +45,7 @@ class Gate(Trouble):
 
 
 def snippet(language: str, word: str) -> str:
-    """The first block of a language with this word in it."""
+    """Return the first block of a language with this word in it."""
     blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     found: str = next(block for block in blocks if word in block)
     assert ENDPOINT in found
@@ -88,7 +88,7 @@ class Script:
         )
 
     def end(self, process: subprocess.Popen[str]) -> str:
-        """The URL that it prints at last."""
+        """Return the URL that it prints at last."""
         try:
             printed, _ = process.communicate(timeout=scaled(90))
         finally:

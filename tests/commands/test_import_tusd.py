@@ -58,7 +58,7 @@ def settings_of(**values: Any) -> Settings:
 
 
 def info(upload_id: str, size: int, directory: Path, **fields: Any) -> dict[str, Any]:
-    """The info that tusd writes when it creates an upload; the offset stays 0 for ever."""
+    """Return the info that tusd writes when it creates an upload; the offset stays 0 for ever."""
     return {
         "ID": upload_id,
         "Size": size,

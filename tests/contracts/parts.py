@@ -1,4 +1,4 @@
-"""Every implementation of a contract. Naming a new one here is all that it takes to have it tested."""
+"""Every implementation of a contract. A new one that is listed here is tested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["LOCKERS", "PATIENCE", "STATE_STORES", "STORAGES", "Instances", "line
 
 
 def redis() -> RedisConnection:
-    """A connection to the Redis of this test run."""
+    """Return a connection to the Redis of this test run."""
     return RedisConnection(shared_redis_url())
 
 
@@ -32,8 +32,8 @@ def prefix_of(place: Path) -> str:
     return f"{place}:"
 
 
-# Each makes one instance, not opened yet, as one process has it. Instances of the same place see the same things; a
-# place is a directory of its own, and its name will do as a prefix where there are no directories.
+# Each function creates one instance, not opened yet, as one process has it. Instances of the same place share their
+# data; a place is a directory of its own, whose name serves as a prefix where there are no directories.
 STATE_STORES: dict[str, Callable[[Path], StateStore]] = {
     "sqlite": lambda place: SQLiteState(place / "uploads.sqlite3"),
     "redis": lambda place: RedisState(redis(), prefix_of(place)),

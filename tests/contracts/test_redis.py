@@ -22,7 +22,7 @@ from redis.crc import key_slot
 
 from tests.contracts.parts import PATIENCE, line_of, within
 from tests.support.harness import COMMAND, ROOT
-from tests.support.proxies import Stream, Trouble
+from tests.support.proxies import FaultyNetwork, Stream
 from tests.support.raw_client import wait_until
 from tests.support.redis_server import (
     RedisNodes,
@@ -110,12 +110,12 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def network(redis: RedisServer) -> Iterator[Trouble]:
-    with Trouble(redis.port) as proxy:
+def network(redis: RedisServer) -> Iterator[FaultyNetwork]:
+    with FaultyNetwork(redis.port) as proxy:
         yield proxy
 
 
-def url_of(network: Trouble) -> str:
+def url_of(network: FaultyNetwork) -> str:
     return f"redis://127.0.0.1:{network.port}/0"
 
 
@@ -189,7 +189,7 @@ async def test_nothing_of_a_deleted_upload_stays(host: Host, prefix: str) -> Non
 
 
 @pytest.fixture
-async def troubled(network: Trouble, prefix: str) -> AsyncIterator[Host]:
+async def troubled(network: FaultyNetwork, prefix: str) -> AsyncIterator[Host]:
     """A host whose scripts are known to Redis, behind a network that can be made to fail."""
     async with Host(url_of(network), prefix) as one:
         warm = replace(UPLOAD, id="warm")
@@ -203,7 +203,7 @@ async def troubled(network: Trouble, prefix: str) -> AsyncIterator[Host]:
         yield one
 
 
-async def test_a_lock_whose_answer_is_lost_is_found_to_be_mine(troubled: Host, network: Trouble) -> None:
+async def test_a_lock_whose_answer_is_lost_is_found_to_be_mine(troubled: Host, network: FaultyNetwork) -> None:
     await troubled.state.create(UPLOAD)
     network.lose_answer_to(UPLOAD.id.encode())
     lock = await within(troubled.locker.acquire(UPLOAD.id, Holder(), 0))
@@ -216,7 +216,7 @@ async def test_a_lock_whose_answer_is_lost_is_found_to_be_mine(troubled: Host, n
     await lock.release()
 
 
-async def test_a_release_whose_answer_is_lost_is_a_release(troubled: Host, network: Trouble) -> None:
+async def test_a_release_whose_answer_is_lost_is_a_release(troubled: Host, network: FaultyNetwork) -> None:
     await troubled.state.create(UPLOAD)
     lock = await troubled.locker.acquire(UPLOAD.id, Holder(), 0)
     network.lose_answer_to(UPLOAD.id.encode())
@@ -227,7 +227,7 @@ async def test_a_release_whose_answer_is_lost_is_a_release(troubled: Host, netwo
     await lock.release()
 
 
-async def test_a_creation_whose_answer_is_lost_is_one_creation(troubled: Host, network: Trouble) -> None:
+async def test_a_creation_whose_answer_is_lost_is_one_creation(troubled: Host, network: FaultyNetwork) -> None:
     network.lose_answer_to(UPLOAD.id.encode())
     await within(troubled.state.create(UPLOAD))
     assert network.lost_answers == 1
@@ -236,7 +236,7 @@ async def test_a_creation_whose_answer_is_lost_is_one_creation(troubled: Host, n
         await troubled.state.create(UPLOAD)
 
 
-async def test_a_change_whose_answer_is_lost_is_one_change(troubled: Host, network: Trouble) -> None:
+async def test_a_change_whose_answer_is_lost_is_one_change(troubled: Host, network: FaultyNetwork) -> None:
     await troubled.state.create(UPLOAD)
     network.lose_answer_to(UPLOAD.id.encode())
     stored = await within(troubled.state.update(UPLOAD, UPLOAD.at(10), 5, parts=[UploadPart(1, 10, "etag")]))
@@ -247,7 +247,7 @@ async def test_a_change_whose_answer_is_lost_is_one_change(troubled: Host, netwo
         await troubled.state.update(UPLOAD, UPLOAD.at(10), 5)
 
 
-async def test_a_deletion_whose_answer_is_lost_is_a_deletion(troubled: Host, network: Trouble) -> None:
+async def test_a_deletion_whose_answer_is_lost_is_a_deletion(troubled: Host, network: FaultyNetwork) -> None:
     await troubled.state.create(UPLOAD)
     network.lose_answer_to(UPLOAD.id.encode())
     await within(troubled.state.delete(UPLOAD.id, 5))
@@ -278,13 +278,13 @@ def test_a_connection_that_the_loop_has_just_closed(
 
 @LOOPS
 def test_answers_go_to_who_asked_whatever_is_cancelled_or_cut(
-    network: Trouble, prefix: str, make_loop: Callable[[], asyncio.AbstractEventLoop]
+    network: FaultyNetwork, prefix: str, make_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(ask_while_connections_break(network, prefix))
 
 
-async def ask_while_connections_break(network: Trouble, prefix: str) -> None:
+async def ask_while_connections_break(network: FaultyNetwork, prefix: str) -> None:
     chance = random.Random(5)
     async with Host(url_of(network), prefix) as one:
         uploads = [replace(UPLOAD, id=f"upload-{number}", metadata=str(number)) for number in range(40)]
@@ -391,9 +391,9 @@ async def test_a_frozen_holder_loses_its_lock_and_is_told_when_it_wakes_up(
     await lock.release()
 
 
-@pytest.mark.parametrize("failure", [Trouble.stall, Trouble.refuse], ids=["hanging", "refused"])
+@pytest.mark.parametrize("failure", [FaultyNetwork.stall, FaultyNetwork.refuse], ids=["hanging", "refused"])
 async def test_a_holder_without_redis_is_told_before_its_lease_ends(
-    redis: RedisServer, network: Trouble, prefix: str, failure: object
+    redis: RedisServer, network: FaultyNetwork, prefix: str, failure: object
 ) -> None:
     assert callable(failure)
     async with Host(url_of(network), prefix) as cut_off, Host(redis.url, prefix) as other:
@@ -459,7 +459,7 @@ async def test_a_cancelled_acquisition_leaves_nothing_locked(host: Host, other: 
 
 
 async def test_an_acquisition_cancelled_while_redis_hangs_leaves_nothing_locked(
-    redis: RedisServer, network: Trouble, prefix: str
+    redis: RedisServer, network: FaultyNetwork, prefix: str
 ) -> None:
     async with Host(url_of(network), prefix) as one, Host(redis.url, prefix) as other:
         await other.state.create(UPLOAD)
@@ -517,7 +517,9 @@ async def ask_for_commit(one: Host, other: Host) -> None:
 
 
 @pytest.mark.parametrize("deaf", ["the holder", "who waits"])
-async def test_wishes_are_found_without_messages(redis: RedisServer, network: Trouble, prefix: str, deaf: str) -> None:
+async def test_wishes_are_found_without_messages(
+    redis: RedisServer, network: FaultyNetwork, prefix: str, deaf: str
+) -> None:
     async with Host(url_of(network), prefix) as muted, Host(redis.url, prefix) as other:
         network.mute_messages()
         pair = (muted, other) if deaf == "the holder" else (other, muted)
@@ -541,7 +543,7 @@ def subscribers(redis: RedisServer, prefix: str) -> int:
 # Redis in trouble.
 
 
-class OldRedis(Trouble):
+class OldRedis(FaultyNetwork):
     """Redis as it was before 7.0."""
 
     async def forward(self, data: bytes, source: Stream, target: Stream) -> None:

@@ -128,8 +128,8 @@ async def test_nodes_that_were_away_are_used_again(
 class NodesWithReplica(RedisNodes):
     """A cluster whose first node has a replica."""
 
-    def begin(self) -> None:
-        super().begin()
+    def start_servers(self) -> None:
+        super().start_servers()
         for server in self.servers:
             server.command("CONFIG", "SET", "cluster-node-timeout", NODE_TIMEOUT)
         self.first, masters = self.servers[0], list(self.servers)

@@ -108,7 +108,7 @@ async def add(host: Host, storage: SharedDiskStorage, end: int) -> Upload:
 
 
 async def in_segments(storage: SharedDiskStorage) -> Upload:
-    """All bytes of the upload, in the files of three writers: `upload`, `upload.2` and `upload.3`."""
+    """Return all bytes of the upload, in the files of three writers: `upload`, `upload.2` and `upload.3`."""
     upload = UPLOAD
     for token, data in ((1, DATA[:3]), (2, DATA[3:6]), (3, DATA[6:])):
         upload = await append(storage, upload, data, token, unreleased_predecessors=token > 1)
@@ -279,7 +279,7 @@ async def test_a_final_upload_survives_redis_going_back_after_its_parts_are_remo
         concatenate = disk.concatenate
 
         async def kept_before(*arguments: Any, **options: Any) -> str:
-            await asyncio.to_thread(redis.keep_snapshot, earlier)
+            await asyncio.to_thread(redis.save_snapshot, earlier)
             return await concatenate(*arguments, **options)
 
         with monkeypatch.context() as patch:
@@ -288,7 +288,7 @@ async def test_a_final_upload_survives_redis_going_back_after_its_parts_are_remo
         assert await content(disk, final) == DATA
         await service.terminate("a")
         await service.terminate("b")
-        await asyncio.to_thread(redis.go_back_to, earlier)
+        await asyncio.to_thread(redis.restore_snapshot, earlier)
         lock = await service.locker.acquire(final.id, Holder(), PATIENCE)  # the lease of who made it has ended
         await lock.release()
         gone_back = await service.state.get(final.id)
@@ -333,10 +333,10 @@ async def test_a_writer_whose_lock_redis_forgot_is_suspected(
         await one.state.create(UPLOAD)
         async with locked(one) as (lock, record):
             await one.state.update(record, replace(record, commit_requests_served=1), lock.token)
-        await asyncio.to_thread(redis.keep_snapshot, earlier)
+        await asyncio.to_thread(redis.save_snapshot, earlier)
         async with locked(one) as (lock, record):
             writer = storage.writer(record, lock.token, unreleased_predecessors=lock.unreleased_predecessors)
-            await asyncio.to_thread(redis.go_back_to, earlier)
+            await asyncio.to_thread(redis.restore_snapshot, earlier)
             await writer.flush([DATA[:4]], sync=False)
             with contextlib.suppress(LockLost):
                 await one.state.update(record, record.at(4), lock.token)

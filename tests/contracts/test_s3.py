@@ -20,7 +20,7 @@ import pytest
 
 from tests.contracts.parts import PATIENCE, within
 from tests.support.s3_server import (
-    PASSING,
+    TRANSIENT_FAULTS,
     Fault,
     Faults,
     FaultyProxy,
@@ -124,7 +124,7 @@ def blocks_of(data: bytes, size: int = 1 << 20) -> list[bytes]:
 
 
 async def send(storage: S3Storage, upload: Upload, data: bytes, **options: Any) -> Record:
-    """One request that fails or not: the upload as it is committed after it."""
+    """Return one request that fails or not: the upload as it is committed after it."""
     writer = storage.writer(upload, TOKEN, **options)
     try:
         for block in blocks_of(data):
@@ -139,7 +139,7 @@ async def send(storage: S3Storage, upload: Upload, data: bytes, **options: Any) 
 
 
 async def send_all(storage: S3Storage, upload: Upload, data: bytes) -> Record:
-    """The last request of an upload; the upload as it is complete."""
+    """Return the last request of an upload; the upload as it is complete."""
     writer = storage.writer(upload, TOKEN)
     try:
         for block in blocks_of(data):
@@ -525,7 +525,7 @@ async def test_a_part_that_fails_while_the_next_ones_arrive(opened: Opener, prox
     assert await content(storage, upload) == DATA
 
 
-@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize("fault", TRANSIENT_FAULTS)
 @pytest.mark.parametrize(
     "operation",
     ["CreateMultipartUpload", "UploadPart", "PutObject", "GetObject", "CompleteMultipartUpload", "HeadObject"],

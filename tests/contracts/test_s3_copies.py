@@ -9,7 +9,7 @@ import pytest
 
 from tests.contracts.parts import within
 from tests.contracts.test_s3 import DATA, PART, Opener, opened, proxy, send_all, server
-from tests.support.s3_server import Fault, FaultyProxy, Held, Request, S3Server
+from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, Request, S3Server
 from tusd_py.backends.s3 import S3Storage
 from tusd_py.core.errors import ServerShutdown
 from tusd_py.core.upload import Upload
@@ -31,7 +31,7 @@ async def test_uploads_do_not_wait_for_copies_that_hang(
     stored: list[Upload] = [
         await send_all(storage, replace(UPLOAD, id=f"p{number}"), DATA[: PART + number]) for number in range(sources)
     ]
-    proxy.faults = held = Held(is_copy, Fault.NONE)
+    proxy.faults = held = HeldRequests(is_copy, Fault.NONE)
     finals = [replace(final_of(stored * 2), id=f"final-{number}") for number in range(8)]
     copies = [asyncio.ensure_future(storage.concatenate(final, stored * 2, sync=True)) for final in finals]
     await asyncio.to_thread(held.wait)
@@ -57,7 +57,7 @@ async def test_an_interrupted_concatenation_leaves_nothing_and_can_be_repeated(
     storage: S3Storage = await opened(proxy.server)
     stored: list[Upload] = [await send_all(storage, replace(UPLOAD, id="p0"), DATA[:PART])]
     final = replace(final_of(stored * 10), id="final-0")
-    proxy.faults = held = Held(is_copy, Fault.NONE)
+    proxy.faults = held = HeldRequests(is_copy, Fault.NONE)
     copy = asyncio.ensure_future(storage.concatenate(final, stored * 10, sync=True))
     await asyncio.to_thread(held.wait)
     storage.interrupt()

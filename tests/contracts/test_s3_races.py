@@ -27,7 +27,7 @@ from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
     server,
     storage,
 )
-from tests.support.s3_server import Fault, FaultyProxy, Held, Request, S3Server, moto
+from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, Request, S3Server, moto
 from tusd_py.backends.s3 import S3Storage
 from tusd_py.backends.s3.config import MIB
 from tusd_py.backends.s3.layout import size_of
@@ -57,15 +57,15 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def held_spill(storage: S3Storage, proxy: FaultyProxy, first: Writer, data: bytes) -> Held:
-    """The first upload takes these bytes and has to store them as a tail, which is held and will fail.
+async def held_spill(storage: S3Storage, proxy: FaultyProxy, first: Writer, data: bytes) -> HeldRequests:
+    """Return the first upload takes these bytes and has to store them as a tail, which is held and will fail.
 
     When it has begun there is room for all again. The storage has memory for two parts.
     """
     await within(write(first, data))
     second, third = (storage.writer(replace(UPLOAD, id=name), TOKEN) for name in ("second", "third"))
     await within(write(second, DATA[: 4 * MIB - 100]))  # less than the first: it does not spill
-    proxy.faults = held = Held(tail_of("first"), Fault.ERROR)
+    proxy.faults = held = HeldRequests(tail_of("first"), Fault.ERROR)
     pressing = asyncio.create_task(write(third, DATA[: 3 * MIB]))
     await asyncio.to_thread(held.wait)
     await second.close()
@@ -75,7 +75,7 @@ async def held_spill(storage: S3Storage, proxy: FaultyProxy, first: Writer, data
 
 
 async def kept(record: Record, writer: Writer) -> Record:
-    """The upload as it is committed after a request whose writer has failed."""
+    """Return the upload as it is committed after a request whose writer has failed."""
     with pytest.raises(UploadError):
         await writer.flush(sync=False)
     record = committed(record, writer)
@@ -108,7 +108,7 @@ async def test_a_spill_that_fails_while_the_object_is_made(
     storage: S3Storage = await opened(proxy.server, dialect=dialect, buffer_size=PART, **QUICK)
     first, second = storage.writer(record, TOKEN), storage.writer(replace(UPLOAD, id="second"), TOKEN)
     await within(write(first, data[before:]))
-    proxy.faults = held = Held(tail_of("first"), Fault.ERROR)
+    proxy.faults = held = HeldRequests(tail_of("first"), Fault.ERROR)
     pressing = asyncio.create_task(write(second, data))
     await asyncio.to_thread(held.wait)
     finishing = asyncio.create_task(first.finish(sync=True))
@@ -211,8 +211,8 @@ async def test_all_bytes_of_a_part_are_committed_before_it_has_left(opened: Open
     await within(write(first, data[: 3 * MIB]))
     await within(write(other, data[: 3 * MIB]))
     assert first.snapshot().offset == 3 * MIB  # it had to make room
-    apart: Held = Held(lambda request: not apart.reached and tail_of("first")(request))
-    second_part = Held(lambda request: request.operation == "UploadPart" and request.part == 2)
+    apart: HeldRequests = HeldRequests(lambda request: not apart.reached and tail_of("first")(request))
+    second_part = HeldRequests(lambda request: request.operation == "UploadPart" and request.part == 2)
     proxy.faults = lambda request: apart(request) or second_part(request)
     await within(write(first, data[3 * MIB : PART]))
     await asyncio.to_thread(apart.wait)  # the first part gathers its bytes: the second one has to wait
@@ -277,7 +277,7 @@ async def test_room_is_made_when_a_flush_has_ended(opened: Opener, proxy: Faulty
     storage: S3Storage = await opened(proxy.server, buffer_size=PART)
     silent, other = (storage.writer(replace(UPLOAD, id=name), TOKEN) for name in ("silent", "other"))
     await within(write(silent, DATA[: PART - 100_000]))
-    proxy.faults = held = Held(tail_of("silent"))
+    proxy.faults = held = HeldRequests(tail_of("silent"))
     flushing = asyncio.create_task(silent.flush(sync=True))
     await asyncio.to_thread(held.wait)
     writing = asyncio.create_task(write(other, DATA[:200_000]))  # so little is admitted at once
@@ -299,7 +299,7 @@ async def test_memory_is_given_back_although_closing_is_cancelled(
     storage: S3Storage = await opened(proxy.server, **QUICK)
     writer = storage.writer(UPLOAD, TOKEN)
     await write(writer, DATA[: PART + 1000])
-    proxy.faults = held = Held(lambda request: request.method in ("PUT", "POST"), fate)
+    proxy.faults = held = HeldRequests(lambda request: request.method in ("PUT", "POST"), fate)
     flushing = asyncio.create_task(writer.flush(sync=True))
     await asyncio.to_thread(held.wait)
     flushing.cancel()
@@ -320,7 +320,7 @@ async def test_memory_is_given_back_although_closing_is_cancelled(
 
 async def test_two_holders_in_a_row_lose_their_lock(opened: Opener) -> None:
     """The second one before it commits anything: the third one has other numbers of parts than either."""
-    held = Held(lambda request: request.operation == "UploadPart")
+    held = HeldRequests(lambda request: request.operation == "UploadPart")
     with FaultyProxy(moto(), held) as proxy:  # as S3, it has one part of a number
         one, two, three = await opened(moto()), await opened(proxy.server), await opened(moto())
         record = await send(one, replace(UPLOAD, length=len(DATA)), DATA[:PART])

@@ -28,7 +28,7 @@ POINTS_TO_EXAMPLE = re.compile(r"\bExample|\bdocs/\w+\.md|which has an example")
 
 
 def own_members(cls: type) -> list[tuple[str, Any]]:
-    """The public methods and properties that a class defines itself."""
+    """Return the public methods and properties that a class defines itself."""
     return [(name, member) for name, member in vars(cls).items() if not name.startswith("_")]
 
 

@@ -33,7 +33,7 @@ HALF = MEBI // 2
 
 
 def commands(name: str, uploads: Path, backup: Path) -> list[str]:
-    """The lines of the block of this name, with the directories of this test."""
+    """Return the lines of the block of this name, with the directories of this test."""
     text = (ROOT / "docs" / "backup.md").read_text()
     block = re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", text, re.DOTALL)
     assert block is not None

@@ -63,7 +63,7 @@ class Place:
         self.losses: list[str] = []  # names of faults that made syncs fail
 
     def lost(self, upload_id: str) -> bool:
-        return any(upload_id in path for name in self.losses for path in self.faults.begun(name))
+        return any(upload_id in path for name in self.losses for path in self.faults.affected_paths(name))
 
 
 class Chaos:

@@ -24,7 +24,7 @@ def concatenate(server: ServerProcess, part: str) -> None:
         try:
             with Connection(server.url, timeout=scaled(60)) as connection:
                 connection.send_head("POST", server.url, headers)
-                connection.bare_answer("POST")
+                connection.read_answer("POST")
         except OSError:
             pass
 

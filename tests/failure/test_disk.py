@@ -86,7 +86,7 @@ def assert_clear(answer: Answer, statuses: set[int]) -> None:
 
 
 def offset_if_known(server: ServerProcess, path: str, acknowledged: int) -> int:
-    """The offset, or what was acknowledged if the server says that it cannot look now."""
+    """Return the offset, or what was acknowledged if the server says that it cannot look now."""
     answer = head(server.port, path)
     if answer.status == 423:
         assert int(answer.headers["retry-after"]) > 0

@@ -30,7 +30,7 @@ from tests.support.hosts import (
     stopped,
     traces_of,
 )
-from tests.support.proxies import Trouble
+from tests.support.proxies import FaultyNetwork
 from tests.support.raw_client import (
     KIBI,
     MEBI,
@@ -83,7 +83,7 @@ OLD, NEW = payload(6 * MEBI, 1), payload(6 * MEBI, 2)
 
 
 def taken_over(server: ServerProcess, path: str, offset: int, body: bytes) -> Answer:
-    """The PATCH that is let in once the lease of the one before has ended."""
+    """Return the PATCH that is let in once the lease of the one before has ended."""
     deadline = time.monotonic() + RECOVERY
     while True:
         answer = patch(server.port, path, offset, body)
@@ -371,13 +371,13 @@ async def test_a_writer_that_froze_before_its_last_commit_finishes_nothing(
 # A host that cannot reach Redis.
 
 
-@pytest.mark.parametrize("failure", [Trouble.stall, Trouble.refuse], ids=["hanging", "refused"])
+@pytest.mark.parametrize("failure", [FaultyNetwork.stall, FaultyNetwork.refuse], ids=["hanging", "refused"])
 def test_a_host_cut_off_from_redis_stops_writing_before_its_lease_ends(
-    tmp_path: Path, redis: RedisServer, failure: Callable[[Trouble], None]
+    tmp_path: Path, redis: RedisServer, failure: Callable[[FaultyNetwork], None]
 ) -> None:
     """The host goes on receiving bytes: only its connection to Redis is gone."""
     piece = 20 * KIBI
-    with Trouble(redis.port) as network, several_hosts(tmp_path, [url_of(network), redis.url]) as (first, second):
+    with FaultyNetwork(redis.port) as network, several_hosts(tmp_path, [url_of(network), redis.url]) as (first, second):
         path = create(first.port, len(OLD))
         with start_patch(first.port, path, 0, len(OLD)) as connection:
             connection.send(OLD[:MEBI])
@@ -402,7 +402,7 @@ def test_a_host_cut_off_from_redis_stops_writing_before_its_lease_ends(
         assert_content(second.port, path, expected)
 
 
-def url_of(network: Trouble) -> str:
+def url_of(network: FaultyNetwork) -> str:
     return f"redis://127.0.0.1:{network.port}/0"
 
 
@@ -664,7 +664,7 @@ def test_redis_that_went_back_in_time_takes_no_byte_away(tmp_path: Path) -> None
         finished = create(second.port, len(OLD), body=OLD[:MEBI])
         at_the_end = create(second.port, MEBI)
         terminated = create(third.port, len(OLD), body=OLD[:MEBI])
-        redis.keep_snapshot(redis.folder / "earlier")
+        redis.save_snapshot(redis.folder / "earlier")
 
         assert patch(second.port, growing, MEBI, OLD[MEBI : 2 * MEBI]).status == 204
         assert patch(third.port, taken, MEBI, OLD[MEBI : 2 * MEBI]).status == 204
@@ -674,7 +674,7 @@ def test_redis_that_went_back_in_time_takes_no_byte_away(tmp_path: Path) -> None
         unknown = create(first.port, len(OLD), body=OLD[:MEBI])
         finished_later = create(first.port, MEBI, body=OLD[:MEBI])
 
-        redis.go_back_to(redis.folder / "earlier")
+        redis.restore_snapshot(redis.folder / "earlier")
         wait_until_ready(hosts)
         offset = offset_of(third.port, growing)
         assert MEBI <= offset <= 2 * MEBI
@@ -700,12 +700,12 @@ def test_redis_that_went_back_in_time_takes_no_byte_away(tmp_path: Path) -> None
 def test_a_patch_under_way_when_redis_goes_back_in_time_ends_or_is_right(tmp_path: Path) -> None:
     with forgetful_redis() as redis, several_hosts(tmp_path, redis.url, 2) as (first, second):
         path = create(first.port, len(OLD), body=OLD[: 100 * KIBI])
-        redis.keep_snapshot(redis.folder / "earlier")
+        redis.save_snapshot(redis.folder / "earlier")
         with start_patch(first.port, path, 100 * KIBI, len(OLD) - 100 * KIBI) as connection:
             connection.send(OLD[100 * KIBI : 2 * MEBI])
             connection.wait_until_read()
             assert offset_of(second.port, path) == 2 * MEBI
-            redis.go_back_to(redis.folder / "earlier")
+            redis.restore_snapshot(redis.folder / "earlier")
             wait_until_ready([first, second])
             answer = head(second.port, path)
             assert answer.status == 423 or 100 * KIBI <= answer.offset <= 2 * MEBI
@@ -731,7 +731,9 @@ def test_a_patch_under_way_when_redis_goes_back_in_time_ends_or_is_right(tmp_pat
 class Chaos:
     """Faults of one kind or another, one at a time at each place."""
 
-    def __init__(self, hosts: Hosts, redis: RedisServer, networks: Sequence[Trouble], chance: random.Random) -> None:
+    def __init__(
+        self, hosts: Hosts, redis: RedisServer, networks: Sequence[FaultyNetwork], chance: random.Random
+    ) -> None:
         self.hosts = hosts
         self.redis = redis
         self.networks = networks
@@ -802,7 +804,7 @@ class Chaos:
 def test_uploads_survive_whatever_happens_to_hosts_and_redis(tmp_path: Path, redis: RedisServer) -> None:
     chance = seeded_random()
     with ExitStack() as stack:
-        networks = [stack.enter_context(Trouble(redis.port)) for _ in range(3)]
+        networks = [stack.enter_context(FaultyNetwork(redis.port)) for _ in range(3)]
         hosts = stack.enter_context(several_hosts(tmp_path, [url_of(network) for network in networks]))
         chaos = Chaos(hosts, redis, networks, chance)
         uploaders = [Uploader([server.port for server in hosts], chance) for _ in range(6)]

@@ -58,20 +58,20 @@ def offset(server: ServerProcess, path: str) -> int:
 
 
 def begun(server: ServerProcess, size: int = 100) -> str:
-    """An upload of which the first bytes are acknowledged."""
+    """Return an upload of which the first bytes are acknowledged."""
     path = create(server)
     assert patch(server, path, 0, size) == 204
     return path
 
 
 def finishes(server: ServerProcess, path: str, start: int = 100) -> bool:
-    """Whether the upload can be continued to its end and holds what was sent."""
+    """Return whether the upload can be continued to its end and holds what was sent."""
     assert patch(server, path, start, len(DATA)) == 204
     return request(server.port, "GET", path).body == DATA
 
 
 def run(upload_dir: Path, command: str, options: dict[str, Any], env: dict[str, str] | None = None) -> tuple[int, str]:
-    """A command of the command line, to its end: the exit code, and what it printed."""
+    """Return a command of the command line, to its end: the exit code, and what it printed."""
     arguments = ServerProcess(upload_dir, **options).arguments()[1:]
     result = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tusd_py", command, *arguments],
@@ -86,7 +86,7 @@ def run(upload_dir: Path, command: str, options: dict[str, Any], env: dict[str, 
 
 
 def refuses_to_start(upload_dir: Path, options: dict[str, Any], *hints: str) -> bool:
-    """Whether the server ends at its start with one sentence that says what to check and how to overrule."""
+    """Return whether the server ends at its start with one sentence that says what to check and how to overrule."""
     code, text = run(upload_dir, "serve", options, CREDENTIALS)
     assert "Traceback" not in text
     assert all(hint in text for hint in (*hints, "adopt-storage")), text
@@ -202,7 +202,7 @@ def test_what_other_records_name_is_no_orphan(tmp_path: Path, redis_options: dic
 
 
 async def orphans_of(uploads: Path, options: dict[str, Any], *, dry_run: bool = False) -> int:
-    """Number of orphans, of any age, that a cleanup with these options finds; its server has an upload of its own."""
+    """Return the number of orphans, of any age, that a cleanup with these options finds."""
     settings = from_arguments({"upload_dir": uploads, **options})
     service = build_service(settings, EventBus())
     await open_service(service, settings)

@@ -135,7 +135,7 @@ class Uploader:
                 acknowledged = offset
 
     def again(self, action: Callable[[], Answer]) -> Answer:
-        """The answer to a request that may be repeated, as soon as there is a server to give it."""
+        """Return the answer to a request that may be repeated, as soon as there is a server to give it."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:

@@ -23,7 +23,7 @@ from tests.support import cancelling, harness
 from tests.support.chaos import stored_content
 from tests.support.harness import ServerProcess
 from tests.support.hosts import LEASE, seeded_random, stopped
-from tests.support.proxies import Trouble
+from tests.support.proxies import FaultyNetwork
 from tests.support.raw_client import (
     KIBI,
     MEBI,
@@ -45,7 +45,16 @@ from tests.support.raw_client import (
     wait_until,
 )
 from tests.support.redis_server import RedisServer
-from tests.support.s3_server import PASSING, Fault, Faults, FaultyProxy, Held, Request, random_faults, s3_server
+from tests.support.s3_server import (
+    TRANSIENT_FAULTS,
+    Fault,
+    Faults,
+    FaultyProxy,
+    HeldRequests,
+    Request,
+    random_faults,
+    s3_server,
+)
 from tests.support.s3_uploads import PART, Place, clean, digest_of, id_of, serving
 
 SKEW = 600.0  # seconds; S3 refuses requests whose time is 900 off
@@ -111,7 +120,7 @@ def finish(rig: Rig, path: str, data: bytes, *, acknowledged: int = 0, sent: int
 
 
 def again(action: Callable[[], Answer], seconds: float = PATIENCE) -> Answer:
-    """The answer to a request that is repeated while the upload is in use or the server is not there."""
+    """Return the answer to a request that is repeated while the upload is in use or the server is not there."""
     deadline = time.monotonic() + seconds
     while True:
         with suppress(OSError):
@@ -128,7 +137,7 @@ def called(operation: str) -> Callable[[Request], bool]:
 
 
 def times(count: int, fault: Fault, operation: str, part: int | None = None) -> Faults:
-    """The first requests of one operation have a fault."""
+    """Return the first requests of one operation have a fault."""
     left = [count]
     lock = threading.Lock()
 
@@ -167,7 +176,7 @@ def test_a_part_that_fails_while_the_next_ones_succeed(rig: Rig, part: int, rest
     finish(rig, path, DATA)
 
 
-@pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.parametrize("fault", TRANSIENT_FAULTS)
 @pytest.mark.parametrize("operation", ["CreateMultipartUpload", "UploadPart", "PutObject", "CompleteMultipartUpload"])
 def test_the_client_does_not_notice_one_fault(rig: Rig, operation: str, fault: Fault) -> None:
     path = create(rig.port, len(DATA))
@@ -227,7 +236,7 @@ def test_a_crash_while_a_tail_is_stored(rig: Rig, fate: Fault) -> None:
     """The tail before it, that the new one would have replaced, is still there."""
     path = create(rig.port, len(DATA))
     assert patch(rig.port, path, 0, DATA[:1000]).offset == 1000
-    rig.proxy.faults = holding = Held(called("PutObject"), fate)
+    rig.proxy.faults = holding = HeldRequests(called("PutObject"), fate)
     with start_patch(rig.port, path, 1000, 500) as connection:
         connection.send(DATA[1000:1500])
         holding.wait()
@@ -268,7 +277,7 @@ def test_tails_that_cannot_be_removed_do_no_harm(rig: Rig, fault: Fault) -> None
 @pytest.mark.parametrize("asked", ["HEAD", "PATCH"])
 def test_a_crash_between_the_last_part_and_the_object(rig: Rig, fate: Fault, asked: str) -> None:
     path = create(rig.port, len(DATA))
-    rig.proxy.faults = holding = Held(called("CompleteMultipartUpload"), fate)
+    rig.proxy.faults = holding = HeldRequests(called("CompleteMultipartUpload"), fate)
     with start_patch(rig.port, path, 0, len(DATA)) as connection:
         connection.send(DATA)
         holding.wait()
@@ -289,7 +298,7 @@ def test_a_crash_between_the_last_part_and_the_object(rig: Rig, fate: Fault, ask
 @pytest.mark.parametrize("fate", [Fault.NONE, Fault.REFUSE], ids=["made", "not made"])
 def test_a_crash_before_the_object_of_a_small_upload(rig: Rig, fate: Fault) -> None:
     path = create(rig.port, 10_000, body=DATA[:4000])
-    rig.proxy.faults = holding = Held(called("PutObject"), fate)
+    rig.proxy.faults = holding = HeldRequests(called("PutObject"), fate)
     with start_patch(rig.port, path, 4000, 6000) as connection:
         connection.send(DATA[4000:10_000])
         holding.wait()
@@ -383,7 +392,7 @@ def test_the_sweeper_removes_an_expired_upload_whose_multipart_upload_vanished(t
 
 
 def records_of(server: ServerProcess) -> list[str]:
-    """The ids of all uploads that the server has a record of."""
+    """Return the ids of all uploads that the server has a record of."""
     with closing(sqlite3.connect(server.upload_dir / ".tusd-py" / "uploads.sqlite3")) as connection:
         return [str(row[0]) for row in connection.execute("SELECT id FROM uploads")]
 
@@ -395,7 +404,7 @@ def test_a_concatenation_that_fails_or_is_killed(rig: Rig, operation: str) -> No
     headers = {"Upload-Concat": "final;" + " ".join(paths)}
     rig.proxy.faults = always(Fault.ERROR, operation)
     assert request(rig.port, "POST", "/files", headers).status in (500, 503)
-    rig.proxy.faults = holding = Held(called(operation), Fault.REFUSE)
+    rig.proxy.faults = holding = HeldRequests(called(operation), Fault.REFUSE)
     with ThreadPoolExecutor(1) as executor:
 
         def ask() -> None:
@@ -441,7 +450,7 @@ def test_a_multipart_upload_that_was_aborted(rig: Rig, restarted: bool, sent: in
 
 def test_a_multipart_upload_that_is_aborted_before_the_object_is_made(rig: Rig) -> None:
     path = create(rig.port, len(DATA))
-    rig.proxy.faults = holding = Held(called("CompleteMultipartUpload"))
+    rig.proxy.faults = holding = HeldRequests(called("CompleteMultipartUpload"))
     with start_patch(rig.port, path, 0, len(DATA)) as connection:
         connection.send(DATA)
         holding.wait()
@@ -505,11 +514,11 @@ def test_a_host_whose_clock_s3_refuses_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> Iterator[tuple[ServerProcess, Trouble, Place]]:
+def network(tmp_path: Path) -> Iterator[tuple[ServerProcess, FaultyNetwork, Place]]:
     """A server whose way to S3 can be stopped."""
     place = Place(s3_server())
     with (
-        Trouble(place.server.port) as trouble,
+        FaultyNetwork(place.server.port) as trouble,
         serving(tmp_path, place, f"http://127.0.0.1:{trouble.port}", shutdown_grace="5s") as server,
     ):
         try:
@@ -529,7 +538,7 @@ def looked_at(server: ServerProcess, path: str, offset: int) -> None:
         assert "retry-after" in answer.headers
 
 
-def test_s3_is_down_during_patches(network: tuple[ServerProcess, Trouble, Place]) -> None:
+def test_s3_is_down_during_patches(network: tuple[ServerProcess, FaultyNetwork, Place]) -> None:
     server, trouble, place = network
     paths = {size: create(server.port, len(DATA), body=DATA[:size]) for size in (0, 1000, PART + 1000)}
     running = create(server.port, len(DATA))
@@ -560,7 +569,7 @@ def test_s3_is_down_during_patches(network: tuple[ServerProcess, Trouble, Place]
         place.assert_alone(path, DATA)
 
 
-def test_head_is_answered_while_s3_hangs(network: tuple[ServerProcess, Trouble, Place]) -> None:
+def test_head_is_answered_while_s3_hangs(network: tuple[ServerProcess, FaultyNetwork, Place]) -> None:
     """S3 accepts connections and never answers. HEAD says when to come back, with a PATCH under way or not."""
     server, trouble, place = network
     paths = {size: create(server.port, len(DATA), body=DATA[:size]) for size in (1000, PART + 1000)}
@@ -587,7 +596,9 @@ def test_head_is_answered_while_s3_hangs(network: tuple[ServerProcess, Trouble, 
         place.assert_object(path, DATA)
 
 
-def test_a_server_shuts_down_within_its_grace_while_s3_hangs(network: tuple[ServerProcess, Trouble, Place]) -> None:
+def test_a_server_shuts_down_within_its_grace_while_s3_hangs(
+    network: tuple[ServerProcess, FaultyNetwork, Place],
+) -> None:
     server, trouble, place = network
     path = create(server.port, len(DATA), body=DATA[: PART + 1000])
     with start_patch(server.port, path, PART + 1000, len(DATA) - PART - 1000) as connection:
@@ -610,7 +621,7 @@ def test_a_server_shuts_down_within_its_grace_while_s3_hangs(network: tuple[Serv
     place.assert_object(path, DATA)
 
 
-def test_s3_hangs_for_a_while(network: tuple[ServerProcess, Trouble, Place]) -> None:
+def test_s3_hangs_for_a_while(network: tuple[ServerProcess, FaultyNetwork, Place]) -> None:
     """The client is held up, not turned away, and nothing is sent twice."""
     server, trouble, place = network
     path = create(server.port, len(DATA))
@@ -630,7 +641,7 @@ def test_s3_hangs_for_a_while(network: tuple[ServerProcess, Trouble, Place]) -> 
 
 def test_a_new_server_does_not_start_while_s3_hangs(tmp_path: Path) -> None:
     place = Place(s3_server())
-    with Trouble(place.server.port) as trouble:
+    with FaultyNetwork(place.server.port) as trouble:
         trouble.refuse()
         with pytest.raises(RuntimeError, match="cannot be reached"):
             ServerProcess(tmp_path / "records", **place.options(f"http://127.0.0.1:{trouble.port}")).start()
@@ -652,7 +663,7 @@ def test_a_frozen_writer_that_wakes_up_changes_nothing(tmp_path: Path, wakes: st
         sent = PART + 3 * MEBI
         connection = stack.enter_context(stalled_patch(first.port, path, old, sent))
         assert offset_of(second.port, path) == sent
-        proxy.faults = holding = Held(called("UploadPart"))
+        proxy.faults = holding = HeldRequests(called("UploadPart"))
         connection.send(old[sent : 2 * PART + 1000])  # a part leaves, and is held up
         holding.wait()
         with stopped(first):
@@ -689,7 +700,7 @@ def test_the_janitor_removes_what_crashes_left_and_nothing_else(tmp_path: Path) 
             small = create(server.port, len(DATA), body=DATA[:1000])
             large = create(server.port, len(DATA), body=DATA[: 2 * PART + 1000])
             killed = create(server.port, len(DATA))
-            proxy.faults = holding = Held(called("UploadPart"))
+            proxy.faults = holding = HeldRequests(called("UploadPart"))
             with start_patch(server.port, killed, 0, len(DATA)) as connection:
                 connection.send(DATA[:PART])
                 holding.wait()
@@ -776,7 +787,7 @@ class Client:
             assert (answer.status, answer.offset) == (200, length), answer
 
     def patch(self, path: str, data: bytes, start: int, end: int, *, declare: bool) -> bool:
-        """Whether it was acknowledged."""
+        """Return whether it was acknowledged."""
         self.doing = f"PATCH {path} {start} {end}"
         headers = {"Upload-Length": str(len(data))} if declare else {}
         if self.chance.random() < 0.2:
@@ -914,7 +925,7 @@ def test_the_orphan_cleanup_beside_a_running_patch_leaves_it_alone(tmp_path: Pat
     place = Place(s3_server())
     with FaultyProxy(place.server) as proxy, serving(tmp_path, place, proxy.server.endpoint) as server:
         path = create(server.port, len(DATA))
-        proxy.faults = holding = Held(called("UploadPart"))
+        proxy.faults = holding = HeldRequests(called("UploadPart"))
         with start_patch(server.port, path, 0, len(DATA)) as connection:
             connection.send(DATA[: PART + 1000])
             holding.wait()

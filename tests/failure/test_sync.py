@@ -82,7 +82,7 @@ def assert_told(server: ServerProcess, failures: int = 1) -> None:
 
 
 def true_offset(server: ServerProcess, path: str) -> int:
-    """The offset once HEAD has found out."""
+    """Return the offset once HEAD has found out."""
     for _ in range(3):
         answer = head(server.port, path)
         assert answer.status in {200, 423}, answer

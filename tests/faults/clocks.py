@@ -1,4 +1,4 @@
-"""Wall clocks that are wrong: in this process (`FakeClock`), or in a server of its own (`clock.c`, preloaded).
+"""Wrong wall clocks: in this process (`FakeClock`), or in a server process (`clock.c`, preloaded).
 
     clock = PreloadedClock(tmp_path / "clock", clock_library)
     with ServerProcess(tmp_path / "uploads", env=clock.env) as server:
@@ -18,7 +18,7 @@ DAY = 86400.0  # seconds
 
 
 class FakeClock:
-    """A clock of one host that stands still (`tusd_py.core.clock.Clock`): the test moves it."""
+    """A clock of one host (`tusd_py.core.clock.Clock`) that stands still unless the test moves it."""
 
     def __init__(self, wall: float | None = None, *, monotonic: float = 1000.0, era: str = "first boot") -> None:
         self.now = time.time() if wall is None else wall
@@ -34,24 +34,24 @@ class FakeClock:
     def era(self) -> str:
         return self.boot
 
-    def pass_by(self, seconds: float) -> None:
-        """Time goes by."""
+    def advance(self, seconds: float) -> None:
+        """Let time pass for both clocks."""
         self.now += seconds
         self.uptime += seconds
 
     def jump(self, seconds: float) -> None:
-        """The wall clock alone is set."""
+        """Set the wall clock alone, by `seconds`."""
         self.now += seconds
 
     def reboot(self, era: str, *, off_for: float = 60.0) -> None:
-        """The system starts again after it was off for some seconds."""
+        """Start the system again after it was off for some seconds."""
         self.now += off_for
         self.uptime = 5.0
         self.boot = era
 
 
 class HostClock(FakeClock):
-    """The real clock of this host, but for the wall clock, which is wrong by so many seconds."""
+    """The real clocks of this host, with a wall clock that is wrong by `wrong_by` seconds."""
 
     def __init__(self, wrong_by: float) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def build(compiler: str, folder: Path) -> Path:
 
 
 class PreloadedClock:
-    """The wall clock of every process that is started with `env`, which the test sets while they run."""
+    """The wall clock of every process started with `env`, which the test sets while they run."""
 
     def __init__(self, file: Path, library: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class PreloadedClock:
         return {"LD_PRELOAD": str(self._library), "TUSD_PY_CLOCK": str(self._file)}
 
     def set(self, wrong_by: float) -> None:
-        """From now on the clock is ahead by so many seconds, or behind if negative."""
+        """Set the clock ahead by `wrong_by` seconds, or behind if negative."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{wrong_by}")
         new.replace(self._file)

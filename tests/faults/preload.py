@@ -33,8 +33,8 @@ class PreloadedFaults:
 
     `calls` names one call or several, separated by commas: pwritev, pwrite, write, fsync, fdatasync, ftruncate,
     copy_file_range, unlink, rename, link, mkdir, open; `*` is all of them. `pattern` is a glob of the whole path, in
-    which `*` matches `/` too. Of the matching calls of a process the first `skip` pass, the next `times` are
-    affected (0: all).
+    which `*` matches `/` too. Of the matching calls of a process the first `skip` pass, the next `times` are affected
+    (0: all).
     """
 
     def __init__(self, folder: Path, library: Path) -> None:
@@ -51,31 +51,31 @@ class PreloadedFaults:
         return {"LD_PRELOAD": str(self._library), "TUSD_PY_FAULTS": str(self._rules_file)}
 
     def fail(self, calls: str, pattern: str, error: int = errno.EIO, *, skip: int = 0, times: int = 0) -> Fault:
-        """The calls fail with this errno."""
+        """Make the calls fail with this errno."""
         return self._add(calls, pattern, f"error:{error}", skip, times)
 
     def lose(self, calls: str, pattern: str, error: int = errno.EIO, *, skip: int = 0, times: int = 0) -> Fault:
-        """The syncs fail, and what the process wrote to the file since its last good sync becomes zeros."""
+        """Make the syncs fail, and turn what the process wrote to the file since its last good sync into zeros."""
         return self._add(calls, pattern, f"lose:{error}", skip, times)
 
     def stall(self, calls: str, pattern: str, *, after: bool = False, skip: int = 0, times: int = 0) -> Fault:
-        """The calls do nothing until the fault is lifted, and then what they should; `after`: the reverse."""
+        """Make the calls wait until the fault is lifted, before they do their work or `after` it."""
         return self._add(calls, pattern, "stall-after" if after else "stall", skip, times)
 
     def slow(self, calls: str, pattern: str, seconds: float, *, skip: int = 0, times: int = 0) -> Fault:
-        """The calls take so much longer."""
+        """Make the calls take `seconds` longer."""
         return self._add(calls, pattern, f"slow:{round(seconds * 1000)}", skip, times)
 
     def drop(self, calls: str, pattern: str, *, skip: int = 0, times: int = 0) -> Fault:
-        """The calls succeed and do nothing."""
+        """Make the calls succeed without doing anything."""
         return self._add(calls, pattern, "drop", skip, times)
 
     def short(self, calls: str, pattern: str, size: int, *, skip: int = 0, times: int = 0) -> Fault:
-        """The calls write at most so many bytes."""
+        """Make the calls write at most `size` bytes."""
         return self._add(calls, pattern, f"short:{size}", skip, times)
 
     def kill(self, calls: str, pattern: str, *, after: bool = False, skip: int = 0, times: int = 0) -> Fault:
-        """The process is killed before the call, or `after` it."""
+        """Kill the process before the call, or `after` it."""
         return self._add(calls, pattern, "kill-after" if after else "kill", skip, times)
 
     def clear(self) -> None:
@@ -87,12 +87,12 @@ class PreloadedFaults:
         self._rules.pop(name, None)
         self._write()
 
-    def begun(self, name: str) -> list[str]:
-        """The paths of the calls that a fault has affected so far, in order."""
+    def affected_paths(self, name: str) -> list[str]:
+        """Return the paths of the calls that a fault has affected so far, in order."""
         return self._phases(name, "begin")
 
     def ended(self, name: str) -> list[str]:
-        """The paths of the calls whose stall is over."""
+        """Return the paths of the calls whose stall is over."""
         return self._phases(name, "end")
 
     def _phases(self, name: str, phase: str) -> list[str]:
@@ -115,29 +115,29 @@ class PreloadedFaults:
 
 
 class Fault:
-    """One fault in being."""
+    """One active fault."""
 
     def __init__(self, faults: PreloadedFaults, name: str) -> None:
         self._faults = faults
         self.name = name
 
     def wait(self, count: int = 1, timeout: float = 60) -> None:
-        """Until so many calls were affected, seconds at most."""
+        """Wait until `count` calls were affected, at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while len(self.hits) < count:
             assert time.monotonic() < deadline, f"{len(self.hits)} of {count} calls within {timeout} s"
             time.sleep(0.01)
 
     def lift(self) -> None:
-        """End the fault; a stalled call goes on."""
+        """End the fault; a stalled call continues."""
         self._faults.lift(self.name)
 
     @property
     def hits(self) -> list[str]:
-        """The paths of the calls affected so far."""
-        return self._faults.begun(self.name)
+        """Paths of the calls affected so far."""
+        return self._faults.affected_paths(self.name)
 
     @property
     def ended(self) -> list[str]:
-        """The paths of the calls whose stall is over."""
+        """Paths of the calls whose stall is over."""
         return self._faults.ended(self.name)

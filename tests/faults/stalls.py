@@ -6,7 +6,7 @@
         stall.wait()  # in a coroutine: `await asyncio.to_thread(stall.wait)`
         stall.lift()
 
-The functions of the module `os` are replaced, so that only Python code meets them; SQLite does not (`preload.py`).
+The functions of the module `os` are replaced, so that the faults affect Python code only, not SQLite (`preload.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-# The position of the argument that says which file is meant: a descriptor or a path.
+# Position of the argument that names the file: a descriptor or a path.
 CALLS = {
     "pwritev": 0,
     "pwrite": 0,
@@ -39,7 +39,7 @@ CALLS = {
 
 
 class OSFault:
-    """One fault in being: the matching calls fail or stall until it is lifted."""
+    """One active fault: the matching calls fail or stall until it is lifted."""
 
     def __init__(self, calls: str, pattern: str, error: int | None, skip: int, times: int) -> None:
         self._calls = calls.split(",")
@@ -53,8 +53,8 @@ class OSFault:
         self.hits: list[str] = []
         self.stalled = 0  # calls that stall now
 
-    def meet(self, call: str, path: str) -> None:
-        """Called in the thread of the call, before it."""
+    def before_call(self, call: str, path: str) -> None:
+        """Fail or stall a matching call; runs in the thread of the call, before it."""
         if call not in self._calls or not fnmatch.fnmatchcase(path, self._pattern):
             return
         with self._changed:
@@ -72,19 +72,19 @@ class OSFault:
         raise OSError(self._error, os.strerror(self._error), path)
 
     def wait(self, count: int = 1, timeout: float = 60) -> None:
-        """Until so many calls were affected, seconds at most; blocks."""
+        """Wait until `count` calls were affected, at most `timeout` seconds. Blocks."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.hits) >= count, timeout), f"{len(self.hits)} of {count}"
 
     def lift(self) -> None:
-        """End the fault; a stalled call goes on."""
+        """End the fault; a stalled call continues."""
         with self._changed:
             self._lifted = True
             self._changed.notify_all()
 
 
 class OSFaults:
-    """The faults of the functions of the module `os` in this process; `close` lifts all and restores the functions."""
+    """The faults of the functions of the module `os` in this process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._faults: list[OSFault] = []
@@ -92,11 +92,11 @@ class OSFaults:
             monkeypatch.setattr(os, call, self._replacement(call, position, getattr(os, call)))
 
     def fail(self, calls: str, pattern: str, error: int = errno.EIO, *, skip: int = 0, times: int = 0) -> OSFault:
-        """The calls fail with this errno; of the matching ones `skip` pass first, then `times` fail (0: all)."""
+        """Make the calls fail with this errno; of the matching ones `skip` pass first, then `times` fail (0: all)."""
         return self._add(OSFault(calls, pattern, error, skip, times))
 
     def stall(self, calls: str, pattern: str, *, skip: int = 0, times: int = 0) -> OSFault:
-        """The calls wait until the fault is lifted, then they do what they should."""
+        """Make the calls wait until the fault is lifted, before they do their work."""
         return self._add(OSFault(calls, pattern, None, skip, times))
 
     def clear(self) -> None:
@@ -113,14 +113,14 @@ class OSFaults:
             if self._faults:
                 path = _path(arguments[position])
                 for fault in self._faults:
-                    fault.meet(call, path)
+                    fault.before_call(call, path)
             return real(*arguments, **named)
 
         return replaced
 
 
 def _path(where: Any) -> str:
-    """The path that a descriptor or a path-like argument means."""
+    """Return the path of a descriptor or of a path-like argument."""
     if isinstance(where, int):
         try:
             return os.readlink(f"/proc/self/fd/{where}")

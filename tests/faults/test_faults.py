@@ -1,4 +1,4 @@
-"""The tools that make system calls fail or stall do what tests rely on."""
+"""Tests of the tools that make system calls fail or stall."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def faults(tmp_path: Path, preload_library: Path) -> PreloadedFaults:
 
 
 def written(faults: PreloadedFaults, *paths: Path) -> list[str]:
-    """Results of the pwritev and fsync calls of a process, by path."""
+    """Return the results of the pwritev and fsync calls of a process, by path."""
     done = subprocess.run(
         [sys.executable, "-c", WRITE, *map(str, paths)], env=os.environ | faults.env, capture_output=True, text=True
     )

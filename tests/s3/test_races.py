@@ -24,7 +24,7 @@ from tests.support.raw_client import (
     start_patch,
     wait_until,
 )
-from tests.support.s3_server import Fault, FaultyProxy, Held, s3_server
+from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, s3_server
 from tests.support.s3_uploads import PART, Place, id_of, serving
 
 DATA = payload(2 * PART + 12_345)
@@ -49,7 +49,7 @@ def server(tmp_path: Path, place: Place, proxy: FaultyProxy) -> Iterator[ServerP
 
 
 def committed_offset(server: ServerProcess, path: str) -> int:
-    """The one of the record. (To ask with HEAD would have a PATCH under way commit.)"""
+    """Return the one of the record. (To ask with HEAD would have a PATCH under way commit.)"""
     records = server.upload_dir / ".tusd-py" / "uploads.sqlite3"
     with closing(sqlite3.connect(f"file:{records}?mode=ro", uri=True)) as database:
         ((offset,),) = database.execute("SELECT offset FROM uploads WHERE id = ?", (id_of(path),))
@@ -70,7 +70,7 @@ def test_a_body_ends_after_all_of_its_bytes_were_committed(server: ServerProcess
 
 def test_two_heads_while_the_end_of_a_body_arrives(server: ServerProcess, proxy: FaultyProxy) -> None:
     path = create(server.port, len(DATA))
-    held = Held(lambda request: request.operation == "PutObject")
+    held = HeldRequests(lambda request: request.operation == "PutObject")
     with ThreadPoolExecutor(2) as executor:
         with start_patch(server.port, path, 0, len(DATA)) as connection:
             connection.send(DATA[:-100])
@@ -94,7 +94,7 @@ def test_a_head_that_looks_while_the_object_is_made(server: ServerProcess, proxy
     path = create(server.port, len(DATA))
     cut = PART + 1000
     assert patch(server.port, path, 0, DATA[:cut]).status == 204
-    proxy.faults = held = Held(lambda request: request.operation == "ListParts")
+    proxy.faults = held = HeldRequests(lambda request: request.operation == "ListParts")
     with ThreadPoolExecutor(1) as executor:
         looking = executor.submit(head, server.port, path)
         held.wait()

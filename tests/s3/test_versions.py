@@ -24,7 +24,7 @@ def versioned(request: pytest.FixtureRequest) -> S3Server:
 
 
 def versions_of(server: S3Server, identity: str) -> list[str]:
-    """The keys of everything that the bucket keeps, but for the identity of the storage."""
+    """Return the keys of everything that the bucket keeps, but for the identity of the storage."""
     with contextlib.closing(server.client()) as client:
         answer = client.list_object_versions(Bucket=server.bucket)
         keys = [found["Key"] for kind in ("Versions", "DeleteMarkers") for found in answer.get(kind, [])]

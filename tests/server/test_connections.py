@@ -41,7 +41,7 @@ HEAD = "HEAD {path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\n\r\n"
 
 
 def metric(port: int, name: str) -> float:
-    """The sum of a metric over all its labels."""
+    """Return the sum of a metric over all its labels."""
     text = request(port, "GET", "/metrics").body.decode()
     return sum(
         float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))
@@ -211,7 +211,7 @@ def half_a_head_after_an_answer(port: int) -> Connection:
 
 
 def answered_before_the_body(port: int) -> Connection:
-    """The upload is not there, which is known before the body: one byte of it comes afterwards."""
+    """Return the upload is not there, which is known before the body: one byte of it comes afterwards."""
     connection = start_patch(port, "/files/unknown", 0, 10)
     assert connection.answer().status == 404
     connection.send(b"x")

@@ -118,7 +118,7 @@ def test_what_was_stored_stays_when_the_connection_breaks(front: int) -> None:
 
 
 def patch_from_where_it_is(port: int, path: str, data: bytes) -> Answer:
-    """The rest, from where HEAD says: a proxy may still pass on what a connection had sent before it broke."""
+    """Return the rest, from where HEAD says: a proxy may still pass on what a connection had sent before it broke."""
     offset = offset_of(port, path)
     answer = patch(port, path, offset, data[offset:])
     assert answer.status in (204, 409, 423), answer
@@ -147,7 +147,7 @@ def test_fields_too_long_for_the_buffers_of_nginx_are_logged_once(tmp_path: Path
 
 
 def look(port: int, path: str) -> Answer | None:
-    """The answer to HEAD, or None if the connection was closed without one."""
+    """Return the answer to HEAD, or None if the connection was closed without one."""
     with contextlib.suppress(ConnectionError):
         return head(port, path)
     return None

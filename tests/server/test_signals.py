@@ -26,7 +26,7 @@ START = 5.0  # seconds that a process may take to notice a signal on a busy mach
 
 
 def metric_files(folder: Path) -> list[str]:
-    """The names of the files of metrics, without their ends."""
+    """Return the names of the files of metrics, without their ends."""
     return [path.stem for path in folder.glob("tusd-py-metrics-*/*.db")]
 
 

@@ -39,7 +39,7 @@ def stored(server: ServerProcess, data: bytes) -> str:
 
 
 def download(server: ServerProcess, path: str, *, receive_buffer: int | None = None) -> Connection:
-    """A GET of which nothing has been read."""
+    """Return a GET of which nothing has been read."""
     connection = Connection(server.port)
     if receive_buffer is not None:
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)

@@ -34,7 +34,7 @@ def final(server: ServerProcess, *parts: str) -> str:
 
 
 def waiting(url: str) -> http.client.HTTPMessage:
-    """The header fields of a final upload that waits: it is the one HEAD without an offset."""
+    """Return the header fields of a final upload that waits: it is the one HEAD without an offset."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.netloc, timeout=scaled(10))
     with contextlib.closing(connection):

@@ -1,4 +1,4 @@
-"""Requests made directly to an ASGI application, in the event loop of the test: to be cancelled, fed and held up."""
+"""Requests made directly to an ASGI application in the event loop of the test, to be cancelled, fed and stalled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATIENCE = 60.0  # seconds for anything that has to happen
 
 
 def http_scope(method: str, path: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
-    """The ASGI scope of a tus request."""
+    """Return the ASGI scope of a tus request."""
     fields = {"host": "testserver", **TUS, **(headers or {})}
     return {
         "type": "http",
@@ -30,7 +30,7 @@ def http_scope(method: str, path: str, headers: dict[str, str] | None = None) ->
 
 
 class Call:
-    """One request in a task of its own; its body is given piece by piece, and nobody disconnects."""
+    """One request in a task of its own; the test supplies its body piece by piece, and the client never disconnects."""
 
     def __init__(self, app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None) -> None:
         self._scope = http_scope(method, path, headers)
@@ -45,18 +45,18 @@ class Call:
         await app(self._scope, self._messages.get, send)
 
     def give(self, data: bytes, *, more: bool = True) -> None:
-        """The next bytes of the body."""
+        """Supply the next bytes of the body."""
         self._messages.put_nowait({"type": "http.request", "body": data, "more_body": more})
 
     async def cancel_like_anyio(self) -> None:
-        """Cancel again at every step, as a cancel scope does, until the request has ended."""
+        """Cancel the request at every step, as an anyio cancel scope does, until it has ended."""
         async with asyncio.timeout(PATIENCE):
             while not self.task.done():
                 self.task.cancel()
                 await asyncio.sleep(0)
 
     async def answer(self) -> Call:
-        """Wait for the end."""
+        """Wait until the request has ended, and return it."""
         async with asyncio.timeout(PATIENCE):
             await asyncio.shield(self.task)
         return self
@@ -79,19 +79,19 @@ class Call:
 
 
 async def ask(app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Call:
-    """A request with its whole body, answered."""
+    """Make a request with its whole body and return it once it is answered."""
     call = Call(app, method, path, {"content-length": str(len(body)), **(headers or {})})
     call.give(body, more=False)
     return await call.answer()
 
 
 def offset_stream(offset: int, **headers: str) -> dict[str, str]:
-    """The headers of a PATCH."""
+    """Return the header fields of a PATCH."""
     return {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream", **headers}
 
 
 async def create(app: ASGIApp, length: int, **headers: str) -> str:
-    """The path of a new upload."""
+    """Create an upload and return its path."""
     created = await ask(app, "POST", "/", {"Upload-Length": str(length), **headers})
     assert created.status == 201
     return "/" + created.headers["location"].rpartition("/")[2]

@@ -24,21 +24,21 @@ COMMAND = (
     "-m",
     "tests.support.cancelling",
 )  # in place of `tests.support.harness.COMMAND`
-SHARE = float(os.environ.get("CANCEL_SHARE", "0.1"))
-LONGEST = 0.5  # seconds after which a request is cancelled, at most
+CANCEL_SHARE = float(os.environ.get("CANCEL_SHARE", "0.1"))
+MAX_SECONDS = 0.5  # seconds after which a request is cancelled, at most
 
 create_app = vars(run)["create_app"]
 
 
 class Cancelling:
-    """Runs the application, and cancels some of its requests."""
+    """An ASGI middleware that cancels some of the requests of its application."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self.state = app.state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or random.random() >= SHARE:
+        if scope["type"] != "http" or random.random() >= CANCEL_SHARE:
             await self._app(scope, receive, send)
             return
         started = False
@@ -56,7 +56,7 @@ class Cancelling:
             await send({"type": "http.response.body", "body": b""})
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seconds = random.uniform(0, LONGEST)
+        seconds = random.uniform(0, MAX_SECONDS)
         if random.random() < 0.5:
             with anyio.move_on_after(seconds):
                 await self._app(scope, receive, send)

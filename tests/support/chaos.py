@@ -1,4 +1,4 @@
-"""Clients that upload through every fault, and that can tell from the stored bytes whether one was lost or mixed up."""
+"""Clients that upload through every fault, and detect from the stored bytes whether one was lost or changed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.support.raw_client import (
 
 
 @dataclass
-class Sent:
-    """The PATCHes of one upload: each sends bytes of its own, so that the file tells which one a byte came in."""
+class SentPatches:
+    """The PATCHes of one upload: each sends bytes of its own, so that the file shows which PATCH a byte came in."""
 
     reference: bytes
     starts: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))  # start, key: acknowledged end
@@ -44,14 +44,14 @@ class Sent:
     def acknowledged(self, start: int, key: int, end: int) -> None:
         self.starts[start][key] = end
 
-    def went_back(self, offset: int) -> None:
-        """A failed sync took acknowledged bytes back, as HEAD said: those beyond the offset are to be sent again."""
+    def offset_went_back(self, offset: int) -> None:
+        """Take back acknowledgements beyond `offset`: HEAD said that a failed sync lost those bytes."""
         for start, ends in self.starts.items():
             for key, end in ends.items():
                 ends[key] = max(start, min(end, offset))
 
     def check(self, stored: bytes) -> None:
-        """Every byte is from the PATCH that was let in where it begins, and none that was acknowledged is missing."""
+        """Assert that every byte is from a PATCH accepted at its offset, and that no acknowledged byte is missing."""
         assert len(stored) == len(self.reference)
         keys = bytes(a ^ b for a, b in zip(stored, self.reference, strict=True))
         position = 0
@@ -64,14 +64,14 @@ class Sent:
 
 
 class Uploader:
-    """A client in a thread that sends every request to a server chosen at random, and gives up waiting soon.
+    """A client in a thread that sends each request to a random server, with a short timeout.
 
-    `transient` are the statuses with which a fault may answer anything but HEAD. `sync_failed` tells of an upload id
+    `transient` are the statuses with which a fault may answer anything but HEAD. `sync_failed` returns for an upload id
     whether a sync of its file has failed, which may take acknowledged bytes back.
     """
 
-    GIVE_UP = 4.0  # seconds
-    SLOW = 4.0  # seconds a slow body takes at most
+    REQUEST_TIMEOUT = 4.0  # seconds
+    MAX_BODY_SECONDS = 4.0  # seconds a slow body takes at most
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Uploader:
         self.broken = 0  # PATCHes that were not answered with 204
         self.taken_back = 0  # acknowledged offsets that went back after a failed sync
         self.finished: list[tuple[str, str]] = []  # path and digest
-        self.doing = ""
+        self.current_request = ""
 
     def run(self) -> None:
         while not self.stop.is_set():
@@ -104,7 +104,7 @@ class Uploader:
         self.check(path, [sent])
 
     def record(self) -> None:
-        """An upload whose length is declared with its last PATCH."""
+        """Upload a recording, whose length is declared with its last PATCH."""
         sent = self.new()
         path = self.create(None)
         self.send(path, sent, deferred=True)
@@ -117,27 +117,27 @@ class Uploader:
             paths.append(self.create(len(part.reference), {"Upload-Concat": "partial"}))
             self.send(paths[-1], part)
         headers = {"Upload-Concat": "final;" + " ".join(paths)}
-        made = self.again("POST", "/files", headers, allowed={201})
+        made = self.repeat_until_allowed("POST", "/files", headers, allowed={201})
         self.check(path_of(made), parts)
 
     def terminate(self) -> None:
         sent = self.new()
         path = self.create(len(sent.reference))
         self.patch(path, sent, 0, len(sent.reference) // 2)
-        self.again("DELETE", path, allowed={204, 404})
-        gone = self.again("HEAD", path, allowed={404})
+        self.repeat_until_allowed("DELETE", path, allowed={204, 404})
+        gone = self.repeat_until_allowed("HEAD", path, allowed={404})
         assert gone.status == 404, gone
         self.steps += 1
 
-    def new(self) -> Sent:
+    def new(self) -> SentPatches:
         size = self.chance.choice([3_000, 200 * KIBI, 2 * MEBI, 5 * MEBI])
-        return Sent(self.chance.randbytes(self.chance.randrange(1, size)))
+        return SentPatches(self.chance.randbytes(self.chance.randrange(1, size)))
 
     def create(self, length: int | None, headers: dict[str, str] | None = None) -> str:
-        made = self.again("POST", "/files", creation_headers(length) | (headers or {}), allowed={201})
+        made = self.repeat_until_allowed("POST", "/files", creation_headers(length) | (headers or {}), allowed={201})
         return path_of(made)
 
-    def send(self, path: str, sent: Sent, *, deferred: bool = False) -> None:
+    def send(self, path: str, sent: SentPatches, *, deferred: bool = False) -> None:
         size = max(self.chance.choice([20 * KIBI, 300 * KIBI, 3 * MEBI]), len(sent.reference) // 10)
         offset = 0
         declared = False
@@ -148,22 +148,22 @@ class Uploader:
                 declared = declared or last
             else:
                 self.broken += 1
-                found = self.again("HEAD", path, allowed={200})
+                found = self.repeat_until_allowed("HEAD", path, allowed={200})
                 assert found.offset <= end, f"HEAD answered {found.offset} of {end} that were sent"
                 declared = "upload-length" in found.headers
                 if found.offset < offset:
                     assert self.sync_failed(path.rpartition("/")[2]), (
                         f"HEAD answered {found.offset} for {path}, acknowledged were {offset}"
                     )
-                    sent.went_back(found.offset)
+                    sent.offset_went_back(found.offset)
                     self.taken_back += 1
                 end = found.offset
             self.steps += end > offset
             offset = end
 
-    def patch(self, path: str, sent: Sent, start: int, end: int, *, declares: bool = False) -> bool:
-        """Whether it was answered with 204."""
-        self.doing = f"PATCH {path} from {start} to {end}"
+    def patch(self, path: str, sent: SentPatches, start: int, end: int, *, declares: bool = False) -> bool:
+        """Send one PATCH; return whether it was answered with 204."""
+        self.current_request = f"PATCH {path} from {start} to {end}"
         key, body = sent.next(start, end)
         slow = self.chance.random() < 0.25 and not self.stop.is_set()
         headers = patch_headers(start) | {"Content-Length": str(len(body))}
@@ -172,14 +172,14 @@ class Uploader:
         if self.chance.random() < 0.2:
             headers |= checksum(body)
         try:
-            with Connection(self.chance.choice(self.ports), self.GIVE_UP) as connection:
+            with Connection(self.chance.choice(self.ports), self.REQUEST_TIMEOUT) as connection:
                 connection.start("PATCH", path, headers)
                 with suppress(OSError):  # an answer may say why
                     self.send_body(connection, body, slow)
-                answer = connection.answer(self.GIVE_UP)
+                answer = connection.answer(self.REQUEST_TIMEOUT)
         except OSError:
             return False
-        assert answer.status in {204, 409} | self.transient, (self.doing, answer)
+        assert answer.status in {204, 409} | self.transient, (self.current_request, answer)
         if answer.status == 204:
             assert answer.offset == end, answer
             sent.acknowledged(start, key, end)
@@ -193,24 +193,26 @@ class Uploader:
         size = len(body) // pieces + 1
         for start in range(0, len(body), size):
             connection.send(body[start : start + size])
-            time.sleep(self.chance.uniform(0, self.SLOW / pieces))
+            time.sleep(self.chance.uniform(0, self.MAX_BODY_SECONDS / pieces))
 
-    def again(self, method: str, path: str, headers: dict[str, str] | None = None, *, allowed: set[int]) -> Answer:
-        """Repeat a request that is harmless to repeat until it is let in; no other status than these is answered."""
+    def repeat_until_allowed(
+        self, method: str, path: str, headers: dict[str, str] | None = None, *, allowed: set[int]
+    ) -> Answer:
+        """Repeat an idempotent request until its status is `allowed`; fail on any other than a transient one."""
         transient = {423} if method == "HEAD" else self.transient
         while True:
-            self.doing = f"{method} {path}"
+            self.current_request = f"{method} {path}"
             with suppress(OSError):
-                answer = request(self.chance.choice(self.ports), method, path, headers, timeout=self.GIVE_UP)
-                assert answer.status in allowed | transient, (self.doing, answer)
+                answer = request(self.chance.choice(self.ports), method, path, headers, timeout=self.REQUEST_TIMEOUT)
+                assert answer.status in allowed | transient, (self.current_request, answer)
                 assert method != "HEAD" or answer.status not in RESTARTS_UPLOAD
                 if answer.status in allowed:
                     return answer
-                assert int(answer.headers["retry-after"]) >= 1, (self.doing, answer)
+                assert int(answer.headers["retry-after"]) >= 1, (self.current_request, answer)
             time.sleep(0.05)
 
-    def check(self, path: str, parts: Sequence[Sent]) -> None:
-        stored = self.again("GET", path, allowed={200}).body
+    def check(self, path: str, parts: Sequence[SentPatches]) -> None:
+        stored = self.repeat_until_allowed("GET", path, allowed={200}).body
         position = 0
         for part in parts:
             part.check(stored[position : position + len(part.reference)])
@@ -221,7 +223,7 @@ class Uploader:
 
 
 def stored_content(port: int, path: str) -> bytes:
-    """The bytes of a finished upload, asked for again where a request for them was cancelled."""
+    """Return the bytes of a finished upload; a request that a server has cancelled is repeated."""
     deadline = time.monotonic() + PATIENCE
     while True:
         with suppress(OSError):
@@ -239,7 +241,7 @@ def raise_first(running: Sequence[Future[None]]) -> None:
 
 
 def expect_progress(uploaders: Sequence[Uploader], running: Sequence[Future[None]], seconds: float) -> None:
-    """Nothing is in trouble any more: every client gets further."""
+    """Assert that every client makes progress within `seconds`, after the faults have ended."""
     before = [uploader.steps for uploader in uploaders]
     deadline = time.monotonic() + seconds
     while True:
@@ -247,5 +249,5 @@ def expect_progress(uploaders: Sequence[Uploader], running: Sequence[Future[None
         stuck = [one for one, steps in zip(uploaders, before, strict=True) if one.steps == steps]
         if not stuck:
             return
-        assert time.monotonic() < deadline, f"stuck for {seconds} s: {[one.doing for one in stuck]}"
+        assert time.monotonic() < deadline, f"stuck for {seconds} s: {[one.current_request for one in stuck]}"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""CRC-32C without a library, to hold one against."""
+"""CRC-32C without a library, to check the one of the library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TABLE = [_entry(value) for value in range(256)]
 
 
 def bitwise_crc32c(data: bytes) -> int:
-    """As RFC 3720, appendix B.4, defines it."""
+    """Return the CRC-32C of `data`, as RFC 3720, appendix B.4, defines it."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ TABLE[(crc ^ byte) & 0xFF]

@@ -1,7 +1,7 @@
-"""Server processes that are forked from one that has imported everything: imports are most of the work of a start.
+"""Server processes that are forked from one that has imported everything, since imports take most of a start.
 
-`python -m tests.support.forking DESCRIPTOR` is that one. That process takes requests from a socket, forks a
-process for each, tells how the process ends, and ends with the process that started it. So do its forks.
+`python -m tests.support.forking DESCRIPTOR` is the forking process, which takes requests from a socket, forks a process
+for each, reports how the process ends, and ends together with the process that started it. So do its forks.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import IO
 
 COMMAND = (sys.executable, "-W", "error", "-m", "tests.support.forking")
 ROOT = Path(__file__).parents[2]
-MAX_BYTES = 1 << 20  # of a request
+MAX_BYTES = 1 << 20  # maximum size of a request
 POLL_INTERVAL = 0.01  # seconds
-LOST = -signal.SIGKILL  # the exit code of a process whose forking process has died: it dies with that
+EXIT_CODE_IF_PARENT_DIED = -signal.SIGKILL  # the process dies together with the forking process
 PR_SET_PDEATHSIG = 1
 
 # Variables that the interpreter, the C library or a module reads before a fork gets its own.
-READ_BEFORE = ("LD_", "PYTHON", "MALLOC_", "GLIBC_", "LANG", "LC_", "PLAIN_ASGI", "PROMETHEUS_")
+STARTUP_VARIABLES = ("LD_", "PYTHON", "MALLOC_", "GLIBC_", "LANG", "LC_", "PLAIN_ASGI", "PROMETHEUS_")
 
 # Modules that a server imports only when it needs them.
 LATER_MODULES = (
@@ -48,7 +48,7 @@ LATER_MODULES = (
 
 
 class ForkedProcess:
-    """A server process; what tests need of `subprocess.Popen`. A zombie until its exit code was read."""
+    """A server process with the parts of `subprocess.Popen` that tests need; a zombie until its exit code is read."""
 
     def __init__(self, connection: socket.socket, pid: int, stderr: IO[str]) -> None:
         self.pid = pid
@@ -58,16 +58,16 @@ class ForkedProcess:
         self._lock = threading.Lock()
 
     def poll(self) -> int | None:
-        """The exit code, None while the process runs."""
+        """Return the exit code, None while the process runs."""
         with self._lock, contextlib.suppress(BlockingIOError):
             if self.returncode is None:
                 message = self._connection.recv(64, socket.MSG_DONTWAIT)
-                self.returncode = int(message) if message else LOST
+                self.returncode = int(message) if message else EXIT_CODE_IF_PARENT_DIED
                 self._connection.close()  # which lets the forking process remove the zombie
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end; returns the exit code, raises `subprocess.TimeoutExpired`."""
+        """Wait until the process has ended; return its exit code. Raises `subprocess.TimeoutExpired`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (code := self.poll()) is None:
             if deadline is not None and time.monotonic() >= deadline:
@@ -88,18 +88,18 @@ class ForkedProcess:
 
 
 class Forker:
-    """Starts servers as forks of one process, which starts with the first of them."""
+    """A starter of servers as forks of one process, which starts with the first of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
-        self._read_before: dict[str, str] = {}
+        self._startup_variables: dict[str, str] = {}
 
     def can_start(self, environment: Mapping[str, str]) -> bool:
-        """Whether a fork with these variables is no different from a process that is started afresh with them."""
-        known = _read_before(os.environ) if self._process is None else self._read_before
-        return hasattr(os, "pidfd_open") and _read_before(environment) == known
+        """Return whether a fork with these variables behaves like a newly started process with them."""
+        known = _startup_variables(os.environ) if self._process is None else self._startup_variables
+        return hasattr(os, "pidfd_open") and _startup_variables(environment) == known
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
         """Start `tests.support.watched` with these arguments of the command line; only its stderr can be read."""
@@ -121,10 +121,10 @@ class Forker:
         return ForkedProcess(ours, int(pid), stderr)
 
     def _ensure_running(self) -> socket.socket:
-        """The socket for requests to the process, which is started if there is none."""
+        """Return the socket for requests to the forking process, which is started if it is not running."""
         if self._requests is None or self._process is None or self._process.poll() is not None:
             self._end()
-            self._read_before = _read_before(os.environ)
+            self._startup_variables = _startup_variables(os.environ)
             self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._process = subprocess.Popen(
@@ -145,21 +145,21 @@ class Forker:
             self._process.wait()
 
 
-def _read_before(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_BEFORE)}
+def _startup_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(STARTUP_VARIABLES)}
 
 
 # The forking process.
 
 
 class Request:
-    """The process that is to be started."""
+    """A request to start a process."""
 
     def __init__(self, message: bytes, connection: socket.socket, stderr: int) -> None:
         decoded = json.loads(message)
         self.arguments: list[str] = decoded["arguments"]
         self.environment: dict[str, str] = decoded["environment"]
-        self.connection = connection  # to whoever wants to know its number and how it ends
+        self.connection = connection  # to the process that gets the pid and the exit code
         self.stderr = stderr
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class Request:
 
 
 class Parent:
-    """Forks processes and tells how they end."""
+    """The forking process, which reports how its children end."""
 
     def __init__(self, requests: socket.socket) -> None:
         self._requests = requests
@@ -178,7 +178,7 @@ class Parent:
         self._pidfds: set[int] = set()
 
     def run(self) -> Request | None:
-        """Serve until the starter has gone. Returns in each forked process too, with what is requested of that."""
+        """Serve requests until the starter has ended; return None then, and in each forked process its request."""
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is not self._requests:
@@ -193,7 +193,7 @@ class Parent:
                     return request
 
     def _fork(self, request: Request) -> bool:
-        """Whether this is the new process."""
+        """Fork a process; return whether this is the new process."""
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -207,11 +207,11 @@ class Parent:
         self._connections.add(request.connection)
         pidfd = os.pidfd_open(pid)
         self._pidfds.add(pidfd)
-        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._tell_end, pidfd, pid, request.connection))
+        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._report_end, pidfd, pid, request.connection))
         return False
 
     def _close(self) -> None:
-        """Close what belongs to this process only."""
+        """Close the descriptors of the forking process."""
         self._selector.close()
         self._requests.close()
         for connection in self._connections:
@@ -219,8 +219,8 @@ class Parent:
         for pidfd in self._pidfds:
             os.close(pidfd)
 
-    def _tell_end(self, pidfd: int, pid: int, connection: socket.socket) -> None:
-        """Tell the exit code, and keep the process a zombie until it was read: nothing else gets its number."""
+    def _report_end(self, pidfd: int, pid: int, connection: socket.socket) -> None:
+        """Send the exit code, and keep the process a zombie until it is read, so that no other one gets its pid."""
         self._selector.unregister(pidfd)
         self._pidfds.discard(pidfd)
         os.close(pidfd)
@@ -238,8 +238,8 @@ class Parent:
         os.waitpid(pid, 0)
 
 
-def become(request: Request) -> None:
-    """Make this process the one that is requested."""
+def enter_server_process(request: Request) -> None:
+    """Give this process the environment, stderr and signal handlers of the requested one."""
     os.dup2(request.stderr, 2)
     request.close()
     os.environ.clear()
@@ -250,7 +250,7 @@ def become(request: Request) -> None:
 
 
 def prepare() -> None:
-    """Import and read what servers need later than at their start."""
+    """Import the modules and read the files that servers need only after their start."""
     from tests.support.s3_models import read_models
 
     for name in LATER_MODULES:
@@ -268,7 +268,7 @@ def main() -> int:
     request = Parent(socket.socket(fileno=int(sys.argv[1]))).run()
     if request is None:
         return 0
-    become(request)
+    enter_server_process(request)
     watch()
     return serve(request.arguments)
 

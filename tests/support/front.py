@@ -48,7 +48,7 @@ CADDY = """
 
 
 def shipped(name: str, listener: tuple[str, str], server_port: int) -> str:
-    """A file of deploy/ with another listener and another port of the server behind it."""
+    """Return a file of deploy/ with another listener and another port of the server behind it."""
     text = (DEPLOY / name).read_text()
     for old, new in (listener, (SHIPPED_SERVER, f"127.0.0.1:{server_port}")):
         assert old in text, f"{old} is not in deploy/{name}"

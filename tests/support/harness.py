@@ -31,14 +31,14 @@ class ServerProcess:
     `--disable-download`.
     """
 
-    standing: ClassVar[set[ServerProcess]] = set()  # those that were started and not ended
-    may_fork: ClassVar[bool] = True  # no test asks for an interpreter of its own
+    running: ClassVar[set[ServerProcess]] = set()  # servers that were started and not ended
+    may_fork: ClassVar[bool] = True  # whether the current test does without an interpreter of its own
 
     def __init__(
         self, upload_dir: Path, *, port: int = 0, env: dict[str, str] | None = None, **options: object
     ) -> None:
         self.upload_dir = upload_dir
-        self.descriptors: int | None = None  # the most files that the process may have open
+        self.descriptors: int | None = None  # maximum number of files that the process may have open
         self.port = port
         self.options = options
         self.env = env or {}
@@ -54,13 +54,13 @@ class ServerProcess:
         return arguments
 
     def start(self) -> ServerProcess:
-        self.standing.add(self)
+        self.running.add(self)
         self.process = self._new_process(os.environ | self.env)
         listening = threading.Event()
         self._reader = threading.Thread(target=self._read_log, args=(listening,), daemon=True)
         self._reader.start()
         if not listening.wait(scaled(60)) or not self.origin:
-            self.standing.discard(self)
+            self.running.discard(self)
             self.kill()
             raise RuntimeError("the server did not start:\n" + "".join(self.log))
         return self
@@ -79,10 +79,10 @@ class ServerProcess:
         )
 
     def _can_be_forked(self, environment: dict[str, str]) -> bool:
-        """Whether a fork of a process that has imported everything serves as a new interpreter does.
+        """Return whether a fork of a process that has imported everything can replace a new interpreter.
 
-        Worker processes are told apart by their main module, which they import again, and variables such as LD_PRELOAD
-        and PYTHONOPTIMIZE take effect in a new interpreter only.
+        Worker processes import their main module again, and variables such as LD_PRELOAD and PYTHONOPTIMIZE take effect
+        in a new interpreter only.
         """
         return (
             COMMAND == WATCHED
@@ -113,7 +113,7 @@ class ServerProcess:
         return self.process.pid
 
     def terminate(self, timeout: float | None = None) -> int:
-        """SIGTERM, as an operator stops it; returns the exit code."""
+        """Stop the server with SIGTERM, as an operator does; return the exit code."""
         self.process.terminate()
         return self.wait(scaled(30) if timeout is None else timeout)
 
@@ -130,14 +130,14 @@ class ServerProcess:
         return code
 
     def revive(self) -> None:
-        """Start it again, on the same port and directory, if its process has ended."""
+        """Start the server again, on the same port and directory, if its process has ended."""
         if self.process.poll() is not None:
             self.wait(scaled(10))
             self.origin = self.url = ""
             self.start()
 
     def restart(self) -> None:
-        """kill -9, then a new process on the same port and directory."""
+        """Kill the process with SIGKILL, and start a new one on the same port and directory."""
         self.kill()
         self.origin = self.url = ""
         self.start()
@@ -148,7 +148,7 @@ class ServerProcess:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.standing.discard(self)
+        self.running.discard(self)
         if self.process.poll() is None:
             try:
                 self.terminate()

@@ -1,4 +1,4 @@
-"""Several servers on one directory and one Redis, as hosts with a shared file system are."""
+"""Several servers with one upload directory and one Redis, like hosts with a shared file system."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tests.support.raw_client import request, wait_until
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import UploadError
 
-# Of a bug; what else a server logs with a stack trace is why it could not serve a request.
+# Texts in the log lines of bugs; other lines with a stack trace tell why a request could not be served.
 BUGS = ("unhandled exception in", "Exception in ASGI", "never retrieved", "was never awaited", "Warning")
 # uvicorn's own protocol class logs a request that outlasts the grace of a shutdown as if the application had raised.
 CUT_OFF = re.compile(
     r"Exception in ASGI application\nTraceback \(most recent call last\):\n(?: .*\n)*"
     r"asyncio\.exceptions\.CancelledError: Task cancelled, timeout graceful shutdown exceeded\n"
 )
-LEASE = 2.0  # seconds of `--lock-ttl` where a test lets a lease end
+LEASE = 2.0  # seconds, the `--lock-ttl` of tests that let a lease end
 
 Hosts = list[ServerProcess]
 
 
 @contextlib.contextmanager
 def several_hosts(folder: Path, redis: str | Sequence[str], count: int = 3, **options: Any) -> Iterator[Hosts]:
-    """Servers that start at once, and log no bug; each may have a URL of its own for the one Redis."""
+    """Run servers that start at the same time and must log no bug; each may have its own URL for the one Redis."""
     uploads = folder / "uploads"
     urls = [redis] * count if isinstance(redis, str) else redis
     options = {"lock_ttl": f"{LEASE}s"} | options
@@ -47,7 +47,7 @@ def several_hosts(folder: Path, redis: str | Sequence[str], count: int = 3, **op
         try:
             yield servers
         except BaseException:
-            print(*bugs_of(servers), sep="\n")  # it may be why
+            print(*bugs_of(servers), sep="\n")  # a bug may be the cause of the failure
             raise
     assert_no_bugs(servers)
 
@@ -69,7 +69,7 @@ def bugs_of(servers: Hosts) -> list[str]:
 
 @contextlib.contextmanager
 def stopped(server: ServerProcess) -> Iterator[None]:
-    """SIGSTOP, and SIGCONT at the end: the process knows nothing of the time between."""
+    """Stop the process with SIGSTOP for the context, so that it does not notice the time between."""
     os.kill(server.pid, signal.SIGSTOP)
     try:
         yield
@@ -82,12 +82,12 @@ def is_ready(server: ServerProcess) -> bool:
 
 
 def wait_for_first_sweep(server: ServerProcess) -> None:
-    """Return once the sweep at the start of a server has ended; none other comes in the default interval."""
+    """Wait until the sweep at the start of a server has ended; no other one comes in the default interval."""
     wait_until(lambda: counted([server], "tusd_job_duration_seconds_count") > 0, "the first sweep ends")
 
 
 def counted(servers: Hosts, metric: str) -> float:
-    """A counter, summed over all hosts and labels."""
+    """Return the value of a counter, summed over all hosts and labels."""
     total = 0.0
     for server in servers:
         for line in request(server.port, "GET", "/metrics").body.decode().splitlines():
@@ -98,12 +98,12 @@ def counted(servers: Hosts, metric: str) -> float:
 
 
 def traces_of(server: ServerProcess, path: str) -> list[Path]:
-    """Every file that belongs to an upload."""
+    """Return every file that belongs to an upload."""
     return sorted(server.upload_dir.rglob(path.rpartition("/")[2] + "*"))
 
 
 def files_of(server: ServerProcess, path: str) -> list[Path]:
-    """The files that hold bytes of an upload."""
+    """Return the files that hold bytes of an upload."""
     return [file for file in traces_of(server, path) if ".tusd-py" not in file.parts]
 
 
@@ -114,7 +114,7 @@ def seeded_random() -> random.Random:
 
 
 class Body:
-    """The body of a request, all of which has arrived: nothing can interrupt it any more."""
+    """The body of a request that has arrived as a whole, so that it cannot be interrupted."""
 
     def __init__(self, data: bytes) -> None:
         self.declared_size: int | None = len(data)

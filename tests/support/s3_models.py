@@ -1,4 +1,4 @@
-"""The service model of S3, parsed once in a process: botocore reads it for every client, which is most of the work."""
+"""The service model of S3, parsed once in a process: botocore reads it for every client, which is slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _parsed(path: str) -> Any:
 
 
 def share_models() -> None:
-    """Have all sessions use the same models, as the clients of one session do."""
+    """Make all sessions use the same models, as the clients of one session do."""
     JSONFileLoader.load_file = lambda loader, path: _parsed(path)
 
 

@@ -1,4 +1,4 @@
-"""S3 servers on free loopback ports, each in a process of its own that ends with the tests, and a bad way to them."""
+"""S3 servers on free loopback ports, each in a process that ends with the tests, and a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CREDENTIALS = {
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Return ports that no process listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for listener in sockets:
@@ -57,7 +57,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def program(name: str) -> str:
-    """A program of the test environment."""
+    """Return the path of a program of the test environment."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
@@ -78,7 +78,7 @@ class S3Server:
         return int(self.endpoint.rpartition(":")[2])
 
     def client(self) -> Any:
-        """A client of boto3, for looking behind the scenes."""
+        """Return a client of boto3, to inspect the bucket."""
         os.environ.update(CREDENTIALS)
         return boto3.session.Session().client(
             "s3",
@@ -87,21 +87,21 @@ class S3Server:
         )
 
     def keys(self, prefix: str) -> list[str]:
-        """The objects below a prefix."""
+        """Return the keys of the objects below a prefix."""
         with contextlib.closing(self.client()) as client:
             answer = client.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
             return [found["Key"] for found in answer.get("Contents", [])]
 
     def multiparts(self, prefix: str) -> list[str]:
-        """The ids of the multipart uploads below a prefix."""
-        below = {} if self.dialect == "minio" else {"Prefix": prefix}  # which knows whole keys only
+        """Return the ids of the multipart uploads below a prefix."""
+        below = {} if self.dialect == "minio" else {"Prefix": prefix}  # MinIO matches whole keys only
         with contextlib.closing(self.client()) as client:
             answer = client.list_multipart_uploads(Bucket=self.bucket, **below)
             return [found["UploadId"] for found in answer.get("Uploads", []) if found["Key"].startswith(prefix)]
 
 
 def s3_config(server: S3Server, place: Path, **changes: Any) -> S3Config:
-    """A configuration with the smallest parts, for a place of its own in the bucket."""
+    """Return a configuration with the smallest parts, for a prefix of its own in the bucket."""
     given: dict[str, Any] = {"bucket": server.bucket, "endpoint": server.endpoint, "dialect": server.dialect}
     given["prefix"] = f"{place}/".lstrip("/")
     return S3Config(**(given | {"addressing": "path", "part_size": MIN_PART} | changes))
@@ -116,7 +116,7 @@ class Process:
         self._command = command
         self._directory = directory
         self._env = os.environ | CREDENTIALS | (env or {})
-        self._sockets = list(sockets)  # that it leaves behind
+        self._sockets = list(sockets)  # socket files that the process leaves behind
         self._start()
 
     def _start(self) -> None:
@@ -132,13 +132,13 @@ class Process:
             )
 
     def revive(self, server: S3Server) -> None:
-        """Start it again, on the same port and directory, if it has ended."""
+        """Start the server again, on the same port and directory, if its process has ended."""
         if self._process.poll() is not None:
             self._start()
             self.wait_for_bucket(server)
 
     def wait_for_bucket(self, server: S3Server) -> None:
-        """Wait until the server answers; makes the bucket if it is not there."""
+        """Wait until the server answers, and create the bucket if it is missing."""
         deadline = time.monotonic() + START_TIMEOUT
         with contextlib.closing(server.client()) as client:
             while True:
@@ -172,17 +172,17 @@ _running: dict[str, tuple[Process, S3Server]] = {}
 _lock = threading.Lock()
 
 
-def _once(name: str, start: Callable[[Path], tuple[Process, S3Server]]) -> S3Server:
-    """One server of a kind for all tests of this process."""
+def _shared_server(name: str, start: Callable[[Path], tuple[Process, S3Server]]) -> S3Server:
+    """Return the one server of a kind for all tests of this process, started by the first call."""
     with _lock:
         if name not in _running:
             os.environ.update(CREDENTIALS)
-            _running[name] = _start_surely(name, start)
+            _running[name] = _start_with_retries(name, start)
         return _running[name][1]
 
 
-def _start_surely(name: str, start: Callable[[Path], tuple[Process, S3Server]]) -> tuple[Process, S3Server]:
-    """One that answers. Another program may take a port that was free a moment ago: then with other ports."""
+def _start_with_retries(name: str, start: Callable[[Path], tuple[Process, S3Server]]) -> tuple[Process, S3Server]:
+    """Start a server that answers, with other ports if another program took one that was free a moment ago."""
     for attempt in range(1, START_ATTEMPTS + 1):
         process, server = start(Path(tempfile.mkdtemp(prefix=f"tusd-py-{name}-")))
         atexit.register(process.stop)
@@ -197,30 +197,30 @@ def _start_surely(name: str, start: Callable[[Path], tuple[Process, S3Server]]) 
 
 
 def revive_shared() -> None:
-    """Start again what all tests of this process share, where it has ended."""
+    """Start the shared servers of this process again that have ended."""
     for process, server in list(_running.values()):
         process.revive(server)
 
 
 def s3_server() -> S3Server:
-    """The one that behaves most like S3: seaweedfs, or with TEST_S3=minio the `minio` that is in the PATH."""
+    """Return the server that behaves most like S3: seaweedfs, or with TEST_S3=minio the `minio` from PATH."""
     if os.environ.get("TEST_S3") == "minio":
-        return _once("minio", _start_minio)
-    return _once("seaweedfs", start_seaweedfs)
+        return _shared_server("minio", _start_minio)
+    return _shared_server("seaweedfs", start_seaweedfs)
 
 
 def moto() -> S3Server:
-    """A simulation."""
-    return _once("moto", _start_moto)
+    """Return a moto server, a simulation of S3."""
+    return _shared_server("moto", _start_moto)
 
 
 def rclone() -> S3Server:
-    """Ignores conditions and does not copy parts."""
-    return _once("rclone", _start_rclone)
+    """Return an rclone server, which ignores conditions and cannot copy parts."""
+    return _shared_server("rclone", _start_rclone)
 
 
 def start_seaweedfs(directory: Path, *arguments: str) -> tuple[Process, S3Server]:
-    """One more, which answers soon (`Process.wait_for_bucket`)."""
+    """Start another seaweedfs, which answers soon (`Process.wait_for_bucket`)."""
     servers = ["s3", "master", "volume", "filer", "admin"]
     ports = free_ports(2 * len(servers))
     options, sockets = [], []
@@ -256,11 +256,11 @@ def _start_rclone(directory: Path) -> tuple[Process, S3Server]:
     )
 
 
-# A bad way to a server.
+# Faults between a client and a server.
 
 
 class Fault(StrEnum):
-    """The fate of a request."""
+    """The outcome of a request through `FaultyProxy`."""
 
     NONE = ""
     DELAY = "delay"
@@ -268,15 +268,15 @@ class Fault(StrEnum):
     RESET = "reset"  # the server gets half of the body, the client a reset
     ERROR = "error"  # 500
     SLOW_DOWN = "slow down"  # 503
-    LOST = "lost"  # the server does it, the answer is lost
-    TWICE = "twice"  # the server gets it twice
+    LOST = "lost"  # the server executes the request, the answer is lost
+    TWICE = "twice"  # the server gets the request twice
     UNKNOWN = "unknown"  # 404: the server does not know the multipart upload
     NO_SERVER = "no server"  # 404 of a gateway that does not find the server
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request on its way."""
+    """One request to the proxy."""
 
     method: str
     path: str  # of the URL, without the query
@@ -284,7 +284,7 @@ class Request:
 
     @property
     def operation(self) -> str:
-        """As in the documentation of S3; only those that matter here."""
+        """Name of the operation in the documentation of S3; only those that the tests distinguish."""
         if "uploads" in self.query:
             return "CreateMultipartUpload" if self.method == "POST" else "ListMultipartUploads"
         if "uploadId" in self.query:
@@ -304,13 +304,15 @@ STATUS = {
     Fault.SLOW_DOWN: (503, "SlowDown"),
     Fault.UNKNOWN: (404, "NoSuchUpload"),
 }
-PASSING = [fault for fault in Fault if fault not in (Fault.NONE, Fault.UNKNOWN, Fault.NO_SERVER)]  # worth another try
+TRANSIENT_FAULTS = [
+    fault for fault in Fault if fault not in (Fault.NONE, Fault.UNKNOWN, Fault.NO_SERVER)
+]  # for which clients try again
 DELAY = 0.2  # seconds
-HELD = 60.0  # seconds after which a request goes on although nobody lets it go
+HOLD_TIMEOUT = 60.0  # seconds after which a held request is forwarded even if the test has not released it
 
 
 class FaultyProxy:
-    """Forwards to a server, except where `faults` says otherwise; use as a context manager."""
+    """A proxy that forwards requests to a server except where `faults` says otherwise; use as a context manager."""
 
     def __init__(self, server: S3Server, faults: Faults = lambda request: Fault.NONE) -> None:
         self.faults = faults
@@ -331,7 +333,7 @@ class FaultyProxy:
         self._http.server_close()
 
     def forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
-        """Status, header fields and body of the answer."""
+        """Forward a request; return status, header fields and body of the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self._upstream, timeout=30)
         try:
             connection.request(method, target, body or None, headers)
@@ -415,19 +417,19 @@ class Forwarder(BaseHTTPRequestHandler):
 
 
 def random_faults(seed: int, probability: float = 0.2) -> Faults:
-    """Every kind of fault that passes, again and again in the same order."""
+    """Return faults of every transient kind, in an order that depends on the seed only."""
     random_ = random.Random(seed)
     lock = threading.Lock()
 
     def choose(request: Request) -> Fault:
         with lock:
-            return random_.choice(PASSING) if random_.random() < probability else Fault.NONE
+            return random_.choice(TRANSIENT_FAULTS) if random_.random() < probability else Fault.NONE
 
     return choose
 
 
-class Held:
-    """Faults that hold the requests that `choose` picks until they are released; these then have a fate."""
+class HeldRequests:
+    """Faults that hold the requests that `choose` selects until they are released, then end with `fate`."""
 
     def __init__(self, choose: Callable[[Request], bool], fate: Fault = Fault.NONE) -> None:
         self._choose = choose
@@ -439,17 +441,17 @@ class Held:
         if not self._choose(request):
             return Fault.NONE
         self._reached.set()
-        self._released.wait(HELD)
+        self._released.wait(HOLD_TIMEOUT)
         return self._fate
 
     @property
     def reached(self) -> bool:
-        """Whether there was such a request."""
+        """Whether a request is or was held."""
         return self._reached.is_set()
 
     def wait(self) -> None:
-        """Return once there is such a request."""
-        assert self._reached.wait(HELD / 2), "there was no such request"
+        """Wait until a request is held."""
+        assert self._reached.wait(HOLD_TIMEOUT / 2), "there was no such request"
 
     def release(self) -> None:
         self._released.set()

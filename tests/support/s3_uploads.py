@@ -1,4 +1,4 @@
-"""Servers that keep uploads in S3, and what is in the bucket afterwards."""
+"""Servers that keep uploads in S3, and the contents of the bucket."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.storage import Orphan
 from tusd_py.uploads.sweeping import Records
 
-PART = 5 * MEBI  # of all servers here: the smallest that S3 takes
+PART = 5 * MEBI  # part size of all servers here, the smallest that S3 accepts
 READ_SIZE = MEBI
 CALL = re.compile(r'tusd_s3_call_duration_seconds_count\{operation="(\w+)",result="(\w+)"\} ([0-9.e+]+)')
 
 
 @functools.cache
 def client_of(server: S3Server) -> Any:
-    """One for all tests of this process: to make one takes long."""
+    """Return one client for all tests of this process, since it takes long to create."""
     client = server.client()
     atexit.register(client.close)
     return client
@@ -48,7 +48,7 @@ class Place:
         self._client = client_of(server)
 
     def options(self, endpoint: str | None = None) -> dict[str, Any]:
-        """Of the server; the endpoint may be that of a proxy."""
+        """Return the options of a server for this prefix; the endpoint may be that of a proxy."""
         return {
             "s3_bucket": self.server.bucket,
             "s3_endpoint": endpoint or self.server.endpoint,
@@ -66,7 +66,7 @@ class Place:
 
     @property
     def keys(self) -> list[str]:
-        """All but the identity of the storage, which stays."""
+        """All keys below the prefix but that of the identity of the storage, which stays."""
         identity = self.config().identity
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.server.bucket, Prefix=self.prefix)
         return [found["Key"] for page in pages for found in page.get("Contents", []) if found["Key"] != identity]
@@ -81,7 +81,7 @@ class Place:
         return self.server.multiparts(self.prefix)
 
     def traces_of(self, path: str) -> list[str]:
-        """The keys of everything that belongs to an upload, and the ids of its multipart uploads."""
+        """Return the keys of everything that belongs to an upload, and the ids of its multipart uploads."""
         upload_id = id_of(path)
         return [key for key in self.keys if upload_id in key] + self.server.multiparts(self.prefix + upload_id)
 
@@ -98,7 +98,7 @@ class Place:
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
     def digest(self, key: str) -> tuple[int, str]:
-        """Size and SHA-256 of an object."""
+        """Return size and SHA-256 of an object."""
         digest = hashlib.sha256()
         size = 0
         with self._client.get_object(Bucket=self.server.bucket, Key=key)["Body"] as body:
@@ -108,18 +108,18 @@ class Place:
         return size, digest.hexdigest()
 
     def assert_object(self, path: str, expected: bytes) -> None:
-        """The object of an upload holds exactly these bytes."""
+        """Assert that the object of an upload holds exactly these bytes."""
         assert self.digest(self.key_of(path)) == digest_of(expected)
 
     def assert_alone(self, path: str, expected: bytes) -> None:
-        """So it does, and nothing else of the upload is left."""
+        """Assert that the object of an upload holds exactly these bytes and is all that is left of the upload."""
         self.assert_object(path, expected)
         assert self.traces_of(path) == [self.key_of(path)]
 
-    # Actions of others.
+    # Actions of other programs.
 
     def abort_multiparts(self, path: str) -> int:
-        """Abort the multipart uploads of an upload; returns how many there were."""
+        """Abort the multipart uploads of an upload; return their number."""
         key = self.key_of(path)
         ids = self.server.multiparts(key)
         for upload_id in ids:
@@ -133,12 +133,12 @@ class Place:
 
 @contextlib.contextmanager
 def serving(folder: Path, place: Place, endpoint: str | None = None, **options: Any) -> Iterator[ServerProcess]:
-    """A server that logs no bug."""
+    """Run a server that must log no bug."""
     with ServerProcess(folder / "records", **(place.options(endpoint) | options)) as server:
         try:
             yield server
         except BaseException:
-            print(*server.log[-30:], sep="")  # it may be why
+            print(*server.log[-30:], sep="")  # the log may tell the cause of the failure
             raise
     assert_no_bugs([server])
 
@@ -160,7 +160,7 @@ def calls_of(server: ServerProcess) -> Counter[str]:
 
 
 def peak_memory(server: ServerProcess) -> int:
-    """The most that was ever resident, in bytes."""
+    """Return the peak of the resident memory of a server, in bytes."""
     (line,) = [
         line for line in Path(f"/proc/{server.pid}/status").read_text().splitlines() if line.startswith("VmHWM:")
     ]
@@ -168,7 +168,7 @@ def peak_memory(server: ServerProcess) -> int:
 
 
 def fetch(url: str, headers: dict[str, str] | None = None) -> Answer:
-    """GET any URL, as who follows a redirect does."""
+    """Make a GET request for any URL, as a client that follows a redirect does; return the answer."""
     target = urlsplit(url)
     with contextlib.closing(http.client.HTTPConnection(target.netloc, timeout=scaled(30))) as connection:
         connection.request("GET", f"{target.path}?{target.query}", headers=headers or {})
@@ -178,7 +178,7 @@ def fetch(url: str, headers: dict[str, str] | None = None) -> Answer:
 
 
 async def clean(records: Path, place: Place, *, dry_run: bool = False) -> list[Orphan]:
-    """Have the janitor look at everything, however young; the server of these records must have ended."""
+    """Run the orphan cleanup for orphans of any age; the server of these records must have ended."""
     state = SQLiteState(records / ".tusd-py" / "uploads.sqlite3")
     storage = S3Storage(place.config())
     await state.open()

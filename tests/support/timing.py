@@ -9,25 +9,25 @@ from __future__ import annotations
 import os
 import time
 
-SLOWNESS = "TEST_SLOWNESS"  # in the environment of this process and of those that it starts
-SPIN = 400_000  # additions
-SPIN_SECONDS = 0.025  # for them on an ordinary machine with a core to spare
-MARGIN = 3.0  # by which a machine may be slower than it was when it was measured
-MOST = 20.0
+SLOWNESS = "TEST_SLOWNESS"  # variable in the environment of this process and of those that it starts
+SPIN = 400_000  # additions of one measurement
+SPIN_SECONDS = 0.025  # seconds for these on an ordinary machine with an idle core
+MARGIN = 3.0  # factor by which a machine may be slower than when it was measured
+MAX_SLOWNESS = 20.0
 ATTEMPTS = 5
 
 
 def slowness_now() -> float:
-    """The factor by which a computation takes longer than on an ordinary, idle machine; never less than 1."""
+    """Return the factor by which a computation takes longer than on an ordinary, idle machine, at least 1."""
     started = time.perf_counter()
-    for _ in range(ATTEMPTS):  # long enough to be interrupted by others as often as they want to run
+    for _ in range(ATTEMPTS):  # long enough to be interrupted by other processes as usual
         sum(range(SPIN))
     took = time.perf_counter() - started
-    return min(MOST, max(1.0, took / (ATTEMPTS * SPIN_SECONDS)))
+    return min(MAX_SLOWNESS, max(1.0, took / (ATTEMPTS * SPIN_SECONDS)))
 
 
 def slowness() -> float:
-    """The slowness of this machine, measured once for all processes of a run."""
+    """Return the slowness of this machine, measured once for all processes of a run."""
     known = os.environ.get(SLOWNESS)
     if known is None:
         known = os.environ[SLOWNESS] = f"{slowness_now():.2f}"
@@ -35,10 +35,10 @@ def slowness() -> float:
 
 
 def scaled(seconds: float) -> float:
-    """A limit that is no promise, for this machine."""
+    """Return a limit that is no promise, scaled for this machine."""
     return seconds * max(MARGIN, slowness())
 
 
 def promised(seconds: float) -> float:
-    """A promised limit, as long as this machine now needs for what an ordinary one does in that time."""
+    """Return a promised limit, scaled by the current slowness of this machine."""
     return seconds * slowness_now()

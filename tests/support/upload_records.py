@@ -10,7 +10,7 @@ from tusd_py.core.upload import Upload
 
 
 class FixedRecords:
-    """The records of these uploads; those whose ids are in `in_use` are locked by somebody else."""
+    """A fixed set of records; uploads whose ids are in `in_use` count as locked by another request."""
 
     def __init__(self, *uploads: Upload) -> None:
         self.uploads = {upload.id: upload for upload in uploads}

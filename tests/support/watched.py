@@ -1,6 +1,6 @@
 """`tusd-py` as the tests run it: a blocking call in the event loop is an error.
 
-With PLAIN_ASGI in the environment it runs under uvicorn's own protocol class, as under any other ASGI server.
+With PLAIN_ASGI in the environment the server runs under uvicorn's own protocol class, as under any other ASGI server.
 """
 
 import os
@@ -16,7 +16,7 @@ from tusd_py.uvicorn_server import process as run
 
 
 def watch() -> BlockBuster:
-    """Let blocking calls of tusd_py in an event loop raise.
+    """Make blocking calls of tusd_py in an event loop raise; return the object that undoes it.
 
     `tusd_py/backends/sqlite/state.py` explains the one exception.
     """
@@ -28,7 +28,7 @@ def watch() -> BlockBuster:
     return blockbuster
 
 
-# No promise: on a slow machine a client of the tests may be silent for longer without being idle.
+# Scaled, since on a slow machine a client of the tests may be silent for longer without being idle.
 vars(append)["SILENT"] = scaled(append.SILENT)
 
 if os.environ.get("PLAIN_ASGI"):  # in worker processes too, which import this module again

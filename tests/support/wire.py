@@ -1,6 +1,6 @@
-"""HTTP/1.1 byte by byte: what a test sends is exact, what comes back is read whole, repeated fields included.
+"""HTTP/1.1 byte by byte: requests are sent exactly as a test gives them, answers are read whole, with repeated fields.
 
-Every answer that passes through here is held against what is promised for all of them: see `hold_to_promises`.
+Every answer is checked against the rules that hold for all answers: see `assert_common_rules`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ ID = r"[A-Za-z0-9_-]{22,128}"  # 128 random bits need 22 characters at least
 IMF_DATE = re.compile(
     r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4} \d\d:\d\d:\d\d GMT"
 )
-# Nothing of these belongs into an answer to a client.
+# Texts that must not be in an answer to a client.
 LEAKS = re.compile(rb"Traceback|File \"|sqlite|Errno|/tmp|\.tusd-py|Exception|Error\(", re.IGNORECASE)
 
-# Values that are no integer of a header, with 5 as the number that was perhaps meant.
+# Values that are no integer of a header field, most of them near to 5.
 NO_INTEGERS: tuple[Value, ...] = (
     "",
     "-1",
@@ -72,7 +72,7 @@ NO_INTEGERS: tuple[Value, ...] = (
 
 
 def shown(value: object) -> str:
-    """The name of a parameter in the name of a test."""
+    """Return the id of a parameter in the name of a test."""
     return ascii(value)[:40]
 
 
@@ -120,12 +120,12 @@ class Answer:
         return self.body.decode()
 
     def listed(self, name: str) -> list[str]:
-        """The items of a comma-separated field."""
+        """Return the items of a comma-separated field."""
         return [item.strip() for item in self[name].split(",")]
 
 
 class Closed(ConnectionError):
-    """The server closed the connection where an answer was due."""
+    """A connection that the server closed where an answer was due."""
 
 
 class Connection:
@@ -159,7 +159,7 @@ class Connection:
         self.send(chunk(data))
 
     def head_of(self, method: str, url: str, headers: Headers | None = None, *, version: str = "1.1") -> bytes:
-        """The request line and the headers as they are given, and Host."""
+        """Return the request line and the header fields as given, with Host added if it is missing."""
         target = url.removeprefix(f"http://{self.authority}")
         lines = [f"{method} {target} HTTP/{version}".encode("latin-1")]
         given = dict(headers or {})
@@ -186,12 +186,12 @@ class Connection:
         assert status == 100, status
 
     def answer(self, method: str, headers: Headers | None = None) -> Answer:
-        """The next answer, and what is promised for all of them holds for it."""
-        answer = self.bare_answer(method)
-        hold_to_promises(method, headers or {}, answer)
+        """Return the next answer, checked against the rules for all answers."""
+        answer = self.read_answer(method)
+        assert_common_rules(method, headers or {}, answer)
         return answer
 
-    def bare_answer(self, method: str) -> Answer:
+    def read_answer(self, method: str) -> Answer:
         interim: list[int] = []
         while True:
             status, fields = self._read_head()
@@ -210,7 +210,7 @@ class Connection:
         return Answer(status, tuple(fields), body, tuple(interim))
 
     def is_closed(self) -> bool:
-        """Whether the server has closed the connection, or does so soon."""
+        """Return whether the server has closed the connection, or closes it soon."""
         self._socket.settimeout(scaled(5))
         try:
             return not self._socket.recv(1)
@@ -267,7 +267,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def hold_to_promises(method: str, headers: Headers, answer: Answer) -> None:
+def assert_common_rules(method: str, headers: Headers, answer: Answer) -> None:
     """Assert the rules for every answer of the server."""
     effective = str(headers.get("X-HTTP-Method-Override", method)).upper() if method != "OPTIONS" else method
     assert answer.status < 500, answer
@@ -283,7 +283,7 @@ def hold_to_promises(method: str, headers: Headers, answer: Answer) -> None:
 
 
 def ask(method: str, url: str, headers: Headers | None = None, body: Body = None) -> Answer:
-    """One request on a connection of its own."""
+    """Make one request on a connection of its own; return the answer."""
     with Connection(url) as connection:
         return connection.ask(method, url, headers, body)
 
@@ -291,7 +291,7 @@ def ask(method: str, url: str, headers: Headers | None = None, body: Body = None
 def creation(
     url: str, length: int | None, headers: Headers | None = None, body: Body = None, *, answered: int = 201
 ) -> Answer:
-    """The answer to a creation; without a length it is deferred."""
+    """Create an upload and return the answer; without a length it is deferred."""
     given: dict[str, Value] = {"Upload-Defer-Length": "1"} if length is None else {"Upload-Length": str(length)}
     if body:
         given["Content-Type"] = OFFSET_STREAM
@@ -301,7 +301,7 @@ def creation(
 
 
 def create(url: str, length: int | None, headers: Headers | None = None, body: Body = None) -> str:
-    """The URL of a new upload."""
+    """Create an upload and return its URL."""
     return creation(url, length, headers, body)["Location"]
 
 
@@ -328,14 +328,14 @@ def offset_of(url: str) -> int:
 
 
 def content_of(url: str) -> bytes:
-    """The bytes of a finished upload."""
+    """Return the bytes of a finished upload."""
     answer = ask("GET", url)
     assert answer.status == 200, answer
     return answer.body
 
 
 def refusal_without_continue(method: str, url: str, headers: Headers, declared: int) -> Answer:
-    """The answer to a client that waits for `100 Continue` with its body, and must not get it."""
+    """Return the refusal of a request that waits for `100 Continue`, which must not come."""
     given = dict(headers) | {"Content-Length": str(declared), "Expect": "100-continue"}
     with Connection(url) as connection:
         connection.send_head(method, url, given)
@@ -372,14 +372,14 @@ def stored(server: ServerProcess) -> Stored:
 
 @contextlib.contextmanager
 def unchanged(server: ServerProcess) -> Iterator[None]:
-    """Nothing is added to what the server keeps, nothing removed, nothing changed."""
+    """Assert that the context changes neither the files nor the records of a server."""
     before = stored(server)
     yield
     assert stored(server) == before
 
 
 def new_upload(server: ServerProcess, before: Stored) -> str:
-    """The URL of the one upload that has been added, if the client was not told."""
+    """Return the URL of the one upload that was added since `before`, if the client was not told."""
     added = set(stored(server).records) - set(before.records)
     assert len(added) == 1, added
     return f"{server.url}/{added.pop()}"

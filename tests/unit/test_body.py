@@ -97,7 +97,7 @@ async def next_of(body: RequestBody) -> Buffer | None:
 
 
 async def waiting(body: RequestBody) -> asyncio.Task[Buffer | None]:
-    """A task that waits for the next bytes."""
+    """Return a task that waits for the next bytes."""
     task = asyncio.create_task(body.read())
     await others_run()
     assert not task.done()
@@ -462,7 +462,7 @@ async def test_bytes_that_arrive_without_being_read_break_the_silence(make: Make
 
 
 def pacing(clock: Clock, size: int, seconds: float) -> Callable[[], object]:
-    """A client that sends so many bytes every so many seconds, without end."""
+    """Return a client that sends so many bytes every so many seconds, without end."""
 
     async def receive() -> Message:
         clock.now += seconds

@@ -27,7 +27,7 @@ def steady(clock: FakeClock) -> SteadyClock:
 def looked_at(steady: SteadyClock, clock: FakeClock, seconds: float, every: float = 60.0) -> float:
     """Time goes by, and the clock is looked at; returns the last answer."""
     for _ in range(int(seconds / every)):
-        clock.pass_by(every)
+        clock.advance(every)
         steady.steady()
     return steady.steady()
 
@@ -39,7 +39,7 @@ def test_steady_time_is_the_wall_clock_as_long_as_that_runs(clock: FakeClock, st
 
 @pytest.mark.parametrize("correction", [0.05, -2.0])
 def test_steady_time_follows_corrections_at_once(clock: FakeClock, steady: SteadyClock, correction: float) -> None:
-    clock.pass_by(60)
+    clock.advance(60)
     clock.jump(correction)
     assert steady.steady() == clock.wall()
 
@@ -53,7 +53,7 @@ def test_steady_time_does_not_follow_a_jump_forward(clock: FakeClock, steady: St
     clock.jump(2 * DAY)
     assert steady.steady() == START
     assert steady.is_held
-    clock.pass_by(5)
+    clock.advance(5)
     assert steady.steady() == pytest.approx(START + 5, abs=1)
     clock.jump(-2 * DAY)
     assert steady.steady() == clock.wall()
@@ -91,7 +91,7 @@ def test_a_process_that_starts_during_a_jump_goes_on_at_the_pace_of_the_last_one
     clock: FakeClock, steady: SteadyClock
 ) -> None:
     saved = steady.save()
-    clock.pass_by(100)
+    clock.advance(100)
     clock.jump(2 * DAY)
     later = SteadyClock(clock, hold=DAY)
     later.restore(saved)
@@ -104,7 +104,7 @@ def test_processes_that_start_again_and_again_do_not_prolong_the_hold(clock: Fak
     steady.steady()
     for _ in range(25):
         saved = steady.save()
-        clock.pass_by(HOUR)
+        clock.advance(HOUR)
         steady = SteadyClock(clock, hold=DAY)
         steady.restore(saved)
         steady.steady()
@@ -118,7 +118,7 @@ def test_a_clock_behind_at_boot_that_is_corrected_later_is_a_jump(clock: FakeClo
     steady = SteadyClock(clock, hold=DAY)
     steady.restore(saved)
     assert steady.steady() == clock.wall()
-    clock.pass_by(30)
+    clock.advance(30)
     clock.jump(DAY)
     assert steady.steady() < clock.wall() - DAY + 10
 
@@ -151,10 +151,10 @@ def test_a_remote_clock_tells_what_it_heard_and_goes_on_by_the_monotonic_one(clo
     remote = RemoteClock(clock)
     assert remote.wall() == START
     asked_at = clock.monotonic()
-    clock.pass_by(0.5)
+    clock.advance(0.5)
     remote.heard(START + 7 * DAY, asked_at)
     assert remote.wall() == pytest.approx(START + 7 * DAY, abs=0.5)
-    clock.pass_by(10)
+    clock.advance(10)
     clock.jump(-3 * DAY)
     assert remote.wall() == pytest.approx(START + 7 * DAY + 10, abs=0.5)
 

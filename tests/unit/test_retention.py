@@ -148,10 +148,10 @@ async def test_a_clock_that_jumps_ahead_removes_no_finished_upload(tmp_path: Pat
     clock.jump(100 * DAY)
     assert await sweep(service) == 0
     clock.jump(-100 * DAY)
-    clock.pass_by(29 * DAY)
+    clock.advance(29 * DAY)
     assert await sweep(service) == 0
     assert await is_there(service, upload)
-    clock.pass_by(2 * DAY)
+    clock.advance(2 * DAY)
     assert await sweep(service) == 1
     await close_service(service)
 
@@ -166,11 +166,11 @@ async def test_a_clock_that_was_behind_shortens_the_life_of_no_finished_upload(t
     upload = await finished(service)
     clock.jump(400 * DAY)
     for _ in range(29 * 24):
-        clock.pass_by(DAY / 24)
+        clock.advance(DAY / 24)
         assert await sweep(service) == 0
     assert await is_there(service, upload)
     for _ in range(2 * 24):
-        clock.pass_by(DAY / 24)
+        clock.advance(DAY / 24)
         await sweep(service)
     assert not await is_there(service, upload)
     await close_service(service)

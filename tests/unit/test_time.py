@@ -58,7 +58,7 @@ def many_hosts(tmp_path: Path) -> Process:
 
 
 async def begun(service: UploadService, **options: Any) -> Upload:
-    """An unfinished upload with ten bytes."""
+    """Return an unfinished upload with ten bytes."""
     upload = await service.create(NewUpload(length=len(DATA), **options))
     return await appended(service, upload.id, 0, 10)
 
@@ -68,7 +68,7 @@ async def appended(service: UploadService, upload_id: str, start: int, end: int)
 
 
 async def is_there(service: UploadService, upload: Upload) -> bool:
-    """Whether a client, a sweep and another client find it."""
+    """Return whether a client, a sweep and another client find it."""
     try:
         before = await service.inspect(upload.id)
         await sweep(service)
@@ -84,12 +84,12 @@ async def test_an_upload_expires_a_day_after_its_last_byte(one_host: Process) ->
     clock = FakeClock()
     async with one_host(clock) as service:
         upload = await begun(service)
-        clock.pass_by(DAY - 60)
+        clock.advance(DAY - 60)
         assert await is_there(service, upload)
         await appended(service, upload.id, 10, 20)
-        clock.pass_by(DAY - 60)
+        clock.advance(DAY - 60)
         assert await is_there(service, upload)
-        clock.pass_by(120)
+        clock.advance(120)
         assert await sweep(service) == 1
         assert not await is_there(service, upload)
 
@@ -100,7 +100,7 @@ async def test_a_clock_two_days_ahead_for_a_moment_removes_nothing(one_host: Pro
         upload = await begun(service)
         clock.jump(2 * DAY)
         assert await is_there(service, upload)
-        clock.pass_by(5)
+        clock.advance(5)
         assert await is_there(service, upload)
         clock.jump(-2 * DAY)
         assert await is_there(service, upload)
@@ -135,7 +135,7 @@ async def test_a_process_that_starts_while_the_clock_is_ahead_removes_nothing(on
     clock = FakeClock()
     async with one_host(clock) as service:
         upload = await begun(service)
-    clock.pass_by(60)
+    clock.advance(60)
     clock.jump(2 * DAY)
     async with one_host(clock) as service:
         assert await is_there(service, upload)
@@ -153,11 +153,11 @@ async def test_a_clock_behind_at_boot_that_is_corrected_later_ends_no_active_upl
         assert later.expires_at is not None
         assert later.expires_at >= upload.expires_at
         new = await begun(service)
-        clock.pass_by(HOUR)
+        clock.advance(HOUR)
         clock.jump(2 * DAY)
         assert await is_there(service, upload)
         assert await is_there(service, new)
-        clock.pass_by(HOUR)
+        clock.advance(HOUR)
         assert await is_there(service, new)
 
 
@@ -168,9 +168,9 @@ async def test_a_clock_far_ahead_at_boot_ends_no_upload_of_a_client_that_comes_b
     clock.reboot("second boot", off_for=10 * DAY)
     async with one_host(clock) as service:
         assert await is_there(service, upload)
-        clock.pass_by(HOUR)
+        clock.advance(HOUR)
         assert await is_there(service, upload)
-        clock.pass_by(DAY)
+        clock.advance(DAY)
         assert await sweep(service) == 1
 
 
@@ -180,12 +180,12 @@ async def test_a_jump_does_not_prolong_for_ever(one_host: Process) -> None:
         await begun(service)
         clock.jump(-400 * DAY)
         await begun(service)  # it expires a year too early, by the stamp
-        clock.pass_by(60)
+        clock.advance(60)
         clock.jump(400 * DAY)
         assert await sweep(service) == 0
-        clock.pass_by(DAY - 600)
+        clock.advance(DAY - 600)
         assert await sweep(service) == 0
-        clock.pass_by(HOUR)
+        clock.advance(HOUR)
         assert await sweep(service) == 2
 
 

@@ -104,7 +104,7 @@ class Reads:
 
 
 async def completed(service: UploadService, upload: Upload) -> Upload:
-    """The upload once it is complete, without looking at it as a client would: that drives it on."""
+    """Return the upload once it is complete, without looking at it as a client would: that drives it on."""
     record = await recorded(service, upload, lambda record: record is None or record.is_complete)
     assert record is not None
     return record
@@ -115,7 +115,7 @@ async def removed(service: UploadService, upload: Upload) -> None:
 
 
 async def recorded(service: UploadService, upload: Upload, condition: Callable[[Upload | None], bool]) -> Upload | None:
-    """The record once it is like this."""
+    """Return the record once it is like this."""
     deadline = time.monotonic() + PATIENCE
     while not condition(record := await service.state.get(upload.id)):
         assert time.monotonic() < deadline

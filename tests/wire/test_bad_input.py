@@ -388,7 +388,7 @@ def test_what_is_no_http_creates_nothing(site: ServerProcess, data: bytes) -> No
     with unchanged(site), Connection(site.url, timeout=3) as connection:
         connection.send(data)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            answer = connection.bare_answer("POST")
+            answer = connection.read_answer("POST")
             assert 400 <= answer.status < 500
             assert not LEAKS.search(answer.body)
     assert ask("OPTIONS", site.url).status == 200
@@ -399,7 +399,7 @@ def test_what_is_no_http_creates_nothing(site: ServerProcess, data: bytes) -> No
 def test_the_answer_to_what_is_no_http_has_the_headers_of_every_answer(site: ServerProcess, data: bytes) -> None:
     with Connection(site.url) as connection:
         connection.send(data)
-        answer = connection.bare_answer("POST")
+        answer = connection.read_answer("POST")
     assert answer.status == 400
     assert answer["Tus-Resumable"] == "1.0.0"
     assert answer["X-Content-Type-Options"] == "nosniff"
@@ -412,7 +412,7 @@ def test_endless_headers_do_not_harm(site: ServerProcess, size: int) -> None:
         head = connection.head_of("HEAD", site.url + "/unknown", TUS | {"X-Long": "x" * size})
         with contextlib.suppress(ConnectionError):
             connection.send(head)
-            assert 400 <= connection.bare_answer("HEAD").status < 500
+            assert 400 <= connection.read_answer("HEAD").status < 500
     assert ask("OPTIONS", site.url).status == 200
 
 
@@ -427,7 +427,7 @@ def test_a_malformed_chunk_ends_the_request_only(site: ServerProcess, chunks: by
         connection.send_chunk(b"first")
         connection.send(chunks)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            answer = connection.bare_answer("PATCH")
+            answer = connection.read_answer("PATCH")
             assert answer.status < 500
     offset = offset_of(location)
     assert offset in (5, 10)
@@ -442,8 +442,8 @@ def test_a_length_and_chunks_are_not_taken_for_two_requests(site: ServerProcess)
         connection.send_head("PATCH", location, headers)
         connection.send(b"0\r\n\r\n" + connection.head_of("DELETE", location, TUS))
         with contextlib.suppress(ConnectionError, TimeoutError):
-            assert connection.bare_answer("PATCH").status < 500
-            connection.bare_answer("DELETE")
+            assert connection.read_answer("PATCH").status < 500
+            connection.read_answer("DELETE")
     assert head(location).status == 200
 
 
@@ -472,4 +472,4 @@ def test_a_method_that_is_none(site: ServerProcess, method: str) -> None:
     with unchanged(site), Connection(site.url, timeout=5) as connection:
         connection.send_head(method, location, patch_headers(0) | {"Content-Length": "0"})
         with contextlib.suppress(Closed):
-            assert connection.bare_answer("POST").status in (400, 404, 405)
+            assert connection.read_answer("POST").status in (400, 404, 405)

@@ -45,7 +45,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def partial(server: ServerProcess, content: bytes) -> str:
-    """The URL of a finished partial upload."""
+    """Return the URL of a finished partial upload."""
     return create(server.url, len(content), PARTIAL, content)
 
 

@@ -370,7 +370,7 @@ def test_uploads_of_the_same_bytes_are_told_apart(site: ServerProcess) -> None:
 
 
 def uploaded(server: ServerProcess, **pairs: str | bytes) -> Answer:
-    """The download of an upload with this metadata."""
+    """Return the download of an upload with this metadata."""
     answer = get(create(server.url, 5, {"Upload-Metadata": metadata(**pairs)}, b"hello"))
     assert (answer.status, answer.body) == (200, b"hello")
     assert answer["X-Content-Type-Options"] == "nosniff"
@@ -445,7 +445,7 @@ def test_the_name_of_a_file_does_not_make_it_harmless(site: ServerProcess) -> No
 
 
 def file_name(disposition: str) -> str | None:
-    """The name in a Content-Disposition, as RFC 6266 has it read."""
+    """Return the name in a Content-Disposition, as RFC 6266 has it read."""
     assert re.fullmatch(r'(attachment|inline)(; *(filename="([^"\\]|\\.)*"|filename\*?=[^ ";]+))*', disposition)
     extended = re.search(r"filename\*=([^;]*)", disposition)
     if extended:

@@ -78,7 +78,7 @@ def test_other_urls_create_nothing(site: ServerProcess, url: str) -> None:
     with unchanged(site), Connection(site.url) as connection:
         headers = TUS | {"Upload-Length": "5", "Content-Length": "0"}
         connection.send_head("POST", site.origin + url, headers)
-        assert connection.bare_answer("POST").status in (404, 405)
+        assert connection.read_answer("POST").status in (404, 405)
 
 
 def test_the_root_says_what_this_is_and_where_to_upload(site: ServerProcess) -> None:
@@ -88,7 +88,7 @@ def test_the_root_says_what_this_is_and_where_to_upload(site: ServerProcess) -> 
     assert "https://tus.io/implementations" in answer.text
     with Connection(site.url) as connection:
         connection.send_head("HEAD", site.origin + "/")
-        assert connection.bare_answer("HEAD").status == 200
+        assert connection.read_answer("HEAD").status == 200
     assert "evil" not in ask("GET", site.origin + "/", {"Host": "evil, <b>"}).text
 
 
@@ -112,7 +112,7 @@ def test_the_creation_url_can_be_elsewhere(tmp_path_factory: pytest.TempPathFact
                 assert (final.status, final.offset) == (201, 5)
         with Connection(server.url) as connection:
             connection.send_head("POST", server.origin + "/files", TUS | {"Upload-Length": "5", "Content-Length": "0"})
-            assert connection.bare_answer("POST").status == 404
+            assert connection.read_answer("POST").status == 404
 
 
 def test_http_1_0_without_a_host(site: ServerProcess) -> None:
