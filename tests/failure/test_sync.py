@@ -274,6 +274,22 @@ def test_after_a_failed_sync_of_the_records_none_is_only_in_the_log(tmp_path: Pa
         assert {each.rpartition("/")[2] for each in (earlier, path)} <= found.keys()
 
 
+def test_records_that_a_dead_process_had_not_synced_are_synced_before_they_are_read(
+    tmp_path: Path, faults: PreloadedFaults
+) -> None:
+    """The log has a completion that is not safe yet; a HEAD that tells of it must not be taken back by a power cut."""
+    with ServerProcess(tmp_path / "uploads", env=faults.env, sweep_interval="0") as server:
+        path = create(server.port, len(DATA))
+        faults.kill(SYNC, RECORDS)
+        with pytest.raises(ConnectionError):
+            patch(server.port, path, 0, DATA)
+        faults.clear()
+        synced = faults.slow(SYNC, RECORDS, 0)
+        server.restart()
+        assert true_offset(server, path) == len(DATA)
+        assert [file for file in synced.hits if file.endswith("-wal")]
+
+
 def test_while_syncs_of_the_records_fail_nothing_is_complete_and_everything_goes_on_afterwards(
     tmp_path: Path, faults: PreloadedFaults
 ) -> None:
