@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support")  # so that a failed assertion there shows its values too
+
 from tests.faults import clocks
 from tests.faults.preload import build
 from tests.faults.stalls import OSFaults
