@@ -88,7 +88,7 @@ def run_command(arguments: Sequence[str] | None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses a mistake in two lines, with the flag or command that was perhaps meant."""
+    """A parser that reports a mistake in two lines, with a similar flag or command as a hint."""
 
     def error(self, message: str) -> NoReturn:
         """Print the mistake and exit."""
@@ -213,7 +213,7 @@ def check(settings: Settings) -> None:
 
 
 def run_sweep(settings: Settings, *, dry_run: bool) -> int:
-    """Remove or finish what is due, and remove orphans, once; return the exit code."""
+    """Remove expired uploads and orphans, and complete finishing uploads, once; return the exit code."""
     failures: list[str] = []
 
     async def run(service: UploadService) -> None:
@@ -282,7 +282,7 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
 
 
 def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool) -> int:
-    """Take over a directory of tusd; return the exit code."""
+    """Import a directory of tusd; return the exit code."""
     report = print if dry_run else no_report
     try:
         summary = asyncio.run(

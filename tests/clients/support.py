@@ -66,7 +66,7 @@ def head(url: str) -> Answer:
 
 
 def wait_until_stored(url: str, size: int) -> int:
-    """Return the offset, as soon as the server has so many bytes; every HEAD makes it store what has arrived."""
+    """Wait until the server has stored so many bytes; return the offset. Every HEAD makes it store arrived bytes."""
     deadline = time.monotonic() + 20
     while True:
         answer = head(url)

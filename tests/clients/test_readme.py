@@ -100,7 +100,7 @@ class Script:
 
 
 def assert_uploaded_once(server: ServerProcess, port: int, url: str, data: bytes) -> None:
-    """All bytes are there, in one upload that went on."""
+    """Assert that all bytes are stored, in one upload that was continued."""
     assert downloaded(url.replace(f":{port}/", f":{server.port}/")) == sha256(data)
     assert len([line for line in server.log if "method=POST" in line]) == 1
     offsets = [int(line.split("offset_before=")[1].split()[0]) for line in server.log if "offset_before=" in line]

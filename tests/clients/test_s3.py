@@ -34,7 +34,7 @@ def client(tmp_path: Path) -> Client:
 
 
 def check(place: Place, url: str, data: bytes) -> None:
-    """The object and the download hold what was sent, and nothing else of the upload is left."""
+    """Assert that the object and the download hold `data`, and that nothing else of the upload is left."""
     place.assert_alone(url, data)
     assert downloaded(url) == sha256(data)
 

@@ -28,7 +28,7 @@ class Run:
 
 
 class Client:
-    """Runs tus-js-client with one file; the keywords are its options."""
+    """A run of tus-js-client with one file; the keywords are its options."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

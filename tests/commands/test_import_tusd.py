@@ -129,7 +129,7 @@ def assert_imported(directory: Path, uploads: Path, *options: str, new: int = NU
 
 
 def assert_served(folder: Path, **options: Any) -> None:
-    """Every upload can be used as if this server had made it; `folder` has the upload directory."""
+    """Assert that every upload works as if this server had created it; `folder` has the upload directory."""
     with serving(folder, **options) as server:
         answer = head(f"{server.url}/{HALF}")
         assert (answer.status, answer.offset, answer["Upload-Length"]) == (200, MIDDLE, str(len(CONTENT)))

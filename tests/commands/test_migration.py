@@ -209,7 +209,7 @@ async def test_dry_run(source: StateStore, target: StateStore) -> None:
 
 
 class Joining(DiskStorage):
-    """Notes what it is asked to make whole."""
+    """A storage that records the uploads whose bytes it is asked to merge."""
 
     def __init__(self, directory: Path, error: StorageBehind | None = None) -> None:
         super().__init__(directory)

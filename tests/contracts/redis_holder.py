@@ -19,7 +19,7 @@ LEASE = 2.0  # seconds
 
 
 class Talkative:
-    """Says what is asked of it, and does not let go."""
+    """A lock holder that prints the requests it receives, and does not release the lock."""
 
     def __init__(self) -> None:
         self.lost = asyncio.Event()

@@ -89,7 +89,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """The file system has so many bytes left for us."""
+    """Make the file system report `free` bytes of room."""
     monkeypatch.setattr(
         os, "statvfs", lambda path: SimpleNamespace(f_blocks=1 << 30, f_bavail=free, f_frsize=1), raising=True
     )

@@ -178,7 +178,7 @@ PWritev = Callable[[int, Sequence[Buffer], int], int]
 
 
 def failing_after(room: int, code: int) -> PWritev:
-    """Return a `pwritev` with room for so many bytes: what still fits is written, as file systems do, then it fails."""
+    """Return a `pwritev` that writes what fits into `room` bytes, as file systems do, and then fails."""
     pwritev: PWritev = os.pwritev
 
     def write(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:

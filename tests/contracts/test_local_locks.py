@@ -140,7 +140,7 @@ async def test_a_lock_outdoes_the_token_of_a_record(tmp_path: Path) -> None:
 
 
 class Calls:
-    """Counts the calls of the kernel."""
+    """A counter of system calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0

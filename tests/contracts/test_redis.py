@@ -742,7 +742,7 @@ async def test_scripts_that_redis_forgot_are_sent_again(redis: RedisServer, pref
 
 
 async def exercise(host: Host) -> None:
-    """All that a server asks of Redis, once."""
+    """Make every kind of call that a server makes to Redis once."""
     for number in range(6):  # in different slots
         upload = replace(UPLOAD, id=f"upload-{number}", expires_at=5.0)
         await host.state.create(upload)

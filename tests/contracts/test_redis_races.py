@@ -108,7 +108,7 @@ async def add(host: Host, storage: SharedDiskStorage, end: int) -> Upload:
 
 
 async def in_segments(storage: SharedDiskStorage) -> Upload:
-    """Return all bytes of the upload, in the files of three writers: `upload`, `upload.2` and `upload.3`."""
+    """Store all bytes of the upload in the files of three writers: `upload`, `upload.2` and `upload.3`."""
     upload = UPLOAD
     for token, data in ((1, DATA[:3]), (2, DATA[3:6]), (3, DATA[6:])):
         upload = await append(storage, upload, data, token, unreleased_predecessors=token > 1)

@@ -63,7 +63,7 @@ QUICK: dict[str, Any] = {"attempts": 1}  # what fails, fails at once
 
 
 class Calls(Counter[str], NoInstrumentation):
-    """Counts the requests by operation."""
+    """A counter of requests by operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ Opener = Callable[..., Any]
 
 @pytest.fixture
 async def opened(tmp_path: Path) -> AsyncIterator[Opener]:
-    """Opens storages on the place of the test."""
+    """A function that opens storages on the place of the test."""
     storages: list[S3Storage] = []
 
     async def open_storage(server: S3Server, calls: Instrumentation = NO_INSTRUMENTATION, **changes: Any) -> S3Storage:
@@ -124,7 +124,7 @@ def blocks_of(data: bytes, size: int = 1 << 20) -> list[bytes]:
 
 
 async def send(storage: S3Storage, upload: Upload, data: bytes, **options: Any) -> Record:
-    """Return one request that fails or not: the upload as it is committed after it."""
+    """Append `data` in one request, which may fail; return the record as committed after it."""
     writer = storage.writer(upload, TOKEN, **options)
     try:
         for block in blocks_of(data):
@@ -139,7 +139,7 @@ async def send(storage: S3Storage, upload: Upload, data: bytes, **options: Any) 
 
 
 async def send_all(storage: S3Storage, upload: Upload, data: bytes) -> Record:
-    """Return the last request of an upload; the upload as it is complete."""
+    """Append the last bytes of an upload; return its record when it is complete."""
     writer = storage.writer(upload, TOKEN)
     try:
         for block in blocks_of(data):

@@ -44,7 +44,7 @@ def tail_of(upload_id: str) -> Callable[[Request], bool]:
 
 
 async def write(writer: Writer, data: bytes) -> None:
-    """Returns when the writer has taken all of it."""
+    """Write `data` and wait until the writer has taken all of it."""
     for block in blocks_of(data):
         await writer.write([block])
     await writer.write(())
@@ -58,7 +58,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def held_spill(storage: S3Storage, proxy: FaultyProxy, first: Writer, data: bytes) -> HeldRequests:
-    """Return the first upload takes these bytes and has to store them as a tail, which is held and will fail.
+    """Make the first upload spill `data` as a tail in a request that is held and will fail; return the held request.
 
     When it has begun there is room for all again. The storage has memory for two parts.
     """
@@ -75,7 +75,7 @@ async def held_spill(storage: S3Storage, proxy: FaultyProxy, first: Writer, data
 
 
 async def kept(record: Record, writer: Writer) -> Record:
-    """Return the upload as it is committed after a request whose writer has failed."""
+    """Close a writer that has failed; return the record as committed before."""
     with pytest.raises(UploadError):
         await writer.flush(sync=False)
     record = committed(record, writer)
@@ -84,7 +84,7 @@ async def kept(record: Record, writer: Writer) -> Record:
 
 
 async def assert_goes_on(storage: S3Storage, record: Record, data: bytes) -> None:
-    """The next request sends the rest: the upload has the right bytes."""
+    """Assert that the next append can send the rest, and that the upload then has the right bytes."""
     assert await storage.stored_size(record) == record.offset
     complete = await send_all(storage, record, data[record.offset :])
     found = await content(storage, complete)

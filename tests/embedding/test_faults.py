@@ -37,7 +37,7 @@ class Answer:
 async def call(
     app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> Answer:
-    """Return one request, straight to the application; what the application raises is raised."""
+    """Make one request directly to the application, whose exceptions are raised; return the answer."""
     scope = http_scope(method, path, {"content-length": str(len(body)), **(headers or {})})
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[Any] = []

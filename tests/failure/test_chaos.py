@@ -107,7 +107,7 @@ class Chaos:
             time.sleep(seconds)
 
     def fail_sync(self, place: Place, seconds: float) -> None:
-        """Every sync fails, and what was not synced before is lost."""
+        """Make every sync fail and lose the bytes that were not synced before."""
         fault = place.faults.lose("fsync,fdatasync", DATA)
         place.losses.append(fault.name)
         time.sleep(seconds / 4)
@@ -129,7 +129,7 @@ class Chaos:
         time.sleep(seconds / 2)
 
     def step_clock(self, place: Place, seconds: float) -> None:
-        """The wall clock is days ahead or behind for a moment; now and then the server is started meanwhile."""
+        """Set the wall clock days ahead or back for a moment; in half of the cases the server starts meanwhile."""
         place.clock.set(self.chance.choice([-1, 1]) * self.chance.uniform(60, 3 * DAY))
         time.sleep(seconds / 2)
         if self.chance.random() < 0.5:

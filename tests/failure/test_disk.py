@@ -76,7 +76,7 @@ def segment_path(server: ServerProcess, path: str) -> Path:
 
 
 def assert_clear(answer: Answer, statuses: set[int]) -> None:
-    """An answer that says what is wrong, and not where in the program or on the disk."""
+    """Assert that an answer tells what is wrong, and no details of the program or of the disk."""
     assert answer.status in statuses, answer
     assert "upload-offset" not in answer.headers
     text = answer.body.decode()
@@ -86,7 +86,7 @@ def assert_clear(answer: Answer, statuses: set[int]) -> None:
 
 
 def offset_if_known(server: ServerProcess, path: str, acknowledged: int) -> int:
-    """Return the offset, or what was acknowledged if the server says that it cannot look now."""
+    """Return the offset, or `acknowledged` if the server answers HEAD with 423."""
     answer = head(server.port, path)
     if answer.status == 423:
         assert int(answer.headers["retry-after"]) > 0

@@ -53,7 +53,7 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def running(server: ServerProcess, path: str) -> Connection:
-    """Return a PATCH in the middle of its body, half of which is committed."""
+    """Start a PATCH of whose body one half is committed and the other not sent; return its connection."""
     connection = stalled_patch(server.port, path, DATA, len(DATA) // 2)
     wait_until(lambda: offset_of(server.port, path) == len(DATA) // 2, "half of it is committed")
     return connection

@@ -83,7 +83,7 @@ OLD, NEW = payload(6 * MEBI, 1), payload(6 * MEBI, 2)
 
 
 def taken_over(server: ServerProcess, path: str, offset: int, body: bytes) -> Answer:
-    """Return the PATCH that is let in once the lease of the one before has ended."""
+    """Repeat a PATCH until the lease of an earlier one has ended; return the answer."""
     deadline = time.monotonic() + RECOVERY
     while True:
         answer = patch(server.port, path, offset, body)
@@ -574,7 +574,7 @@ def wait_until_ready(hosts: Sequence[ServerProcess]) -> None:
 
 @contextlib.contextmanager
 def forgetful_redis() -> Iterator[RedisServer]:
-    """One that stores nothing by itself."""
+    """Run a Redis that stores nothing by itself."""
     with RedisServer() as server:
         yield server
 

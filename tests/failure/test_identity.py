@@ -58,7 +58,7 @@ def offset(server: ServerProcess, path: str) -> int:
 
 
 def begun(server: ServerProcess, size: int = 100) -> str:
-    """Return an upload of which the first bytes are acknowledged."""
+    """Create an upload whose first bytes are acknowledged; return its path."""
     path = create(server)
     assert patch(server, path, 0, size) == 204
     return path
@@ -71,7 +71,7 @@ def finishes(server: ServerProcess, path: str, start: int = 100) -> bool:
 
 
 def run(upload_dir: Path, command: str, options: dict[str, Any], env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Return a command of the command line, to its end: the exit code, and what it printed."""
+    """Run a command of the command line; return its exit code and output."""
     arguments = ServerProcess(upload_dir, **options).arguments()[1:]
     result = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tusd_py", command, *arguments],

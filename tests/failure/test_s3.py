@@ -100,7 +100,7 @@ def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture
 def rig(shared_rig: Rig) -> Iterator[Rig]:
-    """Works when the test begins and when it has ended."""
+    """The shared servers and proxy, which work when the test begins and after it has ended."""
     if shared_rig.server.process.poll() is not None:
         shared_rig.revive()
     shared_rig.proxy.requests.clear()
@@ -120,7 +120,7 @@ def finish(rig: Rig, path: str, data: bytes, *, acknowledged: int = 0, sent: int
 
 
 def again(action: Callable[[], Answer], seconds: float = PATIENCE) -> Answer:
-    """Return the answer to a request that is repeated while the upload is in use or the server is not there."""
+    """Repeat a request while the upload is in use or the server unavailable; return the answer."""
     deadline = time.monotonic() + seconds
     while True:
         with suppress(OSError):
@@ -137,7 +137,7 @@ def called(operation: str) -> Callable[[Request], bool]:
 
 
 def times(count: int, fault: Fault, operation: str, part: int | None = None) -> Faults:
-    """Return the first requests of one operation have a fault."""
+    """Return faults for the first `count` requests of one operation."""
     left = [count]
     lock = threading.Lock()
 
@@ -473,7 +473,7 @@ def test_tails_that_somebody_removed(rig: Rig) -> None:
 
 
 class WrongClock(FaultyProxy):
-    """Refuses the time in every request, as S3 does where that is a quarter of an hour off."""
+    """A proxy that refuses the time in every request, as S3 does if it is a quarter of an hour off."""
 
     wrong = False
 
@@ -787,7 +787,7 @@ class Client:
             assert (answer.status, answer.offset) == (200, length), answer
 
     def patch(self, path: str, data: bytes, start: int, end: int, *, declare: bool) -> bool:
-        """Return whether it was acknowledged."""
+        """Send one PATCH; return whether it was acknowledged."""
         self.doing = f"PATCH {path} {start} {end}"
         headers = {"Upload-Length": str(len(data))} if declare else {}
         if self.chance.random() < 0.2:

@@ -66,7 +66,7 @@ def pattern(server: ServerProcess, path: str) -> str:
 
 
 def assert_told(server: ServerProcess, failures: int = 1) -> None:
-    """One line of the log for each failure, and an answer for the load balancer."""
+    """Assert that each failure has one line in the log, and that the load balancer gets an answer."""
 
     def told() -> list[str]:
         return [line for line in server.log if "sync of" in line and "failed" in line]
@@ -82,7 +82,7 @@ def assert_told(server: ServerProcess, failures: int = 1) -> None:
 
 
 def true_offset(server: ServerProcess, path: str) -> int:
-    """Return the offset once HEAD has found out."""
+    """Repeat HEAD until it is answered; return its offset."""
     for _ in range(3):
         answer = head(server.port, path)
         assert answer.status in {200, 423}, answer

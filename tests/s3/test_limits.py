@@ -40,7 +40,7 @@ MAX_METADATA = 2048  # bytes; of an object in AWS
 
 
 class StrictS3(FaultyProxy):
-    """Refuses objects with more metadata than AWS takes, as AWS does."""
+    """A proxy that refuses objects with more metadata than AWS accepts."""
 
     def forward(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, Any, bytes]:
         described = {"content-type", "content-disposition"}

@@ -47,7 +47,7 @@ class FakeUpload:
 
 
 def filled(count: int, size: int, **options: bool) -> tuple[MemoryLimiter, list[FakeUpload]]:
-    """Return a memory that uploads hold all of, and those that were asked to spill."""
+    """Return a limiter whose memory `count` uploads hold completely, and a list of those that were asked to spill."""
     memory = MemoryLimiter(count * size)
     spills: list[FakeUpload] = []
     for _ in range(count):

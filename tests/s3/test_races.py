@@ -49,7 +49,7 @@ def server(tmp_path: Path, place: Place, proxy: FaultyProxy) -> Iterator[ServerP
 
 
 def committed_offset(server: ServerProcess, path: str) -> int:
-    """Return the one of the record. (To ask with HEAD would have a PATCH under way commit.)"""
+    """Return the offset in the record; a HEAD would make a running PATCH commit."""
     records = server.upload_dir / ".tusd-py" / "uploads.sqlite3"
     with closing(sqlite3.connect(f"file:{records}?mode=ro", uri=True)) as database:
         ((offset,),) = database.execute("SELECT offset FROM uploads WHERE id = ?", (id_of(path),))

@@ -843,7 +843,7 @@ def test_many_patches_need_little_memory(own: tuple[ServerProcess, Place]) -> No
 
 
 def streamed(block: bytes, count: int) -> tuple[int, str]:
-    """Return size and SHA-256 of so many blocks, each with its number at the front."""
+    """Return size and SHA-256 of `count` blocks, each with its number at the front."""
     digest = hashlib.sha256()
     for number in range(count):
         digest.update(number.to_bytes(8))

@@ -211,7 +211,7 @@ def half_a_head_after_an_answer(port: int) -> Connection:
 
 
 def answered_before_the_body(port: int) -> Connection:
-    """Return the upload is not there, which is known before the body: one byte of it comes afterwards."""
+    """Send a PATCH for an unknown upload, and one byte of its body after the answer; return the connection."""
     connection = start_patch(port, "/files/unknown", 0, 10)
     assert connection.answer().status == 404
     connection.send(b"x")

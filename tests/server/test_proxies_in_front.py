@@ -118,7 +118,7 @@ def test_what_was_stored_stays_when_the_connection_breaks(front: int) -> None:
 
 
 def patch_from_where_it_is(port: int, path: str, data: bytes) -> Answer:
-    """Return the rest, from where HEAD says: a proxy may still pass on what a connection had sent before it broke."""
+    """Send the rest from the offset of HEAD; a proxy may still pass on bytes of a broken connection."""
     offset = offset_of(port, path)
     answer = patch(port, path, offset, data[offset:])
     assert answer.status in (204, 409, 423), answer

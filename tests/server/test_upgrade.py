@@ -44,7 +44,7 @@ class Patch {
 
 
 def check(server: ServerProcess, path: str, data: bytes, outcome: str) -> None:
-    """All is stored; under another server's protocol class, which drops the body, the client hears of it."""
+    """Assert that all bytes are stored; another protocol class drops the body, which the client must be told."""
     if OWN_CLASS:
         assert outcome == f"204 {len(data)}"
         assert content(server.port, path) == data

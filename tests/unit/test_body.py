@@ -52,11 +52,11 @@ class Arrived:
 
 
 class Clock:
-    """Stands in for the module `time`: its time passes only when it is told to."""
+    """A replacement for the module `time`, whose time passes only when the test says so."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.look = asyncio.Event()  # somebody has looked at it
+        self.look = asyncio.Event()  # set when the code under test has read the time
 
     def monotonic(self) -> float:
         self.look.set()
@@ -376,7 +376,7 @@ async def test_a_client_that_falls_silent_is_given_up(wire: Wire, make: Make) ->
 
 
 async def looked_at(clock: Clock, times: int) -> None:
-    """The timer has gone off so many times more."""
+    """Wait until the timer has fired `times` more."""
     for _ in range(times):
         clock.look.clear()
         await asyncio.wait_for(clock.look.wait(), PATIENCE)
@@ -462,7 +462,7 @@ async def test_bytes_that_arrive_without_being_read_break_the_silence(make: Make
 
 
 def pacing(clock: Clock, size: int, seconds: float) -> Callable[[], object]:
-    """Return a client that sends so many bytes every so many seconds, without end."""
+    """Return the `receive` of a client that sends `size` bytes every `seconds`, without end."""
 
     async def receive() -> Message:
         clock.now += seconds

@@ -32,7 +32,7 @@ Process: TypeAlias = Callable[..., AbstractAsyncContextManager[UploadService]]
 
 @pytest.fixture(params=["sqlite", "redis"])
 def process(tmp_path: Path, request: pytest.FixtureRequest) -> Process:
-    """Makes one process on the records and files of this test, with settings of its own."""
+    """A function that starts one process on the records and files of this test, with settings of its own."""
 
     @contextlib.asynccontextmanager
     async def process(clock: Clock | None = None, **options: Any) -> AsyncIterator[UploadService]:

@@ -68,7 +68,7 @@ async def appended(service: UploadService, upload_id: str, start: int, end: int)
 
 
 async def is_there(service: UploadService, upload: Upload) -> bool:
-    """Return whether a client, a sweep and another client find it."""
+    """Return whether a HEAD, a sweep and another HEAD find the upload."""
     try:
         before = await service.inspect(upload.id)
         await sweep(service)

@@ -33,7 +33,7 @@ Process: TypeAlias = Callable[[], AbstractAsyncContextManager[UploadService]]
 
 @pytest.fixture(params=["sqlite", "redis"])
 def process(tmp_path: Path, request: pytest.FixtureRequest) -> Process:
-    """Makes one process on the records and files of this test."""
+    """A function that starts one process on the records and files of this test."""
     values: dict[str, Any] = {"upload_dir": tmp_path / "uploads", "concatenation_unfinished": True}
     if request.param == "redis":
         values |= {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
@@ -84,7 +84,7 @@ async def add_waiting(service: UploadService, count: int) -> None:
 
 
 class Reads:
-    """Counts the records that are read."""
+    """A counter of the records that are read."""
 
     def __init__(self, service: UploadService, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -104,7 +104,7 @@ class Reads:
 
 
 async def completed(service: UploadService, upload: Upload) -> Upload:
-    """Return the upload once it is complete, without looking at it as a client would: that drives it on."""
+    """Wait until the upload is complete; return its record. A HEAD would complete it."""
     record = await recorded(service, upload, lambda record: record is None or record.is_complete)
     assert record is not None
     return record
@@ -115,7 +115,7 @@ async def removed(service: UploadService, upload: Upload) -> None:
 
 
 async def recorded(service: UploadService, upload: Upload, condition: Callable[[Upload | None], bool]) -> Upload | None:
-    """Return the record once it is like this."""
+    """Wait until the record fulfils the condition; return it."""
     deadline = time.monotonic() + PATIENCE
     while not condition(record := await service.state.get(upload.id)):
         assert time.monotonic() < deadline

@@ -81,7 +81,7 @@ async def migrate_records(
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One run: source, target and options, as in `migrate_records`."""
+    """One migration: source, target and options, as in `migrate_records`."""
 
     source: StateStore
     target: StateStore

@@ -1,4 +1,4 @@
-"""Settings of a server: the model, their sources, the parsing of their values, and the words of `--help`."""
+"""Settings of a server: the model, the sources, the parsing of values, and the texts of `--help`."""
 
 from tusd_py.settings.model import ENV_PREFIX, Settings, default_of, flag_name, variable_name
 from tusd_py.settings.overrides import SettingsOverrides

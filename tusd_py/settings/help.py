@@ -1,4 +1,4 @@
-"""Words for `--help` and `config`: defaults with units, and the accepted values."""
+"""Texts for `--help` and `config`: defaults with units, and the accepted values."""
 
 from __future__ import annotations
 

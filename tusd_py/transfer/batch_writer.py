@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class BatchWriter:
-    """Writes the bytes of one append in batches: gathers one batch while the writer stores another."""
+    """A writer of the bytes of one append in batches: it gathers one batch while the storage writes another."""
 
     def __init__(self, writer: Writer, budget: ByteBudget, release: Callable[[Sequence[Buffer]], None]) -> None:
         self._writer = writer

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TusdUpload:
-    """The useful part of an info file of tusd's filestore."""
+    """The part of an .info file of tusd's filestore that an import needs."""
 
     id: str
     length: int | None  # bytes; None: not known yet

@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS texts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROW
 
 
 class RecordTable:
-    """Keeps records in SQLite, with a connection for every call; every transaction is synced."""
+    """A state store in SQLite with a connection for every call; every transaction is synced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -19,7 +19,7 @@ LOCATION = "folder"
 
 
 class FolderStorage:
-    """Keeps the bytes of uploads in the files of a folder, named by their ids.
+    """A storage of uploads in the files of a folder, named by their ids.
 
     Needs no fencing: its locker frees a lock only when the process of the holder has ended.
     """
@@ -95,7 +95,7 @@ class FolderStorage:
 
 
 class FileWriter:
-    """Appends to one file, a call at a time. After an error the writer takes no more bytes."""
+    """A writer of one file, a call at a time. After an error it takes no more bytes."""
 
     def __init__(self, path: Path, upload: Upload, observer: Observer | None) -> None:
         self._offset = self._committed = upload.offset
