@@ -7,9 +7,9 @@ import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from tusd_py.contracts.storage import ThreadedWriter, Writer, WriterSnapshot
+from tusd_py.contracts.storage import Writer, WriterSnapshot
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
@@ -28,6 +28,7 @@ from tusd_py.transfer.batch_writer import BatchWriter
 from tusd_py.transfer.body_source import BodySource
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
+from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import limit_text
 
@@ -38,17 +39,6 @@ SILENT = 1.0  # seconds without a byte after which a reader's question ends the 
 # Commits the second record, and these parts, in place of the first; the flag says that the storage has nothing left
 # to do for it.
 Commit = Callable[[Upload, Upload, Sequence[UploadPart], bool], Awaitable[Upload]]
-
-
-@dataclass(frozen=True, slots=True)
-class LastStep:
-    """Completion of an upload in the thread that stores its last bytes."""
-
-    writer: ThreadedWriter
-    # Stores so many bytes by a function that returns the upload as it is then, and completes the record with that.
-    run: Callable[[Upload, Callable[[], Upload], int], asyncio.Future[Upload]]
-    slots: Callable[[int], asyncio.Semaphore | None]  # one is taken for the time of `run` with so many bytes
-    committed: Callable[[Upload, Upload], object]  # called in the event loop with the first record and the new one
 
 
 class Append:
@@ -230,16 +220,16 @@ class Append:
             self.upload, offset=snapshot.offset, synced=snapshot.synced, storage_state=snapshot.storage_state
         )
 
-    async def _commit_snapshot(self, requested: bool, *, whole: bool = False) -> Upload:
+    async def _commit_snapshot(self, requested: bool, *, finished: bool = False) -> Upload:
         """Commit all that is stored."""
         snapshot = self._blocks.snapshot()
         self.upload = self._reached(snapshot)
-        if await self._commit_upload(requested, snapshot.new_parts, whole=whole):
+        if await self._commit_upload(requested, snapshot.new_parts, finished=finished):
             self._blocks.committed(snapshot)
         return self.upload
 
     async def _commit_upload(
-        self, requested: bool = False, parts: Sequence[UploadPart] = (), *, whole: bool = False
+        self, requested: bool = False, parts: Sequence[UploadPart] = (), *, finished: bool = False
     ) -> bool:
         """Commit the upload as it is to be; return False if the state store has it so already."""
         before = self._stored_record
@@ -247,7 +237,7 @@ class Append:
             self.upload = replace(self.upload, commit_requests_served=before.commit_requests_served + 1)
         if self.upload == before and not self.upload.has_all_bytes:
             return False
-        self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, whole)
+        self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, finished)
         return True
 
     async def _finish(self) -> Upload:
@@ -266,8 +256,8 @@ class Append:
         if last is not None and not (slots and slots.locked()) and last.writer.can_finish_by(with_bytes=size > 0):
             async with slots or contextlib.nullcontext():
                 return await self._finish_in_thread(last, sync=sync)
-        whole = await self._blocks.finish(sync=sync)
-        return await self._commit_snapshot(self._commit_requested, whole=whole)
+        finished = await self._blocks.finish(sync=sync)
+        return await self._commit_snapshot(self._commit_requested, finished=finished)
 
     async def _finish_in_thread(self, last: LastStep, *, sync: bool) -> Upload:
         """Store and commit in one go, without coming back to the event loop in between."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 from tusd_py.contracts.locks import Lock
-from tusd_py.contracts.state import StateStore, UpdatesInThreads
-from tusd_py.contracts.storage import Observer, Storage, StoresInThreads, Writer
+from tusd_py.contracts.storage import Writer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
     FinalUploadModified,
@@ -23,17 +21,18 @@ from tusd_py.core.errors import (
     StorageUnavailable,
     UploadInterrupted,
 )
-from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadPart
-from tusd_py.events.bus import EventBus
-from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed, finish_event
-from tusd_py.transfer.budget import ByteBudget
-from tusd_py.uploads.append import Append, LastStep
-from tusd_py.uploads.completion import Completion
+from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed
+from tusd_py.uploads.append import Append
+from tusd_py.uploads.completion import Completion, ThreadedCompletion
+from tusd_py.uploads.components import Components
+from tusd_py.uploads.last_step import LastStep
+from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import DeferredHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
-from tusd_py.uploads.options import UploadOptions
-from tusd_py.uploads.small_append import MAX_SMALL_BODY, SmallAppends, SyncFailedError
+from tusd_py.uploads.record_reader import RecordReader
+from tusd_py.uploads.recovery import Recovery
+from tusd_py.uploads.small_append import SmallAppends, SyncFailedError
 from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 
 MAX_LAST_STEPS = 7  # at a time in threads of the storage: should the records hang, one is left for others
@@ -41,39 +40,32 @@ ENDING_POLL = 0.01  # seconds between two looks whether an upload has ended
 
 
 class Appending:
-    """Appends to uploads under their locks, in tasks of `LockedWork`, and knows those under way.
-
-    `refuse_when_draining` raises `ServerShutdown` once no new work is to be begun.
-    """
+    """Appends to uploads under their locks, in tasks of `LockedWork`, and knows those under way."""
 
     def __init__(
         self,
-        state: StateStore,
-        storage: Storage,
-        events: EventBus,
-        budget: ByteBudget,
-        options: UploadOptions,
-        work: LockedWork,
+        components: Components,
+        lifetimes: Lifetimes,
+        records: RecordReader,
         completion: Completion,
-        refuse_when_draining: Callable[[], None],
+        recovery: Recovery,
+        work: LockedWork,
     ) -> None:
-        self._state = state
-        self._storage = storage
-        self._events = events
-        self._budget = budget
-        self._options = options
-        self._work = work
+        self._storage = components.storage
+        self._events = components.events
+        self._budget = components.budget
+        self._options = components.options
+        self._records = records
         self._completion = completion
-        self._refuse_when_draining = refuse_when_draining
+        self._recovery = recovery
+        self._work = work
         self._appends: set[Append] = set()
         self._slots = asyncio.Semaphore(MAX_LAST_STEPS)
+        self._threaded: ThreadedCompletion | None = None
         self._small: SmallAppends | None = None
-        self._in_threads: tuple[UpdatesInThreads, StoresInThreads] | None = None
-        if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads) and storage.stores_in_threads:
-            self._in_threads = state, storage
-            self._small = SmallAppends(
-                state, storage, events, budget, options, completion, refuse_when_draining, self._slots
-            )
+        if components.in_threads is not None:
+            self._threaded = ThreadedCompletion(components.in_threads, completion, syncs=components.syncs_completion)
+            self._small = SmallAppends(components, lifetimes, self._threaded, work, self._slots)
 
     async def append(self, upload_id: str, append_request: AppendRequest) -> tuple[Upload, bool]:
         """Append what the source gives: the upload as committed, and whether the addition was made.
@@ -102,7 +94,7 @@ class Appending:
         try:
             return await self._work.acquire(upload_id, holder, 0)
         except LockTimeout:
-            refuse_hopeless(await self._completion.get(upload_id), append_request, self._options)
+            refuse_hopeless(await self._records.get(upload_id), append_request, self._options)
         return await self._work.acquire(upload_id, holder, self._options.lock_timeout)
 
     async def _refuse_if_ended(self, upload_id: str) -> None:
@@ -110,9 +102,9 @@ class Appending:
         deadline = time.monotonic() + self._options.lock_timeout
         with contextlib.suppress(StateUnavailable, StorageUnavailable):  # then the caller's reason is the better one
             while await self._work.is_ending(upload_id) and time.monotonic() < deadline:
-                await self._completion.get(upload_id)
+                await self._records.get(upload_id)
                 await asyncio.sleep(ENDING_POLL)
-            await self._completion.get(upload_id)
+            await self._records.get(upload_id)
 
     async def _append_under(
         self, lock: Lock, append_request: AppendRequest, holder: DeferredHolder
@@ -127,7 +119,7 @@ class Appending:
                 raise OffsetMismatch(append.upload.offset) from failure.error
             if upload is not None:
                 return upload, True
-        record = await self._completion.get(lock.upload_id, lock)
+        record = await self._records.get(lock.upload_id, lock)
         if record.is_final:
             raise FinalUploadModified
         if record.status is Status.FINISHING:
@@ -137,8 +129,8 @@ class Appending:
         try:
             return await self._append(record, append_request, lock, holder), True
         except StorageAhead as error:
-            record = await self._completion.recover(
-                await self._completion.get(lock.upload_id), lock.token, append_request.context
+            record = await self._recovery.recover(
+                await self._records.get(lock.upload_id), lock.token, append_request.context
             )
             raise OffsetMismatch(record.offset) from error
 
@@ -146,7 +138,7 @@ class Appending:
         self, record: Upload, append_request: AppendRequest, lock: Lock, holder: DeferredHolder
     ) -> Upload:
         upload = check_append(record, append_request, self._options)
-        self._refuse_when_draining()
+        self._work.refuse_when_draining()
         append = self._new_append(upload, append_request, lock)
         holder.target = append
         self._appends.add(append)
@@ -154,20 +146,15 @@ class Appending:
         try:
             await append.run(record)
         except Exception:
-            await self._append_ended(
-                append, lock, append_request.context
-            )  # complete, perhaps: more bytes came than the length allows
+            await self._append_ended(append, lock, append_request)  # complete, perhaps: too many bytes came
             raise
-        await self._append_ended(append, lock, append_request.context)
-        return append.upload
+        return await self._append_ended(append, lock, append_request)
 
-    async def _append_ended(self, append: Append, lock: Lock, request: RequestContext | None) -> None:
+    async def _append_ended(self, append: Append, lock: Lock, append_request: AppendRequest) -> Upload:
         self._appends.discard(append)
         self._events.publish(AppendEnded(append.upload))
-        if append.upload.is_complete:
-            self._events.publish(finish_event(append.upload, request))
-        elif append.upload.status is Status.FINISHING:
-            append.upload = await self._completion.finish(append.upload, lock.token, request)
+        append.upload = await self._completion.conclude(append.upload, lock.token, append_request.context)
+        return append.upload
 
     def _new_append(self, upload: Upload, append_request: AppendRequest, lock: Lock) -> Append:
         sync = self._options.durability is Durability.ALWAYS or (
@@ -176,25 +163,25 @@ class Appending:
         verification = append_request.verification
         observer = verification.update if verification is not None else None
 
-        def committed(before: Upload, stored: Upload) -> None:
-            received = max(0, stored.offset - before.offset)
-            self._events.publish(UploadProgressed(stored, received, append_request.context))
+        def committed(before: Upload, after: Upload) -> None:
+            received = max(0, after.offset - before.offset)
+            self._events.publish(UploadProgressed(after, received, append_request.context))
 
-        async def commit(before: Upload, after: Upload, parts: Sequence[UploadPart], whole: bool) -> Upload:
-            if whole:
-                after = self._completion.completed(after, lock.token)
-            elif after.has_all_bytes:
-                after = replace(after, status=Status.FINISHING, token=lock.token)
-            else:
-                after = replace(after, expires_at=self._completion.extended(before), token=lock.token)
-            durable = sync or (whole and self._options.durability is not Durability.NEVER)
-            stored = await self._state.update(before, after, lock.token, parts=parts, durable=durable)
-            if whole:
-                await self._completion.save_completion_record(stored)
-            committed(before, stored)
-            return stored
+        async def commit(before: Upload, after: Upload, parts: Sequence[UploadPart], finished: bool) -> Upload:
+            after = await self._completion.commit(before, after, lock.token, parts, finished=finished, sync=sync)
+            committed(before, after)
+            return after
 
-        writer, last_step = self._writer(upload, observer, lock, committed)
+        last_step: LastStep | None = None
+        if self._threaded is None:
+            writer: Writer = self._storage.writer(
+                upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
+            )
+        else:
+            writer = threaded_writer = self._threaded.storage.writer(
+                upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
+            )
+            last_step = LastStep(threaded_writer, self._threaded, lock.token, self._slots, committed)
         return Append(
             upload,
             append_request.source,
@@ -206,37 +193,3 @@ class Appending:
             verification=verification,
             last_step=last_step,
         )
-
-    def _writer(
-        self, upload: Upload, observer: Observer | None, lock: Lock, committed: Callable[[Upload, Upload], None]
-    ) -> tuple[Writer, LastStep | None]:
-        """Return the writer, and how to complete the upload in its thread, where that can be done."""
-        if self._in_threads is None:
-            return self._storage.writer(
-                upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
-            ), None
-        state, storage = self._in_threads
-        writer = storage.writer(upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors)
-
-        durable = self._options.durability is not Durability.NEVER
-
-        def is_with_records(size: int) -> bool:
-            return not durable and size <= MAX_SMALL_BODY
-
-        def run(before: Upload, store: Callable[[], Upload], size: int) -> asyncio.Future[Upload]:
-            def finish() -> Upload:
-                return self._completion.completed(store(), lock.token)
-
-            def conclude(stored: Upload) -> None:
-                self._completion.save_completion_record_in_thread(storage, stored)
-
-            def finish_and_update() -> Upload:
-                stored = state.update_in_thread(before, finish(), lock.token, durable=durable)
-                conclude(stored)
-                return stored
-
-            if is_with_records(size):
-                return state.update_after(lambda: (before, finish()), lock.token, conclude)
-            return storage.run(finish_and_update)
-
-        return writer, LastStep(writer, run, lambda size: None if is_with_records(size) else self._slots, committed)

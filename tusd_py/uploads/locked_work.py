@@ -33,10 +33,20 @@ class LockedWork:
         self._events = events
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self.is_draining = False
 
     def open(self) -> None:
-        """Take work, again after `close`."""
-        self._closed = False
+        """Take work, again after `drain` and `close`."""
+        self._closed = self.is_draining = False
+
+    def refuse_when_draining(self) -> None:
+        """Raise `ServerShutdown` if no new work is to be begun."""
+        if self.is_draining:
+            raise ServerShutdown
+
+    def drain(self) -> None:
+        """Have `refuse_when_draining` refuse new work. Locks are still taken for those who do not ask it."""
+        self.is_draining = True
 
     async def acquire(self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False) -> Lock:
         """Take a lock (`Locker.acquire`), which the caller hands to `start` before it awaits anything else."""
@@ -90,7 +100,7 @@ class LockedWork:
 
     async def close(self) -> None:
         """Refuse new work, and wait for the end of what there is."""
-        self._closed = True
+        self._closed = self.is_draining = True
         await self.settle()
 
     async def _hold(self, lock: Lock, work: Coroutine[Any, Any, T]) -> T:

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tusd_py.contracts.health import ReportsHealth
 from tusd_py.contracts.locks import Lock, Locker
 from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import (
-    Buffer,
-    Storage,
-    SupportsConcatenation,
-    SupportsDownloadRedirect,
-    SupportsFilePath,
-    SupportsIdentity,
-    SupportsSizeLimits,
-)
+from tusd_py.contracts.storage import Buffer, Storage
 from tusd_py.core.clock import SteadyClock
-from tusd_py.core.errors import (
-    BrokenRecord,
-    LockTimeout,
-    ServerShutdown,
-    StorageUnavailable,
-    UploadError,
-    UploadNotFound,
-    WrongStorage,
-)
+from tusd_py.core.errors import BrokenRecord, StorageUnavailable, UploadNotFound, WrongStorage
 from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.request_context import RequestContext, owner_of
 from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
@@ -39,21 +21,25 @@ from tusd_py.events.types import PartialFinished, UploadCreated, UploadExpired, 
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
+from tusd_py.uploads.components import Components
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
 from tusd_py.uploads.downloads import Downloads
-from tusd_py.uploads.locations import located
+from tusd_py.uploads.expiration import Expiration
+from tusd_py.uploads.inspection import Inspection
+from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.options import UploadOptions
+from tusd_py.uploads.record_reader import RecordReader
+from tusd_py.uploads.recovery import Recovery
+from tusd_py.uploads.removal import Removal
 from tusd_py.uploads.validation import AppendRequest, NewUpload, check_size, verify_no_more_bytes
+from tusd_py.uploads.waiting_finals import WaitingFinals
 
 T = TypeVar("T")
 
-READER_TIMEOUT = 1.95  # seconds until a reader is told to ask later
-COMPLETION_RECORD_TIMEOUT = 1.0  # seconds a reader of a finished upload waits for its completion record, once
-INSPECT_TIMEOUT = 1.5  # seconds a reader waits for the lock holder's commit
-INSPECT_POLL_INTERVAL = 0.01
-SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
+FINALS_TIMEOUT = 3.0  # seconds a request waits for the final uploads of a partial one
+IDENTITY_TIMEOUT = 1.5  # seconds a health check waits for the storage to show its identity
 
 
 class UploadService:
@@ -69,25 +55,29 @@ class UploadService:
         options: UploadOptions,
         clock: SteadyClock,
     ) -> None:
-        if isinstance(storage, SupportsSizeLimits):
-            options = replace(options, storage=storage.size_limits)
+        components = Components.of(state, locker, storage, events, budget, options, clock)
+        self._components = components
         self.state = state
         self.locker = locker
         self.storage = storage
         self.events = events
         self.budget = budget
-        self.options = options
+        self.options = components.options
         self.clock = clock
-        self.can_concatenate = isinstance(storage, SupportsConcatenation)
-        self._redirects = storage if isinstance(storage, SupportsDownloadRedirect) else None
-        self._files = storage if isinstance(storage, SupportsFilePath) else None
-        self._draining = False
+        self.can_concatenate = components.concatenation is not None
         self._downloads = Downloads()
-        self._work = LockedWork(locker, events)
         self._finals_of: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
-        self._completion = Completion(state, storage, events, options, clock)
-        self._appending = Appending(
-            state, storage, events, budget, options, self._work, self._completion, self.refuse_when_draining
+        self._work = LockedWork(locker, events)
+        self._lifetimes = Lifetimes(components.options, clock)
+        self._records = RecordReader(components)
+        self._removal = Removal(components)
+        self._waiting = WaitingFinals(state, clock)
+        completion = Completion(components, self._lifetimes, self._records)
+        self._recovery = Recovery(components, self._records, completion, self._removal, self._waiting, self._work)
+        self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
+        self._appending = Appending(components, self._lifetimes, self._records, completion, self._recovery, self._work)
+        self._expiration = Expiration(
+            components, self._lifetimes, self._records, self._recovery, self._removal, self._work
         )
         if options.concatenation_unfinished:
             events.observe(PartialFinished, self.part_ended)
@@ -109,16 +99,14 @@ class UploadService:
             metadata=new.metadata,
             concatenation=new.concatenation,
             concat_header=new.concat_header,
-            expires_at=self._completion.expiry(now),
+            expires_at=self._lifetimes.of_unfinished(now),
             owner=owner_of(new.context),
         )
         upload = replace(upload, location=self.storage.locate(upload))
         await self.state.create(upload)
         self.events.publish(UploadCreated(upload, new.context))
         if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
-            upload = await self.carry_out(
-                self._resume_completion_now(upload.id, self.options.lock_timeout, new.context)
-            )
+            upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, new.context))
         await self._told(upload.id)
         return upload
 
@@ -126,22 +114,22 @@ class UploadService:
 
     async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
         """The record as committed, as the lock brought it if it did; raises `UploadNotFound` or `UploadGone`."""
-        return await self._completion.get(upload_id, lock)
+        return await self._records.get(upload_id, lock)
 
     async def finished(self, upload_id: str) -> Upload:
         """The record of an upload that is complete; raises `UploadNotFound` otherwise."""
         upload = await self.get(upload_id)
-        if not upload.is_complete and await self._completion.load_completion_record(upload_id) is not None:
-            upload = await self._resume_completion(upload_id)
+        if not upload.is_complete and await self._records.load_completion_record(upload_id) is not None:
+            upload = await self._recovery.resume(upload_id)
         if not upload.is_complete:
             raise UploadNotFound("the upload is not finished yet")
         return upload
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
         """Where a client can download a complete upload without this server; None if it cannot."""
-        if self._redirects is None:
+        if self._components.redirects is None:
             return None
-        return await self._redirects.download_url(upload, disposition, content_type)
+        return await self._components.redirects.download_url(upload, disposition, content_type)
 
     async def list(self, *, after: str, limit: int, condition: UploadFilter) -> Page:
         """Return a page of the records that can be read (`StateStore.list`)."""
@@ -157,9 +145,9 @@ class UploadService:
 
     def path(self, upload: Upload) -> Path | None:
         """Return the file with the bytes of a complete upload; None if they are not a file on this host."""
-        if not upload.is_complete or self._files is None:
+        if not upload.is_complete or self._components.files is None:
             return None
-        return self._files.path(upload)
+        return self._components.files.path(upload)
 
     @property
     def max_size(self) -> int | None:
@@ -175,105 +163,7 @@ class UploadService:
 
         A running append is asked to commit what it has. Raises `LockTimeout` while completion is under way.
         """
-        upload = self._completion.get_at_once(upload_id)
-        if upload is not None and upload.is_complete and not self._may_lack_completion_record(upload):
-            return upload
-        try:
-            async with asyncio.timeout(READER_TIMEOUT):
-                return await self._inspect(upload or await self.get(upload_id))
-        except TimeoutError:
-            raise LockTimeout from None
-
-    def _may_lack_completion_record(self, complete: Upload) -> bool:
-        return not self._draining and self._completion.may_lack_completion_record(complete)
-
-    async def _inspect(self, upload: Upload) -> Upload:
-        upload_id = upload.id
-        if upload.is_complete:
-            if self._may_lack_completion_record(upload):
-                self._completion.note_completion_record_lookup(upload)
-                await asyncio.wait(
-                    (self._work.start_unlocked(self._ensure_completion_record(upload_id)),),
-                    timeout=COMPLETION_RECORD_TIMEOUT,
-                )
-            return upload
-        upload, held = await self._request_commit(upload)
-        if upload.status is Status.FINISHING:
-            return await self._resume_completion(upload_id)
-        if not held:
-            try:
-                stored = await self._stored_size(upload)
-            except UploadError:
-                if await self.get(upload_id) != upload:  # what storage holds goes with the new record
-                    raise LockTimeout from None
-                raise
-            ahead = stored > upload.offset and await self._completion.load_completion_record(upload_id) is not None
-            if stored < upload.offset or ahead:
-                return await self._resume_completion(upload_id)
-        return upload
-
-    async def _ensure_completion_record(self, upload_id: str) -> None:
-        """Save a missing completion record of a complete upload, under its lock: the upload may be terminated."""
-
-        async def save(lock: Lock) -> None:
-            upload = await self.get(upload_id, lock)
-            if upload.is_complete:
-                await self._completion.save_completion_record(upload)
-
-        if await self._completion.load_completion_record(upload_id) is None:
-            await self._work.run(upload_id, NonInterruptibleHolder(), 0, save)
-
-    async def _stored_size(self, upload: Upload) -> int:
-        try:
-            async with asyncio.timeout(INSPECT_TIMEOUT):
-                return await self.storage.stored_size(upload)
-        except TimeoutError:
-            raise StorageUnavailable from None
-
-    async def _request_commit(self, upload: Upload) -> tuple[Upload, bool]:
-        """The upload after its lock holder, if there is one, has committed what it has; and whether there is one.
-
-        The connection of a client that comes back may have left bytes in the kernel that the holder is still
-        reading: while the offset moves, this asks again for a moment.
-        """
-        deadline = time.monotonic() + SETTLE_TIME
-        while True:
-            async with self.locker.request_commit(upload.id) as commits:
-                before = upload
-                if commits:
-                    upload = await self._wait_for_commits(upload, commits)
-            if not commits or upload.offset == before.offset or upload.is_complete or time.monotonic() >= deadline:
-                return upload, commits > 0
-
-    async def _wait_for_commits(self, before: Upload, commits: int) -> Upload:
-        """Wait until the holder has made so many commits that were asked for, or has let go; for a moment only."""
-        deadline = time.monotonic() + INSPECT_TIMEOUT
-        while True:
-            held = await self.locker.is_held(before.id)
-            upload = await self.get(before.id)
-            answered = upload.commit_requests_served >= before.commit_requests_served + commits or upload.is_complete
-            if answered or not held or time.monotonic() >= deadline:
-                return upload
-            await asyncio.sleep(INSPECT_POLL_INTERVAL)
-
-    async def _resume_completion(self, upload_id: str) -> Upload:
-        """Finish what was left unfinished, and go back to what storage really holds.
-
-        That goes on if it takes longer than a reader waits, who is told to come back by `LockTimeout`.
-        """
-        driving = self._work.start_unlocked(self._resume_completion_now(upload_id))
-        done, _ = await asyncio.wait((driving,), timeout=2 * INSPECT_TIMEOUT)
-        if not done:
-            raise LockTimeout
-        return driving.result()
-
-    async def _resume_completion_now(
-        self, upload_id: str, patience: float = INSPECT_TIMEOUT, context: RequestContext | None = None
-    ) -> Upload:
-        async def recover(lock: Lock) -> Upload:
-            return await self._completion.recover(await self.get(upload_id, lock), lock.token, context)
-
-        return await self._work.run(upload_id, NonInterruptibleHolder(), patience, recover)
+        return await self._inspection.inspect(upload_id)
 
     # Appending.
 
@@ -298,8 +188,7 @@ class UploadService:
 
     def refuse_when_draining(self) -> None:
         """Raise `ServerShutdown` if no new work is to be begun."""
-        if self._draining:
-            raise ServerShutdown
+        self._work.refuse_when_draining()
 
     # Concatenating.
 
@@ -320,9 +209,9 @@ class UploadService:
         return final
 
     async def _concatenate(self, new: NewUpload, lock: Lock) -> Upload:
-        existing = await self._record_under(lock)
+        existing = await self._records.get_under(lock)
         if existing is not None and not existing.has_ended(self.clock.steady()):
-            return await self._completion.recover(existing, lock.token, new.context)
+            return await self._recovery.recover(existing, lock.token, new.context)
         partials = [await self.get(partial_id) for partial_id in new.partial_ids]
         upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
         if existing is not None:
@@ -330,25 +219,25 @@ class UploadService:
         upload = replace(upload, token=lock.token, location=self.storage.locate(upload))
         await self.state.create(upload)
         self.events.publish(UploadCreated(upload, new.context))
-        return await self._completion.recover(upload, lock.token, new.context)
+        return await self._recovery.recover(upload, lock.token, new.context)
 
     def part_ended(self, event: PartialFinished | UploadTerminated | UploadExpired) -> None:
         """Make the final uploads that waited for this partial one only, or remove those that lost it."""
         partial_id = event.upload.id
-        if event.upload.is_partial and not self._draining:
-            making = self._work.start_unlocked(self._completion.waiting.part_ended(partial_id, self._resume))
+        if event.upload.is_partial and not self._work.is_draining:
+            making = self._work.start_unlocked(self._waiting.part_ended(partial_id, self._resume))
             self._finals_of[partial_id] = making
             making.add_done_callback(lambda _: self._finals_of.pop(partial_id, None))
 
     async def _resume(self, final_id: str) -> None:
         self.refuse_when_draining()
-        await self._resume_completion_now(final_id)
+        await self._recovery.resume_now(final_id)
 
     async def _told(self, upload_id: str) -> None:
         """Return when waiting final uploads and subscribers have heard of an upload, or have had the time to."""
         making = self._finals_of.get(upload_id)
         if making is not None:
-            await asyncio.wait((making,), timeout=2 * INSPECT_TIMEOUT)
+            await asyncio.wait((making,), timeout=FINALS_TIMEOUT)
         await self.events.delivered(upload_id)
 
     # Ending.
@@ -373,11 +262,11 @@ class UploadService:
     ) -> None:
         async def remove(lock: Lock) -> None:
             if broken is not None:
-                remains = await self._completion.remove_broken(broken, lock.token)
+                remains = await self._removal.remove_broken(broken, lock.token)
                 self.events.publish(UploadTerminated(remains, context))
                 return
             upload = await self.get(upload_id, lock)
-            await self._completion.remove(upload, lock.token, Status.TERMINATED)
+            await self._removal.remove(upload, lock.token, Status.TERMINATED)
             self.events.publish(UploadTerminated(upload, context))
 
         async with self._work.ending(upload_id):
@@ -385,49 +274,14 @@ class UploadService:
 
     def is_over(self, upload: Upload) -> bool:
         """Whether the sweeper removes this upload."""
-        return self._completion.is_over(upload)
+        return self._lifetimes.is_over(upload)
 
     async def sweep(self, upload: Upload) -> bool:
         """One upload that is due (`StateStore.due`): remove it if it has ended, drive it on if it is finishing.
 
         False if somebody is using it, or nothing was to be done.
         """
-        try:
-            return await self._work.run(upload.id, NonInterruptibleHolder(), 0, self._sweep, to_remove=True)
-        except LockTimeout:
-            return False
-
-    async def _sweep(self, lock: Lock) -> bool:
-        current = await self._record_under(lock)
-        if current is None:
-            return False
-        if current.status is Status.FINISHING:
-            return await self._finish_or_give_up(current, lock)
-        if not self.is_over(current):
-            await self._completion.correct_retention(current, lock.token)
-            return False
-        if current.status is Status.ACTIVE and await self._completion.load_completion_record(current.id) is not None:
-            return (await self._completion.recover(current, lock.token)).is_complete
-        if await self._completion.is_kept(current):
-            return False
-        expired = current.status in (Status.ACTIVE, Status.COMPLETE)
-        status = Status.EXPIRED if expired else current.status
-        await self._completion.remove(current, lock.token, status, keep_record=expired)
-        if expired:
-            self.events.publish(UploadExpired(current))
-        return True
-
-    async def _finish_or_give_up(self, upload: Upload, lock: Lock) -> bool:
-        """Drive on an upload that has all its bytes; it expires like an unfinished one if these are gone for good."""
-        try:
-            return (await self._completion.recover(upload, lock.token)).is_complete
-        except UploadNotFound:
-            expires_at = None if upload.is_final else upload.expires_at
-            if expires_at is None or expires_at > self.clock.steady():
-                raise
-        await self._completion.remove(upload, lock.token, Status.EXPIRED)
-        self.events.publish(UploadExpired(upload))
-        return True
+        return await self._expiration.sweep(upload)
 
     async def carry_out(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work that takes locks by itself; a cancellation of the caller does not end it."""
@@ -440,15 +294,13 @@ class UploadService:
         self.refuse_when_draining()
         await self._check_storage()
         await self.state.ping()
-        for part in (self.state, self.storage):
-            if isinstance(part, ReportsHealth):
-                await part.check()
+        for component in self._components.reporting_health:
+            await component.check()
 
     @property
     def limitations(self) -> Sequence[str]:
         """One sentence for each thing that the state store and the storage cannot do where they are."""
-        parts = [part for part in (self.state, self.storage) if isinstance(part, ReportsHealth)]
-        return [sentence for part in parts for sentence in part.limitations]
+        return [sentence for component in self._components.reporting_health for sentence in component.limitations]
 
     def leave(self) -> None:
         """Stop observing events: another service takes the place of this one."""
@@ -458,16 +310,16 @@ class UploadService:
 
     def open(self) -> None:
         """Take requests, again after `close`."""
-        self._draining = False
         self._work.open()
 
     async def _check_storage(self) -> None:
         """Raise `StorageUnavailable` if this is another storage; one that does not answer is no reason by itself."""
-        if not isinstance(self.storage, SupportsIdentity):
+        identity = self._components.identity
+        if identity is None:
             return
         try:
-            async with asyncio.timeout(INSPECT_TIMEOUT):
-                await self.storage.prove_identity()
+            async with asyncio.timeout(IDENTITY_TIMEOUT):
+                await identity.prove_identity()
         except WrongStorage as error:
             raise StorageUnavailable(error.explanation) from None
         except (StorageUnavailable, TimeoutError):
@@ -475,18 +327,10 @@ class UploadService:
 
     async def drain(self) -> None:
         """Have running appends commit what they have and end, and refuse new ones; returns when no work is left."""
-        self._draining = True
+        self._work.drain()
         self._appending.drain()
         await self._work.settle()
 
-    async def _record_under(self, lock: Lock) -> Upload | None:
-        record = await self.state.get(lock.upload_id)
-        if record is None:
-            return None
-        await lock.raise_token(record.token)
-        return await located(self.storage, record)
-
     async def close(self) -> None:
         """Refuse all work from now on, and wait for the end of what there is."""
-        self._draining = True
         await self._work.close()

@@ -8,23 +8,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
-from tusd_py.contracts.state import UpdatesInThreads
-from tusd_py.contracts.storage import StoresInThreads
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
-from tusd_py.events.bus import EventBus
-from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed, finish_event
-from tusd_py.transfer.budget import ByteBudget
-from tusd_py.uploads.completion import Completion
-from tusd_py.uploads.options import UploadOptions
+from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed
+from tusd_py.uploads.completion import ThreadedCompletion
+from tusd_py.uploads.components import Components
+from tusd_py.uploads.last_step import MAX_SMALL_BODY as MAX_SMALL_BODY
+from tusd_py.uploads.lifetimes import Lifetimes
+from tusd_py.uploads.locked_work import LockedWork
 from tusd_py.uploads.validation import AppendRequest
 
 logger = logging.getLogger("tusd_py.uploads")
-
-MAX_SMALL_BODY = 64 << 10  # bytes that the thread of the records may write
 
 
 class NotSimpleError(Exception):
@@ -49,23 +46,20 @@ class SmallAppends:
 
     def __init__(
         self,
-        state: UpdatesInThreads,
-        storage: StoresInThreads,
-        events: EventBus,
-        budget: ByteBudget,
-        options: UploadOptions,
-        completion: Completion,
-        refuse_when_draining: Callable[[], None],
+        components: Components,
+        lifetimes: Lifetimes,
+        threaded: ThreadedCompletion,
+        work: LockedWork,
         slots: asyncio.Semaphore,
     ) -> None:
         """One of `slots` is taken for each step in a thread of the storage."""
-        self._state = state
-        self._storage = storage
-        self._events = events
-        self._budget = budget
-        self._options = options
-        self._completion = completion
-        self._refuse_when_draining = refuse_when_draining
+        self._events = components.events
+        self._budget = components.budget
+        self._options = components.options
+        self._clock = components.clock
+        self._lifetimes = lifetimes
+        self._threaded = threaded
+        self._work = work
         self._slots = slots
 
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
@@ -100,14 +94,13 @@ class SmallAppends:
 
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
         """The records before and after."""
-        self._refuse_when_draining()
-        syncs = self._options.durability is not Durability.NEVER
-        step = _Step(self._state, self._storage, self._completion, lock, offset, body, syncs=syncs)
-        if syncs:
+        self._work.refuse_when_draining()
+        step = _Step(self._threaded, self._lifetimes, lock, offset, body, now=self._clock.steady())
+        if self._threaded.syncs:
             async with self._slots:
-                after = await self._storage.run(step.store_and_update)
+                after = await self._threaded.storage.run(step.store_and_commit)
         else:
-            after = await self._storage.elsewhere(step.run_with_others, step.store)
+            after = await self._threaded.storage.elsewhere(step.commit_with_others, step.store)
         assert step.before is not None
         return step.before, after
 
@@ -116,7 +109,7 @@ class SmallAppends:
         self._events.publish(UploadProgressed(upload, upload.offset - before.offset, request))
         self._events.publish(AppendEnded(upload))
         if upload.is_complete:
-            self._events.publish(finish_event(upload, request))
+            self._threaded.completion.publish(upload, request)
 
 
 class _Step:
@@ -124,48 +117,42 @@ class _Step:
 
     def __init__(
         self,
-        state: UpdatesInThreads,
-        storage: StoresInThreads,
-        completion: Completion,
+        threaded: ThreadedCompletion,
+        lifetimes: Lifetimes,
         lock: Lock,
         offset: int,
         body: Buffer,
         *,
-        syncs: bool,
+        now: float,
     ) -> None:
-        """Take the time for that of the step; in the event loop. `syncs` says that the last bytes are synced."""
-        self._state = state
-        self._storage = storage
-        self._completion = completion
+        """Judge the record by the time `now`, in seconds since the epoch."""
+        self._threaded = threaded
+        self._lifetimes = lifetimes
         self._lock = lock
         self._offset = offset
         self._body = body
-        self._syncs = syncs
-        self._now = completion.steady()
+        self._now = now
         self.before: Upload | None = None  # the record as it was read
 
-    def run_with_others(self, store: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
+    def commit_with_others(self, store: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
         """Have the thread of the records store, and change the record."""
-        return self._state.update_after(store, self._lock.token, self._conclude)
+        return self._threaded.commit_after(store, self._lock.token)
 
-    def store_and_update(self) -> Upload:
-        """Store, and change the record; blocks."""
-        before, after = self.store()
-        stored = self._state.update_in_thread(before, after, self._lock.token, durable=after.is_complete)
-        self._conclude(stored)
-        return stored
+    def store_and_commit(self) -> Upload:
+        """Store, and change the record. Blocks."""
+        return self._threaded.commit(*self.store(), self._lock.token)
 
     def store(self) -> tuple[Upload, Upload]:
         """The records before and after, once the bytes are stored; blocks. Raises `NotSimpleError` before any byte."""
-        before = self.before = self._state.get_in_thread(self._lock.upload_id)
+        before = self.before = self._threaded.state.get_in_thread(self._lock.upload_id)
         if before is None or not _is_simple(before, self._lock, self._offset, len(self._body), self._now):
             raise NotSimpleError
-        if self._syncs and before.deferred:  # a recording: every acknowledgement comes after a sync
+        if self._threaded.syncs and before.deferred:  # a recording: every acknowledgement comes after a sync
             raise NotSimpleError
         after = self._reached(before)
-        sync = self._syncs and after.is_complete
+        sync = self._threaded.syncs and after.is_complete
         try:
-            self._storage.writer(before, self._lock.token).finish_in_thread((self._body,), sync=sync)
+            self._threaded.storage.writer(before, self._lock.token).finish_in_thread((self._body,), sync=sync)
         except StorageBehind as error:
             if sync:
                 raise SyncFailedError(before, error) from error
@@ -175,13 +162,9 @@ class _Step:
     def _reached(self, before: Upload) -> Upload:
         offset, token = self._offset + len(self._body), self._lock.token
         if offset == before.length:
-            synced = offset if self._syncs else before.synced  # it counts only if the sync succeeds
-            return self._completion.completed(before, token, offset=offset, synced=synced)
-        return replace(before, offset=offset, expires_at=self._completion.extended(before), token=token)
-
-    def _conclude(self, stored: Upload) -> None:
-        if stored.is_complete:
-            self._completion.save_completion_record_in_thread(self._storage, stored)
+            synced = offset if self._threaded.syncs else before.synced  # it counts only if the sync succeeds
+            return self._threaded.completion.completed(before, token, offset=offset, synced=synced)
+        return replace(before, offset=offset, expires_at=self._lifetimes.extended(before), token=token)
 
 
 def _is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -> bool:

@@ -1,0 +1,100 @@
+"""The components of an upload service, and their optional abilities, which are looked up once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from tusd_py.contracts.health import ReportsHealth
+from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.state import ReadsAtOnce, StateStore, UpdatesInThreads
+from tusd_py.contracts.storage import (
+    Storage,
+    StoresInThreads,
+    SupportsCompletionRecords,
+    SupportsConcatenation,
+    SupportsDownloadRedirect,
+    SupportsFilePath,
+    SupportsIdentity,
+    SupportsLocations,
+    SupportsSizeLimits,
+)
+from tusd_py.core.clock import SteadyClock
+from tusd_py.core.durability import Durability
+from tusd_py.events.bus import EventBus
+from tusd_py.transfer.budget import ByteBudget
+from tusd_py.uploads.options import UploadOptions
+
+
+class ThreadPair(NamedTuple):
+    """A state store and a storage of which one thread can store bytes and commit them."""
+
+    state: UpdatesInThreads
+    storage: StoresInThreads
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Everything that the modules of the domain share. Make it with `of`."""
+
+    state: StateStore
+    locker: Locker
+    storage: Storage
+    events: EventBus
+    budget: ByteBudget
+    options: UploadOptions
+    clock: SteadyClock
+    # Abilities of the state store and the storage; None where they lack one.
+    reads_at_once: ReadsAtOnce | None
+    in_threads: ThreadPair | None
+    completion_records: SupportsCompletionRecords | None
+    concatenation: SupportsConcatenation | None
+    redirects: SupportsDownloadRedirect | None
+    files: SupportsFilePath | None
+    locations: SupportsLocations | None
+    identity: SupportsIdentity | None
+    reporting_health: tuple[ReportsHealth, ...]
+
+    @classmethod
+    def of(
+        cls,
+        state: StateStore,
+        locker: Locker,
+        storage: Storage,
+        events: EventBus,
+        budget: ByteBudget,
+        options: UploadOptions,
+        clock: SteadyClock,
+    ) -> Components:
+        """Look up the abilities of the components: a look costs 10 us, too much for each request."""
+        if isinstance(storage, SupportsSizeLimits):
+            options = replace(options, storage=storage.size_limits)
+        return cls(
+            state=state,
+            locker=locker,
+            storage=storage,
+            events=events,
+            budget=budget,
+            options=options,
+            clock=clock,
+            reads_at_once=state if isinstance(state, ReadsAtOnce) else None,
+            in_threads=_thread_pair(state, storage),
+            completion_records=storage if isinstance(storage, SupportsCompletionRecords) else None,
+            concatenation=storage if isinstance(storage, SupportsConcatenation) else None,
+            redirects=storage if isinstance(storage, SupportsDownloadRedirect) else None,
+            files=storage if isinstance(storage, SupportsFilePath) else None,
+            locations=storage if isinstance(storage, SupportsLocations) else None,
+            identity=storage if isinstance(storage, SupportsIdentity) else None,
+            reporting_health=tuple(one for one in (state, storage) if isinstance(one, ReportsHealth)),
+        )
+
+    @property
+    def syncs_completion(self) -> bool:
+        """Whether a complete upload has to survive a power cut before its client is told."""
+        return self.options.durability is not Durability.NEVER
+
+
+def _thread_pair(state: StateStore, storage: Storage) -> ThreadPair | None:
+    if isinstance(state, UpdatesInThreads) and isinstance(storage, StoresInThreads) and storage.stores_in_threads:
+        return ThreadPair(state, storage)
+    return None

@@ -1,0 +1,85 @@
+"""The sweep of one upload: remove an upload that has ended, resume the completion of one that has all its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tusd_py.contracts.locks import Lock
+from tusd_py.core.errors import LockTimeout, UploadNotFound
+from tusd_py.core.upload import Status, Upload
+from tusd_py.events.types import UploadExpired
+from tusd_py.uploads.components import Components
+from tusd_py.uploads.lifetimes import Lifetimes
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
+from tusd_py.uploads.locked_work import LockedWork
+from tusd_py.uploads.record_reader import RecordReader
+from tusd_py.uploads.recovery import Recovery
+from tusd_py.uploads.removal import Removal
+
+
+class Expiration:
+    """Sweeps single uploads that are due (`StateStore.due`)."""
+
+    def __init__(
+        self,
+        components: Components,
+        lifetimes: Lifetimes,
+        records: RecordReader,
+        recovery: Recovery,
+        removal: Removal,
+        work: LockedWork,
+    ) -> None:
+        self._state = components.state
+        self._events = components.events
+        self._clock = components.clock
+        self._lifetimes = lifetimes
+        self._records = records
+        self._recovery = recovery
+        self._removal = removal
+        self._work = work
+
+    async def sweep(self, upload: Upload) -> bool:
+        """See `UploadService.sweep`."""
+        try:
+            return await self._work.run(upload.id, NonInterruptibleHolder(), 0, self._sweep, to_remove=True)
+        except LockTimeout:
+            return False
+
+    async def _sweep(self, lock: Lock) -> bool:
+        current = await self._records.get_under(lock)
+        if current is None:
+            return False
+        if current.status is Status.FINISHING:
+            return await self._finish_or_give_up(current, lock)
+        if not self._lifetimes.is_over(current):
+            await self._correct_retention(current, lock.token)
+            return False
+        active = current.status is Status.ACTIVE
+        if active and await self._records.load_completion_record(current.id) is not None:
+            return (await self._recovery.recover(current, lock.token)).is_complete
+        if await self._removal.is_kept(current):
+            return False
+        expired = active or current.is_complete
+        status = Status.EXPIRED if expired else current.status
+        await self._removal.remove(current, lock.token, status, keep_record=expired)
+        if expired:
+            self._events.publish(UploadExpired(current))
+        return True
+
+    async def _finish_or_give_up(self, upload: Upload, lock: Lock) -> bool:
+        """Recover an upload that has all its bytes; remove it like an unfinished one if these are gone for good."""
+        try:
+            return (await self._recovery.recover(upload, lock.token)).is_complete
+        except UploadNotFound:
+            expires_at = None if upload.is_final else upload.expires_at
+            if expires_at is None or expires_at > self._clock.steady():
+                raise
+        await self._removal.remove(upload, lock.token, Status.EXPIRED)
+        self._events.publish(UploadExpired(upload))
+        return True
+
+    async def _correct_retention(self, upload: Upload, token: int) -> None:
+        """Correct the expiry in the record of a finished upload, if the setting `retention` has been changed."""
+        if upload.is_complete and not upload.is_partial:
+            corrected = replace(upload, expires_at=self._lifetimes.corrected(upload))
+            await self._state.update(upload, corrected, token)

@@ -1,0 +1,52 @@
+"""The times at which uploads expire."""
+
+from __future__ import annotations
+
+from tusd_py.core.clock import SteadyClock
+from tusd_py.core.upload import Upload
+from tusd_py.uploads.options import UploadOptions
+
+
+class Lifetimes:
+    """Computes expiry times from the options `expires_after`, `partial_retention` and `retention`.
+
+    Times are seconds since the epoch; None stands for never. New times come from the wall clock, records are judged
+    by the steady one.
+    """
+
+    def __init__(self, options: UploadOptions, clock: SteadyClock) -> None:
+        self._options = options
+        self._clock = clock
+
+    def of_unfinished(self, now: float) -> float | None:
+        """Return when an unfinished upload expires that is written to now."""
+        return now + self._options.expires_after if self._options.expires_after else None
+
+    def extended(self, upload: Upload) -> float | None:
+        """Return when an upload expires that was written to just now: never earlier than before."""
+        expires_at = self.of_unfinished(self._clock.wall())
+        if expires_at is None or upload.expires_at is None:
+            return expires_at
+        return max(expires_at, upload.expires_at)
+
+    def of_complete(self, upload: Upload, completed_at: float) -> float | None:
+        """Return when an upload expires that was completed at this time."""
+        return self.extended(upload) if upload.is_partial else self._retained_until(completed_at)
+
+    def corrected(self, upload: Upload) -> float | None:
+        """Return when a complete upload expires under the setting `retention` of now."""
+        return self._retained_until(upload.completed_at or upload.created_at)
+
+    def _retained_until(self, completed_at: float) -> float | None:
+        return completed_at + self._options.retention if self._options.retention else None
+
+    def has_ended(self, upload: Upload) -> bool:
+        """Return whether no client may use an upload any more (`Upload.has_ended`)."""
+        return upload.has_ended(self._clock.steady())
+
+    def is_over(self, upload: Upload) -> bool:
+        """Return whether an upload has ended, or was completed longer ago than the setting `retention`."""
+        if not upload.is_complete or upload.is_partial:
+            return self.has_ended(upload)
+        until = self.corrected(upload)
+        return until is not None and until <= self._clock.steady()

@@ -1,0 +1,79 @@
+"""Reading of records: as committed, as a lock brought them, or restored from a completion record."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from tusd_py.contracts.locks import Lock
+from tusd_py.core.errors import UploadExists, UploadGone, UploadNotFound
+from tusd_py.core.upload import Status, Upload
+from tusd_py.uploads.components import Components
+
+
+class RecordReader:
+    """Reads the records of uploads, and restores those that the state store has lost."""
+
+    def __init__(self, components: Components) -> None:
+        self._state = components.state
+        self._options = components.options
+        self._clock = components.clock
+        self._reads_at_once = components.reads_at_once
+        self._completion_records = components.completion_records
+        self._locations = components.locations
+
+    async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
+        """Return the record as committed, as the lock brought it if it did.
+
+        Raises:
+            UploadNotFound: there is no such upload, or it has ended.
+            UploadGone: it has ended, within the time of the setting `gone_for`.
+        """
+        upload = (lock and lock.record) or await self._state.get(upload_id)
+        if lock is not None and upload is not None:
+            await lock.raise_token(upload.token)
+        if upload is None:
+            upload = await self._restore(upload_id)
+        if not upload.location:
+            upload = await self._located(upload)
+        if upload.has_ended(self._clock.steady()) and not await self._was_finished(upload):
+            raise UploadGone if self._options.gone_for else UploadNotFound
+        return upload
+
+    def get_at_once(self, upload_id: str) -> Upload | None:
+        """Return the record as committed, if that takes no waiting and nothing else is to be looked up."""
+        upload = self._reads_at_once.get_at_once(upload_id) if self._reads_at_once is not None else None
+        if upload is None or not upload.location or upload.has_ended(self._clock.steady()):
+            return None
+        return upload
+
+    async def get_under(self, lock: Lock) -> Upload | None:
+        """Return the record of the upload of a lock, ended or not; None if there is none."""
+        upload = await self._state.get(lock.upload_id)
+        if upload is None:
+            return None
+        await lock.raise_token(upload.token)
+        return upload if upload.location else await self._located(upload)
+
+    async def load_completion_record(self, upload_id: str) -> Upload | None:
+        """Return the completion record of an upload whose record was lost, or went back in time."""
+        if self._completion_records is None:
+            return None
+        upload = await self._completion_records.load_completion_record(upload_id)
+        return None if upload is None else replace(upload, token=0)
+
+    async def _located(self, upload: Upload) -> Upload:
+        return upload if self._locations is None else await self._locations.located(upload)
+
+    async def _was_finished(self, upload: Upload) -> bool:
+        """Return whether an expired record is older than its upload; if so, the caller recovers it."""
+        return upload.status is Status.ACTIVE and await self.load_completion_record(upload.id) is not None
+
+    async def _restore(self, upload_id: str) -> Upload:
+        """Create the record of a finished upload again; raises `UploadNotFound` if there is none."""
+        upload = await self.load_completion_record(upload_id)
+        if upload is None:
+            raise UploadNotFound
+        with contextlib.suppress(UploadExists):
+            await self._state.create(upload)
+        return upload

@@ -1,0 +1,118 @@
+"""The recovery of uploads: resuming what a crash interrupted, and bringing record and storage back to agreement."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from tusd_py.contracts.locks import Lock
+from tusd_py.core.errors import (
+    LockTimeout,
+    MaxSizeExceeded,
+    PartialLost,
+    PartialUnfinished,
+    StorageFull,
+    StorageUnavailable,
+    UploadError,
+    UploadGone,
+    UploadNotFound,
+)
+from tusd_py.core.request_context import RequestContext
+from tusd_py.core.upload import Status, Upload
+from tusd_py.uploads.completion import Completion
+from tusd_py.uploads.components import Components
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
+from tusd_py.uploads.locked_work import LockedWork
+from tusd_py.uploads.record_reader import RecordReader
+from tusd_py.uploads.removal import Removal
+from tusd_py.uploads.waiting_finals import WaitingFinals
+
+RESUME_TIMEOUT = 1.5  # seconds that a resumption waits for the lock; twice as long a reader waits for it
+
+
+class Recovery:
+    """Resumes the completion of uploads, and takes offsets back to the bytes that the storage has."""
+
+    def __init__(
+        self,
+        components: Components,
+        records: RecordReader,
+        completion: Completion,
+        removal: Removal,
+        waiting: WaitingFinals,
+        work: LockedWork,
+    ) -> None:
+        self._state = components.state
+        self._storage = components.storage
+        self._options = components.options
+        self._records = records
+        self._completion = completion
+        self._removal = removal
+        self._waiting = waiting
+        self._work = work
+
+    async def resume(self, upload_id: str) -> Upload:
+        """Recover an upload under its lock; return it. The recovery goes on if it takes longer than a reader waits.
+
+        Raises:
+            LockTimeout: it takes longer.
+        """
+        recovering = self._work.start_unlocked(self.resume_now(upload_id))
+        done, _ = await asyncio.wait((recovering,), timeout=2 * RESUME_TIMEOUT)
+        if not done:
+            raise LockTimeout
+        return recovering.result()
+
+    async def resume_now(
+        self, upload_id: str, patience: float = RESUME_TIMEOUT, context: RequestContext | None = None
+    ) -> Upload:
+        """Recover an upload under its lock, however long that takes.
+
+        Args:
+            upload_id: the id.
+            patience: seconds to wait for the lock.
+            context: the request to name in the event.
+        """
+
+        async def recover(lock: Lock) -> Upload:
+            return await self.recover(await self._records.get(upload_id, lock), lock.token, context)
+
+        return await self._work.run(upload_id, NonInterruptibleHolder(), patience, recover)
+
+    async def recover(self, upload: Upload, token: int, request: RequestContext | None = None) -> Upload:
+        """Finish what was left unfinished, and go to the offset that the storage has. The caller holds the lock."""
+        if upload.is_final and not upload.is_complete:
+            finished = await self._records.load_completion_record(upload.id)  # its parts may have been removed since
+            if finished is not None:
+                return await self._state.update(upload, finished, token)
+            return await self._recover_final(upload, token, request)
+        if upload.status is Status.FINISHING:
+            return await self._completion.finish(upload, token, request)
+        stored = await self._storage.stored_size(upload) if upload.status is Status.ACTIVE else upload.offset
+        if stored < upload.offset:
+            return await self._state.update(upload, upload.at(stored), token)
+        finished = None if upload.is_complete else await self._records.load_completion_record(upload.id)
+        if finished is not None:
+            return await self._state.update(upload, finished, token)
+        return upload
+
+    async def _recover_final(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
+        while True:
+            try:
+                return await self._completion.finish(upload, token, request)
+            except PartialLost as error:
+                if not self._options.concatenation_unfinished:
+                    await self._removal.remove(upload, token, Status.TERMINATED)
+                    raise
+                await self._waiting.wait_for_part(upload, error)
+                return await self._waiting.postpone(upload, token)
+            except PartialUnfinished as error:  # the policy allowed that when it was made
+                if await self._waiting.wait_for_part(upload, error):
+                    return await self._waiting.postpone(upload, token)
+            except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be made any more
+                await self._removal.remove(upload, token, Status.TERMINATED)
+                raise
+            except (StorageFull, StorageUnavailable):
+                with contextlib.suppress(UploadError):  # what went wrong is told already
+                    await self._waiting.postpone(upload, token)
+                raise
