@@ -352,7 +352,7 @@ def promptly(what: str, seconds: float = PROMPT) -> Iterator[None]:
     yield
     took = time.monotonic() - started
     if took > seconds:  # which may be the fault of the machine
-        limit = promised(seconds)
+        limit = promised(seconds, moments=5)
         assert took <= limit, f"{what} took {took:.2f} s, more than {limit:.2f} s"
 
 
