@@ -43,7 +43,7 @@ class Client:
         on_event: Callable[[Mapping[str, Any]], None] | None = None,
         **options: object,
     ) -> Run:
-        """`hold_after`: the body stops there until the server has stored it; `ending`: what to do then, or at last."""
+        """Upload the file; `hold_after` stops the body there until it is stored, `ending` tells what to do then."""
         self.path.write_bytes(data)
         scenario = {
             "path": str(self.path),

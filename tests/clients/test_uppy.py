@@ -33,7 +33,7 @@ class Browser:
         self.chromium = require("chromium")
 
     def upload(self, data: bytes, *, pause_after: int | None = None, cancel: bool = False, **options: object) -> Run:
-        """`pause_after`: with a slow network, pause when so many bytes were sent, then resume or cancel."""
+        """Upload a file; `pause_after` pauses after so many bytes on a slow network, then resumes or cancels."""
         self.path.write_bytes(data)
         scenario = {
             "chromium": self.chromium,

@@ -29,7 +29,7 @@ from tusd_py.settings import load
 
 
 def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`tusd-py` as an operator runs it, to its end."""
+    """Run `tusd-py` as an operator does, until it ends."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_PY_")}
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "tusd_py", *arguments],

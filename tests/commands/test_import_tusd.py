@@ -1,4 +1,4 @@
-"""`tusd-py import-tusd`: directories as tusd's filestore leaves them, and as nobody should."""
+"""`tusd-py import-tusd`: directories as tusd's filestore leaves them, and broken ones."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ NUMBER = 7  # of them
 
 
 def content(directory: Path) -> dict[str, tuple[str, float, bytes | str]]:
-    """Everything in a directory, links as links."""
+    """Return the files of a directory with their contents, links as links."""
     found: dict[str, tuple[str, float, bytes | str]] = {}
     for path in sorted(directory.rglob("*")):
         status = path.lstat()

@@ -37,7 +37,7 @@ ENDED = (Status.TERMINATED, Status.EXPIRED)
 
 @pytest.fixture(params=[(a, b) for a in STATE_STORES for b in STATE_STORES], ids="-".join)
 async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[StateStore, StateStore]]:
-    """Any store and any other, both empty."""
+    """Two different kinds of state store, both empty."""
     opened = []
     for place, name in zip(("from", "to"), request.param, strict=True):
         (tmp_path / place).mkdir()

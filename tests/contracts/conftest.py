@@ -14,7 +14,7 @@ from tusd_py.contracts.storage import Storage, SupportsConcatenation
 
 @pytest.fixture(autouse=True)
 def _watched() -> Iterator[None]:
-    """Blocking calls in the event loop are errors."""
+    """Make blocking calls in the event loop errors."""
     blockbuster = watch()
     yield
     blockbuster.deactivate()
@@ -52,7 +52,7 @@ async def locker(lockers: Instances[Locker]) -> Locker:
 
 @pytest.fixture(params=["same process", "other process"])
 async def neighbour(request: pytest.FixtureRequest, lockers: Instances[Locker], locker: Locker) -> Locker:
-    """Where the next request arrives: in the process of `locker`, or in another one."""
+    """The locker of the next request: in the process of `locker`, or in another one."""
     return locker if request.param == "same process" else await lockers.open()
 
 

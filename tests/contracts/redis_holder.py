@@ -1,4 +1,4 @@
-"""Actions of tests in a process that they freeze: `URL PREFIX UPLOAD` takes the lock of an upload in Redis.
+"""Actions in a process that a test freezes: `URL PREFIX UPLOAD` takes the lock of an upload in Redis.
 
 The process prints its token, then each message of the locker, and when the lock is lost, the outcome of a change of the
 record.

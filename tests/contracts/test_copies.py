@@ -1,4 +1,4 @@
-"""Copies of files beside everything else that a storage does: where they run, what they need, how they end."""
+"""Copies of files beside the other work of a storage: their threads, their room, their ends."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ async def storage(directory: Path, tmp_path: Path, request: pytest.FixtureReques
 
 @pytest.fixture
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of a kilobyte."""
+    """Make slices a kilobyte long."""
     monkeypatch.setattr("tusd_py.backends.disk.copying.SLICE_SIZE", 1000, raising=False)
 
 
 class HeldCopies:
-    """Every call of copy_file_range waits until it may go on."""
+    """A `copy_file_range` whose calls wait until the test lets them continue."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0

@@ -1,4 +1,4 @@
-"""Contract of every storage with an identity (`HasIdentity` in tusd_py/contracts/storage.py)."""
+"""Contract of every storage with an identity (`SupportsIdentity` in tusd_py/contracts/storage.py)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ ABSENCES = ("looked at", "appended to", "completed", "read", "deleted", "concate
 
 
 async def conclude(storage: Storage, upload: Upload, absence: str) -> None:
-    """Ask what can only be answered by who has the bytes."""
+    """Call the methods whose answers depend on the absence of bytes."""
     if absence == "looked at":
         assert await storage.stored_size(upload) == 0
     elif absence == "appended to":

@@ -42,7 +42,7 @@ async def test_the_lock_file_does_not_grow(tmp_path: Path) -> None:
 
 
 async def tokens(path: Path, count: int) -> list[int]:
-    """Tokens given out by one process that is then gone."""
+    """Return the tokens that one process takes before it ends."""
     locker = LocalLocker(path)
     await locker.open()
     found = []
@@ -154,7 +154,7 @@ class Calls:
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[tuple[LocalLocker, LocalLocker]]:
-    """Lockers as two processes have them."""
+    """The lockers of two processes."""
     lockers = LocalLocker(tmp_path / "locks"), LocalLocker(tmp_path / "locks")
     for locker in lockers:
         await locker.open()

@@ -437,7 +437,7 @@ async def test_a_holder_whose_lock_another_one_got_is_told(host: Host, other: Ho
 
 
 def forget_lock(prefix: str) -> None:
-    """As if its time was over, which its holder does not know."""
+    """Remove a lock in Redis, as if its time was over, without the knowledge of its holder."""
     (key,) = [key for key in keys_of(prefix) if key.endswith(":lock")]
     with Redis.from_url(shared_redis_url()) as client:
         client.delete(key)
@@ -544,7 +544,7 @@ def subscribers(redis: RedisServer, prefix: str) -> int:
 
 
 class OldRedis(FaultyNetwork):
-    """Redis as it was before 7.0."""
+    """A Redis that behaves as before 7.0."""
 
     async def forward(self, data: bytes, source: Stream, target: Stream) -> None:
         await super().forward(data.replace(b"redis_version:7.", b"redis_version:6."), source, target)

@@ -39,7 +39,7 @@ NODE_TIMEOUT = 1000  # milliseconds after which a replica takes the place of a n
 
 
 async def goes_on(host: Host, *upload_ids: str) -> None:
-    """Records can be read and locks can be had, at once or soon."""
+    """Assert that records can be read and locks acquired, at once or soon."""
     for upload_id in upload_ids:
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -176,7 +176,7 @@ async def test_the_replica_of_a_node_is_used_after_its_failure(
 
 
 def documented_rights() -> tuple[str, str]:
-    """For one server, and what a cluster needs beside that."""
+    """Return the rights that docs/redis.md names, for one server or a cluster."""
     text = (ROOT / "docs" / "redis.md").read_text()
     ((one, more),) = re.findall(r"`(~tus:\*[^`]*)`.*?`(\+cluster[^`]*)`", text, re.DOTALL)
     return one, more

@@ -1,4 +1,4 @@
-"""Several hosts on one Redis and one directory: somebody else is always in between, wakes up late, or forgets."""
+"""Races of several hosts on one Redis and one directory: another host is in between, wakes up late, or loses data."""
 
 # ruff: noqa: F811 (fixtures are imported)
 
@@ -55,7 +55,7 @@ MOST = 1000  # uploads
 
 @contextlib.asynccontextmanager
 async def serving(folder: Path, url: str, prefix: str, **settings: Any) -> AsyncIterator[UploadService]:
-    """All that one host does beside HTTP."""
+    """Run the work of one host, but for HTTP."""
     chosen = Settings(upload_dir=folder / "uploads", redis_url=url, redis_prefix=prefix, **settings)
     service = build_service(chosen, EventBus())
     await open_service(service, chosen)
@@ -142,7 +142,7 @@ class PausedCopy:
 
 
 def just_before(monkeypatch: pytest.MonkeyPatch, script: str, action: Callable[[], Awaitable[object]]) -> None:
-    """Do something once, when this script is about to be sent."""
+    """Run an action once, when this script is about to be sent."""
     run = RedisConnection.run
     actions = [action]
 
@@ -407,7 +407,7 @@ async def test_a_note_that_does_not_hold_keeps_nobody_from_going_on(
 
 
 def cache_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `stat` repeat its first answer, as on NFS for some seconds; files that are opened are as they are."""
+    """Make `stat` repeat its first answer, as NFS does for some seconds; open files have their true attributes."""
     stat = Path.stat
     seen: dict[Path, os.stat_result | FileNotFoundError] = {}
 

@@ -499,7 +499,7 @@ async def test_the_checksum_of_a_part_is_that_of_its_bytes(opened: Opener, serve
 
 
 def once(operation: str, fault: Fault, *, part: int = 0, after: int = 0) -> Faults:
-    """This fault for one request, after so many of the kind."""
+    """Return faults with `fault` for one request, after so many of the kind."""
     seen = 0
     lock = threading.Lock()
 

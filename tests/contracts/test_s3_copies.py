@@ -1,4 +1,4 @@
-"""Concatenations in S3 beside everything else."""
+"""Concatenations in S3 beside other requests."""
 
 from __future__ import annotations
 

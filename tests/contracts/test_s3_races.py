@@ -39,7 +39,7 @@ PRESETS = pytest.mark.parametrize("dialect", ["aws", "ceph"])  # with CRC-32 and
 
 
 def tail_of(upload_id: str) -> Callable[[Request], bool]:
-    """Picks the requests that store a tail of this upload."""
+    """Return a condition for the requests that store a tail of this upload."""
     return lambda request: request.method == "PUT" and f"/tails/{upload_id}." in request.path
 
 

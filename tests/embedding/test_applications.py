@@ -42,7 +42,7 @@ class Application:
 
 @contextlib.contextmanager
 def running(folder: Path, code: str, *arguments: str) -> Iterator[Application]:
-    """`app` of this code under uvicorn as it comes."""
+    """Run `app` of this code under uvicorn with its default protocol class."""
     (folder / "example.py").write_text(code)
     application = Application()
     application.process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The server in an application of somebody else when things go wrong: no Redis, no lifespan, other middleware."""
+"""The server in an application when things go wrong: no Redis, no lifespan, other middleware."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tusd_py.testing.storage_suite import StorageSuite
 
 @pytest.fixture(autouse=True)
 def _watched() -> Iterator[None]:
-    """Blocking calls in the event loop are errors."""
+    """Make blocking calls in the event loop errors."""
     blockbuster = watch()
     yield
     blockbuster.deactivate()

@@ -1,4 +1,4 @@
-"""Uploads in the hands of the application: looked up, read, found as files, removed."""
+"""Uploads used by the application: looked up, read, found as files, removed."""
 
 from __future__ import annotations
 

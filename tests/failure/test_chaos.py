@@ -67,7 +67,7 @@ class Place:
 
 
 class Chaos:
-    """One fault at a time at each server; for so long as a fault lasts its disk or process is in trouble."""
+    """A source of faults, one at a time at each server."""
 
     def __init__(self, places: list[Place], chance: random.Random) -> None:
         self.places = places
@@ -139,7 +139,7 @@ class Chaos:
         place.clock.set(0)
 
     def stop_while_stalled(self, place: Place, seconds: float) -> None:
-        """SIGTERM while the disk stalls: the server ends within its grace, or is killed after it."""
+        """Send SIGTERM while the disk stalls: the server ends within its grace, or is killed after it."""
         place.faults.stall("pwritev", DATA)
         time.sleep(0.2)
         os.kill(place.server.pid, signal.SIGTERM)
@@ -149,7 +149,7 @@ class Chaos:
         self._start(place)
 
     def _start(self, place: Place) -> None:
-        """As a supervisor does: again and again until it runs."""
+        """Start the server again and again until it runs, as a supervisor does."""
         deadline = time.monotonic() + PATIENCE
         place.faults.clear()
         while True:

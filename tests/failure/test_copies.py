@@ -17,7 +17,7 @@ SIZE = 32 << 20  # of the partial upload, two slices
 
 
 def concatenate(server: ServerProcess, part: str) -> None:
-    """Ask for a final upload of 20 slices; nobody waits for the answer."""
+    """Request a final upload of 20 slices without waiting for the answer."""
     headers = TUS | {"Upload-Concat": "final;" + " ".join([part] * 10), "Content-Length": "0"}
 
     def ask() -> None:

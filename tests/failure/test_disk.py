@@ -61,7 +61,7 @@ def remount(path: Path, mode: str) -> None:
 
 
 def fill(path: Path, leave: int = 0) -> Path:
-    """Use up a file system but for about `leave` bytes; returns the file to remove to make room again."""
+    """Fill a file system but for about `leave` bytes; return the file to remove to make room again."""
     ballast = path / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -195,7 +195,7 @@ def test_a_disk_too_full_for_records(tmp_path: Path) -> None:
 
 
 def fill_completely(uploads: Path, port: int) -> None:
-    """Leave no room for a record either: the file of the records and its log have some of their own."""
+    """Leave no room for a record either, although the file of the records and its log have some of their own."""
     fill(uploads)
     for _ in range(100):
         append_until_full(uploads / RECORDS / "ballast")

@@ -326,7 +326,7 @@ async def service_of_a_host(folder: Path, redis: RedisServer) -> AsyncIterator[U
 
 
 def end_lease(redis: RedisServer, upload_id: str) -> None:
-    """As if the time was over, which the holder does not notice."""
+    """End a lease without the knowledge of its holder, as if the time was over."""
     (lock,) = [key for key in redis.command("KEYS", f"*{{{upload_id}}}*") if key.endswith("lock")]
     redis.command("DEL", lock)
 
@@ -407,7 +407,7 @@ def url_of(network: FaultyNetwork) -> str:
 
 
 def send_until_closed(connection: Connection, data: bytes, piece: int) -> None:
-    """Slowly, as long as anybody takes it."""
+    """Send slowly until the server closes the connection."""
     with suppress(OSError):
         for start in range(0, len(data), piece):
             connection.send(data[start : start + piece])
@@ -729,7 +729,7 @@ def test_a_patch_under_way_when_redis_goes_back_in_time_ends_or_is_right(tmp_pat
 
 
 class Chaos:
-    """Faults of one kind or another, one at a time at each place."""
+    """A source of faults, one at a time at each place."""
 
     def __init__(
         self, hosts: Hosts, redis: RedisServer, networks: Sequence[FaultyNetwork], chance: random.Random
@@ -742,7 +742,7 @@ class Chaos:
         self.longest = 1.6 * LEASE
 
     def wreak(self, seconds: float) -> None:
-        """Trouble at two places at once for so long; then everything runs again."""
+        """Make faults at two places at the same time for a while; then everything runs again."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             number = self.chance.randrange(len(self.hosts))

@@ -216,7 +216,7 @@ async def orphans_of(uploads: Path, options: dict[str, Any], *, dry_run: bool = 
 
 
 def suspect_holder(options: dict[str, Any], path: str) -> None:
-    """As if the last holder of the lock had vanished: the next writer begins a file of its own."""
+    """Mark the last holder of the lock as vanished, so that the next writer begins a file of its own."""
     redis = RedisServer(port=int(options["redis_url"].rpartition(":")[2].partition("/")[0]))
     record = f"{options['redis_prefix']}{{{path.rpartition('/')[2]}}}:record"
     redis.command("HDEL", record, "released")

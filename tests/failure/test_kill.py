@@ -114,7 +114,7 @@ class Uploader:
         return self.chance.randbytes(self.chance.randrange(1, size))
 
     def send(self, path: str, data: bytes, acknowledged: int, *, deferred: bool = False) -> None:
-        """PATCHes until the end; after each broken connection HEAD tells where it goes on."""
+        """Send PATCHes until the end; after each broken connection HEAD returns the offset to continue at."""
         size = self.chance.choice([7_777, 100 * KIBI, 1_500_000, len(data)])
         while acknowledged < len(data):
             part = data[acknowledged : acknowledged + size]

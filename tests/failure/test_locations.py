@@ -84,7 +84,7 @@ def test_a_record_without_location_is_looked_for_in_both_places(
 
 
 def forget_locations(uploads: Path, redis_options: dict[str, Any] | None) -> None:
-    """As the version before left the records."""
+    """Remove the locations from the records, as an earlier version left them."""
     if redis_options is None:
         connection = sqlite3.connect(uploads / ".tusd-py" / "uploads.sqlite3")
         assert connection.execute("UPDATE uploads SET location = ''").rowcount

@@ -25,7 +25,7 @@ SIZE = 300_000
 
 
 class Stall:
-    """Something in a thread that waits until it is let go on."""
+    """Work in a thread that waits until the test lets it continue."""
 
     def __init__(self) -> None:
         self._reached, self._lifted = threading.Event(), threading.Event()
@@ -56,7 +56,7 @@ def stored_in(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 def stall_write(
     stored_in: dict[str, Any], os_faults: OSFaults, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[], Any]]:
-    """Have the next write to the storage stall."""
+    """Make the next write to the storage stall."""
     stalls: list[Stall] = []
 
     def stall() -> Any:
@@ -89,7 +89,7 @@ async def serving(settings: dict[str, Any], **changed: Any) -> AsyncIterator[Tus
 
 
 async def upload_rest(server: TusServer, path: str, data: bytes) -> None:
-    """Go on from where the upload is, and see that it becomes what was acknowledged."""
+    """Continue at the offset of the upload, and assert that it then has all acknowledged bytes."""
     async with asyncio.timeout(PATIENCE):
         while True:
             offset = await settled_offset(server, path)

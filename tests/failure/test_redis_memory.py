@@ -49,7 +49,7 @@ def limit(redis: RedisServer, size: int) -> None:
 
 
 def fill(redis: RedisServer) -> None:
-    """More is used than is allowed, by far: nothing that a few uploads give back makes room."""
+    """Use far more memory than is allowed, so that the bytes that a few uploads free make no room."""
     limit(redis, 1 << 20)
 
 

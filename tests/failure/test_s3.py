@@ -83,7 +83,7 @@ class Rig:
         return self.server.port
 
     def revive(self) -> None:
-        """After a kill."""
+        """Start the server again after a kill."""
         self.server.revive()
 
 
@@ -109,7 +109,7 @@ def rig(shared_rig: Rig) -> Iterator[Rig]:
 
 
 def finish(rig: Rig, path: str, data: bytes, *, acknowledged: int = 0, sent: int | None = None) -> None:
-    """Go on from the offset that HEAD answers until the end, then look at the object."""
+    """Continue from the offset of HEAD to the end, then check the object."""
     answer = again(lambda: head(rig.port, path))
     assert answer.status == 200, answer
     assert acknowledged <= answer.offset <= (len(data) if sent is None else sent), answer.offset
@@ -528,7 +528,7 @@ def network(tmp_path: Path) -> Iterator[tuple[ServerProcess, FaultyNetwork, Plac
 
 
 def looked_at(server: ServerProcess, path: str, offset: int) -> None:
-    """HEAD answers the offset, or to come back."""
+    """Assert that HEAD answers the offset, or tells the client to try again."""
     with promptly("HEAD", BOUNDED):
         answer = head(server.port, path)
     assert answer.status in (200, 423), answer
@@ -903,7 +903,7 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(
 
 
 def start_again(server: ServerProcess) -> None:
-    """With S3 as it is, the start may take more than one try."""
+    """Start the server with S3 as it is, which may take several attempts."""
     deadline = time.monotonic() + PATIENCE
     while True:
         server.origin = server.url = ""

@@ -47,7 +47,7 @@ def serve(directory: Path, workers: int = 1, **options: object) -> ServerProcess
 
 
 def stop(server: ServerProcess, number: signal.Signals, seconds: float = GRACE) -> None:
-    """End the server with a signal: in time, with a code that says so and without leftovers."""
+    """End the server with a signal, and assert that it ends in time, with the right exit code and without leftovers."""
     processes = [server.pid, *children(server.pid)]
     with promptly(f"the end of the server after {number.name}", seconds):
         os.kill(server.pid, number)
@@ -136,7 +136,7 @@ def test_patches_in_full_flight_are_committed(tmp_path: Path, workers: int) -> N
                 return connection.answer_or_closed()
 
         def look(path: str) -> None:
-            """HEAD until nobody is there: the answers are right until the end, or there are none."""
+            """Repeat HEAD until the server is gone, and assert that every answer is right."""
             while True:
                 try:
                     answer = head(server.port, path)

@@ -38,7 +38,7 @@ MIDDLE = MEBI + 123
 
 @dataclass
 class Place:
-    """Where a server runs whose syncs can be made to fail."""
+    """The place of a server whose syncs can be made to fail."""
 
     uploads: Path
     faults: PreloadedFaults
@@ -249,7 +249,7 @@ def faults(tmp_path: Path, preload_library: Path) -> PreloadedFaults:
 
 
 def records_without_the_log(uploads: Path) -> dict[str, str]:
-    """Id and status of the records that are in the file itself: the log may be lost in a power cut."""
+    """Return id and status of the records in the file itself, without the log that a power cut may lose."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "records")
         shutil.copyfile(uploads / ".tusd-py" / "uploads.sqlite3", copy)

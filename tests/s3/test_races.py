@@ -43,7 +43,7 @@ def proxy(place: Place) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def server(tmp_path: Path, place: Place, proxy: FaultyProxy) -> Iterator[ServerProcess]:
-    """Nobody but its clients makes it do something."""
+    """A server that works on requests only."""
     with serving(tmp_path, place, proxy.server.endpoint, sweep_interval="0") as server:
         yield server
 

@@ -74,7 +74,7 @@ def place() -> Place:
 
 @pytest.fixture(scope="module")
 def server(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One for all tests that need nothing special of it; they may restart it."""
+    """One server for all tests that need nothing special of it; they may restart it."""
     with serving(tmp_path_factory.mktemp("s3"), place) as server:
         yield server
 
@@ -88,7 +88,7 @@ def own(tmp_path: Path) -> Iterator[tuple[ServerProcess, Place]]:
 
 
 def send(server: ServerProcess, path: str, data: bytes, size: int, offset: int = 0) -> None:
-    """PATCHes of one size, and HEAD after each."""
+    """Send PATCHes of one size, with a HEAD after each."""
     while offset < len(data):
         answer = patch(server.port, path, offset, data[offset : offset + size])
         offset = min(len(data), offset + size)
@@ -593,7 +593,7 @@ def test_tags_and_storage_class_of_the_object(tmp_path: Path) -> None:
 
 @contextmanager
 def two_hosts(folder: Path, place: Place, **options: Any) -> Iterator[Hosts]:
-    """Two hosts that share nothing but S3 and Redis."""
+    """Two hosts that share only S3 and Redis."""
     options |= {"redis_url": shared_redis_url(), "redis_prefix": f"{secrets.token_hex(6)}:", "lock_ttl": f"{LEASE}s"}
     with (
         serving(folder / "first", place, **options) as first,

@@ -49,7 +49,7 @@ def metric(port: int, name: str) -> float:
 
 
 def open_connections(port: int) -> int:
-    """Connections that the server has, without the one that asks."""
+    """Return the number of connections that the server has, without the one that asks."""
     return round(metric(port, "tusd_connections_open")) - 1
 
 

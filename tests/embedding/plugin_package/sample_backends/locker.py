@@ -18,7 +18,7 @@ POLL = 0.01  # seconds between two looks at a file
 
 
 class FileLocker:
-    """Locks that all processes of a host share. Their files are never removed, since they hold the tokens."""
+    """A locker that all processes of a host share. Its files are never removed, since they hold the tokens."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -104,7 +104,7 @@ class FileLock:
             self._held.discard(self)
 
     async def _pass_on(self, holder: LockHolder, folder: Path) -> None:
-        """Tell the holder of requests until the lock is released."""
+        """Pass requests to the holder until the lock is released."""
         while True:
             if await asyncio.to_thread(_has_files, folder / "release.requests" / self.upload_id):
                 holder.release_requested()
@@ -114,7 +114,7 @@ class FileLock:
 
 
 def _lock(path: Path) -> tuple[int, int] | None:
-    """Lock a file until its descriptor is closed; returns that and a new token, None if somebody has the lock."""
+    """Lock a file until its descriptor is closed; return that and a new token, None if another holder has the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -66,7 +66,7 @@ class FolderStorage:
         return ""
 
     async def discard_superseded(self, upload: Upload) -> None:
-        """There is one file."""
+        """Do nothing: an upload has one file."""
 
     async def delete(self, upload: Upload) -> None:
         path = self.path(upload)
@@ -194,7 +194,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """Do blocking work; errors of the system become those of the contract."""
+    """Run blocking work in a thread; errors of the system become those of the contract."""
     try:
         return await asyncio.to_thread(work)
     except OSError as error:
