@@ -23,10 +23,12 @@ from tusd_py.events.bus import EventBus
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
 from tusd_py.settings import load
 from tusd_py.uploads.append import Append
+from tusd_py.uploads.pace import SAMPLES
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.small_append import MAX_SMALL_BODY
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
+HEAD_LIMIT = 2.0  # seconds, as promised
 KINDS = (AppendStarted, UploadProgressed, AppendEnded, UploadFinished)
 
 
@@ -342,3 +344,50 @@ async def test_while_the_records_hang_a_thread_of_the_storage_is_left_for_reader
     finally:
         turn.release()
     assert all(upload.is_complete for upload in await asyncio.gather(*appends))
+
+
+def make_fast(service: UploadService) -> None:
+    """Have the service know the syncs as fast, whatever the disk of the test is."""
+    pace = service._appending._small._pace  # type: ignore[union-attr]
+    pace._latest.extend([0.0] * SAMPLES)
+    assert pace.is_fast
+
+
+@pytest.mark.parametrize("durability", ["complete"])
+@pytest.mark.parametrize("call", ["open", "pwritev", "fsync,fdatasync"])
+async def test_a_stalled_step_of_a_fast_disk_holds_no_other_upload(
+    service: UploadService, tmp_path: Path, os_faults: OSFaults, call: str
+) -> None:
+    make_fast(service)
+    hanging, *others = [await service.create(NewUpload(4)) for _ in range(THREADS + 2)]
+    stall = os_faults.stall(call, f"*/{hanging.id}", times=1)
+    first = asyncio.create_task(service.append(hanging.id, request(b"data")))
+    together = [asyncio.create_task(service.append(upload.id, request(b"data"))) for upload in others]
+    await asyncio.to_thread(stall.wait)
+    async with asyncio.timeout(scaled(HEAD_LIMIT)):
+        assert all(upload.is_complete for upload in await asyncio.gather(*together))
+    async with asyncio.timeout(scaled(HEAD_LIMIT)):
+        assert (await service.inspect(hanging.id)).offset == 0
+        await service.append((await service.create(NewUpload(4))).id, request(b"data"))
+    assert await service.locker.is_held(hanging.id)
+    stall.lift()
+    assert (await first).is_complete
+    assert content(service, tmp_path, hanging.id) == b"data"
+
+
+@pytest.mark.parametrize("durability", ["complete"])
+async def test_a_failed_sync_of_a_fast_disk_is_final_for_its_upload_alone(
+    service: UploadService, os_faults: OSFaults, long_ways: list[str]
+) -> None:
+    make_fast(service)
+    failing, other = [await service.create(NewUpload(4)) for _ in range(2)]
+    os_faults.fail("fsync,fdatasync", f"*/{failing.id}", errno.EIO, times=1)
+    outcomes = await asyncio.gather(
+        *(service.append(upload.id, request(b"data")) for upload in (failing, other)), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], OffsetMismatch)
+    assert outcomes[0].offset == 0
+    assert not isinstance(outcomes[1], BaseException)
+    assert outcomes[1].is_complete
+    assert long_ways == []
+    assert (await service.append(failing.id, request(b"data"))).is_complete

@@ -173,15 +173,23 @@ class UpdatesInThreads(Protocol):
         """Do what `StateStore.update` does, for an upload without a part list. Blocks."""
 
     def update_after(
-        self, store: Callable[[], tuple[Upload, Upload]], token: int, conclude: Callable[[Upload], object]
+        self,
+        store: Callable[[], tuple[Upload, Upload]],
+        token: int,
+        conclude: Callable[[Upload], object],
+        *,
+        durable: bool = False,
     ) -> asyncio.Future[Upload]:
-        """Call `store` in a thread of the store, then commit in the same thread. Neither waits for a device.
+        """Call `store` in a thread of the store, then commit, and call `conclude`.
+
+        Invariant: the changes of other uploads do not wait long for a `store` or `conclude` that blocks.
 
         Args:
             store: stores bytes, and returns the record and the one to put in its place. Its error is raised, and
                 nothing changes.
             token: the token of the lock.
             conclude: called with the new record after the commit.
+            durable: have the commit survive a power cut if the upload is complete.
 
         Returns:
             The future of the new record.

@@ -180,11 +180,8 @@ class ThreadedCompletion:
         return upload
 
     def commit_after(self, store: Callable[[], tuple[Upload, Upload]], token: int) -> asyncio.Future[Upload]:
-        """Have the thread of the state store call `store`, and put its second record in the place of the first.
-
-        Neither the bytes nor the change are synced.
-        """
-        return self.state.update_after(store, token, self._save_completion_record)
+        """Have the thread of the state store call `store`, and put its second record in the place of the first."""
+        return self.state.update_after(store, token, self._save_completion_record, durable=self.syncs)
 
     def _save_completion_record(self, upload: Upload) -> None:
         if upload.is_complete and not upload.is_partial:

@@ -19,6 +19,7 @@ from tusd_py.uploads.components import Components
 from tusd_py.uploads.last_step import MAX_SMALL_BODY as MAX_SMALL_BODY
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.locked_work import LockedWork
+from tusd_py.uploads.pace import Pace
 from tusd_py.uploads.validation import AppendRequest
 
 logger = logging.getLogger("tusd_py.uploads")
@@ -40,8 +41,8 @@ class SyncFailedError(Exception):
 class SmallAppends:
     """The short way of small appends. Every special case is left to `Append`, as if it came just now.
 
-    The thread of the records writes bytes that are not synced, for all that came together. Those that are synced are
-    written in the threads of the storage, since each sync may take its time.
+    The thread of the records writes the bytes of all that came together, and syncs them while that is fast. Syncs that
+    take their time are made in the threads of the storage, side by side, and so are all steps while one is stalled.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class SmallAppends:
         self._threaded = threaded
         self._work = work
         self._slots = slots
+        self._pace = Pace()
 
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
         """Append, while the caller holds the lock; None if that was not to be, and nothing has changed.
@@ -95,12 +97,12 @@ class SmallAppends:
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
         """The records before and after."""
         self._work.refuse_when_draining()
-        step = _Step(self._threaded, self._lifetimes, lock, offset, body, now=self._clock.steady())
-        if self._threaded.syncs:
+        step = _Step(self._threaded, self._lifetimes, self._pace, lock, offset, body, now=self._clock.steady())
+        if self._pace.is_fast or not (self._threaded.syncs or self._pace.is_stalled):
+            after = await self._threaded.storage.elsewhere(step.commit_with_others, step.store)
+        else:
             async with self._slots:
                 after = await self._threaded.storage.run(step.store_and_commit)
-        else:
-            after = await self._threaded.storage.elsewhere(step.commit_with_others, step.store)
         assert step.before is not None
         return step.before, after
 
@@ -119,6 +121,7 @@ class _Step:
         self,
         threaded: ThreadedCompletion,
         lifetimes: Lifetimes,
+        pace: Pace,
         lock: Lock,
         offset: int,
         body: Buffer,
@@ -128,6 +131,7 @@ class _Step:
         """Judge the record by the time `now`, in seconds since the epoch."""
         self._threaded = threaded
         self._lifetimes = lifetimes
+        self._pace = pace
         self._lock = lock
         self._offset = offset
         self._body = body
@@ -150,14 +154,21 @@ class _Step:
         if self._threaded.syncs and before.deferred:  # a recording: every acknowledgement comes after a sync
             raise NotSimpleError
         after = self._reached(before)
-        sync = self._threaded.syncs and after.is_complete
+        self._write(before, sync=self._threaded.syncs and after.is_complete)
+        return before, after
+
+    def _write(self, before: Upload, *, sync: bool) -> None:
+        stored = False
+        self._pace.begin(self)
         try:
             self._threaded.storage.writer(before, self._lock.token).finish_in_thread((self._body,), sync=sync)
+            stored = True
         except StorageBehind as error:
             if sync:
                 raise SyncFailedError(before, error) from error
             raise
-        return before, after
+        finally:
+            self._pace.end(self, synced=stored and sync)
 
     def _reached(self, before: Upload) -> Upload:
         offset, token = self._offset + len(self._body), self._lock.token

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tusd_py.backends.sqlite.writer import Job, SQLiteWriter
+from tusd_py.backends.sqlite.job_threads import Job
+from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
@@ -155,7 +156,12 @@ class SQLiteState:
         return stored
 
     def update_after(
-        self, store: Callable[[], tuple[Upload, Upload]], token: int, conclude: Callable[[Upload], object]
+        self,
+        store: Callable[[], tuple[Upload, Upload]],
+        token: int,
+        conclude: Callable[[Upload], object],
+        *,
+        durable: bool = False,
     ) -> asyncio.Future[Upload]:
         """Store and replace a record in the thread of the writer, see `UpdatesInThreads`."""
         if self._writer is None:
@@ -165,6 +171,7 @@ class SQLiteState:
             before, after = store()
             stored = after if after.token == token else replace(after, token=token)
             job.work = partial(_replace_record, before=before, after=stored)
+            job.durable = durable and stored.is_complete
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         job = Job(_no_op, False, done, prepare=prepare, conclude=conclude)

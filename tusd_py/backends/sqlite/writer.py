@@ -14,20 +14,17 @@ file and synced there; then the log begins anew.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import queue
 import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tusd_py.asyncutil.futures import settle
+from tusd_py.backends.sqlite.job_threads import Job, JobThreads
 from tusd_py.backends.sqlite.reserve import Reserve
 from tusd_py.backends.sqlite.schema import prepare
 from tusd_py.core.errors import StateFull, StateUnavailable, UploadError
@@ -39,7 +36,6 @@ logger = logging.getLogger("tusd_py.state")
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 BUSY_PAUSE = 0.02  # seconds
 BUSY_TIMEOUT = 5.0  # seconds that a write waits for the write of another process
-MAX_WRITES_IN_A_TRANSACTION = 256
 CHECKPOINT_WRITES = 250  # writes after which the log is written back; about a thousand of its pages
 MAX_IDLE_LOG = 4 << 20  # bytes
 UNREADY_TIME = 60.0  # seconds after a failed sync during which `check` fails
@@ -48,29 +44,11 @@ FULL_DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN
 SYNC_FAILED = "a sync of the records to the disk failed: look at the disk"
 
 
-@dataclass(slots=True)
-class Job:
-    """Work for the writer, usually one statement, and the future that gets its result."""
-
-    work: Callable[[sqlite3.Connection], Any]
-    durable: bool
-    done: asyncio.Future[Any] | None  # None if a thread waits for the job
-    compound: bool = False  # whether the work is several statements
-    removes: bool = False  # whether the work frees space, or is a step to that
-    prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, `work` is not called
-    conclude: Callable[[Any], object] | None = None  # called with the result after the transaction
-    result: Any = None
-    error: Exception | None = None
-    ended: bool = False
-
-
 class SQLiteWriter:
     """The thread that runs jobs on a SQLite file, in the order of their submission."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._connection_lock = threading.Lock()
         self._thread_jobs: deque[Job] = deque()  # of threads that wait for `_connection_lock`
         self._reserve = Reserve(path.with_name("reserve"))
@@ -79,12 +57,11 @@ class SQLiteWriter:
         self._jobs_since_checkpoint = 0
         self._log_unsynced = False  # whether a sync failed and the log has not been written back since
         self._failed_at: float | None = None  # monotonic time of the last failed sync
-        self._thread = threading.Thread(target=self._run, name="tusd-py-state", daemon=True)
-        self._thread.start()
+        self._threads = JobThreads(self._commit, self._maintain, self._end)
 
     def submit(self, job: Job) -> None:
         """Queue a job for the thread of the writer."""
-        self._jobs.put(job)
+        self._threads.submit(job)
 
     def run_now(self, job: Job) -> Any:
         """Run a job in the thread of the caller; return its result or raise its error. Blocks."""
@@ -97,7 +74,7 @@ class SQLiteWriter:
                     ended.ended = True
                 self._jobs_since_checkpoint += len(jobs)
                 if self._jobs_since_checkpoint >= CHECKPOINT_WRITES > self._jobs_since_checkpoint - len(jobs):
-                    self._jobs.put(Job(_no_op, False, None))  # makes the writer's thread write the log back
+                    self._threads.submit(Job(_no_op, False, None))  # makes the writer's thread write the log back
         if job.error is not None:
             raise job.error
         return job.result
@@ -112,8 +89,7 @@ class SQLiteWriter:
 
     def close(self) -> None:
         """Run the queued jobs and end the thread; wait at most `CLOSE_TIMEOUT`. Blocks."""
-        self._jobs.put(None)
-        self._thread.join(CLOSE_TIMEOUT)
+        self._threads.close(CLOSE_TIMEOUT)
 
     def check(self) -> None:
         """Raise `StateUnavailable` for `UNREADY_TIME` after a failed sync, and until the log is synced again."""
@@ -157,32 +133,13 @@ class SQLiteWriter:
             connection.close()
             raise
 
-    def _run(self) -> None:
-        while jobs := self._next_jobs():
-            if ready := [job for job in jobs if _prepare_job(job)]:
-                with self._connection_lock:
-                    self._run_jobs(ready)
-            for job in ready:
-                _conclude_job(job)
-            with contextlib.suppress(RuntimeError):  # the loop has been closed: no task awaits the results
-                self._loop.call_soon_threadsafe(_deliver_results, jobs)
-            with self._connection_lock:
-                self._maintain(len(jobs))
+    def _commit(self, jobs: Sequence[Job]) -> None:
+        with self._connection_lock:
+            self._run_jobs(jobs)
+
+    def _end(self) -> None:
         with self._connection_lock:
             self._disconnect()
-
-    def _next_jobs(self) -> list[Job]:
-        """Wait for jobs and return all that are queued; return an empty list when the writer is closed."""
-        jobs: list[Job] = []
-        job = self._jobs.get()
-        while job is not None:
-            jobs.append(job)
-            if len(jobs) == MAX_WRITES_IN_A_TRANSACTION or self._jobs.empty():
-                return jobs
-            job = self._jobs.get()
-        if jobs:
-            self._jobs.put(None)
-        return jobs
 
     def _run_jobs(self, jobs: Sequence[Job]) -> None:
         error = self._try_jobs(jobs)
@@ -248,12 +205,13 @@ class SQLiteWriter:
         self._disconnect()
 
     def _maintain(self, written: int) -> None:
-        self._jobs_since_checkpoint += written
-        if self._connection is None or self._log_unsynced:
-            return
-        if self._jobs_since_checkpoint >= CHECKPOINT_WRITES:
-            self._write_back("PASSIVE")
-        self._reserve.restore()
+        with self._connection_lock:
+            self._jobs_since_checkpoint += written
+            if self._connection is None or self._log_unsynced:
+                return
+            if self._jobs_since_checkpoint >= CHECKPOINT_WRITES:
+                self._write_back("PASSIVE")
+            self._reserve.restore()
 
     def _write_back(self, mode: str) -> None:
         """Write the log back to the file, as far as readers allow."""
@@ -289,32 +247,7 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
         connection.execute("COMMIT")
 
 
-def _prepare_job(job: Job) -> bool:
-    """Prepare a job; return whether its work is to be done."""
-    if job.prepare is not None:
-        try:
-            job.prepare()
-        except Exception as error:  # raised in the task or thread that waits for the result
-            job.error = error
-            return False
-    return True
-
-
-def _conclude_job(job: Job) -> None:
-    if job.conclude is not None and job.error is None:
-        try:
-            job.conclude(job.result)
-        except Exception as error:  # raised in the task or thread that waits for the result
-            job.error = error
-
-
 def _no_op(connection: sqlite3.Connection) -> None: ...
-
-
-def _deliver_results(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if job.done is not None:
-            settle(job.done, job.result, job.error)
 
 
 def _error_name(error: sqlite3.Error) -> str:

@@ -1,0 +1,155 @@
+"""Steps beside the transactions of a SQLite file that hang: only their own uploads wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.parts import within
+from tusd_py.backends.sqlite.job_threads import MAX_BLOCKED
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.core.errors import LockLost, StorageBehind
+from tusd_py.core.upload import Upload
+
+UPLOAD = Upload(id="upload", created_at=1.0, length=1)
+TOKEN = 1
+
+
+@pytest.fixture
+async def state(tmp_path: Path) -> AsyncIterator[SQLiteState]:
+    state = SQLiteState(tmp_path / "uploads.sqlite3")
+    await state.open()
+    yield state
+    await state.close()
+
+
+class Step:
+    """A step that hangs until it is released."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.released = threading.Event()
+
+    def __call__(self, *_: object) -> None:
+        self.begun.set()
+        assert self.released.wait(60)
+
+    async def wait(self) -> None:
+        assert await asyncio.to_thread(self.begun.wait, 60)
+
+
+def nothing(*_: object) -> None: ...
+
+
+def update(
+    state: SQLiteState,
+    before: Upload,
+    step: Callable[[], object] = nothing,
+    conclude: Callable[[Upload], object] = nothing,
+) -> asyncio.Future[Upload]:
+    def store() -> tuple[Upload, Upload]:
+        step()
+        return before, replace(before, offset=1)
+
+    return state.update_after(store, TOKEN, conclude)
+
+
+async def created(state: SQLiteState, upload_id: str) -> Upload:
+    upload = replace(UPLOAD, id=upload_id)
+    await within(state.create(upload))
+    return upload
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+async def test_changes_of_others_do_not_wait_for_a_step_that_hangs(state: SQLiteState, where: str) -> None:
+    hanging, other, later = [await created(state, upload_id) for upload_id in ("hanging", "other", "later")]
+    step = Step()
+    first = update(state, hanging, *((step,) if where == "before" else (nothing, step)))
+    change, creation = update(state, other), asyncio.create_task(state.create(replace(UPLOAD, id="new")))
+    await step.wait()
+    await within(change)
+    await within(creation)
+    assert (await within(update(state, later))).offset == 1
+    record = await state.get("hanging")
+    assert record is not None
+    assert record.offset == (0 if where == "before" else 1)
+    assert not first.done()
+    step.released.set()
+    assert (await within(first)).offset == 1
+    record = await state.get("hanging")
+    assert record is not None
+    assert record.offset == 1
+
+
+async def test_a_step_that_hangs_is_taken_once(state: SQLiteState) -> None:
+    calls: list[str] = []
+    step = Step()
+
+    def store() -> None:
+        calls.append("store")
+        step()
+
+    change = update(state, await created(state, "hanging"), store, lambda upload: calls.append("conclude"))
+    await step.wait()
+    await created(state, "other")
+    step.released.set()
+    await within(change)
+    assert calls == ["store", "conclude"]
+
+
+async def test_a_step_that_hangs_and_fails_changes_nothing(state: SQLiteState) -> None:
+    step = Step()
+
+    def fail() -> None:
+        step()
+        raise StorageBehind(0)
+
+    change = update(state, await created(state, "hanging"), fail)
+    await step.wait()
+    await created(state, "other")
+    step.released.set()
+    with pytest.raises(StorageBehind):
+        await within(change)
+    assert await state.get("hanging") == replace(UPLOAD, id="hanging")
+
+
+async def test_a_change_after_a_step_that_hung_still_needs_the_lock(state: SQLiteState) -> None:
+    step = Step()
+    before = await created(state, "hanging")
+    change = update(state, before, step)
+    await step.wait()
+    await within(state.update(before, replace(before, metadata="taken over"), TOKEN + 1))
+    step.released.set()
+    with pytest.raises(LockLost):
+        await within(change)
+
+
+async def test_several_steps_that_hang_at_once_hold_nobody_else(state: SQLiteState) -> None:
+    steps = [Step() for _ in range(MAX_BLOCKED)]
+    changes = [update(state, await created(state, f"hanging-{number}"), step) for number, step in enumerate(steps)]
+    for step in steps:
+        await step.wait()
+    await created(state, "other")
+    for step in steps:
+        step.released.set()
+    for change in changes:
+        assert (await within(change)).offset == 1
+
+
+async def test_a_store_closes_after_the_step_that_hangs(tmp_path: Path) -> None:
+    state = SQLiteState(tmp_path / "uploads.sqlite3")
+    await state.open()
+    step = Step()
+    change = update(state, await created(state, "hanging"), step)
+    await step.wait()
+    await created(state, "other")
+    closing = asyncio.create_task(state.close())
+    step.released.set()
+    await within(closing)
+    assert (await within(change)).offset == 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "tusd-py-state"]

@@ -1,0 +1,181 @@
+"""Thread that runs the jobs of a SQLite writer, relieved by another one while a step of a job blocks.
+
+A job may have steps before and after its transaction, which store bytes and sync them. Should one of them hang, only
+its own job waits: after `PATIENCE` another thread takes over the queue, with all other jobs of the batch in the states
+they have reached. The thread that was blocked queues its job again, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tusd_py.asyncutil.futures import settle
+
+MAX_JOBS_IN_A_TRANSACTION = 256
+PATIENCE = 0.02  # seconds that jobs wait for a step of another one
+MAX_BLOCKED = 8  # threads; with so many no further one is relieved
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Work for the writer, usually one statement, and the future that gets its result.
+
+    The steps run in the order `prepare`, `work`, `conclude`. One that is done is None, `work` is done with `committed`.
+    """
+
+    work: Callable[[sqlite3.Connection], Any]
+    durable: bool
+    done: asyncio.Future[Any] | None  # None: a thread waits for it
+    compound: bool = False  # several statements
+    removes: bool = False  # frees space, or is a step to that
+    prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, there is no work
+    conclude: Callable[[Any], object] | None = None  # called with the result after the transaction
+    committed: bool = False
+    result: Any = None
+    error: Exception | None = None
+    ended: bool = False
+
+
+class JobThreads:
+    """A queue of jobs and the thread that runs them; used by one event loop."""
+
+    def __init__(
+        self, commit: Callable[[Sequence[Job]], None], maintain: Callable[[int], None], end: Callable[[], None]
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            commit: runs the work of jobs in one transaction, and sets their results or errors.
+            maintain: called with the number of jobs after their results were delivered.
+            end: called in the end.
+        """
+        self._commit = commit
+        self._maintain = maintain
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._guard = threading.Lock()  # of the following four
+        self._jobs: list[Job] = []  # the batch of the thread
+        self._current: Job | None = None  # whose step is under way
+        self._since = 0.0  # in the time of the monotonic clock
+        self._blocked: set[threading.Thread] = set()
+        self._watched = False
+        self._thread = self._start([])
+
+    def submit(self, job: Job) -> None:
+        """Have the thread run a job. A job with steps beside its transaction comes from the event loop."""
+        self._queue.put(job)
+        if job.prepare is not None and not self._watched:
+            self._watched = True
+            self._loop.call_later(PATIENCE, self._watch)
+
+    def close(self, timeout: float) -> None:
+        """Run the jobs that wait, and end the threads, for at most `timeout` seconds. Blocks."""
+        deadline = time.monotonic() + timeout
+        for thread in tuple(self._blocked):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._queue.put(None)
+        while (thread := self._thread).is_alive() and (left := deadline - time.monotonic()) > 0:
+            thread.join(left)
+
+    def _start(self, jobs: list[Job]) -> threading.Thread:
+        thread = threading.Thread(target=self._run, args=(jobs,), name="tusd-py-state", daemon=True)
+        thread.start()
+        return thread
+
+    def _watch(self) -> None:
+        """Relieve the thread if a step has been under way for too long. Runs in the event loop."""
+        with self._guard:
+            late = self._current is not None and time.monotonic() - self._since >= PATIENCE
+            if late and len(self._blocked) < MAX_BLOCKED:
+                self._blocked.add(self._thread)
+                self._jobs = [job for job in self._jobs if job is not self._current]
+                self._current = None
+                self._thread = self._start(self._jobs)
+            self._watched = bool(self._jobs) or not self._queue.empty()
+        if self._watched:
+            self._loop.call_later(PATIENCE, self._watch)
+
+    def _run(self, jobs: list[Job]) -> None:
+        while jobs := jobs or self._take():
+            with self._guard:
+                self._jobs = jobs
+            if not self._each(jobs, _prepare):
+                return
+            if ready := [job for job in jobs if job.error is None and not job.committed]:
+                self._commit(ready)
+                for job in ready:
+                    job.committed = True
+            if not self._each(jobs, _conclude):
+                return
+            with self._guard:
+                self._jobs = []
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: no task awaits the results
+                self._loop.call_soon_threadsafe(_deliver, jobs)
+            self._maintain(len(jobs))
+            jobs = []
+        self._end()
+
+    def _take(self) -> list[Job]:
+        """Wait for jobs, and return all of them; an empty list at the end."""
+        jobs: list[Job] = []
+        job = self._queue.get()
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == MAX_JOBS_IN_A_TRANSACTION or self._queue.empty():
+                return jobs
+            job = self._queue.get()
+        if jobs or self._rejoin():
+            self._queue.put(None)
+        return jobs or ([] if self._queue.empty() else self._take())
+
+    def _rejoin(self) -> bool:
+        """Wait for the threads that are blocked; return whether there is a job left to run."""
+        with self._guard:
+            blocked = tuple(self._blocked)
+        for thread in blocked:
+            thread.join()
+        return not self._queue.empty()
+
+    def _each(self, jobs: Sequence[Job], step: Callable[[Job], Callable[[], object] | None]) -> bool:
+        """Take a step of every job that has it; return False if this thread was relieved meanwhile."""
+        for job in jobs:
+            if (work := step(job)) is None:
+                continue
+            with self._guard:
+                self._current, self._since = job, time.monotonic()
+            try:
+                work()
+            except Exception as error:  # raised again where the result is waited for
+                job.error = error
+            with self._guard:
+                if threading.current_thread() in self._blocked:
+                    self._blocked.discard(threading.current_thread())
+                    self._queue.put(job)
+                    return False
+                self._current = None
+        return True
+
+
+def _prepare(job: Job) -> Callable[[], object] | None:
+    work, job.prepare = job.prepare, None
+    return work
+
+
+def _conclude(job: Job) -> Callable[[], object] | None:
+    conclude, job.conclude = job.conclude, None
+    return None if conclude is None or job.error is not None else lambda: conclude(job.result)
+
+
+def _deliver(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.done is not None:
+            settle(job.done, job.result, job.error)
