@@ -17,8 +17,10 @@ import pytest
 from redis import Redis
 
 from tests.contracts.parts import redis as connection
+from tests.support.harness import serving
 from tests.support.redis_server import shared_redis_url
-from tests.support.wire import content_of, eventually, head, offset_of, patch, serving
+from tests.support.timing import wait_until
+from tests.support.wire.promised import content_of, head, offset_of, patch
 from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.state import StateStore
@@ -109,7 +111,7 @@ def test_uploads_of_an_earlier_version_are_read_and_go_on(earlier: Earlier) -> N
         assert patch(urls["killed"], offset, DATA[offset:]).status == 204
         assert content_of(urls["active"]) == content_of(urls["killed"]) == DATA
         assert patch(urls["unfinished_partial"], 25, DATA[35:40]).status == 204
-        eventually(lambda: head(urls["waiting_final"]).get("Upload-Offset") == "40")
+        wait_until(lambda: head(urls["waiting_final"]).get("Upload-Offset") == "40")
         assert content_of(urls["waiting_final"]) == DATA[:40]
 
 

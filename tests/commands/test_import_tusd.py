@@ -17,21 +17,10 @@ from typing import Any
 import pytest
 
 from tests.commands.test_cli import assert_refused_in_one_line, run
+from tests.support.harness import serving
 from tests.support.redis_server import shared_redis_url
-from tests.support.wire import (
-    MAX_INTEGER,
-    TUS,
-    ask,
-    content_of,
-    create,
-    encoded,
-    head,
-    offset_of,
-    patch,
-    payload,
-    serving,
-    shown,
-)
+from tests.support.wire.messages import MAX_INTEGER, TUS, encoded, payload, shown
+from tests.support.wire.promised import ask, content_of, create, head, offset_of, patch
 from tusd_py.backends.disk.syncs import Syncs
 from tusd_py.core.errors import StorageFull
 from tusd_py.core.upload import Status, UploadKind

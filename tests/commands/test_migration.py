@@ -14,8 +14,10 @@ import pytest
 
 from tests.commands.test_cli import assert_refused_in_one_line, run
 from tests.contracts.parts import STATE_STORES, Instances
+from tests.support.harness import serving
 from tests.support.redis_server import shared_redis_url
-from tests.support.wire import content_of, create, head, identity, offset_of, patch, payload, serving
+from tests.support.wire.messages import identity, payload
+from tests.support.wire.promised import content_of, create, head, offset_of, patch
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.state import StateStore

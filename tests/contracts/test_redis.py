@@ -23,7 +23,6 @@ from redis.crc import key_slot
 from tests.contracts.parts import PATIENCE, line_of, within
 from tests.support.harness import COMMAND, ROOT
 from tests.support.proxies import FaultyNetwork, Stream
-from tests.support.raw_client import wait_until
 from tests.support.redis_server import (
     RedisNodes,
     RedisSentinels,
@@ -32,6 +31,7 @@ from tests.support.redis_server import (
     is_system_wanted,
     shared_redis_url,
 )
+from tests.support.timing import wait_until
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.locker import RedisLocker
 from tusd_py.backends.redis.state import RedisState

@@ -28,8 +28,8 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
     subscribers,
 )
 from tests.support.harness import ROOT
-from tests.support.raw_client import wait_until
 from tests.support.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port
+from tests.support.timing import wait_until
 from tusd_py.core.errors import LockTimeout, StateUnavailable
 
 IDS = [f"upload-{number}" for number in range(30)]  # in slots of all nodes

@@ -11,7 +11,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from tests.support.wire import create, serving
+from tests.support.harness import serving
+from tests.support.wire.promised import create
 from tusd_py import InvalidSettings, Settings, TusServer
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.local_locks.locker import LocalLocker

@@ -14,8 +14,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from tests.support.harness import serving
 from tests.support.timing import scaled
-from tests.support.wire import content_of, create, offset_of, patch, serving
+from tests.support.wire.promised import content_of, create, offset_of, patch
 from tusd_py import TusServer
 
 PACKAGE = Path(__file__).parent / "plugin_package"

@@ -15,18 +15,9 @@ import pytest
 
 from tests.conftest import require
 from tests.support.harness import ROOT, ServerProcess
-from tests.support.raw_client import (
-    MEBI,
-    assert_content,
-    complete,
-    create,
-    head,
-    offset_of,
-    patch,
-    payload,
-    request,
-    wait_until,
-)
+from tests.support.timing import wait_until
+from tests.support.wire.messages import MEBI, payload
+from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch, request
 
 DATA = payload(MEBI + 99)
 HALF = MEBI // 2

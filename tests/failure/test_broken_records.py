@@ -17,8 +17,9 @@ import redis
 
 from tests.contracts.parts import PATIENCE, STATE_STORES, prefix_of, within
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import create, head, patch, request, wait_until
 from tests.support.redis_server import shared_redis_url
+from tests.support.timing import wait_until
+from tests.support.wire.requests import create, head, patch, request
 from tusd_py.contracts.state import StateStore
 from tusd_py.core.errors import BrokenRecord
 from tusd_py.core.upload import Status, Upload

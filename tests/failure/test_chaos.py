@@ -28,8 +28,9 @@ from tests.support import cancelling, harness
 from tests.support.chaos import Uploader, expect_progress, raise_first, stored_content
 from tests.support.harness import ServerProcess
 from tests.support.hosts import BUGS, LEASE, seeded_random, stopped
-from tests.support.raw_client import PATIENCE, sha256
 from tests.support.redis_server import RedisServer
+from tests.support.timing import PATIENCE
+from tests.support.wire.messages import sha256
 
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
 ONLY = os.environ.get("CHAOS_FAULTS", "")  # names of faults, to find the one that matters

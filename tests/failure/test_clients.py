@@ -12,31 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    PROMPT,
-    Connection,
+from tests.support.timing import PROMPT, promised, promptly, scaled, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, checksum, chunk, patch_headers, payload
+from tests.support.wire.requests import (
     assert_content,
-    checksum,
-    chunk,
     complete,
-    contend,
     create,
     head,
-    look_at_a_running_patch,
     offset_of,
     patch,
-    patch_headers,
-    payload,
-    promptly,
     request,
     stalled_patch,
     start_patch,
-    take_over,
-    wait_until,
 )
-from tests.support.timing import promised, scaled
+from tests.support.wire.scenarios import contend, look_at_a_running_patch, take_over
 
 Cut = Callable[[Connection], None]
 CUTS = {"fin": Connection.close, "half-closed": Connection.finish_sending, "reset": Connection.reset}

@@ -9,8 +9,8 @@ from typing import Any
 from tests.failure.test_identity import TUS, begun, finishes, offset
 from tests.faults.clocks import DAY, PreloadedClock
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import request
 from tests.support.redis_server import shared_redis_url
+from tests.support.wire.requests import request
 
 SWEEPS = 5  # to wait for
 INTERVAL = 0.2  # seconds between them

@@ -10,8 +10,10 @@ import pytest
 
 from tests.faults.preload import PreloadedFaults
 from tests.support.harness import ServerProcess
-from tests.support.timing import scaled
-from tests.support.wire import TUS, Connection, create, eventually, payload
+from tests.support.timing import scaled, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import TUS, payload
+from tests.support.wire.promised import create
 
 SIZE = 32 << 20  # of the partial upload, two slices
 
@@ -24,7 +26,7 @@ def concatenate(server: ServerProcess, part: str) -> None:
         try:
             with Connection(server.url, timeout=scaled(60)) as connection:
                 connection.send_head("POST", server.url, headers)
-                connection.read_answer("POST")
+                connection.answer(method="POST")
         except OSError:
             pass
 
@@ -52,7 +54,7 @@ def test_a_server_that_ends_while_it_copies_finishes_the_copy_after_its_restart(
         part = create(server.url, SIZE, {"Upload-Concat": "partial"}, data)
         slow = faults.slow("copy_file_range", "*", 0.4)
         concatenate(server, part)
-        eventually(lambda: bool(unfinished(server)), scaled(15))
+        wait_until(lambda: bool(unfinished(server)), seconds=15)
         if end == "stopped":
             server.terminate(scaled(60))
             assert not whole(server)
@@ -62,5 +64,5 @@ def test_a_server_that_ends_while_it_copies_finishes_the_copy_after_its_restart(
             assert len(unfinished(server)) == 1
         slow.lift()
     with ServerProcess(tmp_path / "uploads", env=faults.env, **options) as server:
-        eventually(lambda: whole(server), scaled(60))
+        wait_until(lambda: whole(server), seconds=60)
         assert unfinished(server) == []

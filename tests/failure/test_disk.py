@@ -14,24 +14,9 @@ from typing import Any
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    Answer,
-    assert_content,
-    checksum,
-    complete,
-    create,
-    creation_headers,
-    head,
-    offset_of,
-    patch,
-    path_of,
-    payload,
-    request,
-    start_patch,
-    wait_until,
-)
+from tests.support.timing import wait_until
+from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
+from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch, request, start_patch
 
 RECORDS = ".tusd-py"
 FULL = 507

@@ -16,22 +16,20 @@ from typing import Any
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    KIBI,
-    Connection,
+from tests.support.redis_server import shared_redis_url
+from tests.support.timing import wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, checksum, payload
+from tests.support.wire.requests import (
     assert_content,
-    checksum,
     create,
     head,
     offset_of,
     patch,
-    payload,
     request,
     stalled_patch,
     start_patch,
-    wait_until,
 )
-from tests.support.redis_server import shared_redis_url
 
 DATA = payload(200 * KIBI)
 PLACES = ["one server", "two processes", "two hosts"]

@@ -31,31 +31,22 @@ from tests.support.hosts import (
     traces_of,
 )
 from tests.support.proxies import FaultyNetwork
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    PATIENCE,
-    Answer,
-    Connection,
+from tests.support.redis_server import RedisServer
+from tests.support.timing import PATIENCE, promptly, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, Answer, creation_headers, patch_headers, path_of, payload, sha256
+from tests.support.wire.requests import (
     assert_content,
     complete,
     content,
     create,
-    creation_headers,
     head,
     offset_of,
     patch,
-    patch_headers,
-    path_of,
-    payload,
-    promptly,
     request,
-    sha256,
     stalled_patch,
     start_patch,
-    wait_until,
 )
-from tests.support.redis_server import RedisServer
 from tusd_py.backends.disk.shared import SharedDiskStorage, SharedDiskWriter
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import Buffer

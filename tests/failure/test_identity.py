@@ -16,9 +16,9 @@ import pytest
 
 from tests.contracts.parts import prefix_of
 from tests.support.harness import ROOT, ServerProcess
-from tests.support.raw_client import request
 from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.s3_server import CREDENTIALS, s3_server
+from tests.support.wire.requests import request
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import from_arguments

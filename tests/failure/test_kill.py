@@ -14,28 +14,20 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    PATIENCE,
-    Answer,
-    Connection,
+from tests.support.timing import PATIENCE, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload, sha256
+from tests.support.wire.requests import (
     assert_content,
-    checksum,
     complete,
     content,
     create,
-    creation_headers,
     head,
     offset_of,
     patch,
-    path_of,
-    payload,
     request,
-    sha256,
     stalled_patch,
     start_patch,
-    wait_until,
 )
 
 KILLING_TIME = 18.0  # seconds of random kills

@@ -11,9 +11,9 @@ import pytest
 
 from tests.failure.test_identity import TUS, begun, finishes, offset, patch, redis_options, run, s3_options
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import request
 from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.s3_server import CREDENTIALS
+from tests.support.wire.requests import request
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.core.errors import StoredElsewhere
 from tusd_py.core.upload import Upload

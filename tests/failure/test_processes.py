@@ -15,32 +15,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    PROMPT,
-    Answer,
-    Connection,
+from tests.support.timing import PROMPT, promised, promptly, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
+from tests.support.wire.requests import (
     assert_content,
-    checksum,
     complete,
-    contend,
     create,
-    creation_headers,
     head,
-    look_at_a_running_patch,
     offset_of,
     patch,
-    path_of,
-    payload,
-    promptly,
     request,
     stalled_patch,
     start_patch,
-    take_over,
-    wait_until,
 )
-from tests.support.timing import promised
+from tests.support.wire.scenarios import contend, look_at_a_running_patch, take_over
 
 Cluster = list[ServerProcess]
 

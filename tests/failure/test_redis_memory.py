@@ -10,18 +10,10 @@ import pytest
 
 from tests.support.harness import ServerProcess
 from tests.support.hosts import assert_no_bugs, files_of
-from tests.support.raw_client import (
-    Answer,
-    create,
-    creation_headers,
-    head,
-    offset_of,
-    patch,
-    request,
-    stalled_patch,
-    wait_until,
-)
 from tests.support.redis_server import RedisServer
+from tests.support.timing import wait_until
+from tests.support.wire.messages import Answer, creation_headers
+from tests.support.wire.requests import create, head, offset_of, patch, request, stalled_patch
 
 METADATA = "filename " + "YWFh" * 4000  # about the longest that is taken
 DATA = b"0123456789" * 100

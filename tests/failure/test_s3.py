@@ -24,26 +24,6 @@ from tests.support.chaos import stored_content
 from tests.support.harness import ServerProcess
 from tests.support.hosts import LEASE, seeded_random, stopped
 from tests.support.proxies import FaultyNetwork
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    PATIENCE,
-    Answer,
-    assert_content,
-    checksum,
-    create,
-    creation_headers,
-    head,
-    offset_of,
-    patch,
-    path_of,
-    payload,
-    promptly,
-    request,
-    stalled_patch,
-    start_patch,
-    wait_until,
-)
 from tests.support.redis_server import RedisServer
 from tests.support.s3_server import (
     TRANSIENT_FAULTS,
@@ -56,6 +36,18 @@ from tests.support.s3_server import (
     s3_server,
 )
 from tests.support.s3_uploads import PART, Place, clean, digest_of, id_of, serving
+from tests.support.timing import PATIENCE, promptly, wait_until
+from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
+from tests.support.wire.requests import (
+    assert_content,
+    create,
+    head,
+    offset_of,
+    patch,
+    request,
+    stalled_patch,
+    start_patch,
+)
 
 SKEW = 600.0  # seconds; S3 refuses requests whose time is 900 off
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "25"))

@@ -13,26 +13,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    Answer,
-    Connection,
+from tests.support.timing import promptly, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
+from tests.support.wire.requests import (
     assert_content,
-    checksum,
     complete,
     create,
-    creation_headers,
     head,
     offset_of,
     patch,
-    path_of,
-    payload,
-    promptly,
     request,
     stalled_patch,
     start_patch,
-    wait_until,
 )
 
 GRACE = 6.0

@@ -16,8 +16,9 @@ from tests.faults.preload import PreloadedFaults
 from tests.faults.stalls import OSFaults
 from tests.support.harness import ServerProcess
 from tests.support.hosts import Body
-from tests.support.raw_client import KIBI, assert_content, create, head, patch, payload, start_patch
 from tests.support.timing import scaled
+from tests.support.wire.messages import KIBI, payload
+from tests.support.wire.requests import assert_content, create, head, patch, start_patch
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import SupportsCompletionRecords
 from tusd_py.core.errors import LockTimeout, UploadNotFound

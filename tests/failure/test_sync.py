@@ -15,21 +15,10 @@ import pytest
 from tests.faults.preload import PreloadedFaults
 from tests.support.harness import ServerProcess
 from tests.support.hosts import wait_for_first_sweep
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    assert_content,
-    complete,
-    create,
-    head,
-    offset_of,
-    patch,
-    path_of,
-    payload,
-    request,
-    wait_until,
-)
 from tests.support.redis_server import shared_redis_url
+from tests.support.timing import wait_until
+from tests.support.wire.messages import KIBI, MEBI, path_of, payload
+from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch, request
 
 SYNC = "fsync,fdatasync"
 DATA = payload(3 * MEBI + 4321)

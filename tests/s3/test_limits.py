@@ -12,19 +12,10 @@ import pytest
 
 from tests.support.harness import ServerProcess
 from tests.support.hosts import Body
-from tests.support.raw_client import (
-    MEBI,
-    Answer,
-    create,
-    creation_headers,
-    offset_of,
-    patch,
-    payload,
-    request,
-    stalled_patch,
-)
 from tests.support.s3_server import FaultyProxy, s3_config, s3_server
 from tests.support.s3_uploads import PART, Place, serving
+from tests.support.wire.messages import MEBI, Answer, creation_headers, payload
+from tests.support.wire.requests import create, offset_of, patch, request, stalled_patch
 from tusd_py.backends.s3 import S3Config, S3Storage
 from tusd_py.backends.s3.config import CAPABILITIES, S3Dialect
 from tusd_py.backends.s3.copy_plan import Slice, plan

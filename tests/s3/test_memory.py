@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.raw_client import MEBI, create, payload, start_patch, wait_until
 from tests.support.s3_server import s3_server
 from tests.support.s3_uploads import Place, serving
+from tests.support.timing import wait_until
+from tests.support.wire.messages import MEBI, payload
+from tests.support.wire.requests import create, start_patch
 from tusd_py.backends.s3.memory_limiter import MAX_SPILLS, MemoryLimiter
 from tusd_py.backends.s3.pace import Pace
 

@@ -12,20 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    PATIENCE,
-    assert_content,
-    chunk,
-    create,
-    head,
-    offset_of,
-    patch,
-    payload,
-    start_patch,
-    wait_until,
-)
 from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, s3_server
 from tests.support.s3_uploads import PART, Place, id_of, serving
+from tests.support.timing import PATIENCE, wait_until
+from tests.support.wire.messages import chunk, payload
+from tests.support.wire.requests import assert_content, create, head, offset_of, patch, start_patch
 
 DATA = payload(2 * PART + 12_345)
 

@@ -19,31 +19,31 @@ import pytest
 
 from tests.support.harness import COMMAND, ROOT, ServerProcess
 from tests.support.hosts import LEASE, Hosts
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    Connection,
-    assert_content,
-    checksum,
-    create,
-    creation_headers,
-    head,
-    offset_of,
-    patch,
-    patch_headers,
-    path_of,
-    payload,
-    promptly,
-    request,
-    stalled_patch,
-    start_patch,
-    wait_until,
-)
 from tests.support.redis_server import shared_redis_url
 from tests.support.s3_server import CREDENTIALS, free_ports, rclone, s3_server
 from tests.support.s3_uploads import PART, Place, calls_of, clean, digest_of, fetch, id_of, peak_memory, serving
-from tests.support.timing import scaled
-from tests.support.wire import metadata
+from tests.support.timing import promptly, scaled, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import (
+    KIBI,
+    MEBI,
+    checksum,
+    creation_headers,
+    metadata,
+    patch_headers,
+    path_of,
+    payload,
+)
+from tests.support.wire.requests import (
+    assert_content,
+    create,
+    head,
+    offset_of,
+    patch,
+    request,
+    stalled_patch,
+    start_patch,
+)
 
 MAX_MEMORY = 150 * 10**6  # bytes resident, however large an upload is
 STORAGE_CLASS = "REDUCED_REDUNDANCY"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.raw_client import create, patch, request
 from tests.support.s3_server import S3Server, moto, s3_server
 from tests.support.s3_uploads import Place, serving
+from tests.support.wire.requests import create, patch, request
 
 
 @pytest.fixture(params=[s3_server, moto], ids=["seaweedfs", "moto"])

@@ -14,23 +14,10 @@ import pytest
 
 from tests.support.harness import ServerProcess
 from tests.support.process_memory import cpu_seconds, resident_size
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    PATIENCE,
-    Connection,
-    chunk,
-    create,
-    offset_of,
-    patch,
-    patch_headers,
-    payload,
-    promptly,
-    request,
-    start_patch,
-    wait_until,
-)
-from tests.support.timing import scaled
+from tests.support.timing import PATIENCE, promptly, scaled, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, chunk, patch_headers, payload
+from tests.support.wire.requests import create, offset_of, patch, request, start_patch
 
 pytestmark = [
     pytest.mark.integrated,
@@ -180,8 +167,8 @@ def test_requests_cut_anywhere_are_the_same_requests(server: ServerProcess, size
     with Connection(server.port) as connection:
         for start in range(0, len(requests), size):
             connection.send(requests[start : start + size])
-        assert [connection.answer_to("PATCH").offset, connection.answer_to("PATCH").offset] == [6, 12]
-        assert connection.answer_to("GET").body == b"\r\n" * 6
+        assert [connection.answer(method="PATCH").offset, connection.answer(method="PATCH").offset] == [6, 12]
+        assert connection.answer(method="GET").body == b"\r\n" * 6
 
 
 # Deadlines.
@@ -368,7 +355,7 @@ def test_chunked_content_that_looks_like_many_ends_costs_what_other_content_cost
     before = cpu_seconds(server.pid)
     with start_patch(server.port, path, 0, None) as connection:
         connection.send(b"%x;name=value\r\n%b\r\n" % (len(data), data) + chunk(b"") + follows)
-        assert connection.answer_to("PATCH").offset == len(data)
+        assert connection.answer(method="PATCH").offset == len(data)
     assert cpu_seconds(server.pid) - before < scaled(0.3)
     assert request(server.port, "GET", path).body == data
 
@@ -412,9 +399,9 @@ def test_a_long_body_behind_other_requests_is_stored(server: ServerProcess) -> N
         connection.start("PATCH", path, patch_headers(0, {"Content-Length": str(len(data))}))
         connection.send(data + HEAD.format(path=path).encode())
         for _ in range(20):
-            assert connection.answer_to("HEAD").offset == 0
-        assert connection.answer_to("PATCH").offset == len(data)
-        assert connection.answer_to("HEAD").offset == len(data)
+            assert connection.answer(method="HEAD").offset == 0
+        assert connection.answer(method="PATCH").offset == len(data)
+        assert connection.answer(method="HEAD").offset == len(data)
 
 
 # Noise in the log.
@@ -431,9 +418,9 @@ def test_garbage_behind_pipelined_requests_is_refused_in_order(server: ServerPro
     with Connection(server.port) as connection:
         get = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"
         connection.send((HEAD.format(path=path) + get).encode() + b"\x00garbage\r\n\r\n")
-        assert connection.answer_to("HEAD").offset == 2
-        assert connection.answer_to("GET").body == b"ab"
-        assert connection.answer_to("GET").status == 400
+        assert connection.answer(method="HEAD").offset == 2
+        assert connection.answer(method="GET").body == b"ab"
+        assert connection.answer(method="GET").status == 400
     server.terminate()
     assert complaints(server) == []
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import create, offset_of, patch, promptly, request, wait_until
+from tests.support.timing import promptly, wait_until
+from tests.support.wire.requests import create, offset_of, patch, request
 
 ENDED = (0, -signal.SIGTERM)
 

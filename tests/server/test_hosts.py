@@ -14,32 +14,21 @@ import pytest
 
 from tests.support.hosts import Hosts, counted, files_of, is_ready, seeded_random, several_hosts, traces_of
 from tests.support.proxies import RoundRobin
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    PROMPT,
-    Answer,
+from tests.support.redis_server import RedisServer
+from tests.support.timing import PROMPT, promised, promptly, wait_until
+from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
+from tests.support.wire.requests import (
     assert_content,
-    checksum,
     complete,
-    contend,
     create,
-    creation_headers,
     head,
-    look_at_a_running_patch,
     offset_of,
     patch,
-    path_of,
-    payload,
-    promptly,
     request,
     stalled_patch,
     start_patch,
-    take_over,
-    wait_until,
 )
-from tests.support.redis_server import RedisServer
-from tests.support.timing import promised
+from tests.support.wire.scenarios import contend, look_at_a_running_patch, take_over
 
 
 @pytest.fixture(scope="module")

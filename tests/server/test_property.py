@@ -21,21 +21,9 @@ from hypothesis.stateful import (
 )
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    KIBI,
-    Answer,
-    Connection,
-    assert_content,
-    checksum,
-    chunk,
-    creation_headers,
-    head,
-    patch,
-    path_of,
-    payload,
-    request,
-    start_patch,
-)
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, Answer, checksum, chunk, creation_headers, path_of, payload
+from tests.support.wire.requests import assert_content, head, patch, request, start_patch
 
 LARGEST = 1_400_000  # more than one of the blocks that bodies are received in
 REFERENCE = payload(LARGEST + 256 * KIBI)

@@ -13,25 +13,19 @@ import pytest
 
 from tests.support.front import PROXIES, in_front
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
+from tests.support.timing import promptly, scaled, wait_until
+from tests.support.wire.messages import KIBI, MEBI, Answer, path_of, payload
+from tests.support.wire.requests import (
     RESTARTS_UPLOAD,
-    Answer,
     assert_content,
     create,
     head,
     offset_of,
     patch,
-    path_of,
-    payload,
-    promptly,
     request,
     stalled_patch,
     start_patch,
-    wait_until,
 )
-from tests.support.timing import scaled
 
 METADATA_SIZE = 16 * KIBI  # the default of --metadata-size
 PARTS = 1000
@@ -178,7 +172,7 @@ def test_a_client_goes_on_where_it_was_after_the_server_was_restarted(kind: str,
         for answer in answers:  # while there was no server
             assert answer is None or answer.status in (200, 423)
             assert answer is None or answer.status not in RESTARTS_UPLOAD
-        wait_until(lambda: (look(front, path) or Answer(0, {}, b"")).status == 200, "the proxy finds the server again")
+        wait_until(lambda: (look(front, path) or Answer(0, (), b"")).status == 200, "the proxy finds the server again")
         offset = offset_of(front, path)
         assert offset == MEBI
         assert patch(front, path, offset, data[offset:]).status == 204

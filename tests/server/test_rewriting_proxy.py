@@ -11,9 +11,11 @@ import pytest
 
 from tests.conftest import require
 from tests.support.front import wait_until_listening
+from tests.support.harness import serving
 from tests.support.redis_server import free_port
 from tests.support.timing import scaled
-from tests.support.wire import TUS, ask, content_of, create, head, patch, serving
+from tests.support.wire.messages import TUS
+from tests.support.wire.promised import ask, content_of, create, head, patch
 
 CONFIG = """
 {user}

@@ -18,7 +18,8 @@ import pytest
 
 from tests.server.test_workers import metric, request, wait_until, worker_pids
 from tests.support.harness import COMMAND, ROOT, ServerProcess
-from tests.support.wire import OFFSET_STREAM, TUS, ask, create, head
+from tests.support.wire.messages import OFFSET_STREAM, TUS
+from tests.support.wire.promised import ask, create, head
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 GRACE = 3.0  # seconds

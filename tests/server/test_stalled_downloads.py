@@ -14,19 +14,10 @@ import pytest
 
 from tests.support.harness import ServerProcess
 from tests.support.process_memory import resident_size
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    Connection,
-    content,
-    create,
-    patch,
-    payload,
-    promptly,
-    request,
-    sha256,
-    wait_until,
-)
+from tests.support.timing import promptly, wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, payload, sha256
+from tests.support.wire.requests import content, create, patch, request
 from tusd_py.uploads.downloads import Downloads
 
 OWN_CLASS = not os.environ.get("PLAIN_ASGI")

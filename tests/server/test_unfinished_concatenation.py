@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.timing import scaled
-from tests.support.wire import TUS, ask, content_of, create, delete, eventually, head, patch
+from tests.support.timing import scaled, wait_until
+from tests.support.wire.messages import TUS
+from tests.support.wire.promised import ask, content_of, create, delete, head, patch
 
 TUS_HEADER = {"Tus-Resumable": "1.0.0"}
 
@@ -78,7 +79,7 @@ def test_a_final_upload_whose_part_is_removed_goes_away(server: ServerProcess) -
     only = part(server, 5)
     location = final(server, only)
     assert delete(only).status == 204
-    eventually(lambda: head(location).status == 404)
+    wait_until(lambda: head(location).status == 404)
 
 
 def test_a_restart_does_not_forget_what_waits(server: ServerProcess) -> None:

@@ -10,18 +10,9 @@ import pytest
 
 from tests.conftest import require
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import (
-    MEBI,
-    OFFSET_STREAM,
-    Connection,
-    chunk,
-    content,
-    create,
-    offset_of,
-    patch,
-    patch_headers,
-    payload,
-)
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import MEBI, OFFSET_STREAM, chunk, patch_headers, payload
+from tests.support.wire.requests import content, create, offset_of, patch
 
 OWN_CLASS = not os.environ.get("PLAIN_ASGI")
 H2C = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQBAAAAAAIAAAAA"}

@@ -11,20 +11,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tests.support.raw_client import (
-    KIBI,
-    MEBI,
-    PATIENCE,
-    RESTARTS_UPLOAD,
-    Answer,
-    Connection,
-    checksum,
-    creation_headers,
-    patch_headers,
-    path_of,
-    request,
-    sha256,
-)
+from tests.support.timing import PATIENCE
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, patch_headers, path_of, sha256
+from tests.support.wire.requests import RESTARTS_UPLOAD, request
 
 
 @dataclass

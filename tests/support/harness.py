@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tests.support.forking import ForkedProcess, Forker
 from tests.support.timing import scaled
@@ -157,3 +158,12 @@ class ServerProcess:
                 raise
         else:
             self.wait(scaled(10))
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **options: Any) -> Iterator[ServerProcess]:
+    """A server that must not log a stack trace."""
+    with ServerProcess(folder / "uploads", **options) as server:
+        yield server
+    log = "".join(server.log)
+    assert "Traceback" not in log, log[log.index("Traceback") :][:3000]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import request, wait_until
+from tests.support.timing import wait_until
+from tests.support.wire.requests import request
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import UploadError
 

@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 
 from tests.support.harness import ServerProcess
 from tests.support.hosts import assert_no_bugs
-from tests.support.raw_client import MEBI, Answer, request
 from tests.support.s3_server import CREDENTIALS, S3Server, s3_config
 from tests.support.timing import scaled
+from tests.support.wire.messages import MEBI, Answer
+from tests.support.wire.requests import request
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.s3 import S3Config, S3Storage
 from tusd_py.backends.sqlite.state import SQLiteState
@@ -173,7 +174,7 @@ def fetch(url: str, headers: dict[str, str] | None = None) -> Answer:
     with contextlib.closing(http.client.HTTPConnection(target.netloc, timeout=scaled(30))) as connection:
         connection.request("GET", f"{target.path}?{target.query}", headers=headers or {})
         response = connection.getresponse()
-        fields = {name.lower(): value for name, value in response.getheaders()}
+        fields = tuple((name.lower(), value) for name, value in response.getheaders())
         return Answer(response.status, fields, response.read())
 
 

@@ -6,8 +6,10 @@ that would never end, and costs nothing while everything works.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Callable, Iterator
 
 SLOWNESS = "TEST_SLOWNESS"  # variable in the environment of this process and of those that it starts
 SPIN = 400_000  # additions of one measurement
@@ -46,3 +48,26 @@ def promised(seconds: float, moments: int = 1) -> float:
     many moments counts.
     """
     return seconds * max(slowness_now() for _ in range(moments))
+
+
+PROMPT = 2.0  # seconds within which a client that comes back is served
+PATIENCE = scaled(30.0)  # seconds after which a test gives up waiting
+
+
+@contextlib.contextmanager
+def promptly(what: str, seconds: float = PROMPT) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    took = time.monotonic() - started
+    if took > seconds:  # which may be the fault of the machine
+        limit = promised(seconds, moments=5)
+        assert took <= limit, f"{what} took {took:.2f} s, more than {limit:.2f} s"
+
+
+def wait_until(condition: Callable[[], bool], what: str = "the condition holds", seconds: float = 30) -> None:
+    """Wait for at most so many seconds of an ordinary machine."""
+    seconds = scaled(seconds)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)

@@ -11,8 +11,8 @@ import pytest
 
 from tests.support import timing
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import request
 from tests.support.s3_server import start_seaweedfs
+from tests.support.wire.requests import request
 
 
 def test_a_server_that_died_is_started_again_on_the_same_port(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from tests.support.forking import ForkedProcess
 from tests.support.harness import COMMAND, ROOT, ServerProcess
-from tests.support.raw_client import create, request, wait_until
+from tests.support.timing import wait_until
+from tests.support.wire.requests import create, request
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 

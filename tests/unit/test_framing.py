@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tests.support.raw_client import chunk
+from tests.support.wire.messages import chunk
 from tusd_py.uvicorn_server.framing import OVERLAP, ChunkedBody, FramingAllowance, section_end
 
 PIECES = st.lists(st.integers(1, 40), min_size=1, max_size=400)

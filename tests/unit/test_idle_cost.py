@@ -16,7 +16,9 @@ import pytest
 from bench.measure import cpu_seconds, process_tree
 from tests.contracts.parts import within
 from tests.support.harness import ServerProcess
-from tests.support.raw_client import Connection, create, offset_of, promptly, start_patch
+from tests.support.timing import promptly
+from tests.support.wire.connection import Connection
+from tests.support.wire.requests import create, offset_of, start_patch
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import ClientDisconnected, UploadError
 from tusd_py.server import TusServer

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.support.harness import ROOT, ServerProcess
-from tests.support.wire import OFFSET_STREAM, TUS, ask, create, patch
+from tests.support.wire.messages import OFFSET_STREAM, TUS
+from tests.support.wire.promised import ask, create, patch
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished, UploadFinished

@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.faults.clocks import DAY, FakeClock
+from tests.support.harness import serving
 from tests.support.hosts import Body
 from tests.support.redis_server import shared_redis_url
-from tests.support.wire import ask, content_of, create, eventually, head, serving
+from tests.support.timing import wait_until
+from tests.support.wire.promised import ask, content_of, create, head
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import SupportsCompletionRecords
 from tusd_py.core.clock import Clock
@@ -181,7 +183,7 @@ def test_a_server_with_retention_removes_what_is_old_enough(tmp_path: Path) -> N
         location = create(server.url, len(DATA), body=DATA)
         answer = head(location)
         assert answer.status == 404 or "Upload-Expires" not in answer
-        eventually(lambda: head(location).status == 404)
+        wait_until(lambda: head(location).status == 404)
         assert ask("GET", location).status == 404
         assert [path for path in server.upload_dir.iterdir() if not path.name.startswith(".")] == []
     with serving(tmp_path, sweep_interval="0.3s") as server:

@@ -7,30 +7,31 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
-    LEAKS,
+from tests.support.harness import ServerProcess, serving
+from tests.support.stored import stored, unchanged
+from tests.support.wire.connection import Closed, Connection
+from tests.support.wire.messages import (
     OFFSET_STREAM,
     TUS,
     Answer,
-    Closed,
-    Connection,
     Headers,
     Value,
+    encoded,
+    identity,
+    patch_headers,
+    shown,
+)
+from tests.support.wire.promised import (
+    LEAKS,
     ask,
+    ask_on,
     content_of,
     create,
     delete,
-    encoded,
     head,
-    identity,
     offset_of,
     patch,
-    patch_headers,
-    serving,
-    shown,
-    stored,
-    unchanged,
+    promised_answer,
 )
 
 
@@ -345,7 +346,7 @@ def test_every_error_can_be_json(
 def test_an_answer_to_head_has_no_body_even_if_json_is_accepted(site: ServerProcess) -> None:
     with Connection(site.url) as connection:
         for _ in range(2):
-            answer = connection.ask("HEAD", site.url + "/unknown", TUS | {"Accept": "application/problem+json"})
+            answer = ask_on(connection, "HEAD", site.url + "/unknown", TUS | {"Accept": "application/problem+json"})
             assert answer.status == 404
 
 
@@ -388,7 +389,7 @@ def test_what_is_no_http_creates_nothing(site: ServerProcess, data: bytes) -> No
     with unchanged(site), Connection(site.url, timeout=3) as connection:
         connection.send(data)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            answer = connection.read_answer("POST")
+            answer = connection.answer(method="POST")
             assert 400 <= answer.status < 500
             assert not LEAKS.search(answer.body)
     assert ask("OPTIONS", site.url).status == 200
@@ -399,7 +400,7 @@ def test_what_is_no_http_creates_nothing(site: ServerProcess, data: bytes) -> No
 def test_the_answer_to_what_is_no_http_has_the_headers_of_every_answer(site: ServerProcess, data: bytes) -> None:
     with Connection(site.url) as connection:
         connection.send(data)
-        answer = connection.read_answer("POST")
+        answer = connection.answer(method="POST")
     assert answer.status == 400
     assert answer["Tus-Resumable"] == "1.0.0"
     assert answer["X-Content-Type-Options"] == "nosniff"
@@ -412,7 +413,7 @@ def test_endless_headers_do_not_harm(site: ServerProcess, size: int) -> None:
         head = connection.head_of("HEAD", site.url + "/unknown", TUS | {"X-Long": "x" * size})
         with contextlib.suppress(ConnectionError):
             connection.send(head)
-            assert 400 <= connection.read_answer("HEAD").status < 500
+            assert 400 <= connection.answer(method="HEAD").status < 500
     assert ask("OPTIONS", site.url).status == 200
 
 
@@ -427,7 +428,7 @@ def test_a_malformed_chunk_ends_the_request_only(site: ServerProcess, chunks: by
         connection.send_chunk(b"first")
         connection.send(chunks)
         with contextlib.suppress(ConnectionError, TimeoutError):
-            answer = connection.read_answer("PATCH")
+            answer = connection.answer(method="PATCH")
             assert answer.status < 500
     offset = offset_of(location)
     assert offset in (5, 10)
@@ -442,8 +443,8 @@ def test_a_length_and_chunks_are_not_taken_for_two_requests(site: ServerProcess)
         connection.send_head("PATCH", location, headers)
         connection.send(b"0\r\n\r\n" + connection.head_of("DELETE", location, TUS))
         with contextlib.suppress(ConnectionError, TimeoutError):
-            assert connection.read_answer("PATCH").status < 500
-            connection.read_answer("DELETE")
+            assert connection.answer(method="PATCH").status < 500
+            connection.answer(method="DELETE")
     assert head(location).status == 200
 
 
@@ -454,9 +455,9 @@ def test_pipelined_requests_are_answered_in_order(site: ServerProcess) -> None:
         second = connection.head_of("HEAD", location, TUS)
         third = connection.head_of("PATCH", location, patch_headers(5) | {"Content-Length": "5"}) + b"world"
         connection.send(first + second + third)
-        assert connection.answer("PATCH").offset == 5
-        assert connection.answer("HEAD").offset == 5
-        assert connection.answer("PATCH").offset == 10
+        assert promised_answer(connection, "PATCH").offset == 5
+        assert promised_answer(connection, "HEAD").offset == 5
+        assert promised_answer(connection, "PATCH").offset == 10
     assert content_of(location) == b"helloworld"
 
 
@@ -472,4 +473,4 @@ def test_a_method_that_is_none(site: ServerProcess, method: str) -> None:
     with unchanged(site), Connection(site.url, timeout=5) as connection:
         connection.send_head(method, location, patch_headers(0) | {"Content-Length": "0"})
         with contextlib.suppress(Closed):
-            assert connection.read_answer("POST").status in (400, 404, 405)
+            assert connection.answer(method="POST").status in (400, 404, 405)

@@ -8,28 +8,21 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.crc32c import bitwise_crc32c
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
-    OFFSET_STREAM,
-    TUS,
-    Body,
-    Connection,
-    Value,
+from tests.support.harness import ServerProcess, serving
+from tests.support.stored import unchanged
+from tests.support.timing import wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import OFFSET_STREAM, TUS, Body, Value, encoded, patch_headers, payload, shown
+from tests.support.wire.promised import (
     ask,
     content_of,
     create,
     creation,
-    encoded,
-    eventually,
     head,
     offset_of,
     patch,
-    patch_headers,
-    payload,
+    promised_answer,
     refusal_without_continue,
-    serving,
-    shown,
-    unchanged,
 )
 
 
@@ -196,7 +189,7 @@ def test_a_broken_body_with_a_checksum_stores_nothing(site: ServerProcess) -> No
         headers = {"Content-Length": "10", "Upload-Checksum": checksum(b"helloworld")}
         connection.send_head("PATCH", location, patch_headers(0) | headers)
         connection.send(b"hello")
-    eventually(lambda: patch(location, 0, b"H").status == 204)
+    wait_until(lambda: patch(location, 0, b"H").status == 204)
     assert offset_of(location) == 1
     assert patch(location, 1, b"elloWorld").offset == 10
     assert content_of(location) == b"HelloWorld"
@@ -232,7 +225,7 @@ def test_a_checksum_in_a_trailer(site: ServerProcess, trailer: str, status: int)
         connection.send_chunk(b"hel")
         connection.send_chunk(b"lo")
         connection.send(b"0\r\nUpload-Checksum: " + trailer.encode() + b"\r\n\r\n")
-        assert connection.answer("PATCH").status == status
+        assert promised_answer(connection, "PATCH").status == status
     assert offset_of(location) == (5 if status == 204 else 0)
 
 
@@ -243,7 +236,7 @@ def test_a_trailer_that_cannot_be_seen_is_refused_before_the_body(site: ServerPr
     headers = patch_headers(0) | {"Transfer-Encoding": "chunked", "Trailer": "Upload-Checksum"}
     with Connection(site.url) as connection:
         connection.send_head("PATCH", location, headers)
-        assert connection.answer("PATCH").status == 400
+        assert promised_answer(connection, "PATCH").status == 400
     assert offset_of(location) == 0
 
 

@@ -4,29 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
-    MAX_INTEGER,
-    OFFSET_STREAM,
-    TUS,
-    Answer,
-    Connection,
-    Value,
-    ask,
-    content_of,
-    create,
-    delete,
-    eventually,
-    head,
-    identity,
-    offset_of,
-    patch,
-    payload,
-    serving,
-    shown,
-    stored,
-    unchanged,
-)
+from tests.support.harness import ServerProcess, serving
+from tests.support.stored import stored, unchanged
+from tests.support.timing import wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import MAX_INTEGER, OFFSET_STREAM, TUS, Answer, Value, identity, payload, shown
+from tests.support.wire.promised import ask, content_of, create, delete, head, offset_of, patch, promised_answer
 
 PARTIAL: dict[str, Value] = {"Upload-Concat": "partial"}
 UNKNOWN = "0123456789abcdef0123456789abcdef"
@@ -241,7 +224,7 @@ def test_a_concatenation_that_is_sent_twice_at_once_gives_one_upload(site: Serve
     with Connection(site.url) as first, Connection(site.url) as second:
         for connection in (first, second):
             connection.send_head("POST", site.url, headers | {"Content-Length": "0"})
-        answers = [connection.answer("POST") for connection in (first, second)]
+        answers = [promised_answer(connection, "POST") for connection in (first, second)]
     assert [answer.status for answer in answers] == [201, 201]
     assert answers[0]["Location"] == answers[1]["Location"]
     assert len(stored(site).records) == len(before) + 1
@@ -383,7 +366,7 @@ def test_a_malformed_concatenation_creates_nothing(site: ServerProcess, value: V
         value = value.replace("{part}", part)
     elif isinstance(value, tuple):
         value = tuple(one.replace("{part}", part) for one in value if isinstance(one, str))
-    headers: dict[str, Value] = TUS | {"Upload-Concat": value}
+    headers: dict[str, Value] = {**TUS, "Upload-Concat": value}
     if length is not None:
         headers["Upload-Length"] = length
     with unchanged(site):
@@ -444,8 +427,8 @@ def test_parts_are_removed_after_their_grace_period(tmp_path_factory: pytest.Tem
         parts = [partial(server, b"hello"), partial(server, b"world")]
         unused = partial(server, b"unused")
         final = concatenate(server, *parts)["Location"]
-        eventually(lambda: {head(part).status for part in parts} == {404})
-        eventually(lambda: stored(server).records.keys() == {identity(unused), identity(final)})
+        wait_until(lambda: {head(part).status for part in parts} == {404})
+        wait_until(lambda: stored(server).records.keys() == {identity(unused), identity(final)})
         assert len(stored(server).files) == 2
         assert content_of(final) == b"helloworld"
         assert concatenate(server, unused).status == 201

@@ -7,36 +7,36 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
-    ID,
-    IMF_DATE,
+from tests.support.harness import ServerProcess, serving
+from tests.support.stored import new_upload, stored, unchanged
+from tests.support.timing import wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import (
     MAX_INTEGER,
     NO_INTEGERS,
     OFFSET_STREAM,
     TUS,
     Body,
-    Connection,
     Value,
+    encoded,
+    identity,
+    patch_headers,
+    payload,
+    shown,
+)
+from tests.support.wire.promised import (
+    ID,
+    IMF_DATE,
     ask,
     content_of,
     create,
     creation,
     delete,
-    encoded,
-    eventually,
     head,
-    identity,
-    new_upload,
     offset_of,
     patch,
-    patch_headers,
-    payload,
+    promised_answer,
     refusal_without_continue,
-    serving,
-    shown,
-    stored,
-    unchanged,
 )
 
 
@@ -371,7 +371,7 @@ def test_a_creation_waits_for_100_continue(site: ServerProcess) -> None:
         connection.send_head("POST", site.url, headers | {"Content-Length": "5"})
         connection.expect_continue()
         connection.send(b"hello")
-        answer = connection.answer("POST")
+        answer = promised_answer(connection, "POST")
     assert (answer.status, answer.offset) == (201, 5)
 
 
@@ -431,10 +431,10 @@ def test_a_creation_that_breaks_off_leaves_a_usable_upload(site: ServerProcess, 
         else:
             connection.send_head("POST", site.url, headers | {"Content-Length": "11"})
             connection.send(b"hello")
-        eventually(lambda: stored(site).records != before.records)
+        wait_until(lambda: stored(site).records != before.records)
         location = new_upload(site, before)
-        eventually(lambda: offset_of(location) == 5)
-    eventually(lambda: patch(location, 5, b" world").status == 204)
+        wait_until(lambda: offset_of(location) == 5)
+    wait_until(lambda: patch(location, 5, b" world").status == 204)
     assert content_of(location) == b"hello world"
 
 

@@ -8,27 +8,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
-    IMF_DATE,
-    TUS,
-    Answer,
-    Connection,
-    Headers,
-    ask,
-    create,
-    encoded,
-    head,
-    identity,
-    metadata,
-    offset_of,
-    patch,
-    patch_headers,
-    payload,
-    serving,
-    shown,
-    unchanged,
-)
+from tests.support.harness import ServerProcess, serving
+from tests.support.stored import unchanged
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import TUS, Answer, Headers, encoded, identity, metadata, patch_headers, payload, shown
+from tests.support.wire.promised import IMF_DATE, ask, ask_on, create, head, offset_of, patch, promised_answer
 
 DATA = payload(1000)
 
@@ -80,8 +64,8 @@ def test_head_without_protocol_version_of_a_finished_upload_answers_as_get(site:
 def test_head_without_protocol_version_keeps_the_connection_in_order(thousand: str) -> None:
     with Connection(thousand) as connection:
         for _ in range(3):
-            assert connection.ask("HEAD", thousand)["Content-Length"] == "1000"
-            assert connection.ask("GET", thousand).body == DATA
+            assert ask_on(connection, "HEAD", thousand)["Content-Length"] == "1000"
+            assert ask_on(connection, "GET", thousand).body == DATA
 
 
 def test_head_without_protocol_version_of_an_empty_upload(site: ServerProcess) -> None:
@@ -109,7 +93,7 @@ def test_head_that_is_a_post_needs_a_protocol_version(thousand: str) -> None:
     """The answer to a POST has a body of its Content-Length."""
     with Connection(thousand) as connection:
         for _ in range(2):
-            answer = connection.ask("POST", thousand, {"X-HTTP-Method-Override": "HEAD"}, b"")
+            answer = ask_on(connection, "POST", thousand, {"X-HTTP-Method-Override": "HEAD"}, b"")
             assert answer.status == 412
 
 
@@ -140,8 +124,8 @@ def test_a_large_upload_can_be_downloaded(site: ServerProcess) -> None:
     data = payload(7_654_321)
     location = create(site.url, len(data), body=data)
     with Connection(site.url) as connection:
-        assert connection.ask("GET", location).body == data
-        part = connection.ask("GET", location, {"Range": "bytes=1000000-4999999"})
+        assert ask_on(connection, "GET", location).body == data
+        part = ask_on(connection, "GET", location, {"Range": "bytes=1000000-4999999"})
     assert part.status == 206
     assert part.body == data[1_000_000:5_000_000]
 
@@ -182,7 +166,7 @@ def test_a_download_does_not_wait_for_a_lock(site: ServerProcess) -> None:
         for _ in range(3):
             assert get(location).body == b"hello"
         writer.send_chunk(b"")
-        assert writer.answer("PATCH").status == 204
+        assert promised_answer(writer, "PATCH").status == 204
 
 
 # Ranges

@@ -7,31 +7,33 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
+from tests.support.harness import ServerProcess, serving
+from tests.support.stored import stored, unchanged
+from tests.support.timing import wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import (
     MAX_INTEGER,
     NO_INTEGERS,
     OFFSET_STREAM,
     TUS,
     Body,
-    Connection,
     Value,
+    identity,
+    patch_headers,
+    payload,
+    shown,
+)
+from tests.support.wire.promised import (
     ask,
+    ask_on,
     content_of,
     create,
     creation,
-    eventually,
     head,
-    identity,
     offset_of,
     patch,
-    patch_headers,
-    payload,
+    promised_answer,
     refusal_without_continue,
-    serving,
-    shown,
-    stored,
-    unchanged,
 )
 
 UNKNOWN = "/0123456789abcdef0123456789abcdef"
@@ -106,7 +108,7 @@ def test_patches_are_put_one_after_the_other(site: ServerProcess) -> None:
     location = create(site.url, 11)
     with Connection(site.url) as connection:
         for offset, part, expected in ((0, b"hello", 5), (5, b" ", 6), (6, b"world", 11)):
-            answer = connection.ask("PATCH", location, patch_headers(offset), part)
+            answer = ask_on(connection, "PATCH", location, patch_headers(offset), part)
             assert answer.status == 204
             assert answer["Upload-Offset"] == str(expected)
             assert "Content-Length" not in answer
@@ -136,7 +138,7 @@ def test_chunk_extensions_and_trailers_are_no_content(site: ServerProcess) -> No
     with Connection(site.url) as connection:
         connection.send_head("PATCH", location, patch_headers(0) | {"Transfer-Encoding": "chunked"})
         connection.send(b'2;name="value"\r\nhe\r\n0003\r\nllo\r\n0\r\nX-Trailer: value\r\n\r\n')
-        assert connection.answer("PATCH").offset == 5
+        assert promised_answer(connection, "PATCH").offset == 5
     assert content_of(location) == b"hello"
 
 
@@ -146,7 +148,7 @@ def test_a_patch_waits_for_100_continue(site: ServerProcess) -> None:
         connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "5", "Expect": "100-continue"})
         connection.expect_continue()
         connection.send(b"hello")
-        answer = connection.answer("PATCH")
+        answer = promised_answer(connection, "PATCH")
     assert (answer.status, answer.offset) == (204, 5)
 
 
@@ -158,7 +160,7 @@ def test_chunks_after_100_continue(site: ServerProcess) -> None:
         connection.expect_continue()
         connection.send_chunk(b"hello")
         connection.send_chunk(b"")
-        answer = connection.answer("PATCH")
+        answer = promised_answer(connection, "PATCH")
     assert (answer.status, answer.offset) == (204, 5)
 
 
@@ -196,9 +198,8 @@ def test_a_foreign_content_type_stores_nothing(site: ServerProcess, content_type
 @pytest.mark.parametrize("offset", [None, *NO_INTEGERS], ids=shown)
 def test_a_malformed_offset_stores_nothing(site: ServerProcess, offset: Value | None) -> None:
     location = create(site.url, 10, body=b"hello")
-    headers = TUS | {"Content-Type": OFFSET_STREAM}
-    if offset is not None:
-        headers["Upload-Offset"] = offset
+    given: dict[str, Value] = {} if offset is None else {"Upload-Offset": offset}
+    headers = TUS | {"Content-Type": OFFSET_STREAM} | given
     with unchanged(site):
         assert ask("PATCH", location, headers, b"world").status == 400
     assert offset_of(location) == 5
@@ -248,8 +249,8 @@ def test_an_empty_patch_changes_nothing(site: ServerProcess, length: int | None,
 def test_a_body_without_length_is_empty_and_the_connection_goes_on(site: ServerProcess) -> None:
     location = create(site.url, 5)
     with Connection(site.url) as connection:
-        assert connection.ask("PATCH", location, patch_headers(0)).offset == 0
-        assert connection.ask("PATCH", location, patch_headers(0), b"hello").offset == 5
+        assert ask_on(connection, "PATCH", location, patch_headers(0)).offset == 0
+        assert ask_on(connection, "PATCH", location, patch_headers(0), b"hello").offset == 5
 
 
 def test_a_stored_part_of_a_broken_body_can_be_continued(site: ServerProcess) -> None:
@@ -257,8 +258,8 @@ def test_a_stored_part_of_a_broken_body_can_be_continued(site: ServerProcess) ->
     with Connection(site.url) as connection:
         connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "100"})
         connection.send(b"a" * 40)
-    eventually(lambda: offset_of(location) == 40)
-    eventually(lambda: patch(location, 40, b"b" * 60).status == 204)
+    wait_until(lambda: offset_of(location) == 40)
+    wait_until(lambda: patch(location, 40, b"b" * 60).status == 204)
     assert content_of(location) == b"a" * 40 + b"b" * 60
 
 
@@ -268,7 +269,7 @@ def test_endless_empty_patches_are_slowed_down(site: ServerProcess) -> None:
     end = time.monotonic() + 3
     with Connection(site.url) as connection:
         while time.monotonic() < end:
-            assert connection.ask("PATCH", location, patch_headers(5), b"").offset == 5
+            assert ask_on(connection, "PATCH", location, patch_headers(5), b"").offset == 5
             answered += 1
     assert answered < 150
 
@@ -278,8 +279,8 @@ def test_occasional_empty_patches_between_bytes_are_not_slowed_down(site: Server
     started = time.monotonic()
     with Connection(site.url) as connection:
         for offset in range(10):
-            assert connection.ask("PATCH", location, patch_headers(offset), b"").offset == offset
-            assert connection.ask("PATCH", location, patch_headers(offset), b"x").offset == offset + 1
+            assert ask_on(connection, "PATCH", location, patch_headers(offset), b"").offset == offset
+            assert ask_on(connection, "PATCH", location, patch_headers(offset), b"x").offset == offset + 1
     assert time.monotonic() - started < 4  # 10 empty ones took 5 seconds when each was slowed down
 
 
@@ -299,7 +300,7 @@ def test_a_body_longer_than_the_upload_is_refused_before_a_byte(site: ServerProc
     location = create(site.url, 5)
     with unchanged(site), Connection(site.url) as connection:
         connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "6"})
-        assert connection.answer("PATCH").status == 413
+        assert promised_answer(connection, "PATCH").status == 413
 
 
 @pytest.mark.parametrize("chunks", [[b"0123456789x"], [b"01234", b"56789", b"x"], [b"01234", b"56789xyz", b"more"]])
@@ -310,7 +311,7 @@ def test_chunks_past_the_length_are_not_stored(site: ServerProcess, chunks: list
         connection.send_head("PATCH", location, patch_headers(0) | {"Transfer-Encoding": "chunked"})
         for part in chunks:  # and no last one: the answer does not wait for it
             connection.send_chunk(part)
-        assert connection.answer("PATCH").status == 413
+        assert promised_answer(connection, "PATCH").status == 413
     offset = offset_of(location)
     assert offset <= 10
     after = stored(site)
@@ -565,8 +566,8 @@ def test_a_patch_that_stalls_makes_way_for_the_next_one(site: ServerProcess) -> 
     with Connection(site.url) as stalled, Connection(site.url, timeout=6) as connection:
         stalled.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "10"})
         stalled.send(b"hello")
-        eventually(lambda: offset_of(location) == 5)
-        answer = connection.ask("PATCH", location, patch_headers(5), b"WORLD")
+        wait_until(lambda: offset_of(location) == 5)
+        answer = ask_on(connection, "PATCH", location, patch_headers(5), b"WORLD")
         assert (answer.status, answer.offset) == (204, 10)
     assert content_of(location) == b"helloWORLD"
 
@@ -581,7 +582,7 @@ def test_a_patch_that_is_sent_twice_at_once_is_stored_once(site: ServerProcess) 
         for connection in (first, second):
             with contextlib.suppress(ConnectionError):  # the one that has lost may be sent away
                 connection.send(data)
-                assert connection.answer("PATCH").status in (204, 409, 423)
+                assert promised_answer(connection, "PATCH").status in (204, 409, 423)
     offset = offset_of(location)
     assert patch(location, offset, data[offset:]).offset == len(data)
     assert content_of(location) == data
@@ -598,7 +599,7 @@ def test_a_lock_that_is_not_obtained_in_time(tmp_path_factory: pytest.TempPathFa
         here = f"{server.url}/{identity(location)}"
         connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "10"})
         connection.send(b"hello")
-        eventually(lambda: offset_of(location) == 5)
+        wait_until(lambda: offset_of(location) == 5)
         holder.process.send_signal(signal.SIGSTOP)
         try:
             answer = patch(here, 5, b"world")
@@ -609,7 +610,7 @@ def test_a_lock_that_is_not_obtained_in_time(tmp_path_factory: pytest.TempPathFa
             assert state.status == 200 or int(state["Retry-After"]) > 0
         finally:
             holder.process.send_signal(signal.SIGCONT)
-        eventually(lambda: patch(here, 5, b"world").status == 204)
+        wait_until(lambda: patch(here, 5, b"world").status == 204)
         assert content_of(here) == b"helloworld"
 
 
@@ -633,9 +634,9 @@ def test_a_refused_body_is_not_taken_for_a_request(
 ) -> None:
     location = create(site.url, 5)
     with Connection(site.url) as connection:
-        assert connection.ask("PATCH", location, patch_headers(0) | headers, body).status in (409, 413, 415)
+        assert ask_on(connection, "PATCH", location, patch_headers(0) | headers, body).status in (409, 413, 415)
         try:
-            answer = connection.ask("HEAD", location, TUS)
+            answer = ask_on(connection, "HEAD", location, TUS)
         except ConnectionError:
             return  # closed, which is fine
         assert answer.status == 200
@@ -656,12 +657,12 @@ def test_the_answer_to_a_large_refused_body_arrives(
 def test_creations_and_patches_on_one_connection(site: ServerProcess) -> None:
     with Connection(site.url) as connection:
         for number in range(3):
-            created = connection.ask("POST", site.url, TUS | {"Upload-Length": "5"}, b"")
+            created = ask_on(connection, "POST", site.url, TUS | {"Upload-Length": "5"}, b"")
             assert created.status == 201
             data = b"%05d" % number
-            assert connection.ask("PATCH", created["Location"], patch_headers(0), data).status == 204
-            assert connection.ask("HEAD", created["Location"], TUS).offset == 5
-            assert connection.ask("GET", created["Location"]).body == data
+            assert ask_on(connection, "PATCH", created["Location"], patch_headers(0), data).status == 204
+            assert ask_on(connection, "HEAD", created["Location"], TUS).offset == 5
+            assert ask_on(connection, "GET", created["Location"]).body == data
 
 
 def test_a_finished_upload_of_one_byte(site: ServerProcess) -> None:

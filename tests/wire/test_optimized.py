@@ -10,7 +10,9 @@ import pytest
 
 import tusd_py
 from tests.support.harness import ServerProcess
-from tests.support.wire import OFFSET_STREAM, TUS, Answer, Connection, Headers, encoded
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import OFFSET_STREAM, TUS, Answer, Headers, encoded
+from tests.support.wire.promised import ask_on
 from tusd_py.core.errors import CodedError
 
 UNKNOWN = "A" * 22
@@ -26,7 +28,7 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProces
 
 def ask(server: ServerProcess, method: str, url: str, headers: Headers | None = None, body: bytes = b"") -> Answer:
     with Connection(server.url) as connection:
-        return connection.ask(method, url, {**TUS, **(headers or {})}, body)
+        return ask_on(connection, method, url, {**TUS, **(headers or {})}, body)
 
 
 def create(server: ServerProcess, headers: Headers) -> str:

@@ -6,21 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
-    OFFSET_STREAM,
-    TUS,
-    Answer,
-    Body,
-    Headers,
-    Value,
-    ask,
-    create,
-    encoded,
-    patch_headers,
-    serving,
-    shown,
-)
+from tests.support.harness import ServerProcess, serving
+from tests.support.wire.messages import OFFSET_STREAM, TUS, Answer, Body, Headers, Value, encoded, patch_headers, shown
+from tests.support.wire.promised import ask, create
 
 UNKNOWN = "/0123456789abcdef0123456789abcdef"
 PAGE = "https://app.example.org"

@@ -7,27 +7,22 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
+from tests.support.harness import ServerProcess, serving
+from tests.support.stored import stored, unchanged
+from tests.support.timing import wait_until
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import TUS, Body, Value, identity, patch_headers
+from tests.support.wire.promised import (
     IMF_DATE,
-    TUS,
-    Body,
-    Connection,
-    Value,
     ask,
     content_of,
     create,
     creation,
     delete,
-    eventually,
     head,
-    identity,
     offset_of,
     patch,
-    patch_headers,
-    serving,
-    stored,
-    unchanged,
+    promised_answer,
 )
 
 UNKNOWN = "/0123456789abcdef0123456789abcdef"
@@ -105,12 +100,12 @@ def test_an_upload_that_is_being_received_can_be_terminated(site: ServerProcess)
         with Connection(site.url) as connection:
             connection.send_head("PATCH", location, patch_headers(0) | {"Content-Length": "100"})
             connection.send(b"hello")
-            eventually(lambda: offset_of(location) == 5)
+            wait_until(lambda: offset_of(location) == 5)
             assert delete(location).status == 204
             assert head(location).status == 404
             with contextlib.suppress(ConnectionError):
                 connection.send(b"x" * 95)
-                assert connection.answer("PATCH").status >= 400
+                assert promised_answer(connection, "PATCH").status >= 400
         assert statuses(location) == {404}
 
 
@@ -188,7 +183,7 @@ def test_an_expired_upload_is_removed(tmp_path_factory: pytest.TempPathFactory) 
                 create(server.url, 10, {"Upload-Concat": "partial"}, b"hello"),
             ]
             kept = {identity(finished), identity(empty)}
-            eventually(lambda: stored(server).records.keys() == kept)
+            wait_until(lambda: stored(server).records.keys() == kept)
         for location in expiring:
             assert statuses(location) == {404}
             assert head(location)["Cache-Control"] == "no-store"
@@ -202,7 +197,7 @@ def test_an_expired_upload_ends_even_if_nobody_sweeps(tmp_path_factory: pytest.T
         part = create(server.url, 10, {"Upload-Concat": "partial"}, b"hello")
         locations = [part, create(server.url, 10), create(server.url, None, body=b"hello")]
         finished = create(server.url, 5, body=b"hello")
-        eventually(lambda: all(head(location).status == 404 for location in locations))
+        wait_until(lambda: all(head(location).status == 404 for location in locations))
         assert [patch(location, 0, b"x").status for location in locations] == [404, 404, 404]
         assert [ask("GET", location).status for location in locations] == [404, 404, 404]
         final = ask("POST", server.url, TUS | {"Upload-Concat": f"final;{part}"}, b"")
@@ -225,7 +220,7 @@ def test_a_patch_puts_the_expiry_off(tmp_path_factory: pytest.TempPathFactory) -
             offset = answer.offset
             return head(left).status == 404
 
-        eventually(is_left_removed)
+        wait_until(is_left_removed)
         state = head(renewed)
         assert state.offset == offset
         assert parsedate_to_datetime(state["Upload-Expires"]) > parsedate_to_datetime(first)
@@ -247,7 +242,7 @@ def test_a_tracked_expiry_is_410(tracking: ServerProcess) -> None:
     before = stored(tracking).files
     location = create(tracking.url, 10, body=b"hello")
     finished = create(tracking.url, 5, body=b"hello")
-    eventually(lambda: head(location).status == 410)
+    wait_until(lambda: head(location).status == 410)
     assert statuses(location) == {410}
-    eventually(lambda: len(stored(tracking).files.keys() - before.keys()) == 1)
+    wait_until(lambda: len(stored(tracking).files.keys() - before.keys()) == 1)
     assert content_of(finished) == b"hello"

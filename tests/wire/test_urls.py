@@ -5,22 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.harness import ServerProcess
-from tests.support.wire import (
-    ID,
-    TUS,
-    Connection,
-    Value,
-    ask,
-    content_of,
-    create,
-    head,
-    identity,
-    patch_headers,
-    serving,
-    shown,
-    unchanged,
-)
+from tests.support.harness import ServerProcess, serving
+from tests.support.stored import unchanged
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import TUS, Value, identity, patch_headers, shown
+from tests.support.wire.promised import ID, ask, content_of, create, head, promised_answer
 
 PARTIAL: dict[str, Value] = {"Upload-Concat": "partial"}
 
@@ -78,7 +67,7 @@ def test_other_urls_create_nothing(site: ServerProcess, url: str) -> None:
     with unchanged(site), Connection(site.url) as connection:
         headers = TUS | {"Upload-Length": "5", "Content-Length": "0"}
         connection.send_head("POST", site.origin + url, headers)
-        assert connection.read_answer("POST").status in (404, 405)
+        assert connection.answer(method="POST").status in (404, 405)
 
 
 def test_the_root_says_what_this_is_and_where_to_upload(site: ServerProcess) -> None:
@@ -88,7 +77,7 @@ def test_the_root_says_what_this_is_and_where_to_upload(site: ServerProcess) -> 
     assert "https://tus.io/implementations" in answer.text
     with Connection(site.url) as connection:
         connection.send_head("HEAD", site.origin + "/")
-        assert connection.read_answer("HEAD").status == 200
+        assert connection.answer(method="HEAD").status == 200
     assert "evil" not in ask("GET", site.origin + "/", {"Host": "evil, <b>"}).text
 
 
@@ -112,13 +101,13 @@ def test_the_creation_url_can_be_elsewhere(tmp_path_factory: pytest.TempPathFact
                 assert (final.status, final.offset) == (201, 5)
         with Connection(server.url) as connection:
             connection.send_head("POST", server.origin + "/files", TUS | {"Upload-Length": "5", "Content-Length": "0"})
-            assert connection.read_answer("POST").status == 404
+            assert connection.answer(method="POST").status == 404
 
 
 def test_http_1_0_without_a_host(site: ServerProcess) -> None:
     with Connection(site.url) as connection:
         connection.send(b"POST /files HTTP/1.0\r\nTus-Resumable: 1.0.0\r\nUpload-Length: 5\r\n\r\n")
-        answer = connection.answer("POST")
+        answer = promised_answer(connection, "POST")
     assert answer.status == 201
     assert re.fullmatch(r"http://[^/,]+/files/" + ID, answer["Location"])
     assert head(f"{site.url}/{identity(answer['Location'])}").status == 200
@@ -130,7 +119,7 @@ def test_a_target_in_absolute_form(site: ServerProcess) -> None:
             b"POST " + site.url.encode() + b" HTTP/1.1\r\nHost: " + site.origin[7:].encode() + b"\r\n"
             b"Tus-Resumable: 1.0.0\r\nUpload-Length: 5\r\nContent-Length: 0\r\n\r\n"
         )
-        answer = connection.answer("POST")
+        answer = promised_answer(connection, "POST")
     assert answer.status == 201
     assert answer["Location"].startswith(site.url + "/")
 

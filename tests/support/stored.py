@@ -1,0 +1,48 @@
+"""The files and records that a server keeps, compared before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.harness import ServerProcess
+
+
+@dataclass(frozen=True)
+class Stored:
+    """State of a server: its data files with their sizes, and its records."""
+
+    files: Mapping[str, int]
+    records: Mapping[str, Sequence[Any]]
+
+
+def stored(server: ServerProcess) -> Stored:
+    folder = Path(server.upload_dir)
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and ".tusd-py" not in path.parts
+    }
+    database = f"file:{folder / '.tusd-py' / 'uploads.sqlite3'}?mode=ro"
+    with contextlib.closing(sqlite3.connect(database, uri=True)) as connection:
+        rows = connection.execute("SELECT id, length, offset, status, metadata, concat_header FROM uploads").fetchall()
+    return Stored(files, {row[0]: row[1:] for row in rows})
+
+
+@contextlib.contextmanager
+def unchanged(server: ServerProcess) -> Iterator[None]:
+    """Assert that the context changes neither the files nor the records of a server."""
+    before = stored(server)
+    yield
+    assert stored(server) == before
+
+
+def new_upload(server: ServerProcess, before: Stored) -> str:
+    """Return the URL of the one upload that was added since `before`, if the client was not told."""
+    added = set(stored(server).records) - set(before.records)
+    assert len(added) == 1, added
+    return f"{server.url}/{added.pop()}"
