@@ -8,6 +8,7 @@ import asyncio
 import os
 import random
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tests.support.watched import watch
 from tusd_py.cli import main
-from tusd_py.uvicorn_server import process as run
+from tusd_py.uvicorn_server import process
 
 COMMAND = (
     sys.executable,
@@ -24,21 +25,21 @@ COMMAND = (
     "-m",
     "tests.support.cancelling",
 )  # in place of `tests.support.harness.COMMAND`
-CANCEL_SHARE = float(os.environ.get("CANCEL_SHARE", "0.1"))
 MAX_SECONDS = 0.5  # seconds after which a request is cancelled, at most
 
-create_app = vars(run)["create_app"]
+create_app = vars(process)["create_app"]
 
 
 class Cancelling:
     """An ASGI middleware that cancels some of the requests of its application."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, share: float) -> None:
         self._app = app
+        self._share = share
         self.state = app.state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or random.random() >= CANCEL_SHARE:
+        if scope["type"] != "http" or random.random() >= self._share:
             await self._app(scope, receive, send)
             return
         started = False
@@ -68,7 +69,13 @@ class Cancelling:
             pass
 
 
-if __name__ == "__main__":
-    vars(run)["create_app"] = lambda *arguments: Cancelling(create_app(*arguments))
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, by default that of this process."""
+    share = float(os.environ.get("CANCEL_SHARE", "0.1"))
+    vars(process)["create_app"] = lambda *given: Cancelling(create_app(*given), share)
     watch()
-    sys.exit(main())
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

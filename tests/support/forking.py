@@ -1,7 +1,8 @@
 """Server processes that are forked from one that has imported everything, since imports take most of a start.
 
-`python -m tests.support.forking DESCRIPTOR` is the forking process, which takes requests from a socket, forks a process
-for each, reports how the process ends, and ends together with the process that started it. So do its forks.
+`python -m tests.support.forking DESCRIPTOR MODULE` is the forking process, which takes requests from a socket, forks a
+process for each, reports how the process ends, and ends together with the process that started it. So do its forks.
+There is one forking process for each main module of servers, and one more for each library preloaded into them.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-COMMAND = (sys.executable, "-W", "error", "-m", "tests.support.forking")
+MODULE = "tests.support.forking"
 ROOT = Path(__file__).parents[2]
 MAX_BYTES = 1 << 20  # maximum size of a request
 POLL_INTERVAL = 0.01  # seconds
 EXIT_CODE_IF_PARENT_DIED = -signal.SIGKILL  # the process dies together with the forking process
 PR_SET_PDEATHSIG = 1
+PRELOAD = "LD_PRELOAD"
 
 # Variables that the interpreter, the C library or a module reads before a fork gets its own.
 STARTUP_VARIABLES = ("LD_", "PYTHON", "MALLOC_", "GLIBC_", "LANG", "LC_", "PLAIN_ASGI", "PROMETHEUS_")
@@ -87,10 +89,32 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
+class Forkers:
+    """The forking processes that were needed so far."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._forkers: dict[tuple[Sequence[str], str], Forker] = {}
+
+    def find(self, command: Sequence[str], environment: Mapping[str, str]) -> Forker | None:
+        """Return the one whose forks behave like newly started processes with this command and environment.
+
+        None if there is no such one.
+        """
+        preload = environment.get(PRELOAD, "")
+        with self._lock:
+            forker = self._forkers.setdefault((command, preload), Forker(command, preload))
+        return forker if forker.can_start(environment) else None
+
+
 class Forker:
     """A starter of servers as forks of one process, which starts with the first of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str], preload: str) -> None:
+        *interpreter, module = command
+        self._command = (*interpreter, MODULE)
+        self._module = module
+        self._preload = {PRELOAD: preload} if preload else {}
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
@@ -98,11 +122,11 @@ class Forker:
 
     def can_start(self, environment: Mapping[str, str]) -> bool:
         """Return whether a fork with these variables behaves like a newly started process with them."""
-        known = _startup_variables(os.environ) if self._process is None else self._startup_variables
+        known = _startup_variables(self._environment()) if self._process is None else self._startup_variables
         return hasattr(os, "pidfd_open") and _startup_variables(environment) == known
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
-        """Start `tests.support.watched` with these arguments of the command line; only its stderr can be read."""
+        """Start the module with these arguments of the command line; only its stderr can be read."""
         request = json.dumps({"arguments": list(arguments), "environment": dict(environment)}).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()
@@ -124,12 +148,14 @@ class Forker:
         """Return the socket for requests to the forking process, which is started if it is not running."""
         if self._requests is None or self._process is None or self._process.poll() is not None:
             self._end()
-            self._startup_variables = _startup_variables(os.environ)
+            environment = self._environment()
+            self._startup_variables = _startup_variables(environment)
             self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._process = subprocess.Popen(
-                    [*COMMAND, str(theirs.fileno())],
+                    [*self._command, str(theirs.fileno()), self._module],
                     cwd=ROOT,
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
@@ -137,6 +163,9 @@ class Forker:
             atexit.unregister(self._end)
             atexit.register(self._end)
         return self._requests
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | self._preload
 
     def _end(self) -> None:
         if self._requests is not None:
@@ -260,17 +289,16 @@ def prepare() -> None:
 
 
 def main() -> int:
-    from tests.support.watched import watch  # imports all that a server needs, unlike the process that starts this one
-    from tusd_py.cli import main as serve
-
+    descriptor, name = sys.argv[1:]
+    module = importlib.import_module(name)  # all that a server needs, unlike the process that starts this one
     prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then end this process
-    request = Parent(socket.socket(fileno=int(sys.argv[1]))).run()
+    request = Parent(socket.socket(fileno=int(descriptor))).run()
     if request is None:
         return 0
     enter_server_process(request)
-    watch()
-    return serve(request.arguments)
+    code: int = module.run(request.arguments)
+    return code
 
 
 if __name__ == "__main__":

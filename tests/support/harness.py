@@ -10,19 +10,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
-from tests.support.forking import ForkedProcess, Forker
-from tests.support.timing import scaled
+from tests.support.forking import ForkedProcess, Forker, Forkers
+from tests.support.timing import PATIENCE, scaled
 
 # `tests.support.watched` is the command line with blocking calls in the event loop turned into errors.
-COMMAND = WATCHED = (sys.executable, "-W", "error", "-m", "tests.support.watched")
+COMMAND: tuple[str, ...] = (sys.executable, "-W", "error", "-m", "tests.support.watched")
 LISTENING = re.compile(r"listening on (http://[^/\s]+)(/[^\s\"]*)")
 ROOT = Path(__file__).parents[2]
-FORKER = Forker()
+FORKERS = Forkers()
 
 
 class ServerProcess:
@@ -67,8 +68,9 @@ class ServerProcess:
         return self
 
     def _new_process(self, environment: dict[str, str]) -> subprocess.Popen[str] | ForkedProcess:
-        if self._can_be_forked(environment):
-            return FORKER.start(self.arguments(), environment)
+        forker = self._forker(environment)
+        if forker is not None:
+            return forker.start(self.arguments(), environment)
         return subprocess.Popen(
             [*COMMAND, *self.arguments()],
             cwd=ROOT,
@@ -79,19 +81,15 @@ class ServerProcess:
             preexec_fn=self._limit_descriptors if self.descriptors else None,
         )
 
-    def _can_be_forked(self, environment: dict[str, str]) -> bool:
-        """Return whether a fork of a process that has imported everything can replace a new interpreter.
+    def _forker(self, environment: dict[str, str]) -> Forker | None:
+        """Return the process that has imported everything, if a fork of it can replace a new interpreter.
 
-        Worker processes import their main module again, and variables such as LD_PRELOAD and PYTHONOPTIMIZE take effect
-        in a new interpreter only.
+        Worker processes import their main module again, and variables such as PYTHONOPTIMIZE take effect in a new
+        interpreter only.
         """
-        return (
-            COMMAND == WATCHED
-            and self.options.get("workers", 1) == 1
-            and self.descriptors is None
-            and self.may_fork
-            and FORKER.can_start(environment)
-        )
+        if self.options.get("workers", 1) != 1 or self.descriptors is not None or not self.may_fork:
+            return None
+        return FORKERS.find(COMMAND, environment)
 
     def _limit_descriptors(self) -> None:
         assert self.descriptors is not None
@@ -129,6 +127,17 @@ class ServerProcess:
         if self.process.stderr is not None:
             self.process.stderr.close()
         return code
+
+    def start_again(self) -> None:
+        """Start the server, on the same port and directory, as a supervisor does: again and again until it runs."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self.origin = self.url = ""
+            try:
+                self.start()
+                return
+            except RuntimeError:
+                assert time.monotonic() < deadline, "".join(self.log)
 
     def revive(self) -> None:
         """Start the server again, on the same port and directory, if its process has ended."""

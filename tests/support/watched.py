@@ -5,6 +5,7 @@ With PLAIN_ASGI in the environment the server runs under uvicorn's own protocol 
 
 import os
 import sys
+from collections.abc import Sequence
 
 from blockbuster import BlockBuster
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -12,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from tests.support.timing import scaled
 from tusd_py.cli import main
 from tusd_py.uploads import append
-from tusd_py.uvicorn_server import process as run
+from tusd_py.uvicorn_server import process
 
 
 def watch() -> BlockBuster:
@@ -32,8 +33,14 @@ def watch() -> BlockBuster:
 vars(append)["SILENT"] = scaled(append.SILENT)
 
 if os.environ.get("PLAIN_ASGI"):  # in worker processes too, which import this module again
-    vars(run)["upload_protocol"] = lambda **_: HttpToolsProtocol
+    vars(process)["upload_protocol"] = lambda **_: HttpToolsProtocol
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, by default that of this process."""
+    watch()
+    return main(arguments)
+
 
 if __name__ == "__main__":
-    watch()
-    sys.exit(main())
+    sys.exit(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.preload import PreloadedFaults
 from tests.support.forking import ForkedProcess
 from tests.support.harness import COMMAND, ROOT, ServerProcess
 from tests.support.timing import wait_until
-from tests.support.wire.requests import create, request
+from tests.support.wire.requests import create, patch, request
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 
@@ -135,7 +137,21 @@ def test_forks_end_with_the_tests(tmp_path: Path, number: signal.Signals) -> Non
     wait_until(lambda: not Path(f"/proc/{parent}").exists(), "the forking process has ended")
 
 
-@pytest.mark.parametrize("variable", ["LD_PRELOAD", "PYTHONOPTIMIZE", "MALLOC_ARENA_MAX"])
+def test_a_library_preloaded_into_forks_makes_calls_fail_in_the_one_it_is_meant_for(
+    tmp_path: Path, preload_library: Path
+) -> None:
+    broken, whole = (PreloadedFaults(tmp_path / "faults" / name, preload_library) for name in ("broken", "whole"))
+    first, second = (ServerProcess(tmp_path / "uploads" / str(id(one)), env=one.env) for one in (broken, whole))
+    data = bytes(200_000)
+    with first, second:
+        broken.fail("pwritev", f"{first.upload_dir}/[!.]*", errno.ENOSPC)
+        for server, status_code in ((first, 507), (second, 204)):
+            assert isinstance(server.process, ForkedProcess)
+            assert str(preload_library) in Path(f"/proc/{server.pid}/maps").read_text()
+            assert patch(server.port, create(server.port, len(data)), 0, data).status == status_code
+
+
+@pytest.mark.parametrize("variable", ["LD_LIBRARY_PATH", "PYTHONOPTIMIZE", "MALLOC_ARENA_MAX"])
 def test_variables_that_a_fork_comes_too_late_for_start_an_interpreter(tmp_path: Path, variable: str) -> None:
     with ServerProcess(tmp_path / "uploads", env={variable: ""}) as server:
         assert isinstance(server.process, subprocess.Popen)
