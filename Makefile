@@ -41,8 +41,8 @@ check: $(INSTALLED)
 
 # The long runs of random faults, ten minutes each: disk, Redis, S3.
 chaos: $(INSTALLED)
-	CHAOS_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 2 -s tests/failure/test_chaos.py tests/failure/test_hosts.py \
-		tests/failure/test_s3.py -k "survive and (every_fault or whatever)" $(ARGS)
+	CHAOS_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 2 -s tests/failure/test_chaos.py \
+		tests/failure/test_hosts_chaos.py tests/failure/test_s3.py -k "survive and (every_fault or whatever)" $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)

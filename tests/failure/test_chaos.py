@@ -25,7 +25,7 @@ import pytest
 from tests.faults.clocks import PreloadedClock
 from tests.faults.preload import PreloadedFaults
 from tests.support import cancelling, harness
-from tests.support.chaos import Uploader, expect_progress, raise_first, stored_content
+from tests.support.chaos import Uploader, stored_content, upload_during
 from tests.support.harness import ServerProcess
 from tests.support.hosts import BUGS, LEASE, seeded_random, stopped
 from tests.support.redis_server import RedisServer
@@ -77,9 +77,13 @@ class Chaos:
 
     def wreak(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        with ThreadPoolExecutor(len(self.places)) as executor:
-            for done in [executor.submit(self._trouble, place, deadline) for place in self.places]:
-                done.result()
+        try:
+            with ThreadPoolExecutor(len(self.places)) as executor:
+                for done in [executor.submit(self._trouble, place, deadline) for place in self.places]:
+                    done.result()
+        finally:
+            for place in self.places:
+                place.faults.clear()
 
     def _trouble(self, place: Place, deadline: float) -> None:
         while time.monotonic() < deadline:
@@ -150,16 +154,8 @@ class Chaos:
         self._start(place)
 
     def _start(self, place: Place) -> None:
-        """Start the server again and again until it runs, as a supervisor does."""
-        deadline = time.monotonic() + PATIENCE
         place.faults.clear()
-        while True:
-            place.server.origin = place.server.url = ""
-            try:
-                place.server.start()
-                return
-            except RuntimeError:
-                assert time.monotonic() < deadline, "".join(place.server.log)
+        place.server.start_again()
 
 
 @contextlib.contextmanager
@@ -199,28 +195,10 @@ def survive(places: list[Place], chance: random.Random) -> None:
         return any(place.lost(upload_id) for place in places)
 
     uploaders = [Uploader(ports, chance, transient=TRANSIENT, sync_failed=sync_failed) for _ in range(6)]
-    with ThreadPoolExecutor(len(uploaders)) as executor:
-        running = [executor.submit(uploader.run) for uploader in uploaders]
-        try:
-            deadline = time.monotonic() + CHAOS_SECONDS
-            while time.monotonic() < deadline:
-                chaos.wreak(min(10.0, max(1.0, deadline - time.monotonic())))
-                raise_first(running)
-                expect_progress(uploaders, running, RECOVERY)
-        finally:
-            for uploader in uploaders:
-                uploader.stop.set()
-            for place in places:
-                place.faults.clear()
-        for one in running:
-            one.result(4 * PATIENCE)
-    finished = [one for uploader in uploaders for one in uploader.finished]
-    broken = sum(uploader.broken for uploader in uploaders)
-    taken_back = sum(uploader.taken_back for uploader in uploaders)
-    print(f"{dict(chaos.count)}, {len(finished)} uploads, {broken} PATCHes without success, {taken_back} taken back")
+    finished = upload_during(chaos.wreak, CHAOS_SECONDS, uploaders, recovery=RECOVERY)
+    print(dict(chaos.count))
     for number, (path, digest) in enumerate(finished):
         assert sha256(stored_content(ports[number % len(ports)], path)) == digest
-    assert len(finished) >= len(uploaders)
 
 
 @pytest.mark.timeout(CHAOS_SECONDS + 300)

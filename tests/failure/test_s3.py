@@ -862,7 +862,7 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(
                 else:
                     server.kill()
                 kills += 1
-                start_again(server)
+                server.start_again()
         finally:
             stop.set()
             clock.set(0)
@@ -892,18 +892,6 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(
     for path, digest in finished.items():
         assert place.digest(place.key_of(path)) == digest
     assert kills >= 3
-
-
-def start_again(server: ServerProcess) -> None:
-    """Start the server with S3 as it is, which may take several attempts."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        server.origin = server.url = ""
-        try:
-            server.start()
-            return
-        except RuntimeError:
-            assert time.monotonic() < deadline, "".join(server.log)
 
 
 def unfinished(records: Path) -> list[str]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -222,6 +222,35 @@ def stored_content(port: int, path: str) -> bytes:
                 return answer.body
             assert answer.status == 503, answer
         assert time.monotonic() < deadline, f"{path} cannot be read"
+
+
+def upload_during(
+    wreak: Callable[[float], None], seconds: float, uploaders: Sequence[Uploader], *, recovery: float
+) -> list[tuple[str, str]]:
+    """Let clients upload while faults are wreaked for so many seconds; returns path and digest of what they finished.
+
+    `wreak` makes trouble for the seconds that it is given and ends all of it. Each time every client has to get on
+    within `recovery` seconds afterwards.
+    """
+    with ThreadPoolExecutor(len(uploaders)) as executor:
+        running = [executor.submit(uploader.run) for uploader in uploaders]
+        try:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                wreak(min(10.0, max(1.0, deadline - time.monotonic())))
+                raise_first(running)
+                expect_progress(uploaders, running, recovery)
+        finally:
+            for uploader in uploaders:
+                uploader.stop.set()
+        for one in running:
+            one.result(4 * PATIENCE)
+    finished = [one for uploader in uploaders for one in uploader.finished]
+    broken = sum(uploader.broken for uploader in uploaders)
+    taken_back = sum(uploader.taken_back for uploader in uploaders)
+    print(f"{len(finished)} uploads, {broken} PATCHes without success, {taken_back} taken back")
+    assert len(finished) >= len(uploaders)
+    return finished
 
 
 def raise_first(running: Sequence[Future[None]]) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.harness import ServerProcess
+from tests.support.proxies import FaultyNetwork
 from tests.support.timing import wait_until
-from tests.support.wire.requests import request
+from tests.support.wire.messages import Answer
+from tests.support.wire.requests import patch, request
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import UploadError
 
@@ -28,6 +31,7 @@ CUT_OFF = re.compile(
     r"asyncio\.exceptions\.CancelledError: Task cancelled, timeout graceful shutdown exceeded\n"
 )
 LEASE = 2.0  # seconds, the `--lock-ttl` of tests that let a lease end
+RECOVERY = LEASE + 6.0  # seconds within which everything goes on once the last fault is over
 
 Hosts = list[ServerProcess]
 
@@ -87,6 +91,11 @@ def wait_for_first_sweep(server: ServerProcess) -> None:
     wait_until(lambda: counted([server], "tusd_job_duration_seconds_count") > 0, "the first sweep ends")
 
 
+def wait_until_ready(hosts: Hosts) -> None:
+    """Return once every host has found Redis again."""
+    wait_until(lambda: all(is_ready(server) for server in hosts), "every host finds Redis again", RECOVERY)
+
+
 def counted(servers: Hosts, metric: str) -> float:
     """Return the value of a counter, summed over all hosts and labels."""
     total = 0.0
@@ -106,6 +115,28 @@ def traces_of(server: ServerProcess, path: str) -> list[Path]:
 def files_of(server: ServerProcess, path: str) -> list[Path]:
     """Return the files that hold bytes of an upload."""
     return [file for file in traces_of(server, path) if ".tusd-py" not in file.parts]
+
+
+def taken_over(server: ServerProcess, path: str, offset: int, body: bytes) -> Answer:
+    """Repeat a PATCH until the lease of an earlier one has ended; return the answer."""
+    deadline = time.monotonic() + RECOVERY
+    while True:
+        answer = patch(server.port, path, offset, body)
+        if answer.status not in (423, 503):
+            return answer
+        assert "retry-after" in answer.headers, answer
+        assert time.monotonic() < deadline, "the lease does not end"
+        time.sleep(0.05)
+
+
+def assert_ended(answer: Answer | None) -> None:
+    """Assert the answer of a PATCH that was taken over, or lost its lease."""
+    assert answer is None or answer.status in (409, 423, 503), answer
+
+
+def proxied_url(network: FaultyNetwork) -> str:
+    """The URL of a Redis behind a network that may fail."""
+    return f"redis://127.0.0.1:{network.port}/0"
 
 
 def seeded_random() -> random.Random:
