@@ -32,6 +32,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("integrated"):
                 item.add_marker(skip)
+    items[:] = long_ones_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def long_ones_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Order tests for several workers, each of which gets a share of neighbours (`--dist worksteal`).
+
+    Every share begins with its part of the long ones: at the end of a run the other workers would wait for them.
+    """
+    if workers == 1:
+        return items
+    long = [item for item in items if item.get_closest_marker("long")]
+    short = [item for item in items if not item.get_closest_marker("long")]
+    ordered: list[pytest.Item] = []
+    for left in range(workers, 0, -1):
+        share = (len(long) + len(short)) // left
+        first = -(-len(long) // left)
+        ordered += long[:first] + short[: share - first]
+        del long[:first], short[: share - first]
+    return ordered
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ from tests.support.redis_server import RedisNodes, RedisSentinels, RedisServer, 
 from tests.support.timing import wait_until
 from tusd_py.core.errors import LockTimeout, StateUnavailable
 
+pytestmark = pytest.mark.long
 IDS = [f"upload-{number}" for number in range(30)]  # in slots of all nodes
 MANY = 8  # calls for each of them, more at once than there are connections
 BEFORE_RENEWAL = LONG / 4  # seconds in which a wish is heard of by a message only

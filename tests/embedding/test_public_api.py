@@ -171,6 +171,7 @@ def mypy(installed: Path, folder: Path, code: str) -> str:
     return checked.stdout + checked.stderr
 
 
+@pytest.mark.long
 def test_program_of_an_embedder_passes_strict_type_checks_against_the_wheel(installed: Path, tmp_path: Path) -> None:
     where = subprocess.run(
         [installed, "-c", "import tusd_py; print(tusd_py.__file__)"], cwd=tmp_path, capture_output=True, text=True

@@ -201,6 +201,7 @@ def survive(places: list[Place], chance: random.Random) -> None:
         assert sha256(stored_content(ports[number % len(ports)], path)) == digest
 
 
+@pytest.mark.long
 @pytest.mark.timeout(CHAOS_SECONDS + 300)
 def test_uploads_on_one_host_survive_every_fault(
     tmp_path: Path, libraries: Libraries, monkeypatch: pytest.MonkeyPatch
@@ -210,6 +211,7 @@ def test_uploads_on_one_host_survive_every_fault(
         survive(places, chance)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(CHAOS_SECONDS + 300)
 def test_uploads_on_several_hosts_survive_every_fault(
     tmp_path: Path, libraries: Libraries, monkeypatch: pytest.MonkeyPatch

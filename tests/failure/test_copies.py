@@ -42,6 +42,7 @@ def whole(server: ServerProcess) -> bool:
     return any(path.stat().st_size == 10 * SIZE for path in paths)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["stopped", "killed"])
 def test_a_server_that_ends_while_it_copies_finishes_the_copy_after_its_restart(
     tmp_path: Path, preload_library: Path, end: str

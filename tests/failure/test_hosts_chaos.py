@@ -97,6 +97,7 @@ class Chaos:
         self.redis.disconnect_clients()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(CHAOS_SECONDS + 120)
 def test_uploads_survive_whatever_happens_to_hosts_and_redis(tmp_path: Path, redis: RedisServer) -> None:
     chance = seeded_random()

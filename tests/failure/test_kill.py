@@ -140,6 +140,7 @@ class Uploader:
             time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_random_kills_during_parallel_uploads(tmp_path: Path) -> None:
     chance = seeded_random()
     kills = 0

@@ -828,6 +828,7 @@ class Client:
             time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2 * CHAOS_SECONDS + 150)  # every upload is read twice in the end
 def test_uploads_survive_whatever_happens_to_s3_and_the_server(
     tmp_path: Path, clock_library: Path, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,7 @@ def test_an_idle_server_ends_at_once(tmp_path: Path, number: signal.Signals, wor
         assert idle.answer_or_closed() is None  # a kept connection is closed, not reset in the middle of something
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_silent_patches_are_committed_and_told_to_come_back(

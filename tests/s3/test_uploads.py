@@ -208,6 +208,7 @@ def test_a_wrong_offset_is_answered_with_the_right_one(server: ServerProcess) ->
 # Coming back.
 
 
+@pytest.mark.long
 def test_kills_between_patches_lose_nothing(own: tuple[ServerProcess, Place]) -> None:
     """Every upload is at another point of its way: nothing yet, a tail, parts, parts and a tail."""
     server, place = own
@@ -801,6 +802,7 @@ def test_calls_grow_with_the_number_of_patches_only(own: tuple[ServerProcess, Pl
 # Memory.
 
 
+@pytest.mark.long
 @pytest.mark.timeout(60 + MEMORY_MIB)
 @pytest.mark.fresh_interpreter
 def test_one_patch_of_any_size_needs_little_memory(own: tuple[ServerProcess, Place]) -> None:
@@ -820,6 +822,7 @@ def test_one_patch_of_any_size_needs_little_memory(own: tuple[ServerProcess, Pla
     assert request(server.port, "DELETE", path).status == 204
 
 
+@pytest.mark.long
 @pytest.mark.timeout(60 + MEMORY_PATCHES_MIB)
 @pytest.mark.fresh_interpreter
 def test_many_patches_need_little_memory(own: tuple[ServerProcess, Place]) -> None:
@@ -851,6 +854,7 @@ def streamed(block: bytes, count: int) -> tuple[int, str]:
     return len(block) * count, digest.hexdigest()
 
 
+@pytest.mark.long
 @pytest.mark.fresh_interpreter
 def test_many_uploads_at_once_need_little_memory(own: tuple[ServerProcess, Place]) -> None:
     """More parts are begun than there is room for; slow ones among them do not stop the others."""

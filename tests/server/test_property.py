@@ -327,6 +327,7 @@ def crashing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
         yield server
 
 
+@pytest.mark.long
 def test_the_server_does_what_the_model_does(crashing_server: ServerProcess) -> None:
     Uploads.server = crashing_server
     run_state_machine_as_test(

@@ -14,7 +14,9 @@ import pytest
 from tests.support.front import PROXIES, in_front
 from tests.support.harness import ServerProcess
 from tests.support.timing import promptly, scaled, wait_until
-from tests.support.wire.messages import KIBI, MEBI, Answer, path_of, payload
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import KIBI, MEBI, Answer, creation_headers, identity, path_of, payload
+from tests.support.wire.promised import ask_on
 from tests.support.wire.requests import (
     RESTARTS_UPLOAD,
     assert_content,
@@ -50,8 +52,10 @@ def front(
 @pytest.fixture(scope="module")
 def partials(behind: ServerProcess) -> list[str]:
     """The ids of a thousand partial uploads of a byte each."""
-    paths = [create(behind.port, 1, {"Upload-Concat": "partial"}, b"x") for _ in range(PARTS)]
-    return [path.rpartition("/")[2] for path in paths]
+    headers = creation_headers(1, b"x") | {"Upload-Concat": "partial"}
+    with Connection(behind.port) as connection:
+        answers = [ask_on(connection, "POST", "/files", headers, b"x") for _ in range(PARTS)]
+    return [identity(answer["Location"]) for answer in answers]
 
 
 def largest_metadata(seed: int) -> str:

@@ -118,6 +118,7 @@ def test_a_signal_to_stop_does_not_wait_for_a_process_that_is_drained(tmp_path: 
         assert time.monotonic() - began < 30
 
 
+@pytest.mark.long
 def test_a_hangup_while_processes_are_replaced_replaces_them_again(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "uploads", workers=2) as server:
         before = worker_pids(server)
@@ -128,6 +129,7 @@ def test_a_hangup_while_processes_are_replaced_replaces_them_again(tmp_path: Pat
         wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint({first, *before}), 60)
 
 
+@pytest.mark.long
 def test_hangups_leave_no_files_of_metrics_and_no_counter_goes_back(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with ServerProcess(tmp_path / "uploads", workers=2, env={"TMPDIR": str(tmp_path / "tmp")}) as server:

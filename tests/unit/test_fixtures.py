@@ -6,9 +6,12 @@ import os
 import signal
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.conftest import long_ones_first
 from tests.support import timing
 from tests.support.harness import ServerProcess
 from tests.support.s3_server import start_seaweedfs
@@ -55,3 +58,17 @@ def test_the_machine_is_measured_once_for_all_processes(monkeypatch: pytest.Monk
     first = timing.slowness()
     assert 1 <= first <= timing.MAX_SLOWNESS
     assert float(os.environ[timing.SLOWNESS]) == timing.slowness() == first
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [0, 1, 3, 30])
+def test_the_share_of_every_worker_begins_with_long_tests_and_no_test_is_lost(workers: int, count: int) -> None:
+    items: list[Any] = [
+        SimpleNamespace(name=number, get_closest_marker=lambda name, number=number: number % 5 == 4)
+        for number in range(count)
+    ]
+    ordered: list[Any] = [*long_ones_first(items, workers)]
+    assert sorted(item.name for item in ordered) == list(range(count))
+    if count == 30 and workers > 1:
+        starts = {2: [0, 15], 3: [0, 10, 20], 4: [0, 7, 14, 22]}[workers]
+        assert all(ordered[start].get_closest_marker("long") for start in starts)
