@@ -17,7 +17,7 @@ from tusd_py.backends.local_locks import byte_ranges, tokens as counter
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.errors import StateUnavailable
-from tusd_py.testing.locker_suite import Holder, let_go_when_asked
+from tusd_py.testing.locker_helpers import Holder, let_go_when_asked
 
 
 @pytest.mark.parametrize("in_the_way", ["missing/locks", "a-file/locks", "a-directory"])

@@ -14,7 +14,7 @@ from tests.support.s3_uploads import PART
 from tusd_py.backends.s3 import S3Storage
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
-from tusd_py.testing.locker_suite import Holder
+from tusd_py.testing.locker_helpers import Holder
 from tusd_py.testing.storage_helpers import UPLOAD
 from tusd_py.uploads.sweeping import Records
 

@@ -27,9 +27,15 @@ __all__ = [
 
 if (pytest := sys.modules.get("pytest")) is not None:  # failed assertions of the suites show their values
     _SUITES = (
+        "commit_request_suite",
         "concatenation_suite",
+        "due_suite",
         "listing_suite",
+        "locker_helpers",
         "locker_suite",
+        "part_list_suite",
+        "reading_suite",
+        "snapshot_suite",
         "state_suite",
         "storage_helpers",
         "storage_suite",

@@ -8,71 +8,27 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import ClassVar
 
-from tusd_py.contracts.locks import Lock, Locker, named_lock
+from tusd_py.contracts.locks import Locker, named_lock
 from tusd_py.core.errors import LockTimeout
+from tusd_py.testing.commit_request_suite import CommitRequestTests
+from tusd_py.testing.locker_helpers import (
+    UPLOAD,
+    Holder,
+    all_have_had_it,
+    assert_free,
+    assert_taken,
+    let_go_when_asked,
+    take_and_release,
+    waiting_for_it,
+)
 from tusd_py.testing.support import PATIENCE, Instances, line_of, other_process, pytest, pytest_asyncio, within
 
-UPLOAD = "upload"
 
-
-class Holder:
-    """Remembers what is asked of it, and does nothing about it."""
-
-    def __init__(self) -> None:
-        self.release_asked = asyncio.Event()
-        self.commit_asked = asyncio.Event()
-
-    def release_requested(self) -> None:
-        self.release_asked.set()
-
-    def commit_requested(self) -> None:
-        self.commit_asked.set()
-
-    def lock_lost(self) -> None: ...
-
-
-async def let_go_when_asked(lock: Lock, holder: Holder) -> None:
-    await within(holder.release_asked.wait())
-    await lock.release()
-
-
-async def assert_free(locker: Locker, upload_id: str = UPLOAD) -> None:
-    assert not await locker.is_held(upload_id)
-    lock = await locker.acquire(upload_id, Holder(), 0)
-    await lock.release()
-
-
-async def assert_taken(locker: Locker, upload_id: str = UPLOAD) -> None:
-    assert await locker.is_held(upload_id)
-    with pytest.raises(LockTimeout):
-        await locker.acquire(upload_id, Holder(), 0)
-
-
-async def take_and_release(locker: Locker) -> int:
-    lock = await locker.acquire(UPLOAD, Holder(), PATIENCE / 3)
-    for _ in range(5):  # others run meanwhile
-        await asyncio.sleep(0)
-    await lock.release()
-    return lock.token
-
-
-async def all_have_had_it(tasks: Sequence[asyncio.Task[int]]) -> None:
-    tokens = await within(asyncio.gather(*tasks))
-    assert len(set(tokens)) == len(tasks)
-
-
-async def waiting_for_it(locker: Locker, holder: Holder, count: int) -> list[asyncio.Task[int]]:
-    """Tasks that wait for the lock that this holder has."""
-    tasks = [asyncio.create_task(take_and_release(locker)) for _ in range(count)]
-    await within(holder.release_asked.wait())
-    return tasks
-
-
-class LockerSuite:
+class LockerSuite(CommitRequestTests):
     """The duties of a locker.
 
     Subclass it and make the locker::
@@ -352,52 +308,3 @@ class LockerSuite:
             assert result is None or isinstance(result, asyncio.CancelledError)
         for locker in instances:
             await assert_free(locker)
-
-    # Asking for a commit.
-
-    async def test_asking_for_a_commit(self, locker: Locker, neighbour: Locker) -> None:
-        holder = Holder()
-        lock = await locker.acquire(UPLOAD, holder, 1)
-        async with neighbour.request_commit(UPLOAD) as held:
-            assert held in (1, 2)  # commits to wait for
-            await within(holder.commit_asked.wait())
-        assert not holder.release_asked.is_set()
-        await assert_taken(neighbour)
-        await lock.release()
-
-    async def test_two_ask_for_a_commit_at_once(self, locker: Locker, neighbour: Locker) -> None:
-        holder = Holder()
-        lock = await locker.acquire(UPLOAD, holder, 1)
-        async with neighbour.request_commit(UPLOAD) as first:
-            async with neighbour.request_commit(UPLOAD) as second:
-                assert first
-                assert second
-            holder.commit_asked.clear()
-            async with neighbour.request_commit(UPLOAD):
-                await within(holder.commit_asked.wait())
-        await lock.release()
-
-    async def test_asking_for_a_commit_of_what_nobody_holds(self, locker: Locker, neighbour: Locker) -> None:
-        other_holder = Holder()
-        other = await locker.acquire("another", other_holder, 1)
-        async with neighbour.request_commit(UPLOAD) as held:
-            assert held == 0
-            await assert_free(locker)
-        lock = await locker.acquire(UPLOAD, Holder(), 1)
-        await lock.release()
-        async with neighbour.request_commit(UPLOAD) as held:
-            assert held == 0
-        await other.release()
-        assert not other_holder.commit_asked.is_set()
-
-    async def test_asking_for_a_commit_stands_in_nobodys_way(self, locker: Locker, neighbour: Locker) -> None:
-        holder = Holder()
-        lock = await locker.acquire(UPLOAD, holder, 1)
-        async with neighbour.request_commit(UPLOAD):
-            await lock.release()
-            await assert_free(neighbour)
-            next_holder = Holder()
-            lock = await locker.acquire(UPLOAD, next_holder, PATIENCE)
-            assert await neighbour.is_held(UPLOAD)
-        await lock.release()
-        assert not next_holder.release_asked.is_set()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from tusd_py.contracts.storage import Buffer, Storage, Writer, WriterSnapshot
 from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
-from tusd_py.testing.support import pytest, within
+from tusd_py.testing.support import PATIENCE, pytest, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +114,38 @@ def final_of(parts: Sequence[Upload]) -> Upload:
         concatenation=UploadKind.FINAL,
         partial_ids=tuple(part.id for part in parts),
     )
+
+
+async def write_and_flush(writer: Writer) -> None:
+    await writer.write([b"more"])
+    await writer.flush(sync=False)
+
+
+async def flush(writer: Writer) -> None:
+    await writer.flush([b"more"], sync=True)
+
+
+async def finish_writing(writer: Writer) -> None:
+    await writer.finish([b"more"], sync=True)
+
+
+Write = Callable[[Writer], Awaitable[None]]
+
+WAYS_TO_WRITE = pytest.mark.parametrize("write", [write_and_flush, flush, finish_writing])
+
+
+class Gate:
+    """An observer that holds up the storage until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.passed = 0  # bytes
+
+    def __call__(self, data: Buffer) -> None:
+        assert self.opened.wait(PATIENCE)
+        self.passed += len(data)
+
+
+async def assert_waits(work: asyncio.Future[None]) -> None:
+    done, _ = await asyncio.wait((work,), timeout=0.2)
+    assert not done

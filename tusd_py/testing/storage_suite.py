@@ -4,65 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-from tusd_py.contracts.storage import Buffer, Storage, Writer
+from tusd_py.contracts.storage import Buffer, Storage
 from tusd_py.core.errors import StorageBehind, StoredElsewhere, UploadNotFound
-from tusd_py.core.upload import Upload
 from tusd_py.testing.concatenation_suite import ConcatenationTests
+from tusd_py.testing.reading_suite import ReadingTests
+from tusd_py.testing.snapshot_suite import SnapshotTests
 from tusd_py.testing.storage_helpers import (
     LARGE,
     TOKEN,
     UPLOAD,
+    WAYS_TO_WRITE,
+    Gate,
+    Write,
     append,
     assert_takes_no_more,
+    assert_waits,
     committed,
     content,
-    described,
     finish,
     store,
 )
-from tusd_py.testing.support import PATIENCE, Instances, pytest, pytest_asyncio, within
+from tusd_py.testing.support import Instances, pytest, pytest_asyncio, within
 
 
-async def write_and_flush(writer: Writer) -> None:
-    await writer.write([b"more"])
-    await writer.flush(sync=False)
-
-
-async def flush(writer: Writer) -> None:
-    await writer.flush([b"more"], sync=True)
-
-
-async def finish_writing(writer: Writer) -> None:
-    await writer.finish([b"more"], sync=True)
-
-
-Write = Callable[[Writer], Awaitable[None]]
-
-WAYS_TO_WRITE = pytest.mark.parametrize("write", [write_and_flush, flush, finish_writing])
-
-
-class Gate:
-    """An observer that holds up the storage until it is opened."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.passed = 0  # bytes
-
-    def __call__(self, data: Buffer) -> None:
-        assert self.opened.wait(PATIENCE)
-        self.passed += len(data)
-
-
-async def assert_waits(work: asyncio.Future[None]) -> None:
-    done, _ = await asyncio.wait((work,), timeout=0.2)
-    assert not done
-
-
-class StorageSuite(ConcatenationTests):
+class StorageSuite(ConcatenationTests, ReadingTests, SnapshotTests):
     """The duties of a storage.
 
     Subclass it and make the storage::
@@ -304,75 +273,6 @@ class StorageSuite(ConcatenationTests):
         await writer.close()
         assert seen == [b"new"]
 
-    # Snapshots.
-
-    @pytest.mark.parametrize("sync", [False, True])
-    async def test_a_snapshot_claims_no_sync_that_was_not_made(self, storage: Storage, sync: bool) -> None:
-        writer = storage.writer(UPLOAD, TOKEN)
-        await writer.flush([b"first"], sync=sync)
-        first = writer.snapshot()
-        await writer.flush([b"second"], sync=False)
-        second = writer.snapshot()
-        await writer.close()
-        assert first.offset == 5
-        assert first.synced in ((0, 5) if sync else (0,))
-        assert second.offset == 11
-        assert second.synced == first.synced
-
-    async def test_a_snapshot_changes_nothing_by_being_taken(self, storage: Storage) -> None:
-        writer = storage.writer(UPLOAD, TOKEN)
-        await writer.flush([LARGE, b"end"], sync=True)
-        first, second = writer.snapshot(), writer.snapshot()
-        await writer.close()
-        assert first == second
-
-    async def test_a_snapshot_whose_commit_was_not_reported_is_kept(
-        self, storages: Instances[Storage], storage: Storage
-    ) -> None:
-        """The change of the record succeeded, but its answer was lost or its caller cancelled."""
-        writer = storage.writer(UPLOAD, TOKEN)
-        await writer.flush([LARGE, b"end"], sync=True)
-        upload = described(UPLOAD, writer.snapshot())
-        await writer.close()
-        assert await storage.stored_size(upload) == len(LARGE) + 3
-        assert await content(storage, await finish(await storages.open(), upload)) == LARGE + b"end"
-
-    async def test_bytes_of_a_snapshot_that_was_not_committed_are_in_the_next_one(
-        self, storages: Instances[Storage], storage: Storage
-    ) -> None:
-        writer = storage.writer(UPLOAD, TOKEN)
-        await writer.flush([LARGE], sync=True)
-        writer.snapshot()
-        await writer.flush([b"end"], sync=True)
-        upload = committed(UPLOAD, writer)
-        await writer.close()
-        assert await content(storage, await finish(await storages.open(), upload)) == LARGE + b"end"
-
-    async def test_snapshots_committed_one_after_another_describe_all_bytes(
-        self, storages: Instances[Storage], storage: Storage
-    ) -> None:
-        upload: Upload = UPLOAD
-        writer = storage.writer(upload, TOKEN)
-        for block in (LARGE, b"between", LARGE, b"end"):
-            await writer.flush([block], sync=True)
-            upload = committed(upload, writer)
-        await writer.close()
-        assert upload.offset == 2 * len(LARGE) + 10
-        assert (
-            await content(storage, await finish(await storages.open(), upload)) == LARGE + b"between" + LARGE + b"end"
-        )
-
-    @WAYS_TO_WRITE
-    async def test_the_snapshot_after_an_error_has_the_bytes_from_before_it(
-        self, storage: Storage, write: Write
-    ) -> None:
-        upload = await append(storage, UPLOAD, [b"abc"])
-        writer = storage.writer(upload.at(10), TOKEN)
-        with pytest.raises(StorageBehind):
-            await write(writer)
-        assert writer.snapshot().offset == 10
-        await writer.close()
-
     # Discarding.
 
     @pytest.mark.parametrize("offset", [4, 5, 11, 12])
@@ -483,49 +383,3 @@ class StorageSuite(ConcatenationTests):
         await storage.delete(await append(storage, UPLOAD, [b"before"]))
         upload = await append(storage, UPLOAD, [b"new"])
         assert await content(storage, await finish(storage, upload)) == b"new"
-
-    # Reading.
-
-    @pytest.mark.parametrize(
-        ("start", "end"),
-        [
-            (0, 0),
-            (0, 1),
-            (0, len(LARGE)),
-            (1, len(LARGE) - 1),
-            (12345, 12345),
-            (12345, 67890),
-            ((1 << 20) - 1, (1 << 20) + 1),
-            (1 << 20, 3 << 20),
-            (len(LARGE) - 1, len(LARGE)),
-            (len(LARGE), len(LARGE)),
-        ],
-    )
-    async def test_reading_ranges(self, storage: Storage, start: int, end: int) -> None:
-        upload = await store(storage, "large", LARGE)
-        pieces = [bytes(data) async for data in storage.read(upload, start, end)]
-        assert b"".join(pieces) == LARGE[start:end]
-        assert all(pieces)
-
-    async def test_no_piece_that_is_read_is_larger_than_allowed(self, storage: Storage) -> None:
-        upload = await store(storage, "large", LARGE)
-        pieces = [bytes(data) async for data in storage.read(upload, 0, upload.offset, lambda most: min(most, 100_000))]
-        assert b"".join(pieces) == LARGE
-        assert max(map(len, pieces)) == 100_000
-
-    async def test_many_readers_at_once(self, storage: Storage) -> None:
-        upload = await store(storage, "large", LARGE)
-        contents = await asyncio.gather(*(content(storage, upload, start) for start in range(0, 2400, 200)))
-        assert contents == [LARGE[start:] for start in range(0, 2400, 200)]
-
-    async def test_a_reader_that_goes_away(self, storage: Storage) -> None:
-        upload = await store(storage, "large", LARGE)
-        for _ in range(20):
-            reading = storage.read(upload, 0, upload.offset)
-            assert LARGE.startswith(bytes(await anext(reading)))
-            await reading.aclose()  # type: ignore[attr-defined]
-        assert await content(storage, upload) == LARGE
-
-    async def test_what_is_not_there_cannot_be_read(self, storage: Storage) -> None:
-        with pytest.raises(UploadNotFound):
-            await content(storage, UPLOAD.at(10))
