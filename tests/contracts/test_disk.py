@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.stalls import OSFaults
-from tusd_py.backends.disk.storage import DiskStorage, DiskWriter
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import PartBehind, StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.core.upload import Upload

@@ -13,7 +13,8 @@ from tests.faults.stalls import OSFaults
 from tests.support.hosts import Body
 from tests.support.timing import scaled
 from tusd_py.backends.disk.shared import SharedDiskStorage
-from tusd_py.backends.disk.storage import THREADS, DiskWriter
+from tusd_py.backends.disk.storage import THREADS
+from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import Buffer

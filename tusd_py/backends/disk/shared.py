@@ -18,9 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tusd_py.backends.disk.copying import FileRange
+from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.segment_map import PRIMARY_FILE, STORAGE_STATE, Segment, segments, storage_state_of
-from tusd_py.backends.disk.storage import DiskStorage, DiskWriter, file_errors
+from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.disk.syncs import sync_file
+from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Observer, Orphan, UploadRecords
 from tusd_py.core.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
 from tusd_py.core.upload import UPLOAD_ID, Upload, UploadPart

@@ -1,0 +1,27 @@
+"""Steps of the storage that run in threads of other components."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Steps:
+    """Counts the steps of a storage that run in threads of others, which `close` has to wait for."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition()
+
+    def begin(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def end(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until no step is under way; False if that is not so after `timeout` seconds. Blocks."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._count == 0, timeout)

@@ -1,0 +1,193 @@
+"""Appends to the file of one upload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tusd_py.asyncutil.serial_task import SerialTask
+from tusd_py.backends.disk.errors import file_errors
+from tusd_py.backends.disk.syncs import inode_of, sync_data, sync_file
+from tusd_py.contracts.storage import Buffer, Observer, WriterSnapshot
+from tusd_py.core.errors import StorageAhead, StorageBehind
+from tusd_py.core.upload import Upload
+
+if TYPE_CHECKING:
+    from tusd_py.backends.disk.storage import DiskStorage
+
+T = TypeVar("T")
+
+MAX_BUFFERS = 1024  # IOV_MAX
+
+
+class DiskWriter:
+    """Writes at explicit offsets; one block is written while the next one fills."""
+
+    def __init__(self, storage: DiskStorage, path: Path, upload: Upload, observer: Observer | None) -> None:
+        self._storage = storage
+        self._path = path  # of the file that is written to
+        self._file_start = 0  # the position of its first byte
+        self._start = upload.offset
+        self._observer = observer
+        self._descriptor = -1
+        self._jobs = SerialTask()
+        self._new_name = upload.offset == 0  # this writer may make the file
+        self._stored = upload.offset
+        self._synced = min(upload.synced, upload.offset)
+        self._storage_state = ""
+
+    def snapshot(self) -> WriterSnapshot:
+        return WriterSnapshot(self._stored, self._synced, self._storage_state)
+
+    def committed(self, snapshot: WriterSnapshot) -> None:
+        """Earlier records described the same files."""
+
+    async def write(self, buffers: Sequence[Buffer]) -> None:
+        await self._jobs.settle()
+        if buffers:
+            self._jobs.start(self._storage.run(lambda: self._write(buffers)))
+
+    async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
+        await self._jobs.settle()
+        if buffers or (sync and self._descriptor >= 0):
+            self._jobs.start(self._storage.run(lambda: self._flush(buffers, sync)))
+            await self._jobs.settle()
+
+    async def flush_available(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        await self.flush(buffers, sync=sync)
+
+    async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
+        await self._jobs.settle()
+        if not buffers and self._descriptor < 0:
+            return False  # this writer has not even opened the file
+        self._jobs.start(self._storage.run(lambda: self._finish(buffers, sync)))
+        await self._jobs.settle()
+        return not self._storage_state
+
+    def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        try:
+            self._finish(buffers, sync)
+        finally:
+            if self._descriptor >= 0:
+                with file_errors():
+                    self._close()
+
+    def can_finish_by(self, *, with_bytes: bool) -> bool:
+        return with_bytes or self._descriptor >= 0
+
+    async def finish_by(
+        self, buffers: Sequence[Buffer], run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
+    ) -> T:
+        await self._jobs.settle()
+        finished = False
+
+        def store() -> None:
+            nonlocal finished
+            self._finish(buffers, sync)
+            finished = True
+
+        result = self._storage.elsewhere(run, store)
+        self._jobs.start(result)
+        with contextlib.suppress(Exception):  # looked at below
+            await asyncio.shield(result)
+        if finished:
+            self._jobs.forget()  # a failure after the last byte does not concern the storage
+        await self._jobs.settle()
+        return result.result()
+
+    async def discard(self, offset: int) -> None:
+        await self._jobs.wait()
+        if self._descriptor >= 0:
+            await self._storage.run(lambda: self._truncate(offset))
+        self._stored = offset
+
+    async def close(self) -> None:
+        await self._jobs.wait()
+        if self._descriptor >= 0:
+            await self._storage.run(self._close)
+
+    # The rest runs in a thread of the storage, one call at a time.
+
+    def _write(self, buffers: Sequence[Buffer]) -> None:
+        with file_errors():
+            if self._descriptor < 0:
+                self._storage.check_place()
+                self._open()
+            if self._observer is not None:
+                for buffer in buffers:
+                    self._observer(buffer)
+            for first in range(0, len(buffers), MAX_BUFFERS):
+                self._write_all(list(buffers[first : first + MAX_BUFFERS]))
+
+    def _write_all(self, buffers: list[Buffer]) -> None:
+        while buffers:
+            written = os.pwritev(self._descriptor, buffers, self._stored)
+            self._stored += written
+            while buffers and written >= len(buffers[0]):
+                written -= len(buffers[0])
+                del buffers[0]
+            if written:
+                buffers[0] = memoryview(buffers[0])[written:]
+
+    def _open(self) -> None:
+        if self._start == 0:
+            with contextlib.suppress(FileExistsError):
+                self._descriptor = self._storage.files.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                return
+        try:
+            descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
+        except FileNotFoundError:
+            self._storage.check_place()
+            raise StorageBehind(self._storage.held(self._path)) from None
+        try:
+            size = os.fstat(descriptor).st_size
+            believed = self._storage.syncs.believed(self._path, size)
+            if believed < self._start:
+                self._storage.check_place()
+                raise StorageBehind(believed)
+            if size > self._start:  # bytes that were never committed, unless the record is older than they are
+                if self._storage.read_completion_record(self._path.name) is not None:
+                    raise StorageAhead
+                os.ftruncate(descriptor, self._start)
+            self._storage.syncs.trust(self._path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
+        if buffers:
+            self._write(buffers)
+        if sync:
+            self._sync(names=self._new_name, with_call=sync_data)
+
+    def _finish(self, buffers: Sequence[Buffer], sync: bool) -> None:
+        if buffers:
+            self._write(buffers)
+        if sync:
+            self._sync(names=True)
+        self._close()
+
+    def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
+        self._storage.syncs.sync(
+            self._descriptor, self._path, self._synced, start=self._file_start, names=names, with_call=with_call
+        )
+        self._synced = self._stored
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        inode = inode_of(descriptor)
+        try:
+            os.close(descriptor)
+        except OSError as error:  # NFS stores, and tells what it could not store, when a file is closed
+            self._storage.syncs.lost(self._path, self._synced, error, start=self._file_start, inode=inode)
+
+    def _truncate(self, offset: int) -> None:
+        with file_errors():
+            if os.fstat(self._descriptor).st_size > offset:  # a failed sync may have cut it off: a hole would count
+                os.ftruncate(self._descriptor, offset)
+        self._synced = min(self._synced, offset)

@@ -1,0 +1,216 @@
+"""Abilities that a storage may have beside those of `Storage`, recognised by their methods."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+from tusd_py.contracts.writer import Observer, ThreadedWriter
+from tusd_py.core.upload import Upload
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@runtime_checkable
+class SupportsLocations(Protocol):
+    """A storage that finds the bytes of an upload whose record does not say where they are."""
+
+    async def located(self, upload: Upload) -> Upload:
+        """Return the record with its location, if the storage can see it; else the record as it is."""
+
+
+@runtime_checkable
+class SupportsIdentity(Protocol):
+    """A storage that keeps a random id, so that a wrong mount or bucket is noticed. Methods raise `StorageUnavailable`.
+
+    Once the storage knows which id to expect, it proves it before it reports absent bytes where that would take an
+    offset back, end an upload or remove something. If it cannot, it raises `WrongStorage`.
+    """
+
+    async def read_identity(self) -> str | None:
+        """Return the id; None only if this storage certainly has none."""
+
+    async def create_identity(self, identity: str, *, replace: bool = False) -> None:
+        """Store an id durably.
+
+        Args:
+            identity: the id.
+            replace: overwrite another one; otherwise an id that is there already stays.
+        """
+
+    @property
+    def what_to_check(self) -> str:
+        """Advice for the operator whose storage lacks the id, as the end of a sentence: `the mount of /srv`."""
+
+    def expect_identity(self, identity: str) -> None:
+        """Take this id for the one that the records name."""
+
+    async def prove_identity(self) -> None:
+        """Raise `WrongStorage` unless the storage has the expected id."""
+
+    async def renew_identity(self) -> None:
+        """Make the holder of the id look new, so that cleaners that go by age spare it."""
+
+
+@runtime_checkable
+class SupportsCompletionRecords(Protocol):
+    """A storage that keeps a copy of the record of a complete upload beside its bytes.
+
+    A client that was told of the completion finds the upload although its record was lost with the state store.
+    """
+
+    async def save_completion_record(self, upload: Upload) -> None:
+        """Save the completion record of an upload.
+
+        Called after the state store has the complete upload: that fails without the
+        lock.
+        """
+
+    async def load_completion_record(self, upload_id: str) -> Upload | None:
+        """Return the completion record, if there is one and the bytes are there too."""
+
+
+@runtime_checkable
+class StoresInThreads(Protocol):
+    """A storage whose writers are `ThreadedWriter`s; see there."""
+
+    @property
+    def stores_in_threads(self) -> bool:
+        """Whether its writers can be used as such."""
+
+    def writer(
+        self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
+    ) -> ThreadedWriter:
+        """See `Storage.writer`."""
+
+    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run blocking work in a thread of the storage."""
+
+    def elsewhere(
+        self, run: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
+    ) -> asyncio.Future[T]:
+        """Have `run` call a step in a thread of somebody else.
+
+        Invariant: `Storage.close` waits for the end of the step.
+        """
+
+    def save_completion_record_in_thread(self, upload: Upload) -> None:
+        """Do what `SupportsCompletionRecords.save_completion_record` does. Blocks."""
+
+
+@runtime_checkable
+class SupportsFilePath(Protocol):
+    """A storage that keeps every complete upload as one file on a file system of this host."""
+
+    def path(self, upload: Upload) -> Path:
+        """Return the file of a complete upload, whether it exists or not. Does no I/O.
+
+        Raises:
+            StoredElsewhere: the record names another storage.
+        """
+
+
+@runtime_checkable
+class SupportsDownloadRedirect(Protocol):
+    """A storage that clients can download from directly."""
+
+    async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
+        """Return a URL of a complete upload that works for a while; None if clients are to download from this server.
+
+        Args:
+            upload: the complete upload.
+            disposition: the Content-Disposition of the download.
+            content_type: its Content-Type.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class SizeLimits:
+    """Largest uploads in bytes that a storage has room for; None stands for no limit but the free space."""
+
+    declared: int | None = None  # of an upload whose length is known with its first byte
+    deferred: int | None = None  # of one whose length is not
+    final: int | None = None  # of a concatenation
+
+
+@runtime_checkable
+class SupportsSizeLimits(Protocol):
+    """A storage that cannot take uploads of any size."""
+
+    @property
+    def size_limits(self) -> SizeLimits:
+        """The limits; constant while the storage is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something in a storage that belongs to no upload any more."""
+
+    kind: str
+    name: str
+    upload_id: str
+    created_at: float  # seconds since the epoch
+
+
+class UploadRecords(Protocol):
+    """The records by which a storage recognises its orphans. Methods raise `StateUnavailable`."""
+
+    async def get(self, upload_id: str) -> Upload | None:
+        """Return the record of an upload."""
+
+    def all(self) -> AsyncIterator[Upload]:
+        """Yield every record, in no particular order."""
+
+    def locked(self, upload_id: str) -> AbstractAsyncContextManager[Upload | None]:
+        """Hold the lock of an upload for as long as the context lasts; the value is its record.
+
+        Raises:
+            LockTimeout: at once, if another request holds it.
+        """
+
+
+@runtime_checkable
+class SupportsOrphanCleanup(Protocol):
+    """A storage in which crashes can leave something that no record names."""
+
+    async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
+        """Remove orphans, and return them.
+
+        Invariant: no record names an orphan, neither of those that are read after the storage was listed, nor at a
+        second look under the lock of its upload.
+
+        Args:
+            records: the records of all uploads.
+            older_than: age in seconds that an orphan has at least.
+            dry_run: only find them.
+        """
+
+
+@runtime_checkable
+class SupportsConcatenation(Protocol):
+    """A storage that puts partial uploads together (tus 1.0.0, Concatenation)."""
+
+    def interrupt(self) -> None:
+        """Have concatenations end soon with `ServerShutdown`, those under way and later ones, until `open`."""
+
+    async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
+        """Make the final upload of the bytes of partial ones. May be called again after a failure.
+
+        Args:
+            final: the record of the final upload; its length is that of all partial ones.
+            partials: the partial uploads in order; one may be there several times. Their bytes stay.
+            sync: wait until the final upload survives a power cut.
+
+        Returns:
+            The `Upload.storage_state` of the final upload.
+
+        Raises:
+            UploadNotFound: the bytes of a partial upload are not there any more.
+            PartBehind: the storage has fewer bytes of a partial upload than its record says.
+            ServerShutdown: `interrupt` was called.
+        """
