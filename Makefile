@@ -15,7 +15,7 @@ DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: chaos run test check bench lock clean
+.PHONY: chaos run simulate test check bench lock clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -43,6 +43,10 @@ check: $(INSTALLED)
 chaos: $(INSTALLED)
 	CHAOS_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 2 -s tests/failure/test_chaos.py \
 		tests/failure/test_hosts_chaos.py tests/failure/test_s3.py -k "survive and (every_fault or whatever)" $(ARGS)
+
+# Whole lives of servers on virtual time; ARGS="--seed 17" replays one. See docs/testing.md.
+simulate: $(INSTALLED)
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),2000) $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)

@@ -1,0 +1,234 @@
+"""A file system with a page cache: what was not synced is lost, or torn, at a power cut.
+
+Model: a file has its bytes as processes see them, those on the device, and the changes between both, in order. A sync
+makes the changes of a file durable, one of a folder those of its names. At a power cut a random beginning of the
+changes of every file and folder has reached the device; the last write of them may be torn; writes over bytes that
+the device already had reach it in any order, block by block (ext4 and XFS in ordered mode, without their barriers).
+
+A failed sync leaves the pages clean: they can be read, and never reach the device.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import TypeAlias
+
+BLOCK = 512  # bytes that are written, or lost, together
+
+FileChange: TypeAlias = tuple[int, bytes | None]  # bytes at a position, or a cut at it
+FolderChange: TypeAlias = "tuple[str, Inode | None]"  # a name and what it stands for; None: removed
+
+
+def error(number: int, path: str = "") -> OSError:
+    return OSError(number, os.strerror(number), path) if path else OSError(number, os.strerror(number))
+
+
+@dataclass(eq=False, slots=True)
+class Inode:
+    """A file or a folder."""
+
+    number: int
+    mode: int
+    changed_at: int = 0  # nanoseconds
+    modified_at: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class File(Inode):
+    """Bytes, and the locks of the kernel on them: first byte, last byte, exclusive, owner."""
+
+    data: bytearray = field(default_factory=bytearray)
+    durable: bytearray = field(default_factory=bytearray)
+    pending: list[FileChange] = field(default_factory=list)
+    locks: list[tuple[int, int, bool, object]] = field(default_factory=list)
+
+    def write(self, position: int, content: bytes) -> None:
+        _apply(self.data, (position, content))
+        self.pending.append((position, content))
+
+    def cut(self, size: int) -> None:
+        _apply(self.data, (size, None))
+        self.pending.append((size, None))
+
+    def sync(self) -> None:
+        for change in self.pending:
+            _apply(self.durable, change)
+        self.pending.clear()
+
+    def fail_sync(self) -> None:
+        """Clean the pages without writing them."""
+        self.pending = [change for change in self.pending if change[1] is None]
+
+    def power_cut(self, rng: Random) -> None:
+        written = len(self.durable)
+        reached = rng.randrange(len(self.pending) + 1)
+        for number, (position, content) in enumerate(self.pending):
+            if content is None:
+                if number < reached:
+                    _apply(self.durable, (position, None))
+                continue
+            if number == reached:
+                content = content[: rng.randrange(len(content) + 1)]
+            elif number > reached:
+                content = content[: max(0, min(written, len(self.durable)) - position)]
+                content = content if rng.random() < 0.5 else content[: rng.randrange(len(content) // BLOCK + 1) * BLOCK]
+            if content:
+                _apply(self.durable, (position, content))
+        self.pending.clear()
+        self.locks.clear()
+        self.data = bytearray(self.durable)
+
+
+@dataclass(eq=False, slots=True)
+class Folder(Inode):
+    """Names."""
+
+    entries: dict[str, Inode] = field(default_factory=dict)
+    durable: dict[str, Inode] = field(default_factory=dict)
+    pending: list[list[FolderChange]] = field(default_factory=list)
+
+    def change(self, *changes: FolderChange) -> None:
+        """Make changes of names as one step."""
+        _rename(self.entries, changes)
+        self.pending.append(list(changes))
+
+    def sync(self) -> None:
+        for changes in self.pending:
+            _rename(self.durable, changes)
+        self.pending.clear()
+
+    def power_cut(self, rng: Random) -> None:
+        for changes in self.pending[: rng.randrange(len(self.pending) + 1)]:
+            _rename(self.durable, changes)
+        self.pending.clear()
+        self.entries = dict(self.durable)
+
+
+def _apply(data: bytearray, change: FileChange) -> None:
+    position, content = change
+    if content is None:
+        if position < len(data):
+            del data[position:]
+        else:
+            data.extend(bytes(position - len(data)))
+        return
+    if position > len(data):
+        data.extend(bytes(position - len(data)))
+    data[position : position + len(content)] = content
+
+
+def _rename(entries: dict[str, Inode], changes: list[FolderChange] | tuple[FolderChange, ...]) -> None:
+    for name, inode in changes:
+        if inode is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = inode
+
+
+class FileSystem:
+    """The files of one machine, or of one server of shared files."""
+
+    def __init__(self, rng: Random, top: str) -> None:
+        """Have the one folder `top`, which is durable."""
+        self.rng = rng
+        self._numbers = 0
+        self._ticks = 0
+        self.top = top
+        self.mounted = self.new_folder()
+        self.below_mount = self.new_folder()
+        self.inodes: list[File | Folder] = [self.mounted]
+        # Faults.
+        self.is_away = False  # nothing is mounted on `top`
+        self.is_full = False
+        self.stalled_until = 0.0  # virtual time
+        self.failing_syncs = 0  # number of syncs that are going to fail
+        self.failing_writes = 0
+        self.syncs = 0
+        self.on_failed_sync: Callable[[], object] = lambda: None
+
+    def fail_sync(self, file: File) -> None:
+        """Let one sync fail."""
+        self.failing_syncs -= 1
+        file.fail_sync()
+        self.on_failed_sync()
+
+    def new_folder(self) -> Folder:
+        return Folder(self._next(), 0o40755)
+
+    def new_file(self, mode: int) -> File:
+        file = File(self._next(), 0o100000 | mode)
+        self.inodes.append(file)
+        return file
+
+    def make_folder(self, above: Folder, name: str) -> None:
+        folder = self.new_folder()
+        self.inodes.append(folder)
+        above.change((name, folder))
+
+    def _next(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def touch(self, inode: Inode, now: float) -> None:
+        self._ticks += 1
+        inode.changed_at = int(now * 1e9) + self._ticks
+        inode.modified_at = now
+
+    def power_cut(self) -> None:
+        for inode in self.inodes:
+            inode.power_cut(self.rng)
+
+    # Names.
+
+    def find(self, path: str, start: Folder | None = None) -> Inode:
+        """Return what a path names; raises `FileNotFoundError`, `NotADirectoryError`."""
+        folder, name = self.place(path, start)
+        if not name:
+            return folder
+        try:
+            return folder.entries[name]
+        except KeyError:
+            raise error(errno.ENOENT, path) from None
+
+    def place(self, path: str, start: Folder | None = None) -> tuple[Folder, str]:
+        """Return the folder that a path leads to, and the last name; an empty one for the top."""
+        if path.startswith("/"):
+            rest = path[len(self.top) :].strip("/")
+            start = self.below_mount if self.is_away else self.mounted
+        else:
+            rest = path
+        assert start is not None
+        *folders, name = rest.split("/")
+        for folder in folders:
+            below = start.entries.get(folder)
+            if below is None:
+                raise error(errno.ENOENT, path)
+            if not isinstance(below, Folder):
+                raise error(errno.ENOTDIR, path)
+            start = below
+        return start, name
+
+    def read(self, path: str) -> bytes | None:
+        """Return the bytes that processes see in a file of the mounted file system; None if there is none."""
+        away, self.is_away = self.is_away, False
+        try:
+            found = self.find(path)
+        except OSError:
+            return None
+        finally:
+            self.is_away = away
+        return bytes(found.data) if isinstance(found, File) else None
+
+    def names(self, folder: Folder | None = None, prefix: str = "") -> list[str]:
+        """Return the paths of all files of the mounted file system, relative to its top."""
+        found: list[str] = []
+        for name, inode in sorted((folder or self.mounted).entries.items()):
+            if isinstance(inode, Folder):
+                found += self.names(inode, f"{prefix}{name}/")
+            else:
+                found.append(prefix + name)
+        return found

@@ -1,0 +1,243 @@
+"""An event loop on virtual time that runs its ready callbacks in a random order that a seed decides.
+
+Every callback belongs to the process whose context it was scheduled in. Callbacks of a dead process are dropped, those
+of a paused one are kept until it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import sys
+from asyncio import events
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tests.simulation.machine import Process
+
+T = TypeVar("T")
+
+PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("PROCESS", default=None)
+STEP = 2e-6  # seconds of virtual time that a callback takes
+MAX_STEPS = 3_000_000  # callbacks of one run
+
+
+class Stuck(Exception):
+    """The simulated world does not come to its end."""
+
+
+class SimulatedFuture(asyncio.Future[Any]):
+    """A future whose place in a set does not depend on its address."""
+
+    def __init__(self, *, loop: SimulatedLoop) -> None:
+        self.number = loop.next_number()
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class SimulatedTask(asyncio.Task[Any]):
+    """A task whose place in a set does not depend on its address."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], *, loop: SimulatedLoop, **options: Any) -> None:
+        self.number = loop.next_number()
+        context = options.get("context")
+        self.process: Process | None = PROCESS.get() if context is None else context.get(PROCESS)
+        super().__init__(coroutine, loop=loop, **options)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class SimulatedLoop(asyncio.AbstractEventLoop):
+    """See the module. `now` is the virtual time in seconds."""
+
+    def __init__(self, rng: Random, started_at: float = 1000.0) -> None:
+        self.rng = rng
+        self.now = started_at
+        self.steps = 0
+        self.start_thread: Callable[[Callable[[], None]], object] | None = None
+        self.errors: list[dict[str, Any]] = []
+        self.digest = 0  # of the order of everything that was run
+        self._ready: list[events.Handle] = []
+        self._timers: list[tuple[float, int, events.TimerHandle]] = []
+        self._parked: list[tuple[Process, events.Handle]] = []
+        self._number = 0
+        self._closed = False
+        self._kept: list[object] = []  # tasks and generators: nothing of a dead process is collected during a run
+
+    def next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    # Time and callbacks.
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> events.Handle:
+        handle = events.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> events.Handle:
+        return self.call_soon(callback, *args, context=context)
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> events.TimerHandle:
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> events.TimerHandle:
+        handle = events.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, self.next_number(), handle))
+        return handle
+
+    def _timer_handle_cancelled(self, handle: events.TimerHandle) -> None:
+        """Do nothing: a cancelled timer is passed over when its time comes."""
+
+    # Futures, tasks and threads.
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return SimulatedFuture(loop=self)
+
+    def create_task(self, coro: Any, **options: Any) -> Any:
+        task = SimulatedTask(coro, loop=self, **options)
+        self._kept.append(task)
+        return task
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        result = self.create_future()
+
+        def work() -> None:
+            try:
+                value, error = func(*args), None
+            except Exception as caught:  # raised again where the result is waited for
+                value, error = None, caught
+            self.call_soon(_settle, result, value, error)
+
+        assert self.start_thread is not None
+        self.start_thread(work)
+        return result
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return not self._closed
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        self._closed = True
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.errors.append(context)
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        self.errors.append(context)
+
+    # Running.
+
+    def run(self, main: Coroutine[Any, Any, T], patience: float) -> T:
+        """Run until `main` has ended, for at most `patience` seconds of virtual time; raises `Stuck` after that."""
+        end = self.now + patience
+        previous = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=self._kept.append, finalizer=self._close_generator)
+        events._set_running_loop(self)
+        try:
+            task = self.create_task(main)
+            while not task.done():
+                self._run_once()
+                if self.now > end or self.steps > MAX_STEPS:
+                    raise Stuck(f"no end after {self.steps} callbacks at {self.now:.3f} s")
+            return task.result()  # type: ignore[no-any-return]
+        finally:
+            events._set_running_loop(None)
+            sys.set_asyncgen_hooks(*previous)
+
+    def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        if not self._closed:
+            self.create_task(generator.aclose())
+
+    def _run_once(self) -> None:
+        if not self._ready:
+            self._wait()
+        while self._timers and self._timers[0][0] <= self.now:
+            self._ready.append(heapq.heappop(self._timers)[2])
+        handle = self._pick()
+        if handle is None or handle._cancelled:
+            return
+        process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
+        if process is not None and not process.is_running:
+            if process.alive:
+                self._parked.append((process, handle))
+            return
+        self.steps += 1
+        self.now += STEP
+        handle._run()
+
+    def _pick(self) -> events.Handle | None:
+        ready = self._ready
+        if not ready:
+            return None
+        index = int(self.rng.random() * len(ready)) if len(ready) > 1 else 0
+        self.digest = (self.digest * 31 + index + len(ready) + int(self.now * 1e6)) % (1 << 61)
+        last = ready.pop()
+        if index == len(ready):
+            return last
+        chosen, ready[index] = ready[index], last
+        return chosen
+
+    def _wait(self) -> None:
+        while self._timers and self._timers[0][2]._cancelled:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            raise Stuck(f"nothing is left to run at {self.now:.3f} s")
+        self.now = max(self.now, self._timers[0][0])
+
+    def unpark(self, process: Process) -> None:
+        """Let a process that was paused go on."""
+        self._ready += [handle for owner, handle in self._parked if owner is process]
+        self._parked = [(owner, handle) for owner, handle in self._parked if owner is not process]
+
+    def tasks_of(self, process: Process) -> list[SimulatedTask]:
+        """Return the tasks of a process that have not ended."""
+        return [
+            task
+            for task in self._kept
+            if isinstance(task, SimulatedTask) and not task.done() and task.process is process
+        ]
+
+    def dispose(self) -> None:
+        """Let go of everything, without a word about what has not ended."""
+        self._closed = True
+        for task in self._kept:
+            if isinstance(task, asyncio.Task):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._ready.clear()
+        self._timers.clear()
+        self._parked.clear()
+        self._kept.clear()
+
+
+def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)

@@ -1,0 +1,175 @@
+"""The model of what clients may expect of their uploads, and the checks of every answer against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.simulation.exchange import Answer
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Bytes that a client has sent to an offset: no other attempt has the same ones."""
+
+    start: int
+    content: bytes
+    whole: bool = False  # kept as a whole or not at all
+    refused: bool = False  # never kept
+    delivered: int = 0
+
+
+@dataclass(slots=True)
+class Expected:
+    """An upload as a client knows it.
+
+    `known` are the bytes that the server has acknowledged; `floor` says how many of them nothing may take away.
+    """
+
+    number: int
+    length: int
+    deferred: bool = False
+    declared: bool = True  # the server knows the length
+    kind: str = ""  # "", partial or final
+    id: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
+    known: bytearray = field(default_factory=bytearray)
+    floor: int = 0
+    complete: bool = False  # the client was told so
+    may_be_gone: bool = False  # the client has asked to end it, or a power cut may have taken its record
+    is_gone: bool = False  # the client was told so
+    given_up: bool = False
+    parts: tuple[Expected, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return f"/files/{self.id}"
+
+
+class Oracle:
+    """Checks answers. `look` returns the bytes of an upload as the storage has them; None if it cannot be told."""
+
+    def __init__(self, durability: str, look: Callable[[str], bytes | None], complain: Callable[[str], None]) -> None:
+        self.durability = durability
+        self.look = look
+        self.complain = complain
+        self.uploads: list[Expected] = []
+        self.losses = 0  # power cuts and failed syncs
+
+    def _wrong(self, upload: Expected, text: str) -> None:
+        self.complain(f"upload {upload.number} ({upload.id[:8]}): {text}")
+
+    def acknowledged(self, upload: Expected, offset: int, attempt: Attempt | None, source: str, since: int) -> None:
+        """The server has said that it has so many bytes; there had been `since` losses when it was asked."""
+        if upload.is_gone:
+            self._wrong(upload, f"{source} answers offset {offset} after it was removed")
+        if offset < upload.floor:
+            self._wrong(upload, f"{source} answers offset {offset}, although {upload.floor} bytes were acknowledged")
+        if offset > upload.length:
+            self._wrong(upload, f"{source} answers offset {offset} of {upload.length}")
+        del upload.known[offset:]
+        held = len(upload.known)
+        if attempt is not None and attempt.start <= held <= offset <= attempt.start + len(attempt.content):
+            upload.known += attempt.content[held - attempt.start : offset - attempt.start]
+        elif offset > held:
+            self._identify(upload, offset, source)
+        upload.floor = offset
+        upload.complete = upload.complete or (upload.declared and offset == upload.length)
+        if since == self.losses:
+            self.check_stored(upload, source)
+        else:
+            self._weaken(upload, records=True)
+
+    def created(self, upload: Expected, since: int) -> None:
+        """The server has made an upload."""
+        if since != self.losses:
+            upload.may_be_gone = True
+
+    def appended(self, upload: Expected, offset: int, attempt: Attempt, since: int) -> None:
+        """Judge the answer 204 to a PATCH."""
+        if offset != attempt.start + len(attempt.content):
+            self._wrong(upload, f"PATCH answers offset {offset} after {len(attempt.content)} at {attempt.start}")
+        self.acknowledged(upload, offset, attempt, "PATCH", since)
+
+    def _identify(self, upload: Expected, offset: int, source: str) -> None:
+        """Find out whose bytes were kept: they must be those of attempts, in their order."""
+        held = len(upload.known)
+        stored = self.look(upload.id)
+        if stored is None:
+            return
+        content = stored[held:offset]
+        if len(content) < offset - held:
+            self._wrong(upload, f"{source} answers offset {offset}, and the storage has {len(stored)} bytes")
+            return
+        position = held
+        while position < offset:
+            best = max((self._matching(attempt, stored, position, offset) for attempt in upload.attempts), default=0)
+            if best == 0:
+                self._wrong(upload, f"{source} answers offset {offset}, with bytes at {position} that nobody has sent")
+                return
+            position += best
+        upload.known += content
+
+    def _matching(self, attempt: Attempt, stored: bytes, position: int, end: int) -> int:
+        if attempt.refused or not attempt.start <= position < attempt.start + len(attempt.content):
+            return 0
+        wanted = attempt.content[position - attempt.start : end - attempt.start]
+        if attempt.whole and not self.losses and (position != attempt.start or len(wanted) < len(attempt.content)):
+            return 0
+        if stored[position : position + len(wanted)] == wanted:
+            return len(wanted)
+        size = 0
+        while size < len(wanted) and stored[position + size] == wanted[size]:
+            size += 1
+        return 0 if attempt.whole and not self.losses else size
+
+    def check_stored(self, upload: Expected, source: str) -> None:
+        """Compare what the storage has with what was acknowledged."""
+        if upload.may_be_gone or upload.kind == "final" or not upload.known:
+            return
+        stored = self.look(upload.id)
+        if stored is None:
+            self._wrong(upload, f"after {source} its file is gone")
+        elif stored[: len(upload.known)] != upload.known:
+            self._wrong(upload, f"after {source} its first {len(upload.known)} bytes are not those acknowledged")
+
+    def looked(self, upload: Expected, answer: Answer, source: str, since: int) -> None:
+        """Judge the answer to a HEAD."""
+        if answer.status == 200:
+            upload.declared = "upload-length" in answer.headers
+            if answer.offset is not None:
+                self.acknowledged(upload, answer.offset, None, source, since)
+        elif answer.status in (404, 410):
+            if not upload.may_be_gone:
+                self._wrong(upload, f"{source} answers {answer.status}")
+            upload.is_gone = True
+        elif answer.status != 423:
+            self._wrong(upload, f"{source} answers {answer.status}")
+
+    def downloaded(self, upload: Expected, answer: Answer) -> None:
+        """Judge the answer to a GET of a complete upload."""
+        if answer.status == 200:
+            if answer.body != upload.known:
+                self._wrong(upload, f"the download has {len(answer.body)} other bytes than {len(upload.known)} sent")
+        elif answer.status in (404, 410):
+            if not upload.may_be_gone:
+                self._wrong(upload, f"the download answers {answer.status}")
+        elif answer.status not in (500, 503, 423):
+            self._wrong(upload, f"the download answers {answer.status}")
+
+    def lost_unsynced(self, *, records: bool) -> None:
+        """A power cut, or a failed sync: from now on only what was synced before its acknowledgement must be there."""
+        self.losses += 1
+        for upload in self.uploads:
+            self._weaken(upload, records=records)
+
+    def _weaken(self, upload: Expected, *, records: bool) -> None:
+        if self.durability == "never":
+            upload.floor = 0
+            upload.complete = False
+        elif not (self.durability == "always" or upload.deferred or upload.complete):
+            upload.floor = 0
+        if records and upload.floor == 0 and not upload.complete:
+            upload.may_be_gone = True
+        if records:
+            upload.is_gone = False  # its removal may be undone

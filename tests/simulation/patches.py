@@ -1,0 +1,177 @@
+"""Puts simulated modules in the place of those of the standard library, in the modules of the server only."""
+
+from __future__ import annotations
+
+import fcntl
+import genericpath
+import io
+import os
+import pathlib
+import posixpath
+import queue
+import random
+import secrets
+import sqlite3
+import sys
+import threading
+import time
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import tusd_py.core.clock
+from tests.simulation import sqlite
+from tests.simulation.loop import PROCESS
+from tests.simulation.machine import FIRST_DESCRIPTOR
+from tests.simulation.system_calls import FcntlModule, OsModule
+from tests.simulation.threads import QueueModule, Scheduler, ThreadingModule, use
+from tusd_py.asyncutil.ttl_set import TTLSet
+from tusd_py.http.empty_patches import EmptyPatches
+
+
+class TimeModule:
+    """The clocks of the machine of the process that asks; real ones outside a simulation."""
+
+    def __init__(self) -> None:
+        for name in dir(time):
+            if name not in dir(self):
+                setattr(self, name, getattr(time, name))
+        self.scheduler: Scheduler | None = None
+
+    def time(self) -> float:
+        process = PROCESS.get()
+        return time.time() if process is None else process.machine.wall()
+
+    def monotonic(self) -> float:
+        process = PROCESS.get()
+        return time.monotonic() if process is None else process.machine.monotonic()
+
+    def thread_time(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        assert self.scheduler is not None
+        self.scheduler.sleep(seconds)
+
+
+class RandomModule:
+    """`random` and `secrets`, from the seed."""
+
+    def __init__(self, *modules: ModuleType) -> None:
+        for module in modules:
+            for name in dir(module):
+                if name not in dir(self):
+                    setattr(self, name, getattr(module, name))
+        self.rng = Random(0)
+
+    def uniform(self, low: float, high: float) -> float:
+        return self.rng.uniform(low, high)
+
+    def random(self) -> float:
+        return self.rng.random()
+
+    def token_hex(self, count: int = 16) -> str:
+        return self.rng.randbytes(count).hex()
+
+    def token_urlsafe(self, count: int = 16) -> str:
+        return self.token_hex(count)
+
+
+class _SimulatedOpenFile(io.RawIOBase):
+    """A simulated file for `io.open`, which `pathlib` uses."""
+
+    def __init__(self, system: OsModule, descriptor: int) -> None:
+        self._system = system
+        self._descriptor = descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readall(self) -> bytes:
+        return self._system.read(self._descriptor, 1 << 30)
+
+    def write(self, content: Any) -> int:
+        return self._system.write(self._descriptor, content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._system.close(self._descriptor)
+        super().close()
+
+
+class IoModule:
+    """Stands for `io` in `pathlib`."""
+
+    def __init__(self, system: OsModule) -> None:
+        for name in dir(io):
+            if name not in dir(self):
+                setattr(self, name, getattr(io, name))
+        self._system = system
+
+    def open(self, path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        process = PROCESS.get()
+        if process is None or not os.fspath(path).startswith(process.machine.files.top):
+            return open(path, mode, *arguments, **options)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if "w" in mode else os.O_RDONLY
+        descriptor = self._system.open(path, flags, 0o644)
+        assert descriptor >= FIRST_DESCRIPTOR
+        return _SimulatedOpenFile(self._system, descriptor)
+
+
+class Modules:
+    """The simulated modules of this process, which stay in place once `install` was called."""
+
+    def __init__(self) -> None:
+        self.os = OsModule()
+        self.time = TimeModule()
+        self.random = RandomModule(random, secrets)
+
+    def install(self) -> None:
+        """Replace the real modules; all modules of the server are imported by now."""
+        sqlite.register()
+        stand_ins = {
+            os: self.os,
+            fcntl: FcntlModule(self.os),
+            time: self.time,
+            random: self.random,
+            secrets: self.random,
+            threading: ThreadingModule(),
+            queue: QueueModule(),
+            sqlite3: sqlite.SqliteModule(),
+        }
+        replaced = {id(real): stand_in for real, stand_in in stand_ins.items()}
+        for name, module in list(sys.modules.items()):
+            if name == "tusd_py" or name.startswith("tusd_py."):
+                _replace(module, replaced)
+        paths = {id(os): self.os, id(io): IoModule(self.os)}
+        for name, module in list(sys.modules.items()):
+            if name == "pathlib" or name.startswith("pathlib.") or module in (posixpath, genericpath):
+                _replace(module, paths)
+        tusd_py.core.clock._boot_id = _boot_id  # type: ignore[assignment]
+        for kind in (TTLSet, EmptyPatches):
+            defaults = kind.__init__.__defaults__
+            assert defaults == (time.monotonic,)
+            kind.__init__.__defaults__ = (self.time.monotonic,)
+
+    def use(self, scheduler: Scheduler, rng: Random) -> None:
+        """Have the modules belong to a world."""
+        use(scheduler)
+        self.time.scheduler = scheduler
+        self.random.rng = rng
+
+
+def _replace(module: ModuleType, stand_ins: dict[int, Any]) -> None:
+    for name, value in list(vars(module).items()):
+        if isinstance(value, ModuleType) and id(value) in stand_ins:
+            setattr(module, name, stand_ins[id(value)])
+
+
+def _boot_id() -> str:
+    process = PROCESS.get()
+    return "" if process is None else process.machine.boot_id
+
+
+assert pathlib  # its `os` and `io` are replaced

@@ -1,0 +1,114 @@
+"""Runs seeds, finds the fewest faults that still make a seed fail, and prints the story of a failure."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import tusd_py.application
+import tusd_py.asyncutil.ttl_set
+import tusd_py.backends.disk.storage
+import tusd_py.backends.local_locks.locker
+import tusd_py.backends.sqlite.state
+import tusd_py.composition
+import tusd_py.http.empty_patches
+import tusd_py.transfer.budget
+from tests.simulation.patches import Modules
+from tests.simulation.world import Outcome, World
+from tusd_py.uploads.options import UploadOptions
+
+COLLECT_EVERY = 10  # runs
+
+_modules: Modules | None = None
+
+
+class _Bugs(logging.Handler):
+    """Notes what the server itself calls a bug."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.exc_info and "unhandled exception" in message:
+            self.found.append(f"{message}: {record.exc_info[1]!r}")
+
+
+_bugs = _Bugs()
+
+
+def prepare() -> Modules:
+    """Put the simulated modules in place, and make sizes and intervals small; once."""
+    global _modules
+    if _modules is None:
+        _modules = Modules()
+        _modules.install()
+        options = functools.partial(UploadOptions, commit_bytes=4096)
+        vars(tusd_py.composition)["UploadOptions"] = options
+        tusd_py.transfer.budget.MIN_BATCH_SIZE = 512
+        tusd_py.transfer.budget.MAX_BATCH_SIZE = 2048
+        tusd_py.backends.local_locks.locker.POLL_INTERVAL = 0.1
+        logger = logging.getLogger("tusd_py")
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False
+        logger.addHandler(_bugs)
+        sys.unraisablehook = lambda _: None  # of what is thrown away with its world
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+    return _modules
+
+
+def run(seed: int, without: Sequence[int] = ()) -> Outcome:
+    """Run one seed."""
+    modules = prepare()
+    _bugs.found.clear()
+    world = World(seed, modules, without)
+    outcome = world.run()
+    outcome.violations += _bugs.found
+    return outcome
+
+
+def run_all(seeds: Iterable[int]) -> Iterator[Outcome]:
+    """Run seeds one after the other."""
+    for number, seed in enumerate(seeds):
+        yield run(seed)
+        if number % COLLECT_EVERY == COLLECT_EVERY - 1:
+            gc.collect()
+
+
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """A failing run with as few faults as were found to suffice."""
+
+    outcome: Outcome
+    without: tuple[int, ...]
+
+
+def shrink(outcome: Outcome) -> Shrunk:
+    """Leave faults out as long as the run still fails."""
+    without: tuple[int, ...] = ()
+    for fault in reversed(outcome.faults):
+        attempt = run(outcome.seed, (*without, fault.number))
+        if attempt.violations:
+            outcome, without = attempt, (*without, fault.number)
+    gc.collect()
+    return Shrunk(outcome, without)
+
+
+def story(shrunk: Shrunk) -> str:
+    """The text that explains a failure."""
+    outcome = shrunk.outcome
+    without = "".join(f" --without {number}" for number in sorted(shrunk.without))
+    lines = [
+        f"seed {outcome.seed} fails: {outcome.violations[0]}",
+        f"replay: python -m tests.simulation --seed {outcome.seed}{without}",
+        "",
+        *outcome.story,
+    ]
+    return "\n".join(lines)

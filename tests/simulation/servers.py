@@ -1,0 +1,121 @@
+"""The servers of a world: started, killed, shut down and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.machine import Machine, Process
+from tusd_py import TusServer
+from tusd_py.asyncutil.futures import settle
+from tusd_py.core.errors import UploadError
+
+START_PATIENCE = 90.0  # seconds
+REQUEST_PATIENCE = 20.0  # seconds that a request may go on after the end of the shutdown
+
+
+class Host:
+    """The place of one process, which is started again whenever it has ended."""
+
+    def __init__(
+        self, machine: Machine, loop: SimulatedLoop, settings: dict[str, Any], tell: Callable[[str], None]
+    ) -> None:
+        self.machine = machine
+        self.loop = loop
+        self.settings = settings
+        self.tell = tell
+        self.lives = 0
+        self.process: Process | None = None
+        self.server: TusServer | None = None
+        self.is_up = False
+        self.is_starting = False
+        self.leftovers: list[str] = []
+        self._ending: asyncio.Task[Any] | None = None
+
+    async def start(self) -> None:
+        """Start a process, again and again until it serves."""
+        self.is_starting = True
+        try:
+            await self._start_until_up()
+        finally:
+            self.is_starting = False
+
+    async def _start_until_up(self) -> None:
+        while True:
+            self.lives += 1
+            process = self.process = Process(self.machine, self.lives)
+            starting = self.loop.create_task(self._start(process), context=process.context.copy())
+            died = self.loop.create_future()
+            process.on_death.append(functools.partial(settle, died, None, None))
+            await asyncio.wait((starting, died), return_when=asyncio.FIRST_COMPLETED)
+            if process.alive and starting.done() and (error := starting.exception()) is None:
+                self.is_up = True
+                self.tell(f"process {process.name} serves")
+                return
+            if process.alive:
+                self.tell(f"process {process.name} could not start: {error!r}")
+                if not isinstance(error, UploadError):
+                    raise error
+                process.end()
+                self.forget()
+            await asyncio.sleep(1.0)
+
+    async def _start(self, process: Process) -> None:
+        server = TusServer(upload_dir=Path(self.machine.files.top), **self.settings)
+        await server.startup()
+        self.server = server
+
+    def forget(self) -> None:
+        """Abandon the records that the process had open, unless another one on the machine uses them."""
+        assert self.process is not None
+        for database in list(self.machine.databases.values()):
+            database.end_of(self.process)
+
+    def kill(self) -> None:
+        """End the process at once, and start it again a little later."""
+        if self.process is None or not self.process.alive:
+            return
+        self.tell(f"process {self.process.name} is killed")
+        self.is_up = False
+        self.process.end()
+        self.forget()
+
+    async def shut_down(self) -> None:
+        """End the process as SIGTERM does, and note what it leaves behind."""
+        process, server = self.process, self.server
+        if process is None or server is None or not self.is_up:
+            return
+        self.tell(f"process {process.name} shuts down")
+        self.is_up = False
+        began = self.loop.now
+        ending = self.loop.create_task(server.shutdown(), context=process.context.copy())
+        await asyncio.wait((ending,), timeout=START_PATIENCE)
+        try:
+            if process.alive and ending.done():
+                ending.result()
+                if self.loop.now - began < server.settings.shutdown_grace:  # else a step of the storage hangs
+                    await self._requests_end(process)
+                    self._note_leftovers(process, server)
+        finally:
+            if process.alive:
+                process.end()
+                self.forget()
+
+    async def _requests_end(self, process: Process) -> None:
+        """Wait for requests whose clients are slow to leave."""
+        end = self.loop.now + REQUEST_PATIENCE
+        while process.is_running and self.loop.tasks_of(process) and self.loop.now < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+    def _note_leftovers(self, process: Process, server: TusServer) -> None:
+        if server.service.budget.used:
+            self.leftovers.append(f"{process.name}: {server.service.budget.used} bytes of the budget are not returned")
+        for opened in process.descriptors.values():
+            self.leftovers.append(f"{process.name}: file {opened.inode.number} stays open")
+        for task in self.loop.tasks_of(process):
+            name = getattr(task.get_coro(), "__qualname__", "")
+            self.leftovers.append(f"{process.name}: the task {name} is still there")

@@ -1,0 +1,316 @@
+"""The real SQLite (of the package apsw) on simulated files, behind the interface of `sqlite3` that the server uses.
+
+The processes of a machine share one connection with exclusive locking, since a VFS in Python has no shared memory: a
+statement, or a transaction, is one step of the simulation, before which and after which others run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import apsw
+
+from tests.simulation.filesystem import File, FileSystem
+from tests.simulation.machine import Machine, Process
+from tests.simulation.system_calls import process_now
+
+NAME = "simulated"
+FULL_DATABASE = 13
+WRITES = ("INSERT", "UPDATE", "DELETE")
+
+_machine: Machine | None = None  # on whose behalf SQLite runs now
+_dead = False  # whether its process is gone: nothing is written any more
+
+
+def _io_error(code: int) -> apsw.IOError:
+    failure = apsw.IOError("simulated")
+    failure.extendedresult = code  # type: ignore[attr-defined]
+    failure.result = apsw.SQLITE_IOERR  # type: ignore[attr-defined]
+    return failure
+
+
+class SimulatedVFS(apsw.VFS):
+    """Opens the files of the machine that SQLite runs for."""
+
+    def __init__(self) -> None:
+        super().__init__(NAME, base="", maxpathname=512)
+
+    def xFullPathname(self, name: str) -> str:
+        return name
+
+    def xOpen(self, name: Any, flags: list[int]) -> Any:
+        path = name if isinstance(name, str) else name.filename()
+        assert _machine is not None
+        files = _machine.files
+        try:
+            folder, last = files.place(path)
+        except OSError:
+            raise apsw.CantOpenError("simulated") from None
+        inode = folder.entries.get(last)
+        if inode is None:
+            if not flags[0] & apsw.SQLITE_OPEN_CREATE or files.is_full or _dead:
+                raise apsw.CantOpenError("simulated")
+            inode = files.new_file(0o600)
+            folder.change((last, inode))
+        assert isinstance(inode, File)
+        flags[1] = flags[0]
+        return SimulatedFile(files, inode)
+
+    def xAccess(self, pathname: str, flags: int) -> bool:
+        assert _machine is not None
+        return _exists(_machine.files, pathname)
+
+    def xDelete(self, filename: str, syncdir: bool) -> None:
+        assert _machine is not None
+        if _dead:
+            raise _io_error(apsw.SQLITE_IOERR_DELETE)
+        try:
+            folder, last = _machine.files.place(filename)
+        except OSError:
+            raise _io_error(apsw.SQLITE_IOERR_DELETE) from None
+        if last in folder.entries:
+            folder.change((last, None))
+        if syncdir:
+            folder.sync()
+
+    def xRandomness(self, numbytes: int) -> bytes:
+        assert _machine is not None
+        return _machine.rng.randbytes(numbytes)
+
+    def xCurrentTime(self) -> float:
+        assert _machine is not None
+        return _machine.wall() / 86400 + 2440587.5
+
+    def xSleep(self, microseconds: int) -> int:
+        return microseconds
+
+
+def _exists(files: FileSystem, path: str) -> bool:
+    try:
+        files.find(path)
+    except OSError:
+        return False
+    return True
+
+
+class SimulatedFile:
+    """An open file of SQLite."""
+
+    def __init__(self, files: FileSystem, file: File) -> None:
+        self._files = files
+        self._file = file
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        return bytes(self._file.data[offset : offset + amount])
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        if _dead:
+            raise _io_error(apsw.SQLITE_IOERR_WRITE)
+        if self._files.is_full and offset + len(data) > len(self._file.data):
+            raise apsw.FullError("simulated")
+        if self._files.failing_writes > 0:
+            self._files.failing_writes -= 1
+            raise _io_error(apsw.SQLITE_IOERR_WRITE)
+        self._file.write(offset, bytes(data))
+
+    def xTruncate(self, newsize: int) -> None:
+        if _dead:
+            raise _io_error(apsw.SQLITE_IOERR_TRUNCATE)
+        self._file.cut(newsize)
+
+    def xSync(self, flags: int) -> None:
+        if _dead:
+            raise _io_error(apsw.SQLITE_IOERR_FSYNC)
+        self._files.syncs += 1
+        if self._files.failing_syncs > 0:
+            self._files.fail_sync(self._file)
+            raise _io_error(apsw.SQLITE_IOERR_FSYNC)
+        self._file.sync()
+
+    def xFileSize(self) -> int:
+        return len(self._file.data)
+
+    def xLock(self, level: int) -> None: ...
+
+    def xUnlock(self, level: int) -> None: ...
+
+    def xCheckReservedLock(self) -> bool:
+        return False
+
+    def xClose(self) -> None: ...
+
+    def xSectorSize(self) -> int:
+        return 512
+
+    def xDeviceCharacteristics(self) -> int:
+        return 0
+
+    def xFileControl(self, op: int, ptr: int) -> bool:
+        return False
+
+
+_vfs: SimulatedVFS | None = None
+
+
+def register() -> None:
+    """Have SQLite know the VFS, once for each process of the host."""
+    global _vfs
+    if _vfs is None:
+        _vfs = SimulatedVFS()
+
+
+class Database:
+    """A file that SQLite has open for the processes of a machine."""
+
+    def __init__(self, machine: Machine, path: str) -> None:
+        self.machine = machine
+        self.path = path
+        self.users: dict[Process, int] = {}
+        with _on_behalf_of(machine):
+            self.connection = apsw.Connection(path, vfs=NAME)
+            self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+
+    def release(self, process: Process) -> None:
+        self.users[process] -= 1
+        if not self.users[process]:
+            del self.users[process]
+        if not self.users:
+            self.machine.databases.pop(self.path, None)
+            with contextlib.suppress(apsw.Error), _on_behalf_of(self.machine):  # SQLite itself tells nobody of these
+                self.connection.close()
+
+    def end_of(self, process: Process) -> None:
+        """A process has died."""
+        self.users.pop(process, None)
+        if not self.users:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End without a word to the file."""
+        self.machine.databases.pop(self.path, None)
+        with contextlib.suppress(apsw.Error), _on_behalf_of(self.machine, dead=True):
+            self.connection.close(True)
+
+
+class _on_behalf_of:
+    def __init__(self, machine: Machine, *, dead: bool = False) -> None:
+        self._state = (machine, dead)
+
+    def __enter__(self) -> None:
+        global _machine, _dead
+        self._previous = (_machine, _dead)
+        _machine, _dead = self._state
+
+    def __exit__(self, *_: object) -> None:
+        global _machine, _dead
+        _machine, _dead = self._previous
+
+
+class Cursor:
+    """The outcome of a statement."""
+
+    def __init__(self, rows: list[Any], rowcount: int) -> None:
+        self._rows = rows
+        self.rowcount = rowcount
+
+    def fetchone(self) -> Any:
+        return self._rows.pop(0) if self._rows else None
+
+    def fetchall(self) -> list[Any]:
+        return self._rows
+
+    def __iter__(self) -> Any:
+        return iter(self._rows)
+
+
+class Connection:
+    """A connection of a process, with the interface of `sqlite3.Connection`."""
+
+    text_factory: Any = str
+
+    def __init__(self, database: Database, process: Process) -> None:
+        self._database = database
+        self._machine = database.machine
+        self._process = process
+        self._closed = False
+        database.users[process] = database.users.get(process, 0) + 1
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._database.connection.in_transaction
+
+    def _pause(self) -> None:
+        scheduler, files = self._machine.scheduler, self._machine.files
+        if scheduler.is_in_thread and not self.in_transaction:
+            scheduler.pause()
+            while files.stalled_until > scheduler.loop.now:
+                scheduler.sleep(min(0.5, files.stalled_until - scheduler.loop.now) + scheduler.latency())
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> Cursor:
+        self._pause()
+        cursor = self._execute(statement, values)
+        self._pause()
+        return cursor
+
+    def _execute(self, statement: str, values: Sequence[Any]) -> Cursor:
+        process_now()
+        connection = self._database.connection
+        with _on_behalf_of(self._machine):
+            try:
+                rows = list(connection.execute(statement, tuple(values)))
+            except apsw.Error as failure:
+                raise _translated(failure) from failure
+        return Cursor(rows, connection.changes() if statement.startswith(WRITES) else -1)
+
+    def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        for values in rows:
+            self._execute(statement, values)
+
+    def executescript(self, statements: str) -> None:
+        self._execute(statements, ())
+
+    def rollback(self) -> None:
+        self._execute("ROLLBACK", ())
+
+    def close(self) -> None:
+        if self._process.alive and not self._closed:
+            self._closed = True
+            self._database.release(self._process)
+
+
+def _translated(failure: apsw.Error) -> sqlite3.Error:
+    code: int = getattr(failure, "extendedresult", 0) or getattr(failure, "result", apsw.SQLITE_ERROR)
+    kind: type[sqlite3.Error] = sqlite3.OperationalError
+    if isinstance(failure, apsw.ConstraintError):
+        kind = sqlite3.IntegrityError
+    elif isinstance(failure, apsw.CorruptError | apsw.NotADBError):
+        kind = sqlite3.DatabaseError
+    result = kind(str(failure))
+    names = {**apsw.mapping_result_codes, **apsw.mapping_extended_result_codes}
+    result.sqlite_errorcode = code
+    result.sqlite_errorname = str(names.get(code, "SQLITE_ERROR"))
+    return result
+
+
+class SqliteModule:
+    """Stands for the module `sqlite3` in the code of the server."""
+
+    def __init__(self) -> None:
+        for name in dir(sqlite3):
+            if name not in dir(self):
+                setattr(self, name, getattr(sqlite3, name))
+
+    def connect(self, path: Any, **_: object) -> Connection:
+        process = process_now()
+        machine = process.machine
+        key = str(path)
+        database = machine.databases.get(key)
+        if database is None:
+            try:
+                database = machine.databases[key] = Database(machine, key)
+            except apsw.Error as failure:
+                raise _translated(failure) from failure
+        return Connection(database, process)

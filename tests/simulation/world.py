@@ -1,0 +1,276 @@
+"""A world made from a seed: machines, servers, clients and faults, and the story of what happened to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.simulation.clients import Client
+from tests.simulation.faults import KINDS, Fault, draw
+from tests.simulation.filesystem import FileSystem
+from tests.simulation.loop import SimulatedLoop, Stuck
+from tests.simulation.machine import Machine
+from tests.simulation.oracle import Expected, Oracle
+from tests.simulation.patches import Modules
+from tests.simulation.servers import Host
+from tests.simulation.threads import Scheduler
+
+TOP = "/simulated/uploads"
+PERIOD = 30.0  # seconds in which faults begin
+LIVENESS = 60.0  # seconds after the end of the faults in which every upload can be finished
+MOST_FAULTS = 6
+PATIENCE = 3600.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a run."""
+
+    seed: int
+    violations: list[str]
+    story: list[str]
+    digest: int
+    steps: int
+    faults: list[Fault]
+    seconds: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class World:
+    """One run. `without` are the numbers of faults to leave out."""
+
+    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
+        self.seed = seed
+        self.rng = Random(f"{seed} clients")
+        self.loop = SimulatedLoop(Random(f"{seed} order"))  # type: ignore[abstract]
+        self.scheduler = Scheduler(self.loop, Random(f"{seed} threads"))
+        modules.use(self.scheduler, Random(f"{seed} names"))
+        self.story: list[str] = []
+        self.violations: list[str] = []
+        self.counts: dict[str, int] = {}
+        plan = Random(f"{seed} plan")
+        self.settings = _settings(plan)
+        files = FileSystem(Random(f"{seed} disk"), TOP)
+        self.machine = Machine("host", self.loop, self.scheduler, Random(f"{seed} machine"), files)
+        processes = plan.choice((1, 1, 2))
+        self.hosts = [Host(self.machine, self.loop, self.settings, self.tell) for _ in range(processes)]
+        self.oracle = Oracle(self.settings["durability"], self._stored, self.complain)
+        files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
+        self.faults = draw(plan, PERIOD, MOST_FAULTS, KINDS)
+        self.left_out = set(without)
+        self.is_calm = False  # no more faults: everything must work
+        self.orphans_possible = False
+        self.clients = [
+            Client(self, number, Random(f"{seed} client {number}")) for number in range(plan.randrange(1, 5))
+        ]
+        self._uploads = 0
+        self._restarts: set[asyncio.Task[None]] = set()
+
+    # What is told.
+
+    def tell(self, text: str) -> None:
+        self.story.append(f"{self.loop.now - 1000:10.4f}  {text}")
+
+    def complain(self, text: str) -> None:
+        self.violations.append(text)
+        self.tell(f"VIOLATION: {text}")
+
+    def next_upload(self) -> int:
+        """Return the number of a new upload."""
+        self._uploads += 1
+        return self._uploads
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def _stored(self, upload_id: str) -> bytes | None:
+        return self.machine.files.read(f"{TOP}/{upload_id}")
+
+    @property
+    def disk_is_sick(self) -> bool:
+        """Whether the server may have met an error of the disk."""
+        return any(
+            self.counts.get(kind) for kind in ("sync fails", "write fails", "full", "away", "stall", "power cut")
+        )
+
+    def host_for(self, rng: Random) -> Host | None:
+        """A host whose server is up, if there is one."""
+        up = [host for host in self.hosts if host.is_up and host.process is not None and host.process.alive]
+        return rng.choice(up) if up else None
+
+    # The run.
+
+    def run(self) -> Outcome:
+        self.tell(f"seed {self.seed}: {len(self.hosts)} processes, {len(self.clients)} clients, {self.settings}")
+        try:
+            self.loop.run(self._main(), PATIENCE)
+        except Stuck as stuck:
+            self.complain(f"the world is stuck: {stuck}")
+        for context in self.loop.errors:
+            if "exception" in context and not isinstance(context["exception"], asyncio.CancelledError):
+                self.complain(f"in the event loop: {context['message']}: {context['exception']!r}")
+        outcome = Outcome(
+            self.seed, self.violations, self.story, self.loop.digest, self.loop.steps, self.faults, self.loop.now - 1000
+        )
+        outcome.counts = self.counts
+        self.loop.dispose()
+        return outcome
+
+    async def _main(self) -> None:
+        for host in self.hosts:
+            await host.start()
+        faults = asyncio.ensure_future(self._inject())
+        clients = [asyncio.ensure_future(client.live()) for client in self.clients]
+        await faults
+        await self._calm_down()
+        await self._finish(clients)
+        for host in self.hosts:
+            await host.shut_down()
+            for leftover in host.leftovers:
+                self.complain(leftover)
+        self._look_for_remains()
+
+    async def _inject(self) -> None:
+        begin = self.loop.now
+        for fault in self.faults:
+            await asyncio.sleep(max(0.0, begin + fault.at - self.loop.now))
+            if fault.number not in self.left_out:
+                self.tell(str(fault))
+                self.count(fault.kind)
+                self._apply(fault)
+        await asyncio.sleep(max(0.0, begin + PERIOD - self.loop.now))
+
+    def _apply(self, fault: Fault) -> None:
+        host = self.hosts[fault.target % len(self.hosts)]
+        files = self.machine.files
+        now = self.loop.now
+        if fault.kind == "kill":
+            host.kill()
+            self._start_later(host, fault.seconds)
+        elif fault.kind == "power cut":
+            self.power_cut(fault.seconds)
+        elif fault.kind == "pause" and host.process is not None:
+            host.process.pause()
+            self.loop.call_later(fault.seconds, host.process.go_on)
+        elif fault.kind == "shutdown":
+            self._keep(asyncio.ensure_future(self._restart(host, fault.seconds)))
+        elif fault.kind == "stall":
+            files.stalled_until = max(files.stalled_until, now + fault.seconds * 2)
+        elif fault.kind == "sync fails":
+            files.failing_syncs += 1 + int(fault.amount * 3)
+        elif fault.kind == "write fails":
+            files.failing_writes += 1 + int(fault.amount * 3)
+        elif fault.kind == "full":
+            files.is_full = True
+            self.loop.call_later(fault.seconds, setattr, files, "is_full", False)
+        elif fault.kind == "away":
+            self._unmount(fault.seconds)
+        elif fault.kind == "clock":
+            self.machine.clock_error += (fault.amount - 0.5) * 10 ** (2 + fault.seconds % 6)
+
+    def _unmount(self, seconds: float) -> None:
+        """Show an empty folder in place of the files; only while the servers run, whose records are open."""
+        self.machine.files.is_away = True
+        self.loop.call_later(seconds, setattr, self.machine.files, "is_away", False)
+
+    def power_cut(self, seconds: float) -> None:
+        machine = self.machine
+        for host in self.hosts:
+            host.kill()
+        for database in list(machine.databases.values()):
+            database.abandon()
+        machine.files.power_cut()
+        machine.files.stalled_until = 0.0
+        machine.files.is_away = machine.files.is_full = False
+        machine.files.failing_syncs = machine.files.failing_writes = 0
+        machine.boots += 1
+        machine.booted_at = self.loop.now
+        self.orphans_possible = True
+        self.oracle.lost_unsynced(records=True)
+        for host in self.hosts:
+            self._start_later(host, seconds)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._restarts.add(task)
+        task.add_done_callback(self._restarted)
+
+    def _restarted(self, task: asyncio.Task[None]) -> None:
+        self._restarts.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.complain(f"a server could not be ended or started: {error!r}")
+
+    def _start_later(self, host: Host, seconds: float) -> None:
+        self._keep(asyncio.ensure_future(self._start(host, seconds)))
+
+    async def _start(self, host: Host, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        while self.machine.files.is_away:  # noqa: ASYNC110 - an operator mounts first
+            await asyncio.sleep(0.5)
+        if not host.is_starting and (host.process is None or not host.process.alive):
+            await host.start()
+
+    async def _restart(self, host: Host, seconds: float) -> None:
+        await host.shut_down()
+        await self._start(host, seconds)
+
+    async def _calm_down(self) -> None:
+        """End all faults, and have every server run."""
+        files = self.machine.files
+        self.tell("the faults end")
+        files.is_full = files.is_away = False
+        files.failing_syncs = files.failing_writes = 0
+        files.stalled_until = 0.0
+        for host in self.hosts:
+            if host.process is not None and host.process.paused:
+                host.process.go_on()
+        while self._restarts:
+            await asyncio.wait(list(self._restarts))
+        for host in self.hosts:
+            if not host.is_up:
+                await self._start(host, 0.0)
+        self.is_calm = True
+        self.calm_since = self.loop.now
+
+    async def _finish(self, clients: Sequence[asyncio.Task[None]]) -> None:
+        _, running = await asyncio.wait(clients, timeout=LIVENESS)
+        for task in clients:
+            if task in running:
+                task.cancel()
+            elif (error := task.exception()) is not None:
+                raise error
+        for client in self.clients:
+            for upload in client.uploads:
+                if not (upload.complete or upload.given_up or upload.is_gone):
+                    self.complain(f"upload {upload.number} is not finished after {LIVENESS:.0f} s: {client.doing}")
+
+    def _look_for_remains(self) -> None:
+        """Check what the storage has: the bytes of every complete upload, and nothing of one that was removed."""
+        names = {name for name in self.machine.files.names() if not name.startswith(".tusd-py/")}
+        for upload in self.oracle.uploads:
+            self._check_remains(upload, names)
+        known = {upload.id for upload in self.oracle.uploads}
+        for name in names - known:
+            if name.startswith(".") or self.settings["durability"] == "":
+                self.complain(f"the file {name} is left over")
+
+    def _check_remains(self, upload: Expected, names: set[str]) -> None:
+        if upload.is_gone and not self.orphans_possible and upload.id in names:
+            self.complain(f"upload {upload.number} was removed, and its file is still there")
+        if upload.complete and not upload.may_be_gone and self._stored(upload.id) != bytes(upload.known):
+            self.complain(f"upload {upload.number} is complete, and its file is not what was sent")
+
+
+def _settings(plan: Random) -> dict[str, Any]:
+    return {
+        "durability": plan.choice(("complete", "complete", "complete", "always", "never")),
+        "sweep_interval": 5.0,
+        "expires_after": plan.choice((0, 0, 600)),
+        "shutdown_grace": 5.0,
+        "lock_timeout": 3.0,
+        "concatenation_unfinished": plan.random() < 0.3,
+        "buffer_size": "1MiB",
+        "idle_timeout": 15.0,
+    }
