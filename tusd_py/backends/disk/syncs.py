@@ -12,7 +12,6 @@ import errno
 import fcntl
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -148,9 +147,9 @@ class Syncs:
 
     def probe(self) -> None:
         """See what the file system can do; raises `OSError` where it cannot store anything."""
-        path = self._files.top / f".probe-{secrets.token_hex(8)}"
+        path = self._files.top / ".probe"  # always the same, so that the next probe removes what a crash has left
         try:
-            with self._files.opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
+            with self._files.opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
                 os.write(descriptor, b"probe")
                 _sync_probe(descriptor)
             self._sync_folder(self._files.top)
