@@ -105,22 +105,7 @@ class UploadApp:
                 logger.error("%s: %s (%s)", code, error.message, first_cause(error))
         finally:
             body.close()
-            self._events.publish(
-                RequestFinished(
-                    method=request.method,
-                    path=scope["path"],
-                    status=status,
-                    seconds=time.monotonic() - started,
-                    error_code=code,
-                    upload_id=request.upload_id,
-                    bytes_received=body.bytes_received,
-                    bytes_sent=request.bytes_sent,
-                    offset_before=request.offset_before,
-                    offset_after=request.offset_after,
-                    client=request.client,
-                    request_id=headers.get("x-request-id", "")[:REQUEST_ID_LENGTH],
-                )
-            )
+            self._events.publish(_finished(request, status, code, time.monotonic() - started))
 
     async def _respond(self, request: Request) -> Response | None:
         """Run the handler of a request and return its response, or None if the client has disconnected."""
@@ -238,6 +223,23 @@ class UploadApp:
         if NOT_READY in scope and request.method != "OPTIONS":
             raise NotReady
         return handler
+
+
+def _finished(request: Request, status: int, code: str, seconds: float) -> RequestFinished:
+    return RequestFinished(
+        method=request.method,
+        path=request.scope["path"],
+        status=status,
+        seconds=seconds,
+        error_code=code,
+        upload_id=request.upload_id,
+        bytes_received=request.body.bytes_received,
+        bytes_sent=request.bytes_sent,
+        offset_before=request.offset_before,
+        offset_after=request.offset_after,
+        client=request.client,
+        request_id=request.headers.get("x-request-id", "")[:REQUEST_ID_LENGTH],
+    )
 
 
 def _without_slash(path: str, scope: Scope) -> str:

@@ -134,3 +134,8 @@ class FramingAllowance:
         self._in_a_row = 0 if content else self._in_a_row + size
         most = self._most_in_a_row + self._most_per_byte * self._content
         return self._in_a_row <= self._most_in_a_row and self._framing <= most
+
+
+def is_chunked_only(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Return whether no field names a transfer coding other than `chunked`."""
+    return all(value.strip().lower() == b"chunked" for name, value in headers if name == b"transfer-encoding")

@@ -14,19 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import service_unavailable
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import is_ssl
 from uvicorn.server import ServerState
 
 from tusd_py.uvicorn_server.addresses import local_address, peer_address
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.cycle import UploadCycle
-from tusd_py.uvicorn_server.deadline import Deadline
-from tusd_py.uvicorn_server.flow import ConnectionFlow, WriteWatch
+from tusd_py.uvicorn_server.flow import ConnectionFlow
 from tusd_py.uvicorn_server.framing import (
     MAX_FRAMING_BYTES,
     MAX_FRAMING_PER_BYTE,
@@ -39,7 +36,7 @@ from tusd_py.uvicorn_server.framing import (
     FramingAllowance,
     Phase,
     TooManyHeaders,
-    request_target,
+    is_chunked_only,
     section_end,
 )
 from tusd_py.uvicorn_server.refusals import (
@@ -50,6 +47,8 @@ from tusd_py.uvicorn_server.refusals import (
     TRAILERS_TOO_LONG,
     refusal,
 )
+from tusd_py.uvicorn_server.scopes import application_of, http_scope
+from tusd_py.uvicorn_server.watched_connection import WatchedConnection
 
 logger = logging.getLogger("tusd_py.uvicorn_server")
 
@@ -67,12 +66,9 @@ class BodyEvents:
         self.on_message_complete = protocol.on_message_complete
 
 
-class UploadProtocol(HttpToolsProtocol):
+class UploadProtocol(WatchedConnection):
     """One connection."""
 
-    shared: ClassVar[Connections]
-
-    cycle: UploadCycle
     flow: ConnectionFlow
     _chunked: ChunkedBody  # of the current body, if it is chunked
     _allowance: FramingAllowance
@@ -90,10 +86,8 @@ class UploadProtocol(HttpToolsProtocol):
         self._content_length = 0
         self._held: list[bytes] = []  # bytes of the next requests
         self._waiting = 0  # bytes of a head without end, or held
-        self._writes: WriteWatch | None = None  # once the client is slow to take something
         self._refused = False
         self._linger_size = LINGER_SIZE
-        self._deadline = Deadline(self.loop)
         self._awaits_head = False
 
     # The connection.
@@ -117,51 +111,6 @@ class UploadProtocol(HttpToolsProtocol):
         self._held.clear()
         self.shared.became_busy(self)
         self.shared.instrumentation.connections_changed(-1)
-
-    def eof_received(self) -> None:
-        """The transport closes once everything is sent, which a client that does not read must not delay."""
-        self._watch_writes()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch_writes()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if not self.transport.is_closing():
-            self._stop_watching_writes()
-
-    def end(self, reason: str) -> None:
-        """Close once everything is sent."""
-        logger.debug("a connection is closed: %s", reason)
-        self._deadline.close()
-        self.transport.close()
-        self._watch_writes()
-
-    def end_idle(self) -> None:
-        logger.debug("a connection is closed: it is idle, and others wait")
-        self.transport.abort()
-
-    def _watch_writes(self) -> None:
-        if not self.transport.get_write_buffer_size():
-            return  # a connection that closes has nothing left to wait for
-        if self._writes is None:
-            limits = (self.shared.idle_timeout, self.shared.min_rate)
-            self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)
-        self._writes.start()
-
-    def _stop_watching_writes(self) -> None:
-        if self._writes is not None:
-            self._writes.stop()
-
-    def _reader_timed_out(self) -> None:
-        self.shared.instrumentation.connection_ended("write_timeout")
-        if self._is_serving():
-            self.cycle.reader_timed_out = True
-        self.transport.abort()
-
-    def _is_serving(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
 
     # Deadlines of a connection without a request that is being answered.
 
@@ -360,7 +309,7 @@ class UploadProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         names = dict(self.headers)
         is_chunked = b"transfer-encoding" in names
-        if is_chunked and not _is_chunked_only(self.headers):  # the parser takes "gzip, chunked" for "chunked"
+        if is_chunked and not is_chunked_only(self.headers):  # the parser takes "gzip, chunked" for "chunked"
             raise httptools.HttpParserError("a transfer coding that is not known here")
         self._deadline.clear()
         self._awaits_head = False
@@ -380,33 +329,9 @@ class UploadProtocol(HttpToolsProtocol):
     def _start_request(self) -> None:
         """Start the application on the request whose head is complete."""
         version = self.parser.get_http_version()
-        path, raw_path, query = request_target(self.url)
-        scope: Any = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "method": self.parser.get_method().decode("ascii"),
-            "root_path": self.root_path,
-            "path": self.root_path + path,
-            "raw_path": self.root_path.encode("ascii") + raw_path,
-            "query_string": query,
-            "headers": self.headers,
-            "state": self.app_state.copy(),
-        }
-        self.scope = scope
+        self.scope = http_scope(self, version)
         self.cycle = UploadCycle(self, keep_alive=version != "1.0" and self.parser.should_keep_alive())
-        self._start_asgi_task(self.cycle, self._application())
-
-    def _application(self) -> Any:
-        """The application, or the one that answers 503 beyond uvicorn's `--limit-concurrency`."""
-        limit = self.limit_concurrency
-        if limit is None or (len(self.connections) < limit and len(self.tasks) < limit):
-            return self.app
-        self.logger.warning("Exceeded concurrency limit.")
-        return service_unavailable
+        self._start_asgi_task(self.cycle, application_of(self))
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():  # otherwise the body is still to come
@@ -460,11 +385,6 @@ class UploadProtocol(HttpToolsProtocol):
         self.cycle.body_ended()
         if not self._is_serving() and not self.transport.is_closing():
             self._await_next()
-
-
-def _is_chunked_only(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Return whether no field names a transfer coding other than `chunked`."""
-    return all(value.strip().lower() == b"chunked" for name, value in headers if name == b"transfer-encoding")
 
 
 def upload_protocol(

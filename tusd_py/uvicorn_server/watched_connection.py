@@ -1,0 +1,73 @@
+"""The side of a connection that writes, and the end of a client that is slow to take something."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from tusd_py.uvicorn_server.connections import Connections
+from tusd_py.uvicorn_server.cycle import UploadCycle
+from tusd_py.uvicorn_server.deadline import Deadline
+from tusd_py.uvicorn_server.flow import WriteWatch
+
+logger = logging.getLogger("tusd_py.uvicorn_server")
+
+
+class WatchedConnection(HttpToolsProtocol):
+    """uvicorn's connection, closed once everything is sent, or when the client takes too little of it."""
+
+    shared: ClassVar[Connections]
+    cycle: UploadCycle
+
+    def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._writes: WriteWatch | None = None  # once the client is slow to take something
+        self._deadline = Deadline(self.loop)
+
+    def eof_received(self) -> None:
+        """The transport closes once everything is sent, which a client that does not read must not delay."""
+        self._watch_writes()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writes()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_watching_writes()
+
+    def end(self, reason: str) -> None:
+        """Close once everything is sent."""
+        logger.debug("a connection is closed: %s", reason)
+        self._deadline.close()
+        self.transport.close()
+        self._watch_writes()
+
+    def end_idle(self) -> None:
+        logger.debug("a connection is closed: it is idle, and others wait")
+        self.transport.abort()
+
+    def _watch_writes(self) -> None:
+        if not self.transport.get_write_buffer_size():
+            return  # a connection that closes has nothing left to wait for
+        if self._writes is None:
+            limits = (self.shared.idle_timeout, self.shared.min_rate)
+            self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)
+        self._writes.start()
+
+    def _stop_watching_writes(self) -> None:
+        if self._writes is not None:
+            self._writes.stop()
+
+    def _reader_timed_out(self) -> None:
+        self.shared.instrumentation.connection_ended("write_timeout")
+        if self._is_serving():
+            self.cycle.reader_timed_out = True
+        self.transport.abort()
+
+    def _is_serving(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
