@@ -22,7 +22,17 @@ from tusd_py.migration.report import abbreviated, no_report
 from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
 from tusd_py.migration.tusd.files import import_tusd
 from tusd_py.observability.logging import announce, configure, formats_json
-from tusd_py.settings import InvalidSettings, Loaded, Settings, did_you_mean, flag_name, load, unknown_variables
+from tusd_py.settings import (
+    FIELDS,
+    InvalidSettings,
+    Loaded,
+    Settings,
+    did_you_mean,
+    flag_name,
+    load,
+    unknown_variables,
+    value_of,
+)
 from tusd_py.settings.help import choices, readable_default
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import clean, expired_uploads, sweep
@@ -101,7 +111,7 @@ def _meant(message: str) -> str:
     command = re.search(r"argument COMMAND: invalid choice: '([^']*)'", message)
     if command:
         return did_you_mean(command[1], [*COMMANDS, "version"])
-    flags = [flag_name(name) for name in Settings.model_fields] + ["--config", "--help", "--version", "--dry-run"]
+    flags = [flag_name(name) for name in FIELDS] + ["--config", "--help", "--version", "--dry-run"]
     for word in message.removeprefix("unrecognized arguments: ").split():
         flag = word.partition("=")[0].rstrip(":")
         if flag.startswith("-") and flag not in flags:
@@ -149,7 +159,7 @@ def add_own_options(name: str, command: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every setting, with its description and default."""
-    for name, field in Settings.model_fields.items():
+    for name, field in FIELDS.items():
         text = (field.description or "").replace("%", "%%")
         extra: dict[str, Any] = {"metavar": "VALUE"}
         if field.annotation is bool:
@@ -164,8 +174,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def print_config(loaded: Loaded) -> int:
     """Print every setting, without passwords, and where its value came from; return the exit code."""
-    for name in Settings.model_fields:
-        value = getattr(loaded.settings, name)
+    for name in FIELDS:
+        value = value_of(loaded.settings, name)
         text = ",".join(value) if isinstance(value, tuple) else "" if value is None else value
         text = without_password(text) if isinstance(text, str) else text
         print(f"{name} = {text}  # {loaded.origins[name]}")
@@ -231,7 +241,7 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
                 print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
 
     try:
-        if not (settings.redis_url or settings.state_plugin or has_records(settings)):
+        if not (settings.redis.url or settings.state_plugin or has_records(settings)):
             return fail(f"there are no records in {records_file(settings)}", 1)
         asyncio.run(run(build_service(settings, EventBus())))
     except InvalidSettings as error:
@@ -264,7 +274,7 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
     """Copy the records from one state store to the other; return the exit code."""
     if source == target:
         return fail(f"--from and --to are both {source}")
-    if settings.redis_url is None:
+    if settings.redis.url is None:
         return fail("--redis-url is missing")
     report = print if dry_run else no_report
     try:

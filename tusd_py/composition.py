@@ -19,7 +19,6 @@ from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
-from tusd_py.core.errors import StorageUnavailable
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
@@ -72,7 +71,8 @@ def build_service(
 
     Raises:
         InvalidSettings: a component of another package cannot be made.
-        StorageUnavailable: settings of S3 contradict each other.
+        StorageUnavailable: the package of S3 is not installed.
+        StateUnavailable: the package of Redis is not installed.
     """
     state, locker = given.state, given.locker
     if state is None and settings.state_plugin:
@@ -138,16 +138,16 @@ def build_state_and_locker(
     settings: Settings, instrumentation: Instrumentation = NO_INSTRUMENTATION, clock: Clock | None = None
 ) -> tuple[StateStore, Locker]:
     """Build the state store and the locker that the settings choose: both on Redis, or SQLite and file locks."""
-    if settings.redis_url is None:
+    if settings.redis.url is None:
         return build_state(settings, "sqlite", clock), LocalLocker(settings.upload_dir / PRIVATE_FOLDER / LOCKS)
     from tusd_py.backends.redis.connection import RedisConnection
     from tusd_py.backends.redis.locker import RedisLocker  # Redis is an extra
     from tusd_py.backends.redis.state import RedisState
 
-    connection = RedisConnection(settings.redis_url, instrumentation, clock)
+    connection = RedisConnection(settings.redis.url, instrumentation, clock)
     return (
-        RedisState(connection, settings.redis_prefix, patience=settings.lock_ttl),
-        RedisLocker(connection, settings.redis_prefix, settings.lock_ttl, instrumentation),
+        RedisState(connection, settings.redis.prefix, patience=settings.redis.lock_ttl),
+        RedisLocker(connection, settings.redis.prefix, settings.redis.lock_ttl, instrumentation),
     )
 
 
@@ -159,14 +159,16 @@ def build_state(settings: Settings, kind: Literal["sqlite", "redis"], clock: Clo
 
 
 def build_storage(settings: Settings, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> Storage:
-    """Build the storage that the settings choose; raises `StorageUnavailable` if those of S3 contradict each other."""
+    """Build the storage that the settings choose; raises `StorageUnavailable` if its package is not installed."""
     if settings.storage_plugin:
         storage: Storage = make_component(STORAGES, settings.storage_plugin, settings)
         return storage
-    if settings.s3_bucket:
-        return build_s3_storage(settings, instrumentation)
+    if settings.s3.bucket:
+        from tusd_py.backends.s3.storage import S3Storage  # S3 is an extra
+
+        return S3Storage(settings.s3, instrumentation)
     completion_records = settings.upload_dir / PRIVATE_FOLDER / "finished"
-    kind = DiskStorage if settings.redis_url is None else SharedDiskStorage
+    kind = DiskStorage if settings.redis.url is None else SharedDiskStorage
     modes = Modes(int(settings.file_mode, 8), int(settings.directory_mode, 8), exact=_modes_are_set(settings))
     return kind(settings.upload_dir, completion_records, date_folders=settings.date_folders, modes=modes)
 
@@ -174,17 +176,6 @@ def build_storage(settings: Settings, instrumentation: Instrumentation = NO_INST
 def _modes_are_set(settings: Settings) -> bool:
     """Return whether the operator chose permissions, which are then set exactly, ignoring the umask."""
     return any(getattr(settings, name) != default_of(name) for name in ("file_mode", "directory_mode"))
-
-
-def build_s3_storage(settings: Settings, instrumentation: Instrumentation) -> Storage:
-    """Build the storage on S3; raises `StorageUnavailable` if the settings contradict each other."""
-    from tusd_py.backends.s3 import S3Config, S3Storage  # S3 is an extra
-
-    try:
-        config = S3Config(**settings.group("s3"))
-    except ValueError as error:
-        raise StorageUnavailable(f"S3 cannot be used: {error}") from None
-    return S3Storage(config, instrumentation)
 
 
 async def open_service(service: UploadService, settings: Settings, *, adopt: bool = False) -> None:
@@ -246,18 +237,18 @@ async def opened(service: UploadService, settings: Settings, *, adopt: bool = Fa
         await close_service(service)
 
 
-async def close_service(service: UploadService, patience: float = CLOSE_TIMEOUT) -> bool:
+async def close_service(service: UploadService, timeout: float = CLOSE_TIMEOUT) -> bool:
     """Wait for the end of the work under way, and close the storage, the locker and the state store.
 
-    Returns False if a step of the storage has not ended after `patience` seconds. Then the locker and the state store
+    Returns False if a step of the storage has not ended after `timeout` seconds. Then the locker and the state store
     stay open, which protects the bytes that the step may still write; call this again until it succeeds, or end the
     process. Invariant: no lock is released before the last step of the storage has ended.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     if isinstance(service.storage, SupportsConcatenation):
         service.storage.interrupt()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout):
             await service.close()
     except TimeoutError:
         return False

@@ -18,12 +18,12 @@ def upload_directory(settings: Settings) -> str:
 
 def redis(settings: Settings) -> str:
     """Return the name of the Redis server for a message, without its password."""
-    return f"Redis at {without_password(settings.redis_url or '')}"
+    return f"Redis at {without_password(settings.redis.url or '')}"
 
 
 def bucket(settings: Settings) -> str:
     """Return the name of the S3 bucket for a message."""
-    return f"the S3 bucket {settings.s3_bucket}"
+    return f"the S3 bucket {settings.s3.bucket}"
 
 
 def make_private_folder(settings: Settings) -> None:

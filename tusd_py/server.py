@@ -383,5 +383,5 @@ def _effective(settings: Settings | None, overrides: SettingsOverrides) -> Setti
         return from_arguments(overrides)
     if overrides:
         raise InvalidSettings(f"give {', '.join(overrides)} within the settings, not beside them")
-    cross_check(settings, settings.model_fields_set)
+    cross_check(settings)
     return settings

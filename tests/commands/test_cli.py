@@ -19,13 +19,13 @@ import pytest
 from tests.support.harness import ROOT, ServerProcess
 from tests.support.redis_server import RedisNodes, RedisServer
 from tests.support.timing import scaled
-from tusd_py import Settings, Upload, __version__
+from tusd_py import Upload, __version__
 from tusd_py.backends.local_locks.locker import servers_excluded
 from tusd_py.cli import COMMANDS, main
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.upload import Status
 from tusd_py.events.bus import EventBus
-from tusd_py.settings import load
+from tusd_py.settings import FIELDS, load
 
 
 def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -143,7 +143,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str], command: s
         main([command, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for name, field in Settings.model_fields.items():
+    for name, field in FIELDS.items():
         assert f"--{name.replace('_', '-')}" in text
         assert (field.description or "").split()[0] in text
     assert ("--dry-run" in text) is (command in ("sweep", "migrate", "import-tusd"))

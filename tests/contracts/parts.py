@@ -13,7 +13,7 @@ from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.locker import RedisLocker
 from tusd_py.backends.redis.state import RedisState
-from tusd_py.backends.s3 import S3Storage
+from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore

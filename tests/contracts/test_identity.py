@@ -16,7 +16,7 @@ import pytest
 from tests.contracts.parts import Instances
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
-from tusd_py.backends.s3 import S3Storage
+from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.contracts.storage import Storage, SupportsConcatenation, SupportsIdentity
 from tusd_py.core.errors import StorageBehind, UploadNotFound, WrongStorage
 from tusd_py.core.storage_identity import parse_identity

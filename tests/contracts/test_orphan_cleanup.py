@@ -11,7 +11,7 @@ import pytest
 from tests.contracts.parts import PATIENCE
 from tests.support.s3_server import s3_config, s3_server
 from tests.support.s3_uploads import PART
-from tusd_py.backends.s3 import S3Storage
+from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.testing.locker_helpers import Holder

@@ -10,7 +10,7 @@ import pytest
 from tests.contracts.parts import within
 from tests.contracts.test_s3 import DATA, PART, Opener, opened, proxy, send_all, server
 from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, Request, S3Server
-from tusd_py.backends.s3 import S3Storage
+from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.core.errors import ServerShutdown
 from tusd_py.core.upload import Upload
 from tusd_py.testing.storage_helpers import TOKEN, UPLOAD, content, final_of

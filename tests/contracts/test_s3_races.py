@@ -28,9 +28,9 @@ from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
     storage,
 )
 from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, Request, S3Server, moto
-from tusd_py.backends.s3 import S3Storage
 from tusd_py.backends.s3.config import MIB
 from tusd_py.backends.s3.layout import size_of
+from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.contracts.storage import Buffer, Writer
 from tusd_py.core.errors import UploadError
 from tusd_py.testing.storage_helpers import TOKEN, UPLOAD, Record, committed, content, finish

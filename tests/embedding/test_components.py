@@ -17,7 +17,7 @@ from tusd_py import InvalidSettings, Settings, TusServer
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.settings import SettingsOverrides
+from tusd_py.settings import FIELDS, SettingsOverrides
 
 TUS = {"Tus-Resumable": "1.0.0"}
 MODULE = """\
@@ -174,4 +174,4 @@ def test_settings_and_single_settings_together_are_refused(tmp_path: Path) -> No
 
 
 def test_typed_keyword_arguments_are_the_settings() -> None:
-    assert list(typing.get_type_hints(SettingsOverrides)) == list(Settings.model_fields)
+    assert list(typing.get_type_hints(SettingsOverrides)) == list(FIELDS)

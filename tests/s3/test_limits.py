@@ -16,10 +16,10 @@ from tests.support.s3_server import FaultyProxy, s3_config, s3_server
 from tests.support.s3_uploads import PART, Place, serving
 from tests.support.wire.messages import MEBI, Answer, creation_headers, payload
 from tests.support.wire.requests import create, offset_of, patch, request, stalled_patch
-from tusd_py.backends.s3 import S3Config, S3Storage
-from tusd_py.backends.s3.config import CAPABILITIES, S3Dialect
+from tusd_py.backends.s3.config import CAPABILITIES, S3Config, S3Dialect
 from tusd_py.backends.s3.copy_plan import Slice, plan
 from tusd_py.backends.s3.layout import size_of
+from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
 from tusd_py.core.upload import Upload, UploadPart
@@ -191,7 +191,7 @@ async def test_parts_get_smaller_with_the_memory_and_larger_again(tmp_path: Path
 
 @pytest.mark.parametrize("dialect", ["r2", "plain"])
 def test_a_concatenation_that_goes_through_memory_is_bounded(dialect: S3Dialect) -> None:
-    config = S3Config("bucket", dialect=dialect)
+    config = S3Config(bucket="bucket", dialect=dialect)
     limit = S3Storage(config).size_limits.final
     assert limit is not None
     pieces = plan(config, [Slice("one", 0, limit)], limit)

@@ -22,7 +22,8 @@ from tests.support.timing import scaled
 from tests.support.wire.messages import MEBI, Answer
 from tests.support.wire.requests import request
 from tusd_py.backends.local_locks.locker import LocalLocker
-from tusd_py.backends.s3 import S3Config, S3Storage
+from tusd_py.backends.s3.config import S3Config
+from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.storage import Orphan
 from tusd_py.uploads.sweeping import Records

@@ -12,19 +12,22 @@ from hypothesis import given, strategies as st
 from tests.support.harness import ROOT
 from tests.support.properties import on_any_machine
 from tusd_py import TusServer, create_app
-from tusd_py.backends.s3 import S3Config
+from tusd_py.backends.redis.config import RedisConfig
+from tusd_py.backends.s3.config import S3Config
 from tusd_py.cli import main
+from tusd_py.core.option_types import parse_duration, parse_size, split_list
 from tusd_py.core.redaction import without_password
 from tusd_py.settings import (
     ENV_PREFIX,
+    FIELDS,
     InvalidSettings,
     Settings,
     flag_name,
     from_arguments,
     load,
+    value_of,
 )
 from tusd_py.settings.help import readable_default
-from tusd_py.settings.parsing import parse_duration, parse_size, split_list
 
 KIBI, MEBI, GIBI = 1 << 10, 1 << 20, 1 << 30
 
@@ -152,7 +155,7 @@ def test_lists(text: str, expected: tuple[str, ...]) -> None:
 )
 def test_accepted_values(name: str, value: Any, expected: object) -> None:
     needed = {"s3_bucket": "uploads", "redis_url": "redis://localhost"}
-    assert getattr(load(needed | {name: value}).settings, name) == expected
+    assert value_of(load(needed | {name: value}).settings, name) == expected
 
 
 # Refused values: one line, which names the option and says what is accepted.
@@ -161,6 +164,8 @@ WRONG = [
     ("port", "abc", "must be a whole number, not 'abc'"),
     ("port", "65536", "65535"),
     ("port", "-1", "greater than or equal to 0"),
+    ("s3_key_template", "{prefix}", "must be a key that contains {id} exactly once"),
+    ("s3_key_template", "{id}{other}", "must be a key made of text, {prefix}, {id} and {metadata.NAME}"),
     ("s3_tags", "press", "pairs"),
     ("s3_tags", "=press", "pairs"),
     ("s3_tags", "project=press & more", "digits, spaces"),
@@ -314,7 +319,7 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[
 
 def test_every_setting_is_printed_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     settings = printed_config(capsys)
-    assert list(settings) == list(Settings.model_fields)
+    assert list(settings) == list(FIELDS)
     assert {origin for _, origin in settings.values()} == {"default"}
     assert settings["port"] == ("8080", "default")
     assert settings["cors_origins"] == ("*", "default")
@@ -359,7 +364,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch, config: P
     """Compose files set variables to nothing where the machine has none."""
     monkeypatch.setenv(f"{ENV_PREFIX}{name.upper()}", "")
     loaded = load()
-    assert getattr(loaded.settings, name) == Settings.model_fields[name].default
+    assert value_of(loaded.settings, name) == FIELDS[name].default
     assert loaded.origins[name] == "default"
     config.write_text("host = '127.0.0.2'")
     assert load(config=config).settings.host == "127.0.0.2"
@@ -419,7 +424,7 @@ def test_credentials_for_named_origins_are_accepted(origins: str) -> None:
     assert load({"cors_credentials": True, "cors_origins": origins}).settings.cors_credentials
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", FIELDS)
 def test_the_documented_default_is_the_one_in_the_help(name: str) -> None:
     table = (ROOT / "docs" / "configuration.md").read_text()
     match = re.search(rf"^\| `{flag_name(name)}` \| *`?([^|`]*?)`? *\|", table, re.MULTILINE)
@@ -469,8 +474,8 @@ def test_what_is_printed_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_file_may_hold_every_setting(config: Path) -> None:
     defaults = load().settings
     lines = []
-    for name in Settings.model_fields:
-        value = getattr(defaults, name)
+    for name in FIELDS:
+        value = value_of(defaults, name)
         if value is None:
             continue
         if isinstance(value, bool):
@@ -488,11 +493,33 @@ def test_the_file_may_hold_every_setting(config: Path) -> None:
 
 def test_every_setting_is_documented() -> None:
     table = (ROOT / "docs" / "configuration.md").read_text()
-    assert re.findall(r"^\| `--([a-z0-9-]+)`", table, re.MULTILINE) == [
-        name.replace("_", "-") for name in Settings.model_fields
-    ]
-    assert all(field.description for field in Settings.model_fields.values())
+    assert re.findall(r"^\| `--([a-z0-9-]+)`", table, re.MULTILINE) == [name.replace("_", "-") for name in FIELDS]
+    assert all(field.description for field in FIELDS.values())
 
 
-def test_settings_of_s3_are_the_arguments_of_the_backend_with_the_same_defaults() -> None:
-    assert S3Config(**Settings(s3_bucket="uploads").group("s3")) == S3Config("uploads")
+def test_settings_of_a_backend_are_its_configuration() -> None:
+    settings = Settings(s3_bucket="uploads", s3_part_size="16MiB", redis_prefix="a:", lock_ttl="9s")
+    assert settings.s3 == S3Config(bucket="uploads", part_size=16 << 20)
+    assert settings.redis == RedisConfig(prefix="a:", lock_ttl=9)
+
+
+def test_file_may_group_settings_of_a_backend_in_a_table(config: Path) -> None:
+    config.write_text("[s3]\nbucket = 'uploads'\npart-size = '16MiB'\n[redis]\nurl = 'redis://a'\nlock_ttl = 9\n")
+    loaded = load(config=config)
+    assert loaded.settings.s3 == S3Config(bucket="uploads", part_size=16 << 20)
+    assert loaded.settings.redis == RedisConfig(url="redis://a", lock_ttl=9)
+    assert loaded.origins["s3_part_size"] == loaded.origins["lock_ttl"] == str(config)
+    config.write_text("[s3]\nbuket = 'uploads'\n")
+    with pytest.raises(InvalidSettings, match=r"there is no setting 's3_buket'; did you mean s3_bucket\?$"):
+        load(config=config)
+
+
+def test_field_of_a_backend_that_is_no_setting_is_not_accepted(config: Path) -> None:
+    config.write_text("[s3]\nbucket = 'uploads'\nattempts = 2\n")
+    with pytest.raises(InvalidSettings, match="there is no setting 's3_attempts'"):
+        load(config=config)
+
+
+def test_keys_that_get_too_long_together_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--s3-bucket", "uploads", "--s3-prefix", "p" * 1000]) == 2
+    assert_one_line(capsys, "prefix and template of the keys in S3 are too long")

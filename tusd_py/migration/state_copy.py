@@ -154,7 +154,7 @@ async def migrate(
         opened_storage(settings, dry_run=dry_run) as storage,
     ):
         if not dry_run:
-            await settle_identity(old, storage, records_inside=source == "sqlite" and not settings.s3_bucket)
+            await settle_identity(old, storage, records_inside=source == "sqlite" and not settings.s3.bucket)
             await hand_on_identity(old, new)
         return await migrate_records(
             old,
@@ -191,11 +191,11 @@ async def _no_server_on_redis(settings: Settings) -> None:
     from tusd_py.backends.redis.connection import RedisConnection
     from tusd_py.backends.redis.locker import servers_with  # Redis is an extra
 
-    connection = RedisConnection(settings.redis_url or "")
+    connection = RedisConnection(settings.redis.url or "")
     try:
         with errors_at(redis(settings)):
             await connection.open()
-            servers = await servers_with(connection, settings.redis_prefix)
+            servers = await servers_with(connection, settings.redis.prefix)
     finally:
         await connection.close()
     if servers:

@@ -1,6 +1,6 @@
 """Settings of a server: the model, the sources, the parsing of values, and the texts of `--help`."""
 
-from tusd_py.settings.model import ENV_PREFIX, Settings, default_of, flag_name, variable_name
+from tusd_py.settings.model import ENV_PREFIX, FIELDS, Settings, default_of, flag_name, value_of, variable_name
 from tusd_py.settings.overrides import SettingsOverrides
 from tusd_py.settings.sources import (
     InvalidSettings,
@@ -14,6 +14,7 @@ from tusd_py.settings.sources import (
 
 __all__ = [
     "ENV_PREFIX",
+    "FIELDS",
     "InvalidSettings",
     "Loaded",
     "Settings",
@@ -25,5 +26,6 @@ __all__ = [
     "from_arguments",
     "load",
     "unknown_variables",
+    "value_of",
     "variable_name",
 ]

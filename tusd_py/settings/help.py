@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator
 
-from tusd_py.settings import Settings, default_of
-from tusd_py.settings.parsing import parse_duration, parse_size
+from tusd_py.core.option_types import parse_duration, parse_size
+from tusd_py.settings import FIELDS, default_of
 
 
 def readable_default(name: str) -> str:
@@ -19,7 +19,7 @@ def readable_default(name: str) -> str:
         return ""
     if isinstance(default, tuple):
         return ",".join(default)
-    metadata = Settings.model_fields[name].metadata
+    metadata = FIELDS[name].metadata
     parsers = {item.func for item in metadata if isinstance(item, BeforeValidator)}
     if default and parse_size in parsers:
         return _in_units(default, {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1})
@@ -38,7 +38,7 @@ def _in_units(value: Any, units: Mapping[str, float]) -> str:
 
 def choices(name: str) -> tuple[str, ...]:
     """Return the accepted values of a setting with few of them, else an empty tuple."""
-    annotation = Settings.model_fields[name].annotation
+    annotation = FIELDS[name].annotation
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return tuple(annotation)
     return get_args(annotation) if get_origin(annotation) is Literal else ()

@@ -3,54 +3,52 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Unpack
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from tusd_py.backends.redis.config import RedisConfig
+from tusd_py.backends.s3.config import S3Config
 from tusd_py.core.durability import Durability
+from tusd_py.core.option_types import Names, Number, Seconds, Size
+from tusd_py.settings.overrides import SettingsOverrides
 from tusd_py.settings.parsing import (
-    MAX_DURATION,
     check_base_path,
     check_directory_mode,
-    check_endpoint,
     check_file_mode,
     check_host,
     check_origins,
     check_proxies,
     check_public_url,
-    check_redis_prefix,
-    check_redis_url,
-    check_tags,
-    parse_duration,
-    parse_size,
-    refuse_bool,
     refuse_empty,
-    split_list,
 )
 
 ENV_PREFIX = "TUSD_PY_"
 
-Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=(1 << 63) - 1)]
-Seconds: TypeAlias = Annotated[
-    float, BeforeValidator(parse_duration), Field(ge=0, le=MAX_DURATION, allow_inf_nan=False)
-]
-Number: TypeAlias = Annotated[int, BeforeValidator(refuse_bool)]
-Names: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+GROUPS: Mapping[str, type[BaseModel]] = {"redis": RedisConfig, "s3": S3Config}
+
+
+def flat_name(group: str, field: str) -> str:
+    """Return the name of a setting of a group, such as `s3_prefix`, from which its flag and variable are made."""
+    return field if (group, field) == ("redis", "lock_ttl") else f"{group}_{field}"
 
 
 class Settings(BaseSettings):
     """The settings of a server. Sizes are bytes, times are seconds; a time of zero switches that limit off.
 
     A setting that is not given comes from its variable (`TUSD_PY_MAX_SIZE` for `max_size`), else it has its default.
-    docs/configuration.md describes each; the keyword arguments of `TusServer` have the same names.
+    docs/configuration.md describes each; the keyword arguments of `TusServer` have the same names. Those of
+    Redis and S3 are given by names that begin with `redis_` and `s3_`, and read as `settings.redis` and `settings.s3`,
+    which are the configurations that these backends take.
 
     Example::
 
@@ -59,6 +57,10 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    def __init__(self, **values: Unpack[SettingsOverrides]) -> None:
+        """Take the settings by their flat names, `s3_prefix` for `s3.prefix`; raises `ValueError`."""
+        super().__init__(**values)
 
     @classmethod
     def settings_customise_sources(
@@ -70,7 +72,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take arguments first, then variables in capitals; the source of pydantic would accept any case."""
-        variables = InitSettingsSource(settings_cls, from_environment(settings_cls))
+        variables = InitSettingsSource(settings_cls, from_environment())
         return init_settings, variables
 
     host: Annotated[str, AfterValidator(check_host)] = Field(
@@ -94,69 +96,8 @@ class Settings(BaseSettings):
     date_folders: bool = Field(
         default=False, description="store new uploads in folders by day of creation, as 2026/01/31"
     )
-    redis_url: Annotated[str, AfterValidator(check_redis_url)] | None = Field(
-        default=None,
-        repr=False,
-        description="Redis for records and locks, which several hosts can share: redis://, rediss://, ...",
-    )
-    redis_prefix: Annotated[str, AfterValidator(check_redis_prefix)] = Field(
-        default="tus:", description="prefix of all keys in Redis"
-    )
-    lock_ttl: Seconds = Field(
-        default=6,
-        ge=1,
-        le=3600,
-        description="lease duration of locks in Redis: a lock ends this long after its last renewal; 1s at least",
-    )
-    s3_bucket: str = Field(default="", description="store the bytes in this S3 bucket instead of the upload directory")
-    s3_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
-        default=None, description="URL of the S3 server, if it is not AWS"
-    )
-    s3_region: str | None = Field(
-        default=None, description="region of the bucket; if it is not given, that of the AWS configuration"
-    )
-    s3_dialect: Literal["aws", "minio", "r2", "scaleway", "ceph", "plain"] = Field(
-        default="aws", description="kind of S3 server; plain uses no optional features of S3"
-    )
-    s3_addressing: Literal["auto", "path", "virtual"] = Field(
-        default="auto", description="place of the bucket in URLs: in the path, or in the host name (virtual)"
-    )
-    s3_prefix: str = Field(default="", description="prefix of the keys of all objects")
-    s3_key_template: str = Field(
-        default="{prefix}{id}",
-        description="key of a finished object; {id} has to occur, {metadata.NAME} is a metadata value of the client",
-    )
-    s3_part_size: Size = Field(
-        default=8 << 20,
-        ge=5 << 20,
-        le=5 << 30,
-        description="size of multipart parts, 5MiB to 5GiB; larger where an upload would need too many",
-    )
-    s3_buffer_size: Size = Field(
-        default=32 << 20,
-        ge=5 << 20,
-        description="memory for parts on their way to S3, of all uploads of a process together",
-    )
-    s3_concurrency: Number = Field(
-        default=16, ge=6, le=256, description="largest number of concurrent requests to S3 of one process, 6 to 256"
-    )
-    s3_storage_class: str = Field(
-        default="", description="storage class of objects; that of the bucket if it is not given"
-    )
-    s3_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = Field(
-        default="", description="server-side encryption of objects; that of the bucket if it is not given"
-    )
-    s3_kms_key: str = Field(default="", description="id or ARN of the key for aws:kms")
-    s3_acl: str = Field(default="", description="canned ACL of objects")
-    s3_tags: Annotated[Names, AfterValidator(check_tags)] = Field(
-        default=(), description="tags of objects, at most ten: name=value,..."
-    )
-    s3_delete_versions: bool = Field(
-        default=False, description="in a bucket that keeps versions, delete all of them with what is removed"
-    )
-    s3_download: Literal["proxy", "redirect"] = Field(
-        default="proxy", description="send downloads through this server, or clients to a presigned URL"
-    )
+    redis: RedisConfig = RedisConfig()
+    s3: S3Config = S3Config()
     storage_plugin: str = Field(
         default="", description="storage of another package, by its name in the entry points tusd_py.storages"
     )
@@ -267,20 +208,45 @@ class Settings(BaseSettings):
         default=False, description="demand the length when an upload is created"
     )
 
-    def group(self, family: str) -> dict[str, Any]:
-        """Return the settings whose names begin with `family` and an underscore, by the rest of their names.
+    @model_validator(mode="before")
+    @classmethod
+    def _nest_groups(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Put the values of flat names into the groups they belong to."""
+        nested = {name: value for name, value in values.items() if name not in GROUPED}
+        for name, (group, field) in GROUPED.items():
+            if name in values:
+                nested[group] = {field: values[name]} | nested.get(group, {})
+        return nested
 
-        These are the arguments of the backend's own configuration: `S3Config(**settings.group("s3"))`.
-        """
-        beginning = f"{family}_"
-        names = (name for name in type(self).model_fields if name.startswith(beginning))
-        return {name.removeprefix(beginning): getattr(self, name) for name in names}
+
+def _flat_fields() -> Iterator[tuple[str, FieldInfo, tuple[str, str] | None]]:
+    """Yield the flat name of each setting, its field, and its group and name there, if it is in a group."""
+    for name, field in Settings.model_fields.items():
+        if name not in GROUPS:
+            yield name, field, None
+            continue
+        for inner, inner_field in GROUPS[name].model_fields.items():
+            if inner_field.description is not None:
+                yield flat_name(name, inner), inner_field, (name, inner)
 
 
-def from_environment(settings: type[BaseSettings]) -> dict[str, Any]:
+# Every setting by its flat name, in the order of the documentation; of those in a group, also the group and the field.
+FIELDS: Mapping[str, FieldInfo] = {name: field for name, field, _ in _flat_fields()}
+GROUPED: Mapping[str, tuple[str, str]] = {name: place for name, _, place in _flat_fields() if place is not None}
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """Return the value of a setting by its flat name."""
+    if name not in GROUPED:
+        return getattr(settings, name)
+    group, field = GROUPED[name]
+    return getattr(getattr(settings, group), field)
+
+
+def from_environment() -> dict[str, Any]:
     """Return the values of the TUSD_PY_* variables; an empty one counts as unset, except where empty is a value."""
     values = {}
-    for name in settings.model_fields:
+    for name in FIELDS:
         value = os.environ.get(variable_name(name))
         if value or (value is not None and _is_value_when_empty(name)):
             values[name] = value
@@ -294,7 +260,7 @@ def _is_value_when_empty(name: str) -> bool:
 
 def default_of(name: str) -> object:
     """Return the default of a setting."""
-    return Settings.model_fields[name].default
+    return FIELDS[name].default
 
 
 def variable_name(name: str) -> str:

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from tusd_py.core.redaction import without_password
-from tusd_py.settings.model import ENV_PREFIX, Settings, default_of, flag_name, from_environment, variable_name
+from tusd_py.settings.model import (
+    ENV_PREFIX,
+    FIELDS,
+    GROUPS,
+    Settings,
+    default_of,
+    flag_name,
+    flat_name,
+    from_environment,
+    value_of,
+    variable_name,
+)
 
 ANY_HOST = re.compile(r"[^:]+://\*+(?::.*)?/?")  # an origin that leaves the host open
 PLAIN_REASONS = {
@@ -53,19 +64,19 @@ def load(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> 
 def from_arguments(arguments: Mapping[str, Any]) -> Settings:
     """Load settings from keyword arguments, then variables, then defaults. Raises `InvalidSettings`."""
     for name in arguments:
-        if name not in Settings.model_fields:
-            raise InvalidSettings(f"there is no setting {name!r}{did_you_mean(name, Settings.model_fields)}")
+        if name not in FIELDS:
+            raise InvalidSettings(f"there is no setting {name!r}{did_you_mean(name, FIELDS)}")
     return _load(arguments, None, str).settings
 
 
 def _load(given: Mapping[str, Any], config: Path | None, name_of: Callable[[str], str]) -> Loaded:
     """Load settings; `name_of` turns a name into the one that the caller knows, such as a flag."""
     values: dict[str, Any] = {}
-    origins = dict.fromkeys(Settings.model_fields, "default")
+    origins = dict.fromkeys(FIELDS, "default")
     if config is not None:
         for name, value in _read_file(config).items():
             values[name], origins[name] = value, str(config)
-    for name, value in from_environment(Settings).items():
+    for name, value in from_environment().items():
         values[name], origins[name] = value, variable_name(name)
     for name, value in given.items():
         values[name], origins[name] = value, name_of(name)
@@ -78,24 +89,23 @@ def _load(given: Mapping[str, Any], config: Path | None, name_of: Callable[[str]
         settings = Settings(**values)
     except ValidationError as error:
         raise InvalidSettings("; ".join(_explain(detail, where) for detail in error.errors())) from None
-    cross_check(settings, values, where, name_of)
+    cross_check(settings, where, name_of)
     return Loaded(settings, origins)
 
 
 def cross_check(
     settings: Settings,
-    given: Iterable[str],
     where: Callable[[str], str] = str,
     name_of: Callable[[str], str] = str,
 ) -> None:
-    """Raise `InvalidSettings` where settings contradict each other; `given` are the names that have been set."""
+    """Raise `InvalidSettings` where settings contradict each other."""
     for needed in REQUIRED_SETTINGS:
         family = f"{needed.partition('_')[0]}_"
-        idle = [name for name in given if name.startswith(family) and getattr(settings, name) != default_of(name)]
-        if idle and not getattr(settings, needed):
+        idle = [name for name in FIELDS if name.startswith(family) and value_of(settings, name) != default_of(name)]
+        if idle and not value_of(settings, needed):
             raise InvalidSettings(f"{where(idle[0])} needs {name_of(needed)}")
     for plugin, other in EXCLUSIVE:
-        if getattr(settings, plugin) and getattr(settings, other):
+        if value_of(settings, plugin) and value_of(settings, other):
             raise InvalidSettings(f"{where(plugin)} takes the place of {name_of(other)}: give one of them")
     if settings.cors_credentials and any(_is_anyone(origin) for origin in settings.cors_origins):
         raise InvalidSettings(
@@ -116,7 +126,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def unknown_variables() -> dict[str, str]:
     """Return the TUSD_PY_* variables that belong to no setting, each with the hint of `did_you_mean`."""
-    known = [variable_name(name) for name in Settings.model_fields]
+    known = [variable_name(name) for name in FIELDS]
     unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
     return {name: did_you_mean(name, known) for name in unknown}
 
@@ -128,16 +138,31 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise InvalidSettings(f"--config: {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSettings(f"--config: {path} is not TOML: {error}") from None
-    for name in content:
-        if name.replace("-", "_") not in Settings.model_fields:
-            hint = did_you_mean(name.replace("-", "_"), Settings.model_fields)
+    values: dict[str, Any] = {}
+    for name, value in _flat(content):
+        if name.replace("-", "_") not in FIELDS:
+            hint = did_you_mean(name.replace("-", "_"), FIELDS)
             raise InvalidSettings(f"{path}: there is no setting {name!r}{hint}")
-    return {name.replace("-", "_"): value for name, value in content.items()}
+        values[name.replace("-", "_")] = value
+    return values
+
+
+def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a file by their flat names: `prefix` in the table `[s3]` is `s3_prefix`."""
+    for name, value in content.items():
+        if name in GROUPS and isinstance(value, dict):
+            for inner, inner_value in value.items():
+                yield flat_name(name, inner.replace("-", "_")), inner_value
+        else:
+            yield name, value
 
 
 def _explain(detail: Any, where: Callable[[str], str]) -> str:
-    name = str(detail["loc"][0])
+    place = [str(step) for step in detail["loc"]]
     reason, own = str(detail["msg"]), ("Value error, ", "Input should be ")  # prefixes of our checks, and of pydantic
+    if place in ([], *([group] for group in GROUPS)):  # several settings together do not fit; the reason names them
+        return reason.removeprefix(own[0])
+    name = flat_name(place[0], place[1]) if place[0] in GROUPS else place[0]
     verb = "must be" if reason.startswith(own) else "is not accepted:"
     for beginning in own:
         reason = reason.removeprefix(beginning)

@@ -13,8 +13,8 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from tusd_py.application import create_app, with_direct_uploads
+from tusd_py.core.option_types import MAX_DURATION
 from tusd_py.settings import InvalidSettings, Settings
-from tusd_py.settings.parsing import MAX_DURATION
 from tusd_py.uvicorn_server.acceptor import Acceptor
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.descriptors import RESERVED, connection_limit, raise_descriptor_limit
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
 
 def limit_of(settings: Settings) -> int:
     """Connections that this process may have at a time; raises `InvalidSettings`. Raises the limit of descriptors."""
-    reserved = RESERVED + (settings.s3_concurrency if settings.s3_bucket else 0)
+    reserved = RESERVED + (settings.s3.concurrency if settings.s3.bucket else 0)
     try:
         return connection_limit(raise_descriptor_limit(), reserved, settings.max_connections, settings.workers)
     except ValueError as error:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from tusd_py.core.option_types import Names, Number, Size
 
 MIB = 1 << 20
 MIN_PART = 5 << 20  # bytes; only the last part of an object may be smaller
@@ -14,6 +18,9 @@ MAX_PARTS = 10_000
 MAX_KEY = 1024  # bytes
 MAX_ID = 128  # characters
 MAX_VALUE_LENGTH, MIN_VALUE_LENGTH = 128, 16  # characters of a metadata value in a key
+ENDPOINT = re.compile(r"https?://[^/\s?#]+/?")
+MAX_TAGS = 10  # S3 takes no more, and only these characters
+TAG = re.compile(r"[\w +\-.:/@]{1,128}=[\w +\-=.:/@]{0,256}")
 FIELD = re.compile(r"\{([^{}]*)\}")
 FIELD_NAME = re.compile(r"id|prefix|metadata\.[A-Za-z0-9_.-]+")
 
@@ -49,56 +56,105 @@ def tails_below(prefix: str) -> str:
     return f"{prefix}.tusd-py/tails/"
 
 
-@dataclass(frozen=True, slots=True)
-class S3Config:
+def check_endpoint(value: str) -> str:
+    """Return the URL of an S3 server; refuse one with a path."""
+    if not ENDPOINT.fullmatch(value):
+        raise ValueError("a URL such as https://s3.example.org")
+    return value
+
+
+def check_key_template(value: str) -> str:
+    """Return the template of keys; refuse one in which an upload has no key of its own, or with unknown fields."""
+    fields = FIELD.findall(value)
+    if fields.count("id") != 1:
+        raise ValueError("a key that contains {id} exactly once")
+    unknown = [field for field in fields if not FIELD_NAME.fullmatch(field)]
+    if unknown or set(FIELD.sub("", value)) & set("{}"):
+        raise ValueError("a key made of text, {prefix}, {id} and {metadata.NAME}")
+    return value
+
+
+def check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tags; refuse those that S3 does not take."""
+    names = {tag.partition("=")[0] for tag in tags}
+    if len(tags) > MAX_TAGS or len(names) < len(tags) or not all(TAG.fullmatch(tag) for tag in tags):
+        raise ValueError(
+            f"at most {MAX_TAGS} different pairs such as project=press,kind=upload,"
+            " of letters, digits, spaces and +-=._:/@"
+        )
+    return tags
+
+
+class S3Config(BaseModel):
     """The options of a storage in S3. Sizes are bytes, times are seconds.
 
+    A field with a description is a setting; the others are for applications that build the storage themselves.
     Credentials come from the usual places of AWS clients (environment, profile).
 
     Raises:
-        ValueError: values that cannot work, in one sentence for the operator.
+        ValueError: values that cannot work; the message names the field.
     """
 
-    bucket: str
-    endpoint: str | None = None  # None: AWS
-    region: str | None = None
-    prefix: str = ""
-    key_template: str = "{prefix}{id}"  # of the finished object; {metadata.NAME} stands for a value of Upload-Metadata
-    addressing: Literal["auto", "path", "virtual"] = "auto"
-    dialect: S3Dialect = "aws"
-    part_size: int = 8 << 20
-    buffer_size: int = 32 << 20  # bytes of parts in memory, of all uploads together
-    parts_in_flight: int = 4  # of one upload
-    concurrency: int = 16  # requests to S3 at a time
-    storage_class: str = ""
-    encryption: str = ""  # AES256, aws:kms, aws:kms:dsse
-    kms_key: str = ""
-    acl: str = ""
-    tags: tuple[str, ...] = ()  # name=value
-    download: Literal["proxy", "redirect"] = "proxy"
-    delete_versions: bool = False  # delete every version of an object, where the bucket keeps them
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bucket: str = Field(default="", description="store the bytes in this S3 bucket instead of the upload directory")
+    endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
+        default=None, description="URL of the S3 server, if it is not AWS"
+    )
+    region: str | None = Field(
+        default=None, description="region of the bucket; if it is not given, that of the AWS configuration"
+    )
+    dialect: S3Dialect = Field(default="aws", description="kind of S3 server; plain uses no optional features of S3")
+    addressing: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="place of the bucket in URLs: in the path, or in the host name (virtual)"
+    )
+    prefix: str = Field(default="", description="prefix of the keys of all objects")
+    key_template: Annotated[str, AfterValidator(check_key_template)] = Field(
+        default="{prefix}{id}",
+        description="key of a finished object; {id} has to occur, {metadata.NAME} is a metadata value of the client",
+    )
+    part_size: Size = Field(
+        default=8 << 20,
+        ge=MIN_PART,
+        le=MAX_PART,
+        description="size of multipart parts, 5MiB to 5GiB; larger where an upload would need too many",
+    )
+    buffer_size: Size = Field(
+        default=32 << 20,
+        ge=MIN_PART,
+        description="memory for parts on their way to S3, of all uploads of a process together",
+    )
+    parts_in_flight: int = Field(default=4, ge=1)  # of one upload
+    concurrency: Number = Field(
+        default=16, ge=6, le=256, description="largest number of concurrent requests to S3 of one process, 6 to 256"
+    )
+    storage_class: str = Field(
+        default="", description="storage class of objects; that of the bucket if it is not given"
+    )
+    encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = Field(
+        default="", description="server-side encryption of objects; that of the bucket if it is not given"
+    )
+    kms_key: str = Field(default="", description="id or ARN of the key for aws:kms")
+    acl: str = Field(default="", description="canned ACL of objects")
+    tags: Annotated[Names, AfterValidator(check_tags)] = Field(
+        default=(), description="tags of objects, at most ten: name=value,..."
+    )
+    delete_versions: bool = Field(
+        default=False, description="in a bucket that keeps versions, delete all of them with what is removed"
+    )
+    download: Literal["proxy", "redirect"] = Field(
+        default="proxy", description="send downloads through this server, or clients to a presigned URL"
+    )
     redirect_expires: int = 900  # lifetime of a presigned URL
     connect_timeout: float = 5
     read_timeout: float = 20
-    attempts: int = 4  # of one request
+    attempts: int = Field(default=4, ge=1)  # of one request
 
-    def __post_init__(self) -> None:
-        if not self.bucket:
-            raise ValueError("the bucket has no name")
-        if self.dialect not in CAPABILITIES:
-            raise ValueError(f"there is no dialect {self.dialect!r}")
-        if not MIN_PART <= self.part_size <= MAX_PART:
-            raise ValueError(f"the part size must be from {MIN_PART} to {MAX_PART} bytes")
-        if min(self.parts_in_flight, self.concurrency, self.attempts, self.buffer_size) < 1:
-            raise ValueError("the number of parts, requests, attempts and buffered bytes must be positive")
-        fields = FIELD.findall(self.key_template)
-        if fields.count("id") != 1:
-            raise ValueError("the key must contain {id} exactly once")
-        unknown = [field for field in fields if not FIELD_NAME.fullmatch(field)]
-        if unknown or set(FIELD.sub("", self.key_template)) & set("{}"):
-            raise ValueError("a key is made of text, {prefix}, {id} and {metadata.NAME}")
+    @model_validator(mode="after")
+    def _check_length_of_keys(self) -> Self:
         if self.max_value < MIN_VALUE_LENGTH:
-            raise ValueError(f"the key is too long: those of S3 have at most {MAX_KEY} bytes")
+            raise ValueError(f"prefix and template of the keys in S3 are too long: a key has at most {MAX_KEY} bytes")
+        return self
 
     @property
     def capabilities(self) -> Capabilities:

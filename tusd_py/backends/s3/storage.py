@@ -35,6 +35,8 @@ class S3Storage:
     """Uploads in one bucket."""
 
     def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
+        if not config.bucket:
+            raise ValueError("the bucket has no name")
         self.config = config
         self._memory = MemoryLimiter(config.memory)
         self._bucket = Bucket(config, self._memory, instrumentation)

@@ -71,12 +71,12 @@ async def import_tusd(
     summary = Summary()
     async with (
         opened_storage(settings, dry_run=dry_run) as storage,
-        opened_state(settings, "redis" if settings.redis_url else "sqlite", scratch=dry_run) as state,
+        opened_state(settings, "redis" if settings.redis.url else "sqlite", scratch=dry_run) as state,
     ):
         if not isinstance(storage, DiskStorage):
             raise StorageUnavailable("uploads of tusd can be taken over only to where they are files")
         if not dry_run:
-            await settle_identity(state, storage, records_inside=settings.redis_url is None)
+            await settle_identity(state, storage, records_inside=settings.redis.url is None)
         run = DirectoryImport(settings, directory, names, state, storage, copy=copy, dry_run=dry_run)
         for name in names:
             try:
