@@ -146,7 +146,7 @@ def build_state_and_locker(
 
     connection = RedisConnection(settings.redis.url, instrumentation, clock)
     return (
-        RedisState(connection, settings.redis.prefix, patience=settings.redis.lock_ttl),
+        RedisState(connection, settings.redis.prefix, timeout=settings.redis.lock_ttl),
         RedisLocker(connection, settings.redis.prefix, settings.redis.lock_ttl, instrumentation),
     )
 

@@ -18,9 +18,9 @@ from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
-from tusd_py.testing.support import PATIENCE, Instances, line_of, within
+from tusd_py.testing.support import TIMEOUT, Instances, line_of, within
 
-__all__ = ["LOCKERS", "PATIENCE", "STATE_STORES", "STORAGES", "Instances", "line_of", "prefix_of", "redis", "within"]
+__all__ = ["LOCKERS", "STATE_STORES", "STORAGES", "TIMEOUT", "Instances", "line_of", "prefix_of", "redis", "within"]
 
 
 def redis() -> RedisConnection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from tests.contracts.parts import PATIENCE
+from tests.contracts.parts import TIMEOUT
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.locker import RedisLocker
 from tusd_py.backends.redis.state import RedisState
@@ -41,7 +41,7 @@ async def hold(url: str, prefix: str, upload_id: str) -> None:
     await state.open()
     await locker.open()
     holder = Talkative()
-    lock = await locker.acquire(upload_id, holder, PATIENCE)
+    lock = await locker.acquire(upload_id, holder, TIMEOUT)
     record = await state.get(upload_id)
     assert record is not None
     print(lock.token, flush=True)

@@ -24,7 +24,7 @@ from tusd_py.core.upload import Upload
 from tusd_py.testing.storage_helpers import append, content, final_of, partials
 
 LARGE = bytes(range(256)) * 1000
-PATIENCE = scaled(30.0)  # seconds for anything that has to happen
+TIMEOUT = scaled(30.0)  # seconds for anything that has to happen
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def held(monkeypatch: pytest.MonkeyPatch, storage: DiskStorage) -> Iterator[Held
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
@@ -107,7 +107,7 @@ async def test_writes_and_looks_do_not_wait_for_copies(storage: DiskStorage, hel
     parts = await partials(storage, LARGE)
     copies = [asyncio.ensure_future(storage.concatenate(final, parts, sync=False)) for final in finals(parts, 20)]
     await held.wait_for(2)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         other = await append(storage, Upload(id="other", created_at=0.0), [b"small"], sync=True)
         assert await storage.stored_size(other) == 5
         assert await content(storage, parts[0]) == LARGE
@@ -132,7 +132,7 @@ async def test_a_join_of_segments_does_not_hold_up_writes(
     try:
         joins = [asyncio.ensure_future(storage.finish(upload, sync=False)) for upload in joined]
         await held.wait_for(2)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await append(storage, Upload(id="other", created_at=0.0), [b"small"], sync=True)
     finally:
         held.release()
@@ -323,5 +323,5 @@ def test_a_storage_whose_copy_lost_its_event_loop_closes_once_the_thread_has_end
     loop.close()
     assert not asyncio.run(storage.close(0.1))
     stall.lift()
-    assert asyncio.run(storage.close(PATIENCE))
+    assert asyncio.run(storage.close(TIMEOUT))
     assert not copy.done()

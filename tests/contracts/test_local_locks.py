@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.contracts.parts import PATIENCE, within
+from tests.contracts.parts import TIMEOUT, within
 from tusd_py.backends.local_locks import byte_ranges, tokens as counter
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.contracts.locks import Lock
@@ -192,7 +192,7 @@ async def test_many_want_what_many_hold(pair: tuple[LocalLocker, LocalLocker], h
             locks.append((lock, holder))
 
     async def want(number: int) -> None:
-        lock = await other.acquire(f"upload-{number}", Holder(), PATIENCE)
+        lock = await other.acquire(f"upload-{number}", Holder(), TIMEOUT)
         await lock.release()
 
     locks: list[tuple[Lock, Holder]] = []
@@ -212,7 +212,7 @@ async def test_many_want_what_many_hold(pair: tuple[LocalLocker, LocalLocker], h
 async def test_a_wish_that_is_older_than_the_lock_is_known_at_once(pair: tuple[LocalLocker, LocalLocker]) -> None:
     locker, other = pair
     first = await locker.acquire("upload", Holder(), 0)
-    waiting = asyncio.create_task(other.acquire("upload", Holder(), PATIENCE))
+    waiting = asyncio.create_task(other.acquire("upload", Holder(), TIMEOUT))
     await asyncio.sleep(0)
     await first.release()
     holder = Holder()
@@ -225,7 +225,7 @@ async def test_a_wish_that_is_older_than_the_lock_is_known_at_once(pair: tuple[L
 async def test_who_waits_when_the_locker_closes_is_told(pair: tuple[LocalLocker, LocalLocker]) -> None:
     locker, other = pair
     lock = await locker.acquire("upload", Holder(), 0)
-    waiting = asyncio.create_task(other.acquire("upload", Holder(), PATIENCE))
+    waiting = asyncio.create_task(other.acquire("upload", Holder(), TIMEOUT))
     await asyncio.sleep(0)
     await other.close()
     with pytest.raises(StateUnavailable):

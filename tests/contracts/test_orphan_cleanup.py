@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts.parts import PATIENCE
+from tests.contracts.parts import TIMEOUT
 from tests.support.s3_server import s3_config, s3_server
 from tests.support.s3_uploads import PART
 from tusd_py.backends.s3.storage import S3Storage
@@ -37,7 +37,7 @@ async def test_clean_asks_the_records_and_respects_the_locks(
     await state.create(NAMED)
     await state.create(OTHER)
     records = Records(state, locker)
-    lock = await locker.acquire(NAMED.id, Holder(), PATIENCE)
+    lock = await locker.acquire(NAMED.id, Holder(), TIMEOUT)
     writer = storage.writer(NAMED, lock.token)
     for _ in range(PART >> 20):
         await writer.write([bytes(1 << 20)])

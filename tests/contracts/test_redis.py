@@ -20,7 +20,7 @@ import uvloop
 from redis import Redis
 from redis.crc import key_slot
 
-from tests.contracts.parts import PATIENCE, line_of, within
+from tests.contracts.parts import TIMEOUT, line_of, within
 from tests.support.harness import COMMAND, ROOT
 from tests.support.proxies import FaultyNetwork, Stream
 from tests.support.redis_server import (
@@ -126,7 +126,7 @@ def keys_of(prefix: str) -> list[str]:
 
 async def eventually_free(host: Host, upload_id: str, seconds: float) -> None:
     async with asyncio.timeout(seconds):
-        lock = await host.locker.acquire(upload_id, Holder(), PATIENCE)
+        lock = await host.locker.acquire(upload_id, Holder(), TIMEOUT)
     await lock.release()
 
 
@@ -337,10 +337,10 @@ async def test_what_vanished_holders_leave_is_inherited_until_bytes_are_added(pr
     await other.state.create(UPLOAD)
     for vanished in range(2):
         async with Host(shared_redis_url(), prefix) as vanishing:
-            lock = await vanishing.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
+            lock = await vanishing.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
             assert lock.unreleased_predecessors == vanished
     for _ in range(2):  # nobody has moved the offset: the first ones may still write where the next would
-        lock = await other.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
+        lock = await other.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
         assert lock.unreleased_predecessors == 2
         await lock.release()
     lock = await other.locker.acquire(UPLOAD.id, Holder(), 1)
@@ -377,7 +377,7 @@ async def test_a_frozen_holder_loses_its_lock_and_is_told_when_it_wakes_up(
         os.kill(process.pid, signal.SIGSTOP)
         assert await other.locker.is_held(UPLOAD.id)
         async with asyncio.timeout(LEASE + BOUNDED):
-            lock = await other.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
+            lock = await other.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
         assert lock.token > token
         assert lock.unreleased_predecessors
         record: Upload | None = UPLOAD
@@ -401,9 +401,9 @@ async def test_a_holder_without_redis_is_told_before_its_lease_ends(
         holder = Holder()
         lock = await cut_off.locker.acquire(UPLOAD.id, holder, 1)
         failure(network)
-        waiting = asyncio.create_task(other.locker.acquire(UPLOAD.id, Holder(), PATIENCE))
+        waiting = asyncio.create_task(other.locker.acquire(UPLOAD.id, Holder(), TIMEOUT))
         ended = asyncio.create_task(holder.lost.wait())
-        done, _ = await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
+        done, _ = await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED, timeout=TIMEOUT)
         assert ended in done
         next_lock = await within(waiting)
         assert next_lock.token > lock.token
@@ -464,7 +464,7 @@ async def test_an_acquisition_cancelled_while_redis_hangs_leaves_nothing_locked(
     async with Host(url_of(network), prefix) as one, Host(redis.url, prefix) as other:
         await other.state.create(UPLOAD)
         redis.pause()
-        acquiring = asyncio.create_task(one.locker.acquire(UPLOAD.id, Holder(), PATIENCE))
+        acquiring = asyncio.create_task(one.locker.acquire(UPLOAD.id, Holder(), TIMEOUT))
         await asyncio.sleep(0.1)
         acquiring.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -477,7 +477,7 @@ async def test_a_lease_whose_end_moved_away_with_the_clock_of_redis_ends_in_time
     """Redis keeps the end of a lease as a time of day; its holder has died just before the clock was set back."""
     await other.state.create(UPLOAD)
     async with Host(shared_redis_url(), prefix) as dead:
-        lock = await dead.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
+        lock = await dead.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
         dead.locker.leases._leases.clear()  # nobody renews or releases it
     with Redis.from_url(shared_redis_url()) as client:
         assert client.pexpire(f"{prefix}{{{UPLOAD.id}}}:lock", 86_400_000)
@@ -500,7 +500,7 @@ async def test_a_wish_arrives_at_once(prefix: str) -> None:
 async def ask_for_release(one: Host, other: Host) -> None:
     holder = Holder()
     lock = await one.locker.acquire(UPLOAD.id, holder, 1)
-    waiting = asyncio.create_task(other.locker.acquire(UPLOAD.id, Holder(), PATIENCE))
+    waiting = asyncio.create_task(other.locker.acquire(UPLOAD.id, Holder(), TIMEOUT))
     await within(holder.release_asked.wait())
     await lock.release()
     await (await within(waiting)).release()
@@ -554,7 +554,7 @@ async def opening_fails(url: str, tmp_path: Path) -> str:
     """Return the message of a server that cannot use its Redis."""
     settings = load({"upload_dir": tmp_path / "uploads", "redis_url": url}).settings
     service = build_service(settings, EventBus())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         with pytest.raises(StateUnavailable) as caught:
             await open_service(service, settings)
         await close_service(service)
@@ -592,7 +592,7 @@ async def test_a_wrong_password_is_told_and_not_shown(tmp_path: Path, user: str,
 def test_a_server_that_cannot_reach_redis_says_so_and_ends(tmp_path: Path) -> None:
     url = f"redis://:secret@127.0.0.1:{free_port()}/0"
     arguments = ["serve", "--port", "0", "--upload-dir", str(tmp_path / "uploads"), "--redis-url", url]
-    ended = subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    ended = subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr
     assert "secret" not in ended.stderr + ended.stdout
@@ -618,7 +618,7 @@ async def test_every_call_fails_in_bounded_time_while_redis_is_away(
             lambda: one.state.update(UPLOAD, UPLOAD.at(10), 1),
             lambda: one.state.delete(UPLOAD.id, 1),
             lambda: one.state.due(0.0, 10),
-            lambda: one.locker.acquire(UPLOAD.id, Holder(), PATIENCE),
+            lambda: one.locker.acquire(UPLOAD.id, Holder(), TIMEOUT),
             lambda: one.locker.acquire(UPLOAD.id, Holder(), 0),
             lambda: one.locker.is_held(UPLOAD.id),
             ask_commit,
@@ -803,7 +803,7 @@ async def test_a_user_without_a_right_that_is_needed_is_told_so(tmp_path: Path, 
     user = "uploads on >secret ~another:* &another:* +@all"
     with RedisServer(password="another", users=[user]) as redis:
         url = redis.url_for("uploads", "secret")
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             with pytest.raises(StateUnavailable):
                 async with Host(url, "tus:") as host:
                     await host.state.create(UPLOAD)
@@ -840,7 +840,7 @@ async def test_what_sentinels_watch(tmp_path: Path, prefix: str) -> None:
             group.first.command("WAIT", 1, 5000)
             assert group.replica.command("EXISTS", *group.replica.command("KEYS", "*record"))
             group.first.kill()
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while True:
                     with contextlib.suppress(StateUnavailable):
                         assert await host.state.get(UPLOAD.id) == UPLOAD

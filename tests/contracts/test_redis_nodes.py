@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError, ResponseError
 
-from tests.contracts.parts import PATIENCE
+from tests.contracts.parts import TIMEOUT
 from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
     LONG,
     UPLOAD,
@@ -42,7 +42,7 @@ NODE_TIMEOUT = 1000  # milliseconds after which a replica takes the place of a n
 async def goes_on(host: Host, *upload_ids: str) -> None:
     """Assert that records can be read and locks acquired, at once or soon."""
     for upload_id in upload_ids:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 with contextlib.suppress(StateUnavailable, LockTimeout):
                     await host.state.get(upload_id)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.contracts.parts import PATIENCE, within
+from tests.contracts.parts import TIMEOUT, within
 from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
     LEASE,
     LONG,
@@ -89,7 +89,7 @@ def body(start: int, end: int = len(DATA)) -> AppendRequest:
 @contextlib.asynccontextmanager
 async def locked(host: Host) -> AsyncIterator[tuple[RedisLock, Upload]]:
     """The lock of the upload, and the record that came with it."""
-    lock = await host.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
+    lock = await host.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
     try:
         assert lock.record is not None
         yield lock, lock.record
@@ -126,13 +126,13 @@ class PausedCopy:
         def paused(storage: DiskStorage, target: int, source: Path, start: int, end: int) -> None:
             if source.name == self._name and not self._reached.is_set():
                 self._reached.set()
-                assert self._may_go_on.wait(PATIENCE)
+                assert self._may_go_on.wait(TIMEOUT)
             copy(storage, target, source, start, end)
 
         monkeypatch.setattr(DiskStorage, "copy", paused)
 
     async def reached(self) -> None:
-        assert await asyncio.to_thread(self._reached.wait, PATIENCE)
+        assert await asyncio.to_thread(self._reached.wait, TIMEOUT)
 
     def go_on(self) -> None:
         self._may_go_on.set()
@@ -249,7 +249,7 @@ async def test_a_cancelled_concatenation_writes_nothing_after_its_end(tmp_path: 
     one.path(partial).write_bytes(DATA)
     others_end = threading.Event()
     for _ in range(THREADS):
-        one.run(lambda: others_end.wait(PATIENCE))
+        one.run(lambda: others_end.wait(TIMEOUT))
     concatenating = asyncio.create_task(one.concatenate(final, [partial], sync=False))
     await asyncio.sleep(0.1)  # it waits for a thread
     concatenating.cancel()
@@ -289,7 +289,7 @@ async def test_a_final_upload_survives_redis_going_back_after_its_parts_are_remo
         await service.terminate("a")
         await service.terminate("b")
         await asyncio.to_thread(redis.restore_snapshot, earlier)
-        lock = await service.locker.acquire(final.id, Holder(), PATIENCE)  # the lease of who made it has ended
+        lock = await service.locker.acquire(final.id, Holder(), TIMEOUT)  # the lease of who made it has ended
         await lock.release()
         gone_back = await service.state.get(final.id)
         assert gone_back is not None
@@ -307,7 +307,7 @@ async def test_a_frozen_writer_is_suspected_again_when_the_bytes_after_its_own_a
 ) -> None:
     await host.state.create(UPLOAD)
     async with Host(shared_redis_url(), prefix) as freezing:  # its lease ends without having been released
-        lock = await freezing.locker.acquire(UPLOAD.id, Holder(), PATIENCE)
+        lock = await freezing.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
         assert lock.record is not None
         frozen = storage.writer(lock.record, lock.token, unreleased_predecessors=lock.unreleased_predecessors)
         await frozen.flush([DATA[:4]], sync=False)

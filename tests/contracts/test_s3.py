@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.contracts.parts import PATIENCE, within
+from tests.contracts.parts import TIMEOUT, within
 from tests.support.s3_server import (
     TRANSIENT_FAULTS,
     Fault,
@@ -294,14 +294,14 @@ async def test_parts_leave_at_the_same_time_and_before_the_body_has_ended(opened
 
     def meet(request: Request) -> Fault:
         if request.operation == "UploadPart":
-            arrived.wait(PATIENCE)
+            arrived.wait(TIMEOUT)
         return Fault.NONE
 
     proxy.faults = meet
     writer = storage.writer(UPLOAD, TOKEN)
     for block in blocks_of(DATA[: 3 * PART]):
         await within(writer.write([block]))
-    for _ in range(int(PATIENCE / 0.01)):
+    for _ in range(int(TIMEOUT / 0.01)):
         if writer.snapshot().offset == 3 * PART:
             break
         await asyncio.sleep(0.01)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contracts.parts import PATIENCE, within
+from tests.contracts.parts import TIMEOUT, within
 from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
     DATA,
     PART,
@@ -51,7 +51,7 @@ async def write(writer: Writer, data: bytes) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline, "it never comes true"
         await asyncio.sleep(0.01)
@@ -158,14 +158,14 @@ async def test_a_spill_that_fails_while_bytes_are_copied(opened: Opener, proxy: 
 
     def observe(data: Buffer) -> None:
         copying.set()
-        gate.wait(PATIENCE)
+        gate.wait(TIMEOUT)
 
     first = storage.writer(record, TOKEN, observe)
     held = await held_spill(storage, proxy, first, DATA[: 4 * MIB])
     gate.clear()
     copying.clear()
     flushing = asyncio.create_task(first.flush([DATA[4 * MIB : 4 * MIB + 500_000]], sync=False))
-    assert await asyncio.to_thread(copying.wait, PATIENCE)
+    assert await asyncio.to_thread(copying.wait, TIMEOUT)
     before = storage.buffered_bytes
     proxy.faults = lambda request: Fault.NONE
     held.release()
@@ -309,7 +309,7 @@ async def test_memory_is_given_back_although_closing_is_cancelled(
     closing.cancel()
     await asyncio.wait((closing,))
     held.release()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while storage.buffered_bytes:
             await storage.delete(UPLOAD)  # forgets what is kept for its next request
             await asyncio.sleep(0.01)

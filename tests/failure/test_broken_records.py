@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.contracts.parts import PATIENCE, STATE_STORES, prefix_of, within
+from tests.contracts.parts import STATE_STORES, TIMEOUT, prefix_of, within
 from tests.support.harness import ServerProcess
 from tests.support.redis_server import shared_redis_url
 from tests.support.timing import wait_until
@@ -123,7 +123,7 @@ def test_a_server_goes_on_beside_a_broken_record(tmp_path: Path, store: str, kin
             spoil_redis(prefix, upload_id, *GARBAGE[kind])
         else:
             spoil_sqlite(uploads / ".tusd-py" / "uploads.sqlite3", upload_id, *GARBAGE[kind])
-        wait_until(lambda: not (uploads / other.rpartition("/")[2]).exists(), "the other one expires", PATIENCE)
+        wait_until(lambda: not (uploads / other.rpartition("/")[2]).exists(), "the other one expires", TIMEOUT)
         assert head(server.port, broken).status == 423
         assert patch(server.port, broken, 4, b"more").status == 500
         wait_until(lambda: any(upload_id in line and "cannot be read" in line for line in server.log), "it is told")

@@ -29,7 +29,7 @@ from tests.support.chaos import Uploader, stored_content, upload_during
 from tests.support.harness import ServerProcess
 from tests.support.hosts import BUGS, LEASE, seeded_random, stopped
 from tests.support.redis_server import RedisServer
-from tests.support.timing import PATIENCE
+from tests.support.timing import TIMEOUT
 from tests.support.wire.messages import sha256
 
 CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "20"))
@@ -104,7 +104,7 @@ class Chaos:
         self._start(place)
 
     def stop(self, place: Place, seconds: float) -> None:
-        place.server.terminate(PATIENCE)
+        place.server.terminate(TIMEOUT)
         self._start(place)
 
     def freeze(self, place: Place, seconds: float) -> None:
@@ -138,7 +138,7 @@ class Chaos:
         place.clock.set(self.chance.choice([-1, 1]) * self.chance.uniform(60, 3 * DAY))
         time.sleep(seconds / 2)
         if self.chance.random() < 0.5:
-            place.server.terminate(PATIENCE)
+            place.server.terminate(TIMEOUT)
             self._start(place)
             time.sleep(seconds / 2)
         place.clock.set(0)
@@ -150,7 +150,7 @@ class Chaos:
         os.kill(place.server.pid, signal.SIGTERM)
         time.sleep(seconds)
         place.faults.clear()
-        place.server.wait(PATIENCE)
+        place.server.wait(TIMEOUT)
         self._start(place)
 
     def _start(self, place: Place) -> None:

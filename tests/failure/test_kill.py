@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.timing import PATIENCE, wait_until
+from tests.support.timing import TIMEOUT, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload, sha256
 from tests.support.wire.requests import (
@@ -128,7 +128,7 @@ class Uploader:
 
     def again(self, action: Callable[[], Answer]) -> Answer:
         """Return the answer to a request that may be repeated, as soon as there is a server to give it."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             try:
                 answer = action()
@@ -273,7 +273,7 @@ def killed_half_way(server: ServerProcess, headers: dict[str, str]) -> str | Non
     with Connection(server.port) as connection:
         connection.start("POST", "/files", headers | {"Content-Length": "0"})
         copies: list[str] = []
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not copies:
             assert time.monotonic() < deadline, "no copy began"
             copies = [name for name in os.listdir(server.upload_dir) if name.endswith(".concatenation")]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.faults.stalls import OSFaults
-from tests.support.asgi_calls import PATIENCE, Call, ask, create, offset_stream
+from tests.support.asgi_calls import TIMEOUT, Call, ask, create, offset_stream
 from tests.support.redis_server import shared_redis_url
 from tests.support.s3_server import s3_server
 from tests.support.s3_uploads import Place
@@ -32,10 +32,10 @@ class Stall:
 
     def meet(self) -> None:
         self._reached.set()
-        self._lifted.wait(PATIENCE)
+        self._lifted.wait(TIMEOUT)
 
     def wait(self) -> None:
-        assert self._reached.wait(PATIENCE)
+        assert self._reached.wait(TIMEOUT)
 
     def lift(self) -> None:
         self._lifted.set()
@@ -90,7 +90,7 @@ async def serving(settings: dict[str, Any], **changed: Any) -> AsyncIterator[Tus
 
 async def upload_rest(server: TusServer, path: str, data: bytes) -> None:
     """Continue at the offset of the upload, and assert that it then has all acknowledged bytes."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while True:
             offset = await settled_offset(server, path)
             patched = await ask(server, "PATCH", path, offset_stream(offset), data[offset:])
@@ -101,7 +101,7 @@ async def upload_rest(server: TusServer, path: str, data: bytes) -> None:
 
 
 async def settled_offset(server: TusServer, path: str) -> int:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (head := await ask(server, "HEAD", path)).status != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     return head.offset
@@ -121,7 +121,7 @@ async def test_a_cancelled_patch_keeps_its_lock_until_its_write_has_ended(
         await asyncio.to_thread(stall.wait)
         if cancel == "once":
             patch.task.cancel()
-            await asyncio.wait((patch.task,), timeout=PATIENCE)
+            await asyncio.wait((patch.task,), timeout=TIMEOUT)
         else:
             await patch.cancel_like_anyio()
         assert patch.task.cancelled()
@@ -148,7 +148,7 @@ async def test_a_cancelled_patch_keeps_what_had_arrived(stored_in: dict[str, Any
 
 
 async def test_a_cancelled_wait_for_a_lock_takes_nothing(stored_in: dict[str, Any]) -> None:
-    async with serving(stored_in, lock_timeout=PATIENCE) as server:
+    async with serving(stored_in, lock_timeout=TIMEOUT) as server:
         path = await create(server, SIZE)
         lock = await server.service.locker.acquire(path[1:], Deaf(), 0)
         waiting = Call(server, "PATCH", path, offset_stream(0))
@@ -190,7 +190,7 @@ async def test_a_cancelled_concatenation_is_made_under_its_lock(tmp_path: Path, 
         refused = await ask(other, "POST", "/", concat)
         stall.lift()
         assert refused.status == 423
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while (made := await ask(other, "POST", "/", concat)).status != 201:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         path = "/" + made.headers["location"].rpartition("/")[2]
@@ -209,7 +209,7 @@ async def test_a_cancelled_removal_comes_to_its_end_under_its_lock(tmp_path: Pat
         held = await other.service.locker.is_held(path[1:])
         stall.lift()
         assert held
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while await other.service.locker.is_held(path[1:]):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not (tmp_path / path[1:]).exists()
@@ -233,15 +233,15 @@ async def test_a_shutdown_in_the_middle_of_a_write_leaves_the_upload_locked(
         await asyncio.sleep(0)
         head = Call(server, "HEAD", path)  # has what arrived written
         await asyncio.to_thread(stall.wait)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await server.shutdown()
         assert (await ask(other, "PATCH", path, offset_stream(0), b"b" * SIZE)).status == 423
         with pytest.raises(StorageUnavailable):
             await server.startup()
         stall.lift()
         await upload_rest(other, path, data)
-        await asyncio.wait((patch.task, head.task), timeout=PATIENCE)
-    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait((patch.task, head.task), timeout=TIMEOUT)
+    async with asyncio.timeout(TIMEOUT):
         while True:
             with contextlib.suppress(StorageUnavailable):
                 await server.startup()
@@ -265,7 +265,7 @@ async def test_no_byte_is_lost_in_a_middleware_while_readers_ask_for_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A middleware may hold a message when the wait for it ends, as BaseHTTPMiddleware does."""
-    monkeypatch.setattr("tusd_py.uploads.append.SILENT", PATIENCE)  # however slow the machine is
+    monkeypatch.setattr("tusd_py.uploads.append.SILENT", TIMEOUT)  # however slow the machine is
     data = bytes(range(256)) * 400
     async with serving({"upload_dir": tmp_path, "sweep_interval": 0}) as server:
 
@@ -297,7 +297,7 @@ async def test_requests_that_are_cancelled_at_any_step_lose_nothing_and_leave_no
     stored_in: dict[str, Any], seed: int
 ) -> None:
     chance = random.Random(seed)
-    async with serving(stored_in, lock_timeout=PATIENCE) as server, serving(stored_in, lock_timeout=PATIENCE) as other:
+    async with serving(stored_in, lock_timeout=TIMEOUT) as server, serving(stored_in, lock_timeout=TIMEOUT) as other:
 
         async def upload(number: int) -> None:
             data = bytes([number]) * 1000 + random.Random(number).randbytes(50_000)
@@ -321,7 +321,7 @@ async def test_requests_that_are_cancelled_at_any_step_lose_nothing_and_leave_no
                 if not patch.task.done():
                     if chance.random() < 0.5:
                         patch.task.cancel()
-                        await asyncio.wait((patch.task,), timeout=PATIENCE)
+                        await asyncio.wait((patch.task,), timeout=TIMEOUT)
                     else:
                         await patch.cancel_like_anyio()
                 if not patch.task.cancelled() and patch.status == 204:

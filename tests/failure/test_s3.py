@@ -36,7 +36,7 @@ from tests.support.s3_server import (
     s3_server,
 )
 from tests.support.s3_uploads import PART, Place, clean, digest_of, id_of, serving
-from tests.support.timing import PATIENCE, promptly, wait_until
+from tests.support.timing import TIMEOUT, promptly, wait_until
 from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
 from tests.support.wire.requests import (
     assert_content,
@@ -111,7 +111,7 @@ def finish(rig: Rig, path: str, data: bytes, *, acknowledged: int = 0, sent: int
     assert_content(rig.port, path, data)
 
 
-def again(action: Callable[[], Answer], seconds: float = PATIENCE) -> Answer:
+def again(action: Callable[[], Answer], seconds: float = TIMEOUT) -> Answer:
     """Repeat a request while the upload is in use or the server unavailable; return the answer."""
     deadline = time.monotonic() + seconds
     while True:
@@ -406,7 +406,7 @@ def test_a_concatenation_that_fails_or_is_killed(rig: Rig, operation: str) -> No
         asking = executor.submit(ask)
         holding.wait()
         rig.server.kill()
-        asking.result(PATIENCE)
+        asking.result(TIMEOUT)
     holding.release()
     rig.proxy.faults = no_fault
     rig.revive()
@@ -625,7 +625,7 @@ def test_s3_hangs_for_a_while(network: tuple[ServerProcess, FaultyNetwork, Place
         sender.start()
         time.sleep(3)  # S3 is slow; nothing is waited for
         trouble.resume()
-        sender.join(PATIENCE)
+        sender.join(TIMEOUT)
         answer = connection.answer(GIVE_UP)
     assert (answer.status, answer.headers.get("upload-offset")) == (204, str(len(DATA))), answer
     place.assert_alone(path, DATA)
@@ -859,7 +859,7 @@ def test_uploads_survive_whatever_happens_to_s3_and_the_server(
                 if chance.random() < 0.3:
                     clock.set(chance.choice([0, chance.uniform(-SKEW, SKEW)]))
                 if chance.random() < 0.2:
-                    server.terminate(PATIENCE)
+                    server.terminate(TIMEOUT)
                 else:
                     server.kill()
                 kills += 1

@@ -14,7 +14,7 @@ import pytest
 from tests.support.harness import ServerProcess
 from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, s3_server
 from tests.support.s3_uploads import PART, Place, id_of, serving
-from tests.support.timing import PATIENCE, wait_until
+from tests.support.timing import TIMEOUT, wait_until
 from tests.support.wire.messages import chunk, payload
 from tests.support.wire.requests import assert_content, create, head, offset_of, patch, start_patch
 
@@ -75,7 +75,7 @@ def test_two_heads_while_the_end_of_a_body_arrives(server: ServerProcess, proxy:
             held.release()
             answer = connection.answer()
         for looked in looking:
-            assert looked.result(PATIENCE).status in (200, 423)
+            assert looked.result(TIMEOUT).status in (200, 423)
     assert (answer.status, offset_of(server.port, path)) == (204, len(DATA))
     assert_content(server.port, path, DATA)
 
@@ -91,7 +91,7 @@ def test_a_head_that_looks_while_the_object_is_made(server: ServerProcess, proxy
         held.wait()
         assert patch(server.port, path, cut, DATA[cut:]).status == 204
         held.release()
-        answer = looking.result(PATIENCE)
+        answer = looking.result(TIMEOUT)
     assert answer.status in (200, 423), answer
     assert_content(server.port, path, DATA)
 

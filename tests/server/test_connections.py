@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.harness import ServerProcess
 from tests.support.process_memory import cpu_seconds, resident_size
-from tests.support.timing import PATIENCE, promptly, scaled, wait_until
+from tests.support.timing import TIMEOUT, promptly, scaled, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import KIBI, MEBI, chunk, patch_headers, payload
 from tests.support.wire.requests import create, offset_of, patch, request, start_patch
@@ -459,7 +459,7 @@ def test_no_garbage_makes_the_server_complain(server: ServerProcess) -> None:
                 with contextlib.suppress(TimeoutError):
                     connection.socket.recv(1000)
         (connection.reset if chance.random() < 0.5 else connection.close)()
-    wait_until(lambda: open_connections(server.port) == 0, "every connection was closed", 2 * PATIENCE)
+    wait_until(lambda: open_connections(server.port) == 0, "every connection was closed", 2 * TIMEOUT)
     server.terminate()
     assert complaints(server) == []
 

@@ -31,7 +31,7 @@ from tests.support.wire.requests import (
 
 METADATA_SIZE = 16 * KIBI  # the default of --metadata-size
 PARTS = 1000
-PATIENCE = scaled(30)
+TIMEOUT = scaled(30)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_client_goes_on_where_it_was_after_the_server_was_restarted(kind: str,
             looking.start()
             time.sleep(2)  # without a server
             server.revive()
-            looking.join(PATIENCE)
+            looking.join(TIMEOUT)
             assert not looking.is_alive()
             with contextlib.suppress(ConnectionError):
                 connection.send(data[MEBI:])  # Caddy learns of a broken connection only when it has more to send

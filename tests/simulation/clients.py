@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 VERSION = {"Host": "uploads.example", "Tus-Resumable": "1.0.0"}
 CONTENT = {"Content-Type": "application/offset+octet-stream"}
 SIZES = (1, 40, 700, 3000, 9000, 40_000)
-PATIENCE = 25.0  # seconds a client waits for an answer
+TIMEOUT = 25.0  # seconds a client waits for an answer
 HEAD_PATIENCE = 4.0
 
 
@@ -68,7 +68,7 @@ class Client:
         content: bytes = b"",
         *,
         attempt: Attempt | None = None,
-        patience: float = PATIENCE,
+        timeout: float = TIMEOUT,
         rough: bool = False,
     ) -> Answer | None:
         """Make a request, in a rough way perhaps; None if there is no answer."""
@@ -83,7 +83,7 @@ class Client:
         exchange.start(host.server, method, path, headers)
         behaviour = self.rng.random() if rough and not self.world.is_calm else 1.0
         sending = asyncio.ensure_future(self._send(exchange, content, behaviour))
-        done, _ = await asyncio.wait((exchange.answer,), timeout=patience)
+        done, _ = await asyncio.wait((exchange.answer,), timeout=timeout)
         sending.cancel()
         answer = exchange.answer.result() if done else None
         exchange.hang_up()
@@ -204,7 +204,7 @@ class Client:
     async def _ask(self, upload: Expected) -> bool:
         """HEAD; returns whether the offset was told."""
         losses = self.world.oracle.losses
-        answer = await self._request("HEAD", upload.path, {}, patience=HEAD_PATIENCE)
+        answer = await self._request("HEAD", upload.path, {}, timeout=HEAD_PATIENCE)
         if answer is None:
             await asyncio.sleep(0.2)
             return False

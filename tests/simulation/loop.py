@@ -152,9 +152,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     # Running.
 
-    def run(self, main: Coroutine[Any, Any, T], patience: float) -> T:
-        """Run until `main` has ended, for at most `patience` seconds of virtual time; raises `Stuck` after that."""
-        end = self.now + patience
+    def run(self, main: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Run until `main` has ended, for at most `timeout` seconds of virtual time; raises `Stuck` after that."""
+        end = self.now + timeout
         previous = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(firstiter=self._kept.append, finalizer=self._close_generator)
         events._set_running_loop(self)

@@ -21,8 +21,8 @@ from tests.simulation.threads import Scheduler
 TOP = "/simulated/uploads"
 PERIOD = 30.0  # seconds in which faults begin
 LIVENESS = 60.0  # seconds after the end of the faults in which every upload can be finished
-MOST_FAULTS = 6
-PATIENCE = 3600.0
+MAX_FAULTS = 6
+TIMEOUT = 3600.0
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class World:
         self.hosts = [Host(self.machine, self.loop, self.settings, self.tell) for _ in range(processes)]
         self.oracle = Oracle(self.settings["durability"], self._stored, self.complain)
         files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
-        self.faults = draw(plan, PERIOD, MOST_FAULTS, KINDS)
+        self.faults = draw(plan, PERIOD, MAX_FAULTS, KINDS)
         self.left_out = set(without)
         self.is_calm = False  # no more faults: everything must work
         self.orphans_possible = False
@@ -106,7 +106,7 @@ class World:
     def run(self) -> Outcome:
         self.tell(f"seed {self.seed}: {len(self.hosts)} processes, {len(self.clients)} clients, {self.settings}")
         try:
-            self.loop.run(self._main(), PATIENCE)
+            self.loop.run(self._main(), TIMEOUT)
         except Stuck as stuck:
             self.complain(f"the world is stuck: {stuck}")
         for context in self.loop.errors:

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 TUS = {"Tus-Resumable": "1.0.0"}
-PATIENCE = 60.0  # seconds for anything that has to happen
+TIMEOUT = 60.0  # seconds for anything that has to happen
 
 
 def http_scope(method: str, path: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
@@ -50,14 +50,14 @@ class Call:
 
     async def cancel_like_anyio(self) -> None:
         """Cancel the request at every step, as an anyio cancel scope does, until it has ended."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not self.task.done():
                 self.task.cancel()
                 await asyncio.sleep(0)
 
     async def answer(self) -> Call:
         """Wait until the request has ended, and return it."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await asyncio.shield(self.task)
         return self
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tests.support.timing import PATIENCE
+from tests.support.timing import TIMEOUT
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, patch_headers, path_of, sha256
 from tests.support.wire.requests import RESTARTS_UPLOAD, request
@@ -214,7 +214,7 @@ class Uploader:
 
 def stored_content(port: int, path: str) -> bytes:
     """Return the bytes of a finished upload; a request that a server has cancelled is repeated."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         with suppress(OSError):
             answer = request(port, "GET", path)
@@ -244,7 +244,7 @@ def upload_during(
             for uploader in uploaders:
                 uploader.stop.set()
         for one in running:
-            one.result(4 * PATIENCE)
+            one.result(4 * TIMEOUT)
     finished = [one for uploader in uploaders for one in uploader.finished]
     broken = sum(uploader.broken for uploader in uploaders)
     taken_back = sum(uploader.taken_back for uploader in uploaders)

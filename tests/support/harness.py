@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from tests.support.forking import ForkedProcess, Forker, Forkers
-from tests.support.timing import PATIENCE, scaled
+from tests.support.timing import TIMEOUT, scaled
 
 # `tests.support.watched` is the command line with blocking calls in the event loop turned into errors.
 COMMAND: tuple[str, ...] = (sys.executable, "-W", "error", "-m", "tests.support.watched")
@@ -130,7 +130,7 @@ class ServerProcess:
 
     def start_again(self) -> None:
         """Start the server, on the same port and directory, as a supervisor does: again and again until it runs."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             self.origin = self.url = ""
             try:

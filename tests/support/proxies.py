@@ -17,7 +17,7 @@ from tests.support.redis_server import free_port
 from tests.support.timing import scaled
 
 READ_SIZE = 1 << 16
-PATIENCE = scaled(15.0)
+TIMEOUT = scaled(15.0)
 CONNECTION = re.compile(rb"\r\nconnection:[^\r]*", re.IGNORECASE)
 T = TypeVar("T")
 
@@ -67,12 +67,12 @@ class Proxy:
     ) -> None:
         self.call(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(PATIENCE)
+        self._thread.join(TIMEOUT)
         self._loop.close()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the event loop of the proxy; called from any other thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT)
 
     async def handle(self, client: Stream) -> None:
         """Serve one connection."""

@@ -51,7 +51,7 @@ def promised(seconds: float, moments: int = 1) -> float:
 
 
 PROMPT = 2.0  # seconds within which a client that comes back is served
-PATIENCE = scaled(30.0)  # seconds after which a test gives up waiting
+TIMEOUT = scaled(30.0)  # seconds after which a test gives up waiting
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from tusd_py.core.errors import ClientDisconnected, ReadTimeout, ServerShutdown,
 from tusd_py.http.body import RATE_WINDOW, RequestBody
 from tusd_py.transfer.budget import BufferPool, ByteBudget
 
-PATIENCE = scaled(30.0)  # seconds for anything that has to happen
+TIMEOUT = scaled(30.0)  # seconds for anything that has to happen
 
 
 class Wire:
@@ -92,7 +92,7 @@ async def make(wire: Wire) -> AsyncIterator[Make]:
 
 
 async def next_of(body: RequestBody) -> Buffer | None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         return await body.read()
 
 
@@ -157,7 +157,7 @@ async def test_waiting_for_the_disconnect(wire: Wire, make: Make) -> None:
     await others_run()
     assert not gone.done()
     wire.disconnect()
-    await asyncio.wait_for(gone, PATIENCE)
+    await asyncio.wait_for(gone, TIMEOUT)
 
 
 # Interrupting and waking.
@@ -168,7 +168,7 @@ async def test_an_interruption_ends_the_wait(make: Make) -> None:
     task = await waiting(body)
     body.interrupt(UploadInterrupted())
     with pytest.raises(UploadInterrupted):
-        await asyncio.wait_for(task, PATIENCE)
+        await asyncio.wait_for(task, TIMEOUT)
     with pytest.raises(UploadInterrupted):
         await next_of(body)
 
@@ -188,7 +188,7 @@ async def test_the_first_reason_counts(make: Make) -> None:
     body.interrupt(UploadInterrupted())
     body.interrupt(ServerShutdown())
     with pytest.raises(UploadInterrupted):
-        await asyncio.wait_for(task, PATIENCE)
+        await asyncio.wait_for(task, TIMEOUT)
     body.interrupt(ReadTimeout())
     with pytest.raises(UploadInterrupted):
         await next_of(body)
@@ -201,7 +201,7 @@ async def test_what_has_arrived_is_read_before_the_interruption(wire: Wire, make
     assert await next_of(body) == b"start "
     task = await waiting(body)
     body.interrupt(UploadInterrupted())
-    assert await asyncio.wait_for(task, PATIENCE) == b"rest"
+    assert await asyncio.wait_for(task, TIMEOUT) == b"rest"
     with pytest.raises(UploadInterrupted):
         await next_of(body)
     assert body.bytes_received == 10
@@ -212,7 +212,7 @@ async def test_what_has_arrived_is_read_on_waking(make: Make) -> None:
     body = make(extension=arrived)
     task = await waiting(body)
     body.wake()
-    assert await asyncio.wait_for(task, PATIENCE) == b"half a block"
+    assert await asyncio.wait_for(task, TIMEOUT) == b"half a block"
     body.wake()
     assert await next_of(body) == b""
     assert body.bytes_received == 12
@@ -234,10 +234,10 @@ async def test_waking_ends_one_wait(wire: Wire, make: Make) -> None:
     task = await waiting(body)
     body.wake()
     body.wake()
-    assert await asyncio.wait_for(task, PATIENCE) == b""
+    assert await asyncio.wait_for(task, TIMEOUT) == b""
     task = await waiting(body)
     wire.send(b"more")
-    assert await asyncio.wait_for(task, PATIENCE) == b"more"
+    assert await asyncio.wait_for(task, TIMEOUT) == b"more"
 
 
 async def test_waking_where_nobody_waits_is_remembered_once(wire: Wire, make: Make) -> None:
@@ -267,7 +267,7 @@ async def test_no_bytes_are_lost_when_waking_and_arriving_meet(wire: Wire, make:
         body.wake()
         if not bytes_first:
             wire.send(b"%d" % number)
-        pieces = [await asyncio.wait_for(task, PATIENCE), await next_of(body)]
+        pieces = [await asyncio.wait_for(task, TIMEOUT), await next_of(body)]
         assert sorted(bytes(piece or b"") for piece in pieces) == [b"", b"%d" % number]
 
 
@@ -296,7 +296,7 @@ async def test_a_server_that_swallows_the_cancellation(make: Make, waked: bool) 
         body.wake()
     else:
         body.interrupt(UploadInterrupted())
-    assert await asyncio.wait_for(task, PATIENCE) == b"just arrived"
+    assert await asyncio.wait_for(task, TIMEOUT) == b"just arrived"
     assert cancellations == [0]
     if not waked:
         with pytest.raises(UploadInterrupted):
@@ -350,7 +350,7 @@ async def test_a_timeout_around_it_works_before_and_after_waking(wire: Wire, mak
     if waked:
         await others_run()
         body.wake()
-    assert await asyncio.wait_for(task, PATIENCE) == 0
+    assert await asyncio.wait_for(task, TIMEOUT) == 0
     wire.send(b"still there")
     assert await next_of(body) == b"still there"
 
@@ -379,7 +379,7 @@ async def looked_at(clock: Clock, times: int) -> None:
     """Wait until the timer has fired `times` more."""
     for _ in range(times):
         clock.look.clear()
-        await asyncio.wait_for(clock.look.wait(), PATIENCE)
+        await asyncio.wait_for(clock.look.wait(), TIMEOUT)
 
 
 async def test_silence_is_measured_from_the_start_of_the_wait(wire: Wire, make: Make, clock: Clock) -> None:
@@ -396,7 +396,7 @@ async def test_silence_is_measured_from_the_start_of_the_wait(wire: Wire, make: 
     assert not task.done()
     clock.now += 0.02
     with pytest.raises(ReadTimeout):
-        await asyncio.wait_for(task, PATIENCE)
+        await asyncio.wait_for(task, TIMEOUT)
 
 
 async def test_without_an_idle_timeout_silence_may_last(wire: Wire, make: Make, clock: Clock) -> None:
@@ -407,7 +407,7 @@ async def test_without_an_idle_timeout_silence_may_last(wire: Wire, make: Make, 
     assert not task.done()
     assert body.silent_for() == 1e9
     wire.send(b"at last")
-    assert await asyncio.wait_for(task, PATIENCE) == b"at last"
+    assert await asyncio.wait_for(task, TIMEOUT) == b"at last"
 
 
 async def test_nobody_is_silent_while_nobody_waits(wire: Wire, make: Make, clock: Clock) -> None:
@@ -433,12 +433,12 @@ async def test_waking_does_not_break_the_silence(make: Make, clock: Clock) -> No
     for _ in range(3):
         clock.now += 0.0625
         body.wake()
-        assert await asyncio.wait_for(task, PATIENCE) == b""
+        assert await asyncio.wait_for(task, TIMEOUT) == b""
         task = await waiting(body)
     assert body.silent_for() == 0.1875
     clock.now += 0.0625
     with pytest.raises(ReadTimeout):
-        await asyncio.wait_for(task, PATIENCE)
+        await asyncio.wait_for(task, TIMEOUT)
 
 
 async def test_bytes_that_arrive_without_being_read_break_the_silence(make: Make, clock: Clock) -> None:
@@ -455,7 +455,7 @@ async def test_bytes_that_arrive_without_being_read_break_the_silence(make: Make
     assert not task.done()
     clock.now += 0.125
     with pytest.raises(ReadTimeout):
-        await asyncio.wait_for(task, PATIENCE)
+        await asyncio.wait_for(task, TIMEOUT)
 
 
 # The minimum rate.
@@ -530,11 +530,11 @@ async def test_waking_does_not_hide_that_a_client_is_slow(wire: Wire, make: Make
         task = await waiting(body)
         clock.now += 1.5
         body.wake()
-        assert await asyncio.wait_for(task, PATIENCE) == b""
+        assert await asyncio.wait_for(task, TIMEOUT) == b""
         task = await waiting(body)
         clock.now += 0.5
         wire.send(b"x")
-        assert await asyncio.wait_for(task, PATIENCE) == b"x"
+        assert await asyncio.wait_for(task, TIMEOUT) == b"x"
 
     for _ in range(29):
         await two_seconds()
@@ -550,7 +550,7 @@ async def test_discarding_reads_to_the_end(wire: Wire, make: Make) -> None:
     body = make()
     wire.send(b"not kept")
     wire.send(b"either", more=False)
-    await asyncio.wait_for(body.discard(PATIENCE), PATIENCE)
+    await asyncio.wait_for(body.discard(TIMEOUT), TIMEOUT)
     assert body.ended
 
 
@@ -558,13 +558,13 @@ async def test_discarding_ends_with_the_connection(wire: Wire, make: Make) -> No
     body = make()
     wire.send(b"not kept")
     wire.disconnect()
-    await asyncio.wait_for(body.discard(PATIENCE), PATIENCE)
+    await asyncio.wait_for(body.discard(TIMEOUT), TIMEOUT)
 
 
 async def test_discarding_takes_its_time_and_no_more(wire: Wire, make: Make) -> None:
     body = make()
     wire.send(b"not kept")
-    await asyncio.wait_for(body.discard(0.05), PATIENCE)
+    await asyncio.wait_for(body.discard(0.05), TIMEOUT)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
@@ -574,12 +574,12 @@ async def test_discarding_after_an_interruption(wire: Wire, make: Make) -> None:
     body = make()
     body.interrupt(UploadInterrupted())
     wire.send(b"not kept", more=False)
-    await asyncio.wait_for(body.discard(PATIENCE), PATIENCE)
+    await asyncio.wait_for(body.discard(TIMEOUT), TIMEOUT)
     assert body.ended
 
 
 async def test_a_cancelled_discard_is_cancelled(make: Make) -> None:
-    task = asyncio.create_task(make().discard(PATIENCE))
+    task = asyncio.create_task(make().discard(TIMEOUT))
     await others_run()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.asgi_calls import PATIENCE, Call, ask, create, offset_stream
+from tests.support.asgi_calls import TIMEOUT, Call, ask, create, offset_stream
 from tests.support.watched import watch
 from tusd_py import TusServer, UploadCreated, UploadFinished, UploadProgressed, UploadTerminated
 from tusd_py.events import subscribers
@@ -63,7 +63,7 @@ async def test_a_plain_subscriber_that_blocks_holds_up_nobody_else(server: TusSe
     @server.on(UploadFinished)
     def block(event: UploadFinished) -> None:
         if event.upload.id == slow[1:]:
-            may_go_on.wait(PATIENCE)
+            may_go_on.wait(TIMEOUT)
 
     blockbuster = watch()  # a call that blocks the loop is an error
     try:
@@ -86,7 +86,7 @@ async def test_a_plain_subscriber_that_blocks_holds_up_nobody_else(server: TusSe
 async def test_a_subscriber_may_end_its_own_upload(
     server: TusServer, monkeypatch: pytest.MonkeyPatch, event: type[Any], kind: str
 ) -> None:
-    monkeypatch.setattr(subscribers, "SUBSCRIBER_TIMEOUT", 10 * PATIENCE)
+    monkeypatch.setattr(subscribers, "SUBSCRIBER_TIMEOUT", 10 * TIMEOUT)
     loop = asyncio.get_running_loop()
     ended: list[tuple[str, str]] = []
     server.on(UploadTerminated)(lambda event: ended.append(name_of(event)))
@@ -95,13 +95,13 @@ async def test_a_subscriber_may_end_its_own_upload(
         await server.service.terminate(event.upload.id)
 
     def end_from_a_thread(event: Any) -> None:
-        asyncio.run_coroutine_threadsafe(end(event), loop).result(PATIENCE)
+        asyncio.run_coroutine_threadsafe(end(event), loop).result(TIMEOUT)
 
     async def end_by_request(event: Any) -> None:
         await asyncio.create_task(ask(server, "DELETE", f"/{event.upload.id}"), context=contextvars.Context())
 
     server.on(event)({"plain": end_from_a_thread, "async": end, "request": end_by_request}[kind])
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         created = await ask(server, "POST", "/", {"Upload-Length": "5"})
         path = "/" + created.headers["location"].rpartition("/")[2]
         patched = await ask(server, "PATCH", path, offset_stream(0), b"hello")
@@ -142,7 +142,7 @@ async def test_what_subscribers_raise_is_logged_and_concerns_nobody(
 async def test_whatever_a_subscriber_raises_the_client_is_answered_at_once(
     server: TusServer, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[BaseException]
 ) -> None:
-    monkeypatch.setattr(subscribers, "SUBSCRIBER_TIMEOUT", 10 * PATIENCE)
+    monkeypatch.setattr(subscribers, "SUBSCRIBER_TIMEOUT", 10 * TIMEOUT)
     monkeypatch.setattr(subscribers, "MAX_HUNG", 1)
     told: list[str] = []
 
@@ -154,7 +154,7 @@ async def test_whatever_a_subscriber_raises_the_client_is_answered_at_once(
 
     server.on(UploadFinished)(fail if kind == "plain" else fail_later)
     server.on(UploadFinished)(lambda event: told.append(event.upload.id))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         finished = [await upload(server) for _ in range(2)]
     assert [patched.status for _, patched in finished] == [204, 204]
     assert told == [path[1:] for path, _ in finished]
@@ -171,12 +171,12 @@ async def test_subscribers_that_never_end_delay_their_own_upload_only(
 
     def block(event: Any) -> None:
         if hang:
-            end.wait(PATIENCE)
+            end.wait(TIMEOUT)
 
     async def wait(event: Any) -> None:
         while hang:
             try:
-                await asyncio.sleep(PATIENCE)
+                await asyncio.sleep(TIMEOUT)
             except asyncio.CancelledError:
                 if kind == "async":
                     raise
@@ -186,7 +186,7 @@ async def test_subscribers_that_never_end_delay_their_own_upload_only(
     hang = False
     started = time.monotonic()
     assert (await upload(server))[1].status == 204
-    assert time.monotonic() - started < PATIENCE
+    assert time.monotonic() - started < TIMEOUT
     end.set()
     if kind.endswith("cancellation"):
         for task in asyncio.all_tasks() - {asyncio.current_task()}:  # now it sees that it may end
@@ -204,7 +204,7 @@ async def test_progress_is_told_while_the_upload_is_still_written_to(server: Tus
     path = await create(server, 10)
     patch = Call(server, "PATCH", path, offset_stream(0))
     patch.give(b"hello")
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         assert await told.get() == 5
     assert await server.service.locker.is_held(path[1:])
     patch.give(b"world", more=False)
@@ -226,7 +226,7 @@ async def test_events_of_a_cancelled_request_are_told_all_the_same(server: TusSe
     patch.task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await patch.task
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         head = await ask(server, "HEAD", path)
         if head.offset == 5:
             assert await told.get() == path[1:]

@@ -27,7 +27,7 @@ from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import sweep
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 Process: TypeAlias = Callable[[], AbstractAsyncContextManager[UploadService]]
 
 
@@ -116,7 +116,7 @@ async def removed(service: UploadService, upload: Upload) -> None:
 
 async def recorded(service: UploadService, upload: Upload, condition: Callable[[Upload | None], bool]) -> Upload | None:
     """Wait until the record fulfils the condition; return it."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not condition(record := await service.state.get(upload.id)):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
@@ -187,7 +187,7 @@ async def test_many_finals_of_one_part_are_all_made(service: UploadService) -> N
     await fill(service, one)
     for upload in waiting:
         assert (await completed(service, upload)).offset == 5
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while await service.state.waiting_for(one.id, 10):  # the notes go after the last of them
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
@@ -265,7 +265,7 @@ async def test_a_final_waits_the_longer_the_older_it_is(service: UploadService) 
         assert await sweep(service) == 0
         looked_at = await service.state.get(waiting.id)
         assert looked_at is not None
-        assert looked_at.expires_at == pytest.approx(service.clock.wall() + delay, abs=PATIENCE)
+        assert looked_at.expires_at == pytest.approx(service.clock.wall() + delay, abs=TIMEOUT)
         assert looked_at.announced_expiry is None
 
 

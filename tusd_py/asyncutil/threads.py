@@ -46,15 +46,15 @@ class Threads:
         for thread in self._threads:
             thread.start()
 
-    def close(self, patience: float | None = None) -> bool:
-        """Wait until every call has returned, at most `patience` seconds; return whether all have. Blocks.
+    def close(self, timeout: float | None = None) -> bool:
+        """Wait until every call has returned, at most `timeout` seconds; return whether all have. Blocks.
 
         After False, call it again. Calls of `run` after a close are made by new threads.
         """
         for _ in range(0 if self._closing else len(self._threads)):
             self._jobs.put(None)
         self._closing = bool(self._threads)
-        deadline = None if patience is None else time.monotonic() + patience
+        deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         self._threads = [thread for thread in self._threads if thread.is_alive()]

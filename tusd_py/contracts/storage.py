@@ -82,11 +82,11 @@ class Storage(Protocol):
             StorageUnavailable: with one sentence for the operator; the server tries again.
         """
 
-    async def close(self, patience: float | None = None) -> bool:
+    async def close(self, timeout: float | None = None) -> bool:
         """Wait for the steps under way, and release every resource.
 
         Args:
-            patience: seconds to wait at most; None to wait for ever.
+            timeout: seconds to wait at most; None to wait for ever.
 
         Returns:
             False if a step has not ended: then the locks must stay, and `close` may be called again.

@@ -115,9 +115,9 @@ class EventBus:
         self._deliveries = Deliveries()
         self._held.clear()
 
-    async def close(self, patience: float) -> None:
-        """Wait until all queues are empty, `patience` seconds at most, then drop the remaining events."""
-        await self._deliveries.close(patience)
+    async def close(self, timeout: float) -> None:
+        """Wait until all queues are empty, `timeout` seconds at most, then drop the remaining events."""
+        await self._deliveries.close(timeout)
 
 
 def _key(event: Event) -> str:

@@ -71,9 +71,9 @@ class Deliveries:
         if task is not None and _queue_of_caller.get() != key:
             await asyncio.wait((task,), timeout=SUBSCRIBER_TIMEOUT)
 
-    async def close(self, patience: float) -> None:
-        """Wait until all queues are empty, `patience` seconds at most; then cancel the deliveries and drop the rest."""
-        deadline = time.monotonic() + patience
+    async def close(self, timeout: float) -> None:
+        """Wait until all queues are empty, `timeout` seconds at most; then cancel the deliveries and drop the rest."""
+        deadline = time.monotonic() + timeout
         while self._tasks and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(self._tasks.values(), timeout=left)
         if self._tasks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tusd_py.contracts.locks import Locker
 from tusd_py.testing.locker_helpers import UPLOAD, Holder, assert_free, assert_taken
-from tusd_py.testing.support import PATIENCE, within
+from tusd_py.testing.support import TIMEOUT, within
 
 
 class CommitRequestTests:
@@ -52,7 +52,7 @@ class CommitRequestTests:
             await lock.release()
             await assert_free(neighbour)
             next_holder = Holder()
-            lock = await locker.acquire(UPLOAD, next_holder, PATIENCE)
+            lock = await locker.acquire(UPLOAD, next_holder, TIMEOUT)
             assert await neighbour.is_held(UPLOAD)
         await lock.release()
         assert not next_holder.release_asked.is_set()

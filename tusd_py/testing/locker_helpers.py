@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tusd_py.contracts.locks import Lock, Locker
 from tusd_py.core.errors import LockTimeout
-from tusd_py.testing.support import PATIENCE, pytest, within
+from tusd_py.testing.support import TIMEOUT, pytest, within
 
 UPLOAD = "upload"
 
@@ -46,7 +46,7 @@ async def assert_taken(locker: Locker, upload_id: str = UPLOAD) -> None:
 
 
 async def take_and_release(locker: Locker) -> int:
-    lock = await locker.acquire(UPLOAD, Holder(), PATIENCE / 3)
+    lock = await locker.acquire(UPLOAD, Holder(), TIMEOUT / 3)
     for _ in range(5):  # others run meanwhile
         await asyncio.sleep(0)
     await lock.release()

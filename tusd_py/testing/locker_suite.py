@@ -25,7 +25,7 @@ from tusd_py.testing.locker_helpers import (
     take_and_release,
     waiting_for_it,
 )
-from tusd_py.testing.support import PATIENCE, Instances, line_of, other_process, pytest, pytest_asyncio, within
+from tusd_py.testing.support import TIMEOUT, Instances, line_of, other_process, pytest, pytest_asyncio, within
 
 
 class LockerSuite(CommitRequestTests):
@@ -69,7 +69,7 @@ class LockerSuite(CommitRequestTests):
     # Exclusion.
 
     @pytest.mark.parametrize("upload_id", [UPLOAD, "a", "A-z_0" * 25, "f" * 128])
-    @pytest.mark.parametrize("timeout", [0, PATIENCE])
+    @pytest.mark.parametrize("timeout", [0, TIMEOUT])
     async def test_a_held_lock_excludes_until_it_is_released(
         self, locker: Locker, neighbour: Locker, upload_id: str, timeout: float
     ) -> None:
@@ -137,7 +137,7 @@ class LockerSuite(CommitRequestTests):
         other = await lockers.open()
         await locker.acquire(UPLOAD, Holder(), 1)
         await lockers.close(locker)
-        lock = await other.acquire(UPLOAD, Holder(), PATIENCE)
+        lock = await other.acquire(UPLOAD, Holder(), TIMEOUT)
         await lock.release()
 
     async def test_a_lock_dies_with_its_process(self, locker: Locker, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ class LockerSuite(CommitRequestTests):
             token = int(await line_of(process))
             assert token > before.token
             await assert_taken(locker)
-            waiting = asyncio.ensure_future(locker.acquire(UPLOAD, Holder(), PATIENCE))
+            waiting = asyncio.ensure_future(locker.acquire(UPLOAD, Holder(), TIMEOUT))
             os.kill(process.pid, signal.SIGKILL)
             lock = await within(waiting)
         assert lock.token > token
@@ -172,7 +172,7 @@ class LockerSuite(CommitRequestTests):
         holder = Holder()
         first = await locker.acquire(UPLOAD, holder, 1)
         releasing = asyncio.create_task(let_go_when_asked(first, holder))
-        second = await within(neighbour.acquire(UPLOAD, Holder(), PATIENCE))
+        second = await within(neighbour.acquire(UPLOAD, Holder(), TIMEOUT))
         await releasing
         assert second.token > first.token
         await assert_taken(locker)
@@ -185,7 +185,7 @@ class LockerSuite(CommitRequestTests):
 
         async def hold(where: Locker) -> None:
             holder = Holder()
-            lock = await where.acquire(UPLOAD, holder, PATIENCE)
+            lock = await where.acquire(UPLOAD, holder, TIMEOUT)
             tokens.append(lock.token)
             if len(tokens) < 6:
                 await let_go_when_asked(lock, holder)
@@ -208,12 +208,12 @@ class LockerSuite(CommitRequestTests):
     async def test_a_wish_ends_with_who_had_it(self, locker: Locker, neighbour: Locker) -> None:
         first_holder, second_holder = Holder(), Holder()
         first = await locker.acquire(UPLOAD, first_holder, 1)
-        waiting = asyncio.ensure_future(neighbour.acquire(UPLOAD, Holder(), PATIENCE))
+        waiting = asyncio.ensure_future(neighbour.acquire(UPLOAD, Holder(), TIMEOUT))
         await within(first_holder.release_asked.wait())
         waiting.cancel()
         await asyncio.wait([waiting])
         await first.release()
-        second = await locker.acquire(UPLOAD, second_holder, PATIENCE)
+        second = await locker.acquire(UPLOAD, second_holder, TIMEOUT)
         async with neighbour.request_commit(UPLOAD):
             await within(second_holder.commit_asked.wait())
         assert not second_holder.release_asked.is_set()
@@ -255,7 +255,7 @@ class LockerSuite(CommitRequestTests):
         tasks = await waiting_for_it(locker, holder, 2)
         await first.release()  # one of them is woken,
         tasks.append(asyncio.create_task(take_and_release(locker)))  # another comes before it runs,
-        second = await locker.acquire(UPLOAD, Holder(), PATIENCE)  # and one overtakes them all
+        second = await locker.acquire(UPLOAD, Holder(), TIMEOUT)  # and one overtakes them all
         await second.release()
         await all_have_had_it(tasks)
         await assert_free(locker)
@@ -266,7 +266,7 @@ class LockerSuite(CommitRequestTests):
         async def increment(locker: Locker) -> None:
             nonlocal counter
             for _ in range(4):
-                lock = await locker.acquire(UPLOAD, Holder(), PATIENCE)
+                lock = await locker.acquire(UPLOAD, Holder(), TIMEOUT)
                 tokens.append(lock.token)
                 seen = counter
                 await asyncio.sleep(0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from tusd_py.contracts.storage import Buffer, Storage, Writer, WriterSnapshot
 from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
-from tusd_py.testing.support import PATIENCE, pytest, within
+from tusd_py.testing.support import TIMEOUT, pytest, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Gate:
         self.passed = 0  # bytes
 
     def __call__(self, data: Buffer) -> None:
-        assert self.opened.wait(PATIENCE)
+        assert self.opened.wait(TIMEOUT)
         self.passed += len(data)
 
 

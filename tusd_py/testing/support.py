@@ -17,10 +17,10 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("the contract suites need pytest and pytest-asyncio: pip install 'tusd-py[testing]'") from error
 
-__all__ = ["PATIENCE", "Component", "Instances", "line_of", "other_process", "pytest", "pytest_asyncio", "within"]
+__all__ = ["TIMEOUT", "Component", "Instances", "line_of", "other_process", "pytest", "pytest_asyncio", "within"]
 
 MIN_SLOWNESS = 3.0  # a machine may be slower at times than it is at others
-PATIENCE = 30.0 * max(MIN_SLOWNESS, float(os.environ.get("TEST_SLOWNESS", "1")))  # seconds; only ends a test that hangs
+TIMEOUT = 30.0 * max(MIN_SLOWNESS, float(os.environ.get("TEST_SLOWNESS", "1")))  # seconds; only ends a test that hangs
 T = TypeVar("T")
 
 
@@ -64,8 +64,8 @@ class Instances(Generic[C]):
 
 
 async def within(work: Awaitable[T]) -> T:
-    """Return the result of work that has to end; raises `TimeoutError` after `PATIENCE`."""
-    async with asyncio.timeout(PATIENCE):
+    """Return the result of work that has to end; raises `TimeoutError` after `TIMEOUT`."""
+    async with asyncio.timeout(TIMEOUT):
         return await work
 
 

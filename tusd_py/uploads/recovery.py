@@ -64,20 +64,20 @@ class Recovery:
         return recovering.result()
 
     async def resume_now(
-        self, upload_id: str, patience: float = RESUME_TIMEOUT, context: RequestContext | None = None
+        self, upload_id: str, timeout: float = RESUME_TIMEOUT, context: RequestContext | None = None
     ) -> Upload:
         """Recover an upload under its lock, however long that takes.
 
         Args:
             upload_id: the id.
-            patience: seconds to wait for the lock.
+            timeout: seconds to wait for the lock.
             context: the request to name in the event.
         """
 
         async def recover(lock: Lock) -> Upload:
             return await self.recover(await self._records.get(upload_id, lock), lock.token, context)
 
-        return await self._work.run(upload_id, NonInterruptibleHolder(), patience, recover)
+        return await self._work.run(upload_id, NonInterruptibleHolder(), timeout, recover)
 
     async def recover(self, upload: Upload, token: int, request: RequestContext | None = None) -> Upload:
         """Finish what was left unfinished, and go to the offset that the storage has. The caller holds the lock."""

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import pytest
 
-from tests.support.timing import PATIENCE, scaled, wait_until
+from tests.support.timing import TIMEOUT, scaled, wait_until
 from tests.support.wire.messages import TUS, Answer, Body, Headers, chunk
 
 SOCKETS = Path("/proc/net/tcp")
@@ -24,7 +24,7 @@ class Closed(ConnectionError):
 class Connection:
     """One connection to a server, named by a URL or by its port; it stays open between requests."""
 
-    def __init__(self, server: str | int, timeout: float = PATIENCE) -> None:
+    def __init__(self, server: str | int, timeout: float = TIMEOUT) -> None:
         self.authority = f"127.0.0.1:{server}" if isinstance(server, int) else authority_of(server)
         host, _, port = self.authority.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout)
@@ -118,7 +118,7 @@ class Connection:
 
     # Receiving.
 
-    def answer(self, timeout: float = PATIENCE, *, method: str | None = None) -> Answer:
+    def answer(self, timeout: float = TIMEOUT, *, method: str | None = None) -> Answer:
         """The next answer; raises `ConnectionError` if the connection ends without a whole one.
 
         `method` is that of the request, by default of the one whose head was sent last.
@@ -141,7 +141,7 @@ class Connection:
             body = self._read_to_end()
         return Answer(status, tuple(fields), body, tuple(interim))
 
-    def answer_or_closed(self, timeout: float = PATIENCE) -> Answer | None:
+    def answer_or_closed(self, timeout: float = TIMEOUT) -> Answer | None:
         """Return the answer, or None if the server closed the connection instead."""
         try:
             return self.answer(timeout)

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from tests.support.timing import PATIENCE, promptly
+from tests.support.timing import TIMEOUT, promptly
 from tests.support.wire import promised
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import Answer, Headers, patch_headers, sha256
@@ -22,7 +22,7 @@ def url_of(port: int, path: str = "/files") -> str:
 
 
 def request(
-    port: int, method: str, path: str, headers: Headers | None = None, body: bytes = b"", timeout: float = PATIENCE
+    port: int, method: str, path: str, headers: Headers | None = None, body: bytes = b"", timeout: float = TIMEOUT
 ) -> Answer:
     """Make one request on a connection of its own; return the answer. Raises `ConnectionError` if it breaks."""
     length = {"Content-Length": str(len(body))} if body or method in ("POST", "PATCH") else {}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.support.timing import PATIENCE, PROMPT, promised, promptly, wait_until
+from tests.support.timing import PROMPT, TIMEOUT, promised, promptly, wait_until
 from tests.support.wire.messages import KIBI, MEBI, payload
 from tests.support.wire.requests import assert_content, content, create, offset_of, patch, stalled_patch, start_patch
 
@@ -72,7 +72,7 @@ def contend(ports: Sequence[int], reference: bytes, writers: int) -> None:
     contents = [reference.translate(bytes(byte ^ key for byte in range(256))) for key in range(writers)]
     path = create(ports[0], len(reference))
     starts: list[dict[int, int]] = [{} for _ in range(writers)]  # offset of a PATCH: end that was acknowledged
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
 
     def write(writer: int) -> None:
         chance = random.Random(writer)

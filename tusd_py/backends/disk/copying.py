@@ -52,19 +52,19 @@ class FileCopier:
         """End every copy after its slice."""
         self._closing = True
 
-    async def close(self, patience: float | None = None) -> bool:
-        """End every copy after its slice, and the threads; False if that took longer than `patience` seconds.
+    async def close(self, timeout: float | None = None) -> bool:
+        """End every copy after its slice, and the threads; False if that took longer than `timeout` seconds.
 
         Copies that hang then are not waited for any more when the event loop ends.
         """
         self._closing = True
         running = [task for task in self._running if not (task.done() or task.get_loop().is_closed())]
         if running:
-            _, hanging = await asyncio.wait(running, timeout=patience)
+            _, hanging = await asyncio.wait(running, timeout=timeout)
             self._abandoned = bool(hanging)
             if hanging:
                 return False
-        return await asyncio.to_thread(self._threads.close, patience)
+        return await asyncio.to_thread(self._threads.close, timeout)
 
     async def run(self, steps: Generator[None]) -> None:
         """Run the generator to its end, in threads; returns or raises once nothing of it runs any more.

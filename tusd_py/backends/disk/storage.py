@@ -85,10 +85,10 @@ class DiskStorage:
     def interrupt(self) -> None:
         self._copier.interrupt()
 
-    async def close(self, patience: float | None = None) -> bool:
-        copies_ended = await self._copier.close(patience)
-        steps_ended = await asyncio.to_thread(self._steps_elsewhere.wait, patience)
-        return await asyncio.to_thread(self._threads.close, patience) and copies_ended and steps_ended
+    async def close(self, timeout: float | None = None) -> bool:
+        copies_ended = await self._copier.close(timeout)
+        steps_ended = await asyncio.to_thread(self._steps_elsewhere.wait, timeout)
+        return await asyncio.to_thread(self._threads.close, timeout) and copies_ended and steps_ended
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work in the threads of this storage."""

@@ -32,7 +32,7 @@ class MemoryStorage:
         """See `Storage.open`."""
         self._interrupted = False
 
-    async def close(self, patience: float | None = None) -> bool:
+    async def close(self, timeout: float | None = None) -> bool:
         """See `Storage.close`."""
         return True
 

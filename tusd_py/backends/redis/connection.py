@@ -136,9 +136,9 @@ class RedisConnection:
         return self._clients[-1]
 
     async def run(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], patience: float = RETRY_DEADLINE
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], timeout: float = RETRY_DEADLINE
     ) -> Any:
-        """Run a script and return its result. `patience` is the time for all attempts, in seconds."""
+        """Run a script and return its result. `timeout` is the time for all attempts, in seconds."""
         count = len(keys)
 
         async def call() -> Any:
@@ -147,7 +147,7 @@ class RedisConnection:
             except NoScriptError:
                 return await self._send(("EVAL", script.source, count, *keys, *arguments))
 
-        return await self._call(script.name, call, patience)
+        return await self._call(script.name, call, timeout)
 
     async def ask_for_time(self) -> None:
         """Set the clock to that of Redis."""
@@ -156,16 +156,16 @@ class RedisConnection:
         times = answer.values() if isinstance(answer, dict) else [answer]  # of a cluster, those of all its nodes
         self.clock.heard(min(seconds_of(time) for time in times), asked_at)
 
-    async def command(self, *words: Any, patience: float = RETRY_DEADLINE) -> Any:
+    async def command(self, *words: Any, timeout: float = RETRY_DEADLINE) -> Any:
         """Run one command and return its reply."""
-        return await self._call(str(words[0]).lower(), lambda: self._send(words), patience)
+        return await self._call(str(words[0]).lower(), lambda: self._send(words), timeout)
 
-    async def commands(self, *commands: Sequence[Any], patience: float = RETRY_DEADLINE) -> list[Any]:
+    async def commands(self, *commands: Sequence[Any], timeout: float = RETRY_DEADLINE) -> list[Any]:
         """Return the replies to several commands, run in this order, in one round trip unless Redis is a cluster."""
         pipe = self._pipe
         if pipe is None:
-            return [await self.command(*words, patience=patience) for words in commands]
-        return await self._call(str(commands[0][0]).lower(), lambda: pipe.calls(commands), patience)
+            return [await self.command(*words, timeout=timeout) for words in commands]
+        return await self._call(str(commands[0][0]).lower(), lambda: pipe.calls(commands), timeout)
 
     def _send(self, words: Sequence[Any]) -> Awaitable[Any]:
         if self._pipe is not None:
@@ -191,7 +191,7 @@ class RedisConnection:
         answer = await self._call("pubsub", lambda: self._client.pubsub_numsub(channel), RETRY_DEADLINE)
         return sum(int(count) for _, count in answer)
 
-    async def _call(self, name: str, call: Callable[[], Awaitable[T]], patience: float) -> T:
+    async def _call(self, name: str, call: Callable[[], Awaitable[T]], timeout: float) -> T:
         if self._client is None:
             raise StateUnavailable
         started = time.monotonic()
@@ -199,7 +199,7 @@ class RedisConnection:
         while True:
             tried = time.monotonic()
             try:
-                async with asyncio.timeout(min(ATTEMPT_TIMEOUT, patience)):
+                async with asyncio.timeout(min(ATTEMPT_TIMEOUT, timeout)):
                     result = await call()
             except FAILURES as error:
                 now = time.monotonic()
@@ -207,7 +207,7 @@ class RedisConnection:
                     self._pipe.drop()  # the connection is stuck, or leads to a former master
                 self._report_call(name, now - tried, succeeded=False)
                 pause = next(pauses, PAUSES[-1])
-                if not _is_temporary(error) or now + pause - started >= patience:
+                if not _is_temporary(error) or now + pause - started >= timeout:
                     raise _state_error(error) from error
                 await asyncio.sleep(pause)
             else:

@@ -36,17 +36,17 @@ ALWAYS_DUE = 0.0  # due time of finishing uploads; their score in the index is m
 class RedisState:
     """The state store of several hosts, see `StateStore`."""
 
-    def __init__(self, connection: RedisConnection, prefix: str = "tus:", patience: float = RETRY_DEADLINE) -> None:
+    def __init__(self, connection: RedisConnection, prefix: str = "tus:", timeout: float = RETRY_DEADLINE) -> None:
         """Create the store, without I/O.
 
         Args:
             connection: opened and closed with the store; may be shared.
             prefix: beginning of all keys.
-            patience: seconds for which a change of a record is retried; an append waits as long for Redis.
+            timeout: seconds for which a change of a record is retried; an append waits as long for Redis.
         """
         self._redis = connection
         self._keys = Keys(prefix)
-        self._patience = patience
+        self._timeout = timeout
         self._id_index = IdIndex(connection, self._keys)
         self._due_index = DueIndex(connection, self._keys, self._id_index)
         self._broken = BrokenRecords()
@@ -112,7 +112,7 @@ class RedisState:
         }
         await self._update_due_index(before, stored)
         script = END if stored.status in ENDED_STATUSES else UPDATE
-        if not await self._redis.run(script, self._upload_keys(before.id), [json.dumps(arguments)], self._patience):
+        if not await self._redis.run(script, self._upload_keys(before.id), [json.dumps(arguments)], self._timeout):
             raise LockLost
         return stored
 

@@ -60,10 +60,10 @@ class Bucket:
         await self._client.open()
         await self._warn_about_versions()
 
-    async def close(self, patience: float | None = None) -> bool:
-        """Wait until every request has ended, `patience` seconds at most; return whether all have."""
-        ended = await self._client.close(patience)
-        return await asyncio.to_thread(self._copy_threads.close, patience) and ended
+    async def close(self, timeout: float | None = None) -> bool:
+        """Wait until every request has ended, `timeout` seconds at most; return whether all have."""
+        ended = await self._client.close(timeout)
+        return await asyncio.to_thread(self._copy_threads.close, timeout) and ended
 
     def run_copy(self, copy: Callable[[], T]) -> asyncio.Future[T]:
         """Run a copy of bytes in memory in a worker thread."""

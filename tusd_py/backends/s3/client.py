@@ -38,12 +38,12 @@ class Client:
         self._client = await self._threads.run(partial(_build, self._config))
         await self.call("list_objects_v2", Prefix=self._config.prefix, MaxKeys=1)
 
-    async def close(self, patience: float | None = None) -> bool:
-        """Wait until all requests have ended, `patience` seconds (default: 2) at most; return whether they have."""
-        return not hasattr(self, "_threads") or await asyncio.to_thread(self._close, patience)
+    async def close(self, timeout: float | None = None) -> bool:
+        """Wait until all requests have ended, `timeout` seconds (default: 2) at most; return whether they have."""
+        return not hasattr(self, "_threads") or await asyncio.to_thread(self._close, timeout)
 
-    def _close(self, patience: float | None) -> bool:
-        ended = self._threads.close(CLOSE_TIMEOUT if patience is None else patience)
+    def _close(self, timeout: float | None) -> bool:
+        ended = self._threads.close(CLOSE_TIMEOUT if timeout is None else timeout)
         if self._client is not None:
             self._client.close()
         return ended

@@ -77,11 +77,11 @@ class S3Storage:
         """See `SupportsConcatenation.interrupt`."""
         self._concatenator.interrupt()
 
-    async def close(self, patience: float | None = None) -> bool:
+    async def close(self, timeout: float | None = None) -> bool:
         """See `Storage.close`."""
         for probe in list(self._probes.values()):
             probe.cancel()
-        return await self._bucket.close(patience)
+        return await self._bucket.close(timeout)
 
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0

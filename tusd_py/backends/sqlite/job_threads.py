@@ -1,7 +1,7 @@
 """Thread that runs the jobs of a SQLite writer, relieved by another one while a step of a job blocks.
 
 A job may have steps before and after its transaction, which store bytes and sync them. Should one of them hang, only
-its own job waits: after `PATIENCE` another thread takes over the queue, with all other jobs of the batch in the states
+its own job waits: after `TIMEOUT` another thread takes over the queue, with all other jobs of the batch in the states
 they have reached. The thread that was blocked queues its job again, and ends.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from tusd_py.asyncutil.futures import settle
 
 MAX_JOBS_IN_A_TRANSACTION = 256
-PATIENCE = 0.02  # seconds that jobs wait for a step of another one
+TIMEOUT = 0.02  # seconds that jobs wait for a step of another one
 MAX_BLOCKED = 8  # threads; with so many no further one is relieved
 
 
@@ -75,7 +75,7 @@ class JobThreads:
         self._queue.put(job)
         if job.prepare is not None and not self._watched:
             self._watched = True
-            self._loop.call_later(PATIENCE, self._watch)
+            self._loop.call_later(TIMEOUT, self._watch)
 
     def close(self, timeout: float) -> None:
         """Run the jobs that wait, and end the threads, for at most `timeout` seconds. Blocks."""
@@ -94,7 +94,7 @@ class JobThreads:
     def _watch(self) -> None:
         """Relieve the thread if a step has been under way for too long. Runs in the event loop."""
         with self._guard:
-            late = self._current is not None and time.monotonic() - self._since >= PATIENCE
+            late = self._current is not None and time.monotonic() - self._since >= TIMEOUT
             if late and len(self._blocked) < MAX_BLOCKED:
                 self._blocked.add(self._thread)
                 self._jobs = [job for job in self._jobs if job is not self._current]
@@ -102,7 +102,7 @@ class JobThreads:
                 self._thread = self._start(self._jobs)
             self._watched = bool(self._jobs) or not self._queue.empty()
         if self._watched:
-            self._loop.call_later(PATIENCE, self._watch)
+            self._loop.call_later(TIMEOUT, self._watch)
 
     def _run(self, jobs: list[Job]) -> None:
         while jobs := jobs or self._take():

@@ -30,7 +30,7 @@ class FolderStorage:
     async def open(self) -> None:
         await _in_thread(lambda: self._folder.mkdir(parents=True, exist_ok=True))
 
-    async def close(self, patience: float | None = None) -> bool:
+    async def close(self, timeout: float | None = None) -> bool:
         return True
 
     def writer(
