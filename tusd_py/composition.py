@@ -74,14 +74,7 @@ def build_service(
         StorageUnavailable: the package of S3 is not installed.
         StateUnavailable: the package of Redis is not installed.
     """
-    state, locker = given.state, given.locker
-    if state is None and settings.state_plugin:
-        state = make_component(STATE_STORES, settings.state_plugin, settings)
-    if locker is None and settings.locker_plugin:
-        locker = make_component(LOCKERS, settings.locker_plugin, settings)
-    if state is None or locker is None:
-        chosen_state, chosen_locker = build_state_and_locker(settings, instrumentation, clock)
-        state, locker = state or chosen_state, locker or chosen_locker
+    state, locker = _choose_state_and_locker(settings, instrumentation, clock, given)
     return UploadService(
         state=state,
         locker=locker,
@@ -93,6 +86,21 @@ def build_service(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
         ),
     )
+
+
+def _choose_state_and_locker(
+    settings: Settings, instrumentation: Instrumentation, clock: Clock | None, given: Components
+) -> tuple[StateStore, Locker]:
+    """Return the state store and the locker: those given, else of the plugins, else those that the settings choose."""
+    state, locker = given.state, given.locker
+    if state is None and settings.state_plugin:
+        state = make_component(STATE_STORES, settings.state_plugin, settings)
+    if locker is None and settings.locker_plugin:
+        locker = make_component(LOCKERS, settings.locker_plugin, settings)
+    if state is None or locker is None:
+        chosen_state, chosen_locker = build_state_and_locker(settings, instrumentation, clock)
+        state, locker = state or chosen_state, locker or chosen_locker
+    return state, locker
 
 
 def _options(settings: Settings) -> UploadOptions:

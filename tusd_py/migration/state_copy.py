@@ -60,23 +60,7 @@ async def migrate_records(
         The numbers of copied, skipped and refused uploads.
     """
     migration = Migration(source, target, merge_storage, completion_records, dry_run)
-    summary = Summary()
-    async for record in source.all():
-        try:
-            if await migration.copy(record):
-                report(printable(f"{record.id} {record.status} {record.offset} bytes"))
-                summary.copied += 1
-            else:
-                summary.skipped += 1
-        except UploadRefused as error:
-            report_error(printable(f"upload {record.id} {error}"))
-            summary.refused += 1
-    async for broken in source.broken():
-        report_error(
-            f"upload {abbreviated(broken.upload_id)} has a record that cannot be read: {abbreviated(broken.reason)}"
-        )
-        summary.refused += 1
-    return summary
+    return await migration.copy_all(report, report_error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +72,26 @@ class Migration:
     merge_storage: Storage | None = None
     completion_records: SupportsCompletionRecords | None = None
     dry_run: bool = False
+
+    async def copy_all(self, report: Reporter, report_error: Reporter) -> Summary:
+        """Copy all records, and report those that cannot be read."""
+        summary = Summary()
+        async for record in self.source.all():
+            try:
+                if await self.copy(record):
+                    report(printable(f"{record.id} {record.status} {record.offset} bytes"))
+                    summary.copied += 1
+                else:
+                    summary.skipped += 1
+            except UploadRefused as error:
+                report_error(printable(f"upload {record.id} {error}"))
+                summary.refused += 1
+        async for broken in self.source.broken():
+            report_error(
+                f"upload {abbreviated(broken.upload_id)} has a record that cannot be read: {abbreviated(broken.reason)}"
+            )
+            summary.refused += 1
+        return summary
 
     async def copy(self, record: Upload) -> bool:
         """Copy one record; return False if the target has it already. Raises `UploadRefused`."""

@@ -9,7 +9,7 @@ import contextlib
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -57,61 +57,51 @@ class Metrics(Instrumentation):
     """
 
     def __init__(self, events: EventBus) -> None:
-        self._registry = registry = CollectorRegistry()
-        self._plain_counters = {name: Counter(name, text, registry=registry) for name, text in PLAIN_COUNTERS.items()}
-        self._requests = Counter("tusd_requests", "Requests by method.", ["method"], registry=registry)
+        self._registry = CollectorRegistry()
+        self._plain_counters = {name: self._counter(name, text) for name, text in PLAIN_COUNTERS.items()}
+        self._requests = self._counter("tusd_requests", "Requests by method.", "method")
         self._by_method: dict[str, tuple[Counter, Histogram]] = {}  # cached children: a lookup by labels takes longer
-        self._errors = Counter("tusd_errors", "Requests refused.", ["status", "code"], registry=registry)
-        self._durations = Histogram(
-            "tusd_request_duration_seconds", "Time to answer.", ["method"], buckets=DURATIONS, registry=registry
+        self._errors = self._counter("tusd_errors", "Requests refused.", "status", "code")
+        self._durations = self._histogram("tusd_request_duration_seconds", "Time to answer.", DURATIONS, "method")
+        self._active = self._gauge("tusd_uploads_active", "Uploads being written to.")
+        self._make_lock_metrics()
+        self._make_backend_metrics()
+        self._connections = self._gauge("tusd_connections_open", "Open connections.")
+        self._connection_limit = self._gauge("tusd_connections_limit", "Most open connections.")
+        self._connections_ended = self._counter(
+            "tusd_connections_ended", "Connections that the server ended early.", "reason"
         )
-        self._lock_waits = Histogram(
-            "tusd_lock_wait_seconds", "Time to obtain the lock of an upload.", buckets=LOCK_WAITS, registry=registry
-        )
-        self._takeovers = Counter(
-            "tusd_lock_takeovers", "Locks taken over from a holder that vanished.", registry=registry
-        )
-        self._lost_leases = Counter("tusd_leases_lost", "Leases that could not be renewed in time.", registry=registry)
-        self._redis_calls = Histogram(
-            "tusd_redis_call_duration_seconds", "Calls to Redis.", ["call"], buckets=CALLS, registry=registry
-        )
-        self._s3_calls = Histogram(
-            "tusd_s3_call_duration_seconds",
-            "Requests to S3.",
-            ["operation", "result"],
-            buckets=S3_CALLS,
-            registry=registry,
-        )
-        self._s3_buffered = Gauge(
-            "tusd_s3_buffered_bytes", "Bytes of parts in memory.", registry=registry, multiprocess_mode="livesum"
-        )
-        self._s3_parts = Gauge(
-            "tusd_s3_parts_in_flight", "Parts being sent to S3.", registry=registry, multiprocess_mode="livesum"
-        )
-        self._measured_gauges: dict[Gauge, Callable[[], int]] = {}
-        self._redis_call: dict[str, Histogram] = {}
-        self._redis_errors = Counter("tusd_redis_errors", "Calls to Redis that failed.", ["call"], registry=registry)
-        self._lock_timeouts = Counter("tusd_lock_timeouts", "Locks that were not obtained in time.", registry=registry)
-        self._active = Gauge(
-            "tusd_uploads_active", "Uploads being written to.", registry=registry, multiprocess_mode="livesum"
-        )
-        self._connections = Gauge(
-            "tusd_connections_open", "Open connections.", registry=registry, multiprocess_mode="livesum"
-        )
-        self._connection_limit = Gauge(
-            "tusd_connections_limit", "Most open connections.", registry=registry, multiprocess_mode="livesum"
-        )
-        self._connections_ended = Counter(
-            "tusd_connections_ended", "Connections that the server ended early.", ["reason"], registry=registry
-        )
-        self._jobs = Histogram(
-            "tusd_job_duration_seconds",
-            "Runs of periodic jobs.",
-            ["job", "result"],
-            buckets=DURATIONS,
-            registry=registry,
-        )
+        self._jobs = self._histogram("tusd_job_duration_seconds", "Runs of periodic jobs.", DURATIONS, "job", "result")
         self._subscribe(events)
+
+    def _make_lock_metrics(self) -> None:
+        self._lock_waits = self._histogram(
+            "tusd_lock_wait_seconds", "Time to obtain the lock of an upload.", LOCK_WAITS
+        )
+        self._lock_timeouts = self._counter("tusd_lock_timeouts", "Locks that were not obtained in time.")
+        self._takeovers = self._counter("tusd_lock_takeovers", "Locks taken over from a holder that vanished.")
+        self._lost_leases = self._counter("tusd_leases_lost", "Leases that could not be renewed in time.")
+
+    def _make_backend_metrics(self) -> None:
+        self._redis_calls = self._histogram("tusd_redis_call_duration_seconds", "Calls to Redis.", CALLS, "call")
+        self._redis_call: dict[str, Histogram] = {}  # cached children
+        self._redis_errors = self._counter("tusd_redis_errors", "Calls to Redis that failed.", "call")
+        self._s3_calls = self._histogram(
+            "tusd_s3_call_duration_seconds", "Requests to S3.", S3_CALLS, "operation", "result"
+        )
+        self._s3_buffered = self._gauge("tusd_s3_buffered_bytes", "Bytes of parts in memory.")
+        self._s3_parts = self._gauge("tusd_s3_parts_in_flight", "Parts being sent to S3.")
+        self._measured_gauges: dict[Gauge, Callable[[], int]] = {}
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        """Make a gauge whose value is the sum over the live processes."""
+        return Gauge(name, text, registry=self._registry, multiprocess_mode="livesum")
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
 
     def connections_changed(self, change: int) -> None:
         """Add to the gauge of open connections."""

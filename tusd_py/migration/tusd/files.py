@@ -68,7 +68,6 @@ async def import_tusd(
         StateUnavailable: the records cannot be used.
     """
     directory, names = await asyncio.to_thread(_listed, directory)
-    summary = Summary()
     async with (
         opened_storage(settings, dry_run=dry_run) as storage,
         opened_state(settings, "redis" if settings.redis.url else "sqlite", scratch=dry_run) as state,
@@ -78,21 +77,7 @@ async def import_tusd(
         if not dry_run:
             await settle_identity(state, storage, records_inside=settings.redis.url is None)
         run = DirectoryImport(settings, directory, names, state, storage, copy=copy, dry_run=dry_run)
-        for name in names:
-            try:
-                upload = await run.upload(name)
-            except (UploadRefused, OSError) as error:
-                if isinstance(error, OSError) and error.errno in NO_ROOM:
-                    raise StorageFull(f"the upload directory {settings.upload_dir} is full") from error
-                reason = str(error) if isinstance(error, UploadRefused) else f"failed: {error.strerror}"
-                report_error(f"{abbreviated(name)} {printable(reason)}")
-                summary.refused += 1
-                continue
-            if upload is not None:
-                report(f"{upload.id} {upload.offset} of {'?' if upload.length is None else upload.length} bytes")
-            summary.copied += upload is not None
-            summary.skipped += upload is None
-    return summary
+        return await run.uploads(report, report_error)
 
 
 def _listed(directory: Path) -> tuple[Path, list[str]]:
@@ -120,12 +105,31 @@ class DirectoryImport:
     ) -> None:
         self._settings = settings
         self._directory = directory
-        self._names = frozenset(names)
+        self._names = dict.fromkeys(names)  # in order, and quick to search
         self._claimed: set[Path] = set()
         self._state = state
         self._copy = copy
         self._dry_run = dry_run
         self._storage = storage
+
+    async def uploads(self, report: Reporter, report_error: Reporter) -> Summary:
+        """Import all uploads, in the order of their names; raises `StorageFull`."""
+        summary = Summary()
+        for name in self._names:
+            try:
+                upload = await self.upload(name)
+            except (UploadRefused, OSError) as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise StorageFull(f"the upload directory {self._settings.upload_dir} is full") from error
+                reason = str(error) if isinstance(error, UploadRefused) else f"failed: {error.strerror}"
+                report_error(f"{abbreviated(name)} {printable(reason)}")
+                summary.refused += 1
+                continue
+            if upload is not None:
+                report(f"{upload.id} {upload.offset} of {'?' if upload.length is None else upload.length} bytes")
+            summary.copied += upload is not None
+            summary.skipped += upload is None
+        return summary
 
     async def upload(self, name: str) -> Upload | None:
         """Import the upload of an .info file; None if it has a record. Raises `UploadRefused`, `OSError`."""
