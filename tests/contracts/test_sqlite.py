@@ -210,3 +210,14 @@ async def test_record_with_garbage_in_it_is_not_read_at_once(
     with pytest.raises(BrokenRecord) as caught:
         state.get_at_once("upload")
     assert (value if column != "offset" else "offset") in caught.value.reason
+
+
+async def test_reads_after_closing_say_that_the_records_cannot_be_used(path: Path) -> None:
+    state = SQLiteState(path)
+    await state.open()
+    await state.create(UPLOAD)
+    await state.close()
+
+    assert state.get_at_once(UPLOAD.id) is None
+    with pytest.raises(StateUnavailable):
+        await state.get(UPLOAD.id)

@@ -109,7 +109,7 @@ class SQLiteState:
         """Return a record without waiting, see `ReadsAtOnce`."""
         try:
             row = self._read_inline(upload_id)
-        except sqlite3.Error:  # see `get`
+        except (sqlite3.Error, StateUnavailable):  # see `get`
             return None
         return None if row is None else decode_row(row)
 
@@ -118,7 +118,8 @@ class SQLiteState:
         await self.get("")
 
     def _read_inline(self, upload_id: str) -> Any:
-        assert self._reader is not None
+        if self._reader is None:  # a request has outlived the shutdown
+            raise StateUnavailable
         return self._reader.execute(SELECT_ONE, (upload_id,)).fetchone()
 
     async def update(
