@@ -13,12 +13,12 @@ from typing import Any
 
 import apsw
 
-from tests.simulation.filesystem import File, FileSystem
+from tests.simulation.filesystem import File, FileSystem, Folder
 from tests.simulation.machine import Machine, Process
 from tests.simulation.system_calls import process_now
 
 NAME = "simulated"
-FULL_DATABASE = 13
+JOURNALS = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL
 WRITES = ("INSERT", "UPDATE", "DELETE")
 
 _machine: Machine | None = None  # on whose behalf SQLite runs now
@@ -55,9 +55,12 @@ class SimulatedVFS(apsw.VFS):
                 raise apsw.CantOpenError("simulated")
             inode = files.new_file(0o600)
             folder.change((last, inode))
+            unsynced = folder if flags[0] & JOURNALS else None
+        else:
+            unsynced = None
         assert isinstance(inode, File)
         flags[1] = flags[0]
-        return SimulatedFile(files, inode)
+        return SimulatedFile(files, inode, unsynced)
 
     def xAccess(self, pathname: str, flags: int) -> bool:
         assert _machine is not None
@@ -99,7 +102,9 @@ def _exists(files: FileSystem, path: str) -> bool:
 class SimulatedFile:
     """An open file of SQLite."""
 
-    def __init__(self, files: FileSystem, file: File) -> None:
+    def __init__(self, files: FileSystem, file: File, unsynced: Folder | None) -> None:
+        """`unsynced` is the folder that the first sync is to sync too, as the VFS of SQLite for Unix does."""
+        self._unsynced = unsynced
         self._files = files
         self._file = file
 
@@ -129,6 +134,9 @@ class SimulatedFile:
             self._files.fail_sync(self._file)
             raise _io_error(apsw.SQLITE_IOERR_FSYNC)
         self._file.sync()
+        if self._unsynced is not None:
+            self._unsynced.sync()
+            self._unsynced = None
 
     def xFileSize(self) -> int:
         return len(self._file.data)
