@@ -42,6 +42,7 @@ class Job:
     result: Any = None
     error: Exception | None = None
     ended: bool = False
+    is_watched: bool = False  # its steps may block
 
 
 class JobThreads:
@@ -62,32 +63,37 @@ class JobThreads:
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._guard = threading.Lock()  # of the following four
+        self._guard = threading.Lock()  # of the following five
         self._jobs: list[Job] = []  # the batch of the thread
         self._current: Job | None = None  # whose step is under way
         self._since = 0.0  # in the time of the monotonic clock
-        self._blocked: set[threading.Thread] = set()
-        self._watched = False
+        self._blocked: dict[int, threading.Thread] = {}  # by the number of their turns
+        self._turn = 0  # of the thread that runs the jobs
+        self._watched_jobs = 0  # until their results are delivered; of the event loop
+        self._is_watching = False
         self._thread = self._start([])
 
     def submit(self, job: Job) -> None:
         """Have the thread run a job. A job with steps beside its transaction comes from the event loop."""
+        if job.prepare is not None:
+            job.is_watched = True
+            self._watched_jobs += 1
+            if not self._is_watching:
+                self._is_watching = True
+                self._loop.call_later(TIMEOUT, self._watch)
         self._queue.put(job)
-        if job.prepare is not None and not self._watched:
-            self._watched = True
-            self._loop.call_later(TIMEOUT, self._watch)
 
     def close(self, timeout: float) -> None:
         """Run the jobs that wait, and end the threads, for at most `timeout` seconds. Blocks."""
         deadline = time.monotonic() + timeout
-        for thread in tuple(self._blocked):
+        for thread in tuple(self._blocked.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
         self._queue.put(None)
         while (thread := self._thread).is_alive() and (left := deadline - time.monotonic()) > 0:
             thread.join(left)
 
     def _start(self, jobs: list[Job]) -> threading.Thread:
-        thread = threading.Thread(target=self._run, args=(jobs,), name="tusd-py-state", daemon=True)
+        thread = threading.Thread(target=self._run, args=(jobs, self._turn), name="tusd-py-state", daemon=True)
         thread.start()
         return thread
 
@@ -96,33 +102,40 @@ class JobThreads:
         with self._guard:
             late = self._current is not None and time.monotonic() - self._since >= TIMEOUT
             if late and len(self._blocked) < MAX_BLOCKED:
-                self._blocked.add(self._thread)
+                self._blocked[self._turn] = self._thread
+                self._turn += 1
                 self._jobs = [job for job in self._jobs if job is not self._current]
                 self._current = None
                 self._thread = self._start(self._jobs)
-            self._watched = bool(self._jobs) or not self._queue.empty()
-        if self._watched:
+        self._is_watching = self._watched_jobs > 0
+        if self._is_watching:
             self._loop.call_later(TIMEOUT, self._watch)
 
-    def _run(self, jobs: list[Job]) -> None:
+    def _run(self, jobs: list[Job], turn: int) -> None:
         while jobs := jobs or self._take():
             with self._guard:
                 self._jobs = jobs
-            if not self._each(jobs, _prepare):
+            if not self._each(jobs, _prepare, turn):
                 return
             if ready := [job for job in jobs if job.error is None and not job.committed]:
                 self._commit(ready)
                 for job in ready:
                     job.committed = True
-            if not self._each(jobs, _conclude):
+            if not self._each(jobs, _conclude, turn):
                 return
             with self._guard:
                 self._jobs = []
             with contextlib.suppress(RuntimeError):  # the loop has been closed: no task awaits the results
-                self._loop.call_soon_threadsafe(_deliver, jobs)
+                self._loop.call_soon_threadsafe(self._deliver, jobs)
             self._maintain(len(jobs))
             jobs = []
         self._end()
+
+    def _deliver(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._watched_jobs -= job.is_watched
+            if job.done is not None:
+                settle(job.done, job.result, job.error)
 
     def _take(self) -> list[Job]:
         """Wait for jobs, and return all of them; an empty list at the end."""
@@ -140,12 +153,12 @@ class JobThreads:
     def _rejoin(self) -> bool:
         """Wait for the threads that are blocked; return whether there is a job left to run."""
         with self._guard:
-            blocked = tuple(self._blocked)
+            blocked = tuple(self._blocked.values())
         for thread in blocked:
             thread.join()
         return not self._queue.empty()
 
-    def _each(self, jobs: Sequence[Job], step: Callable[[Job], Callable[[], object] | None]) -> bool:
+    def _each(self, jobs: Sequence[Job], step: Callable[[Job], Callable[[], object] | None], turn: int) -> bool:
         """Take a step of every job that has it; return False if this thread was relieved meanwhile."""
         for job in jobs:
             if (work := step(job)) is None:
@@ -157,8 +170,8 @@ class JobThreads:
             except Exception as error:  # raised again where the result is waited for
                 job.error = error
             with self._guard:
-                if threading.current_thread() in self._blocked:
-                    self._blocked.discard(threading.current_thread())
+                if self._turn != turn:
+                    del self._blocked[turn]
                     self._queue.put(job)
                     return False
                 self._current = None
@@ -173,9 +186,3 @@ def _prepare(job: Job) -> Callable[[], object] | None:
 def _conclude(job: Job) -> Callable[[], object] | None:
     conclude, job.conclude = job.conclude, None
     return None if conclude is None or job.error is not None else lambda: conclude(job.result)
-
-
-def _deliver(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if job.done is not None:
-            settle(job.done, job.result, job.error)
