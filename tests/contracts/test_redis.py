@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import uvloop
 from redis import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.crc import key_slot
 
 from tests.contracts.parts import TIMEOUT, line_of, within
@@ -848,3 +849,41 @@ async def test_what_sentinels_watch(tmp_path: Path, prefix: str) -> None:
                         break
                     await asyncio.sleep(0.1)
             await ask_for_release(host, host)
+
+
+# Cancellation.
+
+
+def cancel_when_sent(monkeypatch: pytest.MonkeyPatch) -> Callable[[asyncio.Task[Any]], None]:
+    """Cancel a task, once it is given, as soon as a connection has sent a command for it."""
+    send = AbstractConnection._send_packed_command
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def send_and_cancel(connection: AbstractConnection, command: Any) -> None:
+        await send(connection, command)
+        while tasks:
+            asyncio.get_running_loop().call_soon(tasks.pop().cancel)
+
+    monkeypatch.setattr(AbstractConnection, "_send_packed_command", send_and_cancel)
+    return tasks.append
+
+
+async def all_keys(connection: RedisConnection) -> list[str]:
+    return [key async for key in connection.keys("no-key*")]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda connection: connection.listeners("channel"), all_keys], ids=["a call", "a scan of keys"]
+)
+async def test_a_cancellation_that_comes_when_a_command_has_been_sent_ends_the_call(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[RedisConnection], Coroutine[Any, Any, Any]]
+) -> None:
+    """redis-py sends with `asyncio.wait_for`, which before Python 3.12 prefers a result to a cancellation."""
+    connection = RedisConnection(shared_redis_url())
+    await connection.open()
+    cancel = cancel_when_sent(monkeypatch)
+    task = asyncio.create_task(call(connection))
+    cancel(task)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await connection.close()

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from tusd_py.asyncutil.cancellation import CancellationGuard
 from tusd_py.backends.redis.scripts import Script
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.core.clock import Clock, RemoteClock, SystemClock
@@ -175,9 +176,12 @@ class RedisConnection:
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Iterate over the keys that match; some may come twice."""
+        guard = CancellationGuard()
         try:
             async for key in self._client.scan_iter(match=pattern, count=SCAN_COUNT):
+                guard.check()
                 yield key
+            guard.check()
         except FAILURES as error:
             raise _state_error(error) from error
 
@@ -196,11 +200,15 @@ class RedisConnection:
             raise StateUnavailable
         started = time.monotonic()
         pauses = iter(PAUSES)
+        guard = CancellationGuard()  # redis-py sends with `asyncio.wait_for`
         while True:
             tried = time.monotonic()
             try:
                 async with asyncio.timeout(min(ATTEMPT_TIMEOUT, timeout)):
-                    result = await call()
+                    try:
+                        result = await call()
+                    finally:
+                        guard.check()
             except FAILURES as error:
                 now = time.monotonic()
                 if self._pipe is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
