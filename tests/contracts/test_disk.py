@@ -242,6 +242,37 @@ async def test_what_a_failed_write_left_can_be_discarded(storage: DiskStorage, m
     assert await storage.stored_size(upload) == 4
 
 
+@pytest.mark.parametrize("cause", ["wrong checksum", "bytes after the committed ones"])
+async def test_a_cut_is_synced_before_other_bytes_follow(
+    storage: DiskStorage, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    calls: list[str] = []
+    writer = storage.writer(UPLOAD, 1)
+    await writer.flush([b"wrong"], sync=False)
+    if cause != "wrong checksum":
+        await writer.close()
+        writer = storage.writer(UPLOAD, 2)
+    for name in ("ftruncate", "fdatasync", "pwritev"):
+        watch_calls(monkeypatch, name, calls)
+
+    if cause == "wrong checksum":
+        await writer.discard(0)
+    await writer.flush([b"right"], sync=False)
+    await writer.close()
+
+    assert calls == ["ftruncate", "fdatasync", "pwritev"]
+
+
+def watch_calls(monkeypatch: pytest.MonkeyPatch, name: str, calls: list[str]) -> None:
+    real = getattr(os, name)
+
+    def call(*arguments: object) -> object:
+        calls.append(name)
+        return real(*arguments)
+
+    monkeypatch.setattr(os, name, call)
+
+
 async def test_short_writes_are_continued(storage: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     pwritev: PWritev = os.pwritev
     monkeypatch.setattr(os, "pwritev", lambda fd, buffers, offset: pwritev(fd, [b"".join(buffers)[:5]], offset))

@@ -152,12 +152,22 @@ class DiskWriter:
             if size > self._start:  # bytes that were never committed, unless the record is older than they are
                 if self._storage.read_completion_record(self._path.name) is not None:
                     raise StorageAhead
-                os.ftruncate(descriptor, self._start)
+                self._cut(descriptor, self._start)
             self._storage.syncs.trust(self._path)
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
+
+    def _cut(self, descriptor: int, end: int) -> None:
+        """Cut the file off, for good before other bytes follow; raises `StorageBehind` if the sync fails.
+
+        A power cut could undo a cut that is not synced: the size of the file would then count bytes that were refused,
+        such as those of a wrong checksum, in place of those that were sent and acknowledged after them.
+        """
+        os.ftruncate(descriptor, end)
+        kept = min(self._synced, end)
+        self._storage.syncs.sync(descriptor, self._path, kept, start=self._file_start, names=False, with_call=sync_data)
 
     def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
@@ -189,5 +199,5 @@ class DiskWriter:
     def _truncate(self, offset: int) -> None:
         with file_errors():
             if os.fstat(self._descriptor).st_size > offset:  # a failed sync may have cut it off: a hole would count
-                os.ftruncate(self._descriptor, offset)
+                self._cut(self._descriptor, offset)
         self._synced = min(self._synced, offset)
