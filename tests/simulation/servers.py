@@ -69,6 +69,17 @@ class Host:
         await server.startup()
         self.server = server
 
+    async def record_ids(self) -> set[str]:
+        """Return the ids of all records."""
+        process, server = self.process, self.server
+        if process is None or server is None or not self.is_up:
+            return set()
+
+        async def read() -> set[str]:
+            return {upload.id async for upload in server.service.state.all()}
+
+        return await self.loop.create_task(read(), context=process.context.copy())  # type: ignore[no-any-return]
+
     def forget(self) -> None:
         """Abandon the records that the process had open, unless another one on the machine uses them."""
         assert self.process is not None
