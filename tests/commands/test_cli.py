@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.harness import ROOT, ServerProcess
 from tests.support.redis_server import RedisNodes, RedisServer
 from tests.support.timing import scaled
@@ -26,30 +27,6 @@ from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.upload import Status
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import FIELDS, load
-
-
-def run(*arguments: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `tusd-py` as an operator does, until it ends."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_PY_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tusd_py", *arguments],
-        cwd=cwd,
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        timeout=scaled(60),
-        check=False,
-    )
-
-
-def assert_refused_in_one_line(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
-    assert result.returncode == code, result.stderr
-    assert result.stdout == ""
-    assert result.stderr.startswith("tusd-py: ")
-    assert result.stderr.count("\n") == 1, result.stderr
-    for part in parts:
-        assert part in result.stderr
-
 
 # Version, help and mistakes.
 
@@ -177,7 +154,7 @@ def test_commands_and_options_that_do_not_exist(capsys: pytest.CaptureFixture[st
 
 
 def test_config_touches_nothing(tmp_path: Path) -> None:
-    result = run("config", "--upload-dir", "uploads", "--port", "1234", cwd=tmp_path)
+    result = execute("config", "--upload-dir", "uploads", "--port", "1234", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stderr == ""
     assert re.search(r"^port = 1234  # --port$", result.stdout, re.MULTILINE)
@@ -207,13 +184,13 @@ def busy_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_that_is_in_use(tmp_path: Path, busy_port: int, workers: str) -> None:
-    result = run("serve", "--upload-dir", str(tmp_path), "--port", str(busy_port), "--workers", workers)
+    result = execute("serve", "--upload-dir", str(tmp_path), "--port", str(busy_port), "--workers", workers)
     assert_refused_in_one_line(result, 1, "--port", str(busy_port), "in use")
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "a..b"])
 def test_a_host_that_is_not_ours(tmp_path: Path, host: str) -> None:
-    result = run("serve", "--upload-dir", str(tmp_path), "--port", "0", "--host", host)
+    result = execute("serve", "--upload-dir", str(tmp_path), "--port", "0", "--host", host)
     assert_refused_in_one_line(result, 1, "--host", host)
 
 
@@ -231,7 +208,7 @@ def test_an_upload_directory_that_cannot_be_used(tmp_path: Path, command: str, i
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("something else " * 1000)
     uploads = tmp_path / "uploads"
-    result = run(command, "--upload-dir", str(uploads), *(["--port", "0"] if command == "serve" else []))
+    result = execute(command, "--upload-dir", str(uploads), *(["--port", "0"] if command == "serve" else []))
     assert_refused_in_one_line(result, 1, str(uploads), reason)
 
 
@@ -299,12 +276,12 @@ def test_sweeping(tmp_path: Path) -> None:
     directory = tmp_path / "uploads"
     with uploads_in(directory):
         before = asyncio.run(records(directory))
-        result = run("sweep", "--dry-run", "--upload-dir", str(directory))
+        result = execute("sweep", "--dry-run", "--upload-dir", str(directory))
         assert (result.returncode, result.stdout, result.stderr) == (0, "expired 4 bytes\n", "")
         assert asyncio.run(records(directory)) == before
         assert files(directory) == {"expired", "fresh", "complete", "finishing"}
 
-        result = run("sweep", "--upload-dir", str(directory))
+        result = execute("sweep", "--upload-dir", str(directory))
         assert result.returncode == 0
         assert result.stdout == "2 removed or finished\n"
         assert asyncio.run(records(directory)) == {
@@ -314,14 +291,14 @@ def test_sweeping(tmp_path: Path) -> None:
         }
         assert files(directory) == {"fresh", "complete", "finishing"}
 
-        result = run("sweep", "--upload-dir", str(directory))
+        result = execute("sweep", "--upload-dir", str(directory))
         assert result.stdout == "0 removed or finished\n"
 
 
 def test_sweeping_beside_a_running_server(tmp_path: Path) -> None:
     directory = tmp_path / "uploads"
     with uploads_in(directory), ServerProcess(directory, sweep_interval=0):
-        result = run("sweep", "--upload-dir", str(directory))
+        result = execute("sweep", "--upload-dir", str(directory))
         assert result.returncode == 0
         assert result.stdout == "2 removed or finished\n"
     assert files(directory) == {"fresh", "complete", "finishing"}
@@ -332,14 +309,14 @@ def test_a_sweep_that_could_not_remove_an_upload_names_it_and_fails(tmp_path: Pa
     with uploads_in(directory):
         (directory / "expired").unlink()
         (directory / "expired" / "in the way").mkdir(parents=True)
-        result = run("sweep", "--upload-dir", str(directory))
+        result = execute("sweep", "--upload-dir", str(directory))
     assert (result.returncode, result.stdout) == (1, "1 removed or finished\n")
     assert result.stderr.startswith("tusd-py: upload expired could not be removed or finished: ")
     assert "not a regular file" in result.stderr
     assert result.stderr.count("\n") == 1
     (directory / "expired" / "in the way").rmdir()
     (directory / "expired").rmdir()
-    result = run("sweep", "--upload-dir", str(directory))
+    result = execute("sweep", "--upload-dir", str(directory))
     assert (result.returncode, result.stdout, result.stderr) == (0, "1 removed or finished\n", "")
 
 
@@ -363,10 +340,10 @@ def test_migrating_beside_a_running_server_is_refused(
         arguments += ["--redis-url", redis.url]
         options: dict[str, Any] = {"redis_url": redis.url} if runs_on == "redis" else {}
         with ServerProcess(directory, sweep_interval=0, **options):
-            result = run(*arguments)
+            result = execute(*arguments)
             assert_refused_in_one_line(result, 1, redis.url if runs_on == "redis" else str(directory), "stop")
-            assert run(*arguments, "--dry-run").returncode == 0
-        result = run(*arguments)
+            assert execute(*arguments, "--dry-run").returncode == 0
+        result = execute(*arguments)
         assert result.returncode == 0, result.stderr
 
 
@@ -374,7 +351,7 @@ def test_a_server_does_not_start_while_its_records_are_copied(tmp_path: Path) ->
     directory = tmp_path / "uploads"
     with uploads_in(directory):
         with servers_excluded(directory / ".tusd-py" / "locks"):
-            result = run("serve", "--port", "0", "--upload-dir", str(directory))
+            result = execute("serve", "--port", "0", "--upload-dir", str(directory))
             assert_refused_in_one_line(result, 1, str(directory), "tusd-py migrate")
         with ServerProcess(directory) as server:
             assert server.origin
@@ -389,11 +366,11 @@ def test_sweeping_with_the_wrong_records(tmp_path: Path) -> None:
     os.utime(orphan, (0, 0))
     with RedisServer() as redis:
         arguments = ["sweep", "--upload-dir", str(uploads), "--redis-url", redis.url]
-        result = run(*arguments)
+        result = execute(*arguments)
         assert (result.returncode, result.stdout) == (0, "0 removed or finished\n")
         assert orphan.exists()
         redis.command("HSET", "tus:{another}:record", "id", "another", "created_at", "1", "status", "active")
-        result = run(*arguments)
+        result = execute(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout == f"0 removed or finished\nremoved the orphaned file {orphan}\n"
     assert not orphan.exists()
@@ -405,7 +382,7 @@ def test_sweeping_with_the_wrong_records(tmp_path: Path) -> None:
 def test_a_redis_that_cannot_be_used(tmp_path: Path, url: str) -> None:
     with RedisServer() as redis:
         url = url.format(place=redis.url.split("/")[2])
-        result = run("serve", "--port", "0", "--upload-dir", str(tmp_path / "uploads"), "--redis-url", url)
+        result = execute("serve", "--port", "0", "--upload-dir", str(tmp_path / "uploads"), "--redis-url", url)
     assert_refused_in_one_line(result, 1, f"Redis at {url} cannot be used: ")
 
 
@@ -414,13 +391,13 @@ def test_a_redis_that_cannot_be_used(tmp_path: Path, url: str) -> None:
 def test_sweeping_where_there_are_no_records(tmp_path: Path, directory: str, arguments: list[str]) -> None:
     """A directory that was misspelt is not made."""
     (tmp_path / "new").mkdir()
-    result = run("sweep", "--upload-dir", str(tmp_path / directory), *arguments)
+    result = execute("sweep", "--upload-dir", str(tmp_path / directory), *arguments)
     assert_refused_in_one_line(result, 1, str(tmp_path / directory), "no records")
     assert [path.name for path in tmp_path.rglob("*")] == ["new"]
 
 
 def test_what_looks_like_a_setting_and_is_none() -> None:
-    result = run("config", TUSD_PY_MAX_SISE="5")
+    result = execute("config", TUSD_PY_MAX_SISE="5")
     assert result.returncode == 0
     assert result.stderr == (
         "tusd-py: unknown environment variable TUSD_PY_MAX_SISE: no such setting; did you mean TUSD_PY_MAX_SIZE?\n"
@@ -436,4 +413,4 @@ def test_what_looks_like_a_setting_and_is_none() -> None:
     ],
 )
 def test_settings_that_are_nothing_without_another(arguments: list[str], needed: str) -> None:
-    assert_refused_in_one_line(run("config", *arguments), 2, arguments[0], needed)
+    assert_refused_in_one_line(execute("config", *arguments), 2, arguments[0], needed)

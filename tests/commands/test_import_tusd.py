@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands.test_cli import assert_refused_in_one_line, run
+from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.harness import serving
 from tests.support.redis_server import shared_redis_url
 from tests.support.wire.messages import MAX_INTEGER, TUS, encoded, payload, shown
@@ -108,7 +108,7 @@ def content(directory: Path) -> dict[str, tuple[str, float, bytes | str]]:
 
 
 def imported(directory: Path, uploads: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return run("import-tusd", str(directory), "--upload-dir", str(uploads), *options)
+    return execute("import-tusd", str(directory), "--upload-dir", str(uploads), *options)
 
 
 def assert_imported(directory: Path, uploads: Path, *options: str, new: int = NUMBER, old: int = 0) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.commands.test_cli import assert_refused_in_one_line, run
 from tests.contracts.parts import STATE_STORES, Instances
+from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.harness import serving
 from tests.support.redis_server import shared_redis_url
 from tests.support.wire.messages import identity, payload
@@ -301,7 +301,7 @@ class Site:
 
     def migrate(self, source: str, target: str, *more: str) -> subprocess.CompletedProcess[str]:
         redis = [f"--{name.replace('_', '-')}={value}" for name, value in self.redis.items()]
-        return run(
+        return execute(
             "migrate", "--from", source, "--to", target, "--upload-dir", str(self.folder / "uploads"), *redis, *more
         )
 
@@ -406,14 +406,14 @@ def test_dry_run_of_the_command(site: Site, source: str, target: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
 def test_from_and_to_are_the_same(tmp_path: Path, kind: str) -> None:
-    result = run("migrate", "--from", kind, "--to", kind, "--upload-dir", str(tmp_path / "uploads"))
+    result = execute("migrate", "--from", kind, "--to", kind, "--upload-dir", str(tmp_path / "uploads"))
     assert_refused_in_one_line(result, 2, "--from", "--to", kind)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("source", "target"), [("sqlite", "redis"), ("redis", "sqlite")])
 def test_without_redis(tmp_path: Path, source: str, target: str) -> None:
-    result = run("migrate", "--from", source, "--to", target, "--upload-dir", str(tmp_path / "uploads"))
+    result = execute("migrate", "--from", source, "--to", target, "--upload-dir", str(tmp_path / "uploads"))
     assert_refused_in_one_line(result, 2, "--redis-url is missing")
     assert not list(tmp_path.iterdir())
 
@@ -423,7 +423,7 @@ def test_a_redis_that_does_not_answer(tmp_path: Path) -> None:
         pass
     url = "redis://user:secret@127.0.0.1:1/0"
     uploads = str(tmp_path / "uploads")
-    result = run("migrate", "--from", "sqlite", "--to", "redis", "--upload-dir", uploads, "--redis-url", url)
+    result = execute("migrate", "--from", "sqlite", "--to", "redis", "--upload-dir", uploads, "--redis-url", url)
     assert_refused_in_one_line(result, 1, "Redis at redis://user:***@127.0.0.1:1/0 cannot be used")
     assert "secret" not in result.stderr
 

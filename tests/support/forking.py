@@ -52,9 +52,9 @@ LATER_MODULES = (
 class ForkedProcess:
     """A server process with the parts of `subprocess.Popen` that tests need; a zombie until its exit code is read."""
 
-    def __init__(self, connection: socket.socket, pid: int, stderr: IO[str]) -> None:
+    def __init__(self, connection: socket.socket, pid: int, stderr: IO[str] | None = None) -> None:
         self.pid = pid
-        self.stderr: IO[str] | None = stderr
+        self.stderr = stderr
         self.returncode: int | None = None
         self._connection = connection
         self._lock = threading.Lock()
@@ -127,22 +127,48 @@ class Forker:
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
         """Start the module with these arguments of the command line; only its stderr can be read."""
-        request = json.dumps({"arguments": list(arguments), "environment": dict(environment)}).encode()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()
-        try:
-            with self._lock:
-                socket.send_fds(self._ensure_running(), [request], [theirs.fileno(), writing])
-        finally:
-            theirs.close()
-            os.close(writing)
         stderr = os.fdopen(reading, encoding="utf-8", errors="replace")
+        try:
+            return ForkedProcess(*self._fork(arguments, environment, ROOT, [writing]), stderr)
+        except BaseException:
+            stderr.close()
+            raise
+        finally:
+            os.close(writing)
+
+    def run(
+        self, arguments: Sequence[str], environment: Mapping[str, str], *, folder: Path, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the module to its end, in a folder; return its exit code and output.
+
+        Raises `subprocess.TimeoutExpired` after so many seconds; the process is killed then.
+        """
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            process = ForkedProcess(*self._fork(arguments, environment, folder, [stderr.fileno(), stdout.fileno()]))
+            try:
+                code = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+            for file in (stdout, stderr):
+                file.seek(0)
+            return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())
+
+    def _fork(
+        self, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, outputs: Sequence[int]
+    ) -> tuple[socket.socket, int]:
+        """Request a process that writes to these descriptors, stderr first; return its connection and its pid."""
+        values = {"arguments": list(arguments), "environment": dict(environment), "folder": str(folder)}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, self._lock:
+            socket.send_fds(self._ensure_running(), [json.dumps(values).encode()], [theirs.fileno(), *outputs])
         pid = ours.recv(64)
         if not pid:
             ours.close()
-            stderr.close()
             raise RuntimeError("the process that servers are forked from has died")
-        return ForkedProcess(ours, int(pid), stderr)
+        return ours, int(pid)
 
     def _ensure_running(self) -> socket.socket:
         """Return the socket for requests to the forking process, which is started if it is not running."""
@@ -184,16 +210,21 @@ def _startup_variables(environment: Mapping[str, str]) -> dict[str, str]:
 class Request:
     """A request to start a process."""
 
-    def __init__(self, message: bytes, connection: socket.socket, stderr: int) -> None:
+    def __init__(self, message: bytes, connection: socket.socket, outputs: Sequence[int]) -> None:
         decoded = json.loads(message)
         self.arguments: list[str] = decoded["arguments"]
         self.environment: dict[str, str] = decoded["environment"]
+        self.folder: str = decoded["folder"]
         self.connection = connection  # to the process that gets the pid and the exit code
-        self.stderr = stderr
+        self.outputs = outputs  # descriptors of stderr and, if it is wanted, of stdout
 
     def close(self) -> None:
         self.connection.close()
-        os.close(self.stderr)
+        self.close_outputs()
+
+    def close_outputs(self) -> None:
+        for output in self.outputs:
+            os.close(output)
 
 
 class Parent:
@@ -213,11 +244,11 @@ class Parent:
                 if key.fileobj is not self._requests:
                     key.data()
                     continue
-                message, descriptors, _, _ = socket.recv_fds(self._requests, MAX_BYTES, 2)
+                message, descriptors, _, _ = socket.recv_fds(self._requests, MAX_BYTES, 3)
                 if not message:
                     self._close()
                     return None
-                request = Request(message, socket.socket(fileno=descriptors[0]), descriptors[1])
+                request = Request(message, socket.socket(fileno=descriptors[0]), descriptors[1:])
                 if self._fork(request):
                     return request
 
@@ -231,7 +262,7 @@ class Parent:
                 os._exit(1)
             self._close()
             return True
-        os.close(request.stderr)
+        request.close_outputs()
         request.connection.send(str(pid).encode())
         self._connections.add(request.connection)
         pidfd = os.pidfd_open(pid)
@@ -268,9 +299,11 @@ class Parent:
 
 
 def enter_server_process(request: Request) -> None:
-    """Give this process the environment, stderr and signal handlers of the requested one."""
-    os.dup2(request.stderr, 2)
+    """Give this process the environment, folder, outputs and signal handlers of the requested one."""
+    for output, descriptor in zip(request.outputs, (2, 1), strict=False):
+        os.dup2(output, descriptor)
     request.close()
+    os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.environment)
     time.tzset()
