@@ -39,7 +39,7 @@ from tusd_py.uploads.sweeping import clean, expired_uploads, sweep
 from tusd_py.uvicorn_server.malloc import tune_malloc
 from tusd_py.uvicorn_server.process import bind, limit_of, reserve, run_server
 from tusd_py.uvicorn_server.supervisor import Supervisor
-from tusd_py.uvicorn_server.terminal import outlive_hangups
+from tusd_py.uvicorn_server.terminal import handle_hangups
 
 COMMANDS = {
     "serve": "serve uploads",
@@ -206,7 +206,7 @@ def run_serve(settings: Settings) -> int:
     with listener:
         if settings.workers > 1:
             return Supervisor(settings, listener).run(listening)
-        outlive_hangups()
+        handle_hangups()
         run_server(settings, listener, listening)
     return 0
 

@@ -37,7 +37,7 @@ def receiver(remaining: int) -> tuple[BufferedBodyReceiver, Flow]:
     transport = SimpleNamespace(set_protocol=lambda protocol: None, is_closing=lambda: False)
     message_event = SimpleNamespace(set=lambda: None)
     cycle: Any = SimpleNamespace(flow=flow, transport=transport, message_event=message_event, last_arrival=0.0)
-    protocol: Any = SimpleNamespace(body_was_received_elsewhere=lambda: None)
+    protocol: Any = SimpleNamespace(buffered_body_ended=lambda: None)
     block_receiver = BufferedBodyReceiver(protocol, cycle, BufferPool(ByteBudget(MEBI)), remaining)
     block_receiver.provide_buffer()
     return block_receiver, flow

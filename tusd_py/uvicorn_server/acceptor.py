@@ -1,4 +1,4 @@
-"""Accepts the connections of one listening socket, never more at a time than there are descriptors for."""
+"""The acceptor of one listening socket, which never has more connections than there are descriptors for."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ logger = logging.getLogger("tusd_py.uvicorn_server")
 Opening: TypeAlias = Coroutine[Any, Any, object]
 Waiter: TypeAlias = "asyncio.Future[Any]"
 
-BATCH = 64  # connections accepted before others get a turn, when several come at once
-PAUSE = 0.05  # seconds until the next look when all connections are in use
-FAILURE_PAUSE = 0.5  # seconds after the kernel refused another connection
-IDLE_BEFORE_ROOM = 1.0  # seconds a connection is idle before it has to make room
-LOG_INTERVAL = 60.0  # seconds between two lines that say the same
+BATCH = 64  # connections accepted before other work of the event loop gets a turn, in a burst
+FULL_PAUSE = 0.05  # seconds until the next attempt when all connections are in use
+FAILURE_PAUSE = 0.5  # seconds until the next attempt after the kernel refused another connection
+MIN_IDLE_TIME = 1.0  # seconds that a connection is idle before it is closed to make room
+LOG_INTERVAL = 60.0  # seconds between two warnings
 
 
 class Acceptor:
-    """Stands in for an `asyncio.Server`. At the limit, idle connections make room, and new ones wait in the kernel.
+    """A replacement for `asyncio.Server` with a limit: idle connections make room, new ones wait in the kernel.
 
-    `open_connections` counts those that are open, `make_room(seconds)` ends one that has been idle for so long and
-    says whether there was one.
+    `open_connections` returns the number of open connections; `make_room(seconds)` ends one that has been idle for so
+    long and returns whether there was one.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Acceptor:
                 self._timer.cancel()
 
     async def wait_closed(self) -> None:
-        """See `asyncio.Server.wait_closed`; connections are not waited for."""
+        """Return at once, unlike `asyncio.Server.wait_closed`: connections are not waited for."""
 
     def _accept_some(self) -> None:
         now = self._loop.time()
-        several = now == self._accepted_at  # otherwise it is one, and looking for another costs as much as accepting
+        burst = now == self._accepted_at  # for a single connection, a second accept would double the cost
         self._accepted_at = now
-        for _ in range(BATCH if several else 1):
+        for _ in range(BATCH if burst else 1):
             if not self._has_room():
-                self._tell("all %d connections are in use; others wait", self._limit)
-                self._pause(PAUSE)
+                self._warn("all %d connections are in use; others wait", self._limit)
+                self._pause(FULL_PAUSE)
                 return
             try:
                 connection = self._listener.accept()[0]
@@ -80,21 +80,21 @@ class Acceptor:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                self._tell("no more connections can be accepted: %s", error.strerror)
-                self._make_room(IDLE_BEFORE_ROOM)
+                self._warn("no more connections can be accepted: %s", error.strerror)
+                self._make_room(MIN_IDLE_TIME)
                 self._pause(FAILURE_PAUSE)
                 return
             self._open(connection)
 
     def _has_room(self) -> bool:
         in_use = self._open_connections() + len(self._opening)
-        return in_use < self._limit or self._make_room(IDLE_BEFORE_ROOM)
+        return in_use < self._limit or self._make_room(MIN_IDLE_TIME)
 
     def _open(self, connection: socket.socket) -> None:
-        """Have the loop make a transport of a socket.
+        """Make the event loop create a transport for a socket.
 
-        A task for each connection would take longer than all the rest: the coroutine of the loop waits once, for
-        `connection_made` to have been called.
+        The coroutine of the event loop is advanced by hand, since a task for each connection would take longer than all
+        other work; it waits once, until `connection_made` has been called.
         """
         opening = self._loop.connect_accepted_socket(self._new_protocol, connection)
         waiter = self._advance(opening, connection)
@@ -107,12 +107,12 @@ class Acceptor:
         self._advance(opening, connection)
 
     def _advance(self, opening: Opening, connection: socket.socket) -> Waiter | None:
-        """Let the coroutine go on; returns what it waits for, None once it has ended."""
+        """Advance the coroutine; return the future that it waits for, None once it has ended."""
         try:
             return cast(Waiter, opening.send(None))
         except StopIteration:
             return None
-        except OSError as error:  # the client was gone at once
+        except OSError as error:  # the client has disconnected already
             logger.debug("a connection was not opened: %s", error)
             connection.close()
             return None
@@ -125,7 +125,7 @@ class Acceptor:
         if not self._closed:
             self._loop.add_reader(self._listener.fileno(), self._accept_some)
 
-    def _tell(self, text: str, *values: object) -> None:
+    def _warn(self, text: str, *values: object) -> None:
         if time.monotonic() - self._logged >= LOG_INTERVAL:
             self._logged = time.monotonic()
             logger.warning(text, *values)

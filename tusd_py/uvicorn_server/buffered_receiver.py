@@ -1,4 +1,4 @@
-"""Receives the rest of a body of known length straight into blocks: no parser, no copies, few objects."""
+"""A receiver of long bodies of known length straight into pooled buffers: no parser, no copies, few objects."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from tusd_py.uvicorn_server.protocol import UploadProtocol
 
 SCRATCH_SIZE = 64 << 10
-SMALL_SHARE = 4  # a block that is less than this part full is copied out of rather than handed over
+SMALL_SHARE = 4  # a buffer that is filled to less than one in SMALL_SHARE is copied, not handed over
 
 
 class BufferedBodyReceiver(asyncio.BufferedProtocol):
-    """Takes the place of the connection's protocol until the body has ended.
+    """The protocol of a connection from the switch to buffers until the end of the body.
 
-    uvloop takes a protocol that is also an `asyncio.Protocol` for an unbuffered one, so this is a class of its own.
+    A class of its own, because uvloop treats a protocol that is also an `asyncio.Protocol` as an unbuffered one.
     """
 
     def __init__(self, protocol: UploadProtocol, cycle: UploadCycle, pool: BufferPool, remaining: int) -> None:
@@ -29,14 +29,14 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
         self._pool = pool
         self._transport = cycle.transport
         self._remaining = remaining
-        self._block: PooledBuffer | None = None
+        self._buffer: PooledBuffer | None = None
         self._view = memoryview(b"")
         self._discarding = False
         self.filled = 0
         self._switch_to(self)
 
     def _switch_to(self, protocol: asyncio.BaseProtocol) -> None:
-        # A transport chooses how it reads when it starts to read.
+        # A transport chooses between buffered and unbuffered reading when it starts to read.
         paused = self._cycle.flow.read_paused
         self._cycle.flow.pause_reading()
         self._transport.set_protocol(protocol)
@@ -45,48 +45,48 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
 
     @property
     def is_full(self) -> bool:
-        return self._remaining == 0 or (self._block is not None and self.filled == len(self._block))
+        return self._remaining == 0 or (self._buffer is not None and self.filled == len(self._buffer))
 
     def provide_buffer(self) -> None:
-        """Make sure that there is room for more."""
-        if self._block is None:
-            self._block = self._pool.acquire()
-            self._view = memoryview(self._block)
+        """Acquire a buffer unless there is one."""
+        if self._buffer is None:
+            self._buffer = self._pool.acquire()
+            self._view = memoryview(self._buffer)
             self.filled = 0
 
     def take(self) -> Buffer:
-        """The bytes received so far; mostly the block itself, which the caller gives back to the pool.
+        """Return the bytes received so far; mostly the buffer itself, which the caller gives back to the pool.
 
-        The next block has the size that is fair then.
+        The next buffer has the size that is fair then.
         """
-        block, view = self._block, self._view[: self.filled]
-        if block is None:
+        buffer, view = self._buffer, self._view[: self.filled]
+        if buffer is None:
             return b""
         self._detach_buffer()
-        if len(view) * SMALL_SHARE >= len(block):
+        if len(view) * SMALL_SHARE >= len(buffer):
             return view
         data = bytes(view)
-        self._pool.release(block)
+        self._pool.release(buffer)
         return data
 
     def close(self) -> None:
-        """No more is wanted: what still comes is thrown away, up to the end of the body."""
-        if self._block is not None:
-            block = self._block
+        """Drop the buffer, and read and discard the rest of the body."""
+        if self._buffer is not None:
+            buffer = self._buffer
             self._detach_buffer()
-            self._pool.release(block)
+            self._pool.release(buffer)
         if self._remaining and not self._discarding and not self._transport.is_closing():
             self._discarding = True
             self._view = memoryview(bytearray(SCRATCH_SIZE))
             self._cycle.flow.resume_reading()
 
     def _detach_buffer(self) -> None:
-        """Nothing may be received into it any more: reading goes on with the next one."""
-        assert self._block is not None
+        """Detach the buffer from the pool and pause reading until the next one is provided."""
+        assert self._buffer is not None
         if self._remaining:
             self._cycle.flow.pause_reading()
-        self._pool.detach(self._block)
-        self._block = None
+        self._pool.detach(self._buffer)
+        self._buffer = None
         self._view = memoryview(b"")
         self.filled = 0
 
@@ -103,7 +103,7 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
             self._cycle.last_arrival = time.monotonic()
         if self._remaining == 0:
             self._switch_to(self._protocol)
-            self._protocol.body_was_received_elsewhere()
+            self._protocol.buffered_body_ended()
         elif not self._discarding and self.filled == len(self._view):
             self._cycle.flow.pause_reading()
             self._cycle.message_event.set()

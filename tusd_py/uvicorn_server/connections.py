@@ -1,4 +1,4 @@
-"""Deadlines of the connections of one server process, and bounds for all of them together."""
+"""The state shared by the connections of one server process: deadlines, and limits for all of them together."""
 
 from __future__ import annotations
 
@@ -8,61 +8,61 @@ from typing import Protocol
 
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 
-MAX_WAITING_FINALS = 32 << 20  # bytes of heads without end and of requests that wait for their turn, of all connections
+MAX_WAITING_BYTES = 32 << 20  # bytes of incomplete heads and of pipelined requests, of all connections together
 
 
 class IdleConnection(Protocol):
-    """A connection without a request that is still to be answered."""
+    """A connection without an unanswered request."""
 
     def end_idle(self) -> None:
-        """Close it."""
+        """Close the connection."""
 
 
 class WaitingConnection(Protocol):
-    """A connection with bytes that no request has been made of yet."""
+    """A connection with bytes that are not part of a started request."""
 
     def end_waiting(self) -> None:
-        """Drop these bytes, and close it once the response is complete that it is being sent, if any."""
+        """Drop these bytes, and close the connection after the response that is being sent, if any."""
 
 
 @dataclass(slots=True)
 class Connections:
-    """State shared by all connections. Times are seconds, rates bytes a second; zero switches a deadline off."""
+    """State shared by all connections. Times are seconds, rates bytes a second; zero disables a deadline."""
 
     header_timeout: float = 30.0
     keep_alive_timeout: float = 75.0
     idle_timeout: float = 60.0
     min_rate: float = 1024.0
     instrumentation: Instrumentation = NO_INSTRUMENTATION
-    waiting: int = 0  # bytes that no request has been made of yet
-    _idle: dict[IdleConnection, float] = field(default_factory=dict)  # since when, longest first
-    _waiting: dict[WaitingConnection, int] = field(default_factory=dict)  # bytes, those first that wait longest
+    waiting: int = 0  # bytes that are not part of a started request
+    _idle: dict[IdleConnection, float] = field(default_factory=dict)  # -> monotonic time, the longest idle first
+    _waiting: dict[WaitingConnection, int] = field(default_factory=dict)  # -> bytes, the longest waiting first
 
     def became_idle(self, connection: IdleConnection) -> None:
-        self._idle.pop(connection, None)  # it goes to the end
+        self._idle.pop(connection, None)  # moves the connection to the end
         self._idle[connection] = time.monotonic()
 
     def became_busy(self, connection: IdleConnection) -> None:
         self._idle.pop(connection, None)
 
     def count_waiting(self, connection: WaitingConnection, size: int) -> None:
-        """Note that `size` bytes wait at a connection now; beyond the bound, end those that have waited longest.
+        """Set the number of waiting bytes of a connection; above the limit, end the connections that wait longest.
 
-        An honest head waits for a moment only.
+        The head of an honest client waits only for a moment.
         """
         self.waiting += size - self._waiting.get(connection, 0)
         if size:
             self._waiting[connection] = size
         else:
             self._waiting.pop(connection, None)
-        while self.waiting > MAX_WAITING_FINALS:
+        while self.waiting > MAX_WAITING_BYTES:
             longest = next(iter(self._waiting))
             self.waiting -= self._waiting.pop(longest)
             longest.end_waiting()
             self.instrumentation.connection_ended("room")
 
     def end_longest_idle(self, idle_for: float) -> bool:
-        """Make room for another connection; False if none has been idle for so many seconds."""
+        """End the longest idle connection to make room; return False if none has been idle for `idle_for` seconds."""
         for connection, since in self._idle.items():
             if time.monotonic() - since < idle_for:
                 return False

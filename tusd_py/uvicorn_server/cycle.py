@@ -1,4 +1,4 @@
-"""One request and its response under uvicorn, with what uploads need of it."""
+"""One request and its response under uvicorn, extended for uploads."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tusd_py.uvicorn_server")
 
 INFORMATIONAL = "http.response.informational"  # ASGI message and scope extension: an interim (1xx) response
-MIN_BUFFERED_BODY = 256 << 10  # bytes still to come for which the parser is left out
+MIN_BUFFERED_BODY = 256 << 10  # remaining bytes of a body from which on buffers replace the parser
 
 
-def _nothing() -> None: ...
+def _no_op() -> None: ...
 
 
 class UploadCycle(RequestResponseCycle):
     """One request and its response, and the `BodyExtension` of its body."""
 
     def __init__(self, protocol: UploadProtocol, *, keep_alive: bool) -> None:
-        """Take over the request whose head the protocol has read; adds the extensions to its scope."""
+        """Take over the request whose head the protocol has read, and add the extensions to its scope."""
         super().__init__(
             scope=protocol.scope,
             transport=protocol.transport,
@@ -63,13 +63,13 @@ class UploadCycle(RequestResponseCycle):
         self.reader_timed_out = False
 
     async def run_asgi(self, app: Any) -> None:
-        """Run the application; log nothing if the client is gone, or a shutdown waits no longer."""
+        """Run the application; log no error if the client has disconnected or the shutdown grace is over."""
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
             logger.debug("%s %s was cancelled", self.scope["method"], self.scope["path"])
             self.protocol.end("the request was cancelled")
-        except Exception:  # whatever the application raises ends this request only
+        except Exception:  # an exception of the application ends this request only
             self.logger.exception("Exception in ASGI application")
             await self._answer_failure()
         else:
@@ -77,7 +77,7 @@ class UploadCycle(RequestResponseCycle):
                 logger.debug("%s %s has no whole answer", self.scope["method"], self.scope["path"])
                 await self._answer_failure()
         finally:
-            self.on_response = _nothing
+            self.on_response = _no_op
             self.scope[
                 "extensions"
             ].clear()  # which hold this object, that holds the scope: nobody but gc would free it
@@ -95,7 +95,7 @@ class UploadCycle(RequestResponseCycle):
             await super().send(message)
 
     def respond(self, status: int, header_lines: bytes, body: bytes, *, close: bool) -> bool:
-        """Send a whole response in one write: see `http.messages.Responder`."""
+        """Send a whole response in one write, see `http.request.Responder`."""
         if self.disconnected:
             return True
         if self.response_started or self.flow.write_paused or self.access_log:
@@ -121,7 +121,7 @@ class UploadCycle(RequestResponseCycle):
         return True
 
     def _send_informational(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """An interim response (RFC 9110, section 15.2); nothing once the final one has begun."""
+        """Send an interim response (RFC 9110, section 15.2), unless the final one has begun."""
         if self.response_started or self.disconnected:
             return
         lines = [b"HTTP/1.1 %d \r\n" % status]
@@ -148,7 +148,7 @@ class UploadCycle(RequestResponseCycle):
         return {"type": "http.disconnect"}
 
     def body_arrived(self, body: bytes) -> None:
-        """Bytes of the body that the parser found."""
+        """Add bytes of the body that the parser found."""
         self.arrived += len(body)
         self.last_arrival = time.monotonic()
         if not self.response_complete:
@@ -161,13 +161,13 @@ class UploadCycle(RequestResponseCycle):
         self.more_body = False
         self.message_event.set()
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """End the request: nothing more is received or sent."""
         self.disconnected = True
         self.message_event.set()
 
     def _has_message(self) -> bool:
-        """Whether there is something to deliver: of a long body whole blocks, and what is left at its end."""
+        """Return whether a message can be delivered: of a long body a full buffer, or the rest at its end."""
         if self.body:
             return True
         if self.receiver is not None and self.receiver.filled and (self.receiver.is_full or self.disconnected):
@@ -185,7 +185,7 @@ class UploadCycle(RequestResponseCycle):
         if self.body or self.receiver is None:
             body, self.body = self.body, bytearray()
             return body
-        self.message_event.set()  # a reader that waits in `receive` has to provide the next block
+        self.message_event.set()  # a reader that waits in `receive` has to provide the next buffer
         return self.receiver.take()
 
     def close(self) -> None:

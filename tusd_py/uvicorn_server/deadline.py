@@ -1,4 +1,4 @@
-"""One deadline of a connection, which moves with every request."""
+"""The deadline of a connection, which moves with every request."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from collections.abc import Callable
 
 
 class Deadline:
-    """Calls a function when its time has come, unless it was moved or cleared before.
+    """A call in the future that can be moved or cleared.
 
-    The timer of the loop is not moved with it, which would cost every request two calls of the loop: it looks, when it
-    fires, whether the deadline is still ahead. Only one that is nearer than the timer sets it anew.
+    The timer of the event loop is not moved with the deadline, which would cost two calls for every request: when it
+    fires, it checks whether the deadline is still ahead. Only a deadline before the timer sets the timer again.
     """
 
-    __slots__ = ("_act", "_arguments", "_loop", "_timer", "_when")
+    __slots__ = ("_arguments", "_callback", "_loop", "_timer", "_when")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self._when: float | None = None  # by the clock of the loop
-        self._act: Callable[..., None] | None = None
+        self._callback: Callable[..., None] | None = None
         self._arguments: tuple[str, ...] = ()
 
-    def set(self, seconds: float, act: Callable[..., None], *arguments: str) -> None:
-        """Call `act` in so many seconds, and nothing that was set before; zero seconds mean never."""
+    def set(self, seconds: float, callback: Callable[..., None], *arguments: str) -> None:
+        """Call `callback` in `seconds`, in place of an earlier one; zero seconds mean never."""
         if not seconds:
             self.clear()
             return
         when = self._loop.time() + seconds
-        self._when, self._act, self._arguments = when, act, arguments
+        self._when, self._callback, self._arguments = when, callback, arguments
         if self._timer is not None and self._timer.when() > when:
             self._timer.cancel()
             self._timer = None
         if self._timer is None:
-            self._timer = self._loop.call_at(when, self._look)
+            self._timer = self._loop.call_at(when, self._check)
 
     def clear(self) -> None:
-        """Call nothing; the timer goes on, since there will be another deadline soon."""
-        self._when = self._act = None
+        """Clear the deadline; the timer continues, since the next deadline comes soon."""
+        self._when = self._callback = None
 
     def close(self) -> None:
-        """Call nothing any more, and let go of the connection."""
+        """Clear the deadline and cancel the timer, which holds a reference to the connection."""
         self.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
-        when, act = self._when, self._act
-        if when is None or act is None:
+        when, callback = self._when, self._callback
+        if when is None or callback is None:
             return
         if self._loop.time() < when:
-            self._timer = self._loop.call_at(when, self._look)
+            self._timer = self._loop.call_at(when, self._check)
             return
         self.clear()
-        act(*self._arguments)
+        callback(*self._arguments)

@@ -15,7 +15,7 @@ RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
 
 
 class ConnectionFlow(FlowControl):
-    """uvicorn's flow control, for a transport that may have been closed meanwhile."""
+    """uvicorn's flow control, for a transport that may have been closed in the meantime."""
 
     def pause_reading(self) -> None:
         if not self._transport.is_closing():
@@ -27,10 +27,10 @@ class ConnectionFlow(FlowControl):
 
 
 class WriteWatch:
-    """Ends a connection whose client takes too little of what is waiting for it.
+    """A watch that ends a connection whose client reads too slowly.
 
-    `idle_timeout` (seconds) bounds the time in which it takes nothing at all, `min_rate` (bytes a second) what it
-    takes on average; zero switches either off. Bytes count as taken once the client's kernel has acknowledged them.
+    `idle_timeout` (seconds) bounds the time in which the client takes nothing, `min_rate` (bytes a second) the average
+    rate from below; zero disables either. Bytes count as taken once the client's kernel has acknowledged them.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class WriteWatch:
         self._window_unsent = 0
 
     def start(self) -> None:
-        """Watch the client from now on: bytes wait for it, and the server adds none before it has taken some."""
+        """Start the watch: bytes wait for the client, and the server adds none before it has taken some."""
         if self._timer is None and (self._idle_timeout or self._min_rate):
             self._unsent = self._window_unsent = self._measure()
             self._window_began = self._loop.time()
@@ -59,9 +59,9 @@ class WriteWatch:
             self._timer = None
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_later(self._idle_timeout or RATE_WINDOW, self._look)
+        self._timer = self._loop.call_later(self._idle_timeout or RATE_WINDOW, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         unsent = self._measure()
         stalled = bool(self._idle_timeout) and unsent >= self._unsent
@@ -76,12 +76,12 @@ class WriteWatch:
         self._set_timer()
 
     def _measure(self) -> int:
-        """Bytes that the client has not acknowledged, in this process and in its kernel."""
+        """Return the number of bytes that the client has not acknowledged, in this process and in its kernel."""
         return self._transport.get_write_buffer_size() + _unacknowledged(self._transport)
 
 
 def _unacknowledged(transport: asyncio.Transport) -> int:
-    """Bytes in the kernel's queue; 0 where it does not tell."""
+    """Return the number of bytes in the send queue of the kernel; 0 where it does not tell."""
     sock = transport.get_extra_info("socket")
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])

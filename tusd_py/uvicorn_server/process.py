@@ -1,4 +1,4 @@
-"""`tusd-py serve`: the application under uvicorn."""
+"""One server process: the application under uvicorn."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tusd_py.core.option_types import MAX_DURATION
 from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.uvicorn_server.acceptor import Acceptor
 from tusd_py.uvicorn_server.connections import Connections
-from tusd_py.uvicorn_server.descriptors import RESERVED, connection_limit, raise_descriptor_limit
+from tusd_py.uvicorn_server.descriptors import RESERVED_DESCRIPTORS, connection_limit, raise_descriptor_limit
 from tusd_py.uvicorn_server.protocol import upload_protocol
 
 BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
-    """Accepts at most so many connections at a time, and tells when it does."""
+    """A uvicorn server with a limit of connections, which calls `ready` when it accepts them."""
 
     def __init__(self, config: uvicorn.Config, shared: Connections, limit: int, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -58,8 +58,8 @@ class Server(uvicorn.Server):
 
 
 def limit_of(settings: Settings) -> int:
-    """Connections that this process may have at a time; raises `InvalidSettings`. Raises the limit of descriptors."""
-    reserved = RESERVED + (settings.s3.concurrency if settings.s3.bucket else 0)
+    """Raise the limit of descriptors and return the number of connections of this process; raises `InvalidSettings`."""
+    reserved = RESERVED_DESCRIPTORS + (settings.s3.concurrency if settings.s3.bucket else 0)
     try:
         return connection_limit(raise_descriptor_limit(), reserved, settings.max_connections, settings.workers)
     except ValueError as error:
@@ -67,7 +67,7 @@ def limit_of(settings: Settings) -> int:
 
 
 def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve on a bound socket until a signal says to stop."""
+    """Serve on a bound socket until a signal stops the process."""
     limit = limit_of(settings)
     app = create_app(settings)
     tus = app.state.tus
@@ -93,12 +93,12 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
         timeout_keep_alive=math.ceil(settings.keep_alive_timeout or MAX_DURATION),  # of stock protocol classes
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
     )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again that ended it
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal that ended it once more
         Server(config, shared, limit, ready).run(sockets=[listener])
 
 
 def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
-    """A socket on this host and port, which other processes can bind too if `shared`; raises OSError."""
+    """Return a socket bound to this address, which other processes can bind too if `shared`; raises OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -113,7 +113,7 @@ def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
 
 
 def reserve(address: tuple[str, int]) -> socket.socket:
-    """A shared socket on a host and port that nobody else listens on; raises OSError."""
-    with bind(address) as probe:  # a shared one would not notice another server
+    """Return a shared socket bound to an address that no other server listens on; raises OSError."""
+    with bind(address) as probe:  # a shared socket could be bound beside that of another server
         name = probe.getsockname()
     return bind((name[0], name[1]), shared=True)

@@ -1,12 +1,12 @@
-"""uvicorn's HTTP/1.1 protocol, extended for uploads, and with bounds for all that a client can do.
+"""uvicorn's HTTP/1.1 protocol, extended for uploads, with a limit for everything that a client can do.
 
-Bytes that arrived are delivered before a disconnect is told, and long bodies are received straight into buffers
+Bytes that arrived are delivered before a disconnect is reported, and long bodies are received straight into buffers
 (`uvicorn_server/buffered_receiver.py`); trailers are kept apart from headers, interim responses can be sent. The
 application finds these as ASGI scope extensions, and does without them under another server.
 
-A connection has one request at a time: what follows its end is kept, and not parsed before the response is complete.
-Every state has a deadline. While a request is being answered, the application and `WriteWatch` see to it; otherwise
-there is one timer, for a head, the rest of a body that nobody wants, the pause before the next request, or the end.
+A connection has one request at a time: bytes after its end are kept, and not parsed before the response is complete.
+Every state has a deadline. While a request is being answered, the application and `WriteWatch` enforce it; otherwise
+one timer does, for a head, the unread rest of a body, the pause before the next request, or the end.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from tusd_py.uvicorn_server.watched_connection import WatchedConnection
 
 logger = logging.getLogger("tusd_py.uvicorn_server")
 
-UNREAD_BODY_TIMEOUT = 10.0  # seconds for the rest of a small body that nobody wants
-LINGERING_CLOSE_TIMEOUT = 2.0  # seconds a refused connection stays open, so that the client gets to see why
-LINGER_SIZE = 256 << 10  # bytes that are read and thrown away meanwhile
+UNREAD_BODY_TIMEOUT = 10.0  # seconds for the rest of a small body that the application has not read
+LINGERING_CLOSE_TIMEOUT = 2.0  # seconds that a refused connection stays open, so that the client reads the answer
+LINGER_SIZE = 256 << 10  # bytes that are read and discarded during that time
 
 
 class BodyEvents:
-    """Receiver of a parser's events for a body whose head another parser has read."""
+    """The receiver of a parser's events for a body whose head another parser has read."""
 
     def __init__(self, protocol: UploadProtocol) -> None:
         self.on_body = protocol.on_body
@@ -67,7 +67,7 @@ class BodyEvents:
 
 
 class UploadProtocol(WatchedConnection):
-    """One connection."""
+    """The protocol of one connection."""
 
     flow: ConnectionFlow
     _chunked: ChunkedBody  # of the current body, if it is chunked
@@ -75,17 +75,17 @@ class UploadProtocol(WatchedConnection):
     on_body: Callable[[bytes], None]  # type: ignore[assignment]
 
     def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
-        self._pieces: list[bytes] = []
-        self.on_body = self._pieces.append  # no frame of Python for each chunk: the parser calls this
+        self._body_pieces: list[bytes] = []
+        self.on_body = self._body_pieces.append  # called by the parser: no Python frame for each chunk
         super().__init__(config, server_state, app_state, _loop)
         self._phase = Phase.HEAD
         self._parser_is_spent = False
-        self._last_bytes = b""  # of the section that is being received
+        self._last_bytes = b""  # last bytes of the section that is being received
         self._head_size = 0
         self._body_remaining = 0
         self._content_length = 0
-        self._held: list[bytes] = []  # bytes of the next requests
-        self._waiting = 0  # bytes of a head without end, or held
+        self._kept: list[bytes] = []  # bytes of the next requests
+        self._waiting = 0  # bytes of an incomplete head, or in `_kept`
         self._refused = False
         self._linger_size = LINGER_SIZE
         self._awaits_head = False
@@ -108,7 +108,7 @@ class UploadProtocol(WatchedConnection):
         self._stop_watching_writes()
         if self._waiting:
             self._count_waiting(0)
-        self._held.clear()
+        self._kept.clear()
         self.shared.became_busy(self)
         self.shared.instrumentation.connections_changed(-1)
 
@@ -117,25 +117,27 @@ class UploadProtocol(WatchedConnection):
     def _await_head(self) -> None:
         if not self._awaits_head:
             self._awaits_head = True
-            self._deadline.set(self.shared.header_timeout, self._end_for, "header_timeout", "408 Request Timeout")
+            self._deadline.set(
+                self.shared.header_timeout, self._end_with_reason, "header_timeout", "408 Request Timeout"
+            )
 
-    def _end_for(self, reason: str, status: str = "") -> None:
+    def _end_with_reason(self, reason: str, status: str = "") -> None:
         self.shared.instrumentation.connection_ended(reason)
         if status:
             self._refuse(status, HEADER_TIMEOUT)
         else:
             self.end(reason)
 
-    def _await_next(self) -> None:
-        """The response is complete: read on, or wait for what is left of the request, or for the next one."""
+    def _await_next_request(self) -> None:
+        """Continue after a response with the rest of the request, or with the next one."""
         self.shared.became_idle(self)
         if self._phase is not Phase.ENDED:
-            self._deadline.set(UNREAD_BODY_TIMEOUT, self._end_for, "unread_body")
+            self._deadline.set(UNREAD_BODY_TIMEOUT, self._end_with_reason, "unread_body")
             return
         self._begin_message()
         self._deadline.set(self.shared.keep_alive_timeout, self.end, "it is idle")
-        if self._held:
-            held, self._held = self._held, []
+        if self._kept:
+            held, self._kept = self._kept, []
             self._count_waiting(0)
             self._feed(b"".join(held))
 
@@ -143,7 +145,7 @@ class UploadProtocol(WatchedConnection):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
-            self._throw_away(len(data))
+            self._discard(len(data))
         else:
             self._feed(data)
 
@@ -151,14 +153,14 @@ class UploadProtocol(WatchedConnection):
         position = 0
         while position < len(data) and not self._refused and not self.transport.is_closing():
             if self._phase is Phase.ENDED:
-                self._hold(data[position:])
+                self._keep_for_later(data[position:])
                 return
             end = self._piece_end(data, position)
             self._parse(data if end - position == len(data) else data[position:end])
             position = end
 
     def _piece_end(self, data: bytes, start: int) -> int:
-        """The position in `data` up to which the parser may read: never beyond the end of the message."""
+        """Return the position in `data` up to which the parser may read: never beyond the end of the message."""
         if self._phase is Phase.SIZED_BODY:
             return min(len(data), start + self._body_remaining)
         find = self._chunked.end if self._phase is Phase.CHUNKED_BODY else section_end
@@ -175,13 +177,13 @@ class UploadProtocol(WatchedConnection):
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            self._go_on_after_upgrade()
+            self._ignore_upgrade()
         except httptools.HttpParserError as error:
             if phase is Phase.CHUNKED_BODY and self._phase is Phase.ENDED:
                 self._end_after_body()
                 return
-            if self._pieces:
-                self.cycle.body_arrived(b"".join(self._pieces))  # what was right is kept
+            if self._body_pieces:
+                self.cycle.body_arrived(b"".join(self._body_pieces))  # the valid bytes before the error
             too_many = isinstance(error.__context__, TooManyHeaders)
             self._refuse(TOO_LARGE if too_many else "400 Bad Request", HEAD_TOO_LONG if too_many else INVALID)
             return
@@ -194,22 +196,22 @@ class UploadProtocol(WatchedConnection):
         else:
             self._last_bytes = (self._last_bytes + piece[-OVERLAP:])[-OVERLAP:]
         if self._phase is Phase.ENDED and not self._is_serving():
-            self._await_next()
+            self._await_next_request()
 
     def _end_after_body(self) -> None:
-        """Close after the response: a next request came with the end of a body that was not searched any more."""
-        if self._pieces:
-            self.cycle.body_arrived(b"".join(self._pieces))
-            self._pieces.clear()
+        """Close after the response: bytes of a next request followed an end of the body that was not found in time."""
+        if self._body_pieces:
+            self.cycle.body_arrived(b"".join(self._body_pieces))
+            self._body_pieces.clear()
         self.cycle.body_ended()
         self.cycle.keep_alive = False
         if not self._is_serving():
             self.end("the end of a body was not found in time")
 
     def _body_parsed(self, phase: Phase, size: int) -> None:
-        """Hand over the bytes of the body that the parser found in so many bytes."""
-        body = b"".join(self._pieces)
-        self._pieces.clear()
+        """Pass on the bytes of the body that the parser found in a piece of `size` bytes."""
+        body = b"".join(self._body_pieces)
+        self._body_pieces.clear()
         if body:
             self.cycle.body_arrived(body)
         if phase is Phase.SIZED_BODY:
@@ -224,15 +226,15 @@ class UploadProtocol(WatchedConnection):
         self._await_head()
         self._count_waiting(self._head_size)
 
-    def _hold(self, data: bytes) -> None:
-        """Keep what follows the request that is being answered, and read no more until it has been.
+    def _keep_for_later(self, data: bytes) -> None:
+        """Keep bytes that follow the request that is being answered, and pause reading until it has been.
 
-        Beyond the bound for all connections together the connection may end with this response instead; its client
-        asks again, as after any closed connection.
+        Above the limit for all connections together, the connection may be closed after this response; its client tries
+        again, as after any closed connection.
         """
         self.flow.pause_reading()
         if self.cycle.keep_alive:
-            self._held.append(data)
+            self._kept.append(data)
             self._count_waiting(self._waiting + len(data))
 
     def _count_waiting(self, size: int) -> None:
@@ -243,30 +245,30 @@ class UploadProtocol(WatchedConnection):
         self._waiting = 0
         if self._is_serving():
             self.cycle.keep_alive = False
-            self._held.clear()
+            self._kept.clear()
         else:
             logger.debug("a connection is closed: the heads of all requests take too much memory")
             self.transport.abort()
 
     def listen_for_disconnect(self) -> None:
-        """Read on after the end of a body, if nothing is held."""
-        if not self._held:
+        """Continue to read after the end of a body, unless bytes are kept."""
+        if not self._kept:
             self.flow.resume_reading()
 
     # Refusals.
 
     def _refuse(self, status: str, text: str) -> None:
-        """Answer what cannot be served, and close a moment later: the answer would be lost if bytes were unread."""
+        """Answer an invalid request, and close a moment later: the answer would be lost if bytes were unread."""
         if self.transport.is_closing() or self._refused:
             return
         logger.debug("a connection is refused: %s", text)
         self._refused = True
-        self._pieces.clear()
+        self._body_pieces.clear()
         if self._waiting:
             self._count_waiting(0)
         self.shared.became_busy(self)
         if self._is_serving():
-            self.cycle.give_up()
+            self.cycle.abort()
             if self.cycle.response_started:
                 self.end(text)
                 return
@@ -277,7 +279,7 @@ class UploadProtocol(WatchedConnection):
         self._deadline.set(LINGERING_CLOSE_TIMEOUT, self.end, "it was refused")
         self.flow.resume_reading()
 
-    def _throw_away(self, size: int) -> None:
+    def _discard(self, size: int) -> None:
         self._linger_size -= size
         if self._linger_size <= 0:
             self.flow.pause_reading()
@@ -288,14 +290,14 @@ class UploadProtocol(WatchedConnection):
     # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
-        if self._phase is not Phase.HEAD:  # the parser saw beyond the end of a message
+        if self._phase is not Phase.HEAD:  # the parser read beyond the end of a message
             raise httptools.HttpParserError("a message begins before its turn")
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Fields after the body are trailers, and must not pass for headers."""
+        """Add a field to the headers, or after the body to the trailers, which must not pass for headers."""
         if self._phase is Phase.HEAD:
             if len(self.headers) >= MAX_HEADERS:
                 raise TooManyHeaders
@@ -336,7 +338,7 @@ class UploadProtocol(WatchedConnection):
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():  # otherwise the body is still to come
             self._phase = Phase.ENDED
-            if not self._pieces:
+            if not self._body_pieces:
                 self.cycle.body_ended()
 
     def on_response_complete(self) -> None:
@@ -347,12 +349,12 @@ class UploadProtocol(WatchedConnection):
             self._watch_writes()
             return
         self.flow.resume_reading()
-        self._await_next()
+        self._await_next_request()
 
     def timeout_keep_alive_handler(self) -> None:
         self.end("it is idle")
 
-    # Messages that do not pass one parser from the beginning to the end.
+    # Messages that one parser does not read from the beginning to the end.
 
     def _begin_message(self) -> None:
         self._phase = Phase.HEAD
@@ -365,8 +367,8 @@ class UploadProtocol(WatchedConnection):
         self.parser = httptools.HttpRequestParser(events)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
-    def _go_on_after_upgrade(self) -> None:
-        """Ignore that the client offers another protocol: after such a head the parser reads no body."""
+    def _ignore_upgrade(self) -> None:
+        """Read the body with a new parser: the old one reads none after an offer of another protocol."""
         self._use_parser(BodyEvents(self))
         if self._phase is Phase.CHUNKED_BODY:
             self.parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -375,16 +377,16 @@ class UploadProtocol(WatchedConnection):
         self.cycle.trailers.clear()
 
     def content_length(self) -> int:
-        """The declared size of the current request's body, zero where there is none."""
+        """Return the declared size of the current request's body, 0 if there is none."""
         return self._content_length
 
-    def body_was_received_elsewhere(self) -> None:
-        """The parser still waits for a body that did not pass it: a new one reads the next message."""
+    def buffered_body_ended(self) -> None:
+        """End the message whose body has bypassed the parser; a new parser reads the next one."""
         self._parser_is_spent = True
         self._phase = Phase.ENDED
         self.cycle.body_ended()
         if not self._is_serving() and not self.transport.is_closing():
-            self._await_next()
+            self._await_next_request()
 
 
 def upload_protocol(
@@ -392,6 +394,6 @@ def upload_protocol(
     *,
     shared: Connections | None = None,
 ) -> type[UploadProtocol]:
-    """The protocol class of one server."""
+    """Return the protocol class of one server."""
     shared = shared or Connections(header_timeout=header_timeout)
     return type("UploadProtocol", (UploadProtocol,), {"shared": shared})

@@ -1,4 +1,4 @@
-"""Responses of the protocol class itself, to bytes that are no valid request, or too many."""
+"""Responses of the protocol class itself, to bytes that are not a valid request, or too many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADER_TIMEOUT = "ERR_HEADER_TIMEOUT: the request head did not come in time"
 
 
 def refusal(status: str, text: str) -> bytes:
-    """A whole response with one line of text, after which the connection is closed."""
+    """Return a whole response with one line of text, after which the connection is closed."""
     body = f"{text}\n"
     headers = {
         "content-type": "text/plain; charset=utf-8",

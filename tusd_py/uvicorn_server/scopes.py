@@ -1,4 +1,4 @@
-"""What the application gets of a request whose head is complete."""
+"""The ASGI scope and the application of a request whose head is complete."""
 
 from __future__ import annotations
 

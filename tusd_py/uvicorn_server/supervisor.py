@@ -1,10 +1,10 @@
-"""Several server processes on one port, each with a listening socket of its own.
+"""The supervisor of several server processes on one port, each with a listening socket of its own.
 
-So the kernel spreads the connections evenly: processes that share one socket leave most long uploads to whichever wakes
-first.
+This way the kernel spreads the connections evenly: of processes that share one socket, the one that wakes first takes
+most long uploads.
 
-SIGTERM and SIGINT drain and end all of them, at once even while SIGHUP replaces them one by one; one that dies is
-started again. The counts of processes that have ended stay in `/metrics`, merged into one file.
+SIGTERM and SIGINT drain and end all processes, even while SIGHUP replaces them one by one; one that dies is started
+again. The counts of ended processes stay in `/metrics`, merged into one file.
 """
 
 from __future__ import annotations
@@ -43,14 +43,17 @@ METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # makes prometheus_client count a
 
 @dataclass(slots=True)
 class Worker:
-    """One server process. Our end of the pipe tells when it is ready; its end tells it when we are gone."""
+    """A server process, and one end of a pipe to it.
+
+    The process writes to the pipe when it is ready, and ends when the end of the supervisor is closed.
+    """
 
     process: BaseProcess
     pipe: Connection
     started: float = field(default_factory=time.monotonic)
 
     def is_ready(self) -> bool:
-        """Whether it accepts connections; to be asked once, after its pipe has become readable."""
+        """Return whether the process accepts connections; call it once, after its pipe has become readable."""
         try:
             return self.pipe.poll() and bool(self.pipe.recv())
         except (EOFError, OSError):
@@ -58,11 +61,11 @@ class Worker:
 
 
 def run_worker(settings: Settings, address: tuple[str, int], pipe: Connection) -> None:
-    """The life of one server process."""
+    """Run one server process until a signal ends it."""
     if not settings.disable_malloc_tuning:
         tune_malloc()
     configure(settings.log_format, settings.log_level)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal that closes: the supervisor decides
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor decides what a closed terminal means
     listener = bind(address, shared=True)
     threading.Thread(target=_end_with_supervisor, args=(pipe,), daemon=True).start()
     run_server(settings, listener, lambda: pipe.send(True))
@@ -76,31 +79,31 @@ def _end_with_supervisor(pipe: Connection) -> None:
 
 
 class Supervisor:
-    """Keeps `settings.workers` processes running on the address of the reserved socket."""
+    """The parent of `settings.workers` server processes on the address of the reserved socket."""
 
     def __init__(self, settings: Settings, reserved: socket.socket) -> None:
         self._settings = settings
         self._address: tuple[str, int] = reserved.getsockname()[:2]
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
-        self._leaving: list[Worker] = []  # replaced, and draining
+        self._draining: list[Worker] = []  # replaced processes that have not ended
         self._terminal = Terminal()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._received: list[int] = []
 
     def run(self, ready: Callable[[], None]) -> int:
-        """Run until a signal says to stop; returns the exit code."""
+        """Run until a signal stops the supervisor; return the exit code."""
         os.environ[METRICS_VARIABLE] = metrics_folder = tempfile.mkdtemp(prefix="tusd-py-metrics-")
-        previous = self._take_signals()
+        previous = self._install_signal_handlers()
         try:
             if not self._start_all():
                 return 0 if self._stopping else 1
             ready()
             while not self._stopping:
-                self._watch()
+                self._wait_and_act()
             return 0
         finally:
-            self._stop([*self._workers, *self._leaving])
+            self._stop([*self._workers, *self._draining])
             for number, handler in previous.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(-1)
@@ -110,14 +113,14 @@ class Supervisor:
 
     @property
     def _stopping(self) -> bool:
-        """Whether a signal has said to stop; a terminal that has closed says so with SIGHUP."""
+        """Whether a signal has asked for the end; SIGHUP does if the terminal has closed."""
         return (
             signal.SIGTERM in self._received
             or signal.SIGINT in self._received
             or (signal.SIGHUP in self._received and self._terminal.has_closed())
         )
 
-    def _take_signals(self) -> dict[int, signal._HANDLER]:
+    def _install_signal_handlers(self) -> dict[int, signal._HANDLER]:
         self._wake_sender.setblocking(False)
         signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -130,18 +133,18 @@ class Supervisor:
         return all(self._becomes_ready(worker) for worker in self._workers)
 
     def _becomes_ready(self, worker: Worker) -> bool:
-        """Wait until a process accepts connections; false if it does not in time, or a signal says to stop."""
+        """Wait until a process accepts connections; return False if it does not in time, or at a stop signal."""
         self._wait([worker.pipe, worker.process.sentinel], START_TIMEOUT)
         return not self._stopping and worker.is_ready()
 
-    def _wait(self, things: Sequence[Connection | int], seconds: float) -> None:
-        """Wait for one of these, at most so long; a signal to stop ends it too."""
+    def _wait(self, objects: Sequence[Connection | int], seconds: float) -> None:
+        """Wait for one of these objects, at most `seconds`; a stop signal ends the wait."""
         deadline = time.monotonic() + seconds
-        while not self._stopping and not wait(things, 0):
+        while not self._stopping and not wait(objects, 0):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return
-            wait([self._wake_receiver, *things], remaining)
+            wait([self._wake_receiver, *objects], remaining)
             self._drain_wake_ups()
 
     def _start(self) -> Worker:
@@ -151,9 +154,9 @@ class Supervisor:
         theirs.close()
         return Worker(process, ours)
 
-    def _watch(self) -> None:
+    def _wait_and_act(self) -> None:
         """Wait for a signal or the death of a process, and act on it."""
-        if not self._received:  # one may have come while something else was waited for
+        if not self._received:  # a signal may have come during another wait
             wait([self._wake_receiver, *(worker.process.sentinel for worker in self._workers)])
             self._drain_wake_ups()
         if self._stopping:
@@ -164,7 +167,7 @@ class Supervisor:
         for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
             logger.error("process %s died with code %s", worker.process.pid, worker.process.exitcode)
             self._workers.remove(worker)
-            _forget(worker)
+            _clean_up_after(worker)
             if time.monotonic() - worker.started < RESTART_PAUSE:
                 self._wait([], RESTART_PAUSE)
             if not self._stopping:
@@ -186,14 +189,14 @@ class Supervisor:
                     self._stop([new])
                 return
             self._workers.remove(old)
-            self._leaving = [old]
+            self._draining = [old]
             if old.process.is_alive():
                 os.kill(old.process.pid or 0, signal.SIGINT)  # unlike SIGTERM without --drain-delay: others serve on
             self._wait([old.process.sentinel], self._settings.shutdown_grace + KILL_DELAY)
             if self._stopping:
-                return  # it ends with the others
-            self._stop(self._leaving)
-            self._leaving = []
+                return  # the old process ends with the others
+            self._stop(self._draining)
+            self._draining = []
 
     def _stop(self, workers: list[Worker]) -> None:
         for worker in workers:
@@ -201,15 +204,15 @@ class Supervisor:
                 worker.process.terminate()
         deadline = time.monotonic() + self._settings.drain_delay + self._settings.shutdown_grace + KILL_DELAY
         for worker in workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))  # all have the same time
+            worker.process.join(max(0.0, deadline - time.monotonic()))  # one deadline for all
             if worker.process.is_alive():
                 logger.error("process %s did not end in time", worker.process.pid)
                 worker.process.kill()
                 worker.process.join()
-            _forget(worker)
+            _clean_up_after(worker)
 
 
-def _forget(worker: Worker) -> None:
+def _clean_up_after(worker: Worker) -> None:
     worker.pipe.close()
     folder = os.environ[METRICS_VARIABLE]
     mark_process_dead(worker.process.pid, folder)  # type: ignore[no-untyped-call]

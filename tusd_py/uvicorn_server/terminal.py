@@ -1,4 +1,4 @@
-"""SIGHUP: from an operator, or from the terminal that a server was started from and that has closed."""
+"""SIGHUP, sent by an operator or by the kernel when the terminal that started the server has closed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ NOTHING_TO_RELOAD = (
 
 
 class Terminal:
-    """Tells whether a SIGHUP came from a terminal that has closed: then nobody is there any more to stop the server.
+    """The controlling terminal, to find out whether a SIGHUP means that it has closed.
 
-    Create the object before SIGHUP gets a handler: it finds out whether SIGHUP is ignored, as under nohup, where the
-    server must live on.
+    Create the object before SIGHUP gets a handler: it records whether SIGHUP is ignored, as under nohup, where the
+    server must continue.
     """
 
     def __init__(self) -> None:
-        self._existed = _exists() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        self._existed = _has_controlling_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
     def has_closed(self) -> bool:
-        return self._existed and not _exists()
+        return self._existed and not _has_controlling_terminal()
 
 
-def _exists() -> bool:
-    """Whether this process has a controlling terminal."""
+def _has_controlling_terminal() -> bool:
+    """Return whether this process has a controlling terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -39,8 +39,8 @@ def _exists() -> bool:
     return True
 
 
-def outlive_hangups() -> None:
-    """Have SIGHUP, which ends a process by default, end it as SIGTERM does or be answered with a log line."""
+def handle_hangups() -> None:
+    """Install a handler of SIGHUP that ends the process if the terminal has closed, and logs a line otherwise."""
     terminal = Terminal()
 
     def handle(number: int, frame: FrameType | None) -> None:

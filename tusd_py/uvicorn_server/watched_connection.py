@@ -1,4 +1,4 @@
-"""The side of a connection that writes, and the end of a client that is slow to take something."""
+"""The writing side of a connection, and the end of a client that reads too slowly."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ logger = logging.getLogger("tusd_py.uvicorn_server")
 
 
 class WatchedConnection(HttpToolsProtocol):
-    """uvicorn's connection, closed once everything is sent, or when the client takes too little of it."""
+    """A connection of uvicorn that is closed once everything is sent, or when the client reads too slowly."""
 
     shared: ClassVar[Connections]
     cycle: UploadCycle
 
     def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._writes: WriteWatch | None = None  # once the client is slow to take something
+        self._writes: WriteWatch | None = None  # created once the client reads slowly
         self._deadline = Deadline(self.loop)
 
     def eof_received(self) -> None:
-        """The transport closes once everything is sent, which a client that does not read must not delay."""
+        """Watch the client: the transport closes once everything is sent, which a slow reader must not delay."""
         self._watch_writes()
 
     def pause_writing(self) -> None:
@@ -41,7 +41,7 @@ class WatchedConnection(HttpToolsProtocol):
             self._stop_watching_writes()
 
     def end(self, reason: str) -> None:
-        """Close once everything is sent."""
+        """Close the connection once everything is sent."""
         logger.debug("a connection is closed: %s", reason)
         self._deadline.close()
         self.transport.close()
@@ -53,7 +53,7 @@ class WatchedConnection(HttpToolsProtocol):
 
     def _watch_writes(self) -> None:
         if not self.transport.get_write_buffer_size():
-            return  # a connection that closes has nothing left to wait for
+            return  # no bytes wait for the client
         if self._writes is None:
             limits = (self.shared.idle_timeout, self.shared.min_rate)
             self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)
