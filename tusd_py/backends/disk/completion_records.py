@@ -1,4 +1,4 @@
-"""Completion records: copies of the records of finished uploads, should the state store lose them; a file each."""
+"""Completion records: copies of the records of finished uploads, in case the state store loses them; one file each."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_RECORD_SIZE = 16 << 20  # bytes
 
 
 class CompletionRecords:
-    """The completion records in one folder. Every call blocks, and raises `OSError`."""
+    """The completion records in one folder. Every method blocks, and raises `OSError`."""
 
     def __init__(self, folder: Path) -> None:
         self._files = FileTree(folder, PRIVATE)
 
     def read(self, upload_id: str) -> Upload | None:
-        """The record of a finished upload; None if there is none, or none that can be read."""
+        """Return the record of a finished upload; None if it is missing or cannot be read."""
         try:
             with self._files.opened(self._path(upload_id), os.O_RDONLY) as descriptor:
                 return decode_upload(json.loads(os.read(descriptor, MAX_RECORD_SIZE)))

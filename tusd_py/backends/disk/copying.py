@@ -1,4 +1,4 @@
-"""Copies of files: in few threads of their own, in slices, and only where there is room for them.
+"""Copies of files: in a few threads of their own, in slices, and only where there is room for them.
 
 A concatenation may copy hundreds of gigabytes. Writes and reads of other uploads never wait for it, concatenations take
 turns after every slice, and a cancellation or a shutdown waits for one slice.
@@ -20,7 +20,7 @@ from tusd_py.backends.disk.syncs import Syncs
 from tusd_py.core.errors import ServerShutdown, StorageFull
 
 COPY_THREADS = 2
-SLICE_SIZE = 16 << 20  # bytes copied, and synced, before another copy has its turn
+SLICE_SIZE = 16 << 20  # bytes copied, and synced, before the turn of another copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +33,27 @@ class FileRange:
 
 
 class _Stop:
-    """Tells one copy to end after the slice it is at."""
+    """A request to one copy to end after its current slice."""
 
-    wanted = False
+    requested = False
 
 
 class FileCopier:
-    """Runs copies, each a generator that yields after every slice, in turns."""
+    """The runner of copies in turns; a copy is a generator that yields after every slice."""
 
     def __init__(self) -> None:
         self._threads = Threads(COPY_THREADS, "tusd-py-copy")
         self._closing = False
         self._abandoned = False
         self._running: set[asyncio.Task[None]] = set()
-        self._claims: dict[object, int] = {}  # bytes that the running copies have still to write
+        self._claims: dict[object, int] = {}  # copy -> bytes that it has still to write
 
     def interrupt(self) -> None:
-        """End every copy after its slice."""
+        """End every copy after its current slice."""
         self._closing = True
 
     async def close(self, timeout: float | None = None) -> bool:
-        """End every copy after its slice, and the threads; False if that took longer than `timeout` seconds.
+        """End every copy after its current slice, and the threads; return False if `timeout` seconds are not enough.
 
         Copies that hang then are not waited for any more when the event loop ends.
         """
@@ -67,29 +67,29 @@ class FileCopier:
         return await asyncio.to_thread(self._threads.close, timeout)
 
     async def run(self, steps: Generator[None]) -> None:
-        """Run the generator to its end, in threads; returns or raises once nothing of it runs any more.
+        """Run the generator to its end, in threads; return or raise once no step of it runs.
 
-        A cancellation closes the generator after the slice it is at. Raises `ServerShutdown` if the copier is closed.
+        A cancellation closes the generator after its current slice. Raises `ServerShutdown` if the copier is closed.
         """
         stop = _Stop()
-        task = asyncio.create_task(self._take_turns(steps, stop))
+        task = asyncio.create_task(self._run_slices(steps, stop))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            stop.wanted = True
+            stop.requested = True
             while (
                 not task.done() and not self._abandoned
             ):  # cancelled again, perhaps: the lock of the upload has to outlast the copy
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait((task,))
             if task.done() and not task.cancelled():
-                task.exception()  # nobody is there to hear it
+                task.exception()  # mark it as retrieved: the caller is cancelled
             raise
 
-    async def _take_turns(self, steps: Generator[None], stop: _Stop) -> None:
-        running = threading.Lock()  # this task may be cancelled while a thread is in the generator
+    async def _run_slices(self, steps: Generator[None], stop: _Stop) -> None:
+        running = threading.Lock()  # this task may be cancelled while a thread runs the generator
 
         def advance() -> bool:
             with running:
@@ -104,9 +104,9 @@ class FileCopier:
         has_loop = True
         try:
             while await self._threads.run(advance):
-                if self._closing or stop.wanted:
+                if self._closing or stop.requested:
                     raise ServerShutdown("the copy was interrupted; it will be made again")
-        except GeneratorExit:  # the loop was closed and this task is thrown away: nothing can be waited for
+        except GeneratorExit:  # the event loop was closed and this task is destroyed: waiting is impossible
             has_loop = False
             raise
         finally:
@@ -116,7 +116,7 @@ class FileCopier:
     def steps(
         self, new: Path, path: Path, sources: Sequence[FileRange], tools: CopyTools, *, sync: bool
     ) -> Generator[None]:
-        """Put ranges of files together under the name `new`, which then takes the place of `path`.
+        """Concatenate ranges of files in the file `new`, which then replaces `path`.
 
         Raises `StorageFull` before the first byte if there is no room for all of them. After a failure, or when the
         generator is closed early, there is no file `new`.
@@ -155,7 +155,7 @@ class FileCopier:
                 position = end
                 if copied == SLICE_SIZE:
                     copied = 0
-                    if sync:  # now, so that neither the end nor the writes of others meet a mountain of dirty pages
+                    if sync:  # after each slice, or dirty pages would pile up and delay the end and other writes
                         tools.syncs.sync_copy(target, path)
                     yield
         if sync:
@@ -164,8 +164,8 @@ class FileCopier:
     def _check_room(self, folder: Path) -> None:
         """Raise `StorageFull` unless all running copies, the new one included, have room."""
         status = os.statvfs(_existing(folder))
-        wanted = sum(list(self._claims.values()))
-        if status.f_blocks and wanted > status.f_bavail * status.f_frsize:
+        requested = sum(list(self._claims.values()))
+        if status.f_blocks and requested > status.f_bavail * status.f_frsize:
             raise StorageFull("there is no room for the concatenated upload")
 
 
@@ -181,7 +181,7 @@ class CopyTools:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+    """Return the folder, or the nearest existing one above it."""
     while not folder.exists():
         folder = folder.parent
     return folder

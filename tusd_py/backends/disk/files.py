@@ -1,7 +1,7 @@
-"""Files below one directory, opened so that nothing planted there leads out of it or blocks.
+"""Files below one directory, opened so that nothing planted there leads out of the directory or blocks.
 
 A name that is a symbolic link, a FIFO, a device or a socket is refused, and no folder below the directory is reached
-through a link. The directory itself may be one: the operator named it. Every call blocks, and raises `OSError`.
+through a link. The directory itself may be a link: the operator named it. Every call blocks, and raises `OSError`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 READ_SIZE = 1 << 20
-COPY_SIZE = 1 << 30  # bytes one copy_file_range is asked for
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO does not keep the caller waiting
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+COPY_SIZE = 1 << 30  # bytes of one copy_file_range call
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SAFE_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY  # O_NONBLOCK: opening a FIFO must not wait
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 AnyPath: TypeAlias = str | Path
 
 
 @dataclass(frozen=True, slots=True)
 class Modes:
-    """The permissions of what is made; less what the umask takes unless they are `exact`."""
+    """The permissions of new files and folders, reduced by the umask unless they are `exact`."""
 
     file: int = 0o640
     folder: int = 0o750
@@ -35,7 +35,7 @@ class Modes:
 
 
 class _OpenFolder:
-    """The folder of a file, held open: a name, and the descriptor it is relative to; None if it is a whole path."""
+    """The open folder of a file: a name and the descriptor that it is relative to, or a whole path and None."""
 
     __slots__ = ("_descriptor", "_name")
 
@@ -52,7 +52,7 @@ class _OpenFolder:
 
 
 class FileTree:
-    """Files below `top`. Paths are given as a whole, and begin with it."""
+    """The files below `top`. Paths are complete, and begin with `top`."""
 
     def __init__(self, top: Path, modes: Modes) -> None:
         self.top = top
@@ -60,7 +60,7 @@ class FileTree:
         self._modes = modes
 
     def make(self) -> None:
-        """Make the directory itself, if it is missing; raises `NotADirectoryError` if there is something else."""
+        """Create the directory if it is missing; raises `NotADirectoryError` if its path is not a directory."""
         if not self.top.is_dir():
             try:
                 self.top.mkdir(self._modes.folder, parents=True, exist_ok=True)
@@ -70,15 +70,15 @@ class FileTree:
                 self.top.chmod(self._modes.folder)
 
     def make_folders(self, path: AnyPath) -> None:
-        """Make the folders that lead to a file."""
+        """Create the folders that lead to a file."""
         with self._folder(path, make=True):
             pass
 
     def open(self, path: AnyPath, flags: int) -> int:
-        """A descriptor of a regular file; with `O_CREAT` its folders are made too."""
+        """Return a descriptor of a regular file; `O_CREAT` creates its folders too."""
         if not flags & os.O_CREAT:
             with self._folder(path) as (name, folder):
-                return _regular(os.open(name, flags | SAFE, dir_fd=folder), path)
+                return _regular(os.open(name, flags | SAFE_FLAGS, dir_fd=folder), path)
         try:
             return self._open_or_make(path, flags, make=False)
         except FileNotFoundError:
@@ -89,7 +89,7 @@ class FileTree:
             if self._modes.exact and not flags & os.O_EXCL:
                 with contextlib.suppress(FileExistsError):
                     return self._open_or_make(path, flags | os.O_EXCL, make=make)
-            descriptor = os.open(name, flags | SAFE, self._modes.file, dir_fd=folder)
+            descriptor = os.open(name, flags | SAFE_FLAGS, self._modes.file, dir_fd=folder)
             if not flags & os.O_EXCL:
                 return _regular(descriptor, path)
             if self._modes.exact:
@@ -105,7 +105,7 @@ class FileTree:
             os.close(descriptor)
 
     def size(self, path: AnyPath) -> int | None:
-        """Bytes in a file; None if there is none."""
+        """Return the size of a file in bytes; None if it is missing."""
         try:
             with self._folder(path) as (name, folder):
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -115,7 +115,7 @@ class FileTree:
         return status.st_size
 
     def unlink(self, path: AnyPath) -> None:
-        """Remove a name, whatever it is the name of; one that does not exist is fine."""
+        """Remove a name of any kind; a missing one is no error."""
         with contextlib.suppress(FileNotFoundError), self._folder(path) as (name, folder):
             self._unlink(name, folder)
 
@@ -123,20 +123,20 @@ class FileTree:
         try:
             os.unlink(name, dir_fd=folder)
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in FULL_DISK_ERRORS:
                 raise
-            # A file system that copies what it changes needs room for that.
-            descriptor = _regular(os.open(name, os.O_WRONLY | os.O_TRUNC | SAFE, dir_fd=folder), name)
+            # A copy-on-write file system needs room to remove a file; truncating the file first makes some.
+            descriptor = _regular(os.open(name, os.O_WRONLY | os.O_TRUNC | SAFE_FLAGS, dir_fd=folder), name)
             os.close(descriptor)
             os.unlink(name, dir_fd=folder)
 
     def rename(self, path: Path, new: Path) -> None:
-        """Give a file another name in the same folder."""
+        """Rename a file within its folder."""
         with self._folder(path) as (name, folder):
             os.rename(name, new if folder is None else new.name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def replace(self, path: AnyPath, content: bytes) -> None:
-        """Have a file with this content, in place of one that there may be; its folders are made too."""
+        """Write a file with this content, atomically in place of an existing one; creates its folders."""
         try:
             self._replace(path, content, make=False)
         except FileNotFoundError:
@@ -145,7 +145,9 @@ class FileTree:
     def _replace(self, path: AnyPath, content: bytes, *, make: bool) -> None:
         with self._folder(path, make=make) as (name, folder):
             new = f"{name}.{secrets.token_hex(8)}"
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, self._modes.file, dir_fd=folder)
+            descriptor = os.open(
+                new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE_FLAGS, self._modes.file, dir_fd=folder
+            )
             try:
                 try:
                     if os.write(descriptor, content) < len(content):
@@ -160,19 +162,19 @@ class FileTree:
 
     @contextlib.contextmanager
     def opened_folder(self, folder: Path) -> Iterator[int]:
-        """A descriptor of the directory or of a folder below it."""
+        """Open the directory or a folder below it for the context; yields the descriptor."""
         if folder == self.top:
-            descriptor = os.open(folder, FOLDER)
+            descriptor = os.open(folder, FOLDER_FLAGS)
         else:
             with self._folder(folder) as (name, above):
-                descriptor = os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+                descriptor = os.open(name, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=above)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
     def folders(self, path: Path) -> list[Path]:
-        """The folders from the one that holds `path` up to and including the directory."""
+        """Return the folders from the one that holds `path` up to and including the directory."""
         folders = [path.parent]
         while folders[-1] != self.top:
             folders.append(folders[-1].parent)
@@ -188,7 +190,7 @@ class FileTree:
             self.make()
         if not folders:
             return _OpenFolder(text, None)
-        descriptor = os.open(self.top, FOLDER)
+        descriptor = os.open(self.top, FOLDER_FLAGS)
         try:
             for folder in folders:
                 below = self._open_below(folder, descriptor, make=make)
@@ -205,7 +207,7 @@ class FileTree:
                 os.mkdir(name, self._modes.folder, dir_fd=above)
                 if self._modes.exact:
                     os.chmod(name, self._modes.folder, dir_fd=above)
-        return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=above)
+        return os.open(name, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=above)
 
 
 def _regular(descriptor: int, path: AnyPath) -> int:
@@ -223,7 +225,7 @@ def _check_regular(status: os.stat_result, path: AnyPath) -> None:
 
 
 def copy_range(target: int, source: int, start: int, end: int) -> int:
-    """Append the bytes of a file from `start` up to but not including `end`; returns how far there were any."""
+    """Append the bytes of a file from `start` up to but not including `end`; return the position reached."""
     position = _copy_in_kernel(source, target, start, end)
     while position < end:
         data = memoryview(os.pread(source, min(READ_SIZE, end - position), position))
@@ -236,7 +238,7 @@ def copy_range(target: int, source: int, start: int, end: int) -> int:
 
 
 def _copy_in_kernel(source: int, target: int, start: int, end: int) -> int:
-    """Copy by copy_file_range (a reflink on file systems that have it); returns how far that went."""
+    """Copy by copy_file_range, a reflink on file systems that support it; return the position reached."""
     position = start
     if not hasattr(os, "copy_file_range"):
         return position
@@ -247,6 +249,6 @@ def _copy_in_kernel(source: int, target: int, start: int, end: int) -> int:
                 break
             position += count
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in FULL_DISK_ERRORS:
             raise
     return position

@@ -1,4 +1,4 @@
-"""The identity of a storage in a directory: a file in its private folder."""
+"""The identity of a storage in a directory, kept in a file of its private folder."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pathlib import Path
 
 from tusd_py.core.storage_identity import MAX_LENGTH, NAME, PRIVATE_FOLDER, Proof, parse_identity
 
-SETTLING = 1.0  # seconds between a look and the end of the write that it leads to
+SETTLE_TIME = 1.0  # seconds in which a process that saw no file has written its own
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV)
 
 
 class IdentityFile:
-    """The id of a directory, in a file of its private folder. Every method blocks, and raises `OSError`."""
+    """The file with the identity of a directory. Every method blocks, and raises `OSError`."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / PRIVATE_FOLDER / NAME
         self.proof = Proof(f"that the file system of {directory} is mounted, and --upload-dir ({self._path})")
-        self._seen: tuple[int, int, int] | None = None  # the file that was read last, and when it was changed
+        self._seen: tuple[int, int, int] | None = None  # device, inode and change time of the file that was read last
         self._seen_identity: str | None = None
 
     def read(self) -> str | None:
-        """The id; None if there is none."""
+        """Return the identity; None if there is none."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
@@ -36,7 +36,7 @@ class IdentityFile:
             os.close(descriptor)
 
     def create(self, identity: str, *, replace: bool = False) -> None:
-        """Keep an id for good; without `replace`, only if there is none."""
+        """Write an identity, synced; without `replace`, only if there is none."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = self._path.with_name(f"{NAME}.{secrets.token_hex(8)}")
         try:
@@ -47,12 +47,12 @@ class IdentityFile:
             finally:
                 os.close(descriptor)
             if replace or self.read() is None:
-                self._put(new, replace=replace)
+                self._link_or_replace(new, replace=replace)
         finally:
             new.unlink(missing_ok=True)
         self._sync_folders()
 
-    def _put(self, new: Path, *, replace: bool) -> None:
+    def _link_or_replace(self, new: Path, *, replace: bool) -> None:
         if not replace and not os.path.lexists(self._path):
             try:
                 os.link(new, self._path)  # of several processes, one succeeds
@@ -64,7 +64,7 @@ class IdentityFile:
                     raise
         new.replace(self._path)
         if not replace:
-            time.sleep(SETTLING)  # another process that saw no file has made its own by then; the last one counts
+            time.sleep(SETTLE_TIME)  # another process that saw no file has written its own by then; the last one counts
 
     def _sync_folders(self) -> None:
         for folder in (self._path.parent, self._path.parent.parent):
@@ -76,9 +76,9 @@ class IdentityFile:
                 os.close(descriptor)
 
     def check(self) -> None:
-        """Raise `WrongStorage` unless the directory shows the id that is expected.
+        """Raise `WrongStorage` unless the directory has the expected identity.
 
-        The file is read again only when it is another one, or was changed: the number of the inode means nothing.
+        The file is read again only if it was replaced or changed; the inode number alone proves nothing.
         """
         if self.proof.expected is None:
             return
@@ -95,5 +95,5 @@ class IdentityFile:
         self.proof.judge(self._seen_identity)
 
     def touch(self) -> None:
-        """Make the file look new, so that cleaners that go by age spare it."""
+        """Update the times of the file, so that tools that remove old files spare it."""
         os.utime(self._path)

@@ -1,8 +1,8 @@
-"""Which file holds which bytes of an upload on a shared file system.
+"""The map of the segments of an upload on a shared file system: which file holds which bytes.
 
-`Upload.storage_state` names the files that came after the first one: "1048576:77 2097152:99" says that the file of
-token 77 goes on at 1048576 and that of token 99 at 2097152. Positions in a file are offsets in the upload; before the
-start of a file there is a hole.
+`Upload.storage_state` names the files after the first one: "1048576:77 2097152:99" means that the file of token 77
+continues at 1048576 and that of token 99 at 2097152. Positions in a file are offsets in the upload; before the start of
+a file there is a hole.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 
 STORAGE_STATE = re.compile(r"[0-9: ]*")
-PRIMARY_FILE = 0  # no token: the file that is named by the id alone
+PRIMARY_FILE = 0  # in place of a token: the file that is named by the id alone
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The bytes from `start` up to but not including `end` are in the file of this token."""
+    """The bytes from `start` up to but not including `end`, in the file of `token`."""
 
     token: int
     start: int
@@ -24,7 +24,7 @@ class Segment:
 
 
 def segments(storage_state: str, offset: int) -> list[Segment]:
-    """Return where the first `offset` bytes are, in order; one segment at least."""
+    """Return the segments of the first `offset` bytes, in order; at least one."""
     starts = [(PRIMARY_FILE, 0)]
     for word in storage_state.split():
         start, _, token = word.partition(":")
@@ -34,6 +34,6 @@ def segments(storage_state: str, offset: int) -> list[Segment]:
     return [Segment(token, start, end) for (token, start), end in zip(starts, ends, strict=True)]
 
 
-def storage_state_of(held: list[Segment]) -> str:
-    """Return the text that `segments` reads as these segments."""
-    return " ".join(f"{span.start}:{span.token}" for span in held if span.token != PRIMARY_FILE)
+def storage_state_of(covered: list[Segment]) -> str:
+    """Return the text that `segments` parses as these segments."""
+    return " ".join(f"{segment.start}:{segment.token}" for segment in covered if segment.token != PRIMARY_FILE)

@@ -1,10 +1,10 @@
-"""Bytes in files on a file system that several hosts share, where a lease can be lost without its holder knowing.
+"""Storage in files on a file system that several hosts share, where a lease can be lost without its holder knowing.
 
-A writer whose lease was not handed over may be stopped with the file open, and go on when it wakes up. So nobody ever
-writes to a file that such a writer may have open: the next one goes on in a file of its own, named by its token
-(`segment_map.py`), from the committed offset. Bytes that the earlier one then still writes are beyond that offset in a
-file that nobody reads beyond it. Bytes that are there already are never written over or cut off, and completion puts
-the files together under a new name before that takes the place of the first.
+A writer whose lease was not released may be stopped with the file open, and continue when it wakes up. No later writer
+therefore writes to a file that such a writer may have open: it continues in a file of its own, named by its token
+(`segment_map.py`), from the committed offset. Bytes that the earlier writer then still writes are beyond that offset,
+in a file that is not read beyond it. Existing bytes are never overwritten or cut off, and completion joins the files
+under a new name, which then replaces the first file.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
 
 
 class SharedDiskStorage(DiskStorage):
-    """Files under one directory that all hosts have mounted; completion records in a folder."""
+    """A storage in files under one directory that all hosts have mounted, with completion records in a folder."""
 
     is_shared = True
-    stores_in_threads = False  # several files may have to be joined before an upload is complete
+    stores_in_threads = False  # completion may have to join several files
 
     def _can_read(self, storage_state: str) -> bool:
         return STORAGE_STATE.fullmatch(storage_state) is not None
@@ -57,24 +57,26 @@ class SharedDiskStorage(DiskStorage):
         return await self.run(look)
 
     def _contiguous(self, path: Path, held: Sequence[Segment]) -> int:
-        """Up to which offset the bytes are there; more than the record says if the last file is longer."""
-        for span in held:
-            size = self.size_of(segment_path(path, span.token))
-            if size < span.end:
-                self.check_place()
-                size = self.size_of(segment_path(path, span.token))  # the file system may have come back only now
-            if size < span.end:
-                return max(span.start, size)
+        """Return the offset up to which bytes are stored; it exceeds that of the record if the last file is longer."""
+        for segment in held:
+            size = self.size_of(segment_path(path, segment.token))
+            if size < segment.end:
+                self.check_identity()
+                size = self.size_of(
+                    segment_path(path, segment.token)
+                )  # the file system may have been mounted in between
+            if size < segment.end:
+                return max(segment.start, size)
         return size
 
     def size_of(self, path: Path) -> int:
-        """Bytes in a file; 0 if there is none.
+        """Return the number of bytes of a file that count; 0 if there is no file. Blocks.
 
-        NFS answers `stat` from what it remembers, but asks the server when a file or folder is opened.
+        NFS answers `stat` from its cache, but asks the server when a file or folder is opened.
         """
         try:
             with self.files.opened_folder(path.parent), self.files.opened(path, os.O_RDONLY) as descriptor:
-                return self.syncs.believed(path, os.fstat(descriptor).st_size)
+                return self.syncs.trusted_size(path, os.fstat(descriptor).st_size)
         except FileNotFoundError:
             return 0
 
@@ -87,24 +89,24 @@ class SharedDiskStorage(DiskStorage):
                 stored = self._contiguous(path, held)
                 if stored < upload.offset:
                     raise StorageBehind(stored)
-                if upload.offset == 0:  # perhaps there is no file yet
-                    self.check_place()
+                if upload.offset == 0:  # there may be no file yet
+                    self.check_identity()
                     with self.files.opened(path, os.O_WRONLY | os.O_CREAT):
                         pass
                 whole = len(held) == 1 and stored == upload.offset
                 if sync:
-                    self.sync_spans(path, held, upload.synced, names=whole)
+                    self.sync_segments(path, held, upload.synced, names=whole)
                 return whole
 
-        if not await self.finished(finish):
-            await self._join(path, held, sync=sync)
+        if not await self.run_to_completion(finish):
+            await self._join_segments(path, held, sync=sync)
         return ""
 
-    async def _join(self, path: Path, held: Sequence[Segment], *, sync: bool) -> None:
-        ranges = [FileRange(segment_path(path, span.token), span.start, span.end) for span in held]
+    async def _join_segments(self, path: Path, held: Sequence[Segment], *, sync: bool) -> None:
+        ranges = [FileRange(segment_path(path, segment.token), segment.start, segment.end) for segment in held]
         try:
-            await self.assemble(_new_name(path), path, ranges, sync=sync)
-        except (UploadNotFound, PartBehind) as error:  # somebody else has done it, or HEAD will tell what is left
+            await self.assemble(_unique_name(path), path, ranges, sync=sync)
+        except (UploadNotFound, PartBehind) as error:  # another host has joined them, or HEAD finds the loss
             raise StorageUnavailable from error
 
     async def discard_superseded(self, upload: Upload) -> None:
@@ -115,25 +117,25 @@ class SharedDiskStorage(DiskStorage):
                 self._remove_segments(path)
 
         if upload.storage_state:
-            await self.finished(remove)
+            await self.run_to_completion(remove)
 
     def _remove_segments(self, path: Path) -> None:
-        """Remove every file of an upload but the first; an id holds no character that means something here."""
+        """Remove every file of an upload but the first; an id has no characters with a meaning in a glob."""
         for segment in path.parent.glob(f"{path.name}.*"):
             self.files.unlink(segment)
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
         ranges = [FileRange(self.path(partial), 0, partial.offset) for partial in partials]
-        await self.assemble(_new_name(path), path, ranges, sync=sync)
+        await self.assemble(_unique_name(path), path, ranges, sync=sync)
         return ""
 
-    def sync_spans(self, path: Path, held: Sequence[Segment], synced: int, *, names: bool) -> None:
-        """Sync every file of an upload, also those that are copied: a lost page is told of here, not by reading."""
-        for span in held:
-            file = segment_path(path, span.token)
+    def sync_segments(self, path: Path, held: Sequence[Segment], synced: int, *, names: bool) -> None:
+        """Sync every file of an upload, also files that are copied: a failed sync, not a read, reports a lost page."""
+        for segment in held:
+            file = segment_path(path, segment.token)
             with contextlib.suppress(FileNotFoundError), self.files.opened(file, os.O_RDWR) as descriptor:
-                self.syncs.sync(descriptor, file, min(synced, span.end), start=span.start, names=names)
+                self.syncs.sync(descriptor, file, min(synced, segment.end), start=segment.start, names=names)
 
     async def delete(self, upload: Upload) -> None:
         await super().delete(upload)
@@ -144,23 +146,23 @@ class SharedDiskStorage(DiskStorage):
                 self._remove_segments(path)
 
         if upload.storage_state:
-            await self.finished(remove)
+            await self.run_to_completion(remove)
 
     async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
-        """Segments that no record names: a writer that woke up late made them, or a crash left them."""
+        """Remove segments that no record names, left by a crash or by a writer that woke up late; return them."""
         before = time.time() - older_than
         orphans = []
         for path, changed_at in await self.run(self._segments):
             upload_id, _, token = path.name.partition(".")
             orphan = Orphan("file", str(path), upload_id, changed_at)
-            if changed_at > before or _names(await records.get(upload_id), token):
+            if changed_at > before or _is_named(await records.get(upload_id), token):
                 continue
             if dry_run or await self._remove_orphan(orphan, token, records):
                 orphans.append(orphan)
         return orphans
 
     async def _remove_orphan(self, orphan: Orphan, token: str, records: UploadRecords) -> bool:
-        """Remove a segment unless its upload is in use, or has come to name it; whether it was removed."""
+        """Remove a segment unless its upload is in use or names it now; return whether it was removed."""
 
         def remove() -> None:
             with file_errors():
@@ -168,7 +170,7 @@ class SharedDiskStorage(DiskStorage):
 
         try:
             async with records.locked(orphan.upload_id) as upload:
-                if _names(upload, token):
+                if _is_named(upload, token):
                     return False
                 await self.run(remove)
         except LockTimeout:
@@ -176,7 +178,7 @@ class SharedDiskStorage(DiskStorage):
         return True
 
     def _segments(self) -> list[tuple[Path, float]]:
-        """Every file that is not the first of its upload, and when it was changed last."""
+        """Return every file that is not the first of its upload, and the time of its last change. Blocks."""
         found = []
         for folder, folders, names in os.walk(self._directory):
             folders[:] = [name for name in folders if not name.startswith(".")]
@@ -189,7 +191,7 @@ class SharedDiskStorage(DiskStorage):
 
 
 class SharedDiskWriter(DiskWriter):
-    """Goes on in the last file of an upload if that is certain to be its own, else in a new one."""
+    """A writer that continues in the last file of an upload if no other writer can have it open, else in a new one."""
 
     def __init__(
         self,
@@ -204,20 +206,20 @@ class SharedDiskWriter(DiskWriter):
         super().__init__(storage, path, upload, observer)
         self._shared = storage
         self._token = token
-        self._inherited = unreleased_predecessors
-        self._first_path = path
+        self._unreleased_predecessors = unreleased_predecessors
+        self._primary_path = path
         self._held = segments(upload.storage_state, upload.offset)
         self._storage_state = storage_state_of(self._held)
 
     def _open(self) -> None:
         last = self._held[-1]
         path = segment_path(self._path, last.token)
-        if not self._inherited and self._open_if_own(path):
+        if not self._unreleased_predecessors and self._open_if_own(path):
             self._path, self._file_start = path, last.start
             return
         size = self._shared.size_of(path)
         if size < self._start:
-            self._shared.check_place()
+            self._shared.check_identity()
             size = self._shared.size_of(path)
         if size < self._start:
             raise StorageBehind(max(last.start, size))
@@ -225,35 +227,35 @@ class SharedDiskWriter(DiskWriter):
             raise StorageAhead
         path = segment_path(self._path, self._token)
         self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        self._path, self._file_start, self._new_name = path, self._start, True
+        self._path, self._file_start, self._name_is_new = path, self._start, True
         self._storage_state = storage_state_of([*self._held, Segment(self._token, self._start, self._start)])
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
-        """Sync the file, and once those before it: only then nothing that is stored is in doubt."""
+        """Sync the file, and once the earlier files: only then are all stored bytes safe."""
         synced = self._synced
         super()._sync(names=names, with_call=with_call)
         if synced < self._file_start:
             self._synced = synced
-            earlier = [span for span in self._held if span.start < span.end <= self._file_start]
-            self._shared.sync_spans(self._first_path, earlier, synced, names=True)
+            earlier = [segment for segment in self._held if segment.start < segment.end <= self._file_start]
+            self._shared.sync_segments(self._primary_path, earlier, synced, names=True)
             self._synced = self._stored
 
     def _open_if_own(self, path: Path) -> bool:
-        """Open the file if it ends where this writer begins."""
+        """Open the file if it ends at the offset of this writer; return whether it does."""
         try:
             descriptor = self._shared.files.open(path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
             return False
         size = os.fstat(descriptor).st_size
-        if size == self._start == self._shared.syncs.believed(path, size):
+        if size == self._start == self._shared.syncs.trusted_size(path, size):
             self._descriptor = descriptor
             return True
         os.close(descriptor)
         return False
 
 
-def _names(upload: Upload | None, token: str) -> bool:
-    """Whether the record counts the segment with this token as one of its upload."""
+def _is_named(upload: Upload | None, token: str) -> bool:
+    """Return whether the record names the segment with this token."""
     return upload is not None and token in [word.partition(":")[2] for word in upload.storage_state.split()]
 
 
@@ -261,6 +263,6 @@ def segment_path(path: Path, token: int) -> Path:
     return path if token == PRIMARY_FILE else path.with_name(f"{path.name}.{token}")
 
 
-def _new_name(path: Path) -> Path:
-    """A name that no other host uses: a host that lost the lease may still write to its own."""
+def _unique_name(path: Path) -> Path:
+    """Return a name that no other host uses, since a host that lost the lease may still write to its own."""
     return path.with_name(f"{path.name}.{secrets.token_hex(8)}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 
-class Steps:
-    """Counts the steps of a storage that run in threads of others, which `close` has to wait for."""
+class ExternalSteps:
+    """A count of the steps of a storage that run in threads of other components, for which `close` waits."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -22,6 +22,6 @@ class Steps:
             self._changed.notify_all()
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until no step is under way; False if that is not so after `timeout` seconds. Blocks."""
+        """Wait until no step is under way; return False if one is after `timeout` seconds. Blocks."""
         with self._changed:
             return self._changed.wait_for(lambda: self._count == 0, timeout)

@@ -1,10 +1,10 @@
-"""Bytes in files on a local disk, one file an upload, named by its id.
+"""Storage of uploads in files on a local disk, one file each, named by the id of the upload.
 
-A finished upload has a completion record beside the files, from which its record can be made again if the state store
-lost it, or was brought back from a backup that is older than the files.
+A finished upload has a completion record beside the files, from which its record can be restored if the state store
+lost it, or was restored from a backup that is older than the files.
 
-Every call to the file system runs in threads of the storage's own. A file is made with the first bytes; nothing is
-allocated for what a client merely claims.
+Every call to the file system runs in threads of the storage. A file is created with its first bytes; no space is
+allocated for the length that a client declares.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.files import FileTree, Modes, copy_range
 from tusd_py.backends.disk.identity import IdentityFile
-from tusd_py.backends.disk.steps import Steps
+from tusd_py.backends.disk.steps import ExternalSteps
 from tusd_py.backends.disk.syncs import Syncs
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
@@ -42,10 +42,10 @@ from tusd_py.core.errors import (
 from tusd_py.core.upload import Upload, UploadPart, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
-DOWNLOAD_PIECE = 256 << 10  # most bytes read at a time
+DOWNLOAD_PIECE = 256 << 10  # maximum bytes read at a time
 
-TOP = "."  # the directory itself
-LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the folder of a file: no other is ever opened
+TOP = "."  # location of a file in the directory itself
+LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the only folders of files that are opened
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -55,9 +55,9 @@ DEFAULT_MODES = Modes()
 
 
 class DiskStorage:
-    """Files under one directory, in folders by day of creation if `date_folders` is set."""
+    """A storage in files under one directory, in folders by day of creation if `date_folders` is set."""
 
-    is_shared = False  # with other hosts
+    is_shared = False  # whether other hosts use the directory too
     stores_in_threads = True
 
     def __init__(
@@ -68,14 +68,14 @@ class DiskStorage:
         date_folders: bool = False,
         modes: Modes = DEFAULT_MODES,
     ) -> None:
-        """Make a storage that keeps completion records in the folder `completion_records`, if one is given."""
+        """Create a storage that keeps completion records in the folder `completion_records`, if one is given."""
         self._directory = directory
         self._completion_records = CompletionRecords(completion_records) if completion_records else None
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files, shared=self.is_shared)
         self._identity = IdentityFile(directory)
-        self._steps_elsewhere = Steps()
+        self._external_steps = ExternalSteps()
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
@@ -87,7 +87,7 @@ class DiskStorage:
 
     async def close(self, timeout: float | None = None) -> bool:
         copies_ended = await self._copier.close(timeout)
-        steps_ended = await asyncio.to_thread(self._steps_elsewhere.wait, timeout)
+        steps_ended = await asyncio.to_thread(self._external_steps.wait, timeout)
         return await asyncio.to_thread(self._threads.close, timeout) and copies_ended and steps_ended
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
@@ -101,25 +101,25 @@ class DiskStorage:
             try:
                 return step()
             finally:
-                self._steps_elsewhere.end()
+                self._external_steps.end()
 
-        self._steps_elsewhere.begin()
+        self._external_steps.begin()
         try:
             return run(counted)
         except Exception:
-            self._steps_elsewhere.end()
+            self._external_steps.end()
             raise
 
-    async def finished(self, work: Callable[[], T]) -> T:
-        """Run blocking work that has to be over before the lock of the upload is released.
+    async def run_to_completion(self, work: Callable[[], T]) -> T:
+        """Run blocking work that has to end before the lock of the upload is released.
 
-        The task that holds the lock is cancelled only by the end of the event loop, and then the lock stays
+        Only the end of the event loop cancels the task that holds the lock, and then the lock is not released
         (`LockedWork`).
         """
         return await self.run(work)
 
     def path(self, upload: Upload) -> Path:
-        """The file of an upload, below the directory whatever its id; raises `StoredElsewhere`."""
+        """Return the file of an upload, which is below the directory for any id; raises `StoredElsewhere`."""
         if not self._can_read(upload.storage_state):
             raise StoredElsewhere
         location = upload.location or self.locate(upload)
@@ -134,7 +134,7 @@ class DiskStorage:
         return _day(upload) if self._date_folders else TOP
 
     async def located(self, upload: Upload) -> Upload:
-        """Look into the folder of the day and the directory itself: one is where the settings of its time put it."""
+        """Return the record with its location: the folder of the day or the directory, by earlier settings."""
         if upload.location or not self._can_read(upload.storage_state):
             return upload
         here, there = (_day(upload), TOP) if self._date_folders else (TOP, _day(upload))
@@ -157,7 +157,7 @@ class DiskStorage:
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> DiskWriter:
-        # No fencing is needed: a lock of this host dies with its process, which then cannot write either.
+        # No fencing is needed: a lock of this host ends with its process, which then cannot write either.
         return DiskWriter(self, self.path(upload), upload, observer)
 
     async def stored_size(self, upload: Upload) -> int:
@@ -165,17 +165,17 @@ class DiskStorage:
 
         def size() -> int:
             with file_errors():
-                held = self.held(path)
+                held = self.bytes_held(path)
                 if held < upload.offset:
-                    self.check_place()
-                    held = self.held(path)  # the file system may have come back only now
+                    self.check_identity()
+                    held = self.bytes_held(path)  # the file system may have been mounted in between
                 return held
 
         return await self.run(size)
 
     def size_of(self, path: Path) -> int:
-        """The size of a file, in bytes that count; 0 if there is none. Blocks: call it in a worker thread."""
-        return self.syncs.believed(path, self.files.size(path) or 0)
+        """Return the number of bytes of a file that count; 0 if there is no file. Blocks."""
+        return self.syncs.trusted_size(path, self.files.size(path) or 0)
 
     async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         path = self.path(upload)
@@ -188,83 +188,83 @@ class DiskStorage:
                 if sync:
                     self.syncs.sync(descriptor, path, upload.synced, names=True)
 
-        await self.finished(finish)
+        await self.run_to_completion(finish)
         return ""
 
-    def held(self, path: Path) -> int:
-        """The number of bytes of a file that count; 0 if there is no file. Blocks: call it in a worker thread."""
+    def bytes_held(self, path: Path) -> int:
+        """Return the number of bytes of a file that count, by its status; 0 if there is no file. Blocks."""
         size = self.files.size(path)
-        return 0 if size is None else self.syncs.believed(path, size)
+        return 0 if size is None else self.syncs.trusted_size(path, size)
 
-    def _is_missing(self, path: Path) -> bool:
+    def _has_no_file(self, path: Path) -> bool:
         try:
             return self.files.size(path) is None
-        except OSError:  # there is something else
+        except OSError:  # an object of another kind has the name
             return False
 
     @contextlib.contextmanager
     def _opened_whole(self, path: Path, length: int) -> Iterator[int]:
-        """The file of an upload that has all bytes; raises `StorageBehind`."""
+        """Open the file of an upload that has all bytes, for the context; raises `StorageBehind`."""
         if length == 0:
-            self.check_place()  # there may be no file yet
+            self.check_identity()  # an upload without bytes may have no file yet
         try:
             descriptor = self.files.open(path, os.O_RDWR | (os.O_CREAT if length == 0 else 0))
         except FileNotFoundError:
-            self.check_place()
+            self.check_identity()
             raise StorageBehind(0) from None
         try:
-            size = self.syncs.believed(path, os.fstat(descriptor).st_size)
+            size = self.syncs.trusted_size(path, os.fstat(descriptor).st_size)
             if size < length:
-                self.check_place()
+                self.check_identity()
                 raise StorageBehind(size)
             yield descriptor
         finally:
             os.close(descriptor)
 
     async def discard_superseded(self, upload: Upload) -> None:
-        """There is one file."""
+        """Do nothing: an upload has one file."""
 
     async def delete(self, upload: Upload) -> None:
         path = self.path(upload)
 
         def remove() -> None:
             with file_errors():
-                if upload.offset and self._is_missing(path):
-                    self.check_place()
+                if upload.offset and self._has_no_file(path):
+                    self.check_identity()
                 if self._completion_records is not None:
                     self._completion_records.remove(upload.id)
                 self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
 
-        await self.finished(remove)
+        await self.run_to_completion(remove)
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
         ranges = [FileRange(self.path(partial), 0, partial.offset) for partial in partials]
-        # The lock of the upload sees to it that one name is enough, and the next try writes over what a crash left.
+        # One name is enough under the lock of the upload; the next attempt replaces a file that a crash left.
         await self.assemble(_unfinished(path), path, ranges, sync=sync)
         return ""
 
     async def assemble(self, new: Path, path: Path, ranges: Sequence[FileRange], *, sync: bool) -> None:
-        """Put ranges of files together under the name `new`, which then takes the place of `path`."""
+        """Concatenate ranges of files in the file `new`, which then replaces `path`."""
         tools = CopyTools(file_errors, self._create, self.copy, self.files, self.syncs)
         await self._copier.run(self._copier.steps(new, path, ranges, tools, sync=sync))
 
     def _create(self, path: Path) -> int:
-        self.check_place()
-        self.files.unlink(path)  # what a crash left: not a page of it is to be written over
+        self.check_identity()
+        self.files.unlink(path)  # a file that a crash left may have doubtful pages
         return self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def copy(self, target: int, source: Path, start: int, end: int) -> None:
-        """Append a range of another file; raises `UploadNotFound`, `PartBehind`."""
+        """Append a range of another file; raises `UploadNotFound`, `PartBehind`. Blocks."""
         try:
             with self.files.opened(source, os.O_RDONLY) as descriptor:
                 held = copy_range(target, descriptor, start, end)
         except FileNotFoundError:
-            self.check_place()
+            self.check_identity()
             raise UploadNotFound("a partial upload is no longer there") from None
         if held < end:
-            self.check_place()
+            self.check_identity()
             raise PartBehind(source.name, held)
 
     async def read(
@@ -277,7 +277,7 @@ class DiskStorage:
                 try:
                     return self.files.open(path, os.O_RDONLY)
                 except FileNotFoundError:
-                    self.check_place()
+                    self.check_identity()
                     raise UploadNotFound from None
 
         def read_at(position: int) -> bytes:
@@ -287,7 +287,7 @@ class DiskStorage:
         opening = self.run(open_file)
         try:
             descriptor = await asyncio.shield(opening)
-        except asyncio.CancelledError:  # the thread opens it all the same
+        except asyncio.CancelledError:  # the thread opens the file nevertheless
             opening.add_done_callback(self._close_opened)
             raise
         try:
@@ -312,16 +312,16 @@ class DiskStorage:
                 raise PermissionError(errno.EACCES, "not writable", str(self._directory))
             self.syncs.open()
 
-    def check_place(self) -> None:
-        """Raise `WrongStorage` unless this is the directory that the records name; blocks.
+    def check_identity(self) -> None:
+        """Raise `WrongStorage` unless this is the directory that the records name. Blocks.
 
-        Without its mount it is another, empty one: bytes would be written where nobody looks for them, and the bytes of
-        the mount would count as lost.
+        An unmounted directory is another, empty one: new bytes would be hidden by the mount, and its bytes would seem
+        lost.
         """
         with file_errors():
             self._identity.check()
 
-    # The identity (`HasIdentity`).
+    # The identity (`SupportsIdentity`).
 
     async def read_identity(self) -> str | None:
         return await self._on_identity(self._identity.read)
@@ -352,18 +352,18 @@ class DiskStorage:
     # Completion records.
 
     def read_completion_record(self, upload_id: str) -> Upload | None:
-        """The record of an upload that was finished and whose bytes are there; call it in a thread."""
+        """Return the record of a finished upload whose bytes are there, or None. Blocks."""
         if self._completion_records is None:
             return None
         with file_errors():
             upload = self._completion_records.read(upload_id)
             if upload is not None and self.size_of(self.path(upload)) == upload.offset:
                 return upload
-            self.check_place()  # that there is none means that there is no such upload
+            self.check_identity()  # only in the right directory does a missing record mean a missing upload
             return None
 
     async def save_completion_record(self, upload: Upload) -> None:
-        await self.finished(lambda: self.save_completion_record_in_thread(upload))
+        await self.run_to_completion(lambda: self.save_completion_record_in_thread(upload))
 
     def save_completion_record_in_thread(self, upload: Upload) -> None:
         with file_errors():
@@ -378,13 +378,13 @@ class DiskStorage:
     # Running.
 
     async def check(self) -> None:
-        """Whether bytes can be stored now; raises `StorageUnavailable`."""
+        """Raise `StorageUnavailable` if bytes cannot be stored safely now."""
         if self.syncs.failed:
             await self.run(self.syncs.check)
 
     @property
     def limitations(self) -> Sequence[str]:
-        """One sentence for each thing that the file system cannot do."""
+        """One sentence for each ability that the file system lacks."""
         return self.syncs.limitations
 
 
@@ -393,5 +393,5 @@ def _day(upload: Upload) -> str:
 
 
 def _unfinished(path: Path) -> Path:
-    """The file that a concatenation fills; no upload id starts with a dot."""
+    """Return the file that a concatenation fills; no upload id starts with a dot."""
     return path.with_name(f".{path.name}.concatenation")

@@ -1,8 +1,8 @@
-"""Syncs of files and folders, of which a failed one is a failure for good.
+"""Syncs of files and folders; a failed sync stays a failure.
 
-After a failed fsync the kernel has thrown the bytes away, or keeps them as if they were stored: the next fsync
-succeeds and proves nothing. So what was not synced before is cut off at once, in the thread of the sync and before
-anybody is answered: the file itself then says how much there is, to every process and after every crash.
+After a failed fsync the kernel has dropped the bytes, or keeps them as if they were stored: the next fsync succeeds and
+proves nothing. Bytes that were not synced before are therefore cut off at once, in the thread of the sync and before
+any request is answered: the file itself then shows to every process, and after every crash, how many bytes it has.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from tusd_py.backends.disk.files import NO_ROOM, FileTree
+from tusd_py.backends.disk.files import FULL_DISK_ERRORS, FileTree
 from tusd_py.core.errors import StorageBehind, StorageUnavailable
 
 Inode: TypeAlias = tuple[int, int]
 
 logger = logging.getLogger("tusd_py.storage")
 
-BLOCK = 4096  # bytes that a device writes, or loses, together
-SUSPICION = 60.0  # seconds after a failure in which no success counts for the readiness
+BLOCK_SIZE = 4096  # bytes that a device writes, or loses, together
+SUSPICION = 60.0  # seconds after a failed sync during which `check` fails
 UNSUPPORTED = (
     errno.EINVAL,
     errno.ENOTSUP,
@@ -40,15 +40,15 @@ NO_FOLDER_SYNC = "the file system cannot sync directories: after a power cut the
 
 
 def sync_file(descriptor: int) -> None:
-    """Have the device hold the bytes and all that is known of the file."""
-    if hasattr(fcntl, "F_FULLFSYNC"):  # where fsync stops at the cache of the device (macOS)
+    """Sync the bytes and all metadata of a file to the device."""
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync stops at the cache of the device
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     else:
         os.fsync(descriptor)
 
 
 def sync_data(descriptor: int) -> None:
-    """Have the device hold the bytes."""
+    """Sync the bytes of a file to the device."""
     if hasattr(os, "fdatasync") and not hasattr(fcntl, "F_FULLFSYNC"):
         os.fdatasync(descriptor)
     else:
@@ -56,14 +56,14 @@ def sync_data(descriptor: int) -> None:
 
 
 class Syncs:
-    """The syncs of one storage. Every call blocks."""
+    """The syncs of one storage. Every method blocks."""
 
     def __init__(self, files: FileTree, *, shared: bool = False) -> None:
-        """`shared` says that others may put another file in the place of one that is being synced."""
+        """Sync files of `files`; `shared` tells that other hosts may replace a file that is being synced."""
         self._files = files
         self._shared = shared
-        self._failed_at: float | None = None  # in the time of the monotonic clock
-        self._distrusted: dict[Path, int] = {}  # files that could not be cut off, and where they should have been
+        self._failed_at: float | None = None  # monotonic time of the last failed sync
+        self._distrusted: dict[Path, int] = {}  # files that could not be cut off -> position of the cut
         self._syncs_folders = True
         self.limitations: list[str] = []
 
@@ -79,8 +79,8 @@ class Syncs:
     ) -> None:
         """Sync a file, and with `names` the folders that lead to it.
 
-        `start` is the position of the file's first byte, `kept` the end of what the last good sync covered. After a
-        failure the file ends there; raises `StorageBehind`.
+        `start` is the position of the first byte of the file, `kept` the end of the last good sync. After a failure the
+        file is cut off there, and this raises `StorageBehind`.
         """
         try:
             with_call(descriptor)
@@ -90,23 +90,23 @@ class Syncs:
             self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
 
     def sync_copy(self, descriptor: int, path: Path) -> None:
-        """Sync a file that is made from others, and made anew if that fails; raises `OSError`."""
+        """Sync a copy, which is copied again after a failure; raises `OSError`."""
         try:
             sync_file(descriptor)
         except OSError as error:
-            self._tell(path, error, 0)
+            self._record_failure(path, error, 0)
             raise
 
     def lost(self, path: Path, kept: int, error: OSError, *, start: int = 0, inode: Inode) -> None:
-        """Cut off what a failure may have lost, of this file only; raises `StorageBehind`."""
+        """Cut off the bytes of a file that a failed sync may have lost; raises `StorageBehind`."""
         kept = max(kept, start)
-        self._tell(path, error, kept)
+        self._record_failure(path, error, kept)
         try:
             if kept == start and not self._shared:
-                self._files.unlink(path)  # what comes next goes to a file of which no page is in doubt
+                self._files.unlink(path)  # later bytes go to a new file without doubtful pages
             else:
                 with self._files.opened(path, os.O_RDWR) as descriptor:
-                    if inode_of(descriptor) == inode:  # or who took the lease over has finished the upload meanwhile
+                    if inode_of(descriptor) == inode:  # otherwise the next lock holder has finished the upload
                         _cut(descriptor, kept)
         except FileNotFoundError:
             pass
@@ -115,17 +115,17 @@ class Syncs:
             self._distrusted[path] = kept
         raise StorageBehind(kept) from error
 
-    def believed(self, path: Path, size: int) -> int:
-        """The number of bytes that count of a file of this size: fewer where a failed sync could not be cut off."""
+    def trusted_size(self, path: Path, size: int) -> int:
+        """Return the number of bytes that count in a file of this size: fewer if a failed cut left more."""
         return min(size, self._distrusted.get(path, size)) if self._distrusted else size
 
-    def trust(self, path: Path) -> None:
-        """Take note that a file was cut off where its upload goes on, so that all of it counts again."""
+    def clear_distrust(self, path: Path) -> None:
+        """Record that a file was cut off at the offset of its upload, so that all of its bytes count again."""
         if self._distrusted:
             self._distrusted.pop(path, None)
 
     def sync_folders(self, path: Path) -> None:
-        """Have the device hold the name of a file; raises `OSError`."""
+        """Sync the folders that hold the name of a file; raises `OSError`."""
         if not self._syncs_folders:
             return
         try:
@@ -146,7 +146,7 @@ class Syncs:
             self.limitations.append(NO_FOLDER_SYNC)
 
     def probe(self) -> None:
-        """See what the file system can do; raises `OSError` where it cannot store anything."""
+        """Find out what the file system supports; raises `OSError` if it cannot store bytes."""
         path = self._files.top / ".probe"  # always the same, so that the next probe removes what a crash has left
         try:
             with self._files.opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
@@ -158,11 +158,11 @@ class Syncs:
                 self._files.unlink(path)
 
     def open(self) -> None:
-        """Probe once; a full disk, on which nothing can be tried, counts as one that can do everything."""
+        """Probe the file system; a full disk, which cannot be probed, counts as one that supports everything."""
         try:
             self.probe()
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in FULL_DISK_ERRORS:
                 raise
 
     @property
@@ -170,7 +170,7 @@ class Syncs:
         return self._failed_at is not None
 
     def check(self) -> None:
-        """Raise `StorageUnavailable` after a failed sync, until a probe well after it has succeeded."""
+        """Raise `StorageUnavailable` after a failed sync, until a probe `SUSPICION` seconds later has succeeded."""
         if self._failed_at is None:
             return
         if time.monotonic() - self._failed_at < SUSPICION:
@@ -181,7 +181,7 @@ class Syncs:
             raise StorageUnavailable(FAILED) from error
         self._failed_at = None
 
-    def _tell(self, path: Path, error: OSError, kept: int) -> None:
+    def _record_failure(self, path: Path, error: OSError, kept: int) -> None:
         self._failed_at = time.monotonic()
         logger.error("the sync of %s failed: %s; its bytes from %d on do not count", path, error.strerror, kept)
 
@@ -198,16 +198,16 @@ def _sync_probe(descriptor: int) -> None:
 
 
 def inode_of(descriptor: int) -> Inode:
-    """Device and inode number, which tell a file from another one that has its name later."""
+    """Return device and inode number, which distinguish a file from a later one of the same name."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 
 
 def _cut(descriptor: int, end: int) -> None:
-    """Cut a file off, and have the block around its end written again: it was part of what failed."""
+    """Truncate a file, and write the block around its new end again, since it was part of the failed sync."""
     if os.fstat(descriptor).st_size < end:
         return
-    begin = end - end % BLOCK
-    block = os.pread(descriptor, end - begin, begin)
+    begin = end - end % BLOCK_SIZE
+    tail = os.pread(descriptor, end - begin, begin)
     os.ftruncate(descriptor, end)
-    os.pwrite(descriptor, block, begin)
+    os.pwrite(descriptor, tail, begin)

@@ -1,4 +1,4 @@
-"""Appends to the file of one upload."""
+"""The writer of the file of one upload."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ MAX_BUFFERS = 1024  # IOV_MAX
 
 
 class DiskWriter:
-    """Writes at explicit offsets; one block is written while the next one fills."""
+    """A writer at explicit offsets; one batch is written while the caller receives the next one."""
 
     def __init__(self, storage: DiskStorage, path: Path, upload: Upload, observer: Observer | None) -> None:
         self._storage = storage
-        self._path = path  # of the file that is written to
-        self._file_start = 0  # the position of its first byte
+        self._path = path  # the file that is written to
+        self._file_start = 0  # position of its first byte
         self._start = upload.offset
         self._observer = observer
         self._descriptor = -1
         self._jobs = SerialTask()
-        self._new_name = upload.offset == 0  # this writer may make the file
+        self._name_is_new = upload.offset == 0  # whether this writer may create the file
         self._stored = upload.offset
         self._synced = min(upload.synced, upload.offset)
         self._storage_state = ""
@@ -44,7 +44,7 @@ class DiskWriter:
         return WriterSnapshot(self._stored, self._synced, self._storage_state)
 
     def committed(self, snapshot: WriterSnapshot) -> None:
-        """Earlier records described the same files."""
+        """Do nothing: earlier records described the same files."""
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         await self._jobs.settle()
@@ -63,7 +63,7 @@ class DiskWriter:
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
         await self._jobs.settle()
         if not buffers and self._descriptor < 0:
-            return False  # this writer has not even opened the file
+            return False  # this writer has not opened the file
         self._jobs.start(self._storage.run(lambda: self._finish(buffers, sync)))
         await self._jobs.settle()
         return not self._storage_state
@@ -92,7 +92,7 @@ class DiskWriter:
 
         result = self._storage.elsewhere(run, store)
         self._jobs.start(result)
-        with contextlib.suppress(Exception):  # looked at below
+        with contextlib.suppress(Exception):  # raised by `result.result()` below
             await asyncio.shield(result)
         if finished:
             self._jobs.forget()  # a failure after the last byte does not concern the storage
@@ -110,12 +110,12 @@ class DiskWriter:
         if self._descriptor >= 0:
             await self._storage.run(self._close)
 
-    # The rest runs in a thread of the storage, one call at a time.
+    # The methods below run in a thread of the storage, one call at a time.
 
     def _write(self, buffers: Sequence[Buffer]) -> None:
         with file_errors():
             if self._descriptor < 0:
-                self._storage.check_place()
+                self._storage.check_identity()
                 self._open()
             if self._observer is not None:
                 for buffer in buffers:
@@ -141,19 +141,19 @@ class DiskWriter:
         try:
             descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
-            self._storage.check_place()
-            raise StorageBehind(self._storage.held(self._path)) from None
+            self._storage.check_identity()
+            raise StorageBehind(self._storage.bytes_held(self._path)) from None
         try:
             size = os.fstat(descriptor).st_size
-            believed = self._storage.syncs.believed(self._path, size)
-            if believed < self._start:
-                self._storage.check_place()
-                raise StorageBehind(believed)
+            trusted_size = self._storage.syncs.trusted_size(self._path, size)
+            if trusted_size < self._start:
+                self._storage.check_identity()
+                raise StorageBehind(trusted_size)
             if size > self._start:  # bytes that were never committed, unless the record is older than they are
                 if self._storage.read_completion_record(self._path.name) is not None:
                     raise StorageAhead
                 self._cut(descriptor, self._start)
-            self._storage.syncs.trust(self._path)
+            self._storage.syncs.clear_distrust(self._path)
         except BaseException:
             os.close(descriptor)
             raise
@@ -173,7 +173,7 @@ class DiskWriter:
         if buffers:
             self._write(buffers)
         if sync:
-            self._sync(names=self._new_name, with_call=sync_data)
+            self._sync(names=self._name_is_new, with_call=sync_data)
 
     def _finish(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
@@ -193,11 +193,11 @@ class DiskWriter:
         inode = inode_of(descriptor)
         try:
             os.close(descriptor)
-        except OSError as error:  # NFS stores, and tells what it could not store, when a file is closed
+        except OSError as error:  # NFS stores bytes, and reports failures, when a file is closed
             self._storage.syncs.lost(self._path, self._synced, error, start=self._file_start, inode=inode)
 
     def _truncate(self, offset: int) -> None:
         with file_errors():
-            if os.fstat(self._descriptor).st_size > offset:  # a failed sync may have cut it off: a hole would count
+            if os.fstat(self._descriptor).st_size > offset:  # never extended: a failed sync may have cut it off
                 self._cut(self._descriptor, offset)
         self._synced = min(self._synced, offset)

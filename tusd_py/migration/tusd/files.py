@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tusd_py.backends.disk.files import NO_ROOM, READ_SIZE, FileTree, copy_range
+from tusd_py.backends.disk.files import FULL_DISK_ERRORS, READ_SIZE, FileTree, copy_range
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import SupportsCompletionRecords
@@ -119,7 +119,7 @@ class DirectoryImport:
             try:
                 upload = await self.upload(name)
             except (UploadRefused, OSError) as error:
-                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
                     raise StorageFull(f"the upload directory {self._settings.upload_dir} is full") from error
                 reason = str(error) if isinstance(error, UploadRefused) else f"failed: {error.strerror}"
                 report_error(f"{abbreviated(name)} {printable(reason)}")
