@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -221,3 +222,21 @@ async def test_reads_after_closing_say_that_the_records_cannot_be_used(path: Pat
     assert state.get_at_once(UPLOAD.id) is None
     with pytest.raises(StateUnavailable):
         await state.get(UPLOAD.id)
+
+
+async def test_a_log_that_an_earlier_process_left_is_written_back_at_the_start(path: Path, tmp_path: Path) -> None:
+    killed = SQLiteState(path)
+    await killed.open()
+    await killed.create(UPLOAD)
+    copy = tmp_path / "copy"
+    await asyncio.to_thread(shutil.copytree, path.parent, copy)  # as a killed process leaves them
+    await killed.close()
+    log = copy / f"{path.name}-wal"
+    assert log.stat().st_size > 0
+
+    state = SQLiteState(copy / path.name)
+    await state.open()
+
+    assert log.stat().st_size == 0
+    assert await state.get(UPLOAD.id) == UPLOAD
+    await state.close()

@@ -56,6 +56,7 @@ class SQLiteWriter:
         self._synchronous = ""
         self._jobs_since_checkpoint = 0
         self._log_unsynced = False  # whether a sync failed and the log has not been written back since
+        self._log_inherited = True  # whether the log may hold what an earlier process wrote, and could not sync
         self._failed_at: float | None = None  # monotonic time of the last failed sync
         self._threads = JobThreads(self._commit, self._maintain, self._end)
 
@@ -175,6 +176,8 @@ class SQLiteWriter:
         connection = self._connected()
         if self._log_unsynced:
             self._write_log_back()
+        elif self._log_inherited:
+            self._write_inherited_log_back(durable=any(job.durable for job in jobs))
         # FULL syncs the log at the commit, NORMAL leaves that to the kernel.
         wanted = "FULL" if any(job.durable for job in jobs) else "NORMAL"
         if self._synchronous != wanted:
@@ -190,8 +193,22 @@ class SQLiteWriter:
         busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StateUnavailable(SYNC_FAILED)
-        self._log_unsynced = False
-        logger.warning("the records are written and synced again after the failure")
+        if self._log_unsynced:
+            logger.warning("the records are written and synced again after the failure")
+        self._log_unsynced = self._log_inherited = False
+
+    def _write_inherited_log_back(self, *, durable: bool) -> None:
+        """Write back the log that was there at the start, before a change counts as durable.
+
+        A sync of it may have failed in a process that has ended since. Pages that were not synced then can still be
+        read, and no later sync would prove them: a power cut would take them, and all that follows them in the log.
+        Without room, or while other processes use the log, changes that need not be durable are made all the same.
+        """
+        try:
+            self._write_log_back()
+        except (sqlite3.Error, StateUnavailable) as error:
+            if durable or (isinstance(error, sqlite3.Error) and not _is_full(error)):
+                raise
 
     def _handle_error(self, error: sqlite3.Error) -> None:
         if self._connection is not None and self._connection.in_transaction:
