@@ -45,6 +45,7 @@ class File(Inode):
     durable: bytearray = field(default_factory=bytearray)
     pending: list[FileChange] = field(default_factory=list)
     locks: list[tuple[int, int, bool, object]] = field(default_factory=list)
+    failures: int = 0  # of syncs; whoever had the file open by then is told by a sync of his own (Linux, errseq)
 
     def write(self, position: int, content: bytes) -> None:
         _apply(self.data, (position, content))
@@ -61,6 +62,7 @@ class File(Inode):
 
     def fail_sync(self) -> None:
         """Clean the pages without writing them."""
+        self.failures += 1
         self.pending = [change for change in self.pending if change[1] is None]
 
     def power_cut(self, rng: Random) -> None:

@@ -26,6 +26,7 @@ class OpenFile:
     writable: bool
     position: int = 0
     references: int = 1
+    failures: int = 0  # of syncs of the file, of which it knows
 
 
 @dataclass(eq=False)

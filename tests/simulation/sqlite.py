@@ -22,6 +22,7 @@ JOURNALS = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OP
 WRITES = ("INSERT", "UPDATE", "DELETE")
 
 _machine: Machine | None = None  # on whose behalf SQLite runs now
+_user: Process | None = None  # the process of the statement that runs
 _dead = False  # whether its process is gone: nothing is written any more
 
 
@@ -105,6 +106,8 @@ class SimulatedFile:
     def __init__(self, files: FileSystem, file: File, unsynced: Folder | None) -> None:
         """`unsynced` is the folder that the first sync is to sync too, as the VFS of SQLite for Unix does."""
         self._unsynced = unsynced
+        self._failures = file.failures
+        self._known: dict[object, int] = {}  # failures of syncs that a process knows of
         self._files = files
         self._file = file
 
@@ -132,6 +135,9 @@ class SimulatedFile:
         self._files.syncs += 1
         if self._files.failing_syncs > 0:
             self._files.fail_sync(self._file)
+        user = _user or self
+        if self._known.get(user, self._failures) < self._file.failures:
+            self._known[user] = self._file.failures
             raise _io_error(apsw.SQLITE_IOERR_FSYNC)
         self._file.sync()
         if self._unsynced is not None:
@@ -204,17 +210,17 @@ class Database:
 
 
 class _on_behalf_of:
-    def __init__(self, machine: Machine, *, dead: bool = False) -> None:
-        self._state = (machine, dead)
+    def __init__(self, machine: Machine, *, dead: bool = False, user: Process | None = None) -> None:
+        self._state = (machine, dead, user)
 
     def __enter__(self) -> None:
-        global _machine, _dead
-        self._previous = (_machine, _dead)
-        _machine, _dead = self._state
+        global _machine, _dead, _user
+        self._previous = (_machine, _dead, _user)
+        _machine, _dead, _user = self._state
 
     def __exit__(self, *_: object) -> None:
-        global _machine, _dead
-        _machine, _dead = self._previous
+        global _machine, _dead, _user
+        _machine, _dead, _user = self._previous
 
 
 class Cursor:
@@ -266,7 +272,7 @@ class Connection:
     def _execute(self, statement: str, values: Sequence[Any]) -> Cursor:
         process_now()
         connection = self._database.connection
-        with _on_behalf_of(self._machine):
+        with _on_behalf_of(self._machine, user=self._process):
             try:
                 rows = list(connection.execute(statement, tuple(values)))
             except apsw.Error as failure:

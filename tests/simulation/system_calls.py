@@ -92,7 +92,10 @@ class OsModule:
             raise error(errno.ENOTDIR, os.fspath(path))
         if isinstance(inode, File) and flags & os.O_TRUNC:
             inode.cut(0)
-        return self._add(OpenFile(inode, files, process, writable))
+        opened = OpenFile(inode, files, process, writable)
+        if isinstance(inode, File):
+            opened.failures = inode.failures
+        return self._add(opened)
 
     def _check_room(self, files: FileSystem) -> None:
         if files.is_full or files.is_away:
@@ -278,6 +281,8 @@ class OsModule:
         assert isinstance(opened.inode, File | Folder)
         if files.failing_syncs > 0 and isinstance(opened.inode, File):
             files.fail_sync(opened.inode)
+        if isinstance(opened.inode, File) and opened.failures < opened.inode.failures:
+            opened.failures = opened.inode.failures
             raise error(errno.EIO)
         opened.inode.sync()
         self._wait(files, 0.3)
