@@ -152,7 +152,7 @@ def test_a_remote_clock_tells_what_it_heard_and_goes_on_by_the_monotonic_one(clo
     assert remote.wall() == START
     asked_at = clock.monotonic()
     clock.advance(0.5)
-    remote.heard(START + 7 * DAY, asked_at)
+    remote.synchronize(START + 7 * DAY, asked_at)
     assert remote.wall() == pytest.approx(START + 7 * DAY, abs=0.5)
     clock.advance(10)
     clock.jump(-3 * DAY)

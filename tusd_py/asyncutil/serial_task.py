@@ -42,7 +42,7 @@ class SerialTask:
             self.fail(error)
         self._job = None
 
-    def forget(self) -> None:
+    def detach(self) -> None:
         """Detach the current job: later calls neither wait for it nor raise its failure."""
         self._job = None
 

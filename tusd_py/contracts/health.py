@@ -18,7 +18,7 @@ class ReportsHealth(Protocol):
     """
 
     async def check(self) -> None:
-        """Return while the component is well.
+        """Return if the component has no problem.
 
         Raises:
             StorageUnavailable: with one sentence for the operator, by a storage.
@@ -27,4 +27,4 @@ class ReportsHealth(Protocol):
 
     @property
     def limitations(self) -> Sequence[str]:
-        """One sentence for each ability that this file system or server lacks; found out by `open`."""
+        """One sentence for each ability that this file system or server lacks, as found out by `open`."""

@@ -1,6 +1,6 @@
 """The contract of instrumentation: measurements that the components of a server report.
 
-Facts about uploads and requests are events (`tusd_py.events`). Everything else that is counted goes through here.
+Facts about uploads and requests are events (`tusd_py.events`); this contract has all other measurements.
 """
 
 from __future__ import annotations

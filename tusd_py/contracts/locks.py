@@ -29,7 +29,7 @@ def named_lock(name: str) -> str:
 
 
 class LockHolder(Protocol):
-    """The user of a lock, who receives the messages of the locker. Calls return at once; the holder acts on them later.
+    """The user of a lock, to whom the locker sends messages. Calls return at once; the holder acts on them later.
 
     Calls after the release have no effect.
     """
@@ -45,14 +45,14 @@ class LockHolder(Protocol):
 
 
 class Lock(Protocol):
-    """A lock that is held.
+    """An acquired lock.
 
     Invariant: `token` is larger than that of every earlier lock of the same upload, also before a restart.
     """
 
     @property
     def upload_id(self) -> str:
-        """The name that the lock was acquired under."""
+        """Name that the lock was acquired under."""
 
     @property
     def token(self) -> int:
@@ -67,10 +67,10 @@ class Lock(Protocol):
         """The record as it was when the lock was acquired, if the locker keeps records too; saves a request."""
 
     async def raise_token(self, token: int) -> None:
-        """Replace the token by one larger than `token`, which is in the record: the locker has lost its count."""
+        """Replace the token by one larger than `token`, that of the record, because the locker has lost its count."""
 
     async def release(self) -> None:
-        """Let the next request in. A second call has no effect, also when another request holds the lock by then."""
+        """Release the lock. A second call has no effect, even when another request holds the lock by then."""
 
 
 class Locker(Protocol):

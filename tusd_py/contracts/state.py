@@ -120,13 +120,13 @@ class StateStore(Protocol):
         """
 
     async def add_waiting(self, partial_id: str, final_id: str) -> None:
-        """Note that a final upload waits for a partial one. Notes are hints: a store may lose them."""
+        """Record that a final upload waits for a partial one. Such entries are hints: a store may lose them."""
 
     async def waiting_for(self, partial_id: str, limit: int) -> Sequence[str]:
         """Return the ids of final uploads that wait for a partial one, `limit` at most."""
 
     async def remove_waiting(self, partial_id: str, final_ids: Sequence[str]) -> None:
-        """Forget that these final uploads wait for the partial one; unknown ids are no error."""
+        """Remove the entries of these final uploads that wait for the partial one; unknown ids are no error."""
 
     async def read_metadata(self, name: str) -> str | None:
         """Return a text that the server keeps beside the records, such as the identity of the storage."""

@@ -145,7 +145,7 @@ class Storage(Protocol):
         """
 
     async def delete(self, upload: Upload) -> None:
-        """Remove every byte of the upload, also of one that is not complete; nothing to remove is no error."""
+        """Remove every byte of the upload, complete or not; missing bytes are no error."""
 
     def read(
         self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece

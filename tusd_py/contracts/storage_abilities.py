@@ -21,7 +21,7 @@ class SupportsLocations(Protocol):
     """A storage that finds the bytes of an upload whose record does not say where they are."""
 
     async def located(self, upload: Upload) -> Upload:
-        """Return the record with its location, if the storage can see it; else the record as it is."""
+        """Return the record with its location if the storage finds the bytes, else the record as it is."""
 
 
 @runtime_checkable
@@ -48,13 +48,13 @@ class SupportsIdentity(Protocol):
         """Advice for the operator whose storage lacks the id, as the end of a sentence: `the mount of /srv`."""
 
     def expect_identity(self, identity: str) -> None:
-        """Take this id for the one that the records name."""
+        """Expect this id, which the records name, from now on."""
 
     async def prove_identity(self) -> None:
         """Raise `WrongStorage` unless the storage has the expected id."""
 
     async def renew_identity(self) -> None:
-        """Make the holder of the id look new, so that cleaners that go by age spare it."""
+        """Renew the age of the object that holds the id, so that tools that remove old ones spare it."""
 
 
 @runtime_checkable
@@ -67,8 +67,7 @@ class SupportsCompletionRecords(Protocol):
     async def save_completion_record(self, upload: Upload) -> None:
         """Save the completion record of an upload.
 
-        Called after the state store has the complete upload: that fails without the
-        lock.
+        Called after the state store has accepted the complete upload, which fails if the lock was lost.
         """
 
     async def load_completion_record(self, upload_id: str) -> Upload | None:
@@ -81,12 +80,12 @@ class StoresInThreads(Protocol):
 
     @property
     def stores_in_threads(self) -> bool:
-        """Whether its writers can be used as such."""
+        """Whether the writers can be used in threads."""
 
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> ThreadedWriter:
-        """See `Storage.writer`."""
+        """Return a threaded writer, see `Storage.writer`."""
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work in a thread of the storage."""
@@ -94,7 +93,7 @@ class StoresInThreads(Protocol):
     def elsewhere(
         self, run: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
     ) -> asyncio.Future[T]:
-        """Have `run` call a step in a thread of somebody else.
+        """Let `run` call `step` in a thread of its choice, outside this storage.
 
         Invariant: `Storage.close` waits for the end of the step.
         """
@@ -131,7 +130,7 @@ class SupportsDownloadRedirect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SizeLimits:
-    """Largest uploads in bytes that a storage has room for; None stands for no limit but the free space."""
+    """Largest uploads in bytes that a storage can take; None stands for no limit but the free space."""
 
     declared: int | None = None  # of an upload whose length is known with its first byte
     deferred: int | None = None  # of one whose length is not
@@ -140,7 +139,7 @@ class SizeLimits:
 
 @runtime_checkable
 class SupportsSizeLimits(Protocol):
-    """A storage that cannot take uploads of any size."""
+    """A storage with limits for the size of uploads."""
 
     @property
     def size_limits(self) -> SizeLimits:
@@ -149,7 +148,7 @@ class SupportsSizeLimits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """Something in a storage that belongs to no upload any more."""
+    """A remainder in a storage that belongs to no upload."""
 
     kind: str
     name: str
@@ -176,7 +175,7 @@ class UploadRecords(Protocol):
 
 @runtime_checkable
 class SupportsOrphanCleanup(Protocol):
-    """A storage in which crashes can leave something that no record names."""
+    """A storage in which crashes can leave files or objects that no record names."""
 
     async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
         """Remove orphans, and return them.
@@ -193,10 +192,10 @@ class SupportsOrphanCleanup(Protocol):
 
 @runtime_checkable
 class SupportsConcatenation(Protocol):
-    """A storage that puts partial uploads together (tus 1.0.0, Concatenation)."""
+    """A storage that can concatenate partial uploads (tus 1.0.0, Concatenation)."""
 
     def interrupt(self) -> None:
-        """Have concatenations end soon with `ServerShutdown`, those under way and later ones, until `open`."""
+        """Make concatenations end soon with `ServerShutdown`, those under way and later ones, until `open`."""
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         """Make the final upload of the bytes of partial ones. May be called again after a failure.

@@ -35,7 +35,7 @@ class WriterSnapshot:
 
 
 class Writer(Protocol):
-    """Appends to one upload from its committed offset on.
+    """An appender to one upload, from its committed offset on.
 
     One lock holder uses a writer, from one task. Invariant: after an error no more bytes are taken, since they would
     not follow those before them; every later call raises an error too, except `snapshot`, `committed`, `discard` and
@@ -110,14 +110,14 @@ class Writer(Protocol):
         """
 
     def committed(self, snapshot: WriterSnapshot) -> None:
-        """Take note that the record describes this snapshot, the last one that was taken. Does no I/O.
+        """Record that the record of the upload describes this snapshot, the last one taken. Does no I/O.
 
         The storage may then remove what only earlier records described, and leave the parts of the snapshot out of the
         next one. Not called if the commit has failed, or if its outcome is not known.
         """
 
     async def discard(self, offset: int) -> None:
-        """Forget every byte from `offset` on, as after a wrong checksum.
+        """Drop every byte from `offset` on, as after a wrong checksum.
 
         Args:
             offset: at least the offset at which the writer began.

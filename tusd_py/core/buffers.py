@@ -1,4 +1,4 @@
-"""Types of bytes in memory, shared by everything that moves them."""
+"""Types of bytes in memory, shared by all modules that move bytes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class BufferOwner(Protocol):
     """A pool that lends buffers."""
 
     def release(self, buffer: PooledBuffer) -> None:
-        """Take a buffer back whose bytes nobody reads any more."""
+        """Take back a buffer that is no longer read."""
 
 
 class PooledBuffer(bytearray):
-    """A buffer of a pool, and the lease of it: its holder reads and writes it until `buffer.pool.release(buffer)`.
+    """A buffer lent by a pool: its holder reads and writes it until `buffer.pool.release(buffer)`.
 
     Invariant: after the release neither the buffer nor a view of it is used; its bytes belong to the next holder.
     """

@@ -1,7 +1,7 @@
-"""Clocks: those that records are stamped with, and the one that they are judged by.
+"""Clocks: one that stamps records, and one that decides whether records have expired.
 
-A wall clock can be wrong, jump, and differ from that of another host. So records are stamped with the wall clock of
-their store (of this host, or of Redis), and judged by a `SteadyClock`, which does not follow a jump forward at once.
+A wall clock can be wrong, jump, and differ from that of another host. Records are therefore stamped with the wall clock
+of their store (of this host, or of Redis), and judged by a `SteadyClock`, which does not follow a jump forward at once.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Protocol
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MIN_HOLD = 3600.0  # seconds
-CATCHING_UP = 0.001  # seconds in a second that the steady clock may gain on the monotonic one
-JUMP = 5.0  # seconds; less is a correction, not a jump
-PAUSE = 180.0  # seconds between two saved times that need no explanation
+CATCH_UP_RATE = 0.001  # seconds per second that the steady clock may gain on the monotonic clock
+JUMP = 5.0  # seconds; a smaller change of the wall clock is a correction, not a jump
+MAX_PAUSE = 180.0  # seconds after a saved time within which a restart needs no hold
 
 
 class Clock(Protocol):
     """A source of time."""
 
     def wall(self) -> float:
-        """Seconds since the epoch."""
+        """Return the seconds since the epoch."""
 
     def monotonic(self) -> float:
-        """Seconds since some moment, never set."""
+        """Return the seconds since a fixed moment; this time is never set."""
 
     def era(self) -> str:
-        """The name of the time in which values of `monotonic` can be compared, also between processes; empty: none."""
+        """Return the name of the span in which processes can compare values of `monotonic`; empty if there is none."""
 
 
 class SystemClock:
@@ -50,14 +50,14 @@ class SystemClock:
 
 
 class RemoteClock:
-    """The wall clock of another machine, as last heard of; until then that of this host."""
+    """The wall clock of another machine, as last asked; that of this host before the first answer."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._offset: float | None = None  # of the other wall clock to the monotonic one of this host
+        self._offset: float | None = None  # other wall clock minus monotonic clock of this host
 
-    def heard(self, wall: float, asked_at: float) -> None:
-        """Set this clock to the time `wall` of the other one; `asked_at` is the monotonic time before it was asked."""
+    def synchronize(self, wall: float, asked_at: float) -> None:
+        """Set this clock to the answer `wall` of the other one; `asked_at` is the monotonic time of the question."""
         self._offset = wall - (asked_at + self._clock.monotonic()) / 2
 
     def wall(self) -> float:
@@ -72,56 +72,56 @@ class RemoteClock:
 
     def era(self) -> str:
         """Return nothing: monotonic times of different hosts cannot be compared."""
-        return ""  # the other machine is asked by many hosts, each with a monotonic clock of its own
+        return ""  # each host that asks the other machine has a monotonic clock of its own
 
 
 class SteadyClock:
-    """A wall clock, and the time that records are judged by, which is never ahead of it.
+    """A wall clock, and a time to judge records by that is never ahead of it.
 
-    `steady` goes on at its pace when the wall clock jumps forward, and follows only when that has lasted for `hold`
-    seconds, so that every client had the time to be heard of after the jump. A jump back is followed at once: later
-    than necessary nothing is removed too early. Time in which no server ran does not count either, until it is as old.
+    `steady` keeps its pace when the wall clock jumps forward, and follows only when the jump has lasted for `hold`
+    seconds, so that every client had the time to send something. A jump back is followed at once: it can only delay a
+    removal. Time in which no server ran does not count either, until it is as old.
     """
 
     def __init__(self, clock: Clock, hold: float = MIN_HOLD) -> None:
         self._clock = clock
         self._hold = max(hold, MIN_HOLD)
-        self._looked_at = clock.monotonic()
-        self._offset: float | None = None  # of the steady time to the monotonic clock
-        self._gap = 0.0  # by which the wall clock was ahead at the last look
+        self._last_read_at = clock.monotonic()
+        self._offset: float | None = None  # steady time minus monotonic clock
+        self._gap = 0.0  # seconds by which the wall clock was ahead at the last read
         self._held_since: float | None = None
 
     def wall(self) -> float:
-        """The time to stamp records with."""
+        """Return the time to stamp records with, in seconds since the epoch."""
         return self._clock.wall()
 
     def monotonic(self) -> float:
-        """Return the monotonic time of the clock underneath, in seconds."""
+        """Return the monotonic time of the underlying clock, in seconds."""
         return self._clock.monotonic()
 
     def era(self) -> str:
-        """Return the era of the clock underneath."""
+        """Return the era of the underlying clock."""
         return self._clock.era()
 
     def steady(self) -> float:
-        """The time to judge records by, in seconds since the epoch."""
+        """Return the time to judge records by, in seconds since the epoch."""
         now = self._clock.monotonic()
-        self._look(now, self._clock.wall() - now)
+        self._advance(now, self._clock.wall() - now)
         assert self._offset is not None
         return now + self._offset
 
     @property
     def is_held(self) -> bool:
-        """Whether the wall clock was ahead of what is believed when it was last looked at."""
+        """Whether the wall clock was ahead of the steady time at the last read."""
         return self._held_since is not None
 
-    def _look(self, now: float, offset: float) -> None:
-        elapsed, self._looked_at = now - self._looked_at, now
+    def _advance(self, now: float, offset: float) -> None:
+        elapsed, self._last_read_at = now - self._last_read_at, now
         gap = 0.0 if self._offset is None else offset - self._offset
-        if gap <= CATCHING_UP * elapsed or self._offset is None:
+        if gap <= CATCH_UP_RATE * elapsed or self._offset is None:
             self._offset, self._gap, self._held_since = offset, 0.0, None
             return
-        self._offset += CATCHING_UP * elapsed
+        self._offset += CATCH_UP_RATE * elapsed
         if self._held_since is None or gap > self._gap + JUMP:
             self._held_since = now
         if now - self._held_since >= self._hold:
@@ -129,14 +129,14 @@ class SteadyClock:
         self._gap = gap
 
     def save(self) -> str:
-        """The state of this clock as text, for a process that starts later."""
+        """Return the state of this clock as text, for a process that starts later."""
         steady = self.steady()
-        held_for = None if self._held_since is None else self._looked_at - self._held_since
-        values = {"era": self.era(), "monotonic": self._looked_at, "steady": steady, "held": held_for}
+        held_for = None if self._held_since is None else self._last_read_at - self._held_since
+        values = {"era": self.era(), "monotonic": self._last_read_at, "steady": steady, "held": held_for}
         return json.dumps(values)
 
     def restore(self, text: str) -> None:
-        """Go on from a saved state, as if the clock had run since; a text that is none changes nothing."""
+        """Continue from a saved state, as if the clock had run since; ignore an invalid text."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
             values = json.loads(text)
             era, then, steady = str(values["era"]), float(values["monotonic"]), float(values["steady"])
@@ -144,17 +144,17 @@ class SteadyClock:
             now = self._clock.monotonic()
             if era and era == self.era() and then <= now:
                 self._offset, self._held_since = steady - then, None if held_for is None else then - held_for
-            elif self._clock.wall() - steady > PAUSE:
+            elif self._clock.wall() - steady > MAX_PAUSE:
                 self._offset, self._held_since = steady - now, None
             else:
                 return
-            self._looked_at = now
+            self._last_read_at = now
             self._gap = self._clock.wall() - now - self._offset
 
 
 @cache
 def _boot_id() -> str:
-    """A text that differs after every start of the system; empty if there is none."""
+    """Return an id that differs after every boot of the system; empty if there is none."""
     try:
         return BOOT_ID.read_text().strip()
     except OSError:

@@ -1,14 +1,14 @@
-"""Errors with a stable code and one sentence, and those of an upload, which know nothing of HTTP.
+"""Errors with a stable code and one sentence; upload errors know nothing of HTTP.
 
 The code is the same in answers, logs and metrics. The table in `http/errors.py` gives every `UploadError` its status;
-an `HTTPError` from there has its own. Both are `CodedError`s, and neither is one of the other.
+an `HTTPError` has its own. Both are `CodedError`s, and neither derives from the other.
 """
 
 from __future__ import annotations
 
 
 class CodedError(Exception):
-    """Base of all errors that a client may see: a stable `code`, and one sentence, `message`.
+    """Base of all errors that a client may see, with a stable `code` and one sentence, `message`.
 
     Attributes:
         code: `ERR_` and a name, the same in answers, logs and metrics.
@@ -25,7 +25,7 @@ class CodedError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence, which a client may see."""
+        """The sentence of the error, which a client may see."""
         return str(self.args[0])
 
 

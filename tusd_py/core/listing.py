@@ -1,4 +1,4 @@
-"""Pages of a list of uploads, and the filter of one."""
+"""Pages of a list of uploads, and the filter of a list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_SCANNED = 1000  # records that a store looks at for one page
 
 @dataclass(frozen=True, slots=True)
 class UploadFilter:
-    """Conditions that all hold for the uploads of a list; None leaves one out. Times are seconds since the epoch.
+    """Conditions that the uploads of a list fulfil; None disables one. Times are seconds since the epoch.
 
     Example: `UploadFilter(status=Status.ACTIVE, created_before=time.time() - 3600)`.
     """
@@ -23,7 +23,7 @@ class UploadFilter:
     created_before: float | None = None
 
     def matches(self, upload: Upload) -> bool:
-        """Whether an upload belongs to the list."""
+        """Return whether an upload fulfils every condition."""
         return (
             (self.status is None or upload.status is self.status)
             and (self.owner is None or upload.owner == self.owner)
@@ -48,7 +48,7 @@ EVERYTHING = UploadFilter()
 
 
 def next_page(records: Iterable[tuple[str, Upload | None]], limit: int, condition: UploadFilter, *, last: bool) -> Page:
-    """Make a page of the records that follow the cursor, in the order of their ids.
+    """Return a page of the records that follow the cursor, in the order of their ids.
 
     Args:
         records: ids with their records, None for one that cannot be read or is gone.

@@ -1,4 +1,4 @@
-"""Upload-Metadata (tus 1.0.0, Creation), and what downloads make of it: media type and file name. Pure functions."""
+"""Upload-Metadata (tus 1.0.0, Creation), and the media type and file name of downloads. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MAX_EXTENSION_LENGTH = 32
 # Characters that no file name may hold: separators, control characters, and those that change the direction of the text
 # after them, so that "gpj.exe" looks like "exe.jpg".
 NO_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f/\\\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')  # what clients read differently in a quoted string
+NOT_PLAIN = re.compile(r'[^\x20-\x7e]|["%]')  # characters that clients read differently in a quoted string
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataLimits:
-    """The longest header in bytes, and the most pairs in it."""
+    """The largest header in bytes, and the largest number of pairs in it."""
 
     header_size: int = 16 << 10
     pairs: int = 64
@@ -81,13 +81,13 @@ def readable_metadata(text: str) -> dict[str, str]:
 
 
 def content_type_of(metadata: Mapping[str, str]) -> str:
-    """Return the media type that a client gave its file; `application/octet-stream` without one, or for nonsense."""
+    """Return the media type that a client gave its file; the default type if it is missing or malformed."""
     found = next((metadata[key] for key in ("filetype", "type", "contentType") if metadata.get(key)), "")
     return found if TYPE.fullmatch(found) else DEFAULT_TYPE
 
 
 def file_name_of(metadata: Mapping[str, str]) -> str:
-    """Return the name that a client gave its file, not made safe yet; empty without one."""
+    """Return the name that a client gave its file, which may be unsafe; empty without one."""
     return next((metadata[key] for key in ("filename", "name") if metadata.get(key)), "")
 
 

@@ -1,4 +1,4 @@
-"""URLs without the passwords in them, for log lines and error messages."""
+"""Removal of passwords from URLs, for log lines and error messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ QUERY = re.compile(r"[A-Za-z0-9_]+=")
 
 
 def without_password(text: str) -> str:
-    """A URL that may be shown. A password may hold `@`, `/`, `:` and `?`, and may be in the query."""
+    """Return a URL without its password, which may hold `@`, `/`, `:` and `?`, and may be in the query."""
     scheme, separator, rest = QUERY_PASSWORD.sub(r"\1***", text).partition("://")
     if not separator:
         return scheme

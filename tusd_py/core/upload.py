@@ -70,11 +70,11 @@ class Upload:
     expires_at: float | None = None  # None: never
     completed_at: float | None = None
     commit_requests_served: int = 0  # commits made because a reader asked the lock holder for one
-    synced: int = 0  # up to here the last sync of the bytes was good; storages without syncs leave it at 0
+    synced: int = 0  # end of the bytes of the last good sync; storages without syncs leave it at 0
     storage_state: str = ""  # how the storage keeps the bytes; only the storage can read it
-    location: str = ""  # where the storage keeps the bytes, whatever its settings are by now; only it can read it
+    location: str = ""  # place of the bytes, independent of later settings; only the storage can read it
     token: int = 0  # fencing token of the last lock holder that changed the record
-    owner: str = ""  # the principal that created the upload; empty where nobody is told apart
+    owner: str = ""  # the principal that created the upload; empty without authentication
 
     @property
     def decoded_metadata(self) -> dict[str, str]:
@@ -111,12 +111,12 @@ class Upload:
 
     @property
     def announced_expiry(self) -> float | None:
-        """When the upload expires, for its client: what is unfinished or partial does, what is final never."""
+        """Expiry of the upload as its client is told: an unfinished or partial upload has one, a final one none."""
         can_expire = not self.is_final and (self.is_partial or not self.is_complete)
         return self.expires_at if can_expire else None
 
     def has_ended(self, now: float) -> bool:
-        """True for an upload that no client may use any more.
+        """Return whether clients may no longer use the upload.
 
         A finished upload never expires; a complete partial one is not finished before it is part of a final one.
         """
@@ -126,13 +126,13 @@ class Upload:
         return can_expire and self.expires_at is not None and self.expires_at <= now
 
     def at(self, offset: int) -> Upload:
-        """The upload at another offset."""
+        """Return the upload at another offset."""
         return replace(self, offset=offset, synced=min(self.synced, offset))
 
 
 @dataclass(frozen=True, slots=True)
 class UploadPart:
-    """One entry of the part list of an upload whose storage keeps it in parts; see docs/s3.md."""
+    """An entry of the part list of an upload whose storage keeps it in parts; see docs/s3.md."""
 
     number: int  # ascending, not always by one
     end: int  # the offset after its last byte
@@ -141,12 +141,12 @@ class UploadPart:
 
 
 def new_upload_id() -> str:
-    """128 random bits."""
+    """Return a new id of 128 random bits."""
     return secrets.token_hex(16)
 
 
 def final_upload_id(partial_ids: Sequence[str], metadata: str | None) -> str:
-    """The id of the final upload that these partial uploads make with this metadata.
+    """Return the id of the final upload that these partial uploads make with this metadata.
 
     A client whose connection broke sends the same request again: the same id leads it to the same upload. The id is
     as hard to guess as the ids that it is made of.
@@ -158,5 +158,5 @@ def final_upload_id(partial_ids: Sequence[str], metadata: str | None) -> str:
 
 
 def is_upload_id(text: str) -> bool:
-    """Tell whether a text has the form of an upload id."""
+    """Return whether a text has the form of an upload id."""
     return UPLOAD_ID.fullmatch(text) is not None

@@ -1,4 +1,4 @@
-"""The record of an upload as texts or as the columns of a row, and what is left of one that is broken.
+"""The record of an upload as texts or as the columns of a row, and the readable rest of a broken one.
 
 The fields have the same names everywhere: those of `Upload`, in its order, but for `STORED_NAMES`.
 """
@@ -144,7 +144,7 @@ def _check(upload: Upload) -> None:
 
 
 def broken(upload_id: str, values: Mapping[str, str], error: Exception) -> BrokenRecord:
-    """Return the error for a record that cannot be read, with the fields that can."""
+    """Return the error for a record that cannot be read, with its readable fields."""
     readable: dict[str, Any] = {}
     for name, attribute in _NAMES:
         if name in values:
@@ -156,15 +156,15 @@ def broken(upload_id: str, values: Mapping[str, str], error: Exception) -> Broke
 
 
 class BrokenRecords:
-    """Logs every broken record that a store passes over, once."""
+    """A log of broken records, with one line for each."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._logged_ids: set[str] = set()
 
-    def tell(self, error: BrokenRecord) -> None:
-        """Log a record, unless it or too many others have been logged."""
-        if error.upload_id not in self._told and len(self._told) < MAX_REPORTED:
-            self._told.add(error.upload_id)
+    def log_once(self, error: BrokenRecord) -> None:
+        """Log a broken record, unless it or `MAX_REPORTED` others have been logged."""
+        if error.upload_id not in self._logged_ids and len(self._logged_ids) < MAX_REPORTED:
+            self._logged_ids.add(error.upload_id)
             logger.error(
                 "the record of upload %s cannot be read and is left alone; DELETE removes it: %s",
                 error.upload_id,

@@ -24,7 +24,7 @@ class Answer:
 
 
 class TusError(Exception):
-    """A request of the client was refused; `answer` tells how."""
+    """A request that the server refused; `answer` is its answer."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(f"{answer.status} {answer.body.decode('utf-8', 'replace').strip()}")
@@ -46,7 +46,7 @@ class TusClient:
     """
 
     def __init__(self, app: ASGIApp, creation_path: str, headers: Mapping[str, str] | None = None) -> None:
-        """Use an application.
+        """Call the application `app`.
 
         Args:
             app: the application, already started or one that starts with its first request.

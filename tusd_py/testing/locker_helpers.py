@@ -13,7 +13,7 @@ UPLOAD = "upload"
 
 
 class Holder:
-    """Remembers what is asked of it, and does nothing about it."""
+    """A lock holder that records the requests it receives, and ignores them."""
 
     def __init__(self) -> None:
         self.release_asked = asyncio.Event()
@@ -59,7 +59,7 @@ async def all_have_had_it(tasks: Sequence[asyncio.Task[int]]) -> None:
 
 
 async def waiting_for_it(locker: Locker, holder: Holder, count: int) -> list[asyncio.Task[int]]:
-    """Tasks that wait for the lock that this holder has."""
+    """Start tasks that wait for the lock of this holder, for the context."""
     tasks = [asyncio.create_task(take_and_release(locker)) for _ in range(count)]
     await within(holder.release_asked.wait())
     return tasks

@@ -63,7 +63,7 @@ class LockerSuite(CommitRequestTests):
 
     @pytest_asyncio.fixture(params=["same process", "other process"])
     async def neighbour(self, request: pytest.FixtureRequest, lockers: Instances[Locker], locker: Locker) -> Locker:
-        """The locker that the next request finds: in the process of `locker`, or in another one."""
+        """The locker of the next request: the same one, or one of another process."""
         return locker if request.param == "same process" else await lockers.open()
 
     # Exclusion.

@@ -55,7 +55,7 @@ def described(upload: Upload, snapshot: WriterSnapshot) -> Record:
 
 
 async def append(storage: Storage, upload: Upload, *blocks: Sequence[Buffer], sync: bool = False) -> Record:
-    """One request's worth of bytes; the upload as it is committed after it."""
+    """Append the bytes of one request; return the upload as committed."""
     writer = storage.writer(upload, TOKEN)
     try:
         for block in blocks:
@@ -75,7 +75,7 @@ async def finish(storage: Storage, upload: Upload, *, sync: bool = True) -> Reco
 
 
 async def store(storage: Storage, upload_id: str, data: bytes) -> Record:
-    """A complete upload of this data."""
+    """Return a complete upload of this data."""
     return await finish(storage, await append(storage, replace(UPLOAD, id=upload_id), [data]))
 
 
@@ -135,7 +135,7 @@ WAYS_TO_WRITE = pytest.mark.parametrize("write", [write_and_flush, flush, finish
 
 
 class Gate:
-    """An observer that holds up the storage until it is opened."""
+    """An observer that blocks the storage until it is opened."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()

@@ -38,7 +38,7 @@ C = TypeVar("C", bound=Component)
 
 
 class Instances(Generic[C]):
-    """Opens instances of one component on one place, each as if it were in another process."""
+    """The instances of one component on one place, each as if it were in another process."""
 
     def __init__(self, make: Callable[[Path], C], place: Path) -> None:
         self._make = make
@@ -46,7 +46,7 @@ class Instances(Generic[C]):
         self._opened: list[C] = []
 
     async def open(self) -> C:
-        """Make and open another instance."""
+        """Create and open another instance."""
         instance = self._make(self._place)
         self._opened.append(instance)
         await instance.open()
@@ -71,7 +71,7 @@ async def within(work: Awaitable[T]) -> T:
 
 @contextlib.contextmanager
 def other_process(action: str, suite: type, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run an action of `other_process.py` in a real other process, which is killed at the end.
+    """Run an action of `other_process.py` in another process, which is killed at the end of the context.
 
     Args:
         action: `hold` or `create`.

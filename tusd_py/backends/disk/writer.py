@@ -95,7 +95,7 @@ class DiskWriter:
         with contextlib.suppress(Exception):  # raised by `result.result()` below
             await asyncio.shield(result)
         if finished:
-            self._jobs.forget()  # a failure after the last byte does not concern the storage
+            self._jobs.detach()  # a failure after the last byte does not concern the storage
         await self._jobs.settle()
         return result.result()
 

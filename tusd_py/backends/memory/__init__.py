@@ -1,1 +1,1 @@
-"""Backends in the memory of one process, for tests and examples: everything is lost with the process."""
+"""Backends in the memory of one process, for tests and examples: all uploads are lost with the process."""

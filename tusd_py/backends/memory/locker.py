@@ -24,7 +24,7 @@ class Waiter:
 
 @dataclass(slots=True)
 class MemoryLocks:
-    """The locks that exist: lockers with the same ones exclude each other."""
+    """All locks of one or several lockers: lockers that share this object exclude each other."""
 
     held: dict[str, MemoryLock] = field(default_factory=dict)
     waiting: dict[str, deque[Waiter]] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class MemoryLocks:
 
 
 class MemoryLock:
-    """A lock that is held, or was; see `Lock`."""
+    """A lock, perhaps released; see `Lock`."""
 
     unreleased_predecessors = 0  # a lock that lives in memory cannot be lost
     record: Upload | None = None
@@ -68,7 +68,7 @@ class MemoryLock:
 
 
 class MemoryLocker:
-    """A locker in the memory of this process. Locks are given in the order in which they were asked for.
+    """A locker in the memory of this process. Locks are granted in the order of the requests.
 
     Example::
 
@@ -114,7 +114,7 @@ class MemoryLocker:
             raise
 
     def take(self, upload_id: str, holder: LockHolder) -> MemoryLock:
-        """Make a lock that nobody holds. Other requests that wait for it ask the new holder to release it."""
+        """Create a lock that no request holds; the requests that wait for it ask the new holder to release it."""
         lock = MemoryLock(self._locks, upload_id, holder)
         self._locks.held[upload_id] = lock
         self._taken = [*(taken for taken in self._taken if self._locks.held.get(taken.upload_id) is taken), lock]

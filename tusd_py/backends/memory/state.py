@@ -14,7 +14,7 @@ from tusd_py.core.upload import Status, Upload, UploadPart
 
 @dataclass(slots=True)
 class MemoryRecords:
-    """The content of a store: whatever `MemoryState` is given it has these records."""
+    """The content of a store; stores that share this object have the same records."""
 
     uploads: dict[str, Upload] = field(default_factory=dict)
     parts: dict[str, dict[int, UploadPart]] = field(default_factory=dict)  # by upload id, then by number
@@ -33,7 +33,7 @@ class MemoryState:
     """
 
     def __init__(self, records: MemoryRecords | None = None, clock: Clock | None = None) -> None:
-        """Keep the records in `records`, if it is given; stores with the same one have the same records."""
+        """Keep the records in `records` if given; stores with the same object have the same records."""
         self._records = MemoryRecords() if records is None else records
         self.clock: Clock = clock or SystemClock()
 

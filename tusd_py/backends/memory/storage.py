@@ -24,7 +24,7 @@ class MemoryStorage:
     """
 
     def __init__(self, stored: StoredBytes | None = None) -> None:
-        """Store into `stored`, if it is given; storages with the same dictionary have the same bytes."""
+        """Store bytes in `stored` if given; storages with the same dictionary have the same bytes."""
         self._stored: StoredBytes = {} if stored is None else stored
         self._interrupted = False
 
@@ -105,7 +105,7 @@ class MemoryStorage:
 
 
 class MemoryWriter:
-    """Appends to one upload. An observer may take long, so every step runs in a worker thread."""
+    """The writer of one upload. Every step runs in a worker thread, since an observer may take long."""
 
     def __init__(self, stored: StoredBytes, upload: Upload, observer: Observer | None) -> None:
         self._data = stored.setdefault(upload.id, bytearray())
@@ -150,7 +150,7 @@ class MemoryWriter:
         await self._steps.wait()
 
     def _append(self, buffers: Sequence[Buffer]) -> None:
-        """Drop what was not committed, then append. Runs in a worker thread."""
+        """Drop uncommitted bytes, then append. Runs in a worker thread."""
         if len(self._data) < self._offset:
             raise StorageBehind(len(self._data))
         del self._data[self._offset :]
@@ -162,6 +162,6 @@ class MemoryWriter:
 
 
 def _check_ownership(upload: Upload) -> None:
-    """Raise `StoredElsewhere` for a record of a storage that describes its bytes, which this one never does."""
+    """Raise `StoredElsewhere` for a record with a storage state or location, which this storage never creates."""
     if upload.storage_state or upload.location:
         raise StoredElsewhere

@@ -155,7 +155,7 @@ class RedisConnection:
         asked_at = self.clock.monotonic()
         answer = await self.command("TIME")
         times = answer.values() if isinstance(answer, dict) else [answer]  # of a cluster, those of all its nodes
-        self.clock.heard(min(seconds_of(time) for time in times), asked_at)
+        self.clock.synchronize(min(seconds_of(time) for time in times), asked_at)
 
     async def command(self, *words: Any, timeout: float = RETRY_DEADLINE) -> Any:
         """Run one command and return its reply."""

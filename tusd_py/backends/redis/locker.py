@@ -111,7 +111,7 @@ class RedisLocker:
         if not token:
             return max(0.001, int(rest) / 1000)
         if now:  # times in records are those of the clock of Redis
-            self._redis.clock.heard(seconds_of(now), asked_at)
+            self._redis.clock.synchronize(seconds_of(now), asked_at)
         lock.token = int(token)
         lock.unreleased_predecessors = int(rest)
         with contextlib.suppress(ValueError):  # the record is broken, which the state store reports

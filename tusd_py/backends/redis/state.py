@@ -141,7 +141,7 @@ class RedisState:
             uploads = await self._get_records([upload_id for upload_id, _ in entries])
             for (upload_id, score), upload in zip(entries, uploads, strict=True):
                 if isinstance(upload, BrokenRecord):
-                    self._broken.tell(upload)
+                    self._broken.log_once(upload)
                     position += 1
                 elif upload is not None and (when := _due_at(upload)) is not None and when <= now:
                     found.append(upload)
@@ -192,7 +192,7 @@ class RedisState:
             some = ids[start : start + PAGE_SIZE]
             for upload_id, record in zip(some, await self._get_records(some), strict=True):
                 if isinstance(record, BrokenRecord):
-                    self._broken.tell(record)
+                    self._broken.log_once(record)
                 records.append((upload_id, None if isinstance(record, BrokenRecord) else record))
         return next_page(records, limit, condition, last=len(ids) < count)
 
@@ -200,7 +200,7 @@ class RedisState:
         """Iterate over the records that can be read."""
         async for record in self._all_records():
             if isinstance(record, BrokenRecord):
-                self._broken.tell(record)
+                self._broken.log_once(record)
             else:
                 yield record
 

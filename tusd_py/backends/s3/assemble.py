@@ -32,7 +32,7 @@ async def complete(
         await _complete_multipart(bucket, memory, upload, layout, uploaded)
     elif not (layout.placed and await bucket.is_placed(upload, key, layout.placed)):
         await _put_object(bucket, memory, upload, layout, key)
-    bucket.forget(upload.id)
+    bucket.drop_upload_state(upload.id)
     await bucket.remove_tails(upload, layout.tail_names)
     return Layout(key=key, whole=True)
 

@@ -106,7 +106,7 @@ class Bucket:
         """Remember that the part numbers below `next_number` were used, which no record of the upload says."""
         self._used_numbers[upload_id] = next_number
 
-    def forget(self, upload_id: str) -> None:
+    def drop_upload_state(self, upload_id: str) -> None:
         """Drop the used part numbers and the cached bytes of an upload."""
         self._used_numbers.pop(upload_id, None)
         self._memory.drop_cached(upload_id)

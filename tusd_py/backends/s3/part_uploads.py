@@ -70,7 +70,7 @@ class PartUploader:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop the parts that failed, or were stored after a gap."""
         self._queue.clear()
 

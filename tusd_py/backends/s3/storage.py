@@ -1,8 +1,8 @@
-"""Uploads in an S3 bucket.
+"""Storage of uploads in an S3 bucket.
 
 An upload is a multipart upload whose parts leave memory while the body still arrives, or one object if it fits into a
 part. Bytes that do not fill a part yet are stored in objects of its own (tails) when they have to be durable. The
-record says which parts and tails count (`layout.py`); S3 is asked only whether they are still there.
+record tells which parts and tails count (`layout.py`); S3 is only asked whether they exist.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tusd_py.core.errors import StorageUnavailable
 from tusd_py.core.upload import Upload, UploadPart
 
 READ_SIZE = 1 << 20
-MAX_PROBES = 4  # requests at a time that only look; the others are for bytes
+MAX_PROBES = 4  # concurrent requests for durable sizes; the other request slots are for bytes
 
 
 class S3Storage:
-    """Uploads in one bucket."""
+    """The storage of uploads in one bucket."""
 
     def __init__(self, config: S3Config, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> None:
         if not config.bucket:
@@ -53,7 +53,7 @@ class S3Storage:
 
     @property
     def parts_in_flight(self) -> int:
-        """Parts that are being sent to S3 now."""
+        """Number of parts that are being sent to S3 now."""
         return self._bucket.parts_in_flight
 
     @property
@@ -110,14 +110,14 @@ class S3Storage:
     def _probed(self, record: tuple[str, str, int], probe: asyncio.Task[int]) -> None:
         del self._probes[record]
         if not probe.cancelled():
-            probe.exception()  # perhaps nobody waits any more
+            probe.exception()  # mark it as retrieved: every caller may be cancelled
 
     async def _probe(self, upload: Upload) -> int:
         async with self._probing:
-            return await self._look(upload)
+            return await self._ask_s3(upload)
 
-    async def _look(self, upload: Upload) -> int:
-        """Ask S3 with one request, with none if nothing was stored yet."""
+    async def _ask_s3(self, upload: Upload) -> int:
+        """Return the durable size by one request to S3, or by none if nothing was stored yet."""
         layout = layout_of(upload)
         if layout.whole:
             found = await self._bucket.head(layout.key)
@@ -136,7 +136,7 @@ class S3Storage:
         return dump(await complete(self._bucket, self._memory, upload, layout_of(upload), parts))
 
     async def discard_superseded(self, upload: Upload) -> None:
-        """Do nothing: a completion that is repeated finds the object."""
+        """Do nothing: a repeated completion needs the object."""
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         """See `SupportsConcatenation.concatenate`."""
@@ -147,8 +147,8 @@ class S3Storage:
         layout = parse(upload.storage_state)
         key = layout.key or object_key(self.config, upload)
         bucket = self._bucket
-        await self._identity.check()  # S3 does not tell whether there was something to delete
-        bucket.forget(upload.id)
+        await self._identity.check()  # S3 does not report whether a deleted object existed
+        bucket.drop_upload_state(upload.id)
         if layout.multipart:
             await bucket.abort(key, layout.multipart)
         await bucket.remove([key, *(bucket.tail_key(upload, name) for name in layout.tail_names)])
@@ -168,7 +168,7 @@ class S3Storage:
             yield data
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
-        """Return a presigned URL, if the configuration has clients download from S3 itself."""
+        """Return a presigned URL if the configuration lets clients download from S3; otherwise None."""
         if self.config.download != "redirect":
             return None
         return await self._bucket.presign(

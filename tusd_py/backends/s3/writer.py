@@ -1,4 +1,4 @@
-"""Appends to one upload in S3: parts leave while the body still arrives, the rest is stored as a tail."""
+"""The writer of one upload in S3: parts are sent while the body still arrives, the rest is stored as a tail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tusd_py.core.upload import Upload
 class S3Writer:
     """The writer of one lock holder. Used by one event loop.
 
-    One job at a time runs for the caller; parts on their way to S3 have tasks of their own, and so has a spill.
+    One job at a time runs for the caller; parts that are being sent to S3 have tasks of their own, and so has a spill.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class S3Writer:
         self._parts = PartUploader(bucket, memory, upload, self._bytes, self._jobs)
         self._open = OpenPart(bucket, memory, upload, self._bytes, self._jobs, observer)
         self._closing: asyncio.Task[None] | None = None
-        self._begun = False
+        self._has_begun = False
         self._unchecked = bool(opened.multipart or self._bytes.tails)  # parts and tails of earlier writers
 
     # The contract.
@@ -56,23 +56,23 @@ class S3Writer:
         """See `Writer.write`."""
         await self._jobs.settle()
         if buffers:
-            self._jobs.start(self._take(buffers))
+            self._jobs.start(self._add(buffers))
 
     async def flush_available(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
-        """See `Writer.flush_available`. Full parts count; a tail would cost a request."""
+        """Store full parts only, see `Writer.flush_available`; a tail would cost a request."""
         await self.write(buffers)
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         """See `Writer.flush`."""
         await self._jobs.settle()
-        if buffers or self._begun or self._unchecked:
+        if buffers or self._has_begun or self._unchecked:
             self._jobs.start(self._flush(buffers))
             await self._jobs.settle()
 
     async def finish(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> bool:
         """See `Writer.finish`."""
         await self._jobs.settle()
-        if not buffers and not self._begun:
+        if not buffers and not self._has_begun:
             return False
         self._jobs.start(self._finish(buffers))
         await self._jobs.settle()
@@ -90,11 +90,11 @@ class S3Writer:
         """See `Writer.discard`."""
         await self._jobs.wait()
         await self._parts.wait_all()
-        self._parts.forget()
+        self._parts.clear()
         await self._bucket.remove_tails(self._upload, await self._open.rewind(offset))
 
     async def close(self) -> None:
-        """See `Writer.close`. Closing goes on although the caller is cancelled."""
+        """Close the writer, see `Writer.close`; closing continues if the caller is cancelled."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
@@ -102,7 +102,7 @@ class S3Writer:
     async def _close(self) -> None:
         await self._jobs.wait()
         await self._parts.wait_all()
-        if not self._begun:
+        if not self._has_begun:
             return
         stored = self._bytes
         await self._open.close()
@@ -115,17 +115,17 @@ class S3Writer:
     # Taking bytes.
 
     def _begin(self) -> None:
-        """See that the bytes before the first new ones are there, and begin to take bytes."""
-        if self._begun:
+        """Check that the bytes before the first new ones are stored, and open the part for new ones."""
+        if self._has_begun:
             return
         covered = self._bytes.opened.covered(self._upload.offset)
         if covered < self._upload.offset:
             raise StorageBehind(covered)
-        self._begun = True
+        self._has_begun = True
         self._open.open()
 
-    async def _take(self, buffers: Sequence[Buffer]) -> None:
-        """Copy the bytes into the open part; a part that they fill leaves."""
+    async def _add(self, buffers: Sequence[Buffer]) -> None:
+        """Copy the bytes into the open part, and send every part that they fill."""
         self._begin()
         pace = self._open.pace
         pace.bytes_came(time.monotonic())
@@ -143,7 +143,7 @@ class S3Writer:
                 await self._send_open_part()
 
     async def _check_earlier(self) -> None:
-        """See that parts and tails of earlier writers are still there, before more is acknowledged on top of them."""
+        """Verify that parts and tails of earlier writers exist, before bytes after them are acknowledged."""
         if not self._unchecked:
             return
         opened = self._bytes.opened
@@ -154,11 +154,11 @@ class S3Writer:
         self._unchecked = False
 
     async def _flush(self, buffers: Sequence[Buffer]) -> None:
-        await self._take(buffers)
+        await self._add(buffers)
         check, _, tail = await asyncio.gather(
             self._check_earlier(), self._parts.wait_all(), self._open.store_tail(), return_exceptions=True
         )
-        self._memory.rebalance()  # while the tail was on its way, nothing could be spilled
+        self._memory.rebalance()  # the part could not be spilled while its tail was being stored
         if isinstance(check, BaseException):
             raise check
         self._jobs.check()
@@ -167,9 +167,9 @@ class S3Writer:
         await self._remove_superseded()
 
     async def _finish(self, buffers: Sequence[Buffer]) -> None:
-        await self._take(buffers)
+        await self._add(buffers)
         if self._open.end == self._upload.offset and not self._parts and not self._bytes.parts:
-            return  # nothing new
+            return  # no new bytes
         fits = self._open.start == 0 and self._open.room >= 0
         if self._bytes.multipart is None and fits and not self._parts:
             await self._put_object()
@@ -180,7 +180,7 @@ class S3Writer:
         self._jobs.check()
 
     async def _put_object(self) -> None:
-        """Make the object in one request: all bytes are in the open part."""
+        """Make the object in one request: the open part has all bytes."""
         pending = await self._open.detach()
         try:
             await self._parts.load(pending)

@@ -283,7 +283,7 @@ class SQLiteState:
         try:
             return decode_row(row)
         except BrokenRecord as error:
-            self._broken.tell(error)
+            self._broken.log_once(error)
             return error
 
     def _submit(
