@@ -35,7 +35,7 @@ from tusd_py.settings import (
 )
 from tusd_py.settings.help import choices, readable_default
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import clean, expired_uploads, sweep
+from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uvicorn_server.malloc import tune_malloc
 from tusd_py.uvicorn_server.process import bind, limit_of, reserve, run_server
 from tusd_py.uvicorn_server.supervisor import Supervisor
@@ -228,16 +228,17 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
 
     async def run(service: UploadService) -> None:
         async with opened(service, settings):
+            sweeper = Sweeper(service)
             if dry_run:
-                async for upload in expired_uploads(service, service.clock.steady()):
+                async for upload in sweeper.expired():
                     print(f"{upload.id} {upload.offset} bytes")
             else:
-                print(f"{await sweep(service, failures.append)} removed or finished")
-            async for broken in service.state.broken():
+                print(await sweeper.sweep(failures.append))
+            async for broken in service.broken():
                 report_error(
                     f"the record of upload {abbreviated(broken.upload_id)} cannot be read: {abbreviated(broken.reason)}"
                 )
-            for orphan in await clean(service, dry_run=dry_run):
+            for orphan in await sweeper.clean(dry_run=dry_run):
                 print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
 
     try:
@@ -258,7 +259,7 @@ def run_adopt(settings: Settings) -> int:
 
     async def run(service: UploadService) -> int:
         async with opened(service, settings, adopt=True):
-            return sum([1 async for _ in service.state.all()])
+            return await service.count()
 
     try:
         count = asyncio.run(run(build_service(settings, EventBus())))

@@ -31,7 +31,7 @@ from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component
 from tusd_py.settings import Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
-from tusd_py.uploads.identity import adopt_storage, settle_identity
+from tusd_py.uploads.identity import IdentityCheck
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
@@ -217,9 +217,10 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
             await resume_time(service.state, service.clock)
         with errors_at(storage):
             records_inside = isinstance(service.storage, DiskStorage) and isinstance(service.state, SQLiteState)
+            identity = IdentityCheck(service.state, service.storage)
             if adopt:
-                await adopt_storage(service.state, service.storage)
-            await settle_identity(service.state, service.storage, records_inside=records_inside)
+                await identity.adopt()
+            await identity.settle(records_inside=records_inside)
         undo.pop_all()
 
 

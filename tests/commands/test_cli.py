@@ -283,7 +283,7 @@ def test_sweeping(tmp_path: Path) -> None:
 
         result = execute("sweep", "--upload-dir", str(directory))
         assert result.returncode == 0
-        assert result.stdout == "2 removed or finished\n"
+        assert result.stdout == "removed 1, completed 1\n"
         assert asyncio.run(records(directory)) == {
             "fresh": Status.ACTIVE,
             "complete": Status.COMPLETE,
@@ -292,7 +292,7 @@ def test_sweeping(tmp_path: Path) -> None:
         assert files(directory) == {"fresh", "complete", "finishing"}
 
         result = execute("sweep", "--upload-dir", str(directory))
-        assert result.stdout == "0 removed or finished\n"
+        assert result.stdout == "removed 0, completed 0\n"
 
 
 def test_sweeping_beside_a_running_server(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_sweeping_beside_a_running_server(tmp_path: Path) -> None:
     with uploads_in(directory), ServerProcess(directory, sweep_interval=0):
         result = execute("sweep", "--upload-dir", str(directory))
         assert result.returncode == 0
-        assert result.stdout == "2 removed or finished\n"
+        assert result.stdout == "removed 1, completed 1\n"
     assert files(directory) == {"fresh", "complete", "finishing"}
 
 
@@ -310,14 +310,14 @@ def test_a_sweep_that_could_not_remove_an_upload_names_it_and_fails(tmp_path: Pa
         (directory / "expired").unlink()
         (directory / "expired" / "in the way").mkdir(parents=True)
         result = execute("sweep", "--upload-dir", str(directory))
-    assert (result.returncode, result.stdout) == (1, "1 removed or finished\n")
-    assert result.stderr.startswith("tusd-py: upload expired could not be removed or finished: ")
+    assert (result.returncode, result.stdout) == (1, "removed 0, completed 1\n")
+    assert result.stderr.startswith("tusd-py: upload expired could not be removed or completed: ")
     assert "not a regular file" in result.stderr
     assert result.stderr.count("\n") == 1
     (directory / "expired" / "in the way").rmdir()
     (directory / "expired").rmdir()
     result = execute("sweep", "--upload-dir", str(directory))
-    assert (result.returncode, result.stdout, result.stderr) == (0, "1 removed or finished\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "removed 1, completed 0\n", "")
 
 
 # Migrating beside a server.
@@ -367,12 +367,12 @@ def test_sweeping_with_the_wrong_records(tmp_path: Path) -> None:
     with RedisServer() as redis:
         arguments = ["sweep", "--upload-dir", str(uploads), "--redis-url", redis.url]
         result = execute(*arguments)
-        assert (result.returncode, result.stdout) == (0, "0 removed or finished\n")
+        assert (result.returncode, result.stdout) == (0, "removed 0, completed 0\n")
         assert orphan.exists()
         redis.command("HSET", "tus:{another}:record", "id", "another", "created_at", "1", "status", "active")
         result = execute(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout == f"0 removed or finished\nremoved the orphaned file {orphan}\n"
+        assert result.stdout == f"removed 0, completed 0\nremoved the orphaned file {orphan}\n"
     assert not orphan.exists()
 
 

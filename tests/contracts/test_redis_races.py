@@ -46,7 +46,7 @@ from tusd_py.events.bus import EventBus
 from tusd_py.migration.state_copy import migrate_records
 from tusd_py.settings import Settings
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 DATA = b"0123456789"  # what every upload is to hold in the end
@@ -180,7 +180,7 @@ async def test_a_final_upload_that_waits_is_made_after_its_last_part(
         just_before(monkeypatch, "create", lambda: due(other.state))
         final = await service.concatenate(NewUpload(None, None, UploadKind.FINAL, "final;part", (part.id,)))
         await service.append(part.id, body(0))
-        await sweep(service)
+        await Sweeper(service).sweep()
         complete = await service.finished(final.id)
         assert await content(disk_of(service), complete) == DATA
 

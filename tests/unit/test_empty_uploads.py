@@ -15,6 +15,7 @@ from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import UploadFinished
 from tusd_py.settings import from_arguments
+from tusd_py.uploads.expiration import SweepResult
 from tusd_py.uploads.validation import NewUpload
 
 
@@ -34,7 +35,7 @@ async def test_an_empty_upload_that_the_sweeper_finds_first_is_created(
     service = build_service(settings, events)
     await open_service(service, settings)
     create, complete = service.state.create, service.storage.finish
-    sweeping: list[asyncio.Task[bool]] = []
+    sweeping: list[asyncio.Task[SweepResult | None]] = []
     completing = asyncio.Event()
 
     async def create_and_be_swept(upload: Upload, *, durable: bool = False) -> None:

@@ -23,6 +23,7 @@ from tusd_py.events.bus import EventBus
 from tusd_py.events.types import JobFinished
 from tusd_py.jobs import duties, scheduler
 from tusd_py.jobs.scheduler import Job, Scheduler
+from tusd_py.uploads.sweeping import SweepSummary
 
 
 class Process:
@@ -202,17 +203,19 @@ async def test_orphans_are_removed_soon_after_the_first_start(
     class Storage:
         async def clean(self) -> None: ...
 
-    async def sweep(service: Any, *_: Any) -> int:
-        return 0
+    class CleaningSweeper:
+        def __init__(self, service: Any) -> None: ...
 
-    async def clean(service: Any) -> list[Any]:
-        cleaned.set()
-        return []
+        async def sweep(self) -> SweepSummary:
+            return SweepSummary()
+
+        async def clean(self) -> list[Any]:
+            cleaned.set()
+            return []
 
     assert max(duties.FIRST_CLEAN) <= 120
     monkeypatch.setattr(duties, "FIRST_CLEAN", (0.02, 0.05))
-    monkeypatch.setattr(duties, "sweep", sweep)
-    monkeypatch.setattr(duties, "clean", clean)
+    monkeypatch.setattr(duties, "Sweeper", CleaningSweeper)
     service: Any = SimpleNamespace(
         storage=Storage(),
         state=process.state,

@@ -25,7 +25,7 @@ from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import expired_uploads, sweep
+from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 DATA = b"0123456789"
@@ -83,11 +83,11 @@ async def test_a_finished_upload_is_removed_after_its_retention(process: Process
         upload = await finished(service)
         assert upload.announced_expiry is None
         upload = await age(service, upload, 30 * DAY - 60)
-        assert await sweep(service) == 0
+        assert (await Sweeper(service).sweep()).total == 0
         assert await is_there(service, upload)
         upload = await age(service, upload, 120)
-        assert [found.id async for found in expired_uploads(service, service.clock.steady())] == [upload.id]
-        assert await sweep(service) == 1
+        assert [found.id async for found in Sweeper(service).expired()] == [upload.id]
+        assert (await Sweeper(service).sweep()).total == 1
         assert not await is_there(service, upload)
         assert await service.state.get(upload.id) is None
         if isinstance(service.storage, SupportsCompletionRecords):
@@ -99,7 +99,7 @@ async def test_a_finished_upload_is_never_removed_without_retention(process: Pro
         upload = await finished(service)
         assert upload.expires_at is None
         await age(service, upload, 1000 * DAY)
-        assert await sweep(service) == 0
+        assert (await Sweeper(service).sweep()).total == 0
         assert await is_there(service, upload)
 
 
@@ -111,8 +111,8 @@ async def test_retention_that_is_switched_off_or_longer_now_removes_nothing(
         upload = await finished(service)
         await age(service, upload, 31 * DAY)
     async with process(**later) as service:
-        assert [found.id async for found in expired_uploads(service, service.clock.steady())] == []
-        assert await sweep(service) == 0
+        assert [found.id async for found in Sweeper(service).expired()] == []
+        assert (await Sweeper(service).sweep()).total == 0
         assert await is_there(service, upload)
         record = await service.state.get(upload.id)
         assert record is not None
@@ -126,7 +126,7 @@ async def test_what_was_finished_before_retention_was_switched_on_stays(process:
         upload = await finished(service)
         await age(service, upload, 1000 * DAY)
     async with process(retention="1d") as service:
-        assert await sweep(service) == 0
+        assert (await Sweeper(service).sweep()).total == 0
         assert await is_there(service, upload)
 
 
@@ -137,7 +137,7 @@ async def test_the_retention_of_a_final_upload_begins_with_its_concatenation(pro
         assert final.completed_at is not None
         assert final.expires_at == final.completed_at + 30 * DAY
         await age(service, final, 31 * DAY)
-        assert await sweep(service) == 1
+        assert (await Sweeper(service).sweep()).total == 1
         assert not await is_there(service, final)
 
 
@@ -148,13 +148,13 @@ async def test_a_clock_that_jumps_ahead_removes_no_finished_upload(tmp_path: Pat
     await open_service(service, settings)
     upload = await finished(service)
     clock.jump(100 * DAY)
-    assert await sweep(service) == 0
+    assert (await Sweeper(service).sweep()).total == 0
     clock.jump(-100 * DAY)
     clock.advance(29 * DAY)
-    assert await sweep(service) == 0
+    assert (await Sweeper(service).sweep()).total == 0
     assert await is_there(service, upload)
     clock.advance(2 * DAY)
-    assert await sweep(service) == 1
+    assert (await Sweeper(service).sweep()).total == 1
     await close_service(service)
 
 
@@ -169,11 +169,11 @@ async def test_a_clock_that_was_behind_shortens_the_life_of_no_finished_upload(t
     clock.jump(400 * DAY)
     for _ in range(29 * 24):
         clock.advance(DAY / 24)
-        assert await sweep(service) == 0
+        assert (await Sweeper(service).sweep()).total == 0
     assert await is_there(service, upload)
     for _ in range(2 * 24):
         clock.advance(DAY / 24)
-        await sweep(service)
+        await Sweeper(service).sweep()
     assert not await is_there(service, upload)
     await close_service(service)
 

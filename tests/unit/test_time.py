@@ -21,7 +21,7 @@ from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 HOUR = 3600.0
@@ -71,7 +71,7 @@ async def is_there(service: UploadService, upload: Upload) -> bool:
     """Return whether a HEAD, a sweep and another HEAD find the upload."""
     try:
         before = await service.inspect(upload.id)
-        await sweep(service)
+        await Sweeper(service).sweep()
         return await service.inspect(upload.id) == before
     except UploadNotFound:
         return False
@@ -90,7 +90,7 @@ async def test_an_upload_expires_a_day_after_its_last_byte(one_host: Process) ->
         clock.advance(DAY - 60)
         assert await is_there(service, upload)
         clock.advance(120)
-        assert await sweep(service) == 1
+        assert (await Sweeper(service).sweep()).total == 1
         assert not await is_there(service, upload)
 
 
@@ -118,7 +118,7 @@ async def test_a_removal_that_failed_is_finished_by_the_sweeper_whatever_the_clo
     async with one_host(clock) as service:
         upload = await begun(service)
         clock.jump(jump)
-        await sweep(service)
+        await Sweeper(service).sweep()
         if jump < 0:  # the steady clock stays behind for a while after the wall clock has come back
             clock.jump(-jump)
         with monkeypatch.context() as patch:
@@ -127,7 +127,7 @@ async def test_a_removal_that_failed_is_finished_by_the_sweeper_whatever_the_clo
                 await service.terminate(upload.id)
         if jump > 0:
             clock.jump(-jump)
-        assert await sweep(service) == 1
+        assert (await Sweeper(service).sweep()).total == 1
         assert await service.state.get(upload.id) is None
 
 
@@ -171,7 +171,7 @@ async def test_a_clock_far_ahead_at_boot_ends_no_upload_of_a_client_that_comes_b
         clock.advance(HOUR)
         assert await is_there(service, upload)
         clock.advance(DAY)
-        assert await sweep(service) == 1
+        assert (await Sweeper(service).sweep()).total == 1
 
 
 async def test_a_jump_does_not_prolong_for_ever(one_host: Process) -> None:
@@ -182,11 +182,11 @@ async def test_a_jump_does_not_prolong_for_ever(one_host: Process) -> None:
         await begun(service)  # it expires a year too early, by the stamp
         clock.advance(60)
         clock.jump(400 * DAY)
-        assert await sweep(service) == 0
+        assert (await Sweeper(service).sweep()).total == 0
         clock.advance(DAY - 600)
-        assert await sweep(service) == 0
+        assert (await Sweeper(service).sweep()).total == 0
         clock.advance(HOUR)
-        assert await sweep(service) == 2
+        assert (await Sweeper(service).sweep()).total == 2
 
 
 async def test_a_complete_partial_upload_keeps_its_expiry_when_the_clock_goes_back(one_host: Process) -> None:

@@ -24,7 +24,7 @@ from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import load
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import sweep
+from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 TIMEOUT = 30.0  # seconds
@@ -132,9 +132,9 @@ async def make_due(service: UploadService, upload: Upload) -> Upload:
 
 async def test_sweep_does_not_look_at_finals_that_wait(service: UploadService, monkeypatch: pytest.MonkeyPatch) -> None:
     await add_waiting(service, 2000)
-    await sweep(service)
+    await Sweeper(service).sweep()
     reads = Reads(service, monkeypatch)
-    await sweep(service)
+    await Sweeper(service).sweep()
     assert reads.count < 20
 
 
@@ -142,7 +142,7 @@ async def test_the_end_of_a_part_looks_only_at_finals_that_wait_for_it(
     service: UploadService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add_waiting(service, 2000)
-    await sweep(service)
+    await Sweeper(service).sweep()
     one, other = await part(service), await part(service)
     waiting = await final(service, one, other)
     reads = Reads(service, monkeypatch)
@@ -167,7 +167,7 @@ async def test_sweep_of_many_uploads_that_cannot_be_removed_is_linear(
 
     monkeypatch.setattr(service, "sweep", fail)
     reads = Reads(service, monkeypatch)
-    assert await sweep(service) == 0
+    assert (await Sweeper(service).sweep()).total == 0
     assert count <= reads.count <= 3 * count
 
 
@@ -252,7 +252,7 @@ async def test_a_lost_note_delays_the_final_until_it_is_looked_at(service: Uploa
     assert record.expires_at is not None
     assert now < record.expires_at < now + 3700
     await make_due(service, waiting)
-    assert await sweep(service) == 1
+    assert (await Sweeper(service).sweep()).total == 1
     assert (await completed(service, waiting)).offset == 5
 
 
@@ -262,7 +262,7 @@ async def test_a_final_waits_the_longer_the_older_it_is(service: UploadService) 
         record = await make_due(service, waiting)
         aged = replace(record, created_at=service.clock.wall() - age)
         await service.state.update(record, aged, record.token)
-        assert await sweep(service) == 0
+        assert (await Sweeper(service).sweep()).total == 0
         looked_at = await service.state.get(waiting.id)
         assert looked_at is not None
         assert looked_at.expires_at == pytest.approx(service.clock.wall() + delay, abs=TIMEOUT)
@@ -300,7 +300,7 @@ async def test_a_final_without_room_is_tried_again_later_and_by_its_client(
             await final(service, one)
         assert room.tries == 1
         for _ in range(3):
-            assert await sweep(service) == 0
+            assert (await Sweeper(service).sweep()).total == 0
         assert room.tries == 1  # the sweeper does not try again at once
         with pytest.raises(StorageFull):
             await final(service, one)
@@ -320,7 +320,7 @@ async def test_a_final_without_room_is_made_by_the_sweeper_when_there_is(
             await final(service, one)
     unmade = next(iter([upload async for upload in service.state.all() if upload.is_final]))
     await make_due(service, unmade)
-    assert await sweep(service) == 1
+    assert (await Sweeper(service).sweep()).total == 1
     assert (await service.inspect(unmade.id)).is_complete
 
 

@@ -7,7 +7,7 @@ import logging
 from tusd_py.contracts.storage import SupportsIdentity, SupportsOrphanCleanup
 from tusd_py.jobs.scheduler import Job, Scheduler
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import clean, sweep
+from tusd_py.uploads.sweeping import Sweeper
 
 logger = logging.getLogger("tusd_py.sweeper")
 
@@ -23,20 +23,22 @@ def scheduler_of(service: UploadService, sweep_interval: float) -> Scheduler:
         sweep_interval: seconds between two sweeps. Every process also sweeps at its start, since an earlier process may
             have died during a completion or a removal.
     """
+    sweeper = Sweeper(service)
+    identified = service.storage if isinstance(service.storage, SupportsIdentity) else None
 
     async def clean_orphans() -> str:
-        orphans = await clean(service)
+        orphans = await sweeper.clean()
         for orphan in orphans:
             logger.info("removed the orphaned %s %s", orphan.kind, orphan.name)
-        if isinstance(service.storage, SupportsIdentity):
-            await service.storage.renew_identity()
+        if identified is not None:
+            await identified.renew_identity()
         return f"removed {len(orphans)} orphans" if orphans else ""
 
     async def sweep_once() -> str:
-        swept = await sweep(service)
-        return f"removed or finished {swept} uploads" if swept else ""
+        summary = await sweeper.sweep()
+        return str(summary) if summary.total else ""
 
     jobs = [Job("sweeper", sweep_interval, sweep_once, at_start=True)]
-    if isinstance(service.storage, SupportsOrphanCleanup | SupportsIdentity):
+    if identified is not None or isinstance(service.storage, SupportsOrphanCleanup):
         jobs.append(Job("orphan-cleaner", CLEAN_INTERVAL, clean_orphans, first_delay=FIRST_CLEAN))
     return Scheduler(jobs, service.state, service.locker, service.clock, service.events)

@@ -24,8 +24,8 @@ from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.migration.report import Reporter, Summary, UploadRefused, abbreviated, no_report, printable, root_cause
 from tusd_py.places import errors_at, make_private_folder, redis, upload_directory
 from tusd_py.settings import Settings
-from tusd_py.uploads.identity import hand_on_identity, settle_identity
-from tusd_py.uploads.locations import located
+from tusd_py.uploads.identity import IdentityCheck, hand_on_identity
+from tusd_py.uploads.locations import Locations
 
 StateKind: TypeAlias = Literal["sqlite", "redis"]
 
@@ -119,7 +119,8 @@ class Migration:
         if self.merge_storage is None or self.dry_run:
             return upload.storage_state
         try:
-            return await self.merge_storage.finish(await located(self.merge_storage, upload), parts, sync=True)
+            upload = await Locations(self.merge_storage).located(upload)
+            return await self.merge_storage.finish(upload, parts, sync=True)
         except StorageBehind as error:
             raise UploadRefused(f"is at {upload.offset} bytes, but {error.message}") from None
         except StoredElsewhere as error:
@@ -158,7 +159,7 @@ async def migrate(
         opened_storage(settings, dry_run=dry_run) as storage,
     ):
         if not dry_run:
-            await settle_identity(old, storage, records_inside=source == "sqlite" and not settings.s3.bucket)
+            await IdentityCheck(old, storage).settle(records_inside=source == "sqlite" and not settings.s3.bucket)
             await hand_on_identity(old, new)
         return await migrate_records(
             old,

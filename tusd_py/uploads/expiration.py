@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.errors import LockTimeout, UploadNotFound
@@ -15,6 +16,13 @@ from tusd_py.uploads.locked_work import LockedWork
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.removal import Removal
+
+
+class SweepResult(StrEnum):
+    """The change that a sweep made to one upload."""
+
+    REMOVED = "removed"
+    COMPLETED = "completed"
 
 
 class Expiration:
@@ -38,48 +46,52 @@ class Expiration:
         self._removal = removal
         self._work = work
 
-    async def sweep(self, upload: Upload) -> bool:
+    async def sweep(self, upload: Upload) -> SweepResult | None:
         """See `UploadService.sweep`."""
         try:
             return await self._work.run(upload.id, NonInterruptibleHolder(), 0, self._sweep, to_remove=True)
         except LockTimeout:
-            return False
+            return None
 
-    async def _sweep(self, lock: Lock) -> bool:
+    async def _sweep(self, lock: Lock) -> SweepResult | None:
         current = await self._records.get_under(lock)
         if current is None:
-            return False
+            return None
         if current.status is Status.FINISHING:
             return await self._finish_or_give_up(current, lock)
         if not self._lifetimes.is_over(current):
             await self._correct_retention(current, lock.token)
-            return False
+            return None
         active = current.status is Status.ACTIVE
         if active and await self._records.load_completion_record(current.id) is not None:
-            return (await self._recovery.recover(current, lock.token)).is_complete
+            return _completed(await self._recovery.recover(current, lock.token))
         if await self._removal.is_kept(current):
-            return False
+            return None
         expired = active or current.is_complete
         status = Status.EXPIRED if expired else current.status
         await self._removal.remove(current, lock.token, status, keep_record=expired)
         if expired:
             self._events.publish(UploadExpired(current))
-        return True
+        return SweepResult.REMOVED
 
-    async def _finish_or_give_up(self, upload: Upload, lock: Lock) -> bool:
+    async def _finish_or_give_up(self, upload: Upload, lock: Lock) -> SweepResult | None:
         """Recover an upload that has all its bytes; remove it like an unfinished one if these are gone for good."""
         try:
-            return (await self._recovery.recover(upload, lock.token)).is_complete
+            return _completed(await self._recovery.recover(upload, lock.token))
         except UploadNotFound:
             expires_at = None if upload.is_final else upload.expires_at
             if expires_at is None or expires_at > self._clock.steady():
                 raise
         await self._removal.remove(upload, lock.token, Status.EXPIRED)
         self._events.publish(UploadExpired(upload))
-        return True
+        return SweepResult.REMOVED
 
     async def _correct_retention(self, upload: Upload, token: int) -> None:
         """Correct the expiry in the record of a finished upload, if the setting `retention` has been changed."""
         if upload.is_complete and not upload.is_partial:
             corrected = replace(upload, expires_at=self._lifetimes.corrected(upload))
             await self._state.update(upload, corrected, token)
+
+
+def _completed(upload: Upload) -> SweepResult | None:
+    return SweepResult.COMPLETED if upload.is_complete else None

@@ -1,4 +1,4 @@
-"""The check at the start that a storage and a store of records belong together (`HasIdentity`)."""
+"""The check at the start that a storage and a store of records belong together (`SupportsIdentity`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tusd_py.contracts.storage import Storage, SupportsIdentity
 from tusd_py.core.errors import StateFull, StateUnavailable, StorageFull, StorageUnavailable, UploadError
 from tusd_py.core.storage_identity import new_identity
 from tusd_py.core.upload import Status, Upload
-from tusd_py.uploads.locations import located
+from tusd_py.uploads.locations import Locations
 
 logger = logging.getLogger("tusd_py.storage")
 
@@ -25,75 +25,120 @@ HOW_TO_OVERRULE = (
 )
 
 
-async def settle_identity(state: StateStore, storage: Storage, *, records_inside: bool) -> None:
-    """See that the storage is the one that the records name; a storage and a store that are both new are joined.
+class IdentityCheck:
+    """The check that one state store and one storage belong together. A storage without an identity passes it."""
 
-    `records_inside` says that the records are kept in the storage itself. Raises `StorageUnavailable` with a sentence
-    for the operator.
-    """
-    if not isinstance(storage, SupportsIdentity):
-        return
-    try:
-        await _settle(state, storage, records_inside=records_inside)
-    except (StorageFull, StateFull) as error:  # removing what has expired makes room; the next start makes an identity
-        logger.warning("the storage has no identity yet: %s", error.message)
+    def __init__(self, state: StateStore, storage: Storage) -> None:
+        self._state = state
+        self._storage = storage
+        self._locations = Locations(storage)
+        self._identified = storage if isinstance(storage, SupportsIdentity) else None
 
+    async def settle(self, *, records_inside: bool) -> None:
+        """Compare the storage with the one that the records name; a storage and a store that are both new are joined.
 
-async def _settle(state: StateStore, storage: Storage, *, records_inside: bool) -> None:
-    assert isinstance(storage, SupportsIdentity)
-    for _ in range(ATTEMPTS):
-        known, found = await state.read_metadata(IDENTITY), await storage.read_identity()
-        if known is None:
-            await _join(state, storage, found, records_inside=records_inside)
-        elif known == found:
-            storage.expect_identity(known)
+        Args:
+            records_inside: whether the records are kept in the storage itself.
+
+        Raises:
+            StorageUnavailable: the storage is another one; the message is a sentence for the operator.
+        """
+        if self._identified is None:
             return
-        elif found is None and records_inside:  # it was removed, from beside the records
-            await storage.create_identity(known)
-        else:  # even without records: another server may be at work on the right storage
-            raise _refused(storage, "it has no identity" if found is None else "it has the identity of another storage")
-    raise StorageUnavailable("other processes keep changing the identity of the storage")
+        try:
+            await self._settle(self._identified, records_inside=records_inside)
+        except (StorageFull, StateFull) as error:  # a sweep makes room, and the next start an identity
+            logger.warning("the storage has no identity yet: %s", error.message)
 
+    async def _settle(self, storage: SupportsIdentity, *, records_inside: bool) -> None:
+        for _ in range(ATTEMPTS):
+            known, found = await self._state.read_metadata(IDENTITY), await storage.read_identity()
+            if known is None:
+                await self._join(storage, found, records_inside=records_inside)
+            elif known == found:
+                storage.expect_identity(known)
+                return
+            elif found is None and records_inside:  # it was removed, from beside the records
+                await storage.create_identity(known)
+            else:  # even without records: another server may be at work on the right storage
+                reason = "it has no identity" if found is None else "it has the identity of another storage"
+                raise _refused(storage, reason)
+        raise StorageUnavailable("other processes keep changing the identity of the storage")
 
-async def _join(state: StateStore, storage: Storage, found: str | None, *, records_inside: bool) -> None:
-    """Join records that name no storage, because they are new or of a version without identities, with this one."""
-    assert isinstance(storage, SupportsIdentity)
-    if not records_inside and not await _looks_right(state, storage):
-        raise _refused(storage, "it has none of the uploads of these records")
-    younger = found is not None and await anext(state.all(), None) is None
-    if found is None:
-        await state.write_metadata(YOUNGER, NO, before=await state.read_metadata(YOUNGER))  # first: this may end here
-        await storage.create_identity(new_identity())
-        found = await storage.read_identity()
-    elif younger:
-        logger.warning("there are no records yet, but the storage was used before: are these the right records?")
-    joined = found is not None and await state.write_metadata(IDENTITY, found, before=None)
-    if joined and younger and not records_inside:  # if not joined, another process was faster
-        await state.write_metadata(YOUNGER, YES, before=None)  # unless who has just made the identity says otherwise
+    async def _join(self, storage: SupportsIdentity, found: str | None, *, records_inside: bool) -> None:
+        """Join records that name no storage, because they are new or of a version without identities, with this one."""
+        state = self._state
+        if not records_inside and not await self._has_some_uploads():
+            raise _refused(storage, "it has none of the uploads of these records")
+        younger = found is not None and await anext(state.all(), None) is None
+        if found is None:
+            await state.write_metadata(
+                YOUNGER, NO, before=await state.read_metadata(YOUNGER)
+            )  # first: this may end here
+            await storage.create_identity(new_identity())
+            found = await storage.read_identity()
+        elif younger:
+            logger.warning("there are no records yet, but the storage was used before: are these the right records?")
+        joined = found is not None and await state.write_metadata(IDENTITY, found, before=None)
+        if joined and younger and not records_inside:  # if not joined, another process was faster
+            # The process that has just made the identity may say otherwise.
+            await state.write_metadata(YOUNGER, YES, before=None)
 
-
-async def know_all(state: StateStore) -> bool:
-    """Whether what these records do not name belongs to nothing.
-
-    A storage that was in use before the records may hold uploads that others name: those of another server, or of a
-    backup.
-    """
-    return await state.read_metadata(YOUNGER) != YES
-
-
-async def adopt_storage(state: StateStore, storage: Storage) -> str:
-    """Join the records and the storage whatever they know of each other; returns the identity."""
-    if not isinstance(storage, SupportsIdentity):
-        raise StorageUnavailable("the storage has no identity")
-    found = await storage.read_identity()
-    if found is None:
-        await storage.create_identity(new_identity(), replace=True)
+    async def adopt(self) -> str:
+        """Join the records and the storage whatever they know of each other; return the identity."""
+        storage, state = self._identified, self._state
+        if storage is None:
+            raise StorageUnavailable("the storage has no identity")
         found = await storage.read_identity()
         if found is None:
-            raise StorageUnavailable("the storage does not keep its identity")
-    await state.write_metadata(IDENTITY, found, before=await state.read_metadata(IDENTITY))
-    await state.write_metadata(YOUNGER, NO, before=await state.read_metadata(YOUNGER))
-    return found
+            await storage.create_identity(new_identity(), replace=True)
+            found = await storage.read_identity()
+            if found is None:
+                raise StorageUnavailable("the storage does not keep its identity")
+        await state.write_metadata(IDENTITY, found, before=await state.read_metadata(IDENTITY))
+        await state.write_metadata(YOUNGER, NO, before=await state.read_metadata(YOUNGER))
+        return found
+
+    async def keep(self) -> None:
+        """Write the identity of the storage beside the records again, in case the store has lost it."""
+        storage, state = self._identified, self._state
+        if storage is None or await state.read_metadata(IDENTITY) is not None:
+            return
+        with contextlib.suppress(StorageUnavailable, StateFull):  # the next sweep tries again
+            found = await storage.read_identity()
+            await storage.prove_identity()
+            if found is not None and await state.write_metadata(IDENTITY, found, before=None):
+                await state.write_metadata(YOUNGER, YES, before=None)
+
+    async def prove_orphans(self) -> bool:
+        """Return whether bytes that these records do not name belong to nobody; raises `StorageUnavailable`.
+
+        A storage that was in use before the records may hold uploads that others name: those of another server, or of
+        a backup.
+        """
+        if self._identified is None:
+            return True
+        await self._identified.prove_identity()  # another storage may hold the uploads of others
+        return await self._state.read_metadata(YOUNGER) != YES
+
+    async def _has_some_uploads(self) -> bool:
+        """Return whether some of the uploads that should have bytes in the storage have them, or there are none."""
+        looked = 0
+        async for upload in self._with_bytes():
+            try:
+                if await self._storage.stored_size(await self._locations.located(upload)) > 0:
+                    return True
+            except UploadError:
+                pass  # of this upload there is nothing, or not here
+            looked += 1
+            if looked == SAMPLE:
+                break
+        return looked == 0
+
+    async def _with_bytes(self) -> AsyncIterator[Upload]:
+        async for upload in self._state.all():
+            if upload.offset > 0 and upload.status not in (Status.TERMINATED, Status.EXPIRED):
+                yield upload
 
 
 async def hand_on_identity(source: StateStore, target: StateStore) -> None:
@@ -107,39 +152,7 @@ async def hand_on_identity(source: StateStore, target: StateStore) -> None:
         raise StateUnavailable("the records to copy to are of another storage than those to copy")
 
 
-async def keep_identity(state: StateStore, storage: Storage) -> None:
-    """Write the identity of the storage beside the records again, in case the store has lost it."""
-    if not isinstance(storage, SupportsIdentity) or await state.read_metadata(IDENTITY) is not None:
-        return
-    with contextlib.suppress(StorageUnavailable, StateFull):  # the next time, then
-        found = await storage.read_identity()
-        await storage.prove_identity()
-        if found is not None and await state.write_metadata(IDENTITY, found, before=None):
-            await state.write_metadata(YOUNGER, YES, before=None)
-
-
-async def _looks_right(state: StateStore, storage: Storage) -> bool:
-    """Whether some of the uploads that should have bytes in the storage have them, if there are any."""
-    looked = 0
-    async for upload in _with_bytes(state):
-        try:
-            if await storage.stored_size(await located(storage, upload)) > 0:
-                return True
-        except UploadError:
-            pass  # of this upload there is nothing, or not here
-        looked += 1
-        if looked == SAMPLE:
-            break
-    return looked == 0
-
-
-async def _with_bytes(state: StateStore) -> AsyncIterator[Upload]:
-    async for upload in state.all():
-        if upload.offset > 0 and upload.status not in (Status.TERMINATED, Status.EXPIRED):
-            yield upload
-
-
-def _refused(storage: SupportsIdentity, what: str) -> StorageUnavailable:
+def _refused(storage: SupportsIdentity, reason: str) -> StorageUnavailable:
     return StorageUnavailable(
-        f"{what}, which its records do not name: check {storage.what_to_check}; {HOW_TO_OVERRULE}"
+        f"{reason}, which its records do not name: check {storage.what_to_check}; {HOW_TO_OVERRULE}"
     )

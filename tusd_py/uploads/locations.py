@@ -6,8 +6,14 @@ from tusd_py.contracts.storage import Storage, SupportsLocations
 from tusd_py.core.upload import Upload
 
 
-async def located(storage: Storage, upload: Upload) -> Upload:
-    """The record with its location, as far as the storage can see it."""
-    if upload.location or not isinstance(storage, SupportsLocations):
-        return upload
-    return await storage.located(upload)
+class Locations:
+    """The locations of the uploads in one storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage if isinstance(storage, SupportsLocations) else None
+
+    async def located(self, upload: Upload) -> Upload:
+        """Return the record with its location, as far as the storage can find it."""
+        if upload.location or self._storage is None:
+            return upload
+        return await self._storage.located(upload)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
 from tusd_py.uploads.downloads import Downloads
-from tusd_py.uploads.expiration import Expiration
+from tusd_py.uploads.expiration import Expiration, SweepResult
 from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
@@ -276,12 +276,20 @@ class UploadService:
         """Whether the sweeper removes this upload."""
         return self._lifetimes.is_over(upload)
 
-    async def sweep(self, upload: Upload) -> bool:
-        """One upload that is due (`StateStore.due`): remove it if it has ended, drive it on if it is finishing.
+    async def sweep(self, upload: Upload) -> SweepResult | None:
+        """Remove an upload that is due (`StateStore.due`) if it has ended, or resume its completion.
 
-        False if somebody is using it, or nothing was to be done.
+        Returns None if a request holds its lock, or nothing was to be done.
         """
         return await self._expiration.sweep(upload)
+
+    def broken(self) -> AsyncIterator[BrokenRecord]:
+        """Yield an error for every record that cannot be read."""
+        return self.state.broken()
+
+    async def count(self) -> int:
+        """Return the number of records that can be read."""
+        return sum([1 async for _ in self.state.all()])
 
     async def carry_out(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work that takes locks by itself; a cancellation of the caller does not end it."""

@@ -1,17 +1,19 @@
-"""The sweeper: removes what has expired, and drives on what a crash left in the middle of finishing."""
+"""The sweeper removes what has expired and resumes interrupted completions; the orphan cleaner removes orphans."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore, SupportsIndexRepair
-from tusd_py.contracts.storage import Orphan, SupportsIdentity, SupportsOrphanCleanup
+from tusd_py.contracts.storage import Orphan, SupportsOrphanCleanup
 from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import Upload
-from tusd_py.uploads.identity import keep_identity, know_all
+from tusd_py.uploads.expiration import SweepResult
+from tusd_py.uploads.identity import IdentityCheck
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import keep_time
@@ -19,65 +21,92 @@ from tusd_py.uploads.timekeeping import keep_time
 logger = logging.getLogger("tusd_py.sweeper")
 
 BATCH = 100
+MAX_LISTED = 1 << 31  # uploads
 ORPHAN_AGE = 86400.0  # seconds
 
 
-async def expired_uploads(service: UploadService, now: float) -> AsyncIterator[Upload]:
-    """Yield the uploads that a sweep would look at now, without touching them."""
-    for upload in await service.state.due(now, 1 << 31):
-        if service.is_over(upload):
-            yield upload
+@dataclass(frozen=True, slots=True)
+class SweepSummary:
+    """The numbers of uploads that a sweep removed and completed."""
+
+    removed: int = 0
+    completed: int = 0
+
+    @property
+    def total(self) -> int:
+        """The number of uploads that the sweep has dealt with."""
+        return self.removed + self.completed
+
+    def __str__(self) -> str:
+        return f"removed {self.removed}, completed {self.completed}"
 
 
-async def sweep(service: UploadService, complain: Callable[[str], object] = logger.warning) -> int:
-    """Look once at everything that is due; returns how many uploads were dealt with.
+class Sweeper:
+    """The sweeper and the orphan cleaner of one service."""
 
-    `complain` is told of each that could not be dealt with.
-    """
-    await keep_time(service.state, service.clock)
-    await keep_identity(service.state, service.storage)
-    if isinstance(service.state, SupportsIndexRepair):
-        await service.state.repair_index()
-    swept = 0
-    seen: set[str] = set()
-    stayed = 0  # due uploads that could not be dealt with, because somebody writes to them, for example
-    while batch := await service.state.due(service.clock.steady(), BATCH, skip=stayed):
-        for upload in batch:
-            if upload.id in seen:
-                stayed += 1
-                continue
-            seen.add(upload.id)
-            try:
-                swept += await service.sweep(upload)
-            except UploadError as error:
-                reason = f" ({error.__cause__})" if error.__cause__ else ""
-                complain(f"upload {upload.id} could not be removed or finished: {error.message}{reason}")
-    return swept
+    def __init__(self, service: UploadService) -> None:
+        state, storage = service.state, service.storage
+        self._service = service
+        self._state = state
+        self._index = state if isinstance(state, SupportsIndexRepair) else None
+        self._cleanup = storage if isinstance(storage, SupportsOrphanCleanup) else None
+        self._identity = IdentityCheck(state, storage)
 
+    async def expired(self) -> AsyncIterator[Upload]:
+        """Yield the uploads that a sweep would remove now, without touching them."""
+        for upload in await self._state.due(self._service.clock.steady(), MAX_LISTED):
+            if self._service.is_over(upload):
+                yield upload
 
-async def clean(service: UploadService, *, older_than: float = ORPHAN_AGE, dry_run: bool = False) -> Sequence[Orphan]:
-    """Remove what crashes left in the storage and no record names; with `dry_run` only find it.
+    async def sweep(self, report_error: Callable[[str], object] = logger.warning) -> SweepSummary:
+        """Look once at everything that is due, and return what was done.
 
-    Where there are no records at all, nothing is found: perhaps they are elsewhere.
-    """
-    if not isinstance(service.storage, SupportsOrphanCleanup) or await anext(service.state.all(), None) is None:
-        return ()
-    if isinstance(service.storage, SupportsIdentity):
-        await service.storage.prove_identity()  # another one may hold the uploads of others
-        if not await know_all(service.state):
+        Args:
+            report_error: called with a sentence for each upload that could not be removed or completed.
+        """
+        await keep_time(self._state, self._service.clock)
+        await self._identity.keep()
+        if self._index is not None:
+            await self._index.repair_index()
+        results: list[SweepResult | None] = []
+        seen: set[str] = set()
+        stayed = 0  # due uploads that stay due, because a request writes to them, for example
+        while batch := await self._state.due(self._service.clock.steady(), BATCH, skip=stayed):
+            for upload in batch:
+                if upload.id in seen:
+                    stayed += 1
+                    continue
+                seen.add(upload.id)
+                try:
+                    results.append(await self._service.sweep(upload))
+                except UploadError as error:
+                    reason = f" ({error.__cause__})" if error.__cause__ else ""
+                    report_error(f"upload {upload.id} could not be removed or completed: {error.message}{reason}")
+        return SweepSummary(results.count(SweepResult.REMOVED), results.count(SweepResult.COMPLETED))
+
+    async def clean(self, *, older_than: float = ORPHAN_AGE, dry_run: bool = False) -> Sequence[Orphan]:
+        """Remove the orphans: files, objects and multipart uploads that no record names, as crashes leave them.
+
+        Without any record nothing is removed: the records may be elsewhere.
+
+        Args:
+            older_than: seconds since the last change of an orphan, at least.
+            dry_run: only return the orphans.
+        """
+        if self._cleanup is None or await anext(self._state.all(), None) is None:
+            return ()
+        if not await self._identity.prove_orphans():
             logger.warning(
                 "nothing orphaned is removed: the storage was in use before these records; if no other records name"
                 " uploads in it, say so with `tusd-py adopt-storage`"
             )
             return ()
-    # A record that cannot be read may name what would be removed.
-    if await anext(service.state.broken(), None) is not None:
-        logger.warning("nothing orphaned is removed while there are records that cannot be read")
-        return ()
-    cleaning = service.storage.clean(
-        Records(service.state, service.locker, service.refuse_when_draining), older_than=older_than, dry_run=dry_run
-    )
-    return await service.carry_out(cleaning)
+        # A record that cannot be read may name what would be removed.
+        if await anext(self._state.broken(), None) is not None:
+            logger.warning("nothing orphaned is removed while there are records that cannot be read")
+            return ()
+        records = Records(self._state, self._service.locker, self._service.refuse_when_draining)
+        return await self._service.carry_out(self._cleanup.clean(records, older_than=older_than, dry_run=dry_run))
 
 
 class Records:

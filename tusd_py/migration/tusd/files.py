@@ -25,7 +25,7 @@ from tusd_py.migration.report import Reporter, Summary, UploadRefused, abbreviat
 from tusd_py.migration.state_copy import opened_state, opened_storage
 from tusd_py.migration.tusd.info import TusdUpload, parse_info, to_upload
 from tusd_py.settings import Settings
-from tusd_py.uploads.identity import settle_identity
+from tusd_py.uploads.identity import IdentityCheck
 
 INFO = ".info"
 MAX_INFO_SIZE = 8 << 20  # bytes; the headers of a request to tusd have 1 MiB at most
@@ -75,7 +75,7 @@ async def import_tusd(
         if not isinstance(storage, DiskStorage):
             raise StorageUnavailable("uploads of tusd can be taken over only to where they are files")
         if not dry_run:
-            await settle_identity(state, storage, records_inside=settings.redis.url is None)
+            await IdentityCheck(state, storage).settle(records_inside=settings.redis.url is None)
         run = DirectoryImport(settings, directory, names, state, storage, copy=copy, dry_run=dry_run)
         return await run.uploads(report, report_error)
 
