@@ -20,7 +20,6 @@ from tusd_py.core.redaction import without_password
 from tusd_py.events.bus import EventBus
 from tusd_py.migration.report import abbreviated, no_report
 from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
-from tusd_py.migration.tusd.files import import_tusd
 from tusd_py.observability.logging import announce, configure, formats_json
 from tusd_py.settings import (
     FIELDS,
@@ -294,6 +293,8 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
 
 def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool) -> int:
     """Import a directory of tusd; return the exit code."""
+    from tusd_py.migration.tusd.files import import_tusd  # no other command needs aiofiles
+
     report = print if dry_run else no_report
     try:
         summary = asyncio.run(

@@ -15,6 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import aiofiles
+import aiofiles.os
+
 from tusd_py.backends.disk.files import FULL_DISK_ERRORS, READ_SIZE, FileTree, copy_range
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.contracts.state import StateStore
@@ -133,7 +136,7 @@ class DirectoryImport:
 
     async def upload(self, name: str) -> Upload | None:
         """Import the upload of an .info file; None if it has a record. Raises `UploadRefused`, `OSError`."""
-        content, written_at = await asyncio.to_thread(_read_info, self._directory / name)
+        content, written_at = await _read_info(self._directory / name)
         info = parse_info(content)
         if name != info.id + INFO:
             raise UploadRefused(f"is of the upload {info.id}")
@@ -163,15 +166,13 @@ class DirectoryImport:
         self._claimed.add(path)
 
 
-def _read_info(path: Path) -> tuple[bytes, float]:
-    """Return the content of an .info file, and the time of its last change. Runs in a worker thread."""
-    with _regular(path) as descriptor:
-        content = bytearray()
-        while len(content) <= MAX_INFO_SIZE and (data := os.read(descriptor, MAX_INFO_SIZE)):
-            content += data
+async def _read_info(path: Path) -> tuple[bytes, float]:
+    """Return the content of an .info file, and the time of its last change. Raises `UploadRefused`, `OSError`."""
+    async with aiofiles.open(path, "rb", opener=lambda name, _: _open_regular(name)) as file:
+        content = await file.read(MAX_INFO_SIZE + 1)
         if len(content) > MAX_INFO_SIZE:
             raise UploadRefused(f"is longer than {MAX_INFO_SIZE} bytes")
-        return bytes(content), os.fstat(descriptor).st_mtime
+        return content, (await aiofiles.os.stat(file.fileno())).st_mtime
 
 
 def data_path(info: TusdUpload, directory: Path) -> Path:
@@ -265,6 +266,15 @@ def _is_copy(data: Data, target: Path) -> bool:
 
 @contextlib.contextmanager
 def _regular(path: Path) -> Iterator[int]:
+    """Open a regular file for reading for the context; raises as `_open_regular` does."""
+    descriptor = _open_regular(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_regular(path: str | Path) -> int:
     """Open a regular file for reading, without following a link. Raises `UploadRefused` for other kinds of files."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -272,9 +282,7 @@ def _regular(path: Path) -> Iterator[int]:
         if error.errno != errno.ELOOP:
             raise
         raise UploadRefused("is a symbolic link") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UploadRefused("is not a regular file")
-        yield descriptor
-    finally:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise UploadRefused("is not a regular file")
+    return descriptor
