@@ -37,7 +37,7 @@ from tusd_py.asyncutil.ttl_set import TTLSet
 from tusd_py.backends.s3.bucket import EXISTENCE_CACHE_TTL
 from tusd_py.backends.s3.config import MAX_PART, MIB, MIN_PART, S3Config
 from tusd_py.backends.s3.copy_plan import Slice, plan_copies, plan_equal
-from tusd_py.backends.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of
+from tusd_py.backends.s3.layout import Tail, checksum_of, contiguous, entry, parse, size_of_part
 from tusd_py.backends.s3.object_keys import content_disposition, content_type, key_pattern, object_key, properties
 from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped_numbers
 from tusd_py.backends.s3.storage import S3Storage
@@ -492,7 +492,7 @@ async def test_the_checksum_of_a_part_is_that_of_its_bytes(opened: Opener, serve
             record = await request(record, data, chance)
         parts = contiguous(record.part_list, record.offset)
         assert [checksum_of(part) for part in parts] == [
-            base64.b64encode(zlib.crc32(data[part.end - size_of(part) : part.end]).to_bytes(4)).decode()
+            base64.b64encode(zlib.crc32(data[part.end - size_of_part(part) : part.end]).to_bytes(4)).decode()
             for part in parts
         ]
         assert await content(storage, await finish(storage, record)) == data

@@ -29,7 +29,7 @@ from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
 )
 from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, Request, S3Server, moto
 from tusd_py.backends.s3.config import MIB
-from tusd_py.backends.s3.layout import size_of
+from tusd_py.backends.s3.layout import size_of_part
 from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.contracts.storage import Buffer, Writer
 from tusd_py.core.errors import UploadError
@@ -145,7 +145,7 @@ async def test_a_spill_that_fails_while_a_part_leaves(
     assert record.offset >= before
     record = await send(storage, record, DATA[record.offset :])
     assert record.offset == len(DATA)
-    assert [size_of(part) for part in record.part_list] == [PART] * 4
+    assert [size_of_part(part) for part in record.part_list] == [PART] * 4
     assert await content(storage, await finish(storage, record)) == DATA
 
 

@@ -18,7 +18,7 @@ from tests.support.wire.messages import MEBI, Answer, creation_headers, payload
 from tests.support.wire.requests import create, offset_of, patch, request, stalled_patch
 from tusd_py.backends.s3.config import CAPABILITIES, S3Config, S3Dialect
 from tusd_py.backends.s3.copy_plan import Slice, plan
-from tusd_py.backends.s3.layout import size_of
+from tusd_py.backends.s3.layout import size_of_part
 from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
@@ -182,7 +182,7 @@ async def test_parts_get_smaller_with_the_memory_and_larger_again(tmp_path: Path
         done = writer.snapshot()
         assert done.offset == end
         upload = replace(upload, offset=end, storage_state=done.storage_state)
-        assert [size_of(part) for part in done.new_parts] == sizes[-1:]
+        assert [size_of_part(part) for part in done.new_parts] == sizes[-1:]
         await writer.close()
         if len(sizes) == 3:
             await storage.delete(upload)

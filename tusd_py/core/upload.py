@@ -115,7 +115,7 @@ class Upload:
         can_expire = not self.is_final and (self.is_partial or not self.is_complete)
         return self.expires_at if can_expire else None
 
-    def has_ended(self, now: float) -> bool:
+    def is_gone(self, now: float) -> bool:
         """Return whether clients may no longer use the upload.
 
         A finished upload never expires; a complete partial one is not finished before it is part of a final one.

@@ -115,10 +115,10 @@ class Append:
             except (StorageBehind, LockLost):
                 raise
             except CodedError:  # of the storage, the client or, for a trailer, its header
-                await self._keep()
+                await self._commit_received()
                 raise
         except StorageBehind as error:
-            await self._go_back(error.stored)
+            await self._rewind(error.stored)
             raise OffsetMismatch(self.upload.offset) from error
         except asyncio.CancelledError:
             self._abandoned = True  # by the end of the event loop: then nothing is waited for
@@ -130,7 +130,7 @@ class Append:
     async def give_up(self, stored_record: Upload, error: StorageBehind) -> None:
         """Take the offset back to what the storage has left, instead of `run`."""
         self._stored_record = stored_record
-        await self._go_back(error.stored)
+        await self._rewind(error.stored)
 
     async def _receive(self) -> None:
         if self._source.arrived is None:
@@ -276,7 +276,7 @@ class Append:
         last.committed(before, self.upload)
         return self.upload
 
-    async def _keep(self) -> None:
+    async def _commit_received(self) -> None:
         """After a failure: commit what had arrived before it; with a checksum, none of it."""
         if self._verification is not None:
             await self._blocks.discard(self._stored_record.offset)
@@ -295,7 +295,7 @@ class Append:
                 return  # and what is not synced does not count
         await self._commit_snapshot(self._commit_requested)
 
-    async def _go_back(self, stored: int) -> None:
+    async def _rewind(self, stored: int) -> None:
         """The storage lost bytes (a power cut): the offset goes back to what is really there."""
         self.upload = self._stored_record.at(min(stored, self._stored_record.offset))
         await self._commit_upload()

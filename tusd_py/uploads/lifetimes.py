@@ -40,13 +40,13 @@ class Lifetimes:
     def _retained_until(self, completed_at: float) -> float | None:
         return completed_at + self._options.retention if self._options.retention else None
 
-    def has_ended(self, upload: Upload) -> bool:
-        """Return whether no client may use an upload any more (`Upload.has_ended`)."""
-        return upload.has_ended(self._clock.steady())
+    def is_gone(self, upload: Upload) -> bool:
+        """Return whether no client may use an upload any more (`Upload.is_gone`)."""
+        return upload.is_gone(self._clock.steady())
 
     def is_over(self, upload: Upload) -> bool:
         """Return whether an upload has ended, or was completed longer ago than the setting `retention`."""
         if not upload.is_complete or upload.is_partial:
-            return self.has_ended(upload)
+            return self.is_gone(upload)
         until = self.corrected(upload)
         return until is not None and until <= self._clock.steady()

@@ -36,14 +36,14 @@ class RecordReader:
             upload = await self._restore(upload_id)
         if not upload.location:
             upload = await self._located(upload)
-        if upload.has_ended(self._clock.steady()) and not await self._was_finished(upload):
+        if upload.is_gone(self._clock.steady()) and not await self._was_finished(upload):
             raise UploadGone if self._options.gone_for else UploadNotFound
         return upload
 
     def get_at_once(self, upload_id: str) -> Upload | None:
         """Return the record as committed, if that takes no waiting and nothing else is to be looked up."""
         upload = self._reads_at_once.get_at_once(upload_id) if self._reads_at_once is not None else None
-        if upload is None or not upload.location or upload.has_ended(self._clock.steady()):
+        if upload is None or not upload.location or upload.is_gone(self._clock.steady()):
             return None
         return upload
 

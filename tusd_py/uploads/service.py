@@ -107,7 +107,7 @@ class UploadService:
         self.events.publish(UploadCreated(upload, new.context))
         if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
             upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, new.context))
-        await self._told(upload.id)
+        await self._wait_for_deliveries(upload.id)
         return upload
 
     # Looking.
@@ -178,13 +178,13 @@ class UploadService:
         upload, done = await self._appending.append(upload_id, append_request)
         if not done:
             return await verify_no_more_bytes(upload, append_request, self.options)
-        await self._told(upload_id)
+        await self._wait_for_deliveries(upload_id)
         return upload
 
     async def expires_at(self, upload_id: str) -> float | None:
         """When the upload expires, in seconds since the epoch; None if it does not, or does not exist."""
         upload = await self.state.get(upload_id)
-        return None if upload is None or upload.has_ended(self.clock.steady()) else upload.announced_expiry
+        return None if upload is None or upload.is_gone(self.clock.steady()) else upload.announced_expiry
 
     def refuse_when_draining(self) -> None:
         """Raise `ServerShutdown` if no new work is to be begun."""
@@ -210,7 +210,7 @@ class UploadService:
 
     async def _concatenate(self, new: NewUpload, lock: Lock) -> Upload:
         existing = await self._records.get_under(lock)
-        if existing is not None and not existing.has_ended(self.clock.steady()):
+        if existing is not None and not existing.is_gone(self.clock.steady()):
             return await self._recovery.recover(existing, lock.token, new.context)
         partials = [await self.get(partial_id) for partial_id in new.partial_ids]
         upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
@@ -233,7 +233,7 @@ class UploadService:
         self.refuse_when_draining()
         await self._recovery.resume_now(final_id)
 
-    async def _told(self, upload_id: str) -> None:
+    async def _wait_for_deliveries(self, upload_id: str) -> None:
         """Return when waiting final uploads and subscribers have heard of an upload, or have had the time to."""
         making = self._finals_of.get(upload_id)
         if making is not None:
@@ -255,7 +255,7 @@ class UploadService:
         else:
             await self.carry_out(self._terminate(upload_id, context))
         if not may_be_a_subscriber:
-            await self._told(upload_id)
+            await self._wait_for_deliveries(upload_id)
 
     async def _terminate(
         self, upload_id: str, context: RequestContext | None, broken: BrokenRecord | None = None

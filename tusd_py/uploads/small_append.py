@@ -183,7 +183,7 @@ def _is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -
     return (
         record.status is Status.ACTIVE
         and not record.is_final
-        and not record.has_ended(now)
+        and not record.is_gone(now)
         and bool(record.location)
         and record.offset == offset
         and record.length is not None

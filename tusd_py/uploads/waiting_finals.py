@@ -36,7 +36,7 @@ class WaitingFinals:
         """
         await self._state.add_waiting(unfinished.partial_id, final.id)
         partial = await self._state.get(unfinished.partial_id)
-        return partial is not None and not partial.is_complete and not partial.has_ended(self._clock.steady())
+        return partial is not None and not partial.is_complete and not partial.is_gone(self._clock.steady())
 
     async def postpone(self, final: Upload, token: int) -> Upload:
         """Have the sweeper try again later, the later the older the upload is."""

@@ -59,17 +59,17 @@ class SharedDiskStorage(DiskStorage):
     def _contiguous(self, path: Path, held: Sequence[Segment]) -> int:
         """Return the offset up to which bytes are stored; it exceeds that of the record if the last file is longer."""
         for segment in held:
-            size = self.size_of(segment_path(path, segment.token))
+            size = self.file_size(segment_path(path, segment.token))
             if size < segment.end:
                 self.check_identity()
-                size = self.size_of(
+                size = self.file_size(
                     segment_path(path, segment.token)
                 )  # the file system may have been mounted in between
             if size < segment.end:
                 return max(segment.start, size)
         return size
 
-    def size_of(self, path: Path) -> int:
+    def file_size(self, path: Path) -> int:
         """Return the number of bytes of a file that count; 0 if there is no file. Blocks.
 
         NFS answers `stat` from its cache, but asks the server when a file or folder is opened.
@@ -217,10 +217,10 @@ class SharedDiskWriter(DiskWriter):
         if not self._unreleased_predecessors and self._open_if_own(path):
             self._path, self._file_start = path, last.start
             return
-        size = self._shared.size_of(path)
+        size = self._shared.file_size(path)
         if size < self._start:
             self._shared.check_identity()
-            size = self._shared.size_of(path)
+            size = self._shared.file_size(path)
         if size < self._start:
             raise StorageBehind(max(last.start, size))
         if self._shared.read_completion_record(self._path.name) is not None:

@@ -173,7 +173,7 @@ class DiskStorage:
 
         return await self.run(size)
 
-    def size_of(self, path: Path) -> int:
+    def file_size(self, path: Path) -> int:
         """Return the number of bytes of a file that count; 0 if there is no file. Blocks."""
         return self.syncs.trusted_size(path, self.files.size(path) or 0)
 
@@ -357,7 +357,7 @@ class DiskStorage:
             return None
         with file_errors():
             upload = self._completion_records.read(upload_id)
-            if upload is not None and self.size_of(self.path(upload)) == upload.offset:
+            if upload is not None and self.file_size(self.path(upload)) == upload.offset:
                 return upload
             self.check_identity()  # only in the right directory does a missing record mean a missing upload
             return None

@@ -8,7 +8,7 @@ from typing import Any
 from tusd_py.backends.s3.body import multipart_etag
 from tusd_py.backends.s3.bucket import Bucket
 from tusd_py.backends.s3.errors import MultipartMissing, PartsRefused
-from tusd_py.backends.s3.layout import Layout, Multipart, checksum_of, contiguous, size_of
+from tusd_py.backends.s3.layout import Layout, Multipart, checksum_of, contiguous, size_of_part
 from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.object_keys import OWNER, object_key, owner
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
@@ -22,7 +22,7 @@ async def complete(
 
     Raises `StorageBehind` with the offset to continue at if bytes are missing, and `UploadNotFound` if all are.
     """
-    if layout.whole:
+    if layout.is_assembled:
         return layout
     key = layout.key or object_key(bucket.config, upload)
     covered = upload.offset if layout.placed else layout.covered(upload.offset)
@@ -34,7 +34,7 @@ async def complete(
         await _put_object(bucket, memory, upload, layout, key)
     bucket.drop_upload_state(upload.id)
     await bucket.remove_tails(upload, layout.tail_names)
-    return Layout(key=key, whole=True)
+    return Layout(key=key, is_assembled=True)
 
 
 async def verify_object(
@@ -46,7 +46,7 @@ async def verify_object(
     succeeded although its reply was lost: then the object is there. Raises `error` if no object is there, and
     `StorageUnavailable` if another one is, which may hold every byte.
     """
-    if await bucket.is_placed(upload, multipart.key, multipart.marker, etag):
+    if await bucket.is_placed(upload, multipart.key, multipart.put_id, etag):
         return
     if error is None or (isinstance(error, MultipartMissing) and await bucket.head(multipart.key) is not None):
         raise StorageUnavailable("the assembled object has an unexpected size or ETag")
@@ -95,7 +95,7 @@ async def _complete_multipart(
     end = parts[-1].end if parts else 0
     if end < min(layout.parts_end, upload.offset):
         raise StorageBehind(end)
-    multipart = Multipart(layout.key, layout.multipart, layout.marker)
+    multipart = Multipart(layout.key, layout.multipart, layout.put_id)
     error: UploadError | None = None
     try:
         if end < upload.offset:
@@ -121,8 +121,8 @@ async def _complete_with_parts(bucket: Bucket, multipart: Multipart, parts: Sequ
 
 def _etag(parts: Sequence[UploadPart], upload: Upload) -> str:
     """Return the ETag of the object that the parts make; one that no object has if the parts lack bytes."""
-    whole = parts and parts[-1].end == upload.offset
-    return multipart_etag([part.etag for part in parts]) if whole else "unknown"
+    is_assembled = parts and parts[-1].end == upload.offset
+    return multipart_etag([part.etag for part in parts]) if is_assembled else "unknown"
 
 
 async def _upload_tails(
@@ -161,7 +161,7 @@ def _matching_parts(parts: Sequence[UploadPart], found: Sequence[dict[str, Any]]
             found_part["ETag"].strip('"'): found_part["ETag"]
             for found_part in found
             if found_part["PartNumber"] == part.number
-            and found_part["Size"] == size_of(part)
+            and found_part["Size"] == size_of_part(part)
             and (
                 found_part["ETag"].strip('"') == part.etag.strip('"')
                 or found_part.get("ChecksumCRC32") == checksum_of(part)

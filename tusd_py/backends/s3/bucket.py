@@ -18,7 +18,7 @@ from tusd_py.backends.s3.errors import MultipartMissing, NotSatisfied, ObjectMis
 from tusd_py.backends.s3.identity import IdentityObject
 from tusd_py.backends.s3.layout import Layout, Multipart, Tail, checksum_of, entry
 from tusd_py.backends.s3.memory_limiter import MemoryLimiter
-from tusd_py.backends.s3.object_keys import MARKER, OWNER, owner, properties, protection, tails_of, token_of
+from tusd_py.backends.s3.object_keys import OWNER, PUT_ID, owner, properties, protection, tails_of, token_of
 from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped_numbers
 from tusd_py.contracts.instrumentation import Instrumentation
 from tusd_py.core.buffers import Buffer
@@ -125,13 +125,13 @@ class Bucket:
 
     async def create_multipart(self, upload: Upload, key: str, *, copied: bool = False) -> Multipart:
         """Create a multipart upload; with `copied`, S3 will copy some of its parts from other objects."""
-        marker = f"mpu-{secrets.token_hex(8)}"
-        parameters = properties(self.config, upload, marker)
+        put_id = f"mpu-{secrets.token_hex(8)}"
+        parameters = properties(self.config, upload, put_id)
         capabilities = self.config.capabilities
         if self.wants_crc and (capabilities.copied_checksums or not copied):
             parameters["ChecksumAlgorithm"] = "CRC32"
         answer = await self._client.call("create_multipart_upload", Key=key, **parameters)
-        return Multipart(key, answer["UploadId"], marker)
+        return Multipart(key, answer["UploadId"], put_id)
 
     async def upload_part(
         self, multipart: Multipart, number: int, start: int, pieces: Sequence[Buffer], crc: int | None = None
@@ -348,27 +348,27 @@ class Bucket:
     async def put_object(
         self, upload: Upload, key: str, pieces: Sequence[Buffer], token: int, crc: int | None = None
     ) -> str:
-        """Store the whole object in one request; return its marker.
+        """Store the whole object in one request; return its put id.
 
         Where the server has conditions, a writer that lost its lock (an older token) cannot replace an object, and
         raises `StorageUnavailable`.
         """
-        marker = f"{token}-{secrets.token_hex(8)}"
-        parameters = {"Key": key, **properties(self.config, upload, marker)}
+        put_id = f"{token}-{secrets.token_hex(8)}"
+        parameters = {"Key": key, **properties(self.config, upload, put_id)}
         condition = {"IfNoneMatch": "*"} if self.config.capabilities.conditional_put else {}
         for _ in range(3):
             try:
                 await self._client.send("put_object", pieces, crc, **parameters, **condition)
-                return marker
+                return put_id
             except NotSatisfied:
                 found = await self.head(key)
                 if found is None:
                     condition = {"IfNoneMatch": "*"}
                     continue
                 metadata = found["Metadata"]
-                if metadata.get(MARKER) == marker:  # the reply to an earlier attempt was lost
-                    return marker
-                if metadata.get(OWNER) == owner(upload) and token_of(metadata.get(MARKER, "")) > token:
+                if metadata.get(PUT_ID) == put_id:  # the reply to an earlier attempt was lost
+                    return put_id
+                if metadata.get(OWNER) == owner(upload) and token_of(metadata.get(PUT_ID, "")) > token:
                     raise
                 condition = {"IfMatch": found["ETag"]}
         raise NotSatisfied
@@ -382,13 +382,13 @@ class Bucket:
         async with self._slots:
             await self._client.call("copy_object", Key=key, MetadataDirective="REPLACE", **parameters)
 
-    async def is_placed(self, upload: Upload, key: str, marker: str, etag: str = "") -> bool:
-        """Return whether the object exists, was made by the request with this marker, and has the size of the upload.
+    async def is_placed(self, upload: Upload, key: str, put_id: str, etag: str = "") -> bool:
+        """Return whether the object exists, was made by the request with this put id, and has the size of the upload.
 
         For servers that keep no metadata the ETag decides.
         """
         found = await self.head(key)
         if found is None or found["ContentLength"] != upload.offset:
             return False
-        known = found["Metadata"].get(MARKER)
-        return known == marker if known is not None else not etag or found.get("ETag") == etag
+        known = found["Metadata"].get(PUT_ID)
+        return known == put_id if known is not None else not etag or found.get("ETag") == etag

@@ -61,7 +61,7 @@ class Concatenator:
                 await self._assemble(final.at(length), key, plan(config, sources, length))
         except (ObjectMissing, StorageBehind):
             raise UploadNotFound("a partial upload is no longer there") from None
-        return Layout(key=key, whole=True)
+        return Layout(key=key, is_assembled=True)
 
     async def _put(self, final: Upload, key: str, sources: Sequence[Slice], length: int) -> None:
         await self._memory.reserve(length)

@@ -31,7 +31,7 @@ class Multipart:
 
     key: str
     id: str
-    marker: str  # metadata of the object that the multipart upload makes
+    put_id: str  # metadata of the object that the multipart upload makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class Layout:
     growing: bool = False
     largest: int = 0  # bytes that parts grow to
     multipart: str = ""  # id of the multipart upload; empty if there is none yet
-    marker: str = ""  # metadata of the object that the multipart upload makes
+    put_id: str = ""  # metadata of the object that the multipart upload makes
     next_number: int = 1  # number of the next part; those below it may be in use
     parts_end: int = 0
     tails: tuple[Tail, ...] = ()
     dropped: tuple[str, ...] = ()  # tails that are no longer needed once this layout is committed
-    placed: str = ""  # marker of the object that holds every byte, yet to be verified
-    whole: bool = False  # whether the object holds every byte
+    placed: str = ""  # put id of the object that holds every byte, yet to be verified
+    is_assembled: bool = False  # whether the object holds every byte
 
     def covered(self, limit: int) -> int:
         """Return the offset up to which bytes are stored without a gap, at most `limit`."""
@@ -85,13 +85,13 @@ def dump(layout: Layout) -> str:
         "grow": layout.growing,
         "max": layout.largest,
         "mpu": layout.multipart,
-        "mark": layout.marker,
+        "mark": layout.put_id,
         "next": layout.next_number if layout.next_number > 1 else 0,
         "end": layout.parts_end,
         "tails": [[tail.name, tail.start, tail.end] for tail in layout.tails],
         "drop": list(layout.dropped),
         "put": layout.placed,
-        "whole": layout.whole,
+        "whole": layout.is_assembled,
     }
     return json.dumps({name: value for name, value in fields.items() if value}, separators=(",", ":"))
 
@@ -114,13 +114,13 @@ def parse(text: str) -> Layout:
         growing=fields.get("grow", False),
         largest=fields.get("max", 0),
         multipart=fields.get("mpu", ""),
-        marker=fields.get("mark", ""),
+        put_id=fields.get("mark", ""),
         next_number=fields.get("next", 1),
         parts_end=fields.get("end", 0),
         tails=tuple(Tail(*tail) for tail in fields.get("tails", ())),
         dropped=tuple(fields.get("drop", ())),
         placed=fields.get("put", ""),
-        whole=fields.get("whole", False),
+        is_assembled=fields.get("whole", False),
     )
 
 
@@ -129,7 +129,7 @@ def entry(number: int, start: int, end: int, etag: str, checksum: str) -> Upload
     return UploadPart(number, end, etag, f"{end - start}:{checksum}")
 
 
-def size_of(part: UploadPart) -> int:
+def size_of_part(part: UploadPart) -> int:
     """Return the length of a part in bytes."""
     return int(part.checksum.partition(":")[0])
 
@@ -146,7 +146,7 @@ def contiguous(uploaded: Sequence[UploadPart], end: int) -> list[UploadPart]:
     """
     chain: list[UploadPart] = []
     for part in sorted(uploaded, key=lambda part: part.number):
-        start = part.end - size_of(part)
+        start = part.end - size_of_part(part)
         while chain and chain[-1].end > start:
             chain.pop()
         if start == (chain[-1].end if chain else 0) and part.end <= end:

@@ -22,7 +22,7 @@ GENERATED_ID = r"(?P<id>[0-9a-f]{32})"
 MAX_TYPE = 127  # characters
 MAX_DISPOSITION = 1024  # bytes; S3 refuses an object with more than 2 KiB of metadata
 OWNER = "tusd-py-upload"  # name in the metadata of an object: a digest of the upload's id
-MARKER = "tusd-py-put"  # name in the metadata of an object: the request that made it
+PUT_ID = "tusd-py-put"  # name in the metadata of an object: the request that made it
 
 
 def _key_values(upload: Upload) -> dict[str, str]:
@@ -120,10 +120,10 @@ def protection(config: S3Config) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value}
 
 
-def properties(config: S3Config, upload: Upload, marker: str) -> dict[str, Any]:
+def properties(config: S3Config, upload: Upload, put_id: str) -> dict[str, Any]:
     """Return the parameters of the request that makes the object of an upload."""
     parameters = protection(config) | {
-        "Metadata": {OWNER: owner(upload), MARKER: marker},
+        "Metadata": {OWNER: owner(upload), PUT_ID: put_id},
         "ContentType": content_type(upload),
         "ContentDisposition": content_disposition(upload),
         "StorageClass": config.storage_class,
@@ -147,7 +147,7 @@ def content_disposition(upload: Upload) -> str:
     return disposition
 
 
-def token_of(marker: str) -> int:
-    """Return the fencing token in the marker of an object; -1 if there is none."""
-    token = marker.partition("-")[0]
+def token_of(put_id: str) -> int:
+    """Return the fencing token in the put id of an object; -1 if there is none."""
+    token = put_id.partition("-")[0]
     return int(token) if token.isascii() and token.isdigit() else -1

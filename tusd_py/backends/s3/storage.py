@@ -119,7 +119,7 @@ class S3Storage:
     async def _ask_s3(self, upload: Upload) -> int:
         """Return the durable size by one request to S3, or by none if nothing was stored yet."""
         layout = layout_of(upload)
-        if layout.whole:
+        if layout.is_assembled:
             found = await self._bucket.head(layout.key)
             return 0 if found is None else min(found["ContentLength"], upload.offset)
         covered = layout.covered(upload.offset)

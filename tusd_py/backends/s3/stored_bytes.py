@@ -28,13 +28,13 @@ class StoredBytes:
         self.key = opened.key or object_key(config, upload)
         self.sizes = sizes
         self.next_number = next_number  # number of the next part
-        self.multipart = Multipart(self.key, opened.multipart, opened.marker) if opened.multipart else None
+        self.multipart = Multipart(self.key, opened.multipart, opened.put_id) if opened.multipart else None
         self.parts: list[UploadPart] = []  # parts of this writer
         self.parts_end = min(opened.parts_end, upload.offset)
         self.tails = list(opened.tails_from(self.parts_end, upload.offset))
         self.offset = upload.offset  # end of the stored bytes
-        self.whole = False  # whether the object holds every byte
-        self._placed = ""  # marker of the object that holds every byte, yet to be verified
+        self.is_assembled = False  # whether the object holds every byte
+        self._placed = ""  # put id of the object that holds every byte, yet to be verified
         needed = {tail.name for tail in self.tails}
         unneeded = [tail.name for tail in opened.tails if tail.name not in needed]
         self.superseded = SupersededTails(opened.dropped, unneeded)
@@ -55,13 +55,13 @@ class StoredBytes:
             growing=self.sizes.growing,
             largest=self.sizes.largest if self.sizes.growing else 0,
             multipart=multipart.id if multipart else "",
-            marker=multipart.marker if multipart else "",
+            put_id=multipart.put_id if multipart else "",
             next_number=self.next_number,
             parts_end=self.parts_end,
             tails=tuple(self.tails),
             dropped=tuple(self.superseded.names),
             placed=self._placed,
-            whole=self.whole,
+            is_assembled=self.is_assembled,
         )
 
     def take_snapshot(self) -> WriterSnapshot:
@@ -106,14 +106,14 @@ class StoredBytes:
         self._own_tails.append(name)
         self.superseded.add(name)
 
-    def add_object(self, marker: str, end: int) -> None:
-        """Record that the object with this marker holds every byte up to `end`, the end of the upload."""
+    def add_object(self, put_id: str, end: int) -> None:
+        """Record that the object with this put id holds every byte up to `end`, the end of the upload."""
         self.offset = end
         self._changed = True
         if self.tails or self.superseded.names:
-            self._placed = marker
+            self._placed = put_id
         else:
-            self.whole = True
+            self.is_assembled = True
 
     def _advance(self) -> None:
         self.offset = self.parts_end

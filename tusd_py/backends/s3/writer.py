@@ -76,7 +76,7 @@ class S3Writer:
             return False
         self._jobs.start(self._finish(buffers))
         await self._jobs.settle()
-        return self._bytes.whole
+        return self._bytes.is_assembled
 
     def snapshot(self) -> WriterSnapshot:
         """See `Writer.snapshot`."""
@@ -184,13 +184,13 @@ class S3Writer:
         pending = await self._open.detach()
         try:
             await self._parts.load(pending)
-            marker = await self._bucket.put_object(
+            put_id = await self._bucket.put_object(
                 self._upload, self._bytes.key, pending.pieces, self._token, pending.crc
             )
             self._memory.chunks.release_all(pending.pieces)
         finally:
             self._memory.release(pending.reserved)
-        self._bytes.add_object(marker, pending.end)
+        self._bytes.add_object(put_id, pending.end)
 
     async def _send_open_part(self) -> None:
         await self._parts.wait_for_turn()
