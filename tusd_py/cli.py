@@ -36,7 +36,7 @@ from tusd_py.settings.help import choices, readable_default
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uvicorn_server.malloc import tune_malloc
-from tusd_py.uvicorn_server.process import bind, limit_of, reserve, run_server
+from tusd_py.uvicorn_server.process import bind, bind_exclusive, limit_of, run_server
 from tusd_py.uvicorn_server.supervisor import Supervisor
 from tusd_py.uvicorn_server.terminal import handle_hangups
 
@@ -193,7 +193,7 @@ def run_serve(settings: Settings) -> int:
     except UploadError as error:
         return fail(error.message, 1)
     try:
-        listener = (reserve if settings.workers > 1 else bind)((settings.host, settings.port))
+        listener = (bind_exclusive if settings.workers > 1 else bind)((settings.host, settings.port))
     except OSError as error:
         return fail(f"--host {settings.host} --port {settings.port}: {error.strerror}", 1)
     host, port = listener.getsockname()[:2]

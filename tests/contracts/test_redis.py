@@ -268,8 +268,8 @@ def test_a_connection_that_the_loop_has_just_closed(
     async def ask() -> None:
         async with Host(shared_redis_url(), prefix) as one:
             await one.state.create(UPLOAD)
-            pipe: Any = one.connection._pipe
-            pipe._current._connection._writer.transport.abort()
+            pipeline: Any = one.connection._pipeline
+            pipeline._current._connection._writer.transport.abort()
             await asyncio.sleep(0)  # the loop closes it, the reader is told in the next round
             assert await one.state.get(UPLOAD.id) == UPLOAD
 

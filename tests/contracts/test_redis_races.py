@@ -91,8 +91,8 @@ async def locked(host: Host) -> AsyncIterator[tuple[RedisLock, Upload]]:
     """The lock of the upload, and the record that came with it."""
     lock = await host.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
     try:
-        assert lock.record is not None
-        yield lock, lock.record
+        assert lock.upload is not None
+        yield lock, lock.upload
     finally:
         await lock.release()
 
@@ -308,10 +308,10 @@ async def test_a_frozen_writer_is_suspected_again_when_the_bytes_after_its_own_a
     await host.state.create(UPLOAD)
     async with Host(shared_redis_url(), prefix) as freezing:  # its lease ends without having been released
         lock = await freezing.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
-        assert lock.record is not None
-        frozen = storage.writer(lock.record, lock.token, unreleased_predecessors=lock.unreleased_predecessors)
+        assert lock.upload is not None
+        frozen = storage.writer(lock.upload, lock.token, unreleased_predecessors=lock.unreleased_predecessors)
         await frozen.flush([DATA[:4]], sync=False)
-        await freezing.state.update(lock.record, lock.record.at(4), lock.token)
+        await freezing.state.update(lock.upload, lock.upload.at(4), lock.token)
     at8 = await add(host, storage, 8)
     storage.path(at8).with_name(f"upload.{at8.token}").unlink()  # as after a power cut
     async with locked(host) as (lock, record):

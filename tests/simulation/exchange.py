@@ -156,7 +156,7 @@ class Exchange:
             return b"".join(self._arrived)
         return None
 
-    def take(self) -> bytes:
+    def read_buffered(self) -> bytes:
         content = b"".join(self._arrived)
         self._arrived.clear()
         self.delivered += len(content)

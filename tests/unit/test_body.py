@@ -41,7 +41,7 @@ class Arrived:
         self.whole = None
         self._data = data
 
-    def take(self) -> bytes:
+    def read_buffered(self) -> bytes:
         data, self._data = self._data, b""
         return data
 

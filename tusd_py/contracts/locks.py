@@ -63,7 +63,7 @@ class Lock(Protocol):
         """Number of earlier holders that did not release the lock; each may be alive and believe to hold it."""
 
     @property
-    def record(self) -> Upload | None:
+    def upload(self) -> Upload | None:
         """The record as it was when the lock was acquired, if the locker keeps records too; saves a request."""
 
     async def raise_token(self, token: int) -> None:

@@ -26,13 +26,13 @@ class BodyExtension(Protocol):
 
     @property
     def whole(self) -> Buffer | None:
-        """All bytes of the body, if all of them are in memory; None otherwise. Empty after `take`."""
+        """All bytes of the body, if all of them are in memory; None otherwise. Empty after `read_buffered`."""
 
     @property
     def reader_timed_out(self) -> bool:
         """Whether the server closed the connection because the client read the response too slowly."""
 
-    def take(self) -> Buffer:
+    def read_buffered(self) -> Buffer:
         """Take the bytes that have arrived, without waiting."""
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class ExtensionBehindMiddleware:
     """The body extension behind a middleware that replaces `receive`.
 
     The middleware may hold bytes that the server has handed over. The server therefore cannot be asked for the bytes
-    that follow them, and `take` returns none.
+    that follow them, and `read_buffered` returns none.
     """
 
     def __init__(self, extension: BodyExtension) -> None:
@@ -62,7 +62,7 @@ class ExtensionBehindMiddleware:
     def reader_timed_out(self) -> bool:
         return self._extension.reader_timed_out
 
-    def take(self) -> Buffer:
+    def read_buffered(self) -> Buffer:
         return b""
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class RequestBody:
 
     def _read_arrived(self) -> Buffer:
         """Return the bytes that the server has received and not handed over yet; none if it has no body extension."""
-        data = self._extension.take() if self._extension is not None else b""
+        data = self._extension.read_buffered() if self._extension is not None else b""
         if data and self._extension is not None:
             self._silent_since = self._extension.last_arrival
         self._count_received(len(data))

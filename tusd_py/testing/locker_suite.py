@@ -98,7 +98,7 @@ class LockerSuite(CommitRequestTests):
 
     async def test_named_locks_exclude_their_own_name_only(self, locker: Locker, neighbour: Locker) -> None:
         lock = await locker.acquire(named_lock(UPLOAD), Holder(), 0, to_remove=True)
-        assert lock.record is None
+        assert lock.upload is None
         await assert_taken(neighbour, named_lock(UPLOAD))
         await assert_free(neighbour, named_lock("other"))
         await assert_free(neighbour, UPLOAD)

@@ -29,7 +29,7 @@ class RecordReader:
             UploadNotFound: there is no such upload, or it has ended.
             UploadGone: it has ended, within the time of the setting `gone_retention`.
         """
-        upload = (lock and lock.record) or await self._state.get(upload_id)
+        upload = (lock and lock.upload) or await self._state.get(upload_id)
         if lock is not None and upload is not None:
             await lock.raise_token(upload.token)
         if upload is None:

@@ -91,7 +91,7 @@ class SmallAppends:
             and request.verification is None
             and request.length is None
             and self._options.durability is not Durability.ALWAYS
-            and lock.record is None
+            and lock.upload is None
         )
 
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:

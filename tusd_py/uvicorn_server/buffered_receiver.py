@@ -54,7 +54,7 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
             self._view = memoryview(self._buffer)
             self.filled = 0
 
-    def take(self) -> Buffer:
+    def read_buffered(self) -> Buffer:
         """Return the bytes received so far; mostly the buffer itself, which the caller gives back to the pool.
 
         The next buffer has the size that is fair then.

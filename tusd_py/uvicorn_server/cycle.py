@@ -137,7 +137,7 @@ class UploadCycle(RequestResponseCycle):
             self.waiting_for_100_continue = False
         while not self.response_complete:
             if self._has_message():
-                data = self.take()
+                data = self.read_buffered()
                 self.end_delivered = self._is_at_end()
                 return {"type": "http.request", "body": data, "more_body": not self.end_delivered}
             if self.disconnected:
@@ -181,12 +181,12 @@ class UploadCycle(RequestResponseCycle):
     def whole(self) -> Buffer | None:
         return self.body if not self.more_body and self.receiver is None else None
 
-    def take(self) -> Buffer:
+    def read_buffered(self) -> Buffer:
         if self.body or self.receiver is None:
             body, self.body = self.body, bytearray()
             return body
         self.message_event.set()  # a reader that waits in `receive` has to provide the next buffer
-        return self.receiver.take()
+        return self.receiver.read_buffered()
 
     def close(self) -> None:
         if self.receiver is not None:

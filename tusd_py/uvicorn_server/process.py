@@ -112,7 +112,7 @@ def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def reserve(address: tuple[str, int]) -> socket.socket:
+def bind_exclusive(address: tuple[str, int]) -> socket.socket:
     """Return a shared socket bound to an address that no other server listens on; raises OSError."""
     with bind(address) as probe:  # a shared socket could be bound beside that of another server
         name = probe.getsockname()

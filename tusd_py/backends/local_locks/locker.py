@@ -72,7 +72,7 @@ class LocalLock:
     """A lock of this process on an upload, see `Lock`."""
 
     unreleased_predecessors = 0  # the kernel ends a lock only when its process has released it or died
-    record = None  # the locker does not read records
+    upload = None  # the locker does not read records
 
     def __init__(self, locker: LocalLocker, upload_id: str, place: tuple[int, int], holder: LockHolder) -> None:
         """Create a lock that is not granted yet. `place` is a descriptor and a position in its file."""

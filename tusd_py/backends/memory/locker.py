@@ -35,7 +35,7 @@ class MemoryLock:
     """A lock, perhaps released; see `Lock`."""
 
     unreleased_predecessors = 0  # a lock that lives in memory cannot be lost
-    record: Upload | None = None
+    upload: Upload | None = None
 
     def __init__(self, locks: MemoryLocks, upload_id: str, holder: LockHolder) -> None:
         self._locks = locks

@@ -91,7 +91,7 @@ class RedisConnection:
         self._instrumentation = instrumentation
         self._client: Any = None
         self._clients: list[Any] = []  # every client that has to be closed
-        self._pipe: PipelinedConnection | None = None  # None for a cluster, whose client chooses the node of a call
+        self._pipeline: PipelinedConnection | None = None  # None for a cluster, whose client chooses the node of a call
         self._users = 0
         self._opening = asyncio.Lock()
         self.is_cluster = "+cluster" in urlsplit(url).scheme
@@ -103,7 +103,7 @@ class RedisConnection:
                 try:
                     self._client = self._make_client()
                     if not self.is_cluster:
-                        self._pipe = PipelinedConnection(
+                        self._pipeline = PipelinedConnection(
                             self._make_client(socket_timeout=None).connection_pool.make_connection
                         )
                     await self._check_version()
@@ -126,9 +126,9 @@ class RedisConnection:
 
     async def _disconnect(self) -> None:
         self._client = None
-        pipe, self._pipe = self._pipe, None
-        if pipe is not None:
-            await pipe.close()
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            await pipeline.close()
         while self._clients:
             await self._clients.pop().aclose()
 
@@ -163,14 +163,14 @@ class RedisConnection:
 
     async def commands(self, *commands: Sequence[Any], timeout: float = RETRY_DEADLINE) -> list[Any]:
         """Return the replies to several commands, run in this order, in one round trip unless Redis is a cluster."""
-        pipe = self._pipe
-        if pipe is None:
+        pipeline = self._pipeline
+        if pipeline is None:
             return [await self.command(*words, timeout=timeout) for words in commands]
-        return await self._call(str(commands[0][0]).lower(), lambda: pipe.calls(commands), timeout)
+        return await self._call(str(commands[0][0]).lower(), lambda: pipeline.calls(commands), timeout)
 
     def _send(self, words: Sequence[Any]) -> Awaitable[Any]:
-        if self._pipe is not None:
-            return self._pipe.call(words)
+        if self._pipeline is not None:
+            return self._pipeline.call(words)
         answer: Awaitable[Any] = self._client.execute_command(*words)
         return answer
 
@@ -211,8 +211,8 @@ class RedisConnection:
                         guard.check()
             except FAILURES as error:
                 now = time.monotonic()
-                if self._pipe is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
-                    self._pipe.drop()  # the connection is stuck, or leads to a former master
+                if self._pipeline is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
+                    self._pipeline.drop()  # the connection is stuck, or leads to a former master
                 self._report_call(name, now - tried, succeeded=False)
                 pause = next(pauses, PAUSES[-1])
                 if not _is_temporary(error) or now + pause - started >= timeout:

@@ -43,7 +43,7 @@ class RedisLock:
         self.holder = holder
         self.token = 0
         self.unreleased_predecessors = 0
-        self.record: Upload | None = None
+        self.upload: Upload | None = None
         self.renewed_at = 0.0
         self.renewing = False
         self.lost = False

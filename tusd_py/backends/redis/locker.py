@@ -115,7 +115,7 @@ class RedisLocker:
         lock.token = int(token)
         lock.unreleased_predecessors = int(rest)
         with contextlib.suppress(ValueError):  # the record is broken, which the state store reports
-            lock.record = decode_upload(dict(zip(record[::2], record[1::2], strict=True)))
+            lock.upload = decode_upload(dict(zip(record[::2], record[1::2], strict=True)))
         lock.renewed_at = sent_at
         self.leases.add(lock)
         return 0.0

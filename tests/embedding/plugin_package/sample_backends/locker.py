@@ -80,7 +80,7 @@ class FileLock:
     """A lock that is held; ends with its process."""
 
     unreleased_predecessors = 0  # a process that has ended writes nothing more
-    record: Upload | None = None
+    upload: Upload | None = None
 
     def __init__(
         self, upload_id: str, descriptor: int, token: int, holder: LockHolder, folder: Path, held: set[FileLock]
