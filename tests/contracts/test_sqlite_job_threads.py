@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import within
-from tusd_py.backends.sqlite.job_threads import MAX_BLOCKED
+from tusd_py.backends.sqlite.job_threads import MAX_BLOCKED, TIMEOUT
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.errors import LockLost, StorageBehind
 from tusd_py.core.upload import Upload
@@ -135,6 +135,40 @@ async def test_several_steps_that_hang_at_once_hold_nobody_else(state: SQLiteSta
     for step in steps:
         await step.wait()
     await created(state, "other")
+    for step in steps:
+        step.released.set()
+    for change in changes:
+        assert (await within(change)).offset == 1
+
+
+async def test_a_last_step_that_hangs_after_an_earlier_one_did_holds_nobody_else(state: SQLiteState) -> None:
+    first, last = Step(), Step()
+    change = update(state, await created(state, "hanging"), first, last)
+    await first.wait()
+    await created(state, "other")
+    await asyncio.sleep(3 * TIMEOUT)  # nothing but the time says that nobody else needs the thread
+    first.released.set()
+    await last.wait()
+    await created(state, "later")
+    last.released.set()
+    assert (await within(change)).offset == 1
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+async def test_more_steps_that_hang_than_threads_may_be_blocked_hold_nobody_else(
+    state: SQLiteState, where: str
+) -> None:
+    steps = [Step() for _ in range(2 * MAX_BLOCKED)]
+    names = [f"hanging-{number}" for number in range(len(steps))]
+    uploads = [await created(state, name) for name in names]
+    changes = [
+        update(state, upload, *((step,) if where == "before" else (nothing, step)))
+        for upload, step in zip(uploads, steps, strict=True)
+    ]
+    for step in steps[:MAX_BLOCKED]:
+        await step.wait()
+    await created(state, "other")
+    assert not any(change.done() for change in changes)
     for step in steps:
         step.released.set()
     for change in changes:

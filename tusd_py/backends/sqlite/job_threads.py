@@ -2,7 +2,8 @@
 
 A job may have steps before and after its transaction, which store bytes and sync them. Should one of them hang, only
 its own job waits: after `TIMEOUT` another thread takes over the queue, with all other jobs of the batch in the states
-they have reached. The thread that was blocked queues its job again, and ends.
+they have reached. The thread that was blocked queues its job again, and ends. While `MAX_BLOCKED` threads are blocked,
+jobs that have a step to take are put aside.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tusd_py.asyncutil.futures import settle
 
 MAX_JOBS_IN_A_TRANSACTION = 256
 TIMEOUT = 0.02  # seconds that jobs wait for a step of another one
-MAX_BLOCKED = 8  # threads; with so many no further one is relieved
+MAX_BLOCKED = 8  # threads; with so many no further step begins
 
 
 @dataclass(slots=True, eq=False)
@@ -63,12 +64,13 @@ class JobThreads:
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._guard = threading.Lock()  # of the following five
+        self._guard = threading.Lock()  # of the following six
         self._jobs: list[Job] = []  # the batch of the thread
         self._current: Job | None = None  # whose step is under way
         self._since = 0.0  # in the time of the monotonic clock
         self._blocked: dict[int, threading.Thread] = {}  # by the number of their turns
         self._turn = 0  # of the thread that runs the jobs
+        self._aside: list[Job] = []  # until one of the threads is no longer blocked
         self._watched_jobs = 0  # until their results are delivered; of the event loop
         self._is_watching = False
         self._thread = self._start([])
@@ -115,13 +117,13 @@ class JobThreads:
         while jobs := jobs or self._take():
             with self._guard:
                 self._jobs = jobs
-            if not self._each(jobs, _prepare, turn):
+            if not self._each(jobs, _preparation, turn):
                 return
             if ready := [job for job in jobs if job.error is None and not job.committed]:
                 self._commit(ready)
                 for job in ready:
                     job.committed = True
-            if not self._each(jobs, _conclude, turn):
+            if not self._each(jobs, _conclusion, turn):
                 return
             with self._guard:
                 self._jobs = []
@@ -158,12 +160,17 @@ class JobThreads:
             thread.join()
         return not self._queue.empty()
 
-    def _each(self, jobs: Sequence[Job], step: Callable[[Job], Callable[[], object] | None], turn: int) -> bool:
+    def _each(self, jobs: list[Job], step: Callable[[Job], Callable[[], object] | None], turn: int) -> bool:
         """Take a step of every job that has it; return False if this thread was relieved meanwhile."""
-        for job in jobs:
+        for job in tuple(jobs):
             if (work := step(job)) is None:
                 continue
             with self._guard:
+                if len(self._blocked) >= MAX_BLOCKED:
+                    jobs.remove(job)
+                    self._aside.append(job)
+                    continue
+                _note_taken(job)
                 self._current, self._since = job, time.monotonic()
             try:
                 work()
@@ -172,17 +179,26 @@ class JobThreads:
             with self._guard:
                 if self._turn != turn:
                     del self._blocked[turn]
-                    self._queue.put(job)
+                    for waiting in (job, *self._aside):
+                        self._queue.put(waiting)
+                    self._aside.clear()
                     return False
                 self._current = None
         return True
 
 
-def _prepare(job: Job) -> Callable[[], object] | None:
-    work, job.prepare = job.prepare, None
-    return work
+def _preparation(job: Job) -> Callable[[], object] | None:
+    return job.prepare
 
 
-def _conclude(job: Job) -> Callable[[], object] | None:
-    conclude, job.conclude = job.conclude, None
+def _conclusion(job: Job) -> Callable[[], object] | None:
+    conclude = job.conclude
     return None if conclude is None or job.error is not None else lambda: conclude(job.result)
+
+
+def _note_taken(job: Job) -> None:
+    """Note that the next step of the job is taken."""
+    if job.prepare is not None:
+        job.prepare = None
+    else:
+        job.conclude = None
