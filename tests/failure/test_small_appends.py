@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from tusd_py.events.bus import EventBus
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
 from tusd_py.settings import load
 from tusd_py.uploads.append import Append
-from tusd_py.uploads.pace import SAMPLES
+from tusd_py.uploads.pace import FAST, SAMPLES
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.small_append import MAX_SMALL_BODY
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -374,6 +376,47 @@ async def test_a_stalled_step_of_a_fast_disk_holds_no_other_upload(
     stall.lift()
     assert (await first).is_complete
     assert content(service, tmp_path, hanging.id) == b"data"
+
+
+@pytest.mark.parametrize("durability", ["complete"])
+async def test_syncs_that_become_slow_while_many_uploads_wait_leave_the_thread_of_the_records(
+    service: UploadService, os_faults: OSFaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_fast(service)
+    threads: list[str] = []
+    finish = DiskWriter.finish_in_thread
+
+    def slow(self: DiskWriter, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        threads.append(threading.current_thread().name)
+        time.sleep(2 * FAST)
+        finish(self, buffers, sync=sync)
+
+    monkeypatch.setattr(DiskWriter, "finish_in_thread", slow)
+    uploads = [await service.create(NewUpload(4)) for _ in range(30)]
+    appended = await asyncio.gather(*(service.append(upload.id, request(b"data")) for upload in uploads))
+    assert all(upload.is_complete for upload in appended)
+    assert len(threads) == len(uploads)
+    assert threads.count("tusd-py-state") <= SAMPLES
+
+
+@pytest.mark.parametrize("durability", ["complete"])
+@pytest.mark.parametrize("what", ["bytes", "completion records"])
+async def test_a_disk_that_stalls_for_many_uploads_holds_no_creation_and_no_reader(
+    service: UploadService, os_faults: OSFaults, what: str
+) -> None:
+    make_fast(service)
+    other = await service.append((await service.create(NewUpload(8))).id, request(b"some"))
+    uploads = [await service.create(NewUpload(4)) for _ in range(3 * THREADS)]
+    call, pattern = ("fsync,fdatasync", "*/uploads/*") if what == "bytes" else ("open", "*.json*")
+    stall = os_faults.stall(call, pattern)
+    appends = [asyncio.create_task(service.append(upload.id, request(b"data"))) for upload in uploads]
+    await asyncio.to_thread(stall.wait)
+    async with asyncio.timeout(scaled(HEAD_LIMIT)):
+        await service.create(NewUpload(4))
+    async with asyncio.timeout(scaled(HEAD_LIMIT)):
+        assert (await service.inspect(other.id)).offset == 4
+    stall.lift()
+    assert all(upload.is_complete for upload in await asyncio.gather(*appends))
 
 
 @pytest.mark.parametrize("durability", ["complete"])

@@ -33,7 +33,10 @@ class Pace:
     @property
     def is_stalled(self) -> bool:
         """Whether a step has been under way for long."""
-        return bool(self._under_way) and self._clock() - min(self._under_way.copy().values()) > STALLED
+        if not self._under_way:
+            return False
+        now = self._clock()
+        return now - min(self._under_way.copy().values(), default=now) > STALLED  # empty: a thread has just ended one
 
     @property
     def is_fast(self) -> bool:

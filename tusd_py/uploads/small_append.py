@@ -29,6 +29,10 @@ class NotSimpleError(Exception):
     """Something speaks against the short way; the long one finds out and tells what it is."""
 
 
+class TooSlowError(Exception):
+    """The storage became too slow for the thread of the records while the step waited for it; nothing was stored."""
+
+
 class SyncFailedError(Exception):
     """A sync has failed: the bytes of the record `before` end at `stored`."""
 
@@ -98,13 +102,21 @@ class SmallAppends:
         """The records before and after."""
         self._work.refuse_when_draining()
         step = _Step(self._threaded, self._lifetimes, self._pace, lock, offset, body, now=self._clock.steady())
-        if self._pace.is_fast or not (self._threaded.syncs or self._pace.is_stalled):
-            after = await self._threaded.storage.elsewhere(step.commit_with_others, step.store)
-        else:
+        after = await self._store_with_others(step)
+        if after is None:
             async with self._slots:
                 after = await self._threaded.storage.run(step.store_and_commit)
         assert step.before is not None
         return step.before, after
+
+    async def _store_with_others(self, step: _Step) -> Upload | None:
+        """The record after the step in the thread of the records; None if the storage is too slow for that."""
+        if not step.suits_records:
+            return None
+        try:
+            return await self._threaded.storage.elsewhere(step.commit_with_others, step.store_while_fast)
+        except TooSlowError:
+            return None
 
     def _tell(self, before: Upload, upload: Upload, request: RequestContext | None) -> None:
         self._events.publish(AppendStarted(before))
@@ -141,6 +153,17 @@ class _Step:
     def commit_with_others(self, store: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
         """Have the thread of the records store, and change the record."""
         return self._threaded.commit_after(store, self._lock.token)
+
+    @property
+    def suits_records(self) -> bool:
+        """Whether the step may be taken in the thread of the records, which others wait for."""
+        return self._pace.is_fast if self._threaded.syncs else not self._pace.is_stalled
+
+    def store_while_fast(self) -> tuple[Upload, Upload]:
+        """Do what `store` does; raises `TooSlowError` if steps before this one have been slow. Blocks."""
+        if not self.suits_records:
+            raise TooSlowError
+        return self.store()
 
     def store_and_commit(self) -> Upload:
         """Store, and change the record. Blocks."""
