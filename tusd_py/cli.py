@@ -34,7 +34,7 @@ from tusd_py.settings import (
 )
 from tusd_py.settings.help import choices, readable_default
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import Sweeper
+from tusd_py.uploads.sweeping import OrphanCleaner, Sweeper
 from tusd_py.uvicorn_server.malloc import tune_malloc
 from tusd_py.uvicorn_server.process import bind, bind_exclusive, limit_of, run_server
 from tusd_py.uvicorn_server.supervisor import Supervisor
@@ -237,7 +237,7 @@ def run_sweep(settings: Settings, *, dry_run: bool) -> int:
                 report_error(
                     f"the record of upload {abbreviated(broken.upload_id)} cannot be read: {abbreviated(broken.reason)}"
                 )
-            for orphan in await sweeper.clean(dry_run=dry_run):
+            for orphan in await OrphanCleaner(service).clean(dry_run=dry_run):
                 print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
 
     try:

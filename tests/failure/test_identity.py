@@ -22,7 +22,7 @@ from tests.support.wire.requests import request
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.events.bus import EventBus
 from tusd_py.settings import from_arguments
-from tusd_py.uploads.sweeping import Sweeper
+from tusd_py.uploads.sweeping import OrphanCleaner
 from tusd_py.uploads.validation import NewUpload
 
 DATA = bytes(range(256)) * 4
@@ -208,7 +208,7 @@ async def orphans_of(uploads: Path, options: dict[str, Any], *, dry_run: bool = 
     await open_service(service, settings)
     try:
         own = await service.create(NewUpload(10))
-        found = await Sweeper(service).clean(older_than=-60, dry_run=dry_run)
+        found = await OrphanCleaner(service).clean(older_than=-60, dry_run=dry_run)
         await service.terminate(own.id)
         return len(found)
     finally:

@@ -203,11 +203,14 @@ async def test_orphans_are_removed_soon_after_the_first_start(
     class Storage:
         async def clean(self) -> None: ...
 
-    class CleaningSweeper:
+    class Sweeper:
         def __init__(self, service: Any) -> None: ...
 
         async def sweep(self) -> SweepSummary:
             return SweepSummary()
+
+    class OrphanCleaner:
+        def __init__(self, service: Any) -> None: ...
 
         async def clean(self) -> list[Any]:
             cleaned.set()
@@ -215,7 +218,8 @@ async def test_orphans_are_removed_soon_after_the_first_start(
 
     assert max(duties.FIRST_CLEAN) <= 120
     monkeypatch.setattr(duties, "FIRST_CLEAN", (0.02, 0.05))
-    monkeypatch.setattr(duties, "Sweeper", CleaningSweeper)
+    monkeypatch.setattr(duties, "Sweeper", Sweeper)
+    monkeypatch.setattr(duties, "OrphanCleaner", OrphanCleaner)
     service: Any = SimpleNamespace(
         storage=Storage(),
         state=process.state,

@@ -7,7 +7,7 @@ import logging
 from tusd_py.contracts.storage import SupportsIdentity, SupportsOrphanCleanup
 from tusd_py.jobs.scheduler import Job, Scheduler
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import Sweeper
+from tusd_py.uploads.sweeping import OrphanCleaner, Sweeper
 
 logger = logging.getLogger("tusd_py.sweeper")
 
@@ -23,11 +23,11 @@ def scheduler_of(service: UploadService, sweep_interval: float) -> Scheduler:
         sweep_interval: seconds between two sweeps. Every process also sweeps at its start, since an earlier process may
             have died during a completion or a removal.
     """
-    sweeper = Sweeper(service)
+    sweeper, cleaner = Sweeper(service), OrphanCleaner(service)
     identified = service.storage if isinstance(service.storage, SupportsIdentity) else None
 
     async def clean_orphans() -> str:
-        orphans = await sweeper.clean()
+        orphans = await cleaner.clean()
         for orphan in orphans:
             logger.info("removed the orphaned %s %s", orphan.kind, orphan.name)
         if identified is not None:

@@ -42,14 +42,13 @@ class SweepSummary:
 
 
 class Sweeper:
-    """The sweeper and the orphan cleaner of one service."""
+    """The sweeper of one service."""
 
     def __init__(self, service: UploadService) -> None:
         state, storage = service.state, service.storage
         self._service = service
         self._state = state
         self._index = state if isinstance(state, SupportsIndexRepair) else None
-        self._cleanup = storage if isinstance(storage, SupportsOrphanCleanup) else None
         self._identity = IdentityCheck(state, storage)
 
     async def expired(self) -> AsyncIterator[Upload]:
@@ -84,8 +83,18 @@ class Sweeper:
                     report_error(f"upload {upload.id} could not be removed or completed: {error.message}{reason}")
         return SweepSummary(results.count(SweepResult.REMOVED), results.count(SweepResult.COMPLETED))
 
+
+class OrphanCleaner:
+    """The orphan cleaner of one service: it removes bytes that no record names, as crashes leave them."""
+
+    def __init__(self, service: UploadService) -> None:
+        self._service = service
+        self._state = service.state
+        self._storage = service.storage if isinstance(service.storage, SupportsOrphanCleanup) else None
+        self._identity = IdentityCheck(service.state, service.storage)
+
     async def clean(self, *, older_than: float = ORPHAN_AGE, dry_run: bool = False) -> Sequence[Orphan]:
-        """Remove the orphans: files, objects and multipart uploads that no record names, as crashes leave them.
+        """Remove the orphans, files, objects and multipart uploads, and return them.
 
         Without any record nothing is removed: the records may be elsewhere.
 
@@ -93,7 +102,7 @@ class Sweeper:
             older_than: seconds since the last change of an orphan, at least.
             dry_run: only return the orphans.
         """
-        if self._cleanup is None or await anext(self._state.all(), None) is None:
+        if self._storage is None or await anext(self._state.all(), None) is None:
             return ()
         if not await self._identity.prove_orphans():
             logger.warning(
@@ -106,7 +115,7 @@ class Sweeper:
             logger.warning("nothing orphaned is removed while there are records that cannot be read")
             return ()
         records = Records(self._state, self._service.locker, self._service.refuse_when_draining)
-        return await self._service.carry_out(self._cleanup.clean(records, older_than=older_than, dry_run=dry_run))
+        return await self._service.carry_out(self._storage.clean(records, older_than=older_than, dry_run=dry_run))
 
 
 class Records:
