@@ -58,4 +58,4 @@ def reason_of(error: Exception) -> str:
     reason = error.__cause__ if has_default_message or isinstance(error.__cause__, OSError) else error
     reason = reason or error
     text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-    return text or f"it does not answer ({type(reason).__name__})"
+    return text or ("it timed out" if isinstance(reason, TimeoutError) else f"it failed ({type(reason).__name__})")

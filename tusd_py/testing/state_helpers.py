@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tusd_py.core.upload import Upload
 
-LARGEST = (1 << 63) - 1
+MAX_INTEGER = (1 << 63) - 1
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.125)
 

@@ -16,7 +16,7 @@ from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.testing.due_suite import DueTests
 from tusd_py.testing.listing_suite import ListingTests
 from tusd_py.testing.part_list_suite import PartListTests
-from tusd_py.testing.state_helpers import LARGEST, STORED, UPLOAD
+from tusd_py.testing.state_helpers import MAX_INTEGER, STORED, UPLOAD
 from tusd_py.testing.support import Instances, line_of, other_process, pytest, pytest_asyncio, within
 
 FULL = Upload(
@@ -45,7 +45,9 @@ RECORDS: dict[str, Upload] = {
     "unicode": replace(UPLOAD, metadata="ключ 值,🗂 a", concat_header="final;/файлы/é"),
     "latin-1": replace(UPLOAD, metadata="".join(map(chr, range(256))), concat_header="\xff\x80 ' \" ; -- %s ?"),
     "long": replace(UPLOAD, metadata="m" * (1 << 20), partial_ids=tuple("p" * 120 + f"{n:08}" for n in range(1000))),
-    "largest": replace(UPLOAD, length=LARGEST, offset=LARGEST, commit_requests_served=LARGEST, token=LARGEST),
+    "largest": replace(
+        UPLOAD, length=MAX_INTEGER, offset=MAX_INTEGER, commit_requests_served=MAX_INTEGER, token=MAX_INTEGER
+    ),
     **{status: replace(UPLOAD, status=status) for status in Status},
     **{f"concatenation {kind}": replace(UPLOAD, concatenation=kind) for kind in UploadKind},
 }
@@ -112,8 +114,8 @@ class StateStoreSuite(ListingTests, PartListTests, DueTests):
     ) -> None:
         before = Upload(id=upload.id, created_at=1.0)
         await state.create(before)
-        stored = await state.update(before, upload, LARGEST, durable=durable)
-        assert stored == replace(upload, token=LARGEST)
+        stored = await state.update(before, upload, MAX_INTEGER, durable=durable)
+        assert stored == replace(upload, token=MAX_INTEGER)
         assert await state.get(upload.id) == stored
         assert await other_state.get(upload.id) == stored
 
@@ -168,7 +170,7 @@ class StateStoreSuite(ListingTests, PartListTests, DueTests):
 
     # Updating.
 
-    @pytest.mark.parametrize("token", [STORED.token, STORED.token + 1, LARGEST])
+    @pytest.mark.parametrize("token", [STORED.token, STORED.token + 1, MAX_INTEGER])
     async def test_an_update_carries_the_token_of_its_lock(self, state: StateStore, token: int) -> None:
         await state.create(STORED)
         after = replace(STORED, offset=50, expires_at=7.0, token=1)
@@ -197,13 +199,13 @@ class StateStoreSuite(ListingTests, PartListTests, DueTests):
         await state.create(STORED)
         await other_state.update(STORED, replace(STORED, **change), STORED.token)
         await assert_update_is_refused(state, STORED, STORED.token)
-        await assert_update_is_refused(state, STORED, LARGEST)
+        await assert_update_is_refused(state, STORED, MAX_INTEGER)
 
     async def test_a_record_that_is_gone_is_not_made_again(self, state: StateStore) -> None:
-        await assert_update_is_refused(state, STORED, LARGEST)
+        await assert_update_is_refused(state, STORED, MAX_INTEGER)
         await state.create(STORED)
         await state.delete(STORED.id, STORED.token)
-        await assert_update_is_refused(state, STORED, LARGEST)
+        await assert_update_is_refused(state, STORED, MAX_INTEGER)
 
     async def test_one_of_many_updates_of_the_same_record_wins(
         self, state: StateStore, other_state: StateStore
@@ -272,7 +274,7 @@ class StateStoreSuite(ListingTests, PartListTests, DueTests):
     async def test_deleting_what_is_not_there_is_fine(self, state: StateStore) -> None:
         await state.delete(STORED.id, 1)
         await state.create(STORED)
-        await state.delete(STORED.id, LARGEST)
+        await state.delete(STORED.id, MAX_INTEGER)
         await state.delete(STORED.id, 1)
 
     async def test_a_holder_that_lost_its_lock_does_not_delete(self, state: StateStore) -> None:
