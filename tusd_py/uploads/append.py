@@ -36,8 +36,8 @@ IDLE_STEP = 0.25  # seconds between the moments at which idle appends are looked
 FLUSH_INTERVAL = 10.0  # seconds after which everything is stored even where that is not cheap
 SILENT = 1.0  # seconds without a byte after which a reader's question ends the append
 
-# Commits the second record, and these parts, in place of the first; the flag says that the storage has nothing left
-# to do for it.
+# Commits the second record, and these parts, in place of the first; the flag says that the upload is finished: the
+# storage has nothing left to do for it.
 Commit = Callable[[Upload, Upload, Sequence[UploadPart], bool], Awaitable[Upload]]
 
 
@@ -66,7 +66,7 @@ class Append:
         self._stored_record = upload  # as the state store has it
         self._source = source
         self._budget = budget
-        self._blocks = BatchWriter(writer, budget, source.release)
+        self._batches = BatchWriter(writer, budget, source.release)
         self._options = options
         self._commit_record = commit
         self._sync = sync
@@ -102,7 +102,7 @@ class Append:
     # The work.
 
     async def run(self, stored_record: Upload) -> Upload:
-        """Append until the source ends; returns the upload as committed.
+        """Append until the source ends; return the upload as committed.
 
         The reason of an early end is raised after the bytes that had arrived are stored and committed.
         """
@@ -149,7 +149,7 @@ class Append:
         if excess:
             data = data[:room]
         if data:
-            await self._blocks.add(data)
+            await self._batches.add(data)
             self._position += len(data)
             if self._position - self._bytes_at_commit >= self._options.commit_bytes:
                 self._commit_due = True
@@ -165,20 +165,20 @@ class Append:
 
     def _interval_passed(self) -> None:
         if self._is_idle():
-            self._look_again()
+            self._rearm()
             return
         self._woken_at = time.monotonic()
         self._commit_due = True
         self._source.wake()
 
-    def _look_again(self) -> None:
+    def _rearm(self) -> None:
         """Set the timer while nothing comes, so that those of all idle appends fire together."""
         loop = asyncio.get_running_loop()
         at = math.ceil((loop.time() + self._options.commit_interval) / IDLE_STEP) * IDLE_STEP
         self._timer = loop.call_at(at, self._interval_passed)
 
     def _is_idle(self) -> bool:
-        """Whether all that had arrived when the timer last woke the source is committed, and nothing came since."""
+        """Return whether all that arrived before the timer last woke the source is committed, and none came since."""
         if self._woken_at is None or self._position != self._bytes_at_commit:
             return False
         if self._verification is None and self._position != self.upload.offset:
@@ -193,9 +193,9 @@ class Append:
         now = time.monotonic()
         if everything or requested or now - self._flushed_at >= FLUSH_INTERVAL:
             self._flushed_at = now
-            await self._blocks.flush(sync=self._sync and self._verification is None)
+            await self._batches.flush(sync=self._sync and self._verification is None)
         else:
-            await self._blocks.flush_available(sync=self._sync and self._verification is None)
+            await self._batches.flush_available(sync=self._sync and self._verification is None)
         if self._verification is not None:  # not even a length that the request declared counts yet
             return await self._answer_commit_request(requested)
         return await self._commit_snapshot(requested)
@@ -222,10 +222,10 @@ class Append:
 
     async def _commit_snapshot(self, requested: bool, *, finished: bool = False) -> Upload:
         """Commit all that is stored."""
-        snapshot = self._blocks.snapshot()
+        snapshot = self._batches.snapshot()
         self.upload = self._reached(snapshot)
         if await self._commit_upload(requested, snapshot.new_parts, finished=finished):
-            self._blocks.committed(snapshot)
+            self._batches.committed(snapshot)
         return self.upload
 
     async def _commit_upload(
@@ -241,9 +241,9 @@ class Append:
         return True
 
     async def _finish(self) -> Upload:
-        """The source has ended as it should."""
+        """Store and commit the last bytes, after the source has ended as announced."""
         if self._verification is not None:
-            await self._blocks.flush(sync=False)
+            await self._batches.flush(sync=False)
             if not self._verification.matches():
                 raise ChecksumMismatch
             self._verification = None
@@ -251,43 +251,43 @@ class Append:
             return await self._commit(everything=True)
         sync = self._options.durability is not Durability.NEVER
         last = self._last_step
-        size = self._blocks.gathered
+        size = self._batches.gathered
         slots = last.slots(size) if last is not None else None
         if last is not None and not (slots and slots.locked()) and last.writer.can_finish_by(with_bytes=size > 0):
             async with slots or contextlib.nullcontext():
                 return await self._finish_in_thread(last, sync=sync)
-        finished = await self._blocks.finish(sync=sync)
+        finished = await self._batches.finish(sync=sync)
         return await self._commit_snapshot(self._commit_requested, finished=finished)
 
     async def _finish_in_thread(self, last: LastStep, *, sync: bool) -> Upload:
         """Store and commit in one go, without coming back to the event loop in between."""
         before = self._stored_record
         served = before.commit_requests_served + self._commit_requested
-        size = self._blocks.gathered
+        size = self._batches.gathered
 
         def run(store: Callable[[], None]) -> asyncio.Future[Upload]:
             def reach() -> Upload:
                 store()
-                return replace(self._reached(self._blocks.snapshot()), commit_requests_served=served)
+                return replace(self._reached(self._batches.snapshot()), commit_requests_served=served)
 
             return last.run(before, reach, size)
 
-        self.upload = self._stored_record = await self._blocks.finish_by(last.writer, run, sync=sync)
+        self.upload = self._stored_record = await self._batches.finish_by(last.writer, run, sync=sync)
         last.committed(before, self.upload)
         return self.upload
 
     async def _commit_received(self) -> None:
-        """After a failure: commit what had arrived before it; with a checksum, none of it."""
+        """Commit what had arrived before a failure; with a checksum, none of it."""
         if self._verification is not None:
-            await self._blocks.discard(self._stored_record.offset)
+            await self._batches.discard(self._stored_record.offset)
             # Without a length that the request declared, too; but the storage may have used up something for good.
-            snapshot = self._blocks.snapshot()
+            snapshot = self._batches.snapshot()
             self.upload = replace(self._stored_record, storage_state=snapshot.storage_state)
             if await self._commit_upload(self._commit_requested, snapshot.new_parts):
-                self._blocks.committed(snapshot)
+                self._batches.committed(snapshot)
             return
         try:
-            await self._blocks.flush(sync=self._sync)
+            await self._batches.flush(sync=self._sync)
         except StorageBehind:
             raise
         except UploadError:  # the storage is what fails; the snapshot says how far it got
@@ -296,7 +296,7 @@ class Append:
         await self._commit_snapshot(self._commit_requested)
 
     async def _rewind(self, stored: int) -> None:
-        """The storage lost bytes (a power cut): the offset goes back to what is really there."""
+        """Take the offset back to the bytes that the storage has, after it lost some (a power cut)."""
         self.upload = self._stored_record.at(min(stored, self._stored_record.offset))
         await self._commit_upload()
 
@@ -304,11 +304,11 @@ class Append:
         if self._timer is not None:
             self._timer.cancel()
         if not self._abandoned:
-            await self._blocks.close()
+            await self._batches.close()
 
 
 def _limit(upload: Upload, options: UploadOptions) -> int:
-    """The largest offset this append may reach."""
+    """Return the largest offset that an append of this upload may reach."""
     if upload.length is not None:
         return upload.length
     limit = options.largest("deferred")

@@ -1,4 +1,4 @@
-"""Appending to uploads: the lock, the checks, the append under it, and what becomes of an upload that has all bytes."""
+"""Appending to uploads: the lock, the checks, the append under it, and the completion of an upload."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class Appending:
             self._small = SmallAppends(components, lifetimes, self._threaded, work, self._slots)
 
     async def append(self, upload_id: str, append_request: AppendRequest) -> tuple[Upload, bool]:
-        """Append what the source gives: the upload as committed, and whether the addition was made.
+        """Append the bytes of the source; return the upload as committed, and whether the append was made.
 
-        To a complete upload there is nothing to add. Raises as `UploadService.append` does.
+        Nothing can be appended to a complete upload. Raises as `UploadService.append` does.
         """
         holder = DeferredHolder()
         try:
@@ -90,7 +90,7 @@ class Appending:
             append.interrupt(ServerShutdown())
 
     async def _lock_to_append(self, upload_id: str, append_request: AppendRequest, holder: DeferredHolder) -> Lock:
-        """The lock, without disturbing its holder on behalf of a request that cannot succeed."""
+        """Acquire the lock, without disturbing its holder on behalf of a request that cannot succeed."""
         try:
             return await self._work.acquire(upload_id, holder, 0)
         except LockTimeout:
@@ -109,7 +109,7 @@ class Appending:
     async def _append_under(
         self, lock: Lock, append_request: AppendRequest, holder: DeferredHolder
     ) -> tuple[Upload, bool]:
-        """The upload, and whether the addition was made: to a complete one there is nothing to add."""
+        """Append under the lock, see `append`."""
         if self._small is not None:
             try:
                 upload = await self._small.append(lock, append_request)

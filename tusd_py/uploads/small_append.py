@@ -99,7 +99,7 @@ class SmallAppends:
         )
 
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
-        """The records before and after."""
+        """Store the body and change the record; return the record before and the one after."""
         self._work.refuse_when_draining()
         step = _Step(self._threaded, self._lifetimes, self._pace, lock, offset, body, now=self._clock.steady())
         after = await self._store_with_others(step)
