@@ -53,10 +53,13 @@ class Completion:
         )
 
     def advanced(self, upload: Upload, before: Upload, token: int) -> Upload:
-        """Return the record of an upload that was written to, and is not complete yet."""
+        """Return the record of an upload that was written to, and is not complete yet.
+
+        An upload that has lost bytes is active again, also if all of them were committed before.
+        """
         if upload.has_all_bytes:
             return replace(upload, status=Status.FINISHING, token=token)
-        return replace(upload, expires_at=self._lifetimes.extended(before), token=token)
+        return replace(upload, status=Status.ACTIVE, expires_at=self._lifetimes.extended(before), token=token)
 
     # The steps.
 
