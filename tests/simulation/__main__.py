@@ -20,16 +20,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="run this one and print its story")
     parser.add_argument("--without", type=int, action="append", default=[], help="leave out this fault")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of processes")
+    parser.add_argument("--plant", default="", help="plant this defect first (tests/simulation/planted.py)")
     parser.add_argument("--keep-going", action="store_true", help="report every failing seed, not the first only")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        return replay(options.seed, options.without)
-    return many(range(options.first, options.first + options.seeds), options.jobs, keep_going=options.keep_going)
+        return replay(options.seed, options.without, options.plant)
+    seeds = range(options.first, options.first + options.seeds)
+    return many(seeds, options.jobs, options.plant, keep_going=options.keep_going)
 
 
-def replay(seed: int, without: Sequence[int]) -> int:
-    from tests.simulation.runner import Shrunk, run, story
+def replay(seed: int, without: Sequence[int], defect: str) -> int:
+    from tests.simulation.runner import Shrunk, plant_defect, run, story
 
+    plant_defect(defect)
     outcome = run(seed, without)
     if outcome.violations:
         print(story(Shrunk(outcome, tuple(without))))
@@ -39,14 +42,14 @@ def replay(seed: int, without: Sequence[int]) -> int:
     return 0
 
 
-def many(seeds: range, jobs: int, *, keep_going: bool) -> int:
+def many(seeds: range, jobs: int, defect: str, *, keep_going: bool) -> int:
     began = time.monotonic()
     shares = [seeds[start::jobs] for start in range(min(jobs, len(seeds)))]
     failed = 0
     counts: Counter[str] = Counter()
     seconds = 0.0
     with multiprocessing.get_context("spawn").Pool(len(shares)) as pool:
-        for share in pool.imap_unordered(_run_share, [(share, keep_going) for share in shares]):
+        for share in pool.imap_unordered(_run_share, [(share, defect, keep_going) for share in shares]):
             counts.update(share[1])
             seconds += share[2]
             for text in share[0]:
@@ -58,10 +61,11 @@ def many(seeds: range, jobs: int, *, keep_going: bool) -> int:
     return 1 if failed else 0
 
 
-def _run_share(work: tuple[range, bool]) -> tuple[list[str], Counter[str], float]:
-    from tests.simulation.runner import run_all, shrink, story
+def _run_share(work: tuple[range, str, bool]) -> tuple[list[str], Counter[str], float]:
+    from tests.simulation.runner import plant_defect, run_all, shrink, story
 
-    seeds, keep_going = work
+    seeds, defect, keep_going = work
+    plant_defect(defect)
     failures: list[str] = []
     counts: Counter[str] = Counter()
     seconds = 0.0

@@ -245,6 +245,7 @@ class Client:
             self.world.complain(f"upload {upload.number}: PATCH answers {answer.status}")
         else:
             self._refused(answer, "PATCH")
+            await asyncio.sleep(self.rng.random() * 0.1)
 
     async def _remove(self, upload: Expected) -> None:
         self._tell(f"removes upload {upload.number}")

@@ -45,7 +45,7 @@ class File(Inode):
     durable: bytearray = field(default_factory=bytearray)
     pending: list[FileChange] = field(default_factory=list)
     locks: list[tuple[int, int, bool, object]] = field(default_factory=list)
-    failures: int = 0  # of syncs; whoever had the file open by then is told by a sync of his own (Linux, errseq)
+    failed: int = 0  # number of the last failed sync: who had the file open is told by the next sync (Linux, errseq)
 
     def write(self, position: int, content: bytes) -> None:
         _apply(self.data, (position, content))
@@ -62,7 +62,6 @@ class File(Inode):
 
     def fail_sync(self) -> None:
         """Clean the pages without writing them."""
-        self.failures += 1
         self.pending = [change for change in self.pending if change[1] is None]
 
     def power_cut(self, rng: Random) -> None:
@@ -150,11 +149,14 @@ class FileSystem:
         self.failing_syncs = 0  # number of syncs that are going to fail
         self.failing_writes = 0
         self.syncs = 0
+        self.failed_syncs = 0
         self.on_failed_sync: Callable[[], object] = lambda: None
 
     def fail_sync(self, file: File) -> None:
         """Let one sync fail."""
         self.failing_syncs -= 1
+        self.failed_syncs += 1
+        file.failed = self.failed_syncs
         file.fail_sync()
         self.on_failed_sync()
 

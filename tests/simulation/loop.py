@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("PROCESS", default=None)
 STEP = 2e-6  # seconds of virtual time that a callback takes
-MAX_STEPS = 3_000_000  # callbacks of one run
+MAX_STEPS = 100_000  # callbacks of one run
 
 
 class Stuck(Exception):

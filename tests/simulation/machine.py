@@ -26,7 +26,7 @@ class OpenFile:
     writable: bool
     position: int = 0
     references: int = 1
-    failures: int = 0  # of syncs of the file, of which it knows
+    told: int = 0  # number of the last failed sync of which it knows
 
 
 @dataclass(eq=False)
@@ -65,6 +65,7 @@ class Process:
         self.descriptors: dict[int, OpenFile] = {}
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self)
+        self.told = machine.files.failed_syncs
         self.on_death: list[Callable[[], object]] = []
 
     @property

@@ -136,7 +136,10 @@ class Oracle:
     def looked(self, upload: Expected, answer: Answer, source: str, since: int) -> None:
         """Judge the answer to a HEAD."""
         if answer.status == 200:
-            upload.declared = "upload-length" in answer.headers
+            told = answer.headers.get("upload-length")
+            upload.declared = told is not None
+            if told is not None and int(told) != upload.length:
+                self._wrong(upload, f"{source} answers the length {told}")
             if answer.offset is not None:
                 self.acknowledged(upload, answer.offset, None, source, since)
         elif answer.status in (404, 410):

@@ -64,6 +64,15 @@ def prepare() -> Modules:
     return _modules
 
 
+def plant_defect(name: str) -> None:
+    """Change the server for the worse, for the rest of this process; an empty name changes nothing."""
+    if name:
+        from tests.simulation.planted import PLANTS
+
+        prepare()
+        PLANTS[name]()
+
+
 def run(seed: int, without: Sequence[int] = ()) -> Outcome:
     """Run one seed."""
     modules = prepare()

@@ -93,8 +93,7 @@ class OsModule:
         if isinstance(inode, File) and flags & os.O_TRUNC:
             inode.cut(0)
         opened = OpenFile(inode, files, process, writable)
-        if isinstance(inode, File):
-            opened.failures = inode.failures
+        opened.told = files.failed_syncs
         return self._add(opened)
 
     def _check_room(self, files: FileSystem) -> None:
@@ -281,8 +280,8 @@ class OsModule:
         assert isinstance(opened.inode, File | Folder)
         if files.failing_syncs > 0 and isinstance(opened.inode, File):
             files.fail_sync(opened.inode)
-        if isinstance(opened.inode, File) and opened.failures < opened.inode.failures:
-            opened.failures = opened.inode.failures
+        if isinstance(opened.inode, File) and opened.told < opened.inode.failed:
+            opened.told = opened.inode.failed
             raise error(errno.EIO)
         opened.inode.sync()
         self._wait(files, 0.3)

@@ -1,0 +1,343 @@
+"""Defects to plant in the server, each a small change of today's code that the simulation has to find.
+
+A defect is planted in a process of its own, for good: `python -m tests.simulation --plant sync_skipped`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tusd_py import composition, server
+from tusd_py.asyncutil import serial_task
+from tusd_py.backends.disk import identity, storage, syncs, writer as disk_writer
+from tusd_py.backends.local_locks import locker as local_locker
+from tusd_py.backends.sqlite import state as sqlite_state, writer as sqlite_writer
+from tusd_py.contracts.storage import SupportsConcatenation
+from tusd_py.core import clock
+from tusd_py.core.upload import Status
+from tusd_py.transfer import batch_writer
+from tusd_py.uploads import append, completion, lifetimes, locked_work, small_append
+
+PLANTS: dict[str, Callable[[], None]] = {}
+
+
+def plant(function: Callable[[], None]) -> Callable[[], None]:
+    PLANTS[function.__name__] = function
+    return function
+
+
+def change(owner: Any, name: str, value: Any) -> None:
+    assert hasattr(owner, name), f"{owner} has no {name} any more"
+    setattr(owner, name, value)
+
+
+def nothing(*_: Any, **__: Any) -> None: ...
+
+
+async def soon(*_: Any, **__: Any) -> None: ...
+
+
+# Ownership of work and locks.
+
+
+@plant
+def locker_closed_before_storage() -> None:
+    async def close_service(service: Any, timeout: float = 30.0) -> bool:
+        if isinstance(service.storage, SupportsConcatenation):
+            service.storage.interrupt()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await service.close()
+        await service.locker.close()
+        await service.state.close()
+        return bool(await service.storage.close(timeout))
+
+    change(composition, "close_service", close_service)
+    for module in (composition, server):
+        if hasattr(module, "close_service"):
+            change(module, "close_service", close_service)
+
+
+@plant
+def second_cancellation_releases_the_lock() -> None:
+    async def run(self: Any, upload_id: str, holder: Any, timeout: float, work: Any, *, to_remove: bool = False) -> Any:
+        lock = await self.acquire(upload_id, holder, timeout, to_remove=to_remove)
+        return await released_at_the_end(self, lock, work(lock))
+
+    async def released_at_the_end(self: Any, lock: Any, work: Any) -> Any:
+        task = self._spawn(work)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            await lock.release()
+
+    change(locked_work.LockedWork, "run", run)
+    change(
+        locked_work.LockedWork,
+        "start",
+        lambda self, lock, work: self._spawn(released_at_the_end(self, lock, work)),
+    )
+
+
+@plant
+def lock_released_before_the_last_write() -> None:
+    async def close(self: Any) -> None:
+        if self._descriptor >= 0:
+            self._storage.run(self._close)
+
+    change(disk_writer.DiskWriter, "close", close)
+    change(serial_task.SerialTask, "wait", soon)
+
+
+@plant
+def locks_of_other_processes_ignored() -> None:
+    change(local_locker, "try_lock", lambda *_, **__: True)
+
+
+# Syncs.
+
+
+@plant
+def sync_skipped() -> None:
+    for module in (syncs, storage, disk_writer):
+        for name in ("sync_file", "sync_data"):
+            if hasattr(module, name):
+                change(module, name, nothing)
+    defaults = syncs.Syncs.sync.__kwdefaults__
+    assert defaults is not None
+    defaults["with_call"] = nothing
+    for kind in (disk_writer.DiskWriter,):
+        assert kind._sync.__kwdefaults__ is not None
+        kind._sync.__kwdefaults__["with_call"] = nothing
+
+
+@plant
+def names_not_synced() -> None:
+    change(syncs.Syncs, "sync_folders", nothing)
+
+
+@plant
+def sync_retried() -> None:
+
+    def again(descriptor: int) -> None:
+        system: Any = syncs.os  # type: ignore[attr-defined]
+        try:
+            system.fsync(descriptor)
+        except OSError:
+            system.fsync(descriptor)
+
+    for module in (syncs, storage, disk_writer):
+        for name in ("sync_file", "sync_data"):
+            if hasattr(module, name):
+                change(module, name, again)
+    for function in (syncs.Syncs.sync, disk_writer.DiskWriter._sync):
+        assert function.__kwdefaults__ is not None
+        function.__kwdefaults__["with_call"] = again
+
+
+@plant
+def failed_sync_of_the_log_forgotten() -> None:
+    real = sqlite_writer.SQLiteWriter._handle_error
+
+    def handle(self: Any, error: Any) -> None:
+        real(self, error)
+        self._log_unsynced = False
+
+    change(sqlite_writer.SQLiteWriter, "_handle_error", handle)
+
+
+@plant
+def inherited_log_trusted() -> None:
+    change(sqlite_writer.SQLiteWriter, "_write_inherited_log_back", nothing)
+
+
+@plant
+def completion_not_durable() -> None:
+    real = sqlite_writer.SQLiteWriter._transact
+
+    def transact(self: Any, jobs: Sequence[Any]) -> None:
+        for job in jobs:
+            job.durable = False
+        real(self, jobs)
+
+    change(sqlite_writer.SQLiteWriter, "_transact", transact)
+
+
+@plant
+def cut_not_synced() -> None:
+    def cut(self: Any, descriptor: int, end: int) -> None:
+        disk_writer.os.ftruncate(descriptor, end)  # type: ignore[attr-defined]
+
+    change(disk_writer.DiskWriter, "_cut", cut)
+
+
+# Commits.
+
+
+@plant
+def commit_before_write() -> None:
+    async def flush(self: Any, buffers: Sequence[Any] = (), *, sync: bool) -> None:
+        await self._jobs.settle()
+        if buffers or (sync and self._descriptor >= 0):
+            start = self._stored
+            self._jobs.start(self._storage.run(lambda: self._flush(buffers, sync)))
+            self._stored = start
+
+    real = append.Append._reached
+
+    def reached(self: Any, snapshot: Any) -> Any:
+        return real(self, replace(snapshot, offset=self._position))
+
+    change(disk_writer.DiskWriter, "flush", flush)
+    change(append.Append, "_reached", reached)
+
+
+@plant
+def offset_of_received_bytes() -> None:
+    real = append.Append._reached
+
+    def reached(self: Any, snapshot: Any) -> Any:
+        return real(self, replace(snapshot, offset=self._position))
+
+    change(append.Append, "_reached", reached)
+
+
+@plant
+def bytes_of_a_wrong_checksum_kept() -> None:
+    change(batch_writer.BatchWriter, "discard", soon)
+
+
+@plant
+def checksum_not_compared() -> None:
+    async def finish(self: Any) -> Any:
+        self._verification = None
+        return await real(self)
+
+    real = append.Append._finish
+    change(append.Append, "_finish", finish)
+
+
+@plant
+def uncommitted_bytes_not_cut() -> None:
+    change(disk_writer.DiskWriter, "_cut", nothing)
+
+
+@plant
+def offset_not_compared() -> None:
+    change(
+        sqlite_state,
+        "UPDATE",
+        sqlite_state.UPDATE.replace("offset = ? AND status = ?", "? >= 0 AND ? <> ''"),
+    )
+    real = small_append._is_simple
+
+    def is_simple(record: Any, lock: Any, offset: int, size: int, now: float) -> bool:
+        return real(record, lock, record.offset, size, now)
+
+    change(small_append, "_is_simple", is_simple)
+
+
+@plant
+def short_write_taken_for_a_whole_one() -> None:
+    def write_all(self: Any, buffers: list[Any]) -> None:
+        disk_writer.os.pwritev(self._descriptor, buffers, self._stored)  # type: ignore[attr-defined]
+        self._stored += sum(len(buffer) for buffer in buffers)
+
+    change(disk_writer.DiskWriter, "_write_all", write_all)
+
+
+@plant
+def finishing_without_all_bytes() -> None:
+    def advanced(self: Any, upload: Any, before: Any, token: int) -> Any:
+        if upload.has_all_bytes:
+            return replace(upload, status=Status.FINISHING, token=token)
+        return replace(upload, expires_at=self._lifetimes.extended(before), token=token)
+
+    change(completion.Completion, "advanced", advanced)
+
+
+# What is there.
+
+
+@plant
+def lost_bytes_not_noticed() -> None:
+    async def stored(self: Any, upload: Any) -> int:
+        return int(upload.offset)
+
+    change(storage.DiskStorage, "stored_size", stored)
+
+
+@plant
+def absence_proves_something() -> None:
+    change(identity.IdentityFile, "check", nothing)
+
+
+@plant
+def expiry_by_a_wrong_clock() -> None:
+    change(clock.SteadyClock, "steady", lambda self: self._clock.wall())
+
+
+@plant
+def finished_uploads_expire() -> None:
+    change(
+        lifetimes.Lifetimes,
+        "of_complete",
+        lambda self, upload, completed_at: completed_at + 1.0,
+    )
+    change(
+        lifetimes.Lifetimes,
+        "is_over",
+        lambda self, upload: upload.expires_at is not None and upload.expires_at <= self._clock.steady(),
+    )
+
+
+@plant
+def record_removed_before_the_bytes() -> None:
+    async def later(self: Any, upload: Any) -> None:
+        self.run(lambda: time)
+
+    change(storage.DiskStorage, "delete", later)
+
+
+# Ends.
+
+
+@plant
+def shutdown_does_not_wait() -> None:
+    change(locked_work.LockedWork, "settle", soon)
+
+
+@plant
+def descriptor_left_open() -> None:
+    real = disk_writer.DiskWriter._close
+
+    def close(self: Any) -> None:
+        if self._stored % 7 == 3:
+            self._descriptor = -1
+        else:
+            real(self)
+
+    change(disk_writer.DiskWriter, "_close", close)
+
+
+@plant
+def budget_not_returned() -> None:
+    def forget(self: Any) -> None:
+        self._gathered, self._gathered_size = [], 0
+
+    change(batch_writer.BatchWriter, "_forget_gathered", forget)
+
+
+@plant
+def locks_never_released_after_an_error() -> None:
+    async def hold(self: Any, lock: Any, work: Any) -> Any:
+        result = await work
+        await lock.release()
+        return result
+
+    change(locked_work.LockedWork, "_hold", hold)
