@@ -181,7 +181,7 @@ async def test_a_final_upload_that_waits_is_made_after_its_last_part(
         final = await service.concatenate(NewUpload(None, None, UploadKind.FINAL, "final;part", (part.id,)))
         await service.append(part.id, body(0))
         await Sweeper(service).sweep()
-        complete = await service.finished(final.id)
+        complete = await service.get_completed(final.id)
         assert await content(disk_of(service), complete) == DATA
 
 
@@ -296,7 +296,7 @@ async def test_a_final_upload_survives_redis_going_back_after_its_parts_are_remo
         assert gone_back.status is Status.FINISHING
         with contextlib.suppress(UploadError):
             await service.sweep(gone_back)
-        assert await content(disk, await service.finished(final.id)) == DATA
+        assert await content(disk, await service.get_completed(final.id)) == DATA
 
 
 # Writers that may wake up.

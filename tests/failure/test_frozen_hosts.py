@@ -308,10 +308,10 @@ async def test_a_writer_that_froze_before_its_last_commit_finishes_nothing(
             await freezing
         for service in (first, second):
             with pytest.raises(UploadNotFound):  # a download, before the end
-                await service.finished(upload.id)
+                await service.get_completed(upload.id)
             assert (await service.inspect(upload.id)).offset == 2000
         assert (await second.append(upload.id, AppendRequest(2000, Body(new[2000:])))).is_complete
         for service in (first, second):
-            found = await service.finished(upload.id)
+            found = await service.get_completed(upload.id)
             content_of = [bytes(data) async for data in service.storage.read(found, 0, 3000)]
             assert b"".join(content_of) == new

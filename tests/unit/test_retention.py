@@ -72,7 +72,7 @@ async def age(service: UploadService, upload: Upload, seconds: float) -> Upload:
 
 async def is_there(service: UploadService, upload: Upload) -> bool:
     try:
-        await service.finished(upload.id)
+        await service.get_completed(upload.id)
     except UploadNotFound:
         return False
     return await service.storage.stored_size(upload) == len(DATA)

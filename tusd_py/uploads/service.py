@@ -116,8 +116,8 @@ class UploadService:
         """The record as committed, as the lock brought it if it did; raises `UploadNotFound` or `UploadGone`."""
         return await self._records.get(upload_id, lock)
 
-    async def finished(self, upload_id: str) -> Upload:
-        """The record of an upload that is complete; raises `UploadNotFound` otherwise."""
+    async def get_completed(self, upload_id: str) -> Upload:
+        """Return the record of a complete upload; raises `UploadNotFound` for any other."""
         upload = await self.get(upload_id)
         if not upload.is_complete and await self._records.load_completion_record(upload_id) is not None:
             upload = await self._recovery.resume(upload_id)

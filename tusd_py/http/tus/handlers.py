@@ -261,7 +261,7 @@ class TusHandlers:
         return await self._download(request, body=True)
 
     async def _download(self, request: Request, *, body: bool) -> Response:
-        upload = await self._service.finished(request.upload_id)
+        upload = await self._service.get_completed(request.upload_id)
         selection = select(upload, request.headers, ranges=body)
         headers = describe(upload)
         if selection.status in (304, 412):
