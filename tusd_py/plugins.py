@@ -40,11 +40,22 @@ def make_component(group: str, name: str, settings: Settings) -> Any:
 
 
 def check_component(group: str, component: object, description: str) -> None:
-    """Raise `InvalidSettings` unless the component has every member of the contract of its group."""
+    """Raise `InvalidSettings` unless the component is an object with every member of the contract of its group.
+
+    Methods have to take the arguments of the contract; the types of arguments and results are not checked.
+    """
     kind, contract = KINDS[group]
+    if isinstance(component, type):
+        raise InvalidSettings(f"{description} ({component.__name__}) is a class: an object of it is needed")
+    name = type(component).__name__
     missing = [member for member in _members(contract) if not _has_member(component, member)]
     if missing:
-        raise InvalidSettings(f"{description} ({type(component).__name__}) is no {kind}: it lacks {', '.join(missing)}")
+        raise InvalidSettings(f"{description} ({name}) is no {kind}: it lacks {', '.join(missing)}")
+    for member, declared in vars(contract).items():
+        if not member.startswith("_") and inspect.isfunction(declared):
+            arguments = _arguments(declared)
+            if not _takes(getattr(component, member), arguments):
+                raise InvalidSettings(f"{description} ({name}) is no {kind}: {member} has to take {arguments}")
 
 
 def _load(group: str, name: str) -> Callable[[Settings], Any]:
@@ -74,6 +85,29 @@ def _has_member(component: object, member: str) -> bool:
         inspect.getattr_static(component, member)
     except AttributeError:
         return hasattr(component, member)
+    return True
+
+
+def _arguments(declared: Callable[..., object]) -> inspect.Signature:
+    """Return the parameters of a method of a contract: their names and kinds only, without `self`."""
+    parameters = list(inspect.signature(declared).parameters.values())[1:]
+    empty = inspect.Parameter.empty
+    return inspect.Signature([parameter.replace(annotation=empty, default=empty) for parameter in parameters])
+
+
+def _takes(method: object, arguments: inspect.Signature) -> bool:
+    """Return whether a method can be called with all these arguments."""
+    if not callable(method):
+        return False
+    try:
+        signature = inspect.signature(method)
+    except ValueError:  # a method in C may have none that can be read
+        return True
+    keyword_only = [p.name for p in arguments.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    try:
+        signature.bind(*[None] * (len(arguments.parameters) - len(keyword_only)), **dict.fromkeys(keyword_only))
+    except TypeError:
+        return False
     return True
 
 

@@ -147,6 +147,48 @@ def test_a_given_component_without_its_contract_is_refused(tmp_path: Path) -> No
         TusServer(upload_dir=tmp_path, state=wrong)
 
 
+def test_a_class_in_place_of_a_component_is_refused(tmp_path: Path) -> None:
+    wrong: Any = DiskStorage
+    with pytest.raises(InvalidSettings, match=r"the given component \(DiskStorage\) is a class"):
+        TusServer(upload_dir=tmp_path, storage=wrong)
+
+
+class ClosesWithoutTimeout(DiskStorage):
+    """A storage with a method that does not take the arguments of its contract."""
+
+    async def close(self) -> bool:  # type: ignore[override]
+        return True
+
+
+class LocatesNothing(DiskStorage):
+    """A storage with a value in place of a method."""
+
+    locate = None  # type: ignore[assignment]
+
+
+class WritesForOldServers(DiskStorage):
+    """A storage with a method that lacks an argument by name."""
+
+    def writer(self, upload: Any, token: int, observer: Any = None) -> Any:  # type: ignore[override]
+        return super().writer(upload, token, observer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (ClosesWithoutTimeout, "close has to take (timeout)"),
+        (LocatesNothing, "locate has to take (upload)"),
+        (WritesForOldServers, "writer has to take (upload, token, observer, *, unreleased_predecessors)"),
+    ],
+)
+def test_a_component_whose_method_takes_other_arguments_is_refused(
+    tmp_path: Path, kind: type[DiskStorage], reason: str
+) -> None:
+    with pytest.raises(InvalidSettings) as raised:
+        TusServer(upload_dir=tmp_path, storage=kind(tmp_path / "bytes"))
+    assert str(raised.value) == f"the given component ({kind.__name__}) is no storage: {reason}"
+
+
 class Passing:
     """A storage that passes every call on to another one."""
 
