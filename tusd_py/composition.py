@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
+from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
@@ -28,7 +30,7 @@ from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
-from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component
+from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component, one_line
 from tusd_py.settings import Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
 from tusd_py.uploads.identity import IdentityCheck
@@ -36,9 +38,12 @@ from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
+logger = logging.getLogger("tusd_py")
+
 RECORDS = "uploads.sqlite3"  # in the private folder
 LOCKS = "locks"  # beginning of the names of the lock files, in the private folder
 CLOSE_TIMEOUT = 30.0  # seconds that closing may take
+CLOSE_MARGIN = 1.0  # seconds after its timeout at which a storage that still closes is left alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,19 +206,21 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
     storage, state = _description(service.storage, settings), _description(service.state, settings)
     async with contextlib.AsyncExitStack() as undo:  # closes the opened components if a later step fails
         undo.push_async_callback(service.storage.close)
-        with errors_at(storage):
+        with errors_at(storage), errors_of_other_package(service.storage, StorageUnavailable):
             await service.storage.open()
         if any(
             isinstance(component, DiskStorage | SQLiteState | LocalLocker)
             for component in (service.storage, service.state, service.locker)
         ):
             await asyncio.to_thread(make_private_folder, settings)
-        with errors_at(_description(service.locker, settings)):
+        locker = _description(service.locker, settings)
+        with errors_at(locker), errors_of_other_package(service.locker, StateUnavailable):
             undo.push_async_callback(service.locker.close)
             await service.locker.open()
         with errors_at(state):
             undo.push_async_callback(service.state.close)
-            await service.state.open()
+            with errors_of_other_package(service.state, StateUnavailable):
+                await service.state.open()
             await resume_time(service.state, service.clock)
         with errors_at(storage):
             records_inside = isinstance(service.storage, DiskStorage) and isinstance(service.state, SQLiteState)
@@ -222,6 +229,23 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
                 await identity.adopt()
             await identity.settle(records_inside=records_inside)
         undo.pop_all()
+
+
+@contextlib.contextmanager
+def errors_of_other_package(component: object, kind: type[StorageUnavailable | StateUnavailable]) -> Iterator[None]:
+    """Convert unexpected errors of a component that is not part of this package to one of `kind`, in one line.
+
+    A defect of a component of this package stays the error that it is.
+    """
+    try:
+        yield
+    except (UploadError, OSError):
+        raise
+    except Exception as error:  # code of another package: its mistakes are reported as such, by name
+        if type(component).__module__.startswith("tusd_py."):
+            raise
+        logger.debug("the error of %s", type(component).__name__, exc_info=True)
+        raise kind(one_line(error)) from error
 
 
 def _description(component: Storage | StateStore | Locker, settings: Settings) -> str:
@@ -249,7 +273,8 @@ async def opened(service: UploadService, settings: Settings, *, adopt: bool = Fa
 async def close_service(service: UploadService, timeout: float = CLOSE_TIMEOUT) -> bool:
     """Wait for the end of the work under way, and close the storage, the locker and the state store.
 
-    Returns False if a step of the storage has not ended after `timeout` seconds. Then the locker and the state store
+    Returns False if a step of the storage has not ended after `timeout` seconds, or a little later if the storage
+    itself does not keep to the timeout. Then the locker and the state store
     stay open, which protects the bytes that the step may still write; call this again until it succeeds, or end the
     process. Invariant: no lock is released before the last step of the storage has ended.
     """
@@ -259,9 +284,12 @@ async def close_service(service: UploadService, timeout: float = CLOSE_TIMEOUT) 
     try:
         async with asyncio.timeout(timeout):
             await service.close()
+        remaining = max(0.0, deadline - time.monotonic())
+        async with asyncio.timeout(remaining + CLOSE_MARGIN):
+            closed = await service.storage.close(remaining)
     except TimeoutError:
         return False
-    if not await service.storage.close(max(0.0, deadline - time.monotonic())):
+    if not closed:
         return False
     await service.locker.close()
     await service.state.close()

@@ -34,7 +34,7 @@ def make_component(group: str, name: str, settings: Settings) -> Any:
     try:
         component = factory(settings)
     except Exception as error:  # code of another package: its mistakes are reported as such, by name
-        raise InvalidSettings(f"the {kind} {name!r} cannot be made: {_one_line(error)}") from error
+        raise InvalidSettings(f"the {kind} {name!r} cannot be made: {one_line(error)}") from error
     check_component(group, component, f"the {kind} {name!r}")
     return component
 
@@ -69,7 +69,7 @@ def _load(group: str, name: str) -> Callable[[Settings], Any]:
     try:
         factory = entry.load()
     except Exception as error:  # an import runs code of another package
-        raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) cannot be imported: {_one_line(error)}") from error
+        raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) cannot be imported: {one_line(error)}") from error
     if not callable(factory):
         raise InvalidSettings(f"the {kind} {name!r} ({entry.value}) is not a function of the settings")
     return factory  # type: ignore[no-any-return]
@@ -111,6 +111,6 @@ def _takes(method: object, arguments: inspect.Signature) -> bool:
     return True
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return class and message of an error of another package, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import typing
 from pathlib import Path
@@ -13,11 +14,13 @@ from starlette.testclient import TestClient
 
 from tests.support.harness import serving
 from tests.support.wire.promised import create
-from tusd_py import InvalidSettings, Settings, TusServer
+from tusd_py import InvalidSettings, Settings, StateUnavailable, StorageUnavailable, TusServer
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.composition import close_service, open_service
 from tusd_py.settings import FIELDS, SettingsOverrides
+from tusd_py.testing import MemoryLocker, MemoryState, MemoryStorage
 
 TUS = {"Tus-Resumable": "1.0.0"}
 MODULE = """\
@@ -187,6 +190,60 @@ def test_a_component_whose_method_takes_other_arguments_is_refused(
     with pytest.raises(InvalidSettings) as raised:
         TusServer(upload_dir=tmp_path, storage=kind(tmp_path / "bytes"))
     assert str(raised.value) == f"the given component ({kind.__name__}) is no storage: {reason}"
+
+
+class Unmounted(MemoryStorage):
+    """A storage with a mistake in `open`."""
+
+    async def open(self) -> None:
+        raise KeyError("tape")
+
+
+class Unwritten(MemoryState):
+    """A state store whose `open` is no async function."""
+
+    def open(self) -> None:  # type: ignore[override]
+        pass
+
+
+class Unplugged(MemoryLocker):
+    """A locker with a mistake in `open`, and a message of two lines."""
+
+    async def open(self) -> None:
+        raise RuntimeError("no plug\nat all")
+
+
+@pytest.mark.parametrize(
+    ("components", "error", "message"),
+    [
+        ({"storage": Unmounted()}, StorageUnavailable, "Unmounted of tests cannot be used: KeyError: 'tape'"),
+        ({"state": Unwritten()}, StateUnavailable, "Unwritten of tests cannot be used: TypeError: object NoneType"),
+        ({"locker": Unplugged()}, StateUnavailable, "Unplugged of tests cannot be used: RuntimeError: no plug at all"),
+    ],
+)
+async def test_an_unexpected_error_of_a_component_at_the_start_names_it_in_one_sentence(
+    tmp_path: Path, components: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    tus = TusServer(upload_dir=tmp_path, **components)
+    with pytest.raises(error) as raised:
+        await tus.startup()
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+class NeverClosed(MemoryStorage):
+    """A storage that does not keep to the timeout of `close`."""
+
+    async def close(self, timeout: float | None = None) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+
+async def test_closing_ends_although_a_storage_does_not_keep_to_its_timeout(tmp_path: Path) -> None:
+    tus = TusServer(upload_dir=tmp_path, storage=NeverClosed(), state=MemoryState(), locker=MemoryLocker())
+    await open_service(tus.service, tus.settings)
+    async with asyncio.timeout(30):
+        assert not await close_service(tus.service, timeout=0.1)
 
 
 class Passing:

@@ -97,7 +97,7 @@ class Locker(Protocol):
         """
 
     async def close(self) -> None:
-        """Release every lock of this locker, and every resource."""
+        """Release every lock of this locker, and every resource. Called also after `open` has failed."""
 
     async def acquire(self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False) -> Lock:
         """Acquire a lock. While this waits, each holder is asked to release it.

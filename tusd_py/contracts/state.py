@@ -57,7 +57,7 @@ class StateStore(Protocol):
         """
 
     async def close(self) -> None:
-        """Release every resource."""
+        """Release every resource. Called also after `open` has failed."""
 
     async def create(self, upload: Upload, *, durable: bool = False) -> None:
         """Add a record.

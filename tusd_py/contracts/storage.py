@@ -83,10 +83,10 @@ class Storage(Protocol):
         """
 
     async def close(self, timeout: float | None = None) -> bool:
-        """Wait for the steps under way, and release every resource.
+        """Wait for the steps under way, and release every resource. Called also after `open` has failed.
 
         Args:
-            timeout: seconds to wait at most; None to wait for ever.
+            timeout: seconds to wait at most; None to wait for ever. The call is cancelled if it takes longer.
 
         Returns:
             False if a step has not ended: then the locks must stay, and `close` may be called again.
@@ -127,7 +127,7 @@ class Storage(Protocol):
         """Make a complete upload of bytes that are all stored. May be called again after a failure or a crash.
 
         Args:
-            upload: the record, at its full length; bytes beyond it are dropped.
+            upload: the record; its offset is the full length of the upload, and bytes beyond it are dropped.
             parts: the part list of the upload, as the state store has it.
             sync: wait until the complete upload survives a power cut.
 
