@@ -102,6 +102,8 @@ class Inspection:
                 before = upload
                 if commits:
                     upload = await self._wait_for_commits(upload, commits)
+                else:  # a holder may have committed and let go since the record was read
+                    upload = self._records.get_at_once(upload.id) or await self._records.get(upload.id)
             if not commits or upload.offset == before.offset or upload.is_complete or time.monotonic() >= deadline:
                 return upload, commits > 0
 
