@@ -24,6 +24,7 @@ from tests.support.s3_server import (
     Fault,
     Faults,
     FaultyProxy,
+    HeldRequests,
     Request,
     S3Server,
     moto,
@@ -42,7 +43,7 @@ from tusd_py.backends.s3.object_keys import content_disposition, content_type, k
 from tusd_py.backends.s3.part_sizes import PartSizes, choose_sizes, skipped_numbers
 from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation, NoInstrumentation
-from tusd_py.contracts.storage import Buffer, SupportsDownloadRedirect, SupportsOrphanCleanup
+from tusd_py.contracts.storage import Buffer, SupportsDownloadRedirect, SupportsOrphanCleanup, Writer
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.testing.storage_helpers import (
@@ -123,13 +124,17 @@ def blocks_of(data: bytes, size: int = 1 << 20) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
+async def write_all(writer: Writer, data: bytes) -> None:
+    for block in blocks_of(data):
+        await writer.write([block])
+    await writer.flush(sync=True)
+
+
 async def send(storage: S3Storage, upload: Upload, data: bytes, **options: Any) -> Record:
     """Append `data` in one request, which may fail; return the record as committed after it."""
     writer = storage.writer(upload, TOKEN, **options)
     try:
-        for block in blocks_of(data):
-            await writer.write([block])
-        await writer.flush(sync=True)
+        await write_all(writer, data)
     except UploadError:
         pass
     finally:
@@ -522,9 +527,24 @@ def once(operation: str, fault: Fault, *, part: int = 0, after: int = 0) -> Faul
 @pytest.mark.parametrize("part", [1, 2, 4])
 async def test_a_part_that_fails_while_the_next_ones_arrive(opened: Opener, proxy: FaultyProxy, part: int) -> None:
     storage = await opened(proxy.server, **QUICK)
-    proxy.faults = once("UploadPart", Fault.ERROR, part=part)
-    upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA)
-    assert upload.offset == (part - 1) * PART
+    earlier = (part - 1) * PART
+    proxy.faults = failing = HeldRequests(
+        lambda request: request.operation == "UploadPart" and request.part == part, Fault.ERROR
+    )
+    new = replace(UPLOAD, length=len(DATA))
+    writer = storage.writer(new, TOKEN)
+    sending = asyncio.create_task(write_all(writer, DATA))
+    for _ in range(int(TIMEOUT / 0.01)):  # it fails once the earlier ones are stored
+        if failing.reached and writer.snapshot().offset == earlier:
+            break
+        await asyncio.sleep(0.01)
+    failing.release()
+    with pytest.raises(StorageUnavailable):
+        await sending
+    upload = committed(new, writer)
+    await writer.close()
+    proxy.faults = once("UploadPart", Fault.NONE)
+    assert upload.offset == earlier
     assert await storage.stored_size(upload) == upload.offset
     upload = await send_all(storage, upload, DATA[upload.offset :])
     assert await content(storage, upload) == DATA

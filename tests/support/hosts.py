@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.support.harness import ServerProcess
 from tests.support.proxies import FaultyNetwork
+from tests.support.redis_server import RedisServer
 from tests.support.timing import wait_until
 from tests.support.wire.messages import Answer
 from tests.support.wire.requests import patch, request
@@ -94,6 +95,12 @@ def wait_for_first_sweep(server: ServerProcess) -> None:
 def wait_until_ready(hosts: Hosts) -> None:
     """Return once every host has found Redis again."""
     wait_until(lambda: all(is_ready(server) for server in hosts), "every host finds Redis again", RECOVERY)
+
+
+def wait_until_locked(redis: RedisServer, path: str) -> None:
+    """Return once a request has the lock of an upload."""
+    keys = f"*{{{path.rpartition('/')[2]}}}*lock"
+    wait_until(lambda: bool(redis.command("KEYS", keys)), "the upload is locked")
 
 
 def counted(servers: Hosts, metric: str) -> float:
