@@ -51,7 +51,7 @@ def test_plain_upload(server: ServerProcess, place: Place, client: Client, sourc
 
 
 @pytest.mark.parametrize("chunk_size", [300 * KIBI, 2 * MEBI, PART])
-def test_chunks(server: ServerProcess, place: Place, client: Client, chunk_size: int) -> None:
+def test_upload_to_s3_in_chunks(server: ServerProcess, place: Place, client: Client, chunk_size: int) -> None:
     data = payload(2 * PART + 123)
     run = client.upload(data, endpoint=server.url, chunkSize=chunk_size)
     assert run.error is None

@@ -189,7 +189,7 @@ def test_a_port_that_is_in_use(tmp_path: Path, busy_port: int, workers: str) -> 
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "a..b"])
-def test_a_host_that_is_not_ours(tmp_path: Path, host: str) -> None:
+def test_serve_refuses_a_host_that_this_machine_does_not_have(tmp_path: Path, host: str) -> None:
     result = execute("serve", "--upload-dir", str(tmp_path), "--port", "0", "--host", host)
     assert_refused_in_one_line(result, 1, "--host", host)
 
@@ -396,7 +396,7 @@ def test_sweeping_where_there_are_no_records(tmp_path: Path, directory: str, arg
     assert [path.name for path in tmp_path.rglob("*")] == ["new"]
 
 
-def test_what_looks_like_a_setting_and_is_none() -> None:
+def test_unknown_environment_variable_is_reported_with_a_suggestion() -> None:
     result = execute("config", TUSD_PY_MAX_SISE="5")
     assert result.returncode == 0
     assert result.stderr == (

@@ -185,7 +185,7 @@ def test_the_upload_directory_itself_by_another_name(tmp_path: Path, tusd: Path)
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_what_is_linked(tmp_path: Path, tusd: Path, copy: bool) -> None:
+def test_import_links_finished_files_unless_copies_are_wanted(tmp_path: Path, tusd: Path, copy: bool) -> None:
     assert_imported(tusd, tmp_path / "uploads", *(["--copy"] if copy else []))
     shared = {path.name for path in (tmp_path / "uploads").iterdir() if path.is_file() and path.stat().st_nlink > 1}
     assert shared == (set() if copy else {WHOLE, EMPTY, PARTIAL, FINAL})
@@ -542,7 +542,9 @@ def link_to(target: str) -> Callable[[Path], None]:
     [link_to("../secret"), link_to("nowhere"), link_to("x"), Path.mkdir, os.mkfifo],
     ids=["link", "dangling link", "link to itself", "folder", "pipe"],
 )
-def test_what_is_no_file(tmp_path: Path, suffix: str, make: Callable[[Path], None]) -> None:
+def test_import_passes_over_a_path_that_is_no_regular_file(
+    tmp_path: Path, suffix: str, make: Callable[[Path], None]
+) -> None:
     directory = tmp_path / "tusd"
     write(directory, "x", 3, b"abc")
     write(directory, "good", 3, b"abc")

@@ -69,7 +69,7 @@ async def everything(store: StateStore) -> dict[str, tuple[Upload, list[UploadPa
     return {upload.id: (upload, list(await store.parts(upload.id))) async for upload in store.all()}
 
 
-async def test_every_kind_of_record(source: StateStore, target: StateStore) -> None:
+async def test_migration_copies_every_kind_of_record(source: StateStore, target: StateStore) -> None:
     await fill(source, UPLOADS)
     before = await everything(source)
     assert await migrate_records(source, target) == Summary(copied=len(UPLOADS))
@@ -101,7 +101,7 @@ async def test_more_than_a_page(source: StateStore, target: StateStore) -> None:
     assert len(await everything(target)) == 1234
 
 
-async def test_nothing(source: StateStore, target: StateStore) -> None:
+async def test_migration_of_no_records(source: StateStore, target: StateStore) -> None:
     assert await migrate_records(source, target) == Summary()
 
 

@@ -289,7 +289,7 @@ async def test_a_finished_file_stays_until_its_copy_is_whole(
     assert await content(storage, final) == b"one two"
 
 
-async def test_what_a_killed_copy_left_goes_with_the_upload(tmp_path: Path, directory: Path) -> None:
+async def test_rest_of_a_killed_copy_is_removed_with_the_upload(tmp_path: Path, directory: Path) -> None:
     storage = DiskStorage(directory)
     await storage.open()
     parts = await partials(storage, b"one")

@@ -231,7 +231,7 @@ async def test_a_write_that_fails_half_way(
     assert await content(storage, await finish(storage, upload)) == b"0123456789abcd"[:room] + b"!"
 
 
-async def test_what_a_failed_write_left_can_be_discarded(storage: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rest_of_a_failed_write_can_be_discarded(storage: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = await append(storage, UPLOAD, [b"0123"])
     writer = storage.writer(upload, 1)
     monkeypatch.setattr(os, "pwritev", failing_after(6, errno.ENOSPC))

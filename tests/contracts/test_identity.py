@@ -224,6 +224,6 @@ async def test_an_identity_is_made_where_there_are_no_links(tmp_path: Path, monk
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 33, b"0123", b"\xff" * 32, b"0123456789ABCDEF" * 2, b"../../etc/passwd"]
 )
-def test_what_is_no_identity_is_none(content: bytes) -> None:
+def test_malformed_identity_is_parsed_as_none(content: bytes) -> None:
     assert parse_identity(content) is None
     assert parse_identity(f"{IDENTITY}\n".encode()) == IDENTITY

@@ -222,7 +222,7 @@ async def test_a_wish_that_is_older_than_the_lock_is_known_at_once(pair: tuple[L
     await (await within(waiting)).release()
 
 
-async def test_who_waits_when_the_locker_closes_is_told(pair: tuple[LocalLocker, LocalLocker]) -> None:
+async def test_waiter_is_told_when_the_locker_closes(pair: tuple[LocalLocker, LocalLocker]) -> None:
     locker, other = pair
     lock = await locker.acquire("upload", Holder(), 0)
     waiting = asyncio.create_task(other.acquire("upload", Holder(), TIMEOUT))

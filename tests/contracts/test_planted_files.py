@@ -59,7 +59,7 @@ KINDS = ["a link", "a link to nothing", "a FIFO", "a directory", "a device"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_is_planted_under_the_name_of_an_upload_is_refused(
+async def test_planted_file_under_the_name_of_an_upload_is_refused(
     storage: DiskStorage, outside: Path, kind: str
 ) -> None:
     if kind == "a device" and os.geteuid() != 0:

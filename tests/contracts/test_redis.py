@@ -334,7 +334,7 @@ async def test_a_clean_release_is_not_inherited(host: Host, other: Host) -> None
         await lock.release()
 
 
-async def test_what_vanished_holders_leave_is_inherited_until_bytes_are_added(prefix: str, other: Host) -> None:
+async def test_unreleased_holders_are_inherited_until_bytes_are_added(prefix: str, other: Host) -> None:
     await other.state.create(UPLOAD)
     for vanished in range(2):
         async with Host(shared_redis_url(), prefix) as vanishing:
@@ -833,7 +833,7 @@ async def test_the_other_hosts_of_a_cluster_are_heard(tmp_path: Path, prefix: st
             await ask_for_commit(one, other)
 
 
-async def test_what_sentinels_watch(tmp_path: Path, prefix: str) -> None:
+async def test_uploads_go_on_after_a_failover_by_sentinels(tmp_path: Path, prefix: str) -> None:
     with RedisSentinels(tmp_path / "sentinels") as group:
         async with Host(group.url, prefix) as host:
             await exercise(host)

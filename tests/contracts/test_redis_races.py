@@ -302,7 +302,7 @@ async def test_a_final_upload_survives_redis_going_back_after_its_parts_are_remo
 # Writers that may wake up.
 
 
-async def test_a_frozen_writer_is_suspected_again_when_the_bytes_after_its_own_are_lost(
+async def test_unreleased_holder_counts_again_after_the_offset_moved_back(
     prefix: str, host: Host, storage: SharedDiskStorage
 ) -> None:
     await host.state.create(UPLOAD)
@@ -363,7 +363,9 @@ async def test_a_migration_to_other_records_leaves_an_upload_usable(service: Upl
     assert (await service.inspect(UPLOAD.id)).offset == 8
 
 
-async def test_who_was_told_of_a_complete_upload_finds_it_when_its_record_is_lost(service: UploadService) -> None:
+async def test_completed_upload_is_restored_from_its_completion_record_after_record_loss(
+    service: UploadService,
+) -> None:
     """Although who completed it was killed before its note was written."""
     await service.state.create(UPLOAD)
     upload = await append(disk_of(service), UPLOAD, DATA, 7, unreleased_predecessors=False)

@@ -284,7 +284,7 @@ async def test_looking_costs_one_request_at_most(storage: S3Storage, calls: Call
         assert calls.total() == 1
 
 
-async def test_who_looks_gets_the_answer_for_the_record_that_they_have(opened: Opener, proxy: FaultyProxy) -> None:
+async def test_concurrent_size_queries_are_answered_for_their_own_records(opened: Opener, proxy: FaultyProxy) -> None:
     storage = await opened(proxy.server)
     before = await send(storage, UPLOAD, b"before")
     after = await send(storage, before, b" and after")
@@ -622,7 +622,7 @@ async def test_a_multipart_upload_is_looked_for_again_after_a_while(storage: S3S
     assert calls == {"put_object": 2, "list_parts": 1, "head_object": 1}
 
 
-def test_what_was_seen_is_forgotten() -> None:
+def test_ttl_set_forgets_old_entries() -> None:
     now = 0.0
     recent = TTLSet(10, clock=lambda: now)
     for now in range(100):
@@ -723,7 +723,9 @@ async def test_nothing_is_left_behind(storage: S3Storage, server: S3Server) -> N
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_random_faults(opened: Opener, proxy: FaultyProxy, server: S3Server, seed: int) -> None:
+async def test_s3_upload_survives_random_faults(
+    opened: Opener, proxy: FaultyProxy, server: S3Server, seed: int
+) -> None:
     """Requests that fail half-way and continue at the offset, with processes that change; then a clean bucket."""
     chance = random.Random(seed)
     instances = [await opened(proxy.server, attempts=2, read_timeout=10) for _ in range(2)]
@@ -1026,7 +1028,7 @@ async def test_a_server_without_conditions_and_copies(opened: Opener) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["aws", "minio", "r2", "scaleway", "ceph", "plain"])
-async def test_every_preset(opened: Opener, calls: Calls, dialect: str) -> None:
+async def test_upload_with_every_s3_dialect(opened: Opener, calls: Calls, dialect: str) -> None:
     storage = await opened(moto(), calls, dialect=dialect)
     upload = await send(storage, replace(UPLOAD, length=len(DATA)), DATA[: 2 * PART + 9])
     assert await storage.stored_size(upload) == upload.offset == 2 * PART + 9

@@ -236,7 +236,7 @@ async def test_all_bytes_of_a_part_are_committed_before_it_has_left(opened: Open
     assert await content(storage, await finish(storage, record)) == data
 
 
-async def test_what_is_stored_stays_stored_after_the_object_was_made(storage: S3Storage) -> None:
+async def test_writer_offset_stays_after_the_object_was_made(storage: S3Storage) -> None:
     writer = storage.writer(replace(UPLOAD, length=7), TOKEN)
     assert await writer.finish([b"content"], sync=True)
     assert writer.snapshot().offset == 7

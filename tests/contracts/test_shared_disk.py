@@ -63,7 +63,7 @@ def test_which_file_holds_which_bytes(storage_state: str, offset: int, expected:
     assert segments(storage_state_of(expected), offset) == expected
 
 
-async def test_who_was_handed_the_lock_goes_on_in_the_same_file(storage: SharedDiskStorage) -> None:
+async def test_writer_after_a_released_lock_goes_on_in_the_same_file(storage: SharedDiskStorage) -> None:
     upload = await append(storage, UPLOAD, b"01234", 5, unreleased_predecessors=False)
     upload = await append(storage, upload, b"56789", 6, unreleased_predecessors=False)
     assert upload.storage_state == ""

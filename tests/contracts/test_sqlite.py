@@ -117,7 +117,7 @@ async def test_a_file_that_breaks_while_in_use(path: Path, state: SQLiteState) -
         await within(state.due(1.0, 10))
 
 
-def test_what_is_due_is_found_by_indexes(path: Path) -> None:
+def test_due_uploads_are_found_by_indexes(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.executescript(SCHEMA)
         plan = connection.execute(f"EXPLAIN QUERY PLAN {SELECT_DUE}", (1.0, 1.0, 1, 0)).fetchall()

@@ -138,7 +138,7 @@ def test_a_server_goes_on_beside_a_broken_record(tmp_path: Path, store: str, kin
         assert not (uploads / upload_id).exists()
 
 
-async def test_what_is_left_of_a_broken_record_tells_where_its_bytes_are(state: tuple[StateStore, Spoil]) -> None:
+async def test_broken_record_still_locates_its_bytes(state: tuple[StateStore, Spoil]) -> None:
     store, spoil = state
     upload = replace(LATER, id="broken", storage_state="4:7", offset=9, status=Status.FINISHING)
     await store.create(upload)

@@ -182,7 +182,7 @@ def test_an_operator_can_overrule(tmp_path: Path, redis_options: dict[str, Any])
 
 
 @pytest.mark.parametrize("storage", ["S3", "shared disk"])
-def test_what_other_records_name_is_no_orphan(tmp_path: Path, redis_options: dict[str, Any], storage: str) -> None:
+def test_file_named_by_other_records_is_no_orphan(tmp_path: Path, redis_options: dict[str, Any], storage: str) -> None:
     """A server that is started with other records than before, on the right storage, removes nothing of theirs."""
     uploads = tmp_path / "uploads"
     options = redis_options | (s3_options(tmp_path) if storage == "S3" else {})

@@ -209,7 +209,7 @@ def test_a_terminated_upload_does_not_come_back(tmp_path: Path) -> None:
         assert patch(server.port, path, 500, bytes(500)).status == 404
 
 
-def test_what_the_server_had_read_but_not_acknowledged_is_a_prefix(tmp_path: Path) -> None:
+def test_unacknowledged_bytes_are_stored_as_a_prefix_after_a_kill(tmp_path: Path) -> None:
     """HEAD answers an offset that the resumed upload fits to, whatever the disk holds after the kill."""
     data = payload(8 * MEBI)
     with ServerProcess(tmp_path / "uploads") as server, ExitStack() as stack:

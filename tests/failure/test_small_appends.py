@@ -154,9 +154,7 @@ async def test_bytes_that_were_never_committed_are_cut_off(
     assert long_ways == []
 
 
-async def test_what_speaks_against_a_small_body_is_told_and_changes_nothing(
-    service: UploadService, tmp_path: Path
-) -> None:
+async def test_refused_small_body_raises_the_reason_and_changes_nothing(service: UploadService, tmp_path: Path) -> None:
     upload = await service.create(NewUpload(8))
     before = await service.append(upload.id, request(b"some"))
     with pytest.raises(OffsetMismatch) as mismatch:

@@ -87,7 +87,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("part", [name for name in ENDLESS if name != "header"])
 @pytest.mark.fresh_interpreter
-def test_what_frames_a_body_without_end_is_refused(server: ServerProcess, part: str) -> None:
+def test_chunk_framing_or_headers_without_end_are_refused(server: ServerProcess, part: str) -> None:
     headers, begin, piece = ENDLESS[part]
     path, other = create(server.port, 10 * MEBI), create(server.port, 1)
     with Connection(server.port) as connection, answered_meanwhile(server.port, other):

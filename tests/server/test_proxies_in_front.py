@@ -100,7 +100,7 @@ def test_a_body_is_passed_on_while_it_comes(front: int) -> None:
     assert_content(front, path, data)
 
 
-def test_what_was_stored_stays_when_the_connection_breaks(front: int) -> None:
+def test_stored_bytes_stay_when_the_connection_through_a_proxy_breaks(front: int) -> None:
     data = payload(3 * MEBI)
     path = create(front, len(data))
     with start_patch(front, path, 0, len(data)) as connection:

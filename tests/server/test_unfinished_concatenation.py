@@ -46,7 +46,7 @@ def waiting(url: str) -> http.client.HTTPMessage:
         return response.headers
 
 
-def test_it_is_advertised(server: ServerProcess) -> None:
+def test_concatenation_of_unfinished_uploads_is_advertised(server: ServerProcess) -> None:
     assert "concatenation-unfinished" in ask("OPTIONS", server.url).listed("Tus-Extension")
 
 

@@ -16,6 +16,6 @@ def test_an_error_that_may_pass_is_answered_with_retry_after(kind: type[UploadEr
     assert retry is (status in WORTH_ANOTHER_TRY and kind is not BrokenRecord)
 
 
-def test_what_is_in_no_table_is_answered_with_retry_after() -> None:
+def test_error_without_a_table_entry_is_answered_with_retry_after() -> None:
     assert INTERNAL_ERROR.retry
     assert TRY_LATER.retry

@@ -194,7 +194,7 @@ async def test_the_first_reason_counts(make: Make) -> None:
         await next_of(body)
 
 
-async def test_what_has_arrived_is_read_before_the_interruption(wire: Wire, make: Make) -> None:
+async def test_arrived_bytes_are_read_before_the_interruption(wire: Wire, make: Make) -> None:
     arrived = Arrived(b"rest")
     body = make(extension=arrived)
     wire.send(b"start ")
@@ -207,7 +207,7 @@ async def test_what_has_arrived_is_read_before_the_interruption(wire: Wire, make
     assert body.bytes_received == 10
 
 
-async def test_what_has_arrived_is_read_on_waking(make: Make) -> None:
+async def test_arrived_bytes_are_read_on_waking(make: Make) -> None:
     arrived = Arrived(b"half a block")
     body = make(extension=arrived)
     task = await waiting(body)
@@ -522,7 +522,7 @@ async def test_the_end_of_a_slow_body_is_still_taken(make: Make, clock: Clock) -
     assert await next_of(body) is None
 
 
-async def test_waking_does_not_hide_that_a_client_is_slow(wire: Wire, make: Make, clock: Clock) -> None:
+async def test_wake_does_not_reset_the_minimum_rate(wire: Wire, make: Make, clock: Clock) -> None:
     """A byte every two seconds, and somebody who asks for the offset in between."""
     body = make(idle_timeout=0, min_rate=1000)
 

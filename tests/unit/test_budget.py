@@ -39,7 +39,7 @@ def waiters(budget: ByteBudget) -> Waiters:
     return Waiters(budget)
 
 
-async def test_what_fits_is_granted_at_once(budget: ByteBudget) -> None:
+async def test_reservation_that_fits_is_granted_at_once(budget: ByteBudget) -> None:
     await budget.reserve(60)
     assert budget.try_reserve(40)
     assert budget.used == 100
@@ -51,7 +51,7 @@ async def test_what_fits_is_granted_at_once(budget: ByteBudget) -> None:
     assert budget.used == 0
 
 
-async def test_who_wants_more_than_is_left_waits(budget: ByteBudget, waiters: Waiters) -> None:
+async def test_reservation_larger_than_the_rest_waits(budget: ByteBudget, waiters: Waiters) -> None:
     await budget.reserve(80)
     waiting = waiters.start("late", 30)
     await others_run()
@@ -64,7 +64,7 @@ async def test_who_wants_more_than_is_left_waits(budget: ByteBudget, waiters: Wa
     assert budget.used == 100
 
 
-async def test_nobody_overtakes(budget: ByteBudget, waiters: Waiters) -> None:
+async def test_waiting_reservations_are_granted_in_order(budget: ByteBudget, waiters: Waiters) -> None:
     await budget.reserve(90)
     large, small = waiters.start("large", 50), waiters.start("small", 5)
     await others_run()
@@ -92,7 +92,7 @@ async def test_one_release_may_serve_several(budget: ByteBudget, waiters: Waiter
     assert waiters.got == [str(number) for number in range(8)]
 
 
-async def test_what_is_larger_than_all_passes_alone(budget: ByteBudget, waiters: Waiters) -> None:
+async def test_reservation_larger_than_the_budget_is_granted_alone(budget: ByteBudget, waiters: Waiters) -> None:
     await budget.reserve(1)
     huge = waiters.start("huge", 1000)
     await others_run()
@@ -146,7 +146,7 @@ async def test_a_large_one_that_gives_up_lets_the_small_ones_behind_it_pass(
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_it_holds_and_leaks_nothing_whatever_happens(budget: ByteBudget, seed: int) -> None:
+async def test_byte_budget_is_balanced_after_random_operations(budget: ByteBudget, seed: int) -> None:
     choose = random.Random(seed)
     buffered = 0
 

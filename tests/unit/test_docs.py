@@ -111,12 +111,12 @@ def pinned(lock: str) -> set[str]:
     return set(re.findall(r"^([a-z0-9.-]+==[^ ]+)", (ROOT / lock).read_text(), re.MULTILINE))
 
 
-def test_what_make_run_installs_is_part_of_what_the_tests_ran_with() -> None:
+def test_lock_of_make_run_is_a_subset_of_the_lock_of_the_tests() -> None:
     assert pinned("requirements-run.lock")
     assert pinned("requirements-run.lock") <= pinned("requirements.lock")
 
 
-def test_what_make_run_installs_is_what_the_package_needs() -> None:
+def test_lock_of_make_run_has_the_dependencies_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = project["dependencies"] + project["optional-dependencies"]["redis"]
     names = {re.split(r"[^a-z0-9-]", requirement)[0] for requirement in needed}

@@ -74,13 +74,13 @@ def test_an_integer_is_digits_or_it_is_none(text: str) -> None:
         *("½", "²", "٣", "１", "9" * 20, "1" * 5000, "NaN", "Infinity", "None"),
     ],
 )
-def test_what_is_not_an_integer(text: str) -> None:
+def test_malformed_integer_is_rejected(text: str) -> None:
     with pytest.raises(InvalidHeader):
         parse_integer("Upload-Offset", text, "ERR")
 
 
 @pytest.mark.parametrize(("text", "number"), [("0", 0), ("00", 0), ("007", 7), ("9223372036854775807", MAX_INTEGER)])
-def test_integers(text: str, number: int) -> None:
+def test_integer_of_a_header_is_parsed(text: str, number: int) -> None:
     assert parse_integer("Upload-Offset", text, "ERR") == number
 
 

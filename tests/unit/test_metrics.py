@@ -51,7 +51,7 @@ def read(path: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", ["counter", "histogram"])
-def test_what_ended_processes_have_counted_is_added_up_in_one_file(tmp_path: Path, kind: str) -> None:
+def test_counts_of_ended_processes_are_added_up_in_one_file(tmp_path: Path, kind: str) -> None:
     written(tmp_path / f"{kind}_1.db", a=1.0, b=2.0)
     written(tmp_path / f"{kind}_2.db", b=3.0, c=4.0)
     merge_counts(tmp_path, 1)

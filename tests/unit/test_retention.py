@@ -121,7 +121,7 @@ async def test_retention_that_is_switched_off_or_longer_now_removes_nothing(
         assert list(await service.state.due(service.clock.steady(), 10)) == []
 
 
-async def test_what_was_finished_before_retention_was_switched_on_stays(process: Process) -> None:
+async def test_upload_finished_before_retention_was_switched_on_stays(process: Process) -> None:
     async with process() as service:
         upload = await finished(service)
         await age(service, upload, 1000 * DAY)

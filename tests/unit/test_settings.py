@@ -68,7 +68,7 @@ def config(tmp_path: Path) -> Path:
         ("1TiB", 1 << 40),
     ],
 )
-def test_sizes(text: str, expected: int) -> None:
+def test_size_is_parsed(text: str, expected: int) -> None:
     assert parse_size(text) == expected
 
 
@@ -82,7 +82,7 @@ def test_sizes_are_exact(size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "-1", "+1", "1PiB", "1KK", "1e6", "1,5KB", "1 2", "KB", ".5KB", "1.KB", "0x10", "٣"]
 )
-def test_what_is_not_a_size(text: str) -> None:
+def test_malformed_size_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="5GiB"):
         parse_size(text)
 
@@ -102,12 +102,12 @@ def test_what_is_not_a_size(text: str) -> None:
         (" 7 d ", 604800),
     ],
 )
-def test_durations(text: str, expected: float) -> None:
+def test_duration_is_parsed(text: str, expected: float) -> None:
     assert parse_duration(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "+1s", "1y", "1M", "1h30m", "1e3", "1:30", "s", "inf", "nan"])
-def test_what_is_not_a_duration(text: str) -> None:
+def test_malformed_duration_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="24h"):
         parse_duration(text)
 
@@ -464,7 +464,7 @@ def test_arguments_are_checked_together_with_variables(monkeypatch: pytest.Monke
         TusServer()
 
 
-def test_what_is_printed_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_in_lower_case_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables are named in capitals, whatever else is in the environment."""
     monkeypatch.setenv("tusd_py_port", "9")
     loaded = load()

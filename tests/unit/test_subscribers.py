@@ -112,7 +112,7 @@ async def test_a_subscriber_may_end_its_own_upload(
     assert (await ask(server, "HEAD", path)).status == 404
 
 
-async def test_what_subscribers_raise_is_logged_and_concerns_nobody(
+async def test_error_of_a_subscriber_is_logged_and_affects_no_other(
     server: TusServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[str] = []
@@ -139,7 +139,7 @@ async def test_what_subscribers_raise_is_logged_and_concerns_nobody(
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
 @pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyError, asyncio.CancelledError])
-async def test_whatever_a_subscriber_raises_the_client_is_answered_at_once(
+async def test_client_is_answered_at_once_when_a_subscriber_raises(
     server: TusServer, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[BaseException]
 ) -> None:
     monkeypatch.setattr(subscribers, "SUBSCRIBER_TIMEOUT", 10 * TIMEOUT)

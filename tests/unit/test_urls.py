@@ -59,7 +59,7 @@ def test_trusted_proxies(entries: str, address: str, expected: bool) -> None:
     assert TrustedProxies([entry for entry in entries.split(",") if entry]).trusts(address) is expected
 
 
-def test_a_socket_for_both_families_shows_the_addresses_of_one_as_those_of_the_other() -> None:
+def test_trusted_proxy_matches_its_ipv4_mapped_address() -> None:
     assert TrustedProxies(["10.0.0.0/8"]).trusts("::ffff:10.0.0.1")
     assert not TrustedProxies(["10.0.0.0/8"]).trusts("::ffff:11.0.0.1")
 
@@ -78,7 +78,7 @@ def test_a_socket_for_both_families_shows_the_addresses_of_one_as_those_of_the_o
         (PROXY, [CLIENT, ""], 1),
     ],
 )
-def test_how_many_entries_are_believed(peer: str, forwarded_for: list[str], hops: int) -> None:
+def test_number_of_trusted_forwarded_for_entries(peer: str, forwarded_for: list[str], hops: int) -> None:
     assert TrustedProxies(["10.0.0.0/8"]).hops(peer, forwarded_for) == hops
 
 
@@ -167,7 +167,7 @@ def test_the_url_of_the_endpoint(scope: dict[str, Any], headers: dict[str, str],
         ({"forwarded": "host=evil.example/path;;proto="}, "http://inner/files"),
     ],
 )
-def test_what_proxies_say_is_believed_if_they_are_trusted(headers: dict[str, str], expected: str) -> None:
+def test_forwarded_headers_of_trusted_proxies_set_the_url(headers: dict[str, str], expected: str) -> None:
     headers = {"host": "inner", **headers}
     assert builder().base(scope_of(), headers) == expected
     for untrusted in ("", "127.0.0.1"):
@@ -189,7 +189,7 @@ NAMES = ["host", "forwarded", *(f"x-forwarded-{name}" for name in ("for", "proto
 
 @on_any_machine
 @given(st.dictionaries(st.sampled_from(NAMES), HEADER_TEXT))
-def test_whatever_headers_say_the_url_is_one(headers: dict[str, str]) -> None:
+def test_url_is_valid_for_arbitrary_forwarded_headers(headers: dict[str, str]) -> None:
     url = builder("*").base(scope_of(), headers)
     assert url.startswith(("http://", "https://"))
     assert url.endswith("/files")

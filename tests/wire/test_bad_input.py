@@ -116,7 +116,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     ids=shown,
 )
 @pytest.mark.parametrize("method", ["HEAD", "PATCH", "DELETE", "GET"])
-def test_what_is_no_id_is_not_found(site: ServerProcess, method: str, identifier: str) -> None:
+def test_malformed_upload_id_returns_404(site: ServerProcess, method: str, identifier: str) -> None:
     location = create(site.url, 5, body=b"hello")
     known = identity(location)
     target = identifier.format(known=known, upper=known.upper()).replace(" ", "%20")
@@ -350,7 +350,7 @@ def test_an_answer_to_head_has_no_body_even_if_json_is_accepted(site: ServerProc
             assert answer.status == 404
 
 
-def test_what_the_client_sent_is_not_markup_in_an_error(site: ServerProcess) -> None:
+def test_text_of_the_client_is_not_markup_in_an_error(site: ServerProcess) -> None:
     answer = ask("POST", site.url, TUS | {"Upload-Length": "<script>alert(1)</script>"}, b"")
     assert answer.status == 400
     assert "html" not in answer["Content-Type"]
@@ -385,7 +385,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("data", MALFORMED, ids=shown)
-def test_what_is_no_http_creates_nothing(site: ServerProcess, data: bytes) -> None:
+def test_malformed_http_creates_nothing(site: ServerProcess, data: bytes) -> None:
     with unchanged(site), Connection(site.url, timeout=3) as connection:
         connection.send(data)
         with contextlib.suppress(ConnectionError, TimeoutError):
