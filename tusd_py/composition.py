@@ -47,7 +47,7 @@ CLOSE_MARGIN = 1.0  # seconds after its timeout at which a storage that still cl
 
 
 @dataclass(frozen=True, slots=True)
-class Components:
+class GivenComponents:
     """Components that an application gives, in place of those that the settings choose."""
 
     storage: Storage | None = None
@@ -55,7 +55,7 @@ class Components:
     locker: Locker | None = None
 
 
-NO_COMPONENTS = Components()
+NO_COMPONENTS = GivenComponents()
 
 
 def build_service(
@@ -63,7 +63,7 @@ def build_service(
     events: EventBus,
     instrumentation: Instrumentation = NO_INSTRUMENTATION,
     clock: Clock | None = None,
-    given: Components = NO_COMPONENTS,
+    given: GivenComponents = NO_COMPONENTS,
 ) -> UploadService:
     """Build the service, without I/O.
 
@@ -94,7 +94,7 @@ def build_service(
 
 
 def _choose_state_and_locker(
-    settings: Settings, instrumentation: Instrumentation, clock: Clock | None, given: Components
+    settings: Settings, instrumentation: Instrumentation, clock: Clock | None, given: GivenComponents
 ) -> tuple[StateStore, Locker]:
     """Return the state store and the locker: those given, else of the plugins, else those that the settings choose."""
     state, locker = given.state, given.locker

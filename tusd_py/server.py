@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from tusd_py.composition import Components, build_application, build_service, close_service, open_service
+from tusd_py.composition import GivenComponents, build_application, build_service, close_service, open_service
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
@@ -102,7 +102,7 @@ class TusServer:
         for group, component in ((STORAGES, storage), (STATE_STORES, state), (LOCKERS, locker)):
             if component is not None:
                 check_component(group, component, "the given component")
-        self._given_components = Components(storage, state, locker)
+        self._given_components = GivenComponents(storage, state, locker)
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)
