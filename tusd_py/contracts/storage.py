@@ -40,6 +40,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from tusd_py.contracts.storage_abilities import (
+    OpenFile as OpenFile,
     Orphan as Orphan,
     SizeLimits as SizeLimits,
     StoresInThreads as StoresInThreads,
@@ -47,6 +48,7 @@ from tusd_py.contracts.storage_abilities import (
     SupportsConcatenation as SupportsConcatenation,
     SupportsDownloadRedirect as SupportsDownloadRedirect,
     SupportsFilePath as SupportsFilePath,
+    SupportsFileSending as SupportsFileSending,
     SupportsIdentity as SupportsIdentity,
     SupportsLocations as SupportsLocations,
     SupportsOrphanCleanup as SupportsOrphanCleanup,

@@ -114,6 +114,27 @@ class SupportsFilePath(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that is open for reading."""
+
+    descriptor: int
+    close: Callable[[], object]  # to be called once; does not block
+
+
+@runtime_checkable
+class SupportsFileSending(Protocol):
+    """A storage whose complete uploads are files that the kernel can send to a socket by itself."""
+
+    async def open_file(self, upload: Upload) -> OpenFile:
+        """Open the file of a complete upload.
+
+        Raises:
+            UploadNotFound: the bytes are not there any more.
+            StorageUnavailable: the file is shorter than the upload.
+        """
+
+
 @runtime_checkable
 class SupportsDownloadRedirect(Protocol):
     """A storage that clients can download from directly."""

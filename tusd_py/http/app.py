@@ -12,7 +12,14 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.errors import ClientDisconnected, CodedError, NotReady, UploadNotFound, WriteTimeout
+from tusd_py.core.errors import (
+    ClientDisconnected,
+    CodedError,
+    NotReady,
+    StorageUnavailable,
+    UploadNotFound,
+    WriteTimeout,
+)
 from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished
@@ -21,7 +28,18 @@ from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.errors import (
     HTTPError,
 )
-from tusd_py.http.request import CommonHeaders, Handler, Request, Response, declared_size, method_of, responder_of
+from tusd_py.http.request import (
+    FILE_SENDING,
+    CommonHeaders,
+    FileBody,
+    Handler,
+    Request,
+    Response,
+    declared_size,
+    method_of,
+    responder_of,
+    sends_files,
+)
 from tusd_py.http.tus.headers import single_values
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.transfer.budget import BufferPool
@@ -33,6 +51,7 @@ NOT_READY = "tusd_py.not_ready"  # scope key of a request that came before the s
 MAX_DRAIN_BYTES = 64 << 10  # bytes of a refused body that are read and dropped so that the connection can be kept
 LINGERING_CLOSE_TIMEOUT = 2.0  # seconds of reading and dropping a refused body before the connection is closed
 REQUEST_ID_LENGTH = 64
+FILE_PIECE = 16 << 20  # bytes of a file that the server sends at a time
 NGINX_HEADER_LIMIT = 3500  # bytes of metadata and concat header that nginx passes on by default (4 KiB for all)
 
 
@@ -93,6 +112,7 @@ class UploadApp:
             pool=self._pool,
         )
         request = Request(scope, "", body, headers, method_of(scope, headers), self._urls.client(scope, headers))
+        request.sends_files = sends_files(scope, send)
         status, code = 0, "ERR_CLIENT_DISCONNECTED"
         try:
             response = await self._respond(request)
@@ -124,9 +144,15 @@ class UploadApp:
             return self._protocol.error_response(request, None)
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
-        if response.stream is not None:
+        if response.file is not None:
+            try:
+                await self._send_start(request, response, send)
+                await self._send_messages(request, _file_messages(response.file), send)
+            finally:
+                response.file.file.close()
+        elif response.stream is not None:
             await self._send_start(request, response, send)
-            await self._send_stream(request, response.stream, send)
+            await self._send_messages(request, _messages(response.stream), send)
         elif request.body.is_watched:
             await self._send_whole(request, response, send)
         else:
@@ -178,22 +204,27 @@ class UploadApp:
                 request.upload_id,
             )
 
-    async def _send_stream(self, request: Request, stream: AsyncIterator[Buffer], send: Send) -> None:
+    async def _send_messages(self, request: Request, messages: AsyncIterator[tuple[int, Message]], send: Send) -> None:
+        """Send the messages of a body, each with the number of its bytes."""
         # Servers drop without an error what is sent to a client that has disconnected; only `receive` reports it.
         gone = asyncio.ensure_future(request.body.wait_for_disconnect())
         try:
-            async for data in stream:
+            async for size, message in messages:
                 if gone.done():
                     raise WriteTimeout if request.body.reader_timed_out else ClientDisconnected
-                async with self._write_timeout(request, len(data)):
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                async with self._write_timeout(request, size):
+                    await send(message)
                     # The empty message makes the server wait until the client has taken almost all of the bytes
                     # before it, and only then are more bytes read.
                     await send({"type": "http.response.body", "body": b"", "more_body": True})
-                request.bytes_sent += len(data)
+                request.bytes_sent += size
             if request.body.reader_timed_out:
                 raise WriteTimeout
             await send({"type": "http.response.body", "body": b""})
+        except ConnectionError:  # the server tells it of files
+            raise WriteTimeout if request.body.reader_timed_out else ClientDisconnected from None
+        except OSError as error:  # of the file
+            raise StorageUnavailable from error
         finally:
             gone.cancel()
 
@@ -223,6 +254,26 @@ class UploadApp:
         if NOT_READY in scope and request.method != "OPTIONS":
             raise NotReady
         return handler
+
+
+async def _messages(stream: AsyncIterator[Buffer]) -> AsyncIterator[tuple[int, Message]]:
+    async for data in stream:
+        yield len(data), {"type": "http.response.body", "body": data, "more_body": True}
+
+
+async def _file_messages(body: FileBody) -> AsyncIterator[tuple[int, Message]]:
+    for start in range(body.start, body.end, FILE_PIECE):
+        size = min(FILE_PIECE, body.end - start)
+        yield (
+            size,
+            {
+                "type": FILE_SENDING,
+                "file": body.file.descriptor,
+                "offset": start,
+                "count": size,
+                "more_body": True,
+            },
+        )
 
 
 def _finished(request: Request, status: int, code: str, seconds: float) -> RequestFinished:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 
 from starlette.types import Scope, Send
 
+from tusd_py.contracts.storage import OpenFile
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.request_context import RequestContext
 from tusd_py.http.body import BODY_EXTENSION, RequestBody
@@ -16,6 +17,7 @@ from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.tus.headers import parse_integer
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in the value of a header field
+FILE_SENDING = "http.response.zerocopysend"  # ASGI message and scope extension
 MAX_CACHED_ORIGINS = 1000
 MAX_CACHED_ORIGIN_SIZE = 300  # characters: scheme, the longest host name, and port; clients may send any text
 
@@ -33,6 +35,7 @@ class Request:
         self.sub_resource = ""  # the path below the upload, without a slash at its beginning
         self.body = body
         self.headers = headers
+        self.sends_files = False  # whether the response may be a file
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream
         self.offset_before: int | None = None
@@ -74,14 +77,24 @@ def declared_size(headers: Mapping[str, str]) -> int | None:
     return parse_integer("Content-Length", text, "ERR_INVALID_CONTENT_LENGTH") if text is not None else 0
 
 
+@dataclass(frozen=True, slots=True)
+class FileBody:
+    """A range of an open file, which the response that has it closes."""
+
+    file: OpenFile
+    start: int
+    end: int
+
+
 @dataclass(slots=True)
 class Response:
-    """Status, header fields, and a body of bytes at hand or of a stream."""
+    """Status, header fields, and a body of bytes at hand, of a stream or of a file."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     stream: AsyncIterator[Buffer] | None = None
+    file: FileBody | None = None
     error_code: str = ""
 
     def raw_headers(self) -> RawHeaders:
@@ -115,6 +128,11 @@ def responder_of(scope: Scope, send: Send) -> Responder | None:
     """Return the server behind `send` if it can send whole responses; None where a middleware replaced `send`."""
     responder: Responder | None = scope.get("extensions", {}).get(BODY_EXTENSION)
     return responder if responder is not None and getattr(send, "__self__", None) is responder else None
+
+
+def sends_files(scope: Scope, send: Send) -> bool:
+    """Return whether the server behind `send` can have the kernel send files; middlewares may drop such messages."""
+    return FILE_SENDING in scope.get("extensions", {}) and responder_of(scope, send) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from tusd_py.contracts.storage import (
     SupportsConcatenation,
     SupportsDownloadRedirect,
     SupportsFilePath,
+    SupportsFileSending,
     SupportsIdentity,
     SupportsLocations,
     SupportsSizeLimits,
@@ -51,6 +52,7 @@ class Components:
     concatenation: SupportsConcatenation | None
     redirects: SupportsDownloadRedirect | None
     files: SupportsFilePath | None
+    file_sending: SupportsFileSending | None
     locations: SupportsLocations | None
     identity: SupportsIdentity | None
     reporting_health: tuple[ReportsHealth, ...]
@@ -83,6 +85,7 @@ class Components:
             concatenation=storage if isinstance(storage, SupportsConcatenation) else None,
             redirects=storage if isinstance(storage, SupportsDownloadRedirect) else None,
             files=storage if isinstance(storage, SupportsFilePath) else None,
+            file_sending=storage if isinstance(storage, SupportsFileSending) else None,
             locations=storage if isinstance(storage, SupportsLocations) else None,
             identity=storage if isinstance(storage, SupportsIdentity) else None,
             reporting_health=tuple(one for one in (state, storage) if isinstance(one, ReportsHealth)),

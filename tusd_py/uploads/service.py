@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tusd_py.contracts.locks import Lock, Locker
 from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import Buffer, Storage
+from tusd_py.contracts.storage import Buffer, OpenFile, Storage
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import BrokenRecord, StorageUnavailable, UploadNotFound, WrongStorage
 from tusd_py.core.listing import Page, UploadFilter
@@ -142,6 +142,15 @@ class UploadService:
         `StorageFull`, `StorageUnavailable`.
         """
         return self._downloads.read(self.storage, upload, start, end)
+
+    async def open_file(self, upload: Upload) -> OpenFile | None:
+        """Open the file of a complete upload, for the kernel to send it; None if the storage has none.
+
+        Raises `UploadNotFound` if the bytes are gone, `StorageUnavailable`.
+        """
+        if self._components.file_sending is None:
+            return None
+        return await self._components.file_sending.open_file(upload)
 
     def path(self, upload: Upload) -> Path | None:
         """Return the file with the bytes of a complete upload; None if they are not a file on this host."""

@@ -18,8 +18,10 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from tusd_py.core.buffers import Buffer
 from tusd_py.http.body import BODY_EXTENSION
+from tusd_py.http.request import FILE_SENDING
 from tusd_py.transfer.budget import BufferPool
 from tusd_py.uvicorn_server.buffered_receiver import BufferedBodyReceiver
+from tusd_py.uvicorn_server.file_sender import can_send_files
 
 if TYPE_CHECKING:
     from tusd_py.uvicorn_server.protocol import UploadProtocol
@@ -52,6 +54,8 @@ class UploadCycle(RequestResponseCycle):
             on_response=protocol.on_response_complete,
         )
         extensions: Any = {BODY_EXTENSION: self, INFORMATIONAL: {}}
+        if can_send_files(protocol.scheme):
+            extensions[FILE_SENDING] = {}
         self.scope["extensions"] = extensions
         self.protocol = protocol
         self.pool: BufferPool | None = None
@@ -91,8 +95,25 @@ class UploadCycle(RequestResponseCycle):
     async def send(self, message: Any) -> None:
         if message["type"] == INFORMATIONAL:
             self._send_informational(message["status"], message.get("headers", []))
+        elif message["type"] == FILE_SENDING:
+            await self._send_file(message["file"], message["offset"], message["count"])
+            if not message.get("more_body", False):
+                await super().send({"type": "http.response.body", "body": b""})
         else:
             await super().send(message)
+
+    async def _send_file(self, file: int, offset: int, count: int) -> None:
+        """Send a range of a file (ASGI, zero copy send); raises `ConnectionError` if the client is gone."""
+        if self.disconnected:
+            raise ConnectionResetError
+        if not self.response_started or self.response_complete or self.chunked_encoding:
+            raise RuntimeError("a file can only be a part of a body whose length is known")
+        if self.scope["method"] == "HEAD":
+            return
+        if count > self.expected_content_length:
+            raise RuntimeError("Response content longer than Content-Length")
+        await self.protocol.file_sender().send(file, offset, count)
+        self.expected_content_length -= count
 
     def respond(self, status: int, header_lines: bytes, body: bytes, *, close: bool) -> bool:
         """Send a whole response in one write, see `http.request.Responder`."""

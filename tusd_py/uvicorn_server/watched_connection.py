@@ -11,6 +11,7 @@ from uvicorn.server import ServerState
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.cycle import UploadCycle
 from tusd_py.uvicorn_server.deadline import Deadline
+from tusd_py.uvicorn_server.file_sender import FileSender
 from tusd_py.uvicorn_server.flow import WriteWatch
 
 logger = logging.getLogger("tusd_py.uvicorn_server")
@@ -25,7 +26,13 @@ class WatchedConnection(HttpToolsProtocol):
     def __init__(self, config: Any, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._writes: WriteWatch | None = None  # created once the client reads slowly
+        self._file_sender: FileSender | None = None  # once a file was sent
         self._deadline = Deadline(self.loop)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._file_sender is not None:
+            self._file_sender.stop()
 
     def eof_received(self) -> None:
         """Watch the client: the transport closes once everything is sent, which a slow reader must not delay."""
@@ -51,9 +58,20 @@ class WatchedConnection(HttpToolsProtocol):
         logger.debug("a connection is closed: it is idle, and others wait")
         self.transport.abort()
 
+    def file_sender(self) -> FileSender:
+        """Return what sends files on this connection."""
+        if self._file_sender is None:
+            self._file_sender = FileSender(
+                self.transport, self.shared.file_threads, self._watch_all_writes, self._stop_watching_writes
+            )
+        return self._file_sender
+
     def _watch_writes(self) -> None:
-        if not self.transport.get_write_buffer_size():
-            return  # no bytes wait for the client
+        if self.transport.get_write_buffer_size():  # a connection that closes has nothing left to wait for
+            self._watch_all_writes()
+
+    def _watch_all_writes(self) -> None:
+        """Watch what is in the kernel's buffer too."""
         if self._writes is None:
             limits = (self.shared.idle_timeout, self.shared.min_rate)
             self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)

@@ -31,7 +31,7 @@ from tusd_py.backends.disk.identity import IdentityFile
 from tusd_py.backends.disk.steps import ExternalSteps
 from tusd_py.backends.disk.syncs import Syncs
 from tusd_py.backends.disk.writer import DiskWriter
-from tusd_py.contracts.storage import Buffer, Observer, PieceSize, largest_piece
+from tusd_py.contracts.storage import Buffer, Observer, OpenFile, PieceSize, largest_piece
 from tusd_py.core.errors import (
     PartBehind,
     StorageBehind,
@@ -42,6 +42,7 @@ from tusd_py.core.errors import (
 from tusd_py.core.upload import Upload, UploadPart, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
+TOO_SHORT = "the stored file is shorter than the upload"
 DOWNLOAD_PIECE = 256 << 10  # maximum bytes read at a time
 
 TOP = "."  # location of a file in the directory itself
@@ -270,36 +271,49 @@ class DiskStorage:
     async def read(
         self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
     ) -> AsyncIterator[Buffer]:
-        path = self.path(upload)
-
-        def open_file() -> int:
-            with file_errors():
-                try:
-                    return self.files.open(path, os.O_RDONLY)
-                except FileNotFoundError:
-                    self.check_identity()
-                    raise UploadNotFound from None
-
         def read_at(position: int) -> bytes:
             with file_errors():
                 return os.pread(descriptor, min(piece_size(DOWNLOAD_PIECE), end - position), position)
 
-        opening = self.run(open_file)
-        try:
-            descriptor = await asyncio.shield(opening)
-        except asyncio.CancelledError:  # the thread opens the file nevertheless
-            opening.add_done_callback(self._close_opened)
-            raise
+        descriptor = await self._open_to_read(self.path(upload))
         try:
             position = start
             while position < end:
                 data = await self.run(partial(read_at, position))
                 if not data:
-                    raise StorageUnavailable("the stored file is shorter than the upload")
+                    raise StorageUnavailable(TOO_SHORT)
                 position += len(data)
                 yield data
         finally:
             self.run(lambda: os.close(descriptor))
+
+    async def open_file(self, upload: Upload) -> OpenFile:
+        """Open the file of a complete upload, see `SupportsFileSending`."""
+        path = self.path(upload)
+        descriptor = await self._open_to_read(path, upload.offset)
+        return OpenFile(descriptor, lambda: self.run(lambda: os.close(descriptor)))
+
+    async def _open_to_read(self, path: Path, size: int = 0) -> int:
+        """Return a descriptor of a file of at least `size` bytes."""
+
+        def open_file() -> int:
+            with file_errors():
+                try:
+                    descriptor = self.files.open(path, os.O_RDONLY)
+                except FileNotFoundError:
+                    self.check_identity()
+                    raise UploadNotFound from None
+                if os.fstat(descriptor).st_size < size:
+                    os.close(descriptor)
+                    raise StorageUnavailable(TOO_SHORT)
+                return descriptor
+
+        opening = self.run(open_file)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the thread opens it all the same
+            opening.add_done_callback(self._close_opened)
+            raise
 
     def _close_opened(self, opening: asyncio.Future[int]) -> None:
         if not opening.cancelled() and opening.exception() is None:

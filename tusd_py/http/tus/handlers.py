@@ -13,7 +13,7 @@ from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.download import describe, select
 from tusd_py.http.empty_patches import EmptyPatches
 from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_response_for
-from tusd_py.http.request import Handler, Request, Response
+from tusd_py.http.request import FileBody, Handler, Request, Response
 from tusd_py.http.tus.headers import (
     InvalidHeader,
     format_date,
@@ -30,6 +30,7 @@ from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 VERSION = "1.0.0"
+MIN_SENT_FILE = 256 << 10  # bytes of a download for which the kernel sends the file by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +280,10 @@ class TusHandlers:
         headers["Content-Length"] = str(selection.end - selection.start)
         if selection.status == 206:
             headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"
+        if selection.end - selection.start >= MIN_SENT_FILE and request.sends_files:
+            file = await self._service.open_file(upload)
+            if file is not None:
+                return Response(selection.status, headers, file=FileBody(file, selection.start, selection.end))
         stream = self._service.read(upload, selection.start, selection.end)
         first = await anext(stream, b"")  # before the response starts, since this raises if the bytes are gone
         return Response(selection.status, headers, stream=_chain(first, stream))

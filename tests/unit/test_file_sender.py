@@ -1,0 +1,118 @@
+"""Files sent by the kernel on a socket: back-pressure, lost connections and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tusd_py.asyncutil.threads import Threads
+from tusd_py.uvicorn_server.file_sender import FileSender, can_send_files
+
+SIZE = 8 << 20
+
+
+class Pair:
+    """A sender on one side of a connection, and the other side."""
+
+    def __init__(self, sender: FileSender, transport: asyncio.Transport, client: socket.socket) -> None:
+        self.sender = sender
+        self.transport = transport
+        self.client = client
+        self.watched: list[str] = []
+
+    async def receive(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            data += await asyncio.get_running_loop().sock_recv(self.client, count - len(data))
+        return bytes(data)
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    loop = asyncio.get_running_loop()
+    server, client = socket.socketpair()
+    client.setblocking(False)
+    transport: Any
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=server)
+    threads = Threads(1, "send")
+    watched: list[str] = []
+    sender = FileSender(transport, threads, lambda: watched.append("watch"), lambda: watched.append("stop"))
+    pair = Pair(sender, transport, client)
+    pair.watched = watched
+    yield pair
+    transport.abort()
+    client.close()
+    assert await asyncio.to_thread(threads.close, 10)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+async def test_a_range_is_sent_after_what_was_written(pair: Pair, file: Path) -> None:
+    with file.open("rb") as opened:
+        pair.transport.write(b"head")
+        sending = asyncio.create_task(pair.sender.send(opened.fileno(), 5, SIZE - 10))
+        assert await pair.receive(SIZE - 6) == b"head" + os.pread(opened.fileno(), SIZE - 10, 5)
+        await sending
+    assert pair.watched == ["watch", "stop"] * (len(pair.watched) // 2)
+
+
+async def test_a_sender_waits_for_a_client_that_does_not_read(pair: Pair, file: Path) -> None:
+    with file.open("rb") as opened:
+        sending = asyncio.create_task(pair.sender.send(opened.fileno(), 0, SIZE))
+        while not pair.watched:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not sending.done()
+        await pair.receive(SIZE)
+        await sending
+
+
+async def test_a_lost_connection_ends_the_wait(pair: Pair, file: Path) -> None:
+    with file.open("rb") as opened:
+        sending = asyncio.create_task(pair.sender.send(opened.fileno(), 0, SIZE))
+        while not pair.watched:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        pair.sender.stop()
+        with pytest.raises(ConnectionError):
+            await sending
+
+
+async def test_a_client_that_leaves_ends_the_sending(pair: Pair, file: Path) -> None:
+    with file.open("rb") as opened:
+        sending = asyncio.create_task(pair.sender.send(opened.fileno(), 0, SIZE))
+        while not pair.watched:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        pair.client.close()
+        with pytest.raises(ConnectionError):
+            await sending
+
+
+async def test_a_cancelled_sender_keeps_no_descriptor(pair: Pair, file: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with file.open("rb") as opened:
+        sending = asyncio.create_task(pair.sender.send(opened.fileno(), 0, SIZE))
+        while not pair.watched:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_a_file_that_is_too_short_is_an_error(pair: Pair, file: Path) -> None:
+    with file.open("rb") as opened, pytest.raises(OSError, match="shorter"):
+        await pair.sender.send(opened.fileno(), SIZE, 1)
+
+
+def test_files_are_not_sent_past_an_encryption() -> None:
+    assert not can_send_files("https")
