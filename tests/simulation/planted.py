@@ -266,10 +266,10 @@ def finishing_without_all_bytes() -> None:
 
 @plant
 def lost_bytes_not_noticed() -> None:
-    async def stored(self: Any, upload: Any) -> int:
-        return int(upload.offset)
+    def believed(self: Any, path: Any, size: int) -> int:
+        return max(size, 1 << 30)
 
-    change(storage.DiskStorage, "stored_size", stored)
+    change(syncs.Syncs, "believed", believed)
 
 
 @plant
@@ -330,7 +330,7 @@ def budget_not_returned() -> None:
     def forget(self: Any) -> None:
         self._gathered, self._gathered_size = [], 0
 
-    change(batch_writer.BatchWriter, "_forget_gathered", forget)
+    change(batch_writer.BatchWriter, "_drop_gathered", forget)
 
 
 @plant

@@ -282,6 +282,7 @@ class OsModule:
             files.fail_sync(opened.inode)
         if isinstance(opened.inode, File) and opened.told < opened.inode.failed:
             opened.told = opened.inode.failed
+            files.on_failed_sync()
             raise error(errno.EIO)
         opened.inode.sync()
         self._wait(files, 0.3)
