@@ -131,7 +131,7 @@ class TusServer:
         """Build everything again if the event loop of the last start is closed, as test clients do after a request."""
         if self._loop is None or self._loop is asyncio.get_running_loop() or not self._loop.is_closed():
             return
-        self.service.leave()
+        self.service.unobserve_events()
         self.events.drop_queued()
         self._services_of_closed_loops.append(self.service)
         self._signals.stop()

@@ -265,7 +265,7 @@ async def test_no_byte_is_lost_in_a_middleware_while_readers_ask_for_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A middleware may hold a message when the wait for it ends, as BaseHTTPMiddleware does."""
-    monkeypatch.setattr("tusd_py.uploads.append.SILENT", TIMEOUT)  # however slow the machine is
+    monkeypatch.setattr("tusd_py.uploads.append.MAX_SILENCE", TIMEOUT)  # however slow the machine is
     data = bytes(range(256)) * 400
     async with serving({"upload_dir": tmp_path, "sweep_interval": 0}) as server:
 

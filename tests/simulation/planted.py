@@ -188,23 +188,23 @@ def commit_before_write() -> None:
             self._jobs.start(self._storage.run(lambda: self._flush(buffers, sync)))
             self._stored = start
 
-    real = append.Append._reached
+    real = append.Append._with_snapshot
 
     def reached(self: Any, snapshot: Any) -> Any:
         return real(self, replace(snapshot, offset=self._position))
 
     change(disk_writer.DiskWriter, "flush", flush)
-    change(append.Append, "_reached", reached)
+    change(append.Append, "_with_snapshot", reached)
 
 
 @plant
 def offset_of_received_bytes() -> None:
-    real = append.Append._reached
+    real = append.Append._with_snapshot
 
     def reached(self: Any, snapshot: Any) -> Any:
         return real(self, replace(snapshot, offset=self._position))
 
-    change(append.Append, "_reached", reached)
+    change(append.Append, "_with_snapshot", reached)
 
 
 @plant
@@ -261,7 +261,7 @@ def finishing_without_all_bytes() -> None:
     change(completion.Completion, "advanced", advanced)
 
 
-# What is there.
+# Stored bytes.
 
 
 @plant

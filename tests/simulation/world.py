@@ -27,7 +27,7 @@ TIMEOUT = 3600.0
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a run."""
+    """The result of a run."""
 
     seed: int
     violations: list[str]
@@ -69,7 +69,7 @@ class World:
         self._uploads = 0
         self._restarts: set[asyncio.Task[None]] = set()
 
-    # What is told.
+    # The records for the report.
 
     def tell(self, text: str) -> None:
         self.story.append(f"{self.loop.now - 1000:10.4f}  {text}")

@@ -30,7 +30,7 @@ def watch() -> BlockBuster:
 
 
 # Scaled, since on a slow machine a client of the tests may be silent for longer without being idle.
-vars(append)["SILENT"] = scaled(append.SILENT)
+vars(append)["MAX_SILENCE"] = scaled(append.MAX_SILENCE)
 
 if os.environ.get("PLAIN_ASGI"):  # in worker processes too, which import this module again
     vars(process)["upload_protocol"] = lambda **_: HttpToolsProtocol

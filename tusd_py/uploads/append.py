@@ -1,4 +1,4 @@
-"""One append: bytes from a request into the storage, committed as they become safe."""
+"""One append: the bytes of a request are stored, and committed as soon as they are safe."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import limit_text
 
-IDLE_STEP = 0.25  # seconds between the moments at which idle appends are looked at
-FLUSH_INTERVAL = 10.0  # seconds after which everything is stored even where that is not cheap
-SILENT = 1.0  # seconds without a byte after which a reader's question ends the append
+IDLE_STEP = 0.25  # seconds between the moments at which the timers of idle appends fire
+FLUSH_INTERVAL = 10.0  # seconds after which all bytes are stored even where that costs extra
+MAX_SILENCE = 1.0  # seconds without a byte after which a request for a commit ends the append
 
 # Commits the second record, and these parts, in place of the first; the flag says that the upload is finished: the
 # storage has nothing left to do for it.
@@ -42,10 +42,10 @@ Commit = Callable[[Upload, Upload, Sequence[UploadPart], bool], Awaitable[Upload
 
 
 class Append:
-    """Moves the bytes of one source to the end of one upload, while the caller holds its lock.
+    """The transfer of bytes from one source to the end of one upload, while the caller holds its lock.
 
-    The append is the holder of the lock: it ends early when another request wants to write, and commits when one asks
-    for the offset. Bytes that a checksum was announced for are committed after they were verified, or not at all.
+    The append is the lock holder: it ends early when another request wants to write, and commits when one asks for the
+    offset. Bytes with an announced checksum are committed after they were verified, or not at all.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Append:
         last_step: LastStep | None = None,
     ) -> None:
         self._last_step = last_step
-        self.upload = upload  # as it is to be
-        self._stored_record = upload  # as the state store has it
+        self.upload = upload  # the upload with all changes to be committed
+        self._stored_record = upload  # the record in the state store
         self._source = source
         self._budget = budget
         self._batches = BatchWriter(writer, budget, source.release)
@@ -72,10 +72,10 @@ class Append:
         self._sync = sync
         self._verification = verification
         self._limit = _limit(upload, options)
-        self._position = upload.offset  # where the next byte received goes
+        self._position = upload.offset  # offset of the next received byte
         self._timer: asyncio.TimerHandle | None = None
-        self._woken_at: float | None = None  # by the timer, since when `read` has given no bytes
-        self._abandoned = False
+        self._woken_at: float | None = None  # monotonic time when the timer woke the source, if no bytes came since
+        self._loop_ended = False
         self._commit_due = False
         self._commit_requested = False
         self._bytes_at_commit = upload.offset
@@ -87,7 +87,7 @@ class Append:
         self._source.interrupt(UploadInterrupted())
 
     def commit_requested(self) -> None:
-        if self._source.silent_for() >= SILENT:
+        if self._source.silent_for() >= MAX_SILENCE:
             self._source.interrupt(UploadInterrupted())
             return
         self._commit_requested = True
@@ -121,29 +121,29 @@ class Append:
             await self._rewind(error.stored)
             raise OffsetMismatch(self.upload.offset) from error
         except asyncio.CancelledError:
-            self._abandoned = True  # by the end of the event loop: then nothing is waited for
+            self._loop_ended = True  # only the end of the event loop cancels an append: nothing can be waited for
             raise
         finally:
             self._budget.writers -= 1
             await self._close()
 
-    async def give_up(self, stored_record: Upload, error: StorageBehind) -> None:
-        """Take the offset back to what the storage has left, instead of `run`."""
+    async def rewind(self, stored_record: Upload, error: StorageBehind) -> None:
+        """Set the offset back to the bytes that the storage has left, in place of `run`."""
         self._stored_record = stored_record
         await self._rewind(error.stored)
 
     async def _receive(self) -> None:
         if self._source.arrived is None:
-            self._arm()
+            self._start_commit_timer()
         while (data := await self._source.read()) is not None:
             if data:
                 self._woken_at = None
-                await self._take(data)
+                await self._add(data)
             if self._commit_requested or self._commit_due:
                 await self._commit()
-                self._arm()
+                self._start_commit_timer()
 
-    async def _take(self, data: Buffer) -> None:
+    async def _add(self, data: Buffer) -> None:
         room = self._limit - self._position
         excess = len(data) > room
         if excess:
@@ -158,21 +158,21 @@ class Append:
                 raise SizeExceeded
             raise MaxSizeExceeded(limit_text(self._options, "deferred"))
 
-    def _arm(self) -> None:
+    def _start_commit_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._options.commit_interval, self._interval_passed)
 
     def _interval_passed(self) -> None:
         if self._is_idle():
-            self._rearm()
+            self._start_idle_timer()
             return
         self._woken_at = time.monotonic()
         self._commit_due = True
         self._source.wake()
 
-    def _rearm(self) -> None:
-        """Set the timer while nothing comes, so that those of all idle appends fire together."""
+    def _start_idle_timer(self) -> None:
+        """Set the timer while no bytes come, so that the timers of all idle appends fire together."""
         loop = asyncio.get_running_loop()
         at = math.ceil((loop.time() + self._options.commit_interval) / IDLE_STEP) * IDLE_STEP
         self._timer = loop.call_at(at, self._interval_passed)
@@ -182,11 +182,11 @@ class Append:
         if self._woken_at is None or self._position != self._bytes_at_commit:
             return False
         if self._verification is None and self._position != self.upload.offset:
-            return False  # the storage still has to make bytes safe
+            return False  # the storage has not made all bytes safe yet
         return self._source.silent_for() >= time.monotonic() - self._woken_at
 
     async def _commit(self, *, everything: bool = False) -> Upload:
-        """Make what has arrived part of the upload; with a checksum only the request for a commit is answered."""
+        """Commit the received bytes; before a checksum is verified, only answer a request for a commit."""
         requested, self._commit_requested = self._commit_requested, False
         self._commit_due = False
         self._bytes_at_commit = self._position
@@ -196,12 +196,12 @@ class Append:
             await self._batches.flush(sync=self._sync and self._verification is None)
         else:
             await self._batches.flush_available(sync=self._sync and self._verification is None)
-        if self._verification is not None:  # not even a length that the request declared counts yet
+        if self._verification is not None:  # unverified, so that not even a declared length may be committed
             return await self._answer_commit_request(requested)
         return await self._commit_snapshot(requested)
 
     async def _answer_commit_request(self, requested: bool) -> Upload:
-        """Answer a request for a commit with the record as it is."""
+        """Commit the unchanged record with a higher number of commits, if one was requested."""
         if requested:
             before = self._stored_record
             after = replace(before, commit_requests_served=before.commit_requests_served + 1)
@@ -214,16 +214,16 @@ class Append:
             )
         return self._stored_record
 
-    def _reached(self, snapshot: WriterSnapshot) -> Upload:
-        """Return the upload with all that is stored."""
+    def _with_snapshot(self, snapshot: WriterSnapshot) -> Upload:
+        """Return the upload with the bytes of a snapshot."""
         return replace(
             self.upload, offset=snapshot.offset, synced=snapshot.synced, storage_state=snapshot.storage_state
         )
 
     async def _commit_snapshot(self, requested: bool, *, finished: bool = False) -> Upload:
-        """Commit all that is stored."""
+        """Commit all stored bytes."""
         snapshot = self._batches.snapshot()
-        self.upload = self._reached(snapshot)
+        self.upload = self._with_snapshot(snapshot)
         if await self._commit_upload(requested, snapshot.new_parts, finished=finished):
             self._batches.committed(snapshot)
         return self.upload
@@ -231,7 +231,7 @@ class Append:
     async def _commit_upload(
         self, requested: bool = False, parts: Sequence[UploadPart] = (), *, finished: bool = False
     ) -> bool:
-        """Commit the upload as it is to be; return False if the state store has it so already."""
+        """Commit `self.upload`; return False if the state store has it already."""
         before = self._stored_record
         if requested:
             self.upload = replace(self.upload, commit_requests_served=before.commit_requests_served + 1)
@@ -260,7 +260,7 @@ class Append:
         return await self._commit_snapshot(self._commit_requested, finished=finished)
 
     async def _finish_in_thread(self, last: LastStep, *, sync: bool) -> Upload:
-        """Store and commit in one go, without coming back to the event loop in between."""
+        """Store and commit the last bytes in one thread, without a return to the event loop in between."""
         before = self._stored_record
         served = before.commit_requests_served + self._commit_requested
         size = self._batches.gathered
@@ -268,7 +268,7 @@ class Append:
         def run(store: Callable[[], None]) -> asyncio.Future[Upload]:
             def reach() -> Upload:
                 store()
-                return replace(self._reached(self._batches.snapshot()), commit_requests_served=served)
+                return replace(self._with_snapshot(self._batches.snapshot()), commit_requests_served=served)
 
             return last.run(before, reach, size)
 
@@ -280,7 +280,7 @@ class Append:
         """Commit what had arrived before a failure; with a checksum, none of it."""
         if self._verification is not None:
             await self._batches.discard(self._stored_record.offset)
-            # Without a length that the request declared, too; but the storage may have used up something for good.
+            # A length that the request declared is not committed either; but the storage state may have changed.
             snapshot = self._batches.snapshot()
             self.upload = replace(self._stored_record, storage_state=snapshot.storage_state)
             if await self._commit_upload(self._commit_requested, snapshot.new_parts):
@@ -290,9 +290,9 @@ class Append:
             await self._batches.flush(sync=self._sync)
         except StorageBehind:
             raise
-        except UploadError:  # the storage is what fails; the snapshot says how far it got
+        except UploadError:  # of the storage; the snapshot tells how many bytes it has stored
             if self._sync:
-                return  # and what is not synced does not count
+                return  # bytes that are not synced do not count
         await self._commit_snapshot(self._commit_requested)
 
     async def _rewind(self, stored: int) -> None:
@@ -303,7 +303,7 @@ class Append:
     async def _close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self._abandoned:
+        if not self._loop_ended:
             await self._batches.close()
 
 

@@ -35,12 +35,12 @@ from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.small_append import SmallAppends, SyncFailedError
 from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
 
-MAX_LAST_STEPS = 7  # at a time in threads of the storage: should the records hang, one is left for others
-ENDING_POLL = 0.01  # seconds between two looks whether an upload has ended
+MAX_LAST_STEPS = 7  # last steps at a time in threads of the storage; one thread stays free if the records hang
+ENDING_POLL = 0.01  # seconds between two checks whether an upload has ended
 
 
 class Appending:
-    """Appends to uploads under their locks, in tasks of `LockedWork`, and knows those under way."""
+    """The appends of a service, each under the lock of its upload and in a task of `LockedWork`."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Appending:
             raise
 
     def drain(self) -> None:
-        """Have the appends under way commit what they have, and end with `ServerShutdown`."""
+        """Make running appends commit their bytes and end with `ServerShutdown`."""
         for append in list(self._appends):
             append.interrupt(ServerShutdown())
 
@@ -98,9 +98,9 @@ class Appending:
         return await self._work.acquire(upload_id, holder, self._options.lock_timeout)
 
     async def _refuse_if_ended(self, upload_id: str) -> None:
-        """Raise `UploadNotFound` or `UploadGone` if the upload has ended, or is about to: this waits for that."""
+        """Raise `UploadNotFound` or `UploadGone` if the upload has ended; wait for the end if it is about to."""
         deadline = time.monotonic() + self._options.lock_timeout
-        with contextlib.suppress(StateUnavailable, StorageUnavailable):  # then the caller's reason is the better one
+        with contextlib.suppress(StateUnavailable, StorageUnavailable):  # the error of the caller tells more
             while await self._work.is_ending(upload_id) and time.monotonic() < deadline:
                 await self._records.get(upload_id)
                 await asyncio.sleep(ENDING_POLL)
@@ -115,7 +115,7 @@ class Appending:
                 upload = await self._small.append(lock, append_request)
             except SyncFailedError as failure:
                 append = self._new_append(failure.before, append_request, lock)
-                await append.give_up(failure.before, failure.error)
+                await append.rewind(failure.before, failure.error)
                 raise OffsetMismatch(append.upload.offset) from failure.error
             if upload is not None:
                 return upload, True
@@ -146,7 +146,7 @@ class Appending:
         try:
             await append.run(record)
         except Exception:
-            await self._append_ended(append, lock, append_request)  # complete, perhaps: too many bytes came
+            await self._append_ended(append, lock, append_request)  # the upload may be complete: too many bytes came
             raise
         return await self._append_ended(append, lock, append_request)
 

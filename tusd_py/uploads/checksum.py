@@ -1,4 +1,4 @@
-"""Checksum algorithms and their verification while bytes arrive (tus 1.0.0, Checksum)."""
+"""Checksum algorithms, and verification of the bytes of a request (tus 1.0.0, Checksum)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Protocol
 
-CRC32C_PIECE = 256 << 10  # bytes: what is copied stays in the cache
+CRC32C_PIECE = 256 << 10  # bytes copied at a time, so that the copy stays in the cache of the processor
 Bytes = bytes | bytearray | memoryview
 
 
@@ -31,17 +31,17 @@ class CRC32:
         return self._value.to_bytes(4)
 
 
-def _find_crc32c() -> Callable[[int, bytes], int] | None:
-    """The function of google-crc32c (the extra `crc32c`); None without it, or without its compiled part."""
+def _load_crc32c() -> Callable[[int, bytes], int] | None:
+    """Return the function of google-crc32c (the extra `crc32c`); None without it or its compiled part."""
     try:
         import google_crc32c
-    except (ImportError, RuntimeWarning):  # it warns of being slow, which may be an error here
+    except (ImportError, RuntimeWarning):  # without its compiled part it warns, and warnings may be errors
         return None
     extend: Callable[[int, bytes], int] = google_crc32c.extend
     return extend if google_crc32c.implementation == "c" else None
 
 
-_extend_crc32c = _find_crc32c()
+_extend_crc32c = _load_crc32c()
 
 
 class CRC32C:
@@ -72,17 +72,17 @@ if _extend_crc32c is not None:
 
 
 class Verification(Protocol):
-    """Compares the bytes of a request with what its client says of them."""
+    """The verification of the bytes of a request by a checksum."""
 
     def update(self, data: Bytes, /) -> object:
-        """The next bytes; called outside the event loop."""
+        """Add the next bytes. Runs in a worker thread."""
 
     def matches(self) -> bool:
-        """Whether they are the right ones, once all have come; may raise what is wrong with the client's word."""
+        """Return whether the digest matches, after the last byte; raises `InvalidHeader` for a malformed trailer."""
 
 
 class AnnouncedChecksum:
-    """A checksum that was known before the bytes."""
+    """A checksum that the client sent before the bytes."""
 
     def __init__(self, algorithm: str, expected: bytes) -> None:
         self._digest = ALGORITHMS[algorithm]()
@@ -94,7 +94,7 @@ class AnnouncedChecksum:
 
 
 class TrailingChecksum:
-    """A checksum that follows the bytes: which algorithm it is of is not known before, so that each one runs."""
+    """A checksum that the client sends after the bytes; until then every algorithm is computed."""
 
     def __init__(self, checksum: Callable[[], tuple[str, bytes] | None]) -> None:
         self._digests = {name: algorithm() for name, algorithm in ALGORITHMS.items()}
@@ -106,7 +106,7 @@ class TrailingChecksum:
 
     def matches(self) -> bool:
         checksum = self._checksum()
-        if checksum is None:  # promised, but it never came
+        if checksum is None:  # the announced trailer did not come
             return False
         algorithm, expected = checksum
         return hmac.compare_digest(self._digests[algorithm].digest(), expected)

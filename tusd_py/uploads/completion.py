@@ -26,7 +26,7 @@ logger = logging.getLogger("tusd_py.uploads")
 
 
 class Completion:
-    """Commits what appends have stored, and completes uploads. The caller holds the lock, and gives its token."""
+    """The commits of appends and the completion of uploads. The caller holds the lock, and gives its token."""
 
     def __init__(self, components: Components, lifetimes: Lifetimes, records: RecordReader) -> None:
         self._components = components
@@ -40,7 +40,7 @@ class Completion:
     # The records.
 
     def completed(self, upload: Upload, token: int, *, offset: int | None = None, synced: int | None = None) -> Upload:
-        """Return the record of an upload that is complete, at this offset if it is another one."""
+        """Return the record of a complete upload, with another offset if `offset` is given."""
         now = self._clock.wall()
         return replace(
             upload,
@@ -53,7 +53,7 @@ class Completion:
         )
 
     def advanced(self, upload: Upload, before: Upload, token: int) -> Upload:
-        """Return the record of an upload that was written to, and is not complete yet.
+        """Return the record of an upload after an append that has not completed it.
 
         An upload that has lost bytes is active again, also if all of them were committed before.
         """
@@ -66,15 +66,15 @@ class Completion:
     async def commit(
         self, before: Upload, after: Upload, token: int, parts: Sequence[UploadPart] = (), *, finished: bool, sync: bool
     ) -> Upload:
-        """Put `after` in the place of the record `before`; return it as committed.
+        """Replace the record `before` by `after`; return it as committed.
 
         Args:
             before: the record as committed.
             after: the upload with the bytes that are stored now.
             token: the token of the lock.
             parts: new parts of the part list.
-            finished: the storage has nothing left to do, so that the upload becomes complete.
-            sync: have the change survive a power cut, even if the upload does not become complete.
+            finished: whether the storage has finished, so that the upload becomes complete.
+            sync: let the change survive a power cut, even if the upload does not become complete.
         """
         after = self.completed(after, token) if finished else self.advanced(after, before, token)
         durable = sync or (finished and self._syncs)
@@ -100,7 +100,7 @@ class Completion:
         self._components.events.publish(finish_event(complete, request))
 
     async def conclude(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
-        """Take the steps that are left after an append; return the upload."""
+        """Publish the completion of an upload after an append, or finish the upload; return it."""
         if upload.is_complete:
             self.publish(upload, request)
         elif upload.status is Status.FINISHING:
@@ -131,7 +131,7 @@ class Completion:
     # Final uploads.
 
     async def _assemble(self, final: Upload) -> Upload:
-        """Put the partial uploads together; return the final one with its length."""
+        """Concatenate the partial uploads; return the final one with its length."""
         concatenation = self._components.concatenation
         assert concatenation is not None
         found = {partial_id: await self._records.get(partial_id) for partial_id in dict.fromkeys(final.partial_ids)}
@@ -140,21 +140,21 @@ class Completion:
         try:
             storage_state = await concatenation.concatenate(final, partials, sync=self._syncs)
         except PartBehind as error:
-            await self._put_back(error, partials)
+            await self._reopen(error, partials)
             raise PartialLost(error.upload_id, error.stored) from error
-        await self._limit_lives(list(found.values()))
+        await self._limit_lifetimes(list(found.values()))
         return replace(final, storage_state=storage_state)
 
-    async def _limit_lives(self, partials: Sequence[Upload]) -> None:
-        """Have the partial uploads of a final one expire after the setting `partial_retention`."""
+    async def _limit_lifetimes(self, partials: Sequence[Upload]) -> None:
+        """Let the partial uploads of a final one expire after the setting `partial_retention`."""
         grace_end = self._clock.wall() + self._components.options.partial_retention
         for partial in partials:
             if partial.expires_at is None or partial.expires_at > grace_end:
-                with contextlib.suppress(UploadError):  # it was terminated meanwhile, or is about to be
+                with contextlib.suppress(UploadError):  # the partial upload was terminated, or is about to be
                     await self._state.update(partial, replace(partial, expires_at=grace_end), partial.token)
 
-    async def _put_back(self, error: PartBehind, partials: Sequence[Upload]) -> None:
-        """Reopen a complete partial upload at the offset where its bytes end: its storage has lost the rest."""
+    async def _reopen(self, error: PartBehind, partials: Sequence[Upload]) -> None:
+        """Reopen a complete partial upload at the offset where its bytes end, since its storage has lost the rest."""
         partial = next(partial for partial in partials if partial.id == error.upload_id)
         back = replace(
             partial.at(error.stored),
@@ -162,28 +162,31 @@ class Completion:
             completed_at=None,
             expires_at=self._lifetimes.extended(partial),
         )
-        with contextlib.suppress(UploadError):  # somebody has changed it meanwhile
+        with contextlib.suppress(UploadError):  # another request has changed the partial upload
             await self._state.update(partial, back, partial.token)
 
 
 class ThreadedCompletion:
-    """Commits in the thread that has stored the bytes: the same steps, but for the event."""
+    """Commits in the thread that has stored the bytes: the same steps, without the event."""
 
     def __init__(self, pair: ThreadPair, completion: Completion, *, syncs: bool) -> None:
-        """Sync complete uploads if `syncs`."""
+        """Sync complete uploads if `syncs` is set."""
         self.state = pair.state
         self.storage = pair.storage
         self.syncs = syncs
         self.completion = completion
 
     def commit(self, before: Upload, after: Upload, token: int) -> Upload:
-        """Put `after` in the place of the record `before`. Blocks."""
+        """Replace the record `before` by `after`. Blocks."""
         upload = self.state.update_in_thread(before, after, token, durable=self.syncs and after.is_complete)
         self._save_completion_record(upload)
         return upload
 
     def commit_after(self, store: Callable[[], tuple[Upload, Upload]], token: int) -> asyncio.Future[Upload]:
-        """Have the thread of the state store call `store`, and put its second record in the place of the first."""
+        """Call `store` in a thread of the state store, and replace its first record by its second.
+
+        Neither the bytes nor the change are synced.
+        """
         return self.state.update_after(store, token, self._save_completion_record, durable=self.syncs)
 
     def _save_completion_record(self, upload: Upload) -> None:

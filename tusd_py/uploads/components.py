@@ -28,7 +28,7 @@ from tusd_py.uploads.options import UploadOptions
 
 
 class ThreadPair(NamedTuple):
-    """A state store and a storage of which one thread can store bytes and commit them."""
+    """A state store and a storage that can both work in the thread that stores the bytes."""
 
     state: UpdatesInThreads
     storage: StoresInThreads
@@ -36,7 +36,7 @@ class ThreadPair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """Everything that the modules of the domain share. Make it with `of`."""
+    """All objects that the modules of the domain share; created by `of`."""
 
     state: StateStore
     locker: Locker
@@ -68,7 +68,7 @@ class Components:
         options: UploadOptions,
         clock: SteadyClock,
     ) -> Components:
-        """Look up the abilities of the components: a look costs 10 us, too much for each request."""
+        """Look up the abilities of the components, which would take 10 us in every request."""
         if isinstance(storage, SupportsSizeLimits):
             options = replace(options, storage=storage.size_limits)
         return cls(
@@ -93,7 +93,7 @@ class Components:
 
     @property
     def syncs_completion(self) -> bool:
-        """Whether a complete upload has to survive a power cut before its client is told."""
+        """Whether a complete upload is synced before its client is told."""
         return self.options.durability is not Durability.NEVER
 
 

@@ -1,4 +1,4 @@
-"""Final uploads and the partial ones that they are made of (tus 1.0.0, Concatenation)."""
+"""Final uploads and their partial uploads (tus 1.0.0, Concatenation)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tusd_py.uploads.validation import NewUpload, check_size
 
 
 def check_partial_ids(partial_ids: Sequence[str], options: UploadOptions) -> None:
-    """Raise `InvalidConcatenation` if a final upload may not be made of so many: a small request makes large copies."""
+    """Raise `InvalidConcatenation` for too many partial uploads: a small request could cause large copies."""
     if len(partial_ids) > options.concatenation_parts:
         raise InvalidConcatenation(
             f"a final upload may name at most {options.concatenation_parts} partial uploads, not {len(partial_ids)}"
@@ -28,9 +28,9 @@ def check_partial_ids(partial_ids: Sequence[str], options: UploadOptions) -> Non
 
 
 def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], options: UploadOptions, now: float) -> Upload:
-    """The record of a final upload, in `finishing` from the start: all that is left to do is to put it together.
+    """Return the record of a final upload, which is in `finishing` from the start.
 
-    Raises `InvalidConcatenation`, `MaxSizeExceeded`, and `PartialUnfinished` unless the policy lets it wait.
+    Raises `InvalidConcatenation`, `MaxSizeExceeded`, and `PartialUnfinished` unless the options allow it to wait.
     """
     for partial in partials:
         if not partial.is_partial:
@@ -53,7 +53,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
 
 
 def with_length(final: Upload, partials: Sequence[Upload], options: UploadOptions) -> Upload:
-    """The final upload as its finished parts make it; raises `PartialUnfinished`, `MaxSizeExceeded`."""
+    """Return the final upload with the length of its partial ones; raises `PartialUnfinished`, `MaxSizeExceeded`."""
     for partial in partials:
         if not partial.is_complete:
             raise PartialUnfinished(partial.id)
@@ -63,7 +63,7 @@ def with_length(final: Upload, partials: Sequence[Upload], options: UploadOption
 
 
 def _total(partials: Sequence[Upload]) -> int | None:
-    """The sum of the lengths; None while one of them is not known."""
+    """Return the sum of the lengths; None while one of them is unknown."""
     total = 0
     for partial in partials:
         if partial.length is None:

@@ -26,7 +26,7 @@ class SweepResult(StrEnum):
 
 
 class Expiration:
-    """Sweeps single uploads that are due (`StateStore.due`)."""
+    """The sweep of single uploads that are due (`StateStore.due`)."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Expiration:
         if current is None:
             return None
         if current.status is Status.FINISHING:
-            return await self._finish_or_give_up(current, lock)
+            return await self._finish_or_expire(current, lock)
         if not self._lifetimes.is_over(current):
             await self._correct_retention(current, lock.token)
             return None
@@ -74,8 +74,8 @@ class Expiration:
             self._events.publish(UploadExpired(current))
         return SweepResult.REMOVED
 
-    async def _finish_or_give_up(self, upload: Upload, lock: Lock) -> SweepResult | None:
-        """Recover an upload that has all its bytes; remove it like an unfinished one if these are gone for good."""
+    async def _finish_or_expire(self, upload: Upload, lock: Lock) -> SweepResult | None:
+        """Recover an upload that has all its bytes; remove it like an unfinished one if its bytes are lost."""
         try:
             return _completed(await self._recovery.recover(upload, lock.token))
         except UploadNotFound:
@@ -87,7 +87,7 @@ class Expiration:
         return SweepResult.REMOVED
 
     async def _correct_retention(self, upload: Upload, token: int) -> None:
-        """Correct the expiry in the record of a finished upload, if the setting `retention` has been changed."""
+        """Correct the expiry in the record of a finished upload after a change of the setting `retention`."""
         if upload.is_complete and not upload.is_partial:
             corrected = replace(upload, expires_at=self._lifetimes.corrected(upload))
             await self._state.update(upload, corrected, token)

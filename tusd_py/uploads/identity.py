@@ -15,11 +15,11 @@ from tusd_py.uploads.locations import Locations
 
 logger = logging.getLogger("tusd_py.storage")
 
-IDENTITY = "storage"  # the metadata that holds it
-YOUNGER = "younger-than-storage"  # the metadata that says whether the storage was in use before these records
+IDENTITY = "storage"  # name of the metadata with the identity of the storage
+YOUNGER = "younger-than-storage"  # name of the metadata that tells whether the storage was used before these records
 YES, NO = "yes", "no"
-ATTEMPTS = 5  # to agree with processes that start at the same time
-SAMPLE = 50  # uploads looked for in a storage that has no identity yet
+ATTEMPTS = 5  # attempts to agree with processes that start at the same time
+SAMPLE_SIZE = 50  # uploads looked for in a storage that has no identity yet
 HOW_TO_OVERRULE = (
     "if the uploads of these records are to be given up, run `tusd-py adopt-storage` with the same settings"
 )
@@ -35,7 +35,7 @@ class IdentityCheck:
         self._identified = storage if isinstance(storage, SupportsIdentity) else None
 
     async def settle(self, *, records_inside: bool) -> None:
-        """Compare the storage with the one that the records name; a storage and a store that are both new are joined.
+        """Verify that the storage is the one that the records name; join a storage and records that are both new.
 
         Args:
             records_inside: whether the records are kept in the storage itself.
@@ -58,23 +58,22 @@ class IdentityCheck:
             elif known == found:
                 storage.expect_identity(known)
                 return
-            elif found is None and records_inside:  # it was removed, from beside the records
+            elif found is None and records_inside:  # the file was removed from beside the records
                 await storage.create_identity(known)
-            else:  # even without records: another server may be at work on the right storage
+            else:  # refused even without records: another server may work on the right storage
                 reason = "it has no identity" if found is None else "it has the identity of another storage"
                 raise _refused(storage, reason)
         raise StorageUnavailable("other processes keep changing the identity of the storage")
 
     async def _join(self, storage: SupportsIdentity, found: str | None, *, records_inside: bool) -> None:
-        """Join records that name no storage, because they are new or of a version without identities, with this one."""
+        """Join records that name no storage, because they are new or of an earlier version, with this storage."""
         state = self._state
         if not records_inside and not await self._has_some_uploads():
             raise _refused(storage, "it has none of the uploads of these records")
         younger = found is not None and await anext(state.all(), None) is None
         if found is None:
-            await state.write_metadata(
-                YOUNGER, NO, before=await state.read_metadata(YOUNGER)
-            )  # first: this may end here
+            # Written before the identity, in case of a crash in between.
+            await state.write_metadata(YOUNGER, NO, before=await state.read_metadata(YOUNGER))
             await storage.create_identity(new_identity())
             found = await storage.read_identity()
         elif younger:
@@ -85,7 +84,7 @@ class IdentityCheck:
             await state.write_metadata(YOUNGER, YES, before=None)
 
     async def adopt(self) -> str:
-        """Join the records and the storage whatever they know of each other; return the identity."""
+        """Join the records and the storage, whatever they name now; return the identity."""
         storage, state = self._identified, self._state
         if storage is None:
             raise StorageUnavailable("the storage has no identity")
@@ -100,7 +99,7 @@ class IdentityCheck:
         return found
 
     async def keep(self) -> None:
-        """Write the identity of the storage beside the records again, in case the store has lost it."""
+        """Write the identity of the storage beside the records again, in case the state store has lost it."""
         storage, state = self._identified, self._state
         if storage is None or await state.read_metadata(IDENTITY) is not None:
             return
@@ -111,7 +110,7 @@ class IdentityCheck:
                 await state.write_metadata(YOUNGER, YES, before=None)
 
     async def prove_orphans(self) -> bool:
-        """Return whether bytes that these records do not name belong to nobody; raises `StorageUnavailable`.
+        """Return whether bytes that these records do not name belong to no upload; raises `StorageUnavailable`.
 
         A storage that was in use before the records may hold uploads that others name: those of another server, or of
         a backup.
@@ -129,9 +128,9 @@ class IdentityCheck:
                 if await self._storage.stored_size(await self._locations.located(upload)) > 0:
                     return True
             except UploadError:
-                pass  # of this upload there is nothing, or not here
+                pass  # this storage has no bytes of the upload
             looked += 1
-            if looked == SAMPLE:
+            if looked == SAMPLE_SIZE:
                 break
         return looked == 0
 
@@ -142,7 +141,7 @@ class IdentityCheck:
 
 
 async def hand_on_identity(source: StateStore, target: StateStore) -> None:
-    """Have other records name the same storage; raises `StateUnavailable` if they name another one."""
+    """Let other records name the same storage; raises `StateUnavailable` if they name another one."""
     known, younger = await source.read_metadata(IDENTITY), await source.read_metadata(YOUNGER)
     if younger is not None:
         await target.write_metadata(YOUNGER, younger, before=None)

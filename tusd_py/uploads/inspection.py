@@ -1,4 +1,4 @@
-"""The inspection of uploads: the answer to HEAD, within two seconds whatever hangs."""
+"""The inspection of uploads: the answer to HEAD, within two seconds even if a component hangs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tusd_py.uploads.locked_work import LockedWork
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 
-READER_TIMEOUT = 1.95  # seconds until a reader is told to ask later
-COMPLETION_RECORD_TIMEOUT = 1.0  # seconds a reader of a finished upload waits for its completion record, once
-INSPECT_TIMEOUT = 1.5  # seconds a reader waits for the lock holder's commit
+READER_TIMEOUT = 1.95  # seconds until a HEAD is told to ask later
+COMPLETION_RECORD_TIMEOUT = 1.0  # seconds that a HEAD for a finished upload waits for its completion record, once
+INSPECT_TIMEOUT = 1.5  # seconds that a HEAD waits for the lock holder's commit
 INSPECT_POLL_INTERVAL = 0.01
-SETTLE_TIME = 0.4  # seconds a reader follows an offset that moves
-MAX_LOOKUPS = 10_000
-ENSURED_RECORDS = 3600.0  # seconds after its completion
+SETTLE_TIME = 0.4  # seconds that a HEAD follows a moving offset
+MAX_LOOKUPS = 10_000  # uploads that are remembered as looked up
+ENSURED_RECORDS = 3600.0  # seconds after the completion in which a missing completion record is looked for
 
 
 class Inspection:
-    """Finds the offset that the next append of an upload needs, and saves completion records that a crash prevented."""
+    """The inspection of uploads, which also saves completion records that a crash prevented."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Inspection:
         try:
             stored = await self._stored_size(upload)
         except UploadError:
-            if await self._records.get(upload.id) != upload:  # what storage holds goes with the new record
+            if await self._records.get(upload.id) != upload:  # the storage has the bytes of the new record
                 raise LockTimeout from None
             raise
         if stored < upload.offset:
@@ -91,10 +91,10 @@ class Inspection:
     # Commits of a running append.
 
     async def _request_commit(self, upload: Upload) -> tuple[Upload, bool]:
-        """Return the upload after its lock holder, if there is one, has committed; and whether there is one.
+        """Request a commit of the lock holder, if there is one; return the upload then, and whether there is one.
 
-        The connection of a client that comes back may have left bytes in the kernel that the holder is still
-        reading: while the offset moves, this asks again for a moment.
+        The connection of a client that comes back may have left bytes in the kernel that the holder still reads: while
+        the offset moves, this repeats the request for a moment.
         """
         deadline = time.monotonic() + SETTLE_TIME
         while True:
@@ -108,7 +108,7 @@ class Inspection:
                 return upload, commits > 0
 
     async def _wait_for_commits(self, before: Upload, commits: int) -> Upload:
-        """Wait until the holder has made so many commits that were asked for, or has let go; for a moment only."""
+        """Wait at most `INSPECT_TIMEOUT` until the holder has served so many requests, or released the lock."""
         deadline = time.monotonic() + INSPECT_TIMEOUT
         served = before.commit_requests_served + commits
         while True:
@@ -124,7 +124,7 @@ class Inspection:
     def _may_lack_completion_record(self, complete: Upload) -> bool:
         """Return whether a crash may have come between the change of the record and the completion record.
 
-        A client that saw the crash asks soon. False once the completion record has been looked for.
+        A client that met the crash sends a HEAD soon. False once the completion record has been looked for.
         """
         if self._work.is_draining or not self._has_completion_records:
             return False
@@ -133,7 +133,7 @@ class Inspection:
         return (complete.completed_at or 0) >= self._clock.wall() - ENSURED_RECORDS
 
     async def _ensure_completion_record(self, complete: Upload) -> None:
-        """Look for the completion record of an upload once, and save it if it is missing; for a moment only."""
+        """Look for the completion record of an upload once, and save it if it is missing; wait a moment at most."""
         if not self._may_lack_completion_record(complete):
             return
         if len(self._looked_up) >= MAX_LOOKUPS:
@@ -143,7 +143,7 @@ class Inspection:
         await asyncio.wait((saving,), timeout=COMPLETION_RECORD_TIMEOUT)
 
     async def _save_missing_completion_record(self, upload_id: str) -> None:
-        """Save a missing completion record, under the lock of the upload: the upload may be terminated."""
+        """Save a missing completion record under the lock of the upload, which may have been terminated."""
 
         async def save(lock: Lock) -> None:
             upload = await self._records.get(upload_id, lock)

@@ -1,4 +1,4 @@
-"""The last step of an append: bytes and record in one go, in the thread that stores the bytes."""
+"""The last step of an append: bytes are stored and the record is completed in one thread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tusd_py.contracts.storage import ThreadedWriter
 from tusd_py.core.upload import Upload
 from tusd_py.uploads.completion import ThreadedCompletion
 
-MAX_SMALL_BODY = 64 << 10  # bytes that the thread of the records may write
+MAX_SMALL_BODY = 64 << 10  # bytes that a thread of the state store may write
 
 
 class LastStep:
-    """Completes an upload in the thread that stores its last bytes, without coming back to the event loop in between.
+    """The completion of an upload in the thread that stores its last bytes, without a return to the event loop.
 
-    Few bytes that are not synced are written in the thread of the records, for all that come together; all others in
-    the threads of the storage, since each sync may take its time.
+    Few bytes that are not synced are written in a thread of the state store, together with those of other uploads; all
+    others in the threads of the storage, since each sync may take its time.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LastStep:
         self._slots = slots
 
     def slots(self, size: int) -> asyncio.Semaphore | None:
-        """Return the semaphore of which one is to be taken while a step with so many bytes runs."""
+        """Return the semaphore to hold while a step with `size` bytes runs; None if it needs none."""
         return None if self._is_with_records(size) else self._slots
 
     def run(self, before: Upload, store: Callable[[], Upload], size: int) -> asyncio.Future[Upload]:

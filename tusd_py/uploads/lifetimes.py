@@ -1,4 +1,4 @@
-"""The times at which uploads expire."""
+"""Expiry times of uploads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tusd_py.uploads.options import UploadOptions
 
 
 class Lifetimes:
-    """Computes expiry times from the options `expires_after`, `partial_retention` and `retention`.
+    """The expiry times of uploads, by the options `expires_after`, `partial_retention` and `retention`.
 
-    Times are seconds since the epoch; None stands for never. New times come from the wall clock, records are judged
-    by the steady one.
+    Times are seconds since the epoch; None stands for never. New times come from the wall clock, records are judged by
+    the steady clock.
     """
 
     def __init__(self, options: UploadOptions, clock: SteadyClock) -> None:
@@ -19,22 +19,22 @@ class Lifetimes:
         self._clock = clock
 
     def of_unfinished(self, now: float) -> float | None:
-        """Return when an unfinished upload expires that is written to now."""
+        """Return the expiry of an unfinished upload after a write at `now`."""
         return now + self._options.expires_after if self._options.expires_after else None
 
     def extended(self, upload: Upload) -> float | None:
-        """Return when an upload expires that was written to just now: never earlier than before."""
+        """Return the expiry of an upload after a write: never earlier than before."""
         expires_at = self.of_unfinished(self._clock.wall())
         if expires_at is None or upload.expires_at is None:
             return expires_at
         return max(expires_at, upload.expires_at)
 
     def of_complete(self, upload: Upload, completed_at: float) -> float | None:
-        """Return when an upload expires that was completed at this time."""
+        """Return the expiry of an upload that was completed at `completed_at`."""
         return self.extended(upload) if upload.is_partial else self._retained_until(completed_at)
 
     def corrected(self, upload: Upload) -> float | None:
-        """Return when a complete upload expires under the setting `retention` of now."""
+        """Return the expiry of a complete upload under the current setting `retention`."""
         return self._retained_until(upload.completed_at or upload.created_at)
 
     def _retained_until(self, completed_at: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Locations of uploads whose records do not name one: they were made by a version that knew no locations."""
+"""Locations of uploads whose records name none, since an earlier version created them."""
 
 from __future__ import annotations
 

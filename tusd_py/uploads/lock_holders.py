@@ -1,4 +1,4 @@
-"""Holders of locks other than an append itself."""
+"""Lock holders other than an append."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tusd_py.uploads.append import Append
 
 
 class NonInterruptibleHolder:
-    """The holder of a lock that is held for a short piece of work, which nobody can shorten."""
+    """A lock holder for a short piece of work, which ignores requests to release or commit."""
 
     def release_requested(self) -> None: ...
 
@@ -16,7 +16,7 @@ class NonInterruptibleHolder:
 
 
 class DeferredHolder:
-    """Holds the lock for an append that is still being made, and remembers what is asked of it meanwhile."""
+    """A lock holder for an append that is not created yet, which keeps the requests for it."""
 
     def __init__(self) -> None:
         self._target: Append | None = None

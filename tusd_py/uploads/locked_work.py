@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class LockedWork:
-    """Runs work that must come to its end, whatever becomes of the request that wanted it.
+    """The runner of work that must come to its end, even if the request that started it is cancelled.
 
     A lock is released after the last step of the work under it: a request that is cancelled, once or again and again,
-    leaves, and its work goes on. Nobody cancels these tasks but the end of the event loop, and then a lock is not
-    released at all: a thread may still be writing, so it is left to die with the process (or with its lease).
+    ends, and its work continues. Only the end of the event loop cancels these tasks; a lock is not released then, since
+    a thread may still be writing: it ends with the process (or with its lease).
     """
 
     def __init__(self, locker: Locker, events: EventBus) -> None:
@@ -36,20 +36,20 @@ class LockedWork:
         self.is_draining = False
 
     def open(self) -> None:
-        """Take work, again after `drain` and `close`."""
+        """Accept work, again after `drain` and `close`."""
         self._closed = self.is_draining = False
 
     def refuse_when_draining(self) -> None:
-        """Raise `ServerShutdown` if no new work is to be begun."""
+        """Raise `ServerShutdown` if the server is draining."""
         if self.is_draining:
             raise ServerShutdown
 
     def drain(self) -> None:
-        """Have `refuse_when_draining` refuse new work. Locks are still taken for those who do not ask it."""
+        """Make `refuse_when_draining` refuse new work. Work that does not call it still gets its locks."""
         self.is_draining = True
 
     async def acquire(self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False) -> Lock:
-        """Take a lock (`Locker.acquire`), which the caller hands to `start` before it awaits anything else."""
+        """Acquire a lock (`Locker.acquire`); the caller passes it to `start` before it awaits anything else."""
         started = time.monotonic()
         try:
             lock = await self._locker.acquire(upload_id, holder, timeout, to_remove=to_remove)
@@ -64,9 +64,9 @@ class LockedWork:
         return lock
 
     def start(self, lock: Lock, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Do the work in a task of its own, which then releases the lock.
+        """Run the work in a task of its own, which then releases the lock.
 
-        After `close` the work is not done, and the task raises `ServerShutdown`.
+        After `close` the work is not run, and the task raises `ServerShutdown`.
         """
         if self._closed:
             work.close()
@@ -82,12 +82,12 @@ class LockedWork:
         *,
         to_remove: bool = False,
     ) -> T:
-        """Take the lock, and wait for the work under it; raises `LockTimeout` and what the work raises."""
+        """Acquire the lock, and wait for the work under it; raises `LockTimeout` and the errors of the work."""
         lock = await self.acquire(upload_id, holder, timeout, to_remove=to_remove)
         return await outcome(self.start(lock, work(lock)))
 
     def start_unlocked(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Do work that takes its locks by itself; raises `ServerShutdown` after `close`."""
+        """Start work that acquires its locks itself; raises `ServerShutdown` after `close`."""
         if self._closed:
             work.close()
             raise ServerShutdown
@@ -99,7 +99,7 @@ class LockedWork:
             await asyncio.wait(pending)
 
     async def close(self) -> None:
-        """Refuse new work, and wait for the end of what there is."""
+        """Refuse new work, and wait until no work is left."""
         self._closed = self.is_draining = True
         await self.settle()
 
@@ -126,17 +126,17 @@ class LockedWork:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, CodedError):  # perhaps nobody waits for it any more
+        if error is not None and not isinstance(error, CodedError):  # logged in case that the request was cancelled
             logger.debug("work on an upload failed", exc_info=error)
 
     # Uploads that are about to end.
 
     @contextlib.asynccontextmanager
     async def ending(self, upload_id: str) -> AsyncIterator[None]:
-        """Let those who are asked to release the lock of this upload know why (`is_ending`)."""
+        """Mark an upload as ending for the context (`is_ending`), for the holder that is asked to release its lock."""
         try:
             lock = await self._locker.acquire(_ending(upload_id), NonInterruptibleHolder(), 0, to_remove=True)
-        except LockTimeout:  # somebody else is ending it
+        except LockTimeout:  # another request is ending the upload
             yield
             return
         try:
@@ -145,15 +145,15 @@ class LockedWork:
             await lock.release()
 
     async def is_ending(self, upload_id: str) -> bool:
-        """Whether anybody, in whatever process, is about to end this upload."""
+        """Return whether a request, in any process, is about to end this upload."""
         return await self._locker.is_held(_ending(upload_id))
 
 
 async def outcome(task: asyncio.Task[T]) -> T:
-    """Wait for the task, and return or raise as it does; a cancellation of the waiter does not reach the task."""
+    """Wait for the task and return its result; a cancellation of the caller does not reach the task."""
     return await asyncio.shield(task)
 
 
 def _ending(upload_id: str) -> str:
-    """The name of a lock like that of an upload, whose id never has a dot."""
+    """Return the name of the lock that marks an upload as ending; no upload id has a dot."""
     return f"{upload_id}.ending"

@@ -1,4 +1,4 @@
-"""Options of the operator for uploads, as plain values."""
+"""Options of the operator for uploads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SizeKind: TypeAlias = Literal["declared", "deferred", "final"]
 
 @dataclass(frozen=True, slots=True)
 class UploadOptions:
-    """Sizes are bytes, times are seconds; zero switches a limit of time off."""
+    """The options of uploads. Sizes are bytes, times are seconds; a time of zero disables that limit."""
 
     max_size: int | None = None
     expires_after: float = 0
@@ -25,11 +25,11 @@ class UploadOptions:
     retention: float = 0  # finished uploads are removed so long after their completion; 0: never
     gone_retention: float = 0  # ended uploads are remembered (and answered as gone) this long
     concatenation_unfinished: bool = False
-    concatenation_parts: int = 1000  # most partial uploads that a final one may name
-    concatenation_repeats: int = 10  # so often it may name the same one
+    concatenation_parts: int = 1000  # maximum number of partial uploads that a final one may name
+    concatenation_repeats: int = 10  # maximum number of times that it may name the same one
     storage: SizeLimits = field(default_factory=SizeLimits)
 
     def largest(self, kind: SizeKind = "declared") -> int | None:
-        """The most bytes that an upload of this kind may have; None if nothing bounds it."""
+        """Return the largest size of an upload of this kind; None if it is not limited."""
         limits = [limit for limit in (self.max_size, getattr(self.storage, kind)) if limit is not None]
         return min(limits, default=None)

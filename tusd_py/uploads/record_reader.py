@@ -1,4 +1,4 @@
-"""Reading of records: as committed, as a lock brought them, or restored from a completion record."""
+"""Reading of records: as committed, as a lock provided them, or restored from a completion record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tusd_py.uploads.components import Components
 
 
 class RecordReader:
-    """Reads the records of uploads, and restores those that the state store has lost."""
+    """The reader of records, which restores those that the state store has lost."""
 
     def __init__(self, components: Components) -> None:
         self._state = components.state
@@ -41,7 +41,7 @@ class RecordReader:
         return upload
 
     def get_at_once(self, upload_id: str) -> Upload | None:
-        """Return the record as committed, if that takes no waiting and nothing else is to be looked up."""
+        """Return the record as committed, if that takes no waiting and no other lookup; otherwise None."""
         upload = self._reads_at_once.get_at_once(upload_id) if self._reads_at_once is not None else None
         if upload is None or not upload.location or upload.is_gone(self._clock.steady()):
             return None
@@ -56,7 +56,7 @@ class RecordReader:
         return upload if upload.location else await self._located(upload)
 
     async def load_completion_record(self, upload_id: str) -> Upload | None:
-        """Return the completion record of an upload whose record was lost, or went back in time."""
+        """Return the completion record of an upload whose record was lost or is older than the bytes."""
         if self._completion_records is None:
             return None
         upload = await self._completion_records.load_completion_record(upload_id)

@@ -27,11 +27,11 @@ from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.removal import Removal
 from tusd_py.uploads.waiting_finals import WaitingFinals
 
-RESUME_TIMEOUT = 1.5  # seconds that a resumption waits for the lock; twice as long a reader waits for it
+RESUME_TIMEOUT = 1.5  # seconds that a recovery waits for the lock; a HEAD waits twice as long for the recovery
 
 
 class Recovery:
-    """Resumes the completion of uploads, and takes offsets back to the bytes that the storage has."""
+    """The recovery of uploads: completions are resumed, and offsets set back to the bytes that the storage has."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class Recovery:
         self._work = work
 
     async def resume(self, upload_id: str) -> Upload:
-        """Recover an upload under its lock; return it. The recovery goes on if it takes longer than a reader waits.
+        """Recover an upload under its lock; return it. The recovery continues after the wait of the caller.
 
         Raises:
-            LockTimeout: it takes longer.
+            LockTimeout: the recovery takes longer than the caller waits.
         """
         recovering = self._work.start_unlocked(self.resume_now(upload_id))
         done, _ = await asyncio.wait((recovering,), timeout=2 * RESUME_TIMEOUT)
@@ -66,7 +66,7 @@ class Recovery:
     async def resume_now(
         self, upload_id: str, timeout: float = RESUME_TIMEOUT, context: RequestContext | None = None
     ) -> Upload:
-        """Recover an upload under its lock, however long that takes.
+        """Recover an upload under its lock, and wait until that is done.
 
         Args:
             upload_id: the id.
@@ -80,7 +80,7 @@ class Recovery:
         return await self._work.run(upload_id, NonInterruptibleHolder(), timeout, recover)
 
     async def recover(self, upload: Upload, token: int, request: RequestContext | None = None) -> Upload:
-        """Finish what was left unfinished, and go to the offset that the storage has. The caller holds the lock."""
+        """Finish an interrupted completion, or set the offset to that of the storage. The caller holds the lock."""
         if upload.is_final and not upload.is_complete:
             finished = await self._records.load_completion_record(upload.id)  # its parts may have been removed since
             if finished is not None:
@@ -106,13 +106,13 @@ class Recovery:
                     raise
                 await self._waiting.wait_for_part(upload, error)
                 return await self._waiting.postpone(upload, token)
-            except PartialUnfinished as error:  # the policy allowed that when it was made
+            except PartialUnfinished as error:  # `concatenation_unfinished` allowed that at the creation
                 if await self._waiting.wait_for_part(upload, error):
                     return await self._waiting.postpone(upload, token)
-            except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be made any more
+            except (UploadNotFound, UploadGone, MaxSizeExceeded):  # the final upload can never be completed
                 await self._removal.remove(upload, token, Status.TERMINATED)
                 raise
             except (StorageFull, StorageUnavailable):
-                with contextlib.suppress(UploadError):  # what went wrong is told already
+                with contextlib.suppress(UploadError):  # the first error is raised
                     await self._waiting.postpone(upload, token)
                 raise

@@ -14,25 +14,25 @@ logger = logging.getLogger("tusd_py.uploads")
 
 
 class Removal:
-    """Removes uploads. The caller holds the lock of the upload, and gives its token."""
+    """The removal of uploads. The caller holds the lock of the upload, and gives its token."""
 
     def __init__(self, components: Components) -> None:
         self._state = components.state
         self._storage = components.storage
         self._options = components.options
         self._clock = components.clock
-        self._kept: set[str] = set()  # expired uploads that were logged
+        self._logged_as_kept: set[str] = set()  # expired uploads that were logged
 
     async def remove(self, upload: Upload, token: int, status: Status, *, keep_record: bool = True) -> None:
         """Remove an upload, and its record unless `keep_record` and the setting `gone_retention` keep it for a time."""
-        # First the record says that the upload has ended, so that a crash on the way is cleaned up by the sweeper.
-        # A record that is not kept is due at any time: the clock that it is judged by may be behind for a while.
+        # First the record is changed to "ended", so that the sweeper cleans up after a crash. A record that is not
+        # kept is due at once: the clock that judges it may be behind for a while.
         kept_for = self._options.gone_retention if keep_record else 0.0
         gone_until = self._clock.wall() + kept_for if kept_for else 0.0
         ended = replace(upload, status=status, expires_at=gone_until)
         try:
             ended = await self._state.update(upload, ended, token)
-        except StateFull:  # then the bytes make the room; should the record stay behind, they are missed like lost ones
+        except StateFull:  # the bytes make room; if the record stays, the upload counts as one with lost bytes
             await self._storage.delete(upload)
             ended = await self._state.update(upload, ended, token)
         await self._storage.delete(ended)
@@ -43,26 +43,26 @@ class Removal:
         """Remove an upload whose record cannot be read, with all that `error.remains` names; return the remains."""
         remains = error.remains
         assert isinstance(remains, Upload)
-        with contextlib.suppress(StoredElsewhere):  # what says where the bytes are is broken too
+        with contextlib.suppress(StoredElsewhere):  # the location or the storage state is broken too
             await self._storage.delete(remains)
         await self._state.delete(remains.id, token)
         return remains
 
     async def is_kept(self, upload: Upload) -> bool:
-        """Return whether the storage may hold a finished upload of which this expired record knows nothing.
+        """Return whether the storage may hold a finished upload that this expired record does not know of.
 
-        Then the record is older than the bytes, as one from a backup is; a crash leaves as much only if it comes at
-        the very end of an upload.
+        The record is then older than the bytes, as one from a backup is; a crash has the same effect only at the very
+        end of an upload.
         """
         if upload.status is not Status.ACTIVE or upload.is_partial:
             return False
         try:
             stored = await self._storage.stored_size(upload)
-        except UploadNotFound:  # for certain: a multipart upload that somebody aborted, say
+        except UploadNotFound:  # the storage is certain, as of a multipart upload that was aborted
             return False
         kept = stored > upload.offset and (upload.length is None or stored >= upload.length)
-        if kept and upload.id not in self._kept:
-            self._kept.add(upload.id)
+        if kept and upload.id not in self._logged_as_kept:
+            self._logged_as_kept.add(upload.id)
             logger.warning(
                 "upload %s has expired but is kept: there are %d bytes of it, and %d by its record, which may be from "
                 "a backup; remove its file if it is not wanted",

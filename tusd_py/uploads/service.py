@@ -1,4 +1,4 @@
-"""The verbs of the domain: create, inspect, append, terminate, concatenate, finish, expire."""
+"""The upload service: one method for each action on uploads."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from tusd_py.uploads.waiting_finals import WaitingFinals
 
 T = TypeVar("T")
 
-FINALS_TIMEOUT = 3.0  # seconds a request waits for the final uploads of a partial one
-IDENTITY_TIMEOUT = 1.5  # seconds a health check waits for the storage to show its identity
+FINALS_TIMEOUT = 3.0  # seconds that a request waits for the final uploads of a partial one
+IDENTITY_TIMEOUT = 1.5  # seconds that a health check waits for the identity of the storage
 
 
 class UploadService:
-    """Everything that can be done with uploads, on whatever state store, locker and storage."""
+    """All actions on uploads, independent of the kinds of state store, locker and storage."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class UploadService:
         self.clock = clock
         self.can_concatenate = components.concatenation is not None
         self._downloads = Downloads()
-        self._finals_of: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
+        self._final_tasks: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
         self._work = LockedWork(locker, events)
         self._lifetimes = Lifetimes(components.options, clock)
         self._records = RecordReader(components)
@@ -80,14 +80,14 @@ class UploadService:
             components, self._lifetimes, self._records, self._recovery, self._removal, self._work
         )
         if options.concatenation_unfinished:
-            events.observe(PartialFinished, self.part_ended)
-            events.observe(UploadTerminated, self.part_ended)
-            events.observe(UploadExpired, self.part_ended)
+            events.observe(PartialFinished, self.partial_ended)
+            events.observe(UploadTerminated, self.partial_ended)
+            events.observe(UploadExpired, self.partial_ended)
 
     # Creating.
 
     async def create(self, new: NewUpload) -> Upload:
-        """A new upload, complete at once if its length is zero."""
+        """Create an upload and return its record; one of length zero is complete at once."""
         check_size(new.length, self.options)
         now = self.clock.wall()
         upload = Upload(
@@ -110,10 +110,10 @@ class UploadService:
         await self._wait_for_deliveries(upload.id)
         return upload
 
-    # Looking.
+    # Reading.
 
     async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
-        """The record as committed, as the lock brought it if it did; raises `UploadNotFound` or `UploadGone`."""
+        """Return the record as committed, see `RecordReader.get`; raises `UploadNotFound` or `UploadGone`."""
         return await self._records.get(upload_id, lock)
 
     async def get_completed(self, upload_id: str) -> Upload:
@@ -126,7 +126,7 @@ class UploadService:
         return upload
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
-        """Where a client can download a complete upload without this server; None if it cannot."""
+        """Return a URL to download a complete upload from the storage itself; None if that is not possible."""
         if self._components.redirects is None:
             return None
         return await self._components.redirects.download_url(upload, disposition, content_type)
@@ -160,27 +160,27 @@ class UploadService:
 
     @property
     def max_size(self) -> int | None:
-        """The most bytes that a new upload may have; None if nothing bounds it."""
+        """The largest size of a new upload in bytes; None if it is not limited."""
         return self.options.largest()
 
     def check_size(self, size: int, *, deferred: bool) -> None:
-        """Raise `MaxSizeExceeded` if a new upload of so many bytes, of deferred length or not, is not accepted."""
+        """Raise `MaxSizeExceeded` if a new upload of `size` bytes is too large; `deferred` tells of its length."""
         check_size(size, self.options, "deferred" if deferred else "declared")
 
     async def inspect(self, upload_id: str) -> Upload:
-        """The upload with the offset that the next append needs, within two seconds, whatever hangs.
+        """Return the upload with the offset of the next append, within two seconds even if a component hangs.
 
-        A running append is asked to commit what it has. Raises `LockTimeout` while completion is under way.
+        A running append is asked to commit its bytes. Raises `LockTimeout` while a completion is under way.
         """
         return await self._inspection.inspect(upload_id)
 
     # Appending.
 
     async def append(self, upload_id: str, append_request: AppendRequest) -> Upload:
-        """Append what the source gives; returns the upload as committed.
+        """Append the bytes of the source; return the upload as committed.
 
-        Raises what ended the append early, after committing what had arrived (`Source.read`, `Writer.flush`), or
-        `OffsetMismatch`, `SizeExceeded`, `MaxSizeExceeded`, `InvalidLength`, `ChecksumMismatch`,
+        Raises the reason of an early end, after a commit of the bytes that had arrived (`BodySource.read`,
+        `Writer.flush`), or `OffsetMismatch`, `SizeExceeded`, `MaxSizeExceeded`, `InvalidLength`, `ChecksumMismatch`,
         `FinalUploadModified`, `LockTimeout`, `UploadNotFound`, `UploadGone`.
         """
         self.refuse_when_draining()
@@ -191,18 +191,18 @@ class UploadService:
         return upload
 
     async def expires_at(self, upload_id: str) -> float | None:
-        """When the upload expires, in seconds since the epoch; None if it does not, or does not exist."""
+        """Return the expiry of an upload in seconds since the epoch; None if it has none, or does not exist."""
         upload = await self.state.get(upload_id)
         return None if upload is None or upload.is_gone(self.clock.steady()) else upload.announced_expiry
 
     def refuse_when_draining(self) -> None:
-        """Raise `ServerShutdown` if no new work is to be begun."""
+        """Raise `ServerShutdown` if the server is draining."""
         self._work.refuse_when_draining()
 
     # Concatenating.
 
     async def concatenate(self, new: NewUpload) -> Upload:
-        """A final upload made of partial ones. The same request again gives the same upload again.
+        """Create a final upload of partial ones and return it. A repeated request returns the same upload.
 
         Raises `UploadNotFound`, `InvalidConcatenation`, `PartialUnfinished`, `MaxSizeExceeded`.
         """
@@ -230,13 +230,13 @@ class UploadService:
         self.events.publish(UploadCreated(upload, new.context))
         return await self._recovery.recover(upload, lock.token, new.context)
 
-    def part_ended(self, event: PartialFinished | UploadTerminated | UploadExpired) -> None:
-        """Make the final uploads that waited for this partial one only, or remove those that lost it."""
+    def partial_ended(self, event: PartialFinished | UploadTerminated | UploadExpired) -> None:
+        """Resume the final uploads that waited for this partial one, or remove those that have lost it."""
         partial_id = event.upload.id
         if event.upload.is_partial and not self._work.is_draining:
-            making = self._work.start_unlocked(self._waiting.part_ended(partial_id, self._resume))
-            self._finals_of[partial_id] = making
-            making.add_done_callback(lambda _: self._finals_of.pop(partial_id, None))
+            making = self._work.start_unlocked(self._waiting.partial_ended(partial_id, self._resume))
+            self._final_tasks[partial_id] = making
+            making.add_done_callback(lambda _: self._final_tasks.pop(partial_id, None))
 
     async def _resume(self, final_id: str) -> None:
         self.refuse_when_draining()
@@ -244,7 +244,7 @@ class UploadService:
 
     async def _wait_for_deliveries(self, upload_id: str) -> None:
         """Return when waiting final uploads and subscribers have heard of an upload, or have had the time to."""
-        making = self._finals_of.get(upload_id)
+        making = self._final_tasks.get(upload_id)
         if making is not None:
             await asyncio.wait((making,), timeout=FINALS_TIMEOUT)
         await self.events.delivered(upload_id)
@@ -252,11 +252,12 @@ class UploadService:
     # Ending.
 
     async def terminate(self, upload_id: str, context: RequestContext | None = None) -> None:
-        """Remove an upload and all that belongs to it, also one whose record cannot be read.
+        """Remove an upload with its bytes and its record, also one whose record cannot be read.
 
-        A running append learns that its upload has ended. `context` is the request to name in the event.
+        A running append is told that its upload has ended. `context` is the request to name in the event.
         """
-        may_be_a_subscriber = self.events.is_delivering(upload_id)  # in a request of its own, which would wait for it
+        # A subscriber that waits for itself would never return.
+        may_be_a_subscriber = self.events.is_delivering(upload_id)
         try:
             await self.get(upload_id)
         except BrokenRecord as error:
@@ -282,11 +283,11 @@ class UploadService:
             await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, remove, to_remove=True)
 
     def is_over(self, upload: Upload) -> bool:
-        """Whether the sweeper removes this upload."""
+        """Return whether the sweeper removes this upload."""
         return self._lifetimes.is_over(upload)
 
     async def sweep(self, upload: Upload) -> SweepResult | None:
-        """Remove an upload that is due (`StateStore.due`) if it has ended, or resume its completion.
+        """Remove a due upload that has ended, or resume its completion (`StateStore.due`).
 
         Returns None if a request holds its lock, or nothing was to be done.
         """
@@ -301,13 +302,13 @@ class UploadService:
         return sum([1 async for _ in self.state.all()])
 
     async def carry_out(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work that takes locks by itself; a cancellation of the caller does not end it."""
+        """Run work that acquires its locks itself to its end, even if the caller is cancelled."""
         return await outcome(self._work.start_unlocked(work))
 
     # Running.
 
     async def check(self) -> None:
-        """Whether requests can be served now; raises `StateUnavailable`, `StorageUnavailable`, `ServerShutdown`."""
+        """Raise `StateUnavailable`, `StorageUnavailable` or `ServerShutdown` if requests cannot be served now."""
         self.refuse_when_draining()
         await self._check_storage()
         await self.state.ping()
@@ -316,17 +317,17 @@ class UploadService:
 
     @property
     def limitations(self) -> Sequence[str]:
-        """One sentence for each thing that the state store and the storage cannot do where they are."""
+        """One sentence for each ability that the state store and the storage lack."""
         return [sentence for component in self._components.reporting_health for sentence in component.limitations]
 
-    def leave(self) -> None:
-        """Stop observing events: another service takes the place of this one."""
-        self.events.unobserve(PartialFinished, self.part_ended)
-        self.events.unobserve(UploadTerminated, self.part_ended)
-        self.events.unobserve(UploadExpired, self.part_ended)
+    def unobserve_events(self) -> None:
+        """Stop observing events, before another service replaces this one."""
+        self.events.unobserve(PartialFinished, self.partial_ended)
+        self.events.unobserve(UploadTerminated, self.partial_ended)
+        self.events.unobserve(UploadExpired, self.partial_ended)
 
     def open(self) -> None:
-        """Take requests, again after `close`."""
+        """Accept requests, again after `close`."""
         self._work.open()
 
     async def _check_storage(self) -> None:
@@ -343,11 +344,11 @@ class UploadService:
             pass
 
     async def drain(self) -> None:
-        """Have running appends commit what they have and end, and refuse new ones; returns when no work is left."""
+        """Make running appends commit and end, and refuse new ones; return when no work is left."""
         self._work.drain()
         self._appending.drain()
         await self._work.settle()
 
     async def close(self) -> None:
-        """Refuse all work from now on, and wait for the end of what there is."""
+        """Refuse all work from now on, and wait until no work is left."""
         await self._work.close()

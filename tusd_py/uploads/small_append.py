@@ -26,7 +26,7 @@ logger = logging.getLogger("tusd_py.uploads")
 
 
 class NotSimpleError(Exception):
-    """Something speaks against the short way; the long one finds out and tells what it is."""
+    """A reason to leave a small append to `Append`, which then finds and reports it."""
 
 
 class TooSlowError(Exception):
@@ -34,7 +34,7 @@ class TooSlowError(Exception):
 
 
 class SyncFailedError(Exception):
-    """A sync has failed: the bytes of the record `before` end at `stored`."""
+    """A failed sync: the bytes of the record `before` end at `error.stored`."""
 
     def __init__(self, before: Upload, error: StorageBehind) -> None:
         super().__init__(str(error))
@@ -127,7 +127,7 @@ class SmallAppends:
 
 
 class _Step:
-    """One small append in the thread that does it."""
+    """One small append in the thread that executes it."""
 
     def __init__(
         self,
@@ -166,11 +166,11 @@ class _Step:
         return self.store()
 
     def store_and_commit(self) -> Upload:
-        """Store, and change the record. Blocks."""
+        """Store the bytes and commit. Blocks."""
         return self._threaded.commit(*self.store(), self._lock.token)
 
     def store(self) -> tuple[Upload, Upload]:
-        """The records before and after, once the bytes are stored; blocks. Raises `NotSimpleError` before any byte."""
+        """Store the bytes; return the records before and after. Blocks. Raises `NotSimpleError` before any byte."""
         before = self.before = self._threaded.state.get_in_thread(self._lock.upload_id)
         if before is None or not _is_simple(before, self._lock, self._offset, len(self._body), self._now):
             raise NotSimpleError
@@ -202,7 +202,7 @@ class _Step:
 
 
 def _is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -> bool:
-    """Whether nothing but the bytes is missing."""
+    """Return whether the append needs nothing but its bytes."""
     return (
         record.status is Status.ACTIVE
         and not record.is_final

@@ -52,13 +52,13 @@ class Sweeper:
         self._identity = IdentityCheck(state, storage)
 
     async def expired(self) -> AsyncIterator[Upload]:
-        """Yield the uploads that a sweep would remove now, without touching them."""
+        """Yield the uploads that a sweep would remove now, without changing them."""
         for upload in await self._state.due(self._service.clock.steady(), MAX_LISTED):
             if self._service.is_over(upload):
                 yield upload
 
     async def sweep(self, report_error: Callable[[str], object] = logger.warning) -> SweepSummary:
-        """Look once at everything that is due, and return what was done.
+        """Remove or complete every upload that is due; return the numbers of both.
 
         Args:
             report_error: called with a sentence for each upload that could not be removed or completed.
@@ -69,11 +69,11 @@ class Sweeper:
             await self._index.repair_index()
         results: list[SweepResult | None] = []
         seen: set[str] = set()
-        stayed = 0  # due uploads that stay due, because a request writes to them, for example
-        while batch := await self._state.due(self._service.clock.steady(), BATCH, skip=stayed):
+        skipped = 0  # due uploads that stay due, because a request writes to them, for example
+        while batch := await self._state.due(self._service.clock.steady(), BATCH, skip=skipped):
             for upload in batch:
                 if upload.id in seen:
-                    stayed += 1
+                    skipped += 1
                     continue
                 seen.add(upload.id)
                 try:
@@ -110,7 +110,7 @@ class OrphanCleaner:
                 " uploads in it, say so with `tusd-py adopt-storage`"
             )
             return ()
-        # A record that cannot be read may name what would be removed.
+        # A record that cannot be read may name one of the orphans.
         if await anext(self._state.broken(), None) is not None:
             logger.warning("nothing orphaned is removed while there are records that cannot be read")
             return ()
@@ -122,7 +122,7 @@ class Records:
     """The records, and their locks, for the orphan cleanup of a storage (`UploadRecords`)."""
 
     def __init__(self, state: StateStore, locker: Locker, check: Callable[[], None] = lambda: None) -> None:
-        """`check` is called before every lock, and raises what is to end the cleanup."""
+        """Use these records and locks; `check` is called before every lock, and may raise to end the cleanup."""
         self._state = state
         self._locker = locker
         self._check = check

@@ -1,4 +1,4 @@
-"""Requests of clients, and the checks of them."""
+"""Requests of clients for creations and appends, and their validation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tusd_py.transfer.body_source import BodySource
 from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.options import SizeKind, UploadOptions
 
-MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes: what headers and records can tell
+MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes; the largest number of header fields and records
 
 
 @dataclass(frozen=True, slots=True)
 class NewUpload:
-    """A creation that a client asks for; sizes are bytes."""
+    """A request for a new upload; sizes are bytes."""
 
     length: int | None
     metadata: str | None = None
@@ -28,7 +28,7 @@ class NewUpload:
 
 @dataclass(frozen=True, slots=True)
 class AppendRequest:
-    """An append that a client asks for at `offset`; `length` declares that of a deferred upload."""
+    """A request for an append at `offset`; `length` declares the length of a deferred upload."""
 
     offset: int
     source: BodySource
@@ -38,7 +38,7 @@ class AppendRequest:
 
 
 def check_append(upload: Upload, append_request: AppendRequest, options: UploadOptions) -> Upload:
-    """The upload with the length that the addition declares; raises what speaks against the addition."""
+    """Return the upload with the length that the request declares; raises the reason to refuse the append."""
     if append_request.offset != upload.offset:
         raise OffsetMismatch(upload.offset)
     if append_request.length is not None:
@@ -52,7 +52,7 @@ def check_append(upload: Upload, append_request: AppendRequest, options: UploadO
 
 
 def refuse_hopeless(record: Upload, append_request: AppendRequest, options: UploadOptions) -> None:
-    """Raise the error that an addition ends with for certain, whatever a running append still commits."""
+    """Raise the error of an append that cannot succeed, whatever a running append still commits."""
     if record.is_final:
         raise FinalUploadModified
     if append_request.offset < record.offset:
@@ -69,7 +69,7 @@ def refuse_hopeless(record: Upload, append_request: AppendRequest, options: Uplo
 
 
 async def verify_no_more_bytes(upload: Upload, append_request: AppendRequest, options: UploadOptions) -> Upload:
-    """A repeated request at the end of a complete upload is fine, if it brings nothing more."""
+    """Return the complete upload if a repeated request brings no more bytes; otherwise raise `SizeExceeded`."""
     check_append(upload, append_request, options)
     while (data := await append_request.source.read()) is not None:
         if data:
@@ -89,7 +89,7 @@ def _declare_length(upload: Upload, length: int, options: UploadOptions) -> Uplo
 
 
 def check_size(size: int | None, options: UploadOptions, kind: SizeKind = "declared") -> None:
-    """Raise `MaxSizeExceeded` if an upload of so many bytes is not accepted."""
+    """Raise `MaxSizeExceeded` if an upload of `size` bytes is not accepted."""
     if size is not None and size > MAX_UPLOAD_SIZE:
         raise MaxSizeExceeded(f"no upload can have more than {MAX_UPLOAD_SIZE} bytes")
     limit = options.largest(kind)
@@ -98,7 +98,7 @@ def check_size(size: int | None, options: UploadOptions, kind: SizeKind = "decla
 
 
 def limit_text(options: UploadOptions, kind: SizeKind) -> str:
-    """The sentence for a client whose upload goes beyond a limit."""
+    """Return the sentence for a client whose upload exceeds a limit."""
     limit = options.largest(kind)
     deferred = kind == "deferred" and limit != options.largest("declared")
     whose = " whose length is not declared before their first byte" if deferred else ""
