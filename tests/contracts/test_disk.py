@@ -320,6 +320,29 @@ async def test_a_sync_that_failed_is_not_made_good_by_another(
         await storage.finish(UPLOAD.at(3), sync=True)
 
 
+@pytest.mark.parametrize("date_folders", [False, True])
+async def test_the_first_sync_of_a_file_includes_its_folders_whoever_created_it(
+    directory: Path, os_faults: OSFaults, date_folders: bool
+) -> None:
+    """The first bytes came while the durability was another one."""
+    storage = DiskStorage(directory, date_folders=date_folders)
+    await storage.open()
+    upload = await append(storage, UPLOAD, [b"abc"], sync=False)
+    await storage.close()
+    storage = DiskStorage(directory, date_folders=date_folders)
+    await storage.open()
+    stalls = [os_faults.stall("fsync", str(folder), times=1) for folder in storage.files.folders(storage.path(upload))]
+    appending = asyncio.create_task(append(storage, upload, [b"def"], sync=True))
+    for stall in stalls:
+        await asyncio.to_thread(stall.wait)
+        stall.lift()
+    upload = await appending
+    folder_syncs = os_faults.fail("fsync", f"{directory}*")
+    await append(storage, upload, [b"ghi"], sync=True)  # data alone
+    assert not folder_syncs.hits
+    await storage.close()
+
+
 async def test_an_observer_that_fails_leaves_no_gap(storage: DiskStorage) -> None:
     def observe(data: Buffer) -> None:
         if data == b"bad":

@@ -227,7 +227,7 @@ class SharedDiskWriter(DiskWriter):
             raise StorageAhead
         path = segment_path(self._path, self._token)
         self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        self._path, self._file_start, self._name_is_new = path, self._start, True
+        self._path, self._file_start = path, self._start
         self._storage_state = storage_state_of([*self._held, Segment(self._token, self._start, self._start)])
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:

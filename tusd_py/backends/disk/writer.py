@@ -35,7 +35,6 @@ class DiskWriter:
         self._observer = observer
         self._descriptor = -1
         self._jobs = SerialTask()
-        self._name_is_new = upload.offset == 0  # whether this writer may create the file
         self._stored = upload.offset
         self._synced = min(upload.synced, upload.offset)
         self._storage_state = ""
@@ -173,7 +172,8 @@ class DiskWriter:
         if buffers:
             self._write(buffers)
         if sync:
-            self._sync(names=self._name_is_new, with_call=sync_data)
+            # Until a sync has included the folders, a power cut can take the name of the file with all its bytes.
+            self._sync(names=self._synced <= self._file_start, with_call=sync_data)
 
     def _finish(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
