@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import TypeVar, Unpack, get_args
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
@@ -97,6 +97,7 @@ class TusServer:
 
         Raises:
             InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
+            StateUnavailable: the settings choose Redis, and its package is not installed.
         """
         self.settings = _effective(settings, overrides)
         for group, component in ((STORAGES, storage), (STATE_STORES, state), (LOCKERS, locker)):
@@ -154,7 +155,12 @@ class TusServer:
         Args:
             kind: `UploadCreated`, `UploadProgressed`, `UploadFinished`, `PartialFinished`, `UploadTerminated`,
                 `UploadExpired`, `RequestFinished`, or another event of `tusd_py`.
+
+        Raises:
+            TypeError: `kind` is no class of events.
         """
+        if kind not in get_args(Event):
+            raise TypeError(f"{kind!r} is no class of events such as UploadFinished")
 
         def register(subscriber: Subscriber[E]) -> Subscriber[E]:
             self.events.subscribe(kind, subscriber)
@@ -381,6 +387,8 @@ def _effective(settings: Settings | None, overrides: SettingsOverrides) -> Setti
     """Return the settings of the arguments of a server; raises `InvalidSettings`."""
     if settings is None:
         return from_arguments(overrides)
+    if not isinstance(settings, Settings):
+        raise InvalidSettings(f"{settings!r} is no Settings object: give single settings by name, as upload_dir=...")
     if overrides:
         raise InvalidSettings(f"give {', '.join(overrides)} within the settings, not beside them")
     cross_check(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import typing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,34 @@ def test_a_plugin_excludes_what_it_takes_the_place_of(tmp_path: Path) -> None:
 def test_settings_and_single_settings_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="give upload_dir within the settings"):
         TusServer(Settings(), upload_dir=tmp_path)
+
+
+@pytest.mark.parametrize("given", ["uploads", {"upload_dir": "uploads"}])
+def test_settings_that_are_something_else_are_refused(given: Any) -> None:
+    with pytest.raises(InvalidSettings, match="is no Settings object: give single settings by name, as upload_dir="):
+        TusServer(given)
+
+
+@pytest.mark.parametrize("kind", ["UploadFinished", int, print])
+def test_subscribing_to_something_else_than_an_event_is_refused(tmp_path: Path, kind: Any) -> None:
+    with pytest.raises(TypeError, match="is no class of events such as UploadFinished"):
+        TusServer(upload_dir=tmp_path).on(kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("upload_dir", None, "a directory"),
+        ("upload_dir", 5, "a directory"),
+        ("expires_after", timedelta(days=1), "a time such as 30s, 15m, 24h or 7d"),
+        ("expires_after", None, "a time such as 30s, 15m, 24h or 7d"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_with_what_is_accepted(name: str, value: Any, accepted: str) -> None:
+    overrides: Any = {name: value}
+    with pytest.raises(InvalidSettings) as raised:
+        TusServer(**overrides)
+    assert str(raised.value) == f"{name} must be {accepted}, not {value!r}"
 
 
 def test_typed_keyword_arguments_are_the_settings() -> None:

@@ -33,10 +33,10 @@ def parse_size(value: object) -> object:
 
 def parse_duration(value: object) -> object:
     """Return the seconds of `24h`, `90s`, `1.5m` or `30`."""
-    if isinstance(value, bool):
-        raise ValueError("a time such as 30s, 15m, 24h or 7d")
-    if not isinstance(value, str):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return value
+    if not isinstance(value, str):
+        raise ValueError("a time such as 30s, 15m, 24h or 7d")
     match = DURATION.fullmatch(value.strip())
     if not match:
         raise ValueError("a time such as 30s, 15m, 24h or 7d")

@@ -23,13 +23,13 @@ from tusd_py.core.option_types import Names, Number, Seconds, Size
 from tusd_py.settings.overrides import SettingsOverrides
 from tusd_py.settings.parsing import (
     check_base_path,
+    check_directory,
     check_directory_mode,
     check_file_mode,
     check_host,
     check_origins,
     check_proxies,
     check_public_url,
-    refuse_empty,
 )
 
 ENV_PREFIX = "TUSD_PY_"
@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     base_path: Annotated[str, AfterValidator(check_base_path)] = Field(
         default="/files", description="path of the creation URL"
     )
-    upload_dir: Annotated[Path, BeforeValidator(refuse_empty)] = Field(
+    upload_dir: Annotated[Path, BeforeValidator(check_directory)] = Field(
         default=Path("data"), description="directory of the uploads and their records"
     )
     file_mode: Annotated[str, AfterValidator(check_file_mode)] = Field(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 FILE_MODE = re.compile(r"0?[67][0-7]{2}")
@@ -19,9 +20,9 @@ HOST = re.compile(r"[^\s/?#@\[\]]+|\[[0-9A-Fa-f:.%]+[^\s\[\]]*\]")
 RESERVED_PATHS = ("/healthz", "/readyz", "/metrics")
 
 
-def refuse_empty(value: object) -> object:
-    """Return the path; refuse an empty one, which would be the working directory."""
-    if value == "":
+def check_directory(value: object) -> object:
+    """Return the path; refuse other values, and an empty path, which would be the working directory."""
+    if value == "" or not isinstance(value, str | Path):
         raise ValueError("a directory")
     return value
 
