@@ -12,10 +12,13 @@ The calls for one upload, all by the holder of its lock::
     after = replace(upload, offset=done.offset, synced=done.synced, storage_state=done.storage_state)
     upload = await state.update(upload, after, lock.token, parts=done.new_parts)
     writer.committed(done)                               # only if the commit has succeeded
-    if not await writer.finish(last_buffers, sync=True):     # then a commit with the status "finishing"
+    if await writer.finish(last_buffers, sync=True):
+        ...                                              # snapshot and commit as above, with the status "complete"
+    else:
+        ...                                              # snapshot and commit as above, with the status "finishing"
         storage_state = await storage.finish(upload, parts_of_upload, sync=True)
-    ...                                                  # a commit with the status "complete"
-    await storage.discard_superseded(upload)
+        ...                                              # a commit of this state with the status "complete"
+        await storage.discard_superseded(upload)
     await writer.close()                                 # in every case, also after an error or a cancellation
 
 **Threads.** All methods are called in the event loop, which they must not block, unless they say `Blocks`.

@@ -110,17 +110,18 @@ class Writer(Protocol):
         """
 
     def committed(self, snapshot: WriterSnapshot) -> None:
-        """Record that the record of the upload describes this snapshot, the last one taken. Does no I/O.
+        """Take this snapshot, the last one taken, as the one that the record now describes. Does no I/O.
 
-        The storage may then remove what only earlier records described, and leave the parts of the snapshot out of the
-        next one. Not called if the commit has failed, or if its outcome is not known.
+        The writer may then let go of all that only earlier records described, and leave the parts of the snapshot out
+        of the next one. One that keeps nothing for earlier records, and has no parts, does nothing here. Not called if
+        the commit has failed, if its outcome is not known, or if the record described the snapshot already.
         """
 
     async def discard(self, offset: int) -> None:
-        """Drop every byte from `offset` on, as after a wrong checksum.
+        """Drop every byte from `offset` on, as after a wrong checksum; later snapshots end there, or before.
 
         Args:
-            offset: at least the offset at which the writer began.
+            offset: at least the offset at which the writer began, and at least that of each committed snapshot.
         """
 
     async def close(self) -> None:
