@@ -33,9 +33,9 @@ class LockerSuite(CommitRequestTests):
 
     Subclass it and make the locker::
 
-    class TestFileLocker(LockerSuite):
-        def make(self, place: Path) -> Locker:
-            return FileLocker(place / "locks")
+        class TestFileLocker(LockerSuite):
+            def make(self, place: Path) -> Locker:
+                return FileLocker(place / "locks")
     """
 
     pytestmark = pytest.mark.asyncio

@@ -65,9 +65,9 @@ class StateStoreSuite(ListingTests, PartListTests, DueTests):
 
     Subclass it and make the store::
 
-    class TestFileState(StateStoreSuite):
-        def make(self, place: Path) -> StateStore:
-            return FileState(place / "records")
+        class TestFileState(StateStoreSuite):
+            def make(self, place: Path) -> StateStore:
+                return FileState(place / "records")
     """
 
     pytestmark = pytest.mark.asyncio

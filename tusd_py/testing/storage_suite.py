@@ -36,9 +36,9 @@ class StorageSuite(ConcatenationTests, ReadingTests, SnapshotTests):
 
     Subclass it and make the storage::
 
-    class TestFolderStorage(StorageSuite):
-        def make(self, place: Path) -> Storage:
-            return FolderStorage(place / "uploads")
+        class TestFolderStorage(StorageSuite):
+            def make(self, place: Path) -> Storage:
+                return FolderStorage(place / "uploads")
     """
 
     pytestmark = pytest.mark.asyncio
@@ -224,6 +224,11 @@ class StorageSuite(ConcatenationTests, ReadingTests, SnapshotTests):
         assert await content(storage, await store(storage, "quick", b"quick")) == b"quick"
         gate.opened.set()
         await slow.close()
+
+    async def test_closing_without_steps_under_way_succeeds(self, storages: Instances[Storage]) -> None:
+        storage = await storages.open()
+        await append(storage, UPLOAD, [b"stored"])
+        assert await storage.close(timeout=10) is True
 
     @WAYS_TO_WRITE
     async def test_nothing_is_written_any_more_after_closing(self, storage: Storage, gate: Gate, write: Write) -> None:
