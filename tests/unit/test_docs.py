@@ -50,6 +50,13 @@ def test_page_has_no_sentence_without_its_actor(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
+def test_table_has_no_gap(document: Path) -> None:
+    """A row after an empty line would be shown as text."""
+    gap = re.compile(r"^\|.*\n\n(\|.*)\n(?!\|[-|: ]+\|$)", re.MULTILINE)
+    assert gap.findall(NOT_PROSE.sub("", document.read_text())) == []
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda document: document.name)
 def test_link_within_page_leads_to_a_title(document: Path) -> None:
     text = document.read_text()
     titles = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in TITLE.findall(text)}
