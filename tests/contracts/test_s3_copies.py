@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contracts.parts import within
-from tests.contracts.test_s3 import DATA, PART, Opener, opened, proxy, send_all, server
+from tests.contracts.s3_storage import DATA, PART, Opener, opened, proxy, send_all, server
 from tests.support.s3_server import Fault, FaultyProxy, HeldRequests, Request, S3Server
 from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.core.errors import ServerShutdown

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contracts.parts import TIMEOUT, within
-from tests.contracts.test_s3 import (  # noqa: F401 (fixtures)
+from tests.contracts.s3_storage import (  # noqa: F401 (fixtures)
     DATA,
     PART,
     QUICK,
