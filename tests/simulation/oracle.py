@@ -48,7 +48,7 @@ class Expected:
 
 
 class Oracle:
-    """Checks answers. `look` returns the bytes of an upload as the storage has them; None if it cannot be told."""
+    """The judge of answers; `look` returns the bytes of an upload in the storage, None if they cannot be read."""
 
     def __init__(self, durability: str, look: Callable[[str], bytes | None], complain: Callable[[str], None]) -> None:
         self.durability = durability

@@ -103,7 +103,7 @@ class _SimulatedOpenFile(io.RawIOBase):
 
 
 class IoModule:
-    """Stands for `io` in `pathlib`."""
+    """A replacement for `io` in `pathlib`."""
 
     def __init__(self, system: OsModule) -> None:
         for name in dir(io):

@@ -27,7 +27,7 @@ _modules: Modules | None = None
 
 
 class _Bugs(logging.Handler):
-    """Notes what the server itself calls a bug."""
+    """A log handler that collects the bugs that a server reports itself."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -111,7 +111,7 @@ def shrink(outcome: Outcome) -> Shrunk:
 
 
 def story(shrunk: Shrunk) -> str:
-    """The text that explains a failure."""
+    """Return the text that explains a failure."""
     outcome = shrunk.outcome
     without = "".join(f" --without {number}" for number in sorted(shrunk.without))
     lines = [

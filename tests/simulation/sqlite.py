@@ -34,7 +34,7 @@ def _io_error(code: int) -> apsw.IOError:
 
 
 class SimulatedVFS(apsw.VFS):
-    """Opens the files of the machine that SQLite runs for."""
+    """A file system of SQLite that opens the files of the machine that it runs for."""
 
     def __init__(self) -> None:
         super().__init__(NAME, base="", maxpathname=512)
@@ -310,7 +310,7 @@ def _translated(failure: apsw.Error) -> sqlite3.Error:
 
 
 class SqliteModule:
-    """Stands for the module `sqlite3` in the code of the server."""
+    """A replacement for the module `sqlite3` in the code of the server."""
 
     def __init__(self) -> None:
         for name in dir(sqlite3):

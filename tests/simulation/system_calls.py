@@ -47,7 +47,7 @@ class OsModule:
         return self._next
 
     def _files(self, path: Any, dir_fd: int | None) -> tuple[FileSystem, Folder | None] | None:
-        """The file system of a path, and the folder that it is relative to; None if it is a real one."""
+        """Return the file system of a path, and the folder that it is relative to; None for a real path."""
         process = PROCESS.get()
         if dir_fd is not None:
             opened = self._opened(dir_fd)

@@ -185,7 +185,7 @@ class SimulatedQueue:
 
 
 class ThreadingModule:
-    """Stands for the module `threading` in the code of the server."""
+    """A replacement for the module `threading` in the code of the server."""
 
     Thread = SimulatedThread
     Lock = SimulatedLock
@@ -200,7 +200,7 @@ class ThreadingModule:
 
 
 class QueueModule:
-    """Stands for the module `queue` in the code of the server."""
+    """A replacement for the module `queue` in the code of the server."""
 
     SimpleQueue = SimulatedQueue
 

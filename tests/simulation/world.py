@@ -97,7 +97,7 @@ class World:
         )
 
     def host_for(self, rng: Random) -> Host | None:
-        """A host whose server is up, if there is one."""
+        """Return a host whose server is up, if there is one."""
         up = [host for host in self.hosts if host.is_up and host.process is not None and host.process.alive]
         return rng.choice(up) if up else None
 

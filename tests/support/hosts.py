@@ -142,7 +142,7 @@ def assert_ended(answer: Answer | None) -> None:
 
 
 def proxied_url(network: FaultyNetwork) -> str:
-    """The URL of a Redis behind a network that may fail."""
+    """Return the URL of a Redis behind a network that may fail."""
     return f"redis://127.0.0.1:{network.port}/0"
 
 

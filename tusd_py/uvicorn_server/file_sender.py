@@ -28,7 +28,7 @@ def can_send_files(scheme: str | None) -> bool:
 
 
 class FileSender:
-    """Sends ranges of files on one connection, one at a time."""
+    """The transmission of ranges of files on one connection, one range at a time."""
 
     def __init__(
         self,

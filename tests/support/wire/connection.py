@@ -119,7 +119,7 @@ class Connection:
     # Receiving.
 
     def answer(self, timeout: float = TIMEOUT, *, method: str | None = None) -> Answer:
-        """The next answer; raises `ConnectionError` if the connection ends without a whole one.
+        """Return the next answer; raises `ConnectionError` if the connection ends within it.
 
         `method` is that of the request, by default of the one whose head was sent last.
         """
@@ -169,7 +169,7 @@ class Connection:
         return data
 
     def _read_through(self, end: bytes) -> bytes:
-        """The bytes before these, which are read too."""
+        """Read up to `end` and past it; return the bytes before it."""
         while (position := self._received.find(end)) < 0:
             self._receive()
         return self._read(position + len(end))[:position]

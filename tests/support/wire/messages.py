@@ -141,10 +141,10 @@ def patch_headers(offset: int, headers: Mapping[str, str] | None = None) -> dict
 
 
 def path_of(created: Answer) -> str:
-    """The path of the upload that a POST has created."""
+    """Return the path of the upload that a POST has created."""
     return urlsplit(created["Location"]).path
 
 
 def identity(url: str) -> str:
-    """The id of an upload."""
+    """Return the id of an upload."""
     return url.rpartition("/")[2]

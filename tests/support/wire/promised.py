@@ -31,7 +31,7 @@ def assert_common_rules(method: str, headers: Headers, answer: Answer) -> None:
 
 
 def promised_answer(connection: Connection, method: str, headers: Headers | None = None) -> Answer:
-    """The next answer on a connection; the method and the headers are those of its request."""
+    """Return the next answer on a connection, checked; method and headers are those of its request."""
     answer = connection.answer(method=method)
     assert_common_rules(method, headers or {}, answer)
     return answer

@@ -29,21 +29,22 @@ MAX_BLOCKED = 8  # threads; with so many no further step begins
 class Job:
     """Work for the writer, usually one statement, and the future that gets its result.
 
-    The steps run in the order `prepare`, `work`, `conclude`. One that is done is None, `work` is done with `committed`.
+    The steps run in the order `prepare`, `work`, `conclude`. A step that is done is None; `committed` tells that `work`
+    is done.
     """
 
     work: Callable[[sqlite3.Connection], Any]
     durable: bool
-    done: asyncio.Future[Any] | None  # None: a thread waits for it
-    compound: bool = False  # several statements
-    removes: bool = False  # frees space, or is a step to that
-    prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, there is no work
+    done: asyncio.Future[Any] | None  # None if a thread waits for the job
+    compound: bool = False  # whether the work is several statements
+    removes: bool = False  # whether the work frees space, or is a step to that
+    prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, `work` is not called
     conclude: Callable[[Any], object] | None = None  # called with the result after the transaction
     committed: bool = False
     result: Any = None
     error: Exception | None = None
     ended: bool = False
-    is_watched: bool = False  # its steps may block
+    is_watched: bool = False  # whether its steps may block
 
 
 class JobThreads:
@@ -57,7 +58,7 @@ class JobThreads:
         Args:
             commit: runs the work of jobs in one transaction, and sets their results or errors.
             maintain: called with the number of jobs after their results were delivered.
-            end: called in the end.
+            end: called by the thread when it ends.
         """
         self._commit = commit
         self._maintain = maintain
@@ -76,7 +77,7 @@ class JobThreads:
         self._thread = self._start([])
 
     def submit(self, job: Job) -> None:
-        """Have the thread run a job. A job with steps beside its transaction comes from the event loop."""
+        """Queue a job for the thread. A job with steps beside its transaction is submitted by the event loop."""
         if job.prepare is not None:
             job.is_watched = True
             self._watched_jobs += 1
@@ -86,7 +87,7 @@ class JobThreads:
         self._queue.put(job)
 
     def close(self, timeout: float) -> None:
-        """Run the jobs that wait, and end the threads, for at most `timeout` seconds. Blocks."""
+        """Run the queued jobs, and end the threads; wait at most `timeout` seconds. Blocks."""
         deadline = time.monotonic() + timeout
         for thread in tuple(self._blocked.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -100,7 +101,7 @@ class JobThreads:
         return thread
 
     def _watch(self) -> None:
-        """Relieve the thread if a step has been under way for too long. Runs in the event loop."""
+        """Replace the thread if a step has been running for too long. Runs in the event loop."""
         with self._guard:
             late = self._current is not None and time.monotonic() - self._since >= TIMEOUT
             if late and len(self._blocked) < MAX_BLOCKED:
@@ -140,7 +141,7 @@ class JobThreads:
                 settle(job.done, job.result, job.error)
 
     def _take(self) -> list[Job]:
-        """Wait for jobs, and return all of them; an empty list at the end."""
+        """Wait for jobs and return all that are queued; return an empty list when the threads are to end."""
         jobs: list[Job] = []
         job = self._queue.get()
         while job is not None:
@@ -153,7 +154,7 @@ class JobThreads:
         return jobs or ([] if self._queue.empty() else self._take())
 
     def _rejoin(self) -> bool:
-        """Wait for the threads that are blocked; return whether there is a job left to run."""
+        """Wait for the blocked threads; return whether a job is left to run."""
         with self._guard:
             blocked = tuple(self._blocked.values())
         for thread in blocked:
@@ -161,7 +162,7 @@ class JobThreads:
         return not self._queue.empty()
 
     def _each(self, jobs: list[Job], step: Callable[[Job], Callable[[], object] | None], turn: int) -> bool:
-        """Take a step of every job that has it; return False if this thread was relieved meanwhile."""
+        """Run one step of every job that has it; return False if this thread was replaced meanwhile."""
         for job in tuple(jobs):
             if (work := step(job)) is None:
                 continue
@@ -174,7 +175,7 @@ class JobThreads:
                 self._current, self._since = job, time.monotonic()
             try:
                 work()
-            except Exception as error:  # raised again where the result is waited for
+            except Exception as error:  # raised in the task or thread that waits for the result
                 job.error = error
             with self._guard:
                 if self._turn != turn:
