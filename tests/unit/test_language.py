@@ -15,6 +15,17 @@ from tests.support.harness import ROOT
 
 # A sentence that begins so hides its actor.
 NO_ACTOR = re.compile(r"(?:^|(?<=[.!?]\s)|\n\n)\s*((?:What|Who|Whose|Whom|How|It|Whoever|Whatever|Whichever)\b[^\n]*)")
+# Verbs in the third person, which a summary line does not begin with: classes are nouns, functions imperatives.
+VERB = re.compile(
+    r"(?:Accepts|Adds|Answers|Appends|Asks|Blocks|Builds|Cancels|Checks|Closes|Compares|Counts|Creates|Cuts"
+    r"|Decides|Deletes|Drops|Ends|Finds|Forwards|Gathers|Gets|Gives|Handles|Holds|Ignores|Installs|Keeps|Knows"
+    r"|Lets|Looks|Makes|Measures|Moves|Notes|Observes|Opens|Passes|Prints|Puts|Raises|Reads|Receives|Refuses"
+    r"|Releases|Removes|Renews|Repeats|Replaces|Returns|Runs|Says|Sees|Sends|Serves|Sets|Shows|Stands|Starts"
+    r"|Stops|Stores|Syncs|Takes|Tells|Turns|Unlocks|Updates|Uses|Waits|Watches|Works|Writes|Yields)$"
+)
+# Beginnings of a noun phrase, which does not say what a function does.
+NOUN_PHRASES = frozenset(["A", "An", "The", "Whether"])
+NO_RESULT = ("None", "Iterator", "AsyncIterator", "Generator", "AsyncGenerator")
 SOURCES = [
     path
     for folder in ("tusd_py", "tests", "bench")
@@ -30,7 +41,7 @@ def docstrings(source: str) -> Iterator[str]:
 
 
 def comments(source: str) -> Iterator[str]:
-    """The comments of a source; lines of comment that follow each other are one."""
+    """Yield the comments of a source; comment lines that follow each other are one."""
     block: list[str] = []
     row = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -55,3 +66,35 @@ def test_no_docstring_begins_with_a_pronoun(path: Path) -> None:
     """A pronoun in front has nothing before it to stand for."""
     beginnings = [text.split(maxsplit=1)[0] for text in docstrings(path.read_text()) if text]
     assert {"Its", "They", "Their", "Them"}.isdisjoint(beginnings)
+
+
+def summaries(source: str) -> Iterator[tuple[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Yield each class and function with the first word of its docstring, but for those of tests."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and not node.name.lower().startswith("test"):
+                yield node, text.split(maxsplit=1)[0].rstrip(":,")
+
+
+def returns_a_result(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether a function is called for its result; properties and fixtures are named after their values."""
+    decorators = {ast.unparse(decorator).partition("(")[0].rpartition(".")[2] for decorator in node.decorator_list}
+    is_value = decorators & {"property", "cached_property", "fixture"}
+    return not is_value and node.returns is not None and not ast.unparse(node.returns).startswith(NO_RESULT)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_summary_of_a_class_or_function_begins_with_a_verb_in_the_third_person(path: Path) -> None:
+    assert [node.name for node, word in summaries(path.read_text()) if VERB.match(word)] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_summary_of_a_function_with_a_result_is_a_noun_phrase(path: Path) -> None:
+    """Such a summary begins with "Return", or with the verb of what the function does first."""
+    found = [
+        node.name
+        for node, word in summaries(path.read_text())
+        if not isinstance(node, ast.ClassDef) and word in NOUN_PHRASES and returns_a_result(node)
+    ]
+    assert found == []

@@ -110,7 +110,7 @@ class SmallAppends:
         return step.before, after
 
     async def _store_with_others(self, step: _Step) -> Upload | None:
-        """Store and commit in the thread of the records; return the record, or None if the storage is too slow for that."""
+        """Store and commit in the thread of the records; return the record, or None if the storage is too slow."""
         if not step.suits_records:
             return None
         try:
