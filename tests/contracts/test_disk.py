@@ -273,6 +273,24 @@ def watch_calls(monkeypatch: pytest.MonkeyPatch, name: str, calls: list[str]) ->
     monkeypatch.setattr(os, name, call)
 
 
+async def test_an_upload_at_zero_is_not_removed_from_another_directory(storage: DiskStorage, directory: Path) -> None:
+    await storage.create_identity(IDENTITY)
+    storage.expect_identity(IDENTITY)
+    writer = storage.writer(UPLOAD, 1)
+    await writer.flush([b"never committed"], sync=True)
+    await writer.close()
+    away = await asyncio.to_thread(directory.rename, directory.with_name("away"))
+    await asyncio.to_thread(directory.mkdir)
+
+    with pytest.raises(StorageUnavailable):
+        await storage.delete(UPLOAD)
+
+    await asyncio.to_thread(directory.rmdir)
+    await asyncio.to_thread(away.rename, directory)
+    await storage.delete(UPLOAD)
+    assert not (directory / UPLOAD.id).exists()
+
+
 async def test_short_writes_are_continued(storage: DiskStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     pwritev: PWritev = os.pwritev
     monkeypatch.setattr(os, "pwritev", lambda fd, buffers, offset: pwritev(fd, [b"".join(buffers)[:5]], offset))

@@ -230,7 +230,7 @@ class DiskStorage:
 
         def remove() -> None:
             with file_errors():
-                if upload.offset and self._has_no_file(path):
+                if self._has_no_file(path):  # of an upload at 0 too: bytes may be there that were never committed
                     self.check_identity()
                 if self._completion_records is not None:
                     self._completion_records.remove(upload.id)
