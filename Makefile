@@ -15,7 +15,7 @@ DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: chaos run simulate test check bench lock clean
+.PHONY: chaos run simulate simulate-defects test check bench lock clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -47,6 +47,10 @@ chaos: $(INSTALLED)
 # Whole lives of servers on virtual time; ARGS="--seed 17" replays one. See docs/testing.md.
 simulate: $(INSTALLED)
 	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),2000) $(ARGS)
+
+# Plants every defect of tests/simulation/planted.py: each has to be found.
+simulate-defects: $(INSTALLED)
+	ALL_DEFECTS=1 $(BIN)/python -m pytest -n 2 tests/simulation/test_planted.py $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)

@@ -269,7 +269,7 @@ def lost_bytes_not_noticed() -> None:
     def believed(self: Any, path: Any, size: int) -> int:
         return max(size, 1 << 30)
 
-    change(syncs.Syncs, "believed", believed)
+    change(syncs.Syncs, "trusted_size", believed)
 
 
 @plant

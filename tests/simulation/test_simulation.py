@@ -22,3 +22,9 @@ def test_simulation_runs_the_same_seed_twice_in_the_same_way() -> None:
 
     assert first.stdout == second.stdout
     assert "digest" in first.stdout, first.stderr
+
+
+def test_seeds_of_the_simulation_meet_no_violation() -> None:
+    run = simulate("--seeds", os.environ.get("SEEDS", "200"), "--jobs", "1")
+
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,23 @@
+"""The simulation finds defects: each of `planted.py` within 2,000 seeds, some of them in every run of the tests."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.planted import PLANTS
+from tests.simulation.test_simulation import simulate
+
+ALWAYS = ("commit_before_write", "completion_not_durable", "sync_skipped", "lock_released_before_the_last_write")
+
+
+@pytest.mark.parametrize("defect", PLANTS)
+def test_a_planted_defect_is_found(defect: str) -> None:
+    if defect not in ALWAYS and not os.environ.get("ALL_DEFECTS"):
+        pytest.skip("one of those that `make simulate-defects` plants")
+
+    run = simulate("--plant", defect, "--seeds", "2000", "--jobs", "1")
+
+    assert run.returncode == 1, run.stdout
+    assert "VIOLATION" in run.stdout, run.stderr
