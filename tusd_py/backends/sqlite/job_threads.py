@@ -115,7 +115,7 @@ class JobThreads:
             self._loop.call_later(TIMEOUT, self._watch)
 
     def _run(self, jobs: list[Job], turn: int) -> None:
-        while jobs := jobs or self._take():
+        while jobs := jobs or self._wait_for_jobs():
             with self._guard:
                 self._jobs = jobs
             if not self._each(jobs, _preparation, turn):
@@ -140,7 +140,7 @@ class JobThreads:
             if job.done is not None:
                 settle(job.done, job.result, job.error)
 
-    def _take(self) -> list[Job]:
+    def _wait_for_jobs(self) -> list[Job]:
         """Wait for jobs and return all that are queued; return an empty list when the threads are to end."""
         jobs: list[Job] = []
         job = self._queue.get()
@@ -151,7 +151,7 @@ class JobThreads:
             job = self._queue.get()
         if jobs or self._rejoin():
             self._queue.put(None)
-        return jobs or ([] if self._queue.empty() else self._take())
+        return jobs or ([] if self._queue.empty() else self._wait_for_jobs())
 
     def _rejoin(self) -> bool:
         """Wait for the blocked threads; return whether a job is left to run."""
