@@ -215,7 +215,7 @@ class Client:
         return answer.status == 200
 
     async def _append(self, upload: Expected) -> None:
-        start = len(upload.known)
+        start = upload.told
         room = upload.length - start
         size = room if self.rng.random() < 0.5 or self.world.is_calm else self.rng.randrange(room + 1)
         content = self.rng.randbytes(size)

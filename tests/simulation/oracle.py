@@ -35,6 +35,7 @@ class Expected:
     attempts: list[Attempt] = field(default_factory=list)
     known: bytearray = field(default_factory=bytearray)
     floor: int = 0
+    told: int = 0  # the offset that the server told last
     in_doubt: bool = False  # bytes may have been lost, and none were appended since: the offset told may be too large
     complete: bool = False  # the client was told so
     may_be_gone: bool = False  # the client has asked to end it, or a power cut may have taken its record
@@ -70,6 +71,7 @@ class Oracle:
             self._wrong(upload, f"{source} answers offset {offset} of {upload.length}")
         if attempt is not None and attempt.content:
             upload.in_doubt = False
+        upload.told = offset
         del upload.known[offset:]
         if upload.in_doubt and offset < upload.length:
             return

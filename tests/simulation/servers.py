@@ -78,7 +78,11 @@ class Host:
         async def read() -> set[str]:
             return {upload.id async for upload in server.service.state.all()}
 
-        return await self.loop.create_task(read(), context=process.context.copy())  # type: ignore[no-any-return]
+        while True:
+            try:
+                return await self.loop.create_task(read(), context=process.context.copy())  # type: ignore[no-any-return]
+            except UploadError:  # a sync that failed before is told only now
+                await asyncio.sleep(1.0)
 
     def forget(self) -> None:
         """Abandon the records that the process had open, unless another one on the machine uses them."""
