@@ -183,6 +183,7 @@ class Database:
         self.machine = machine
         self.path = path
         self.users: dict[Process, int] = {}
+        self.synchronous = ""  # the pragma in effect
         with _on_behalf_of(machine):
             self.connection = apsw.Connection(path, vfs=NAME)
             self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -250,6 +251,7 @@ class Connection:
         self._machine = database.machine
         self._process = process
         self._closed = False
+        self._synchronous = ""  # the pragma of this connection, which shares another one
         database.users[process] = database.users.get(process, 0) + 1
 
     @property
@@ -274,10 +276,18 @@ class Connection:
         connection = self._database.connection
         with _on_behalf_of(self._machine, user=self._process):
             try:
+                self._restore_pragma(statement)
                 rows = list(connection.execute(statement, tuple(values)))
             except apsw.Error as failure:
                 raise _translated(failure) from failure
         return Cursor(rows, connection.changes() if statement.startswith(WRITES) else -1)
+
+    def _restore_pragma(self, statement: str) -> None:
+        if statement.startswith("PRAGMA synchronous"):
+            self._synchronous = self._database.synchronous = statement
+        elif self._synchronous not in ("", self._database.synchronous) and not self.in_transaction:
+            self._database.connection.execute(self._synchronous)
+            self._database.synchronous = self._synchronous
 
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         for values in rows:
