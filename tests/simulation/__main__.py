@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
-import time
-from collections import Counter
 from collections.abc import Sequence
+
+from tests.simulation.runner import Shrunk, plant_defect, run, story
+from tests.simulation.shares import many
 
 HASHES = "PYTHONHASHSEED"  # the order of sets of texts depends on it
 
@@ -30,8 +30,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def replay(seed: int, without: Sequence[int], defect: str) -> int:
-    from tests.simulation.runner import Shrunk, plant_defect, run, story
-
     plant_defect(defect)
     outcome = run(seed, without)
     if outcome.violations:
@@ -40,43 +38,6 @@ def replay(seed: int, without: Sequence[int], defect: str) -> int:
     print("\n".join(outcome.story))
     print(f"seed {seed}: no violation, {outcome.steps} callbacks, digest {outcome.digest:x}")
     return 0
-
-
-def many(seeds: range, jobs: int, defect: str, *, keep_going: bool) -> int:
-    began = time.monotonic()
-    shares = [seeds[start::jobs] for start in range(min(jobs, len(seeds)))]
-    failed = 0
-    counts: Counter[str] = Counter()
-    seconds = 0.0
-    with multiprocessing.get_context("spawn").Pool(len(shares)) as pool:
-        for share in pool.imap_unordered(_run_share, [(share, defect, keep_going) for share in shares]):
-            counts.update(share[1])
-            seconds += share[2]
-            for text in share[0]:
-                failed += 1
-                print(text, end="\n\n")
-    spent = time.monotonic() - began
-    print(", ".join(f"{name}: {count}" for name, count in sorted(counts.items())))
-    print(f"{len(seeds)} seeds, {seconds / 3600:.1f} hours of virtual time in {spent:.0f} s: {failed} failed")
-    return 1 if failed else 0
-
-
-def _run_share(work: tuple[range, str, bool]) -> tuple[list[str], Counter[str], float]:
-    from tests.simulation.runner import plant_defect, run_all, shrink, story
-
-    seeds, defect, keep_going = work
-    plant_defect(defect)
-    failures: list[str] = []
-    counts: Counter[str] = Counter()
-    seconds = 0.0
-    for outcome in run_all(seeds):
-        counts.update(outcome.counts)
-        seconds += outcome.seconds
-        if outcome.violations:
-            failures.append(story(shrink(outcome)))
-            if not keep_going:
-                break
-    return failures, counts, seconds
 
 
 if __name__ == "__main__":
