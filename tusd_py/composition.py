@@ -116,7 +116,7 @@ def _options(settings: Settings) -> UploadOptions:
         lock_timeout=settings.lock_timeout,
         partial_retention=settings.partial_retention,
         retention=settings.retention,
-        gone_retention=settings.gone_retention,
+        gone_for=settings.gone_for,
         concatenation_unfinished=settings.concatenation_unfinished,
         concatenation_parts=settings.concatenation_parts,
         concatenation_repeats=settings.concatenation_repeats,

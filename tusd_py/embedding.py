@@ -39,7 +39,7 @@ class Uploads:
 
         Raises:
             UploadNotFound: there is no upload with this id, or it has ended.
-            UploadGone: it has ended, and the setting `gone_retention` remembers it.
+            UploadGone: it has ended, and the setting `gone_for` remembers it.
         """
         return await (await self._service()).get(upload_id)
 
@@ -69,7 +69,7 @@ class Uploads:
 
         Raises:
             UploadNotFound: there is no upload with this id, or it has ended.
-            UploadGone: it has ended, and the setting `gone_retention` remembers it.
+            UploadGone: it has ended, and the setting `gone_for` remembers it.
             LockTimeout: a request that uses the upload did not let go within the setting `lock_timeout`.
         """
         await (await self._service()).terminate(upload_id)

@@ -76,7 +76,7 @@ def test_an_append_whose_upload_is_removed_is_told_so(servers: list[ServerProces
 def test_an_append_whose_upload_is_removed_is_told_that_it_is_gone_where_that_is_remembered(
     tmp_path: Path, place: str
 ) -> None:
-    with serving(place, tmp_path, gone_retention="1h") as servers:
+    with serving(place, tmp_path, gone_for="1h") as servers:
         path = create(servers[0].port, len(DATA))
         with stalled_patch(servers[0].port, path, DATA, 1000) as connection:
             assert request(servers[-1].port, "DELETE", path, {}).status == 204

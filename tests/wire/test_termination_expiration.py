@@ -37,7 +37,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that remembers which uploads have ended."""
-    options = {"expires_after": "1s", "sweep_interval": "0.5s", "gone_retention": "1h"}
+    options = {"expires_after": "1s", "sweep_interval": "0.5s", "gone_for": "1h"}
     with serving(tmp_path_factory.mktemp("tracking"), **options) as server:
         yield server
 

@@ -53,7 +53,7 @@ class UploadNotFound(UploadError):
 
 
 class UploadGone(UploadError):
-    """The upload has ended, and the setting `gone_retention` still remembers it."""
+    """The upload has ended, and the setting `gone_for` still remembers it."""
 
     default_message = "the upload has expired or was terminated"
     code = "ERR_UPLOAD_GONE"

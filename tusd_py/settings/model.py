@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     retention: Seconds = Field(
         default=0, description="remove finished uploads this long after their completion; 0: never"
     )
-    gone_retention: Seconds = Field(
+    gone_for: Seconds = Field(
         default=0, description="answer 410 instead of 404 for this long after an upload expired or was terminated"
     )
     partial_retention: Seconds = Field(

@@ -60,7 +60,7 @@ class SettingsOverrides(TypedDict, total=False):
     max_size: Size | None
     expires_after: Duration
     retention: Duration
-    gone_retention: Duration
+    gone_for: Duration
     partial_retention: Duration
     sweep_interval: Duration
     durability: Durability | Literal["complete", "always", "never"]

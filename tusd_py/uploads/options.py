@@ -23,7 +23,7 @@ class UploadOptions:
     commit_interval: float = 1
     partial_retention: float = 3600  # concatenated partial uploads live this long
     retention: float = 0  # finished uploads are removed so long after their completion; 0: never
-    gone_retention: float = 0  # ended uploads are remembered (and answered as gone) this long
+    gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
     concatenation_unfinished: bool = False
     concatenation_parts: int = 1000  # maximum number of partial uploads that a final one may name
     concatenation_repeats: int = 10  # maximum number of times that it may name the same one

@@ -27,7 +27,7 @@ class RecordReader:
 
         Raises:
             UploadNotFound: there is no such upload, or it has ended.
-            UploadGone: it has ended, within the time of the setting `gone_retention`.
+            UploadGone: it has ended, within the time of the setting `gone_for`.
         """
         upload = (lock and lock.upload) or await self._state.get(upload_id)
         if lock is not None and upload is not None:
@@ -37,7 +37,7 @@ class RecordReader:
         if not upload.location:
             upload = await self._located(upload)
         if upload.is_gone(self._clock.steady()) and not await self._was_finished(upload):
-            raise UploadGone if self._options.gone_retention else UploadNotFound
+            raise UploadGone if self._options.gone_for else UploadNotFound
         return upload
 
     def get_at_once(self, upload_id: str) -> Upload | None:

@@ -24,10 +24,10 @@ class Removal:
         self._logged_as_kept: set[str] = set()  # expired uploads that were logged
 
     async def remove(self, upload: Upload, token: int, status: Status, *, keep_record: bool = True) -> None:
-        """Remove an upload, and its record unless `keep_record` and the setting `gone_retention` keep it for a time."""
+        """Remove an upload, and its record unless `keep_record` and the setting `gone_for` keep it for a time."""
         # First the record is changed to "ended", so that the sweeper cleans up after a crash. A record that is not
         # kept is due at once: the clock that judges it may be behind for a while.
-        kept_for = self._options.gone_retention if keep_record else 0.0
+        kept_for = self._options.gone_for if keep_record else 0.0
         gone_until = self._clock.wall() + kept_for if kept_for else 0.0
         ended = replace(upload, status=status, expires_at=gone_until)
         try:
