@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench import hostile, machine, recipes
 from bench.chart import svg
+from bench.load import generator
 from bench.payload import payload_file
 from bench.recipes import WORK, Recipe, ServerOptions
 from bench.report import Report, markdown, read_document
@@ -143,11 +144,14 @@ def main(arguments: Sequence[str]) -> None:
     servers, absent = recipes.set_up(server_names, server_options)
     for missing in absent:
         report_progress(f"  {missing.name} is absent: {missing.reason}")
+    load = generator().description
+    report_progress(f"Load generator of small requests: {load}")
     check_room(options.directory, plan, len(servers))
     results = measure_all(options, plan, workloads, servers, rounds)
     command = shlex.join(["python", "-m", "bench", *arguments])
     date = datetime.date.today().isoformat()
-    report = Report(servers, absent, results, machine.description(options.directory), command, rounds, date)
+    conditions = [*machine.description(options.directory), ("Load generator of small requests", load)]
+    report = Report(servers, absent, results, conditions, command, rounds, date)
     print(markdown(report))
     if options.write:
         write(options.write, report)

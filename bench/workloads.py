@@ -18,6 +18,7 @@ from bench.client import (
     location_path,
     run_scripts,
 )
+from bench.load import Load, generator
 from bench.measure import Meter
 from bench.payload import Payload, Upload
 from bench.servers import Target
@@ -188,12 +189,28 @@ def many_small(
     return Work(plan.small_uploads * SMALL_BYTES, plan.small_uploads, latencies, uploads)
 
 
+def load(target: Target, connections: int) -> Load | None:
+    """Return the load generator in C for this target; None where it cannot be built."""
+    program = generator().program
+    return Load(program, target.port, connections, SMALL_BYTES) if program else None
+
+
 def small(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
-    return many_small(small_script, target, plan, payload, meter)
+    fast = load(target, SMALL_CONNECTIONS)
+    if fast is None:
+        return many_small(small_script, target, plan, payload, meter)
+    with meter:
+        latencies, uploads = fast.pairs(target.creation_path, payload, plan.small_uploads)
+    return Work(plan.small_uploads * SMALL_BYTES, plan.small_uploads, latencies, uploads)
 
 
 def creation_with_upload(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
-    return many_small(creation_script, target, plan, payload, meter)
+    fast = load(target, SMALL_CONNECTIONS)
+    if fast is None:
+        return many_small(creation_script, target, plan, payload, meter)
+    with meter:
+        latencies, uploads = fast.creations(target.creation_path, payload, plan.small_uploads)
+    return Work(plan.small_uploads * SMALL_BYTES, plan.small_uploads, latencies, uploads)
 
 
 def head_script(path: str) -> Script:
@@ -205,9 +222,11 @@ def heads(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work:
     uploads: list[Upload] = []
     made = (small_script(target, payload, number, uploads) for number in range(HEAD_UPLOADS))
     run_scripts(target.port, made, SMALL_CONNECTIONS)
-    scripts = (head_script(uploads[number % HEAD_UPLOADS].path) for number in range(plan.heads))
+    paths = [upload.path for upload in uploads]
+    scripts = (head_script(paths[number % HEAD_UPLOADS]) for number in range(plan.heads))
+    fast = load(target, HEAD_CONNECTIONS)
     with meter:
-        latencies = run_scripts(target.port, scripts, HEAD_CONNECTIONS)
+        latencies = fast.heads(paths, plan.heads) if fast else run_scripts(target.port, scripts, HEAD_CONNECTIONS)
     return Work(0, plan.heads, latencies, uploads)
 
 
