@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench import hostile, machine, recipes
+from bench import growth, hostile, machine, recipes
 from bench.chart import svg
 from bench.load import generator
 from bench.payload import payload_file
@@ -25,6 +25,8 @@ MIN_SIZE = 64 << 20
 MAX_COUNT = 100
 QUICK = Plan(size=128 << 20, small_uploads=400, heads=2000, connections=1000, slow_bytes=256 << 10)
 QUICK_ROUNDS, ROUNDS = 2, 3
+# Reports of their own about our server: one needs very many descriptors, the other very many records.
+ON_REQUEST = {hostile.NAME: hostile.main, growth.NAME: growth.main}
 
 
 def size(text: str) -> int:
@@ -48,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this server, a raw floor and peers.")
     parser.add_argument("--rounds", type=count, help=f"rounds of each workload (default {ROUNDS})")
     parser.add_argument(
-        "--only", type=names, metavar="NAME,...", help=f"workloads: {', '.join([*catalogue(Plan()), hostile.NAME])}"
+        "--only", type=names, metavar="NAME,...", help=f"workloads: {', '.join([*catalogue(Plan()), *ON_REQUEST])}"
     )
     servers = ", ".join(recipes.catalogue(ServerOptions()))
     parser.add_argument("--servers", type=names, metavar="NAME,...", help=f"servers: {servers}")
@@ -128,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
     extra = tuple(shlex.split(options.ours_arguments))
     server_options = ServerOptions(options.workers, options.tusd, options.rustus, options.baseline, extra)
     known = catalogue(plan)
-    names_wanted = chosen(options.only, {**known, hostile.NAME: None}, "workload")
+    names_wanted = chosen(options.only, {**known, **ON_REQUEST}, "workload")
     workloads = [known[name] for name in names_wanted if name in known]
     server_names = chosen(options.servers, recipes.catalogue(server_options), "server")
     if options.write:
@@ -136,10 +138,11 @@ def main(arguments: Sequence[str]) -> None:
     options.directory.mkdir(parents=True, exist_ok=True)
     # SIGTERM unwinds like Ctrl-C, so that every server is ended and every file removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    if options.only and hostile.NAME in names_wanted:  # only on request: it needs very many descriptors
-        hostile.main(options.directory, quick=options.quick, extra=extra)
-        if not workloads:
-            return
+    requested = [ON_REQUEST[name] for name in names_wanted if options.only and name in ON_REQUEST]
+    for report_alone in requested:
+        report_alone(options.directory, quick=options.quick, extra=extra)
+    if requested and not workloads:
+        return
     report_progress("Setting up the servers (once; peers are kept in bench/.work)")
     servers, absent = recipes.set_up(server_names, server_options)
     for missing in absent:

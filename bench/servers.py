@@ -38,7 +38,7 @@ def running(recipe: Recipe, home: Path) -> Iterator[Target]:
     """Start a server, and yield it once it accepts connections; end it after the block, by force if necessary."""
     name = recipe.name.replace(" ", "-")
     directory, log = home / name, home / f"{name}.log"
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
