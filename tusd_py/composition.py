@@ -26,6 +26,7 @@ from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
 from tusd_py.http.app import UploadApp
 from tusd_py.http.cors import CrossOrigin
+from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
@@ -137,7 +138,7 @@ def build_application(settings: Settings, service: UploadService, events: EventB
     )
     limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)
     return UploadApp(
-        TusProtocol(TusHandlers(service, features, urls, limits)),
+        TusProtocol(TusHandlers(service, features, urls, limits, _offload(settings))),
         events,
         urls,
         BufferPool(service.budget),
@@ -145,6 +146,12 @@ def build_application(settings: Settings, service: UploadService, events: EventB
         idle_timeout=settings.idle_timeout,
         min_rate=settings.min_rate,
     )
+
+
+def _offload(settings: Settings) -> DownloadOffload | None:
+    if settings.download_offload == "off":
+        return None
+    return DownloadOffload(settings.download_offload, settings.upload_dir, settings.download_offload_prefix)
 
 
 def build_state_and_locker(

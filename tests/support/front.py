@@ -80,22 +80,30 @@ def _caddy(folder: Path, port: int, server_port: int) -> list[str]:
 PROXIES: dict[str, Callable[[Path, int, int], list[str]]] = {"nginx": _nginx, "haproxy": _haproxy, "caddy": _caddy}
 
 
+def unchanged(text: str) -> str:
+    return text
+
+
+def impatient(text: str) -> str:
+    return text.replace("retries 30", "retries 1").replace("lb_try_duration 30s", "lb_try_duration 1s")
+
+
 @contextlib.contextmanager
-def in_front(kind: str, folder: Path, server_port: int, *, patient: bool = True) -> Iterator[int]:
+def in_front(
+    kind: str, folder: Path, server_port: int, *, patient: bool = True, edit: Callable[[str], str] = unchanged
+) -> Iterator[int]:
     """The port of a proxy that runs as long as the context; skips the test where the program is missing.
 
-    One that is not patient gives a server up soon, instead of waiting for it for half a minute.
+    One that is not patient gives a server up soon, instead of waiting for it for half a minute. `edit` changes the
+    text of the configuration.
     """
     program = require(kind)
     folder.mkdir(parents=True)
     port = free_port()
     command = [program, *PROXIES[kind](folder, port, server_port)]
-    if not patient:
-        for config in folder.iterdir():
-            text = config.read_text()
-            config.write_text(
-                text.replace("retries 30", "retries 1").replace("lb_try_duration 30s", "lb_try_duration 1s")
-            )
+    for config in folder.iterdir():
+        text = edit(config.read_text())
+        config.write_text(text if patient else impatient(text))
     environment = os.environ | {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

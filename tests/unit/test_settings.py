@@ -445,6 +445,15 @@ def test_the_documented_default_is_the_one_in_the_help(name: str) -> None:
         ({"redis_prefix": "other:"}, r"^redis_prefix needs redis_url$"),
         ({"settings": Settings(s3_region="eu-central-1")}, r"^s3_region needs s3_bucket$"),
         ({"settings": Settings(cors_credentials=True)}, r"^cors_credentials needs cors_origins"),
+        (
+            {"download_offload": "x-sendfile", "s3_bucket": "b"},
+            r"^download_offload needs the bytes on a disk: with s3_bucket, s3_download=redirect sends clients to S3$",
+        ),
+        (
+            {"download_offload": "x-sendfile", "download_offload_prefix": "/internal"},
+            r"^download_offload_prefix needs download_offload=x-accel-redirect$",
+        ),
+        ({"download_offload_prefix": "/in ternal"}, r"^download_offload_prefix must be a path such as /tusd-py-files"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_one_sentence(

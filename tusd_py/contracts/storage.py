@@ -56,6 +56,7 @@ from tusd_py.contracts.storage_abilities import (
     SupportsLocations as SupportsLocations,
     SupportsOrphanCleanup as SupportsOrphanCleanup,
     SupportsSizeLimits as SupportsSizeLimits,
+    SupportsWholeFiles as SupportsWholeFiles,
     UploadRecords as UploadRecords,
 )
 from tusd_py.contracts.writer import (

@@ -136,6 +136,19 @@ class SupportsFileSending(Protocol):
 
 
 @runtime_checkable
+class SupportsWholeFiles(Protocol):
+    """A storage whose complete uploads are files that a proxy in front can send by itself."""
+
+    async def whole_file(self, upload: Upload) -> Path | None:
+        """Return the file of a complete upload; None if it holds other bytes too.
+
+        Raises:
+            UploadNotFound: the bytes are not there any more.
+            StorageUnavailable: the file is shorter than the upload.
+        """
+
+
+@runtime_checkable
 class SupportsDownloadRedirect(Protocol):
     """A storage that clients can download from directly."""
 

@@ -27,6 +27,7 @@ from tusd_py.settings.parsing import (
     check_directory_mode,
     check_file_mode,
     check_host,
+    check_offload_prefix,
     check_origins,
     check_proxies,
     check_public_url,
@@ -186,6 +187,13 @@ class Settings(BaseSettings):
     )
     disable_metrics: bool = Field(default=False, description="do not serve /metrics")
     disable_download: bool = Field(default=False, description="do not serve finished uploads")
+    download_offload: Literal["off", "x-accel-redirect", "x-sendfile"] = Field(
+        default="off", description="header field that makes the proxy in front send downloads from the disk"
+    )
+    download_offload_prefix: Annotated[str, AfterValidator(check_offload_prefix)] = Field(
+        default="/tusd-py-files",
+        description="internal location of nginx for the upload directory, for x-accel-redirect",
+    )
     disable_termination: bool = Field(default=False, description="do not let clients remove uploads")
     disable_concatenation: bool = Field(default=False, description="do not concatenate partial uploads")
     concatenation_unfinished: bool = Field(

@@ -80,6 +80,8 @@ class SettingsOverrides(TypedDict, total=False):
     disable_malloc_tuning: bool
     disable_metrics: bool
     disable_download: bool
+    download_offload: Literal["off", "x-accel-redirect", "x-sendfile"]
+    download_offload_prefix: str
     disable_termination: bool
     disable_concatenation: bool
     concatenation_unfinished: bool

@@ -17,6 +17,7 @@ PUBLIC_URL = re.compile(
 )
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?/?")
 HOST = re.compile(r"[^\s/?#@\[\]]+|\[[0-9A-Fa-f:.%]+[^\s\[\]]*\]")
+PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 RESERVED_PATHS = ("/healthz", "/readyz", "/metrics")
 
 
@@ -45,10 +46,18 @@ def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
 def check_base_path(value: str) -> str:
     """Return the path with a leading slash; refuse a path of the server itself."""
     path = "/" + value.strip("/")
-    if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", path):
+    if not PATH.fullmatch(path):
         raise ValueError("a path such as /files")
     if path in RESERVED_PATHS:
         raise ValueError(f"another path than {', '.join(RESERVED_PATHS)}")
+    return path
+
+
+def check_offload_prefix(value: str) -> str:
+    """Return the path of a location of the proxy, without a slash at its end."""
+    path = "/" + value.strip("/")
+    if not PATH.fullmatch(path):
+        raise ValueError("a path such as /tusd-py-files")
     return path
 
 

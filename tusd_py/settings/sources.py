@@ -107,11 +107,23 @@ def cross_check(
     for plugin, other in EXCLUSIVE:
         if value_of(settings, plugin) and value_of(settings, other):
             raise InvalidSettings(f"{where(plugin)} takes the place of {name_of(other)}: give one of them")
+    _check_offload(settings, where, name_of)
     if settings.cors_credentials and any(_is_anyone(origin) for origin in settings.cors_origins):
         raise InvalidSettings(
             f"{where('cors_credentials')} needs {name_of('cors_origins')} that names the origins:"
             f" {','.join(settings.cors_origins)} would let every site act for those who are logged in"
         )
+
+
+def _check_offload(settings: Settings, where: Callable[[str], str], name_of: Callable[[str], str]) -> None:
+    if settings.download_offload != "off" and settings.s3.bucket:
+        raise InvalidSettings(
+            f"{where('download_offload')} needs the bytes on a disk: with {name_of('s3_bucket')},"
+            f" {name_of('s3_download')}=redirect sends clients to S3"
+        )
+    name = "download_offload_prefix"
+    if value_of(settings, name) != default_of(name) and settings.download_offload != "x-accel-redirect":
+        raise InvalidSettings(f"{where(name)} needs {name_of('download_offload')}=x-accel-redirect")
 
 
 def _is_anyone(origin: str) -> bool:

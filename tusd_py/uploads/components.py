@@ -19,6 +19,7 @@ from tusd_py.contracts.storage import (
     SupportsIdentity,
     SupportsLocations,
     SupportsSizeLimits,
+    SupportsWholeFiles,
 )
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.durability import Durability
@@ -53,6 +54,7 @@ class Components:
     redirects: SupportsDownloadRedirect | None
     files: SupportsFilePath | None
     file_sending: SupportsFileSending | None
+    whole_files: SupportsWholeFiles | None
     locations: SupportsLocations | None
     identity: SupportsIdentity | None
     reporting_health: tuple[ReportsHealth, ...]
@@ -86,6 +88,7 @@ class Components:
             redirects=storage if isinstance(storage, SupportsDownloadRedirect) else None,
             files=storage if isinstance(storage, SupportsFilePath) else None,
             file_sending=storage if isinstance(storage, SupportsFileSending) else None,
+            whole_files=storage if isinstance(storage, SupportsWholeFiles) else None,
             locations=storage if isinstance(storage, SupportsLocations) else None,
             identity=storage if isinstance(storage, SupportsIdentity) else None,
             reporting_health=tuple(one for one in (state, storage) if isinstance(one, ReportsHealth)),

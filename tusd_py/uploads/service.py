@@ -152,6 +152,15 @@ class UploadService:
             return None
         return await self._components.file_sending.open_file(upload)
 
+    async def whole_file(self, upload: Upload) -> Path | None:
+        """Return the file that holds exactly the bytes of a complete upload; None if the storage has no such file.
+
+        Raises `UploadNotFound` if the bytes are gone, `StorageUnavailable`.
+        """
+        if self._components.whole_files is None:
+            return None
+        return await self._components.whole_files.whole_file(upload)
+
     def path(self, upload: Upload) -> Path | None:
         """Return the file with the bytes of a complete upload; None if they are not a file on this host."""
         if not upload.is_complete or self._components.files is None:

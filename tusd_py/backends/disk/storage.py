@@ -293,27 +293,40 @@ class DiskStorage:
         descriptor = await self._open_to_read(path, upload.offset)
         return OpenFile(descriptor, lambda: self.run(lambda: os.close(descriptor)))
 
+    async def whole_file(self, upload: Upload) -> Path | None:
+        """Return the file of a complete upload, unless it is longer, see `SupportsWholeFiles`."""
+        path = self.path(upload)
+
+        def is_whole() -> bool:
+            descriptor = self._open_complete(path, upload.offset)
+            try:
+                return os.fstat(descriptor).st_size == upload.offset
+            finally:
+                os.close(descriptor)
+
+        return path if await self.run(is_whole) else None
+
     async def _open_to_read(self, path: Path, size: int = 0) -> int:
         """Return a descriptor of a file of at least `size` bytes."""
-
-        def open_file() -> int:
-            with file_errors():
-                try:
-                    descriptor = self.files.open(path, os.O_RDONLY)
-                except FileNotFoundError:
-                    self.check_identity()
-                    raise UploadNotFound from None
-                if os.fstat(descriptor).st_size < size:
-                    os.close(descriptor)
-                    raise StorageUnavailable(TOO_SHORT)
-                return descriptor
-
-        opening = self.run(open_file)
+        opening = self.run(partial(self._open_complete, path, size))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:  # the thread opens it all the same
             opening.add_done_callback(self._close_opened)
             raise
+
+    def _open_complete(self, path: Path, size: int) -> int:
+        """Do what `_open_to_read` does. Blocks."""
+        with file_errors():
+            try:
+                descriptor = self.files.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                self.check_identity()
+                raise UploadNotFound from None
+            if os.fstat(descriptor).st_size < size:
+                os.close(descriptor)
+                raise StorageUnavailable(TOO_SHORT)
+            return descriptor
 
     def _close_opened(self, opening: asyncio.Future[int]) -> None:
         if not opening.cancelled() and opening.exception() is None:
