@@ -670,20 +670,20 @@ def test_a_termination_at_another_host_leaves_nothing(hosts: Hosts, place: Place
 
 
 @pytest.mark.parametrize(
-    ("changes", "environment", "sentence"),
+    ("changes", "environment", "sentence", "code"),
     [
-        ({"s3_bucket": "not-there"}, {}, "not-there"),
-        ({}, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "credentials"),
-        ({}, {"AWS_ACCESS_KEY_ID": "unknown"}, "credentials"),
-        ({}, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "credentials"),
-        ({"s3_endpoint": None}, {}, "cannot be reached"),
-        ({"s3_key_template": "{prefix}everything"}, {}, "{id}"),
+        ({"s3_bucket": "not-there"}, {}, "not-there", 1),
+        ({}, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "credentials", 1),
+        ({}, {"AWS_ACCESS_KEY_ID": "unknown"}, "credentials", 1),
+        ({}, {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "credentials", 1),
+        ({"s3_endpoint": None}, {}, "cannot be reached", 1),
+        ({"s3_key_template": "{prefix}everything"}, {}, "{id}", 2),  # a setting that is not accepted
     ],
     ids=["bucket", "secret", "key", "no credentials", "endpoint", "object key"],
 )
 @pytest.mark.parametrize("workers", [1, 2])
 def test_mistakes_are_one_clear_line(
-    tmp_path: Path, workers: int, changes: dict[str, Any], environment: dict[str, str], sentence: str
+    tmp_path: Path, workers: int, changes: dict[str, Any], environment: dict[str, str], sentence: str, code: int
 ) -> None:
     if "s3_endpoint" in changes:
         changes = {"s3_endpoint": f"http://127.0.0.1:{free_ports(1)[0]}"}
@@ -699,7 +699,7 @@ def test_mistakes_are_one_clear_line(
         text=True,
         timeout=scaled(60),
     )
-    assert ended.returncode == 1, ended
+    assert ended.returncode == code, ended
     (line,) = ended.stderr.splitlines()
     assert line.startswith("tusd-py: ")
     assert sentence in line

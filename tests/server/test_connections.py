@@ -16,7 +16,7 @@ from tests.support.harness import ServerProcess
 from tests.support.process_memory import cpu_seconds, resident_size
 from tests.support.timing import TIMEOUT, promptly, scaled, wait_until
 from tests.support.wire.connection import Connection
-from tests.support.wire.messages import KIBI, MEBI, chunk, patch_headers, payload
+from tests.support.wire.messages import KIBI, MEBI, chunk, metadata, patch_headers, payload
 from tests.support.wire.requests import create, offset_of, patch, request, start_patch
 
 pytestmark = [
@@ -247,11 +247,13 @@ def refused_and_not_gone(port: int) -> Connection:
 
 
 def pipelined_and_not_read(port: int) -> Connection:
+    # Long answers, else the kernel takes some ten thousand of them before the server has to wait.
+    path = create(port, 1, {"Upload-Metadata": metadata(name="x" * 3000)})
     connection = Connection(port)
 
     def pour_until_closed() -> None:
         with contextlib.suppress(OSError):  # by the server, or by the test at its end
-            pour(connection, HEAD.format(path="/files/x").encode() * 100, 64 * MEBI)
+            pour(connection, HEAD.format(path=path).encode() * 100, 64 * MEBI)
 
     threading.Thread(target=pour_until_closed).start()
     return connection
