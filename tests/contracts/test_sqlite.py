@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -240,3 +241,35 @@ async def test_a_log_that_an_earlier_process_left_is_written_back_at_the_start(p
     assert log.stat().st_size == 0
     assert await state.get(UPLOAD.id) == UPLOAD
     await state.close()
+
+
+HOLD_CHECKPOINT_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as shared_memory:
+    fcntl.lockf(shared_memory, fcntl.LOCK_EX, 1, 121)  # WAL_CKPT_LOCK
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+async def test_first_durable_change_waits_for_a_checkpoint_of_another_process(path: Path) -> None:
+    """SQLite refuses a second checkpoint at once, as where processes start together; that is no failed sync."""
+    first, second = SQLiteState(path), SQLiteState(path)
+    await first.open()
+    await first.create(UPLOAD, durable=True)
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", HOLD_CHECKPOINT_LOCK, f"{path}-shm"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"held\n"
+    await second.open()
+    change = asyncio.create_task(second.write_metadata("name", "value", before=None))
+    await asyncio.wait((change,), timeout=0.5)
+    assert not change.done()
+    await holder.communicate(b"")  # the end of its input
+    assert await change
+    await second.close()
+    await first.close()

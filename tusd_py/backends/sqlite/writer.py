@@ -42,6 +42,7 @@ UNREADY_TIME = 60.0  # seconds after a failed sync during which `check` fails
 CLOSE_TIMEOUT = 10.0  # seconds
 FULL_DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN", "SQLITE_CANTOPEN")
 SYNC_FAILED = "a sync of the records to the disk failed: look at the disk"
+LOG_IN_USE = "another process has the log of the records in use for too long"
 
 
 class SQLiteWriter:
@@ -185,14 +186,19 @@ class SQLiteWriter:
             self._synchronous = wanted
         _transact(connection, jobs)
 
-    def _write_log_back(self) -> None:
-        """Write every page of the log to the file, and sync it; raises `StateUnavailable`."""
+    def _write_log_back(self, timeout: float = 0.0) -> None:
+        """Write every page of the log to the file, and sync it; raises `StateUnavailable`.
+
+        Waits at most `timeout` seconds for the checkpoint of another process, for which SQLite does not wait.
+        """
         assert self._connection is not None
         self._connection.execute("PRAGMA synchronous = FULL")
         self._synchronous = "FULL"
-        busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise StateUnavailable(SYNC_FAILED)
+        deadline = time.monotonic() + timeout
+        while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() >= deadline:
+                raise StateUnavailable(SYNC_FAILED if self._log_unsynced else LOG_IN_USE)
+            time.sleep(BUSY_PAUSE)
         if self._log_unsynced:
             logger.warning("the records are written and synced again after the failure")
         self._log_unsynced = self._log_inherited = False
@@ -205,7 +211,7 @@ class SQLiteWriter:
         Without room, or while other processes use the log, changes that need not be durable are made all the same.
         """
         try:
-            self._write_log_back()
+            self._write_log_back(BUSY_TIMEOUT if durable else 0.0)
         except (sqlite3.Error, StateUnavailable) as error:
             if durable or (isinstance(error, sqlite3.Error) and not _is_full(error)):
                 raise
