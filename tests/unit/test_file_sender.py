@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -67,31 +68,32 @@ async def test_a_range_is_sent_after_what_was_written(pair: Pair, file: Path) ->
     assert pair.watched == ["watch", "stop"] * (len(pair.watched) // 2)
 
 
-async def test_a_sender_waits_for_a_client_that_does_not_read(pair: Pair, file: Path) -> None:
+@contextlib.asynccontextmanager
+async def waiting_send(pair: Pair, file: Path) -> AsyncIterator[asyncio.Task[None]]:
+    """Begin to send a file that the client does not read; yield the task once it waits for the client."""
     with file.open("rb") as opened:
         sending = asyncio.create_task(pair.sender.send(opened.fileno(), 0, SIZE))
         while not pair.watched:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        yield sending
+
+
+async def test_a_sender_waits_for_a_client_that_does_not_read(pair: Pair, file: Path) -> None:
+    async with waiting_send(pair, file) as sending:
         assert not sending.done()
         await pair.receive(SIZE)
         await sending
 
 
 async def test_a_lost_connection_ends_the_wait(pair: Pair, file: Path) -> None:
-    with file.open("rb") as opened:
-        sending = asyncio.create_task(pair.sender.send(opened.fileno(), 0, SIZE))
-        while not pair.watched:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    async with waiting_send(pair, file) as sending:
         pair.sender.stop()
         with pytest.raises(ConnectionError):
             await sending
 
 
 async def test_a_client_that_leaves_ends_the_sending(pair: Pair, file: Path) -> None:
-    with file.open("rb") as opened:
-        sending = asyncio.create_task(pair.sender.send(opened.fileno(), 0, SIZE))
-        while not pair.watched:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    async with waiting_send(pair, file) as sending:
         pair.client.close()
         with pytest.raises(ConnectionError):
             await sending
@@ -99,10 +101,7 @@ async def test_a_client_that_leaves_ends_the_sending(pair: Pair, file: Path) -> 
 
 async def test_a_cancelled_sender_keeps_no_descriptor(pair: Pair, file: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with file.open("rb") as opened:
-        sending = asyncio.create_task(pair.sender.send(opened.fileno(), 0, SIZE))
-        while not pair.watched:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    async with waiting_send(pair, file) as sending:
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
