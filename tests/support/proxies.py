@@ -51,13 +51,15 @@ class Proxy:
 
     def __init__(self) -> None:
         self.port = free_port()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._listener: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self._streams: set[Stream] = set()
 
     def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
         self.call(self._listen())
         return self
@@ -68,7 +70,11 @@ class Proxy:
         self.call(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(TIMEOUT)
-        self._loop.close()
+
+    def _run(self) -> None:
+        """Run the event loop, and end the tasks that it has when it is stopped; the thread of the proxy."""
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the event loop of the proxy; called from any other thread."""
@@ -100,10 +106,10 @@ class Proxy:
                 client.reset()
                 server.reset()
         finally:
+            self._drop(server)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._drop(server)
 
     async def _forward_all(self, source: Stream, target: Stream) -> None:
         while data := await source.reader.read(READ_SIZE):
@@ -126,19 +132,26 @@ class Proxy:
 
     async def _stop(self) -> None:
         await self._refuse()
+        self._stopping = True
         handlers = list(self._handlers)
         for handler in handlers:
             handler.cancel()
         await asyncio.gather(*handlers, return_exceptions=True)
+        for stream in list(self._streams):  # of handlers that were cancelled before they began
+            self._drop(stream)
         await asyncio.sleep(0.01)  # the transports close their sockets
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(Stream(reader, writer)))
+        client = Stream(reader, writer)
+        if self._stopping:
+            client.close()
+            return
+        self._streams.add(client)
+        task = asyncio.create_task(self._serve(client))
         self._handlers.add(task)
         task.add_done_callback(self._handlers.discard)
 
     async def _serve(self, client: Stream) -> None:
-        self._streams.add(client)
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 await self.handle(client)

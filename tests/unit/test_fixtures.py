@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 from tests.conftest import long_ones_first
 from tests.support import timing
 from tests.support.harness import ServerProcess
+from tests.support.proxies import FaultyNetwork, Stream
 from tests.support.s3_server import start_seaweedfs
 from tests.support.wire.requests import request
 
@@ -44,6 +47,41 @@ def test_an_s3_server_that_died_is_started_again_with_what_it_had(tmp_path: Path
         assert server.keys("kept") == ["kept"]
     finally:
         process.stop()
+
+
+@pytest.mark.parametrize("rounds", range(1, 9))
+async def test_a_relay_that_is_cancelled_while_it_ends_closes_the_connection(rounds: int) -> None:
+    proxy = FaultyNetwork(0)
+    (client, near), (server, far) = await linked_streams(), await linked_streams()
+    far.close()  # the server ends the connection
+    relaying = asyncio.create_task(proxy.relay(near, server))
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    relaying.cancel()
+    await asyncio.wait((relaying,))
+    assert server.writer.is_closing()
+    for stream in (client, near, server):
+        stream.close()
+
+
+@pytest.mark.parametrize("stopped_first", [False, True], ids=["accepted, then stopped", "stopped, then accepted"])
+async def test_a_proxy_that_stops_closes_the_connections_whose_handlers_have_not_begun(stopped_first: bool) -> None:
+    proxy = FaultyNetwork(0)
+    client, accepted = await linked_streams()
+    if stopped_first:
+        await proxy._stop()
+        proxy._accepted(accepted.reader, accepted.writer)
+    else:
+        proxy._accepted(accepted.reader, accepted.writer)
+        await proxy._stop()
+    assert accepted.writer.is_closing()
+    client.close()
+
+
+async def linked_streams() -> tuple[Stream, Stream]:
+    """Return both ends of a connection."""
+    one, other = socket.socketpair()
+    return Stream(*await asyncio.open_connection(sock=one)), Stream(*await asyncio.open_connection(sock=other))
 
 
 def test_limits_are_never_shorter_than_for_a_machine_three_times_as_slow(monkeypatch: pytest.MonkeyPatch) -> None:
