@@ -45,6 +45,9 @@ class Instrumentation(Protocol):
     def connection_ended(self, reason: str) -> None:
         """Count a connection that the server ended early, for a reason such as `header_timeout`."""
 
+    def outbox_measured(self, sink: str, waiting: int, dead: int, oldest_seconds: float) -> None:
+        """Set the number of events that wait for a sink, of its dead letters, and the age of the oldest that waits."""
+
 
 class NoInstrumentation(Instrumentation):
     """Instrumentation that drops every measurement: the default of every component."""
@@ -68,6 +71,9 @@ class NoInstrumentation(Instrumentation):
         """Do nothing."""
 
     def connection_ended(self, reason: str) -> None:
+        """Do nothing."""
+
+    def outbox_measured(self, sink: str, waiting: int, dead: int, oldest_seconds: float) -> None:
         """Do nothing."""
 
 

@@ -92,13 +92,17 @@ class Metrics(Instrumentation):
         self._s3_buffered = self._gauge("tusd_s3_buffered_bytes", "Bytes of parts in memory.")
         self._s3_parts = self._gauge("tusd_s3_parts_in_flight", "Parts being sent to S3.")
         self._measured_gauges: dict[Gauge, Callable[[], int]] = {}
+        self._outbox_events = self._gauge(
+            "tusd_outbox_events", "Events that wait for a sink, and its dead letters.", "sink", "status"
+        )
+        self._outbox_oldest = self._gauge("tusd_outbox_oldest_seconds", "Age of the oldest event that waits.", "sink")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self._registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         """Make a gauge whose value is the sum over the live processes."""
-        return Gauge(name, text, registry=self._registry, multiprocess_mode="livesum")
+        return Gauge(name, text, labels, registry=self._registry, multiprocess_mode="livesum")
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
@@ -122,6 +126,12 @@ class Metrics(Instrumentation):
     def watch_s3_memory(self, buffered_bytes: Callable[[], int], parts_in_flight: Callable[[], int]) -> None:
         """Read the gauges of S3 from these functions at every scrape."""
         self._measured_gauges |= {self._s3_buffered: buffered_bytes, self._s3_parts: parts_in_flight}
+
+    def outbox_measured(self, sink: str, waiting: int, dead: int, oldest_seconds: float) -> None:
+        """Set the gauges of a sink; they are zero in every process but the one that delivers to it."""
+        self._outbox_events.labels(sink, "waiting").set(waiting)
+        self._outbox_events.labels(sink, "dead").set(dead)
+        self._outbox_oldest.labels(sink).set(oldest_seconds)
 
     def lease_lost(self) -> None:
         """Count a lost lease."""

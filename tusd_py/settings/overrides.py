@@ -75,6 +75,8 @@ class SettingsOverrides(TypedDict, total=False):
     min_rate: Size
     drain_delay: Duration
     shutdown_grace: Duration
+    events_to: Names
+    events_give_up: Duration
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
     disable_malloc_tuning: bool

@@ -184,6 +184,8 @@ def _explain(detail: Any, where: Callable[[str], str]) -> str:
 
 def _shown(name: str, value: object) -> object:
     """Return a refused value without its password, also if the scheme of the URL is missing."""
+    if isinstance(value, tuple | list):
+        return type(value)(_shown(name, item) for item in value)
     if not isinstance(value, str):
         return value
     if name == "redis_url" and "://" not in value:

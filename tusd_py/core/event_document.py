@@ -1,0 +1,111 @@
+"""The neutral document of a stored event, from which every format of it is made. Pure functions.
+
+A document holds an upload as it was when the event happened, the place of its bytes, and the request that caused it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tusd_py.core.request_context import RequestContext
+from tusd_py.core.upload import Upload
+
+# Credentials of clients, which are neither stored nor sent to anybody.
+SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
+MAX_HEADER_LENGTH = 4096  # characters of one value; a longer one is left out
+MAX_HEADERS_LENGTH = 16 << 10  # characters of all together; those beyond are left out
+
+
+@dataclass(frozen=True, slots=True)
+class EventRequest:
+    """The request that caused an event, without credentials; see `RequestContext`."""
+
+    method: str
+    path: str
+    client: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EventDocument:
+    """The content of an event.
+
+    Attributes:
+        id: the id of the upload.
+        status: as in `Status`.
+        offset: committed bytes.
+        length: None: not known yet.
+        deferred: whether the length was not known at the creation.
+        metadata: Upload-Metadata byte for byte as the client sent it.
+        owner: the principal that created the upload; empty without one.
+        concatenation: as in `UploadKind`.
+        partial_ids: of a final upload.
+        created_at: seconds since the epoch.
+        storage: where the bytes are: `type` and `path`, or `bucket` and `key`; empty if nobody can tell.
+        request: None for what the server did by itself.
+    """
+
+    id: str
+    status: str
+    offset: int
+    length: int | None
+    deferred: bool
+    metadata: str | None
+    owner: str
+    concatenation: str
+    partial_ids: tuple[str, ...]
+    created_at: float
+    storage: Mapping[str, str]
+    request: EventRequest | None
+
+
+def document_of(upload: Upload, storage: Mapping[str, str], context: RequestContext | None) -> str:
+    """Return the JSON text of an event that happens to an upload now.
+
+    Args:
+        upload: the record as the change leaves it.
+        storage: where its bytes are.
+        context: the request that causes the change, if there is one.
+    """
+    values = {
+        "id": upload.id,
+        "status": upload.status,
+        "offset": upload.offset,
+        "length": upload.length,
+        "deferred": upload.deferred,
+        "metadata": upload.metadata,
+        "owner": upload.owner,
+        "concatenation": upload.concatenation,
+        "partial_ids": upload.partial_ids,
+        "created_at": upload.created_at,
+        "storage": storage,
+        "request": None if context is None else asdict(request_of(context)),
+    }
+    return json.dumps(values, separators=(",", ":"))
+
+
+def request_of(context: RequestContext) -> EventRequest:
+    """Return what an event tells of a request: no credentials, and a bounded number of bytes."""
+    headers, room = {}, MAX_HEADERS_LENGTH
+    for name, value in context.headers.items():
+        size = len(name) + len(value)
+        if name.lower() not in SECRET_HEADERS and len(value) <= MAX_HEADER_LENGTH and size <= room:
+            headers[name] = value
+            room -= size
+    return EventRequest(context.method, context.path[:MAX_HEADER_LENGTH], context.client, headers)
+
+
+def parse_document(text: str) -> EventDocument:
+    """Return the content of an event; raises `ValueError` for a text that is no document."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+        request = values.pop("request")
+        return EventDocument(
+            **values | {"partial_ids": tuple(values["partial_ids"])},
+            request=None if request is None else EventRequest(**request),
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"no document of an event: {error}") from error

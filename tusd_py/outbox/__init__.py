@@ -1,0 +1,1 @@
+"""Delivery of stored events to sinks: webhooks and message brokers."""
