@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tusd_py.backends.disk.files import Modes
 from tusd_py.backends.disk.shared import SharedDiskStorage
@@ -32,7 +32,7 @@ from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component, one_line
-from tusd_py.settings import Settings, default_of
+from tusd_py.settings import InvalidSettings, Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
 from tusd_py.uploads.identity import IdentityCheck
 from tusd_py.uploads.options import UploadOptions
@@ -40,6 +40,8 @@ from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
 logger = logging.getLogger("tusd_py")
+
+T = TypeVar("T")
 
 RECORDS = "uploads.sqlite3"  # in the private folder
 LOCKS = "locks"  # beginning of the names of the lock files, in the private folder
@@ -57,6 +59,20 @@ class GivenComponents:
 
 
 NO_COMPONENTS = GivenComponents()
+
+
+def refuse_two_choices(settings: Settings, given: GivenComponents) -> None:
+    """Raise `InvalidSettings` if a setting chooses what is given as an object."""
+    choices = (
+        ("storage", given.storage, "storage_plugin", settings.storage_plugin),
+        ("storage", given.storage, "s3_bucket", settings.s3.bucket),
+        ("state", given.state, "state_plugin", settings.state_plugin),
+        ("locker", given.locker, "locker_plugin", settings.locker_plugin),
+        ("state with locker", given.state and given.locker, "redis_url", settings.redis.url),
+    )
+    for argument, component, setting, value in choices:
+        if component is not None and value:
+            raise InvalidSettings(f"{argument} takes the place of {setting}: give one of them")
 
 
 def build_service(
@@ -293,11 +309,23 @@ async def close_service(service: UploadService, timeout: float = CLOSE_TIMEOUT) 
             await service.close()
         remaining = max(0.0, deadline - time.monotonic())
         async with asyncio.timeout(remaining + CLOSE_MARGIN):
-            closed = await service.storage.close(remaining)
+            closed = await _logging_errors(service.storage, service.storage.close(remaining))
     except TimeoutError:
         return False
-    if not closed:
+    if closed is False:
         return False
-    await service.locker.close()
-    await service.state.close()
+    await _logging_errors(service.locker, service.locker.close())
+    await _logging_errors(service.state, service.state.close())
     return True
+
+
+async def _logging_errors(component: Storage | StateStore | Locker, closing: Awaitable[T]) -> T | None:
+    """Close a component; log its error, and return None then: the other components are closed all the same."""
+    try:
+        return await closing
+    except TimeoutError:
+        raise
+    except Exception as error:  # of any component: at a shutdown nothing else is left to be done about it
+        own = type(component).__module__.startswith("tusd_py.")
+        logger.error("%s could not be closed: %s", type(component).__name__, one_line(error), exc_info=own)
+        return None

@@ -14,7 +14,14 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
-from tusd_py.composition import GivenComponents, build_application, build_service, close_service, open_service
+from tusd_py.composition import (
+    GivenComponents,
+    build_application,
+    build_service,
+    close_service,
+    open_service,
+    refuse_two_choices,
+)
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
@@ -96,7 +103,8 @@ class TusServer:
                 TUSD_PY_*, if that is set.
 
         Raises:
-            InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
+            InvalidSettings: a setting is not accepted, a component lacks a member of its contract, or a setting
+                chooses the same component.
             StateUnavailable: the settings choose Redis, and its package is not installed.
         """
         self.settings = _effective(settings, overrides)
@@ -104,6 +112,7 @@ class TusServer:
             if component is not None:
                 check_component(group, component, "the given component")
         self._given_components = GivenComponents(storage, state, locker)
+        refuse_two_choices(self.settings, self._given_components)
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)

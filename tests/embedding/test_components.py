@@ -247,6 +247,25 @@ async def test_closing_ends_although_a_storage_does_not_keep_to_its_timeout(tmp_
         assert not await close_service(tus.service, timeout=0.1)
 
 
+class FailsToClose(MemoryState):
+    """A state store with a mistake in `close`."""
+
+    async def close(self) -> None:
+        raise RuntimeError("no tape\nto rewind")
+
+
+async def test_an_error_of_a_component_at_its_end_is_one_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    locker = MemoryLocker()
+    tus = TusServer(upload_dir=tmp_path, storage=MemoryStorage(), state=FailsToClose(), locker=locker)
+    await tus.startup()
+    await tus.shutdown()
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "FailsToClose could not be closed: RuntimeError: no tape to rewind"
+    assert not record.exc_info
+
+
 class Passing:
     """A storage that passes every call on to another one."""
 
@@ -266,6 +285,27 @@ def test_a_given_component_may_pass_calls_on_to_another_one(tmp_path: Path) -> N
 def test_a_plugin_excludes_what_it_takes_the_place_of(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="storage_plugin takes the place of s3_bucket"):
         TusServer(upload_dir=tmp_path, storage_plugin="x", s3_bucket="y")
+
+
+@pytest.mark.parametrize(
+    ("components", "overrides", "message"),
+    [
+        ({"storage": MemoryStorage()}, {"s3_bucket": "b"}, "storage takes the place of s3_bucket"),
+        ({"storage": MemoryStorage()}, {"storage_plugin": "x"}, "storage takes the place of storage_plugin"),
+        ({"state": MemoryState()}, {"state_plugin": "x"}, "state takes the place of state_plugin"),
+        ({"locker": MemoryLocker()}, {"locker_plugin": "x"}, "locker takes the place of locker_plugin"),
+        (
+            {"state": MemoryState(), "locker": MemoryLocker()},
+            {"redis_url": "redis://localhost"},
+            "state with locker takes the place of redis_url",
+        ),
+    ],
+)
+def test_a_given_component_excludes_the_settings_that_choose_one(
+    tmp_path: Path, components: dict[str, Any], overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidSettings, match=message):
+        TusServer(upload_dir=tmp_path, **components, **overrides)
 
 
 def test_settings_and_single_settings_together_are_refused(tmp_path: Path) -> None:
