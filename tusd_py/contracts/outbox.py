@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from tusd_py.contracts.state import StateStore
 from tusd_py.core.outbox import Delivery, DeliveryPage, OutboxDepth, OutboxEvent
+from tusd_py.core.upload import Upload, UploadPart
 
 
 class DeliveryError(Exception):
@@ -42,9 +44,8 @@ class Sink(Protocol):
         """
 
 
-@runtime_checkable
-class SupportsOutbox(Protocol):
-    """A state store that keeps events: it takes them with the changes of records (`events=`), in the same step.
+class Outbox(Protocol):
+    """The events that a state store keeps.
 
     All methods may raise `StateUnavailable`. Ids of events that are not there (any more) are no errors.
     """
@@ -86,3 +87,31 @@ class SupportsOutbox(Protocol):
 
     async def outbox_depth(self) -> Mapping[str, OutboxDepth]:
         """Return how many events wait for each sink that has any."""
+
+
+@runtime_checkable
+class SupportsOutbox(Protocol):
+    """A state store with an outbox: it is a `StateStoreWithOutbox`."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """The outbox of this store."""
+
+
+class StateStoreWithOutbox(StateStore, SupportsOutbox, Protocol):
+    """The methods of a state store that store events in the same step as a change: both, or nothing."""
+
+    async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
+        """Do what `StateStore.create` does, and store events."""
+
+    async def update(
+        self,
+        before: Upload,
+        after: Upload,
+        token: int,
+        *,
+        parts: Sequence[UploadPart] = (),
+        durable: bool = False,
+        events: Sequence[OutboxEvent] = (),
+    ) -> Upload:
+        """Do what `StateStore.update` does, and store events. The removal of a record leaves its events."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+FAR_AHEAD = 2 * 3600.0  # seconds; a delivery that is due so much later is due now, since a clock went back
 
 
 class EventType(StrEnum):
@@ -83,3 +87,8 @@ class OutboxDepth:
     waiting: int
     dead: int
     oldest: float | None  # seconds since the epoch; None: none waits
+
+
+def new_event_id() -> str:
+    """Return a new id; it begins with the time, so that stores keep the ids of new events close together."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"

@@ -75,6 +75,7 @@ class Upload:
     location: str = ""  # place of the bytes, independent of later settings; only the storage can read it
     token: int = 0  # fencing token of the last lock holder that changed the record
     owner: str = ""  # the principal that created the upload; empty without authentication
+    event_sequence: int = 0  # number of events of the upload that were stored in the outbox
 
     @property
     def decoded_metadata(self) -> dict[str, str]:

@@ -38,6 +38,7 @@ PARSERS: Mapping[str, Any] = {
     "checkpoint": int,
     "synced": int,
     "token": int,
+    "event_sequence": int,
 }
 COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
     **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location", "owner"), (str,)),
@@ -77,6 +78,7 @@ def encode_upload(upload: Upload) -> dict[str, str]:
         "layout": upload.storage_state or None,
         "location": upload.location or None,
         "owner": upload.owner or None,
+        "event_sequence": upload.event_sequence or None,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
-from tusd_py.contracts.outbox import Sink, SupportsOutbox
+from tusd_py.contracts.outbox import Outbox, Sink
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import UploadError
 from tusd_py.outbox.leadership import leadership_of
@@ -32,7 +32,7 @@ class Delivery:
     def __init__(
         self,
         sinks: Sequence[Sink],
-        outbox: SupportsOutbox,
+        outbox: Outbox,
         locker: Locker,
         clock: SteadyClock,
         options: DeliveryOptions,

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 
 from tusd_py.contracts.instrumentation import Instrumentation
-from tusd_py.contracts.outbox import SupportsOutbox
+from tusd_py.contracts.outbox import Outbox
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import UploadError
 from tusd_py.outbox.sink_worker import SinkWorker
@@ -23,7 +23,7 @@ OLD = 30.0  # seconds; the log tells of events that have waited for longer
 class DepthMeter:
     """Measures the events of a sink, in the process that delivers to it."""
 
-    def __init__(self, sink: str, outbox: SupportsOutbox, clock: SteadyClock, instrumentation: Instrumentation) -> None:
+    def __init__(self, sink: str, outbox: Outbox, clock: SteadyClock, instrumentation: Instrumentation) -> None:
         self._sink = sink
         self._outbox = outbox
         self._clock = clock

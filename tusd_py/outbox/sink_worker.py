@@ -7,7 +7,7 @@ import contextlib
 import logging
 from dataclasses import dataclass
 
-from tusd_py.contracts.outbox import DeliveryError, Sink, SupportsOutbox
+from tusd_py.contracts.outbox import DeliveryError, Outbox, Sink
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import UploadError
 from tusd_py.core.outbox import Delivery
@@ -57,7 +57,7 @@ class SinkWorker:
     """
 
     def __init__(
-        self, sink: Sink, outbox: SupportsOutbox, clock: SteadyClock, options: DeliveryOptions, stopping: asyncio.Event
+        self, sink: Sink, outbox: Outbox, clock: SteadyClock, options: DeliveryOptions, stopping: asyncio.Event
     ) -> None:
         self._sink = sink
         self._outbox = outbox

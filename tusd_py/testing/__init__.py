@@ -33,6 +33,7 @@ if (pytest := sys.modules.get("pytest")) is not None:  # failed assertions of th
         "listing_suite",
         "locker_helpers",
         "locker_suite",
+        "outbox_suite",
         "part_list_suite",
         "reading_suite",
         "snapshot_suite",

@@ -6,9 +6,11 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from tusd_py.backends.memory.outbox import MemoryOutbox
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
+from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.upload import Status, Upload, UploadPart
 
 
@@ -20,6 +22,7 @@ class MemoryRecords:
     parts: dict[str, dict[int, UploadPart]] = field(default_factory=dict)  # by upload id, then by number
     waiting: dict[str, dict[str, None]] = field(default_factory=dict)  # ids of final uploads by that of a partial one
     metadata: dict[str, str] = field(default_factory=dict)
+    outbox: MemoryOutbox = field(default_factory=MemoryOutbox)
 
 
 class MemoryState:
@@ -49,20 +52,33 @@ class MemoryState:
     async def close(self) -> None:
         """See `StateStore.close`."""
 
-    async def create(self, upload: Upload, *, durable: bool = False) -> None:
-        """See `StateStore.create`."""
+    @property
+    def outbox(self) -> MemoryOutbox:
+        """See `SupportsOutbox.outbox`."""
+        return self._records.outbox
+
+    async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
+        """See `StateStoreWithOutbox.create`."""
         if upload.id in self._records.uploads:
             raise UploadExists
         self._records.uploads[upload.id] = upload
+        self._records.outbox.add(events)
 
     async def get(self, upload_id: str) -> Upload | None:
         """See `StateStore.get`."""
         return self._records.uploads.get(upload_id)
 
     async def update(
-        self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
+        self,
+        before: Upload,
+        after: Upload,
+        token: int,
+        *,
+        parts: Sequence[UploadPart] = (),
+        durable: bool = False,
+        events: Sequence[OutboxEvent] = (),
     ) -> Upload:
-        """See `StateStore.update`."""
+        """See `StateStoreWithOutbox.update`."""
         found = self._records.uploads.get(before.id)
         if found is None or found.token > token:
             raise LockLost
@@ -73,6 +89,7 @@ class MemoryState:
             self._records.parts.pop(before.id, None)
         elif parts:
             self._records.parts.setdefault(before.id, {}).update((part.number, part) for part in parts)
+        self._records.outbox.add(events)
         return stored
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:

@@ -14,7 +14,8 @@ CREATE TABLE IF NOT EXISTS uploads (
     offset INTEGER NOT NULL, status TEXT NOT NULL, metadata TEXT, concatenation TEXT NOT NULL, concat_header TEXT,
     partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL,
     layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL, synced INTEGER NOT NULL DEFAULT 0,
-    location TEXT NOT NULL DEFAULT '', owner TEXT NOT NULL DEFAULT ''
+    location TEXT NOT NULL DEFAULT '', owner TEXT NOT NULL DEFAULT '',
+    event_sequence INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
@@ -28,6 +29,18 @@ CREATE INDEX IF NOT EXISTS uploads_to_finish ON uploads (status)
 CREATE TABLE IF NOT EXISTS waiting_finals (
     partial_id TEXT, final_id TEXT, PRIMARY KEY (partial_id, final_id)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL, upload_id TEXT NOT NULL, sequence INTEGER NOT NULL,
+    type TEXT NOT NULL, time REAL NOT NULL, document TEXT NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS outbox_by_id ON outbox (id);
+CREATE TABLE IF NOT EXISTS deliveries (
+    sink TEXT NOT NULL, next_at REAL NOT NULL DEFAULT 0, number INTEGER NOT NULL, upload_id TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (sink, dead, next_at, number)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS deliveries_by_upload ON deliveries (upload_id, sink, number);
+CREATE INDEX IF NOT EXISTS deliveries_by_number ON deliveries (number, sink);
 """
 # Columns that files of earlier versions lack. Those versions too synced the bytes of uploads of unknown length before
 # every response.
@@ -35,6 +48,7 @@ ADD_COLUMNS = {
     "layout": ("ALTER TABLE uploads ADD COLUMN layout TEXT NOT NULL DEFAULT ''",),
     "location": ("ALTER TABLE uploads ADD COLUMN location TEXT NOT NULL DEFAULT ''",),
     "owner": ("ALTER TABLE uploads ADD COLUMN owner TEXT NOT NULL DEFAULT ''",),
+    "event_sequence": ("ALTER TABLE uploads ADD COLUMN event_sequence INTEGER NOT NULL DEFAULT 0",),
     "synced": (
         "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
         "UPDATE uploads SET synced = offset WHERE deferred",

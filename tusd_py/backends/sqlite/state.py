@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from tusd_py.backends.sqlite.job_threads import Job
+from tusd_py.backends.sqlite.outbox import SQLiteOutbox, add_events
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
+from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.core.upload_codec import FIELDS, BrokenRecords, decode_row, encode_row
 
@@ -59,6 +61,7 @@ class SQLiteState:
         self._writer: SQLiteWriter | None = None
         self._reader: sqlite3.Connection | None = None
         self._broken = BrokenRecords()
+        self.outbox = SQLiteOutbox(self._submit)
 
     async def open(self) -> None:
         """Open the file, and create or migrate its tables. Raises `StateUnavailable`, `StateFull`."""
@@ -85,16 +88,9 @@ class SQLiteState:
         """None, see `ReportsHealth`."""
         return ()
 
-    async def create(self, upload: Upload, *, durable: bool = False) -> None:
-        """Add a record, see `StateStore.create`."""
-
-        def insert(connection: sqlite3.Connection) -> None:
-            try:
-                connection.execute(INSERT, encode_row(upload))
-            except sqlite3.IntegrityError:
-                raise UploadExists from None
-
-        await self._submit(insert, durable)
+    async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
+        """Add a record, see `StateStoreWithOutbox.create`."""
+        await self._submit(partial(_insert_record, upload=upload, events=events), durable, compound=bool(events))
 
     async def get(self, upload_id: str) -> Upload | None:
         """Return a record, see `StateStore.get`."""
@@ -123,13 +119,20 @@ class SQLiteState:
         return self._reader.execute(SELECT_ONE, (upload_id,)).fetchone()
 
     async def update(
-        self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
+        self,
+        before: Upload,
+        after: Upload,
+        token: int,
+        *,
+        parts: Sequence[UploadPart] = (),
+        durable: bool = False,
+        events: Sequence[OutboxEvent] = (),
     ) -> Upload:
-        """Replace a record in one transaction, see `StateStore.update`."""
+        """Replace a record in one transaction, see `StateStoreWithOutbox.update`."""
         stored = after if after.token == token else replace(after, token=token)
 
         def change(connection: sqlite3.Connection) -> Upload:
-            _replace_record(connection, before, stored)
+            _replace_record(connection, before, stored, events)
             if parts:
                 rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
                 connection.executemany(INSERT_PART, rows)
@@ -139,18 +142,28 @@ class SQLiteState:
 
         drop_parts = bool(before.storage_state) and stored.is_complete
         removes = stored.status in ENDED_STATUSES
-        result: Upload = await self._submit(change, durable, compound=bool(parts) or drop_parts, removes=removes)
+        compound = bool(parts) or bool(events) or drop_parts
+        result: Upload = await self._submit(change, durable, compound=compound, removes=removes)
         return result
 
-    def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
+    def update_in_thread(
+        self,
+        before: Upload,
+        after: Upload,
+        token: int,
+        *,
+        durable: bool = False,
+        events: Sequence[OutboxEvent] = (),
+    ) -> Upload:
         """Replace a record, see `UpdatesInThreads`. Runs in a worker thread."""
         if self._writer is None:
             raise StateUnavailable
         stored = after if after.token == token else replace(after, token=token)
         job = Job(
-            partial(_replace_record, before=before, after=stored),
+            partial(_replace_record, before=before, after=stored, events=events),
             durable,
             None,
+            compound=bool(events),
             removes=stored.status in ENDED_STATUSES,
         )
         self._writer.run_now(job)
@@ -304,11 +317,26 @@ class SQLiteState:
 def _no_op(connection: sqlite3.Connection) -> None: ...
 
 
-def _replace_record(connection: sqlite3.Connection, before: Upload, after: Upload) -> Upload:
-    """Replace a record, and return the new one; raises `LockLost` if it has changed, or has a newer token."""
+def _insert_record(connection: sqlite3.Connection, upload: Upload, events: Sequence[OutboxEvent]) -> None:
+    """Add a record and events; raises `UploadExists`."""
+    try:
+        connection.execute(INSERT, encode_row(upload))
+    except sqlite3.IntegrityError:
+        raise UploadExists from None
+    add_events(connection, events)
+
+
+def _replace_record(
+    connection: sqlite3.Connection, before: Upload, after: Upload, events: Sequence[OutboxEvent] = ()
+) -> Upload:
+    """Replace a record, add events, and return the new one.
+
+    Raises `LockLost` if the record has changed, or has a newer token.
+    """
     condition = (before.id, after.token, before.offset, before.status)
     if connection.execute(UPDATE, (*encode_row(after), *condition)).rowcount == 0:
         raise LockLost
+    add_events(connection, events)
     return after
 
 
