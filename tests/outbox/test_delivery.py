@@ -314,7 +314,7 @@ async def test_delivery_that_was_stopped_starts_again() -> None:
 
 
 class Measured(NoInstrumentation):
-    """Keeps the last measurement of each sink."""
+    """A record of the last measurement of each sink."""
 
     def __init__(self) -> None:
         self.last: dict[str, tuple[int, int, float]] = {}

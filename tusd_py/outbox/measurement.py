@@ -21,7 +21,7 @@ OLD = 30.0  # seconds; the log tells of events that have waited for longer
 
 
 class DepthMeter:
-    """Measures the events of a sink, in the process that delivers to it."""
+    """A measurement of the events of a sink, in the process that delivers to it."""
 
     def __init__(self, sink: str, outbox: Outbox, clock: SteadyClock, instrumentation: Instrumentation) -> None:
         self._sink = sink
