@@ -31,9 +31,9 @@ class Client:
         self.uploads: list[Expected] = []
         self.doing = ""
 
-    def _tell(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         self.doing = text
-        self.world.tell(f"client {self.number}: {text}")
+        self.world.log(f"client {self.number}: {text}")
 
     async def live(self) -> None:
         """Make uploads, and look at them once more in the end."""
@@ -95,11 +95,11 @@ class Client:
         parts = pieces(content, self.rng)
         for number, part in enumerate(parts):
             if behaviour < 0.1 and self.rng.random() < 0.5:
-                self._tell("hangs up")
+                self._log("hangs up")
                 exchange.hang_up()
                 return
             if behaviour < 0.2 and self.rng.random() < 0.5:
-                self._tell("stalls")
+                self._log("stalls")
                 await asyncio.sleep(self.rng.choice((1.5, 4.0, 40.0)))
             if behaviour < 0.3 and self.rng.random() < 0.5:
                 await self._cancel(exchange, again=behaviour < 0.27)
@@ -110,12 +110,12 @@ class Client:
             await self._cancel(exchange, again=behaviour < 0.37)
         elif 0.4 <= behaviour < 0.45:
             await asyncio.sleep(self.rng.choice((0, 0.0003, 0.01)) * self.rng.random())
-            self._tell("hangs up after the last byte")
+            self._log("hangs up after the last byte")
             exchange.hang_up()
 
     async def _cancel(self, exchange: Exchange, *, again: bool) -> None:
         """Have the server around the application cancel the request, once or until it has ended."""
-        self._tell("is cancelled again and again" if again else "is cancelled")
+        self._log("is cancelled again and again" if again else "is cancelled")
         assert exchange.task is not None
         exchange.task.cancel()
         for _ in range(50 if again else 0):
@@ -139,7 +139,7 @@ class Client:
             content = self.rng.randbytes(self.rng.randrange(1, length + 1))
             headers |= CONTENT
         while not upload.id:
-            self._tell(f"creates upload {upload.number} of {length} bytes, {len(content)} with it")
+            self._log(f"creates upload {upload.number} of {length} bytes, {len(content)} with it")
             losses = self.world.oracle.losses
             attempt = Attempt(0, content)
             answer = await self._request("POST", "/files", headers, content, rough=True)
@@ -151,7 +151,7 @@ class Client:
             upload.attempts.append(attempt)
             self.uploads.append(upload)
             self.world.oracle.uploads.append(upload)
-            self._tell(f"has created upload {upload.number} as {upload.id[:8]}")
+            self._log(f"has created upload {upload.number} as {upload.id[:8]}")
             self.world.oracle.created(upload, losses)
             if answer.offset:
                 self.world.oracle.acknowledged(upload, answer.offset, attempt, "POST", losses)
@@ -159,7 +159,7 @@ class Client:
 
     def _refused(self, answer: Answer | None, what: str) -> None:
         if answer is not None:
-            self._tell(f"{what} answers {answer.status} {answer.body[:80].decode()}")
+            self._log(f"{what} answers {answer.status} {answer.body[:80].decode()}")
         if answer is not None and answer.status == 500 and not self.world.disk_is_sick:
             self.world.complain(f"client {self.number}: {what} answers 500: {answer.body!r}")
 
@@ -167,7 +167,7 @@ class Client:
         final = Expected(self.world.next_upload(), sum(part.length for part in parts), kind="final", parts=tuple(parts))
         headers = {"Upload-Concat": "final;" + " ".join(part.path for part in parts)}
         while not final.id:
-            self._tell(f"concatenates {[part.number for part in parts]} as upload {final.number}")
+            self._log(f"concatenates {[part.number for part in parts]} as upload {final.number}")
             losses = self.world.oracle.losses
             answer = await self._request("POST", "/files", headers, rough=True)
             if answer is not None and answer.status in (400, 404) and any(part.may_be_gone for part in parts):
@@ -202,20 +202,20 @@ class Client:
                 await self._append(upload)
 
     async def _ask(self, upload: Expected) -> bool:
-        """HEAD; returns whether the offset was told."""
+        """HEAD; returns whether the server answered the offset."""
         losses = self.world.oracle.losses
         answer = await self._request("HEAD", upload.path, {}, timeout=HEAD_PATIENCE)
         if answer is None:
             await asyncio.sleep(0.2)
             return False
-        self._tell(f"asks for upload {upload.number}: {answer.status}, offset {answer.offset}")
+        self._log(f"asks for upload {upload.number}: {answer.status}, offset {answer.offset}")
         self.world.oracle.looked(upload, answer, "HEAD", losses)
         if answer.status != 200:
             await asyncio.sleep(0.5)
         return answer.status == 200
 
     async def _append(self, upload: Expected) -> None:
-        start = upload.told
+        start = upload.last_offset
         room = upload.length - start
         size = room if self.rng.random() < 0.5 or self.world.is_calm else self.rng.randrange(room + 1)
         content = self.rng.randbytes(size)
@@ -230,12 +230,12 @@ class Client:
             headers["Upload-Checksum"] = f"sha1 {base64.b64encode(digest).decode()}"
         upload.attempts.append(attempt)
         losses = self.world.oracle.losses
-        told = f"appends {size} bytes at {start} of {upload.length} to upload {upload.number}"
-        self._tell(told + (" with a checksum" if attempt.whole else ""))
+        text = f"appends {size} bytes at {start} of {upload.length} to upload {upload.number}"
+        self._log(text + (" with a checksum" if attempt.whole else ""))
         answer = await self._request("PATCH", upload.path, headers, content, rough=True)
         if answer is None:
             return
-        self._tell(f"upload {upload.number}: {answer.status}, offset {answer.offset}")
+        self._log(f"upload {upload.number}: {answer.status}, offset {answer.offset}")
         if answer.status == 204 and answer.offset is not None:
             if attempt.refused and size:
                 self.world.complain(f"upload {upload.number}: a wrong checksum is accepted")
@@ -248,11 +248,11 @@ class Client:
             await asyncio.sleep(self.rng.random() * 0.1)
 
     async def _remove(self, upload: Expected) -> None:
-        self._tell(f"removes upload {upload.number}")
+        self._log(f"removes upload {upload.number}")
         upload.may_be_gone = True
         answer = await self._request("DELETE", upload.path, {})
         if answer is not None:
-            self._tell(f"upload {upload.number}: {answer.status}")
+            self._log(f"upload {upload.number}: {answer.status}")
             self._refused(answer, "DELETE")
             if answer.status == 204:
                 upload.given_up = upload.is_gone = True
@@ -268,5 +268,5 @@ class Client:
                 if not upload.may_be_gone:
                     self.world.complain(f"upload {upload.number}: the download has no answer")
             else:
-                self._tell(f"downloads upload {upload.number}: {answer.status}, {len(answer.body)} bytes")
+                self._log(f"downloads upload {upload.number}: {answer.status}, {len(answer.body)} bytes")
                 self.world.oracle.downloaded(upload, answer)

@@ -53,7 +53,7 @@ class Exchange:
         self.delivered = 0  # bytes that the server was given
         self._arrived: deque[bytes] = deque()
         self._ended = False
-        self._told_end = False
+        self._end_delivered = False
         self._gone = False
         self._started = False
         self._change: asyncio.Future[None] | None = None
@@ -118,14 +118,14 @@ class Exchange:
             self._change.set_result(None)
 
     async def receive(self) -> dict[str, Any]:
-        while not self._arrived and not (self._ended and not self._told_end) and not self._gone:
+        while not self._arrived and not (self._ended and not self._end_delivered) and not self._gone:
             self._change = self.loop.create_future()
             await self._change
         if self._arrived or not self._gone:
             content = self._arrived.popleft() if self._arrived else b""
             self.delivered += len(content)
             more = not (self._ended and not self._arrived)
-            self._told_end = not more
+            self._end_delivered = not more
             return {"type": "http.request", "body": content, "more_body": more}
         return {"type": "http.disconnect"}
 
@@ -152,7 +152,7 @@ class Exchange:
 
     @property
     def whole(self) -> bytes | None:
-        if self._ended and not self._told_end and self.delivered == 0:
+        if self._ended and not self._end_delivered and self.delivered == 0:
             return b"".join(self._arrived)
         return None
 
@@ -160,7 +160,7 @@ class Exchange:
         content = b"".join(self._arrived)
         self._arrived.clear()
         self.delivered += len(content)
-        self._told_end = self._told_end or self._ended
+        self._end_delivered = self._end_delivered or self._ended
         return content
 
     def close(self) -> None: ...

@@ -45,7 +45,7 @@ class File(Inode):
     durable: bytearray = field(default_factory=bytearray)
     pending: list[FileChange] = field(default_factory=list)
     locks: list[tuple[int, int, bool, object]] = field(default_factory=list)
-    failed: int = 0  # number of the last failed sync: who had the file open is told by the next sync (Linux, errseq)
+    failed: int = 0  # number of the last failed sync: the next sync of who had the file open reports it (Linux, errseq)
 
     def write(self, position: int, content: bytes) -> None:
         _apply(self.data, (position, content))

@@ -68,7 +68,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._parked: list[tuple[Process, events.Handle]] = []
         self._number = 0
         self._closed = False
-        self._kept: list[object] = []  # tasks and generators: nothing of a dead process is collected during a run
+        self._retained: list[object] = []  # tasks and generators: nothing of a dead process is collected during a run
 
     def next_number(self) -> int:
         self._number += 1
@@ -113,7 +113,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro: Any, **options: Any) -> Any:
         task = SimulatedTask(coro, loop=self, **options)
-        self._kept.append(task)
+        self._retained.append(task)
         return task
 
     def run_in_executor(  # type: ignore[override]
@@ -156,7 +156,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         """Run until `main` has ended, for at most `timeout` seconds of virtual time; raises `Stuck` after that."""
         end = self.now + timeout
         previous = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=self._kept.append, finalizer=self._close_generator)
+        sys.set_asyncgen_hooks(firstiter=self._retained.append, finalizer=self._close_generator)
         events._set_running_loop(self)
         try:
             task = self.create_task(main)
@@ -218,20 +218,20 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         """Return the tasks of a process that have not ended."""
         return [
             task
-            for task in self._kept
+            for task in self._retained
             if isinstance(task, SimulatedTask) and not task.done() and task.process is process
         ]
 
     def dispose(self) -> None:
         """Let go of everything, without a word about what has not ended."""
         self._closed = True
-        for task in self._kept:
+        for task in self._retained:
             if isinstance(task, asyncio.Task):
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._ready.clear()
         self._timers.clear()
         self._parked.clear()
-        self._kept.clear()
+        self._retained.clear()
 
 
 def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:

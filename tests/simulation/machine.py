@@ -26,7 +26,7 @@ class OpenFile:
     writable: bool
     position: int = 0
     references: int = 1
-    told: int = 0  # number of the last failed sync of which it knows
+    errors_seen: int = 0  # number of the last failed sync that was reported to it (Linux, errseq)
 
 
 @dataclass(eq=False)
@@ -65,7 +65,7 @@ class Process:
         self.descriptors: dict[int, OpenFile] = {}
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self)
-        self.told = machine.files.failed_syncs
+        self.errors_seen = machine.files.failed_syncs
         self.on_death: list[Callable[[], object]] = []
 
     @property
@@ -85,8 +85,8 @@ class Process:
         for opened in self.descriptors.values():
             release_locks(opened)
         self.descriptors.clear()
-        for tell in self.on_death:
-            tell()
+        for callback in self.on_death:
+            callback()
 
 
 def release_locks(opened: OpenFile) -> None:

@@ -35,8 +35,8 @@ class Expected:
     attempts: list[Attempt] = field(default_factory=list)
     known: bytearray = field(default_factory=bytearray)
     floor: int = 0
-    told: int = 0  # the offset that the server told last
-    in_doubt: bool = False  # bytes may have been lost, and none were appended since: the offset told may be too large
+    last_offset: int = 0  # the offset that the server answered last
+    in_doubt: bool = False  # bytes may have been lost, and none were appended since: the last offset may be too large
     complete: bool = False  # the client was told so
     may_be_gone: bool = False  # the client has asked to end it, or a power cut may have taken its record
     is_gone: bool = False  # the client was told so
@@ -71,7 +71,7 @@ class Oracle:
             self._wrong(upload, f"{source} answers offset {offset} of {upload.length}")
         if attempt is not None and attempt.content:
             upload.in_doubt = False
-        upload.told = offset
+        upload.last_offset = offset
         del upload.known[offset:]
         if upload.in_doubt and offset < upload.length:
             return
@@ -143,10 +143,10 @@ class Oracle:
     def looked(self, upload: Expected, answer: Answer, source: str, since: int) -> None:
         """Judge the answer to a HEAD."""
         if answer.status == 200:
-            told = answer.headers.get("upload-length")
-            upload.declared = told is not None
-            if told is not None and int(told) != upload.length:
-                self._wrong(upload, f"{source} answers the length {told}")
+            length = answer.headers.get("upload-length")
+            upload.declared = length is not None
+            if length is not None and int(length) != upload.length:
+                self._wrong(upload, f"{source} answers the length {length}")
             if answer.offset is not None:
                 self.acknowledged(upload, answer.offset, None, source, since)
         elif answer.status in (404, 410):

@@ -22,12 +22,12 @@ class Host:
     """The place of one process, which is started again whenever it has ended."""
 
     def __init__(
-        self, machine: Machine, loop: SimulatedLoop, settings: dict[str, Any], tell: Callable[[str], None]
+        self, machine: Machine, loop: SimulatedLoop, settings: dict[str, Any], log: Callable[[str], None]
     ) -> None:
         self.machine = machine
         self.loop = loop
         self.settings = settings
-        self.tell = tell
+        self.log = log
         self.lives = 0
         self.process: Process | None = None
         self.server: TusServer | None = None
@@ -54,10 +54,10 @@ class Host:
             await asyncio.wait((starting, died), return_when=asyncio.FIRST_COMPLETED)
             if process.alive and starting.done() and (error := starting.exception()) is None:
                 self.is_up = True
-                self.tell(f"process {process.name} serves")
+                self.log(f"process {process.name} serves")
                 return
             if process.alive:
-                self.tell(f"process {process.name} could not start: {error!r}")
+                self.log(f"process {process.name} could not start: {error!r}")
                 if not isinstance(error, UploadError):
                     raise error
                 process.end()
@@ -81,7 +81,7 @@ class Host:
         while True:
             try:
                 return await self.loop.create_task(read(), context=process.context.copy())  # type: ignore[no-any-return]
-            except UploadError:  # a sync that failed before is told only now
+            except UploadError:  # a sync that failed before is reported only now
                 await asyncio.sleep(1.0)
 
     def forget(self) -> None:
@@ -94,7 +94,7 @@ class Host:
         """End the process at once, and start it again a little later."""
         if self.process is None or not self.process.alive:
             return
-        self.tell(f"process {self.process.name} is killed")
+        self.log(f"process {self.process.name} is killed")
         self.is_up = False
         self.process.end()
         self.forget()
@@ -104,7 +104,7 @@ class Host:
         process, server = self.process, self.server
         if process is None or server is None or not self.is_up:
             return
-        self.tell(f"process {process.name} shuts down")
+        self.log(f"process {process.name} shuts down")
         self.is_up = False
         began = self.loop.now
         ending = self.loop.create_task(server.shutdown(), context=process.context.copy())

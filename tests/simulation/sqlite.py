@@ -106,8 +106,8 @@ class SimulatedFile:
     def __init__(self, files: FileSystem, file: File, unsynced: Folder | None) -> None:
         """`unsynced` is the folder that the first sync is to sync too, as the VFS of SQLite for Unix does."""
         self._unsynced = unsynced
-        self._told = files.failed_syncs
-        self._told_to: dict[Process | None, int] = {}  # the last failed sync that a process knows of
+        self._errors_seen = files.failed_syncs
+        self._errors_seen_by: dict[Process | None, int] = {}  # the last failed sync that a process knows of
         self._files = files
         self._file = file
 
@@ -135,9 +135,9 @@ class SimulatedFile:
         self._files.syncs += 1
         if self._files.failing_syncs > 0:
             self._files.fail_sync(self._file)
-        told = max(self._told, self._told_to.get(_user, _user.told if _user else 0))
-        if told < self._file.failed:
-            self._told_to[_user] = self._file.failed
+        seen = max(self._errors_seen, self._errors_seen_by.get(_user, _user.errors_seen if _user else 0))
+        if seen < self._file.failed:
+            self._errors_seen_by[_user] = self._file.failed
             raise _io_error(apsw.SQLITE_IOERR_FSYNC)
         self._file.sync()
         if self._unsynced is not None:

@@ -93,7 +93,7 @@ class OsModule:
         if isinstance(inode, File) and flags & os.O_TRUNC:
             inode.cut(0)
         opened = OpenFile(inode, files, process, writable)
-        opened.told = files.failed_syncs
+        opened.errors_seen = files.failed_syncs
         return self._add(opened)
 
     def _check_room(self, files: FileSystem) -> None:
@@ -280,8 +280,8 @@ class OsModule:
         assert isinstance(opened.inode, File | Folder)
         if files.failing_syncs > 0 and isinstance(opened.inode, File):
             files.fail_sync(opened.inode)
-        if isinstance(opened.inode, File) and opened.told < opened.inode.failed:
-            opened.told = opened.inode.failed
+        if isinstance(opened.inode, File) and opened.errors_seen < opened.inode.failed:
+            opened.errors_seen = opened.inode.failed
             files.on_failed_sync()
             raise error(errno.EIO)
         opened.inode.sync()

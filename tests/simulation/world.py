@@ -56,7 +56,7 @@ class World:
         files = FileSystem(Random(f"{seed} disk"), TOP)
         self.machine = Machine("host", self.loop, self.scheduler, Random(f"{seed} machine"), files)
         processes = plan.choice((1, 1, 2))
-        self.hosts = [Host(self.machine, self.loop, self.settings, self.tell) for _ in range(processes)]
+        self.hosts = [Host(self.machine, self.loop, self.settings, self.log) for _ in range(processes)]
         self.oracle = Oracle(self.settings["durability"], self._stored, self.complain)
         files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
         self.faults = draw(plan, PERIOD, MAX_FAULTS, KINDS)
@@ -71,12 +71,12 @@ class World:
 
     # The records for the report.
 
-    def tell(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.story.append(f"{self.loop.now - 1000:10.4f}  {text}")
 
     def complain(self, text: str) -> None:
         self.violations.append(text)
-        self.tell(f"VIOLATION: {text}")
+        self.log(f"VIOLATION: {text}")
 
     def next_upload(self) -> int:
         """Return the number of a new upload."""
@@ -104,7 +104,7 @@ class World:
     # The run.
 
     def run(self) -> Outcome:
-        self.tell(f"seed {self.seed}: {len(self.hosts)} processes, {len(self.clients)} clients, {self.settings}")
+        self.log(f"seed {self.seed}: {len(self.hosts)} processes, {len(self.clients)} clients, {self.settings}")
         try:
             self.loop.run(self._main(), TIMEOUT)
         except Stuck as stuck:
@@ -139,7 +139,7 @@ class World:
         for fault in self.faults:
             await asyncio.sleep(max(0.0, begin + fault.at - self.loop.now))
             if fault.number not in self.left_out:
-                self.tell(str(fault))
+                self.log(str(fault))
                 self.count(fault.kind)
                 self._apply(fault)
         await asyncio.sleep(max(0.0, begin + PERIOD - self.loop.now))
@@ -157,7 +157,7 @@ class World:
             host.process.pause()
             self.loop.call_later(fault.seconds, host.process.go_on)
         elif fault.kind == "shutdown":
-            self._keep(asyncio.ensure_future(self._restart(host, fault.seconds)))
+            self._track(asyncio.ensure_future(self._restart(host, fault.seconds)))
         elif fault.kind == "stall":
             files.stalled_until = max(files.stalled_until, now + fault.seconds * 2)
         elif fault.kind == "sync fails":
@@ -194,7 +194,7 @@ class World:
         for host in self.hosts:
             self._start_later(host, seconds)
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
+    def _track(self, task: asyncio.Task[None]) -> None:
         self._restarts.add(task)
         task.add_done_callback(self._restarted)
 
@@ -204,7 +204,7 @@ class World:
             self.complain(f"a server could not be ended or started: {error!r}")
 
     def _start_later(self, host: Host, seconds: float) -> None:
-        self._keep(asyncio.ensure_future(self._start(host, seconds)))
+        self._track(asyncio.ensure_future(self._start(host, seconds)))
 
     async def _start(self, host: Host, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -220,7 +220,7 @@ class World:
     async def _calm_down(self) -> None:
         """End all faults, and have every server run."""
         files = self.machine.files
-        self.tell("the faults end")
+        self.log("the faults end")
         files.is_full = files.is_away = False
         files.failing_syncs = files.failing_writes = 0
         files.stalled_until = 0.0
