@@ -1,0 +1,1 @@
+"""Calls of the application: HTTP with signatures."""

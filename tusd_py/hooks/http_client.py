@@ -1,0 +1,210 @@
+"""A client for POST requests to the application: kept connections, bounded answers, no redirects."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import ipaddress
+import socket
+import ssl
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+import httptools
+
+from tusd_py.hooks.response_parser import HttpAnswer, HttpFailure, ResponseParser
+
+READ_SIZE = 64 << 10
+MAX_IDLE = 16  # connections to one host that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class HttpUrl:
+    """An endpoint. `credentials` is the value of Authorization that user and password of the URL make, or empty."""
+
+    secure: bool
+    host: str
+    port: int
+    target: str
+    credentials: str = field(default="", repr=False)
+
+    @property
+    def host_header(self) -> str:
+        """The value of Host."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
+
+
+def parse_http_url(url: str) -> HttpUrl:
+    """Return the parts of a URL with http or https; raises `ValueError` for any other."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("a URL such as https://HOST/PATH")
+    secure = parts.scheme == "https"
+    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    return HttpUrl(
+        secure=secure,
+        host=parts.hostname,
+        port=parts.port or (443 if secure else 80),
+        target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+        credentials="" if user == ":" else f"Basic {base64.b64encode(user.encode()).decode()}",
+    )
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    was_used: bool = False
+
+    def is_open(self) -> bool:
+        return not (self.reader.at_eof() or self.writer.is_closing())
+
+    def close(self) -> None:
+        self.writer.transport.abort()
+
+
+class HttpClient:
+    """POST requests over connections that are kept while the receiver keeps them."""
+
+    def __init__(self, *, allow_private: bool = True) -> None:
+        """Make a client without any connection.
+
+        Args:
+            allow_private: whether addresses that are not of the public internet may be called.
+        """
+        self._allow_private = allow_private
+        self._idle: dict[tuple[bool, str, int], list[_Connection]] = defaultdict(list)
+        self._context: ssl.SSLContext | None = None
+        self._closed = False
+
+    async def post(
+        self, url: HttpUrl, headers: Mapping[str, str], body: bytes, timeout: float, *, max_body: int = 64 << 10
+    ) -> HttpAnswer:
+        """Send a request and return the answer, whatever its status.
+
+        Args:
+            url: the endpoint.
+            headers: header fields besides Host and Content-Length.
+            body: the body.
+            timeout: seconds for everything.
+            max_body: bytes of the answer at most. Of a longer one, `HttpAnswer.body` is None.
+
+        Raises:
+            HttpFailure: there is no answer in time, or it is no HTTP; the text says why.
+        """
+        request = _request(url, headers, body)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._exchange(url, request, max_body)
+        except TimeoutError:
+            raise HttpFailure(f"no answer in {timeout:g} s") from None
+        except (OSError, ssl.SSLError) as error:
+            raise HttpFailure(error.strerror or str(error) or type(error).__name__) from error
+
+    async def _exchange(self, url: HttpUrl, request: bytes, max_body: int) -> HttpAnswer:
+        while True:
+            connection = self._take_idle(url) or await self._connect(url)
+            parser = ResponseParser(max_body)
+            try:
+                answer = await _ask(connection, request, parser)
+            except (OSError, HttpFailure):
+                connection.close()
+                if connection.was_used and not parser.has_begun:
+                    continue  # the receiver had closed it meanwhile
+                raise
+            except BaseException:
+                connection.close()
+                raise
+            self._give_back(url, connection, keep=parser.keeps_alive)
+            return answer
+
+    def _take_idle(self, url: HttpUrl) -> _Connection | None:
+        idle = self._idle[url.secure, url.host, url.port]
+        while idle:
+            connection = idle.pop()
+            if connection.is_open():
+                connection.was_used = True
+                return connection
+            connection.close()
+        return None
+
+    def _give_back(self, url: HttpUrl, connection: _Connection, *, keep: bool) -> None:
+        idle = self._idle[url.secure, url.host, url.port]
+        if keep and not self._closed and len(idle) < MAX_IDLE and connection.is_open():
+            idle.append(connection)
+        else:
+            connection.close()
+
+    async def _connect(self, url: HttpUrl) -> _Connection:
+        if url.secure and self._context is None:
+            self._context = await asyncio.to_thread(ssl.create_default_context)
+        address = url.host if self._allow_private else await _public_address(url)
+        reader, writer = await asyncio.open_connection(
+            address,
+            url.port,
+            ssl=self._context if url.secure else None,
+            server_hostname=url.host if url.secure else None,
+        )
+        return _Connection(reader, writer)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self._closed = True
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.close()
+                with contextlib.suppress(Exception):  # of the transport: it is closed either way
+                    await connection.writer.wait_closed()
+        self._idle.clear()
+
+    async def open(self) -> None:
+        """Keep connections again after `close`."""
+        self._closed = False
+
+
+def _request(url: HttpUrl, headers: Mapping[str, str], body: bytes) -> bytes:
+    fields = {"Host": url.host_header, "User-Agent": "tusd-py", **headers}
+    if url.credentials:
+        fields.setdefault("Authorization", url.credentials)
+    fields["Content-Length"] = str(len(body))
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {url.target} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
+
+
+async def _ask(connection: _Connection, request: bytes, parser: ResponseParser) -> HttpAnswer:
+    connection.writer.write(request)
+    await connection.writer.drain()
+    while not parser.is_complete:
+        data = await connection.reader.read(READ_SIZE)
+        try:
+            parser.feed(data)
+        except httptools.HttpParserError as error:
+            raise HttpFailure("the answer is not HTTP") from error
+    return parser.answer()
+
+
+async def _public_address(url: HttpUrl) -> str:
+    """Return an address of the host if all of its addresses are public; raises `HttpFailure`.
+
+    The connection is made to this very address, so that a second answer of the name server changes nothing.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise HttpFailure(f"the address of {url.host} is not known: {error.strerror}") from error
+    addresses = [str(place[0]) for *_, place in found]
+    for address in addresses:
+        if not _is_public(address):
+            raise HttpFailure(f"{url.host} has the private address {address}")
+    return addresses[0]
+
+
+def _is_public(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    parsed = mapped or parsed
+    return parsed.is_global and not parsed.is_multicast

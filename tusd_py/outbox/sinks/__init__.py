@@ -1,0 +1,1 @@
+"""Sinks of events: HTTP endpoints and message brokers. Each broker needs the client library of its extra."""
