@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -24,7 +25,7 @@ class RedisStreamSink:
         self.name = address.name
         self._address = address
         self._render = render
-        self._client: Redis | None = None
+        self._client: Any = None
 
     async def open(self) -> None:
         """Make the client, which connects with the first event."""
