@@ -253,3 +253,16 @@ def test_the_pool_keeps_no_more_than_its_bound() -> None:
     assert any(kept is block for block in blocks)
     smaller.detach(kept)
     assert not any(smaller.acquire() is block for block in blocks)  # one was kept, and it is in use
+
+
+def test_free_buffers_of_another_size_make_room_for_those_of_the_size_in_use() -> None:
+    pool = BufferPool(ByteBudget(4 * MEBI))
+    for block in [PooledBuffer.of(pool, MEBI) for _ in range(2)]:
+        pool.release(block)
+    small = [PooledBuffer.of(pool, MEBI // 2) for _ in range(5)]
+    for block in small:
+        pool.release(block)
+    pool._budget.writers = 4
+    lent = [pool.acquire() for _ in range(4)]
+    assert {id(block) for block in lent} == {id(block) for block in small[:4]}
+    assert pool._free_size == 0

@@ -53,6 +53,18 @@ class BufferPool:
 
     def release(self, buffer: PooledBuffer) -> None:
         """Take back a detached buffer that is no longer read."""
-        if self._free_size + len(buffer) <= self._limit:
-            self._free_size += len(buffer)
-            self._free.setdefault(len(buffer), []).append(buffer)
+        size = len(buffer)
+        while self._free_size + size > self._limit:
+            if not self._drop_free_buffer(size):
+                return
+        self._free_size += size
+        self._free.setdefault(size, []).append(buffer)
+
+    def _drop_free_buffer(self, kept_size: int) -> bool:
+        """Drop a free buffer of another size, which was fair for another number of appends; return False if none is."""
+        for size, buffers in self._free.items():
+            if buffers and size != kept_size:
+                buffers.pop()
+                self._free_size -= size
+                return True
+        return False
