@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tusd_py.asyncutil.threads import Threads
+from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.file_sender import FileSender, can_send_files
 
 SIZE = 8 << 20
@@ -115,3 +117,21 @@ async def test_a_file_that_is_too_short_is_an_error(pair: Pair, file: Path) -> N
 
 def test_files_are_not_sent_past_an_encryption() -> None:
     assert not can_send_files("https")
+
+
+async def test_the_threads_that_send_files_end_with_the_connections() -> None:
+    shared = Connections()
+    await shared.file_threads.run(lambda: None)
+    await shared.close(10)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tusd-py-send")]
+
+
+async def test_a_disk_that_holds_a_thread_delays_the_end_of_the_connections_for_the_given_time_only() -> None:
+    shared = Connections()
+    released = threading.Event()
+    held = shared.file_threads.run(released.wait)
+    await shared.close(0.05)
+    assert not held.done()
+    released.set()
+    await held
+    await shared.close(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -40,6 +41,10 @@ class Connections:
     waiting: int = 0  # bytes that are not part of a started request
     _idle: dict[IdleConnection, float] = field(default_factory=dict)  # -> monotonic time, the longest idle first
     _waiting: dict[WaitingConnection, int] = field(default_factory=dict)  # -> bytes, the longest waiting first
+
+    async def close(self, timeout: float) -> None:
+        """End the threads; wait at most `timeout` seconds for one that the disk holds."""
+        await asyncio.to_thread(self.file_threads.close, timeout)
 
     def became_idle(self, connection: IdleConnection) -> None:
         self._idle.pop(connection, None)  # moves the connection to the end

@@ -21,6 +21,7 @@ from tusd_py.uvicorn_server.descriptors import RESERVED_DESCRIPTORS, connection_
 from tusd_py.uvicorn_server.protocol import upload_protocol
 
 BACKLOG = 2048
+SENDING_TIMEOUT = 1.0  # seconds that the end of a process waits for a file that its disk does not deliver
 
 
 class Server(uvicorn.Server):
@@ -42,6 +43,11 @@ class Server(uvicorn.Server):
         self.servers: list[Any] = acceptors
         self.started = True
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the connections, then the application, then the threads that have sent files for both."""
+        await super().shutdown(sockets)
+        await self._shared.close(SENDING_TIMEOUT)
 
     def _acceptor(self, listener: socket.socket) -> Acceptor:
         def new_protocol() -> Any:
