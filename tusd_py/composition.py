@@ -161,6 +161,7 @@ def build_application(settings: Settings, service: UploadService, events: EventB
         CrossOrigin(settings.cors_origins, credentials=settings.cors_credentials),
         idle_timeout=settings.idle_timeout,
         min_rate=settings.min_rate,
+        is_draining=lambda: service.is_draining,
     )
 
 

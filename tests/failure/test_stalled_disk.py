@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -67,6 +68,26 @@ def test_an_upload_stays_locked_until_the_process_with_the_hanging_write_is_dead
             assert patch(other.port, path, offset, data[offset:]).status == 204
         faults.clear()
         assert_content(other.port, path, data)
+
+
+def test_patches_whose_bytes_hang_at_the_end_of_the_grace_are_told_to_come_back(
+    tmp_path: Path, preload_library: Path
+) -> None:
+    faults = PreloadedFaults(tmp_path / "faults", preload_library)
+    with ServerProcess(tmp_path / "uploads", env=faults.env, shutdown_grace=f"{GRACE}s") as server:
+        paths = [create(server.port, 4) for _ in range(3)]
+        stalls = [faults.stall("fsync", f"*{path.rpartition('/')[2]}") for path in paths]
+        patches = [start_patch(server.port, path, 0, 4) for path in paths]
+        for connection in patches:
+            connection.send(b"data")
+        for stall in stalls:
+            stall.wait()
+        os.kill(server.pid, signal.SIGTERM)
+        for connection in patches:
+            answer = connection.answer_or_closed()
+            assert answer is None or (answer.status, answer.headers["connection"]) == (503, "close"), answer
+            connection.close()
+        server.wait(scaled(GRACE + 10))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
@@ -16,6 +16,7 @@ from tusd_py.core.errors import (
     ClientDisconnected,
     CodedError,
     NotReady,
+    ServerShutdown,
     StorageUnavailable,
     UploadNotFound,
     WriteTimeout,
@@ -50,6 +51,7 @@ UNROUTED = "tusd_py.unrouted"  # scope key of a request that is answered 404, wh
 NOT_READY = "tusd_py.not_ready"  # scope key of a request that came before the server could start
 MAX_DRAIN_BYTES = 64 << 10  # bytes of a refused body that are read and dropped so that the connection can be kept
 LINGERING_CLOSE_TIMEOUT = 2.0  # seconds of reading and dropping a refused body before the connection is closed
+LAST_ANSWER_TIMEOUT = 1.0  # seconds of sending the answer to a request that was cancelled at the shutdown
 REQUEST_ID_LENGTH = 64
 FILE_PIECE = 16 << 20  # bytes of a file that the server sends at a time
 NGINX_HEADER_LIMIT = 3500  # bytes of metadata and concat header that nginx passes on by default (4 KiB for all)
@@ -82,7 +84,10 @@ class UploadApp:
         *,
         idle_timeout: float,
         min_rate: float,
+        is_draining: Callable[[], bool],
     ) -> None:
+        """Take the timeout in seconds, the rate in bytes a second, and whether the server is about to end."""
+        self._is_draining = is_draining
         self._protocol = protocol
         self._events = events
         self._urls = urls
@@ -114,6 +119,7 @@ class UploadApp:
         request = Request(scope, "", body, headers, method_of(scope, headers), self._urls.client(scope, headers))
         request.sends_files = sends_files(scope, send)
         status, code = 0, "ERR_CLIENT_DISCONNECTED"
+        response: Response | None = None
         try:
             response = await self._respond(request)
             if response is not None:
@@ -123,6 +129,10 @@ class UploadApp:
             code = error.code
             if error.__cause__ is not None:
                 logger.error("%s: %s (%s)", code, error.message, first_cause(error))
+        except asyncio.CancelledError:
+            if response is None and self._is_draining():
+                status, code = await self._send_shutdown(request, send)
+            raise
         finally:
             body.close()
             self._events.publish(_finished(request, status, code, time.monotonic() - started))
@@ -142,6 +152,18 @@ class UploadApp:
         except Exception:  # a bug: the client gets a plain answer, the log the traceback
             logger.exception("unhandled exception in %s %s", request.method, request.scope["path"])
             return self._protocol.error_response(request, None)
+
+    async def _send_shutdown(self, request: Request, send: Send) -> tuple[int, str]:
+        """Answer a request that was cancelled at the end of the shutdown grace: uvicorn would answer 500.
+
+        Returns status and code of the answer.
+        """
+        response = self._protocol.error_response(request, ServerShutdown())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_ANSWER_TIMEOUT):
+                await self._send_start(request, response, send)
+                await send({"type": "http.response.body", "body": response.body})
+        return response.status, response.error_code
 
     async def _send(self, request: Request, response: Response, send: Send) -> None:
         if response.file is not None:

@@ -204,6 +204,11 @@ class UploadService:
         upload = await self.state.get(upload_id)
         return None if upload is None or upload.is_gone(self.clock.steady()) else upload.announced_expiry
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server refuses new work, because it is about to end."""
+        return self._work.is_draining
+
     def refuse_when_draining(self) -> None:
         """Raise `ServerShutdown` if the server is draining."""
         self._work.refuse_when_draining()
