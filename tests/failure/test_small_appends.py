@@ -26,7 +26,7 @@ from tusd_py.events.bus import EventBus
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
 from tusd_py.settings import load
 from tusd_py.uploads.append import Append
-from tusd_py.uploads.pace import FAST, SAMPLES
+from tusd_py.uploads.pace import FAST_SYNC, SAMPLES, STALLED
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.small_append import MAX_SMALL_BODY
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -349,7 +349,7 @@ async def test_while_the_records_hang_a_thread_of_the_storage_is_left_for_reader
 
 def make_fast(service: UploadService) -> None:
     """Have the service know the syncs as fast, whatever the disk of the test is."""
-    pace = service._appending._small._pace  # type: ignore[union-attr]
+    pace = service._appending._pace
     pace._latest.extend([0.0] * SAMPLES)
     assert pace.is_fast
 
@@ -386,7 +386,27 @@ async def test_syncs_that_become_slow_while_many_uploads_wait_leave_the_thread_o
 
     def slow(self: DiskWriter, buffers: Sequence[Buffer], *, sync: bool) -> None:
         threads.append(threading.current_thread().name)
-        time.sleep(2 * FAST)
+        time.sleep(2 * FAST_SYNC)
+        finish(self, buffers, sync=sync)
+
+    monkeypatch.setattr(DiskWriter, "finish_in_thread", slow)
+    uploads = [await service.create(NewUpload(4)) for _ in range(30)]
+    appended = await asyncio.gather(*(service.append(upload.id, request(b"data")) for upload in uploads))
+    assert all(upload.is_complete for upload in appended)
+    assert len(threads) == len(uploads)
+    assert threads.count("tusd-py-state") <= SAMPLES
+
+
+@pytest.mark.parametrize("durability", ["never"])
+async def test_slow_writes_without_syncs_leave_the_thread_of_the_records_before_they_count_as_stalled(
+    service: UploadService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    finish = DiskWriter.finish_in_thread
+
+    def slow(self: DiskWriter, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        threads.append(threading.current_thread().name)
+        time.sleep(STALLED / 2)
         finish(self, buffers, sync=sync)
 
     monkeypatch.setattr(DiskWriter, "finish_in_thread", slow)

@@ -255,22 +255,21 @@ class Append:
         slots = last.slots(size) if last is not None else None
         if last is not None and not (slots and slots.locked()) and last.writer.can_finish_by(with_bytes=size > 0):
             async with slots or contextlib.nullcontext():
-                return await self._finish_in_thread(last, sync=sync)
+                return await self._finish_in_thread(last, slots, sync=sync)
         finished = await self._batches.finish(sync=sync)
         return await self._commit_snapshot(self._commit_requested, finished=finished)
 
-    async def _finish_in_thread(self, last: LastStep, *, sync: bool) -> Upload:
+    async def _finish_in_thread(self, last: LastStep, slots: asyncio.Semaphore | None, *, sync: bool) -> Upload:
         """Store and commit the last bytes in one thread, without a return to the event loop in between."""
         before = self._stored_record
         served = before.commit_requests_served + self._commit_requested
-        size = self._batches.gathered
 
         def run(store: Callable[[], None]) -> asyncio.Future[Upload]:
             def reach() -> Upload:
                 store()
                 return replace(self._with_snapshot(self._batches.snapshot()), commit_requests_served=served)
 
-            return last.run(before, reach, size)
+            return last.run(before, reach, slots)
 
         self.upload = self._stored_record = await self._batches.finish_by(last.writer, run, sync=sync)
         last.committed(before, self.upload)

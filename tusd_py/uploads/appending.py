@@ -30,6 +30,7 @@ from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import DeferredHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
+from tusd_py.uploads.pace import Pace
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.small_append import SmallAppends, SyncFailedError
@@ -61,11 +62,12 @@ class Appending:
         self._work = work
         self._appends: set[Append] = set()
         self._slots = asyncio.Semaphore(MAX_LAST_STEPS)
+        self._pace = Pace(syncs=components.syncs_completion)
         self._threaded: ThreadedCompletion | None = None
         self._small: SmallAppends | None = None
         if components.in_threads is not None:
             self._threaded = ThreadedCompletion(components.in_threads, completion, syncs=components.syncs_completion)
-            self._small = SmallAppends(components, lifetimes, self._threaded, work, self._slots)
+            self._small = SmallAppends(components, lifetimes, self._threaded, work, self._slots, self._pace)
 
     async def append(self, upload_id: str, append_request: AppendRequest) -> tuple[Upload, bool]:
         """Append the bytes of the source; return the upload as committed, and whether the append was made.
@@ -181,7 +183,7 @@ class Appending:
             writer = threaded_writer = self._threaded.storage.writer(
                 upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
             )
-            last_step = LastStep(threaded_writer, self._threaded, lock.token, self._slots, committed)
+            last_step = LastStep(threaded_writer, self._threaded, lock.token, self._slots, self._pace, committed)
         return Append(
             upload,
             append_request.source,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tusd_py.contracts.storage import ThreadedWriter
 from tusd_py.core.upload import Upload
 from tusd_py.uploads.completion import ThreadedCompletion
+from tusd_py.uploads.pace import Pace
 
 MAX_SMALL_BODY = 64 << 10  # bytes that a thread of the state store may write
 
@@ -15,8 +16,8 @@ MAX_SMALL_BODY = 64 << 10  # bytes that a thread of the state store may write
 class LastStep:
     """The completion of an upload in the thread that stores its last bytes, without a return to the event loop.
 
-    Few bytes that are not synced are written in a thread of the state store, together with those of other uploads; all
-    others in the threads of the storage, since each sync may take its time.
+    Few bytes that are not synced are written in a thread of the state store, together with those of other uploads, as
+    long as that is fast; all others in the threads of the storage, since each sync may take its time.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class LastStep:
         threaded: ThreadedCompletion,
         token: int,
         slots: asyncio.Semaphore,
+        pace: Pace,
         committed: Callable[[Upload, Upload], object],
     ) -> None:
         """Take one of `slots` for a step in a thread of the storage.
@@ -36,18 +38,22 @@ class LastStep:
         self._threaded = threaded
         self._token = token
         self._slots = slots
+        self._pace = pace
 
     def slots(self, size: int) -> asyncio.Semaphore | None:
         """Return the semaphore to hold while a step with `size` bytes runs; None if it needs none."""
-        return None if self._is_with_records(size) else self._slots
+        is_with_records = not self._threaded.syncs and size <= MAX_SMALL_BODY and self._pace.is_fast
+        return None if is_with_records else self._slots
 
-    def run(self, before: Upload, store: Callable[[], Upload], size: int) -> asyncio.Future[Upload]:
-        """Store so many bytes, and complete the record.
+    def run(
+        self, before: Upload, store: Callable[[], Upload], slots: asyncio.Semaphore | None
+    ) -> asyncio.Future[Upload]:
+        """Store the last bytes, and complete the record.
 
         Args:
             before: the record as committed.
             store: stores the bytes, and returns the upload as it is then. Called in a worker thread.
-            size: number of the bytes.
+            slots: the semaphore that the caller holds, see `slots`.
 
         Returns:
             The future of the record as committed.
@@ -57,9 +63,6 @@ class LastStep:
         def finish() -> tuple[Upload, Upload]:
             return before, threaded.completion.completed(store(), token)
 
-        if self._is_with_records(size):
+        if slots is None:
             return threaded.commit_after(finish, token)
         return threaded.storage.run(lambda: threaded.commit(*finish(), token))
-
-    def _is_with_records(self, size: int) -> bool:
-        return not self._threaded.syncs and size <= MAX_SMALL_BODY

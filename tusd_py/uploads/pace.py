@@ -6,16 +6,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-FAST = 0.0005  # seconds of a step that needs no thread of its own
+FAST_SYNC = 0.0005  # seconds of a step with a sync that needs no thread of its own
+FAST_WRITE = 0.002  # the same without a sync: most of the time is that of the processor
 STALLED = 0.02  # seconds after which a running step counts as stalled
 SAMPLES = 8  # number of latest steps that are kept
 FASTER = 2  # index of the sample, in ascending order, that must be fast: slower ones may have waited for a processor
 
 
 class Pace:
-    """The pace of steps that end with a sync. `begin` and `end` run in any thread."""
+    """The pace of steps of one kind. `begin` and `end` run in any thread."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, syncs: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take steps that end with a sync for slow, and others for fast, while too few are known."""
+        self._fast = FAST_SYNC if syncs else FAST_WRITE
+        self._fast_at_first = not syncs
         self._clock = clock
         self._latest: deque[float] = deque(maxlen=SAMPLES)  # seconds
         self._under_way: dict[object, float] = {}  # running step -> time when it began
@@ -24,10 +28,10 @@ class Pace:
         """Record that a step begins."""
         self._under_way[step] = self._clock()
 
-    def end(self, step: object, *, synced: bool) -> None:
-        """Record that a step has ended; `synced` tells that it has succeeded with a sync."""
+    def end(self, step: object, *, counts: bool) -> None:
+        """Record that a step has ended; `counts` tells that it has succeeded and is one of this kind."""
         duration = self._clock() - self._under_way.pop(step)
-        if synced:
+        if counts:
             self._latest.append(duration)
 
     @property
@@ -40,6 +44,7 @@ class Pace:
 
     @property
     def is_fast(self) -> bool:
-        """Whether the latest steps were fast and none is stalled; False while too few are known."""
+        """Whether the latest steps were fast and none is stalled."""
         latest = sorted(self._latest.copy())
-        return len(latest) > FASTER and latest[FASTER] < FAST and not self.is_stalled
+        was_fast = latest[FASTER] < self._fast if len(latest) > FASTER else self._fast_at_first
+        return was_fast and not self.is_stalled

@@ -56,6 +56,7 @@ class SmallAppends:
         threaded: ThreadedCompletion,
         work: LockedWork,
         slots: asyncio.Semaphore,
+        pace: Pace,
     ) -> None:
         """One of `slots` is taken for each step in a thread of the storage."""
         self._events = components.events
@@ -66,7 +67,7 @@ class SmallAppends:
         self._threaded = threaded
         self._work = work
         self._slots = slots
-        self._pace = Pace()
+        self._pace = pace
 
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
         """Append, while the caller holds the lock; None if that was not to be, and nothing has changed.
@@ -111,7 +112,7 @@ class SmallAppends:
 
     async def _store_with_others(self, step: _Step) -> Upload | None:
         """Store and commit in the thread of the records; return the record, or None if the storage is too slow."""
-        if not step.suits_records:
+        if not self._pace.is_fast:
             return None
         try:
             return await self._threaded.storage.elsewhere(step.commit_with_others, step.store_while_fast)
@@ -154,14 +155,9 @@ class _Step:
         """Have the thread of the records store, and change the record."""
         return self._threaded.commit_after(store, self._lock.token)
 
-    @property
-    def suits_records(self) -> bool:
-        """Whether the step may be taken in the thread of the records, which others wait for."""
-        return self._pace.is_fast if self._threaded.syncs else not self._pace.is_stalled
-
     def store_while_fast(self) -> tuple[Upload, Upload]:
         """Do what `store` does; raises `TooSlowError` if steps before this one have been slow. Blocks."""
-        if not self.suits_records:
+        if not self._pace.is_fast:
             raise TooSlowError
         return self.store()
 
@@ -191,7 +187,7 @@ class _Step:
                 raise SyncFailedError(before, error) from error
             raise
         finally:
-            self._pace.end(self, synced=stored and sync)
+            self._pace.end(self, counts=stored and sync == self._threaded.syncs)
 
     def _reached(self, before: Upload) -> Upload:
         offset, token = self._offset + len(self._body), self._lock.token
