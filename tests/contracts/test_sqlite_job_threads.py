@@ -13,7 +13,7 @@ import pytest
 from tests.contracts.parts import within
 from tusd_py.backends.sqlite.job_threads import MAX_BLOCKED, TIMEOUT
 from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.core.errors import LockLost, StorageBehind
+from tusd_py.core.errors import LockLost, StorageBehind, UploadExists
 from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0, length=1)
@@ -51,12 +51,13 @@ def update(
     before: Upload,
     step: Callable[[], object] = nothing,
     conclude: Callable[[Upload], object] = nothing,
+    new: Upload | None = None,
 ) -> asyncio.Future[Upload]:
     def store() -> tuple[Upload, Upload]:
         step()
         return before, replace(before, offset=1)
 
-    return state.update_after(store, TOKEN, conclude)
+    return state.update_after(store, TOKEN, conclude, new=new)
 
 
 async def created(state: SQLiteState, upload_id: str) -> Upload:
@@ -187,3 +188,40 @@ async def test_a_store_closes_after_the_step_that_hangs(tmp_path: Path) -> None:
     await within(closing)
     assert (await within(change)).offset == 1
     assert not [thread for thread in threading.enumerate() if thread.name == "tusd-py-state"]
+
+
+async def test_a_new_record_is_committed_before_its_step(state: SQLiteState) -> None:
+    new = replace(UPLOAD, id="new", token=TOKEN)
+    step = Step()
+    change = update(state, new, step, new=new)
+    await step.wait()
+    await created(state, "other")
+    assert await state.get("new") == new
+    step.released.set()
+    assert (await within(change)).offset == 1
+    assert await state.get("new") == await change
+
+
+async def test_a_new_record_stays_when_its_step_fails(state: SQLiteState) -> None:
+    new = replace(UPLOAD, id="new", token=TOKEN)
+
+    def fail() -> None:
+        raise StorageBehind(0)
+
+    with pytest.raises(StorageBehind):
+        await within(update(state, new, fail, new=new))
+    assert await state.get("new") == new
+
+
+async def test_no_step_is_taken_for_a_record_that_cannot_be_added(state: SQLiteState) -> None:
+    old = await created(state, "old")
+    steps: list[str] = []
+    changes = [
+        update(state, old, lambda: steps.append("old"), lambda _: steps.append("conclude"), new=old),
+        update(state, UPLOAD, lambda: steps.append("new"), new=UPLOAD),
+    ]
+    with pytest.raises(UploadExists):
+        await within(changes[0])
+    assert (await within(changes[1])).offset == 1
+    assert steps == ["new"]
+    assert await state.get("old") == old

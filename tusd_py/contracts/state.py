@@ -178,6 +178,7 @@ class UpdatesInThreads(Protocol):
         token: int,
         conclude: Callable[[Upload], object],
         *,
+        new: Upload | None = None,
         durable: bool = False,
     ) -> asyncio.Future[Upload]:
         """Call `store` in a thread of the store, then commit, and call `conclude`.
@@ -189,6 +190,7 @@ class UpdatesInThreads(Protocol):
                 nothing changes.
             token: the token of the lock.
             conclude: called with the new record after the commit.
+            new: a record to add before `store` is called; it stays if `store` fails.
             durable: have the commit survive a power cut if the upload is complete.
 
         Returns:

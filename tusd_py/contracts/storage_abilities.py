@@ -95,6 +95,8 @@ class StoresInThreads(Protocol):
     ) -> asyncio.Future[T]:
         """Let `run` call `step` in a thread of its choice, outside this storage.
 
+        The step is not called any more once the future of `run` has a result or an error.
+
         Invariant: `Storage.close` waits for the end of the step.
         """
 

@@ -56,6 +56,10 @@ class EventBus:
         """Call a plain function (in a thread) or an async one (in the loop) with every event of this kind."""
         self._subscribers.setdefault(kind, []).append(subscriber)
 
+    def has_subscribers(self, kind: type[Any]) -> bool:
+        """Return whether a function of the user subscribes to events of this kind."""
+        return kind in self._subscribers
+
     def publish(self, event: Event) -> None:
         """Call the observers now, and queue the event for the subscribers."""
         for observer in self._observers.get(type(event), ()):

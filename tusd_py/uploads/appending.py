@@ -19,6 +19,7 @@ from tusd_py.core.errors import (
     StateUnavailable,
     StorageAhead,
     StorageUnavailable,
+    UploadError,
     UploadInterrupted,
 )
 from tusd_py.core.upload import Status, Upload, UploadPart
@@ -28,13 +29,13 @@ from tusd_py.uploads.completion import Completion, ThreadedCompletion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.lifetimes import Lifetimes
-from tusd_py.uploads.lock_holders import DeferredHolder
+from tusd_py.uploads.lock_holders import DeferredHolder, NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.pace import Pace
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.small_append import SmallAppends, SyncFailedError
-from tusd_py.uploads.validation import AppendRequest, check_append, refuse_hopeless
+from tusd_py.uploads.validation import AppendRequest, NewUpload, check_append, refuse_hopeless
 
 MAX_LAST_STEPS = 7  # last steps at a time in threads of the storage; one thread stays free if the records hang
 ENDING_POLL = 0.01  # seconds between two checks whether an upload has ended
@@ -86,6 +87,38 @@ class Appending:
             await self._refuse_if_ended(upload_id)
             raise
 
+    def suits_creation(self, new: NewUpload, append_request: AppendRequest) -> bool:
+        """Return whether `create` can create an upload with these first bytes."""
+        return self._small is not None and self._small.suits_creation(new, append_request)
+
+    async def create(self, new: Upload, append_request: AppendRequest) -> tuple[Upload, bool] | None:
+        """Create an upload and append its first bytes, in one job.
+
+        Returns the upload as committed, and whether its bytes were taken or refused; otherwise they are still to be
+        appended. Returns None if there is no lock, and nothing was created. Raises the error of a creation.
+        """
+        assert self._small is not None
+        try:
+            lock = await self._work.acquire(new.id, NonInterruptibleHolder(), 0)
+        except UploadError:  # another process takes a token just now, or the locks cannot be used
+            return None
+        return await outcome(self._work.start(lock, self._create_under(self._small, lock, new, append_request)))
+
+    async def _create_under(
+        self, small: SmallAppends, lock: Lock, new: Upload, append_request: AppendRequest
+    ) -> tuple[Upload, bool]:
+        try:
+            upload = await small.create(lock, new, append_request)
+        except SyncFailedError as failure:
+            return await self._rewind(failure, append_request, lock), True
+        return (new, False) if upload is None else (upload, True)
+
+    async def _rewind(self, failure: SyncFailedError, append_request: AppendRequest, lock: Lock) -> Upload:
+        """Take the offset of an upload back after a failed sync; return its record."""
+        append = self._new_append(failure.before, append_request, lock)
+        await append.rewind(failure.before, failure.error)
+        return append.upload
+
     def drain(self) -> None:
         """Make running appends commit their bytes and end with `ServerShutdown`."""
         for append in list(self._appends):
@@ -116,9 +149,8 @@ class Appending:
             try:
                 upload = await self._small.append(lock, append_request)
             except SyncFailedError as failure:
-                append = self._new_append(failure.before, append_request, lock)
-                await append.rewind(failure.before, failure.error)
-                raise OffsetMismatch(append.upload.offset) from failure.error
+                rewound = await self._rewind(failure, append_request, lock)
+                raise OffsetMismatch(rewound.offset) from failure.error
             if upload is not None:
                 return upload, True
         record = await self._records.get(lock.upload_id, lock)

@@ -182,12 +182,14 @@ class ThreadedCompletion:
         self._save_completion_record(upload)
         return upload
 
-    def commit_after(self, store: Callable[[], tuple[Upload, Upload]], token: int) -> asyncio.Future[Upload]:
+    def commit_after(
+        self, store: Callable[[], tuple[Upload, Upload]], token: int, *, new: Upload | None = None
+    ) -> asyncio.Future[Upload]:
         """Call `store` in a thread of the state store, and replace its first record by its second.
 
-        Neither the bytes nor the change are synced.
+        The record `new`, if there is one, is added before that.
         """
-        return self.state.update_after(store, token, self._save_completion_record, durable=self.syncs)
+        return self.state.update_after(store, token, self._save_completion_record, new=new, durable=self.syncs)
 
     def _save_completion_record(self, upload: Upload) -> None:
         if upload.is_complete and not upload.is_partial:

@@ -12,7 +12,14 @@ from tusd_py.contracts.locks import Lock, Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Buffer, OpenFile, Storage
 from tusd_py.core.clock import SteadyClock
-from tusd_py.core.errors import BrokenRecord, StorageUnavailable, UploadNotFound, WrongStorage
+from tusd_py.core.errors import (
+    BrokenRecord,
+    ClientDisconnected,
+    CodedError,
+    StorageUnavailable,
+    UploadNotFound,
+    WrongStorage,
+)
 from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.request_context import RequestContext, owner_of
 from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
@@ -88,6 +95,34 @@ class UploadService:
 
     async def create(self, new: NewUpload) -> Upload:
         """Create an upload and return its record; one of length zero is complete at once."""
+        upload = self._new_record(new)
+        await self.state.create(upload)
+        self.events.publish(UploadCreated(upload, new.context))
+        if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
+            upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, new.context))
+        await self._wait_for_deliveries(upload.id)
+        return upload
+
+    async def create_with(self, new: NewUpload, append_request: AppendRequest) -> Upload:
+        """Create an upload, which exists even if its first bytes are refused, and append them; return its record.
+
+        Raises `ClientDisconnected`, `MaxSizeExceeded`.
+        """
+        made: tuple[Upload, bool] | None = None
+        if self._appending.suits_creation(new, append_request):
+            made = await self._appending.create(self._new_record(new), append_request)
+        upload, appended = (await self.create(new), False) if made is None else made
+        if appended:
+            await self._wait_for_deliveries(upload.id)
+            return upload
+        try:
+            return await self.append(upload.id, append_request)
+        except ClientDisconnected:
+            raise
+        except CodedError:
+            return await self.get(upload.id)
+
+    def _new_record(self, new: NewUpload) -> Upload:
         check_size(new.length, self.options)
         now = self.clock.wall()
         upload = Upload(
@@ -102,13 +137,7 @@ class UploadService:
             expires_at=self._lifetimes.of_unfinished(now),
             owner=owner_of(new.context),
         )
-        upload = replace(upload, location=self.storage.locate(upload))
-        await self.state.create(upload)
-        self.events.publish(UploadCreated(upload, new.context))
-        if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
-            upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, new.context))
-        await self._wait_for_deliveries(upload.id)
-        return upload
+        return replace(upload, location=self.storage.locate(upload))
 
     # Reading.
 

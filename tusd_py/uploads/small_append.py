@@ -1,4 +1,7 @@
-"""Appends of small bodies that have arrived as a whole: one job of one thread, from the record to its change."""
+"""Appends of small bodies that have arrived as a whole: one job of one thread, from the record to its change.
+
+The body of a creation is appended by the job that adds the record.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.request_context import RequestContext
-from tusd_py.core.upload import Status, Upload
-from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed
+from tusd_py.core.upload import Status, Upload, UploadKind
+from tusd_py.events.types import AppendEnded, AppendStarted, UploadCreated, UploadProgressed
 from tusd_py.uploads.completion import ThreadedCompletion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.last_step import MAX_SMALL_BODY as MAX_SMALL_BODY
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.locked_work import LockedWork
 from tusd_py.uploads.pace import Pace
-from tusd_py.uploads.validation import AppendRequest
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 logger = logging.getLogger("tusd_py.uploads")
 
@@ -69,13 +72,74 @@ class SmallAppends:
         self._slots = slots
         self._pace = pace
 
+    def suits(self, request: AppendRequest) -> bool:
+        """Return whether the append may go the short way, as far as its request tells."""
+        body = request.source.arrived
+        return (
+            body is not None
+            and 0 < len(body) <= MAX_SMALL_BODY
+            and request.verification is None
+            and request.length is None
+            and self._options.durability is not Durability.ALWAYS
+        )
+
+    def suits_creation(self, new: NewUpload, request: AppendRequest) -> bool:
+        """Return whether one job may create the upload and append its first bytes; with `create`.
+
+        A subscriber of creations finds an upload without bytes, and may remove it before they are appended.
+        """
+        size = len(request.source.arrived or b"")
+        return (
+            self._pace.is_fast
+            and not self._work.is_draining
+            and self.suits(request)
+            and new.concatenation is UploadKind.NONE
+            and new.length is not None
+            and size <= new.length
+            and not self._events.has_subscribers(UploadCreated)
+        )
+
+    async def create(self, lock: Lock, new: Upload, request: AppendRequest) -> Upload | None:
+        """Create an upload and append its first bytes, while the caller holds the lock.
+
+        The record is committed before the first byte is stored, so that no crash leaves a file without a record.
+
+        Returns:
+            The record with all bytes of the body; None if the upload has been created without them.
+
+        Raises:
+            SyncFailedError: the upload has been created.
+            UploadError: the record could not be added.
+        """
+        body = request.source.arrived
+        assert body is not None
+        new = replace(new, token=lock.token)
+        await self._budget.reserve(len(body))
+        step = _Step(self._threaded, self._lifetimes, self._pace, lock, 0, body, now=self._clock.steady(), new=new)
+        try:
+            upload = await self._threaded.storage.elsewhere(step.commit_with_others, step.store_while_fast)
+        except Exception as error:  # of the bytes, which the long way then reports, or of the record
+            if not step.has_begun:
+                raise
+            self._events.publish(UploadCreated(new, request.context))
+            if isinstance(error, SyncFailedError):
+                raise
+            logger.debug("the first bytes of upload %s are appended the long way: %s", new.id, error)
+            return None
+        finally:
+            self._budget.release(len(body))
+        await request.source.read()  # returns at once: the body is used now
+        self._events.publish(UploadCreated(new, request.context))
+        self._tell(new, upload, request.context)
+        return upload
+
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
         """Append, while the caller holds the lock; None if that was not to be, and nothing has changed.
 
         Raises `SyncFailedError`.
         """
         body = request.source.arrived
-        if not body or not self._may_fit(lock, request, len(body)) or not self._budget.try_reserve(len(body)):
+        if not body or not self.suits(request) or lock.upload or not self._budget.try_reserve(len(body)):
             return None
         try:
             before, upload = await self._store(lock, request.offset, body)
@@ -89,15 +153,6 @@ class SmallAppends:
         await request.source.read()  # returns at once: the body is used now
         self._tell(before, upload, request.context)
         return upload
-
-    def _may_fit(self, lock: Lock, request: AppendRequest, size: int) -> bool:
-        return (
-            size <= MAX_SMALL_BODY
-            and request.verification is None
-            and request.length is None
-            and self._options.durability is not Durability.ALWAYS
-            and lock.upload is None
-        )
 
     async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
         """Store the body and change the record; return the record before and the one after."""
@@ -140,8 +195,9 @@ class _Step:
         body: Buffer,
         *,
         now: float,
+        new: Upload | None = None,
     ) -> None:
-        """Judge the record by the time `now`, in seconds since the epoch."""
+        """Judge the record by the time `now`, in seconds since the epoch; `new` is one that is to be added first."""
         self._threaded = threaded
         self._lifetimes = lifetimes
         self._pace = pace
@@ -149,14 +205,17 @@ class _Step:
         self._offset = offset
         self._body = body
         self._now = now
+        self._new = new
         self.before: Upload | None = None  # the record as it was read
+        self.has_begun = False
 
     def commit_with_others(self, store: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
-        """Have the thread of the records store, and change the record."""
-        return self._threaded.commit_after(store, self._lock.token)
+        """Have the thread of the records add the new record, store, and change the record."""
+        return self._threaded.commit_after(store, self._lock.token, new=self._new)
 
     def store_while_fast(self) -> tuple[Upload, Upload]:
         """Do what `store` does; raises `TooSlowError` if steps before this one have been slow. Blocks."""
+        self.has_begun = True
         if not self._pace.is_fast:
             raise TooSlowError
         return self.store()
@@ -167,14 +226,18 @@ class _Step:
 
     def store(self) -> tuple[Upload, Upload]:
         """Store the bytes; return the records before and after. Blocks. Raises `NotSimpleError` before any byte."""
-        before = self.before = self._threaded.state.get_in_thread(self._lock.upload_id)
-        if before is None or not _is_simple(before, self._lock, self._offset, len(self._body), self._now):
-            raise NotSimpleError
-        if self._threaded.syncs and before.deferred:  # a recording: every acknowledgement comes after a sync
-            raise NotSimpleError
+        before = self.before = self._new or self._read()
         after = self._reached(before)
         self._write(before, sync=self._threaded.syncs and after.is_complete)
         return before, after
+
+    def _read(self) -> Upload:
+        record = self._threaded.state.get_in_thread(self._lock.upload_id)
+        if record is None or not _is_simple(record, self._lock, self._offset, len(self._body), self._now):
+            raise NotSimpleError
+        if self._threaded.syncs and record.deferred:  # a recording: every acknowledgement comes after a sync
+            raise NotSimpleError
+        return record
 
     def _write(self, before: Upload, *, sync: bool) -> None:
         stored = False

@@ -98,18 +98,28 @@ class DiskStorage:
     def elsewhere(
         self, run: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
     ) -> asyncio.Future[T]:
+        begun = False
+
         def counted() -> S:
+            nonlocal begun
+            begun = True
             try:
                 return step()
             finally:
                 self._external_steps.end()
 
+        def ended(outcome: asyncio.Future[T]) -> None:
+            if not begun and not outcome.cancelled():
+                self._external_steps.end()
+
         self._external_steps.begin()
         try:
-            return run(counted)
+            result = run(counted)
         except Exception:
             self._external_steps.end()
             raise
+        result.add_done_callback(ended)
+        return result
 
     async def run_to_completion(self, work: Callable[[], T]) -> T:
         """Run blocking work that has to end before the lock of the upload is released.

@@ -29,8 +29,8 @@ MAX_BLOCKED = 8  # threads; with so many no further step begins
 class Job:
     """Work for the writer, usually one statement, and the future that gets its result.
 
-    The steps run in the order `prepare`, `work`, `conclude`. A step that is done is None; `committed` tells that `work`
-    is done.
+    The steps run in the order `begin`, `prepare`, `work`, `conclude`. A step that is done is None; `committed` tells
+    that `work` is done. After an error no further step runs.
     """
 
     work: Callable[[sqlite3.Connection], Any]
@@ -38,7 +38,8 @@ class Job:
     done: asyncio.Future[Any] | None  # None if a thread waits for the job
     compound: bool = False  # whether the work is several statements
     removes: bool = False  # whether the work frees space, or is a step to that
-    prepare: Callable[[], object] | None = None  # called before the transaction; if it raises, `work` is not called
+    begin: Callable[[sqlite3.Connection], object] | None = None  # in an earlier transaction, which is not synced
+    prepare: Callable[[], object] | None = None  # called between the transactions
     conclude: Callable[[Any], object] | None = None  # called with the result after the transaction
     committed: bool = False
     result: Any = None
@@ -118,6 +119,7 @@ class JobThreads:
         while jobs := jobs or self._wait_for_jobs():
             with self._guard:
                 self._jobs = jobs
+            self._begin([job for job in jobs if job.begin is not None])
             if not self._each(jobs, _preparation, turn):
                 return
             if ready := [job for job in jobs if job.error is None and not job.committed]:
@@ -133,6 +135,14 @@ class JobThreads:
             self._maintain(len(jobs))
             jobs = []
         self._end()
+
+    def _begin(self, jobs: Sequence[Job]) -> None:
+        """Take the step `begin` of all jobs in one transaction."""
+        beginnings = [Job(job.begin, False, None) for job in jobs if job.begin is not None]
+        if beginnings:
+            self._commit(beginnings)
+        for job, beginning in zip(jobs, beginnings, strict=True):
+            job.begin, job.error = None, beginning.error
 
     def _deliver(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -189,7 +199,7 @@ class JobThreads:
 
 
 def _preparation(job: Job) -> Callable[[], object] | None:
-    return job.prepare
+    return job.prepare if job.error is None else None
 
 
 def _conclusion(job: Job) -> Callable[[], object] | None:

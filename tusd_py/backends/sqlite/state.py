@@ -175,6 +175,7 @@ class SQLiteState:
         token: int,
         conclude: Callable[[Upload], object],
         *,
+        new: Upload | None = None,
         durable: bool = False,
     ) -> asyncio.Future[Upload]:
         """Store and replace a record in the thread of the writer, see `UpdatesInThreads`."""
@@ -188,7 +189,8 @@ class SQLiteState:
             job.durable = durable and stored.is_complete
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        job = Job(_no_op, False, done, prepare=prepare, conclude=conclude)
+        begin = None if new is None else partial(_insert_record, upload=new)
+        job = Job(_no_op, False, done, begin=begin, prepare=prepare, conclude=conclude)
         self._writer.submit(job)
         return done
 
@@ -317,7 +319,7 @@ class SQLiteState:
 def _no_op(connection: sqlite3.Connection) -> None: ...
 
 
-def _insert_record(connection: sqlite3.Connection, upload: Upload, events: Sequence[OutboxEvent]) -> None:
+def _insert_record(connection: sqlite3.Connection, upload: Upload, events: Sequence[OutboxEvent] = ()) -> None:
     """Add a record and events; raises `UploadExists`."""
     try:
         connection.execute(INSERT, encode_row(upload))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.errors import ClientDisconnected, CodedError, UploadError, UploadGone, UploadNotFound
+from tusd_py.core.errors import CodedError, UploadError, UploadGone, UploadNotFound
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.download import describe, select
@@ -102,20 +102,12 @@ class TusHandlers:
         if new.concatenation is UploadKind.FINAL:
             return self._created(request, await self._service.concatenate(new))
         append_request = await self._first_bytes(request, new)
-        upload = await self._service.create(new)
-        if append_request is not None:
-            upload = await self._append_to_new(upload, append_request)
+        if append_request is None:
+            upload = await self._service.create(new)
+        else:  # the client gets the URL of the new upload even if its body is refused
+            upload = await self._service.create_with(new, append_request)
         request.offset_after = upload.offset
         return self._created(request, upload)
-
-    async def _append_to_new(self, upload: Upload, append_request: AppendRequest) -> Upload:
-        """Append the body of a creation; the client gets the URL of the new upload even if its body is refused."""
-        try:
-            return await self._service.append(upload.id, append_request)
-        except ClientDisconnected:
-            raise
-        except CodedError:
-            return await self._service.get(upload.id)
 
     def _created(self, request: Request, upload: Upload) -> Response:
         request.upload_id = upload.id
