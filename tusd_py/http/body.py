@@ -87,7 +87,7 @@ class RequestBody:
 
     Only the task of the request calls `receive`, since servers and middleware may bind `receive` to that task. Either
     this task calls `read` itself, or it calls `feed` to pass messages to another task, which then survives a
-    cancellation of the request.
+    cancellation of the request. The server with the body extension has no such bond: there the other task receives.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class RequestBody:
         self._offers_upgrade = offers_upgrade and extension is None
         self._expects_continue = expects_continue
         self._extension = extension
+        self._reader_receives = extension is not None and getattr(receive, "__self__", None) is extension
         self._pool = pool
         self._idle_timeout = idle_timeout
         self._min_rate = min_rate
@@ -229,6 +230,13 @@ class RequestBody:
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:
         """See `transfer.body_source.BodySource.feed`."""
+        if self._reader_receives:
+            try:
+                await asyncio.wait((reader,))
+            except asyncio.CancelledError:
+                self.interrupt(ClientDisconnected())
+                raise
+            return
         self._is_feeding = True
         reader.add_done_callback(self._reader_done)
         try:
