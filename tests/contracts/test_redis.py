@@ -517,6 +517,21 @@ async def ask_for_commit(one: Host, other: Host) -> None:
     await lock.release()
 
 
+async def test_a_release_sends_a_message_only_if_somebody_waits(host: Host, other: Host, prefix: str) -> None:
+    with Redis.from_url(shared_redis_url(), decode_responses=True) as client, client.pubsub() as listener:
+        listener.subscribe(f"{prefix}wishes")
+        await (await host.locker.acquire("alone", Holder(), 1)).release()
+        await ask_for_release(host, other)
+        client.publish(f"{prefix}wishes", "end")
+        messages: list[str] = []
+        while "end" not in messages:
+            message = listener.get_message(timeout=TIMEOUT)
+            assert message is not None
+            messages += [message["data"]] if message["type"] == "message" else []
+    assert f"released {UPLOAD.id} -" in messages
+    assert "released alone -" not in messages
+
+
 @pytest.mark.parametrize("deaf", ["the holder", "who waits"])
 async def test_wishes_are_found_without_messages(
     redis: RedisServer, network: FaultyNetwork, prefix: str, deaf: str

@@ -114,8 +114,9 @@ class LeaseKeeper:
             await asyncio.wait(self._tasks)
 
     async def _release_lease(self, lock: RedisLock, *, clean: bool) -> None:
-        keys = [self._keys.lock(lock.upload_id), self._keys.record(lock.upload_id)]
-        arguments = [lock.lease_id, lock.token, lock.upload_id, self._keys.channel, int(clean)]
+        name = lock.upload_id
+        keys = [self._keys.lock(name), self._keys.record(name), self._keys.release_request(name)]
+        arguments = [lock.lease_id, lock.token, name, self._keys.channel, int(clean)]
         try:
             await self._redis.run(RELEASE, keys, arguments, RELEASE_TIMEOUT)
         except StateUnavailable:

@@ -18,7 +18,16 @@ from tusd_py.backends.redis.connection import RETRY_DEADLINE, RedisConnection
 from tusd_py.backends.redis.due_index import DueIndex
 from tusd_py.backends.redis.id_index import IdIndex
 from tusd_py.backends.redis.schema import Keys
-from tusd_py.backends.redis.scripts import CREATE, DELETE, END, MOVE_DUE, NOTE_DUE, UPDATE, WRITE_METADATA
+from tusd_py.backends.redis.scripts import (
+    CREATE,
+    CREATE_INDEXED,
+    DELETE,
+    END,
+    MOVE_DUE,
+    NOTE_DUE,
+    UPDATE,
+    WRITE_METADATA,
+)
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
@@ -79,8 +88,15 @@ class RedisState:
         """Add a record, see `StateStore.create`."""
         values = encode_upload(upload)
         arguments = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
-        await self._index_new(upload)
-        if not await self._redis.run(CREATE, [self._keys.record(upload.id)], arguments):
+        record = self._keys.record(upload.id)
+        if self._redis.is_cluster:  # the indexes are in other slots than the record
+            await self._index_new(upload)
+            added = await self._redis.run(CREATE, [record], arguments)
+        else:
+            when = _score(_due_at(upload), self.clock.wall())
+            keys = [record, self._keys.ids, self._keys.due]
+            added = await self._redis.run(CREATE_INDEXED, keys, [upload.id, when or "", *arguments])
+        if not added:
             raise UploadExists
 
     async def get(self, upload_id: str) -> Upload | None:
@@ -231,11 +247,11 @@ class RedisState:
     async def _index_new(self, upload: Upload) -> None:
         """Add a new upload to the indexes; call before its record is written, so that no record lacks its entries."""
         entry = ("ZADD", self._keys.ids, 0, upload.id)
-        when = _due_at(upload)
-        if when is None:
+        score = _score(_due_at(upload), self.clock.wall())
+        if score is None:
             await self._redis.command(*entry)
         else:
-            await self._redis.commands(entry, ("ZADD", self._keys.due, repr(when or -self.clock.wall()), upload.id))
+            await self._redis.commands(entry, ("ZADD", self._keys.due, score, upload.id))
 
     async def _update_due_index(self, before: Upload | None, after: Upload) -> None:
         """Add an upload to the index of due uploads, or move it to an earlier time.
@@ -245,7 +261,7 @@ class RedisState:
         when = _due_at(after)
         if when is None or (before is not None and (earlier := _due_at(before)) is not None and earlier <= when):
             return
-        score = repr(when or -self.clock.wall())
+        score = _score(when, self.clock.wall())
         if after.status in ENDED_STATUSES:
             await self._redis.run(NOTE_DUE, [self._keys.due], [score, after.id])
         else:
@@ -260,6 +276,11 @@ class RedisState:
 def _due_at(upload: Upload) -> float | None:
     """Return the time when the sweeper has to look at an upload, in seconds since the epoch; None if never."""
     return ALWAYS_DUE if upload.status is Status.FINISHING and not upload.is_waiting else upload.expires_at
+
+
+def _score(when: float | None, now: float) -> str | None:
+    """Return the score of an upload in the index of due ones; None if it is never due."""
+    return None if when is None else repr(when or -now)
 
 
 def _decode(upload_id: str, values: Mapping[str, str]) -> Upload | None:

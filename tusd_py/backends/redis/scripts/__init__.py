@@ -47,6 +47,7 @@ RENEW = _load("renew", "renew", allow_oom=True)
 RELEASE = _load("release", "release", allow_oom=True)
 REQUEST_COMMIT = _load("request_commit", "commit", allow_oom=True)
 CREATE = _load("create", "create")
+CREATE_INDEXED = _load("create_indexed", "create")
 UPDATE = _load("update", "update")
 END = _load("update", "update", allow_oom=True)  # the step before the removal of an upload
 DELETE = _load("delete", "delete", allow_oom=True)

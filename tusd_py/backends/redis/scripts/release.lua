@@ -1,6 +1,9 @@
 -- End a lease, and wake the requests that wait for it.
 --
--- KEYS: lock, record.
+-- Every attempt of a request that waits renews the release request: without one nobody waits, and there is no message,
+-- which would cost every process some time.
+--
+-- KEYS: lock, record, release request.
 -- ARGV: lease id, token, upload id, channel, clean ('1': its holder writes nothing more).
 local lease_id, token, id, channel, clean = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local held = redis.call('GET', KEYS[1])
@@ -14,5 +17,7 @@ local latest_token, record_token = record[1], record[2]
 if clean == '1' and (latest_token or record_token) == token then  -- a record made under the lock has no latest token
   redis.call('HSET', KEYS[2], 'fence', token, 'released', token)
 end
-redis.call('PUBLISH', channel, 'released ' .. id .. ' -')
+if redis.call('DEL', KEYS[3]) == 1 then
+  redis.call('PUBLISH', channel, 'released ' .. id .. ' -')
+end
 return 1
