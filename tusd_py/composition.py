@@ -30,12 +30,13 @@ from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
+from tusd_py.outbox.sink_urls import parse_sink_url
 from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component, one_line
 from tusd_py.settings import InvalidSettings, Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
 from tusd_py.uploads.identity import IdentityCheck
-from tusd_py.uploads.options import UploadOptions
+from tusd_py.uploads.options import SinkOptions, UploadOptions
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
@@ -137,6 +138,7 @@ def _options(settings: Settings) -> UploadOptions:
         concatenation_unfinished=settings.concatenation_unfinished,
         concatenation_parts=settings.concatenation_parts,
         concatenation_repeats=settings.concatenation_repeats,
+        sinks=tuple(SinkOptions(parse_sink_url(url).name) for url in settings.events.to),
     )
 
 

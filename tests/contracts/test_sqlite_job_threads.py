@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tests.contracts.parts import within
 from tusd_py.backends.sqlite.job_threads import MAX_BLOCKED, TIMEOUT
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.errors import LockLost, StorageBehind, UploadExists
+from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0, length=1)
@@ -53,9 +54,9 @@ def update(
     conclude: Callable[[Upload], object] = nothing,
     new: Upload | None = None,
 ) -> asyncio.Future[Upload]:
-    def store() -> tuple[Upload, Upload]:
+    def store() -> tuple[Upload, Upload, Sequence[OutboxEvent]]:
         step()
-        return before, replace(before, offset=1)
+        return before, replace(before, offset=1), ()
 
     return state.update_after(store, TOKEN, conclude, new=new)
 

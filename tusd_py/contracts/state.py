@@ -23,6 +23,7 @@ from typing import Protocol, runtime_checkable
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord
 from tusd_py.core.listing import EVERYTHING, Page, UploadFilter
+from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.upload import Upload, UploadPart
 
 
@@ -169,16 +170,19 @@ class UpdatesInThreads(Protocol):
     def get_in_thread(self, upload_id: str) -> Upload | None:
         """Do what `StateStore.get` does. Blocks."""
 
-    def update_in_thread(self, before: Upload, after: Upload, token: int, *, durable: bool = False) -> Upload:
-        """Do what `StateStore.update` does, for an upload without a part list. Blocks."""
+    def update_in_thread(
+        self, before: Upload, after: Upload, token: int, *, durable: bool = False, events: Sequence[OutboxEvent] = ()
+    ) -> Upload:
+        """Do what `StateStore.update` does, for an upload without a part list, and store events. Blocks."""
 
     def update_after(
         self,
-        store: Callable[[], tuple[Upload, Upload]],
+        store: Callable[[], tuple[Upload, Upload, Sequence[OutboxEvent]]],
         token: int,
         conclude: Callable[[Upload], object],
         *,
         new: Upload | None = None,
+        new_events: Sequence[OutboxEvent] = (),
         durable: bool = False,
     ) -> asyncio.Future[Upload]:
         """Call `store` in a thread of the store, then commit, and call `conclude`.
@@ -186,11 +190,12 @@ class UpdatesInThreads(Protocol):
         Invariant: the changes of other uploads do not wait long for a `store` or `conclude` that blocks.
 
         Args:
-            store: stores bytes, and returns the record and the one to put in its place. Its error is raised, and
-                nothing changes.
+            store: stores bytes, and returns the record, the one to put in its place, and events to store with the
+                change. Its error is raised, and nothing changes.
             token: the token of the lock.
             conclude: called with the new record after the commit.
             new: a record to add before `store` is called; it stays if `store` fails.
+            new_events: events to store with the new record.
             durable: have the commit survive a power cut if the upload is complete.
 
         Returns:

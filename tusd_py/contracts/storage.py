@@ -43,6 +43,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from tusd_py.contracts.storage_abilities import (
+    DescribesPlaces as DescribesPlaces,
     OpenFile as OpenFile,
     Orphan as Orphan,
     SizeLimits as SizeLimits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,14 @@ class SupportsFilePath(Protocol):
         Raises:
             StoredElsewhere: the record names another storage.
         """
+
+
+@runtime_checkable
+class DescribesPlaces(Protocol):
+    """A storage that describes the place of the bytes of an upload, for the receivers of events."""
+
+    def describe(self, upload: Upload) -> Mapping[str, str]:
+        """Return the place: `type`, and `path` or `bucket` and `key`. Empty if it is not known; does no I/O."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.storage import Writer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
+    ClientDisconnected,
     FinalUploadModified,
     LockLost,
     LockTimeout,
     OffsetMismatch,
+    ReadTimeout,
     ServerShutdown,
     StateUnavailable,
     StorageAhead,
@@ -22,6 +24,7 @@ from tusd_py.core.errors import (
     UploadError,
     UploadInterrupted,
 )
+from tusd_py.core.outbox import EventType
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed
 from tusd_py.uploads.append import Append
@@ -38,6 +41,7 @@ from tusd_py.uploads.small_append import SmallAppends, SyncFailedError
 from tusd_py.uploads.validation import AppendRequest, NewUpload, check_append, refuse_hopeless
 
 MAX_LAST_STEPS = 7  # last steps at a time in threads of the storage; one thread stays free if the records hang
+INTERRUPTIONS = (ClientDisconnected, ReadTimeout, ServerShutdown, UploadInterrupted)
 ENDING_POLL = 0.01  # seconds between two checks whether an upload has ended
 
 
@@ -179,8 +183,10 @@ class Appending:
         self._events.publish(AppendStarted(upload))
         try:
             await append.run(record)
-        except Exception:
-            await self._append_ended(append, lock, append_request)  # the upload may be complete: too many bytes came
+        except Exception as error:
+            upload = await self._append_ended(append, lock, append_request)  # it may be complete: too many bytes came
+            if isinstance(error, INTERRUPTIONS):
+                await self._record_interruption(upload, lock, append_request)
             raise
         return await self._append_ended(append, lock, append_request)
 
@@ -189,6 +195,13 @@ class Appending:
         self._events.publish(AppendEnded(append.upload))
         append.upload = await self._completion.conclude(append.upload, lock.token, append_request.context)
         return append.upload
+
+    async def _record_interruption(self, upload: Upload, lock: Lock, append_request: AppendRequest) -> None:
+        """Store the event of an append that ended before its body, if a sink wants to hear of it."""
+        log = self._completion.event_log
+        if upload.status is Status.ACTIVE and log.stores(EventType.INTERRUPTED):
+            with contextlib.suppress(UploadError):  # the reason of the interruption is raised
+                await log.update(upload, upload, lock.token, EventType.INTERRUPTED, append_request.context)
 
     def _new_append(self, upload: Upload, append_request: AppendRequest, lock: Lock) -> Append:
         sync = self._options.durability is Durability.ALWAYS or (
@@ -202,7 +215,9 @@ class Appending:
             self._events.publish(UploadProgressed(after, received, append_request.context))
 
         async def commit(before: Upload, after: Upload, parts: Sequence[UploadPart], finished: bool) -> Upload:
-            after = await self._completion.commit(before, after, lock.token, parts, finished=finished, sync=sync)
+            after = await self._completion.commit(
+                before, after, lock.token, parts, finished=finished, sync=sync, request=append_request.context
+            )
             committed(before, after)
             return after
 
@@ -215,7 +230,15 @@ class Appending:
             writer = threaded_writer = self._threaded.storage.writer(
                 upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
             )
-            last_step = LastStep(threaded_writer, self._threaded, lock.token, self._slots, self._pace, committed)
+            last_step = LastStep(
+                threaded_writer,
+                self._threaded,
+                lock.token,
+                self._slots,
+                self._pace,
+                append_request.context,
+                committed,
+            )
         return Append(
             upload,
             append_request.source,

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tusd_py.core.errors import OffsetMismatch, PartBehind, PartialLost, StorageBehind, UploadError
+from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.types import finish_event
 from tusd_py.uploads.components import Components, ThreadPair
 from tusd_py.uploads.concatenation import with_length
+from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.record_reader import RecordReader
 
@@ -28,7 +30,9 @@ logger = logging.getLogger("tusd_py.uploads")
 class Completion:
     """The commits of appends and the completion of uploads. The caller holds the lock, and gives its token."""
 
-    def __init__(self, components: Components, lifetimes: Lifetimes, records: RecordReader) -> None:
+    def __init__(
+        self, components: Components, lifetimes: Lifetimes, records: RecordReader, event_log: EventLog
+    ) -> None:
         self._components = components
         self._state = components.state
         self._storage = components.storage
@@ -36,6 +40,7 @@ class Completion:
         self._clock = components.clock
         self._lifetimes = lifetimes
         self._records = records
+        self.event_log = event_log
 
     # The records.
 
@@ -64,7 +69,15 @@ class Completion:
     # The steps.
 
     async def commit(
-        self, before: Upload, after: Upload, token: int, parts: Sequence[UploadPart] = (), *, finished: bool, sync: bool
+        self,
+        before: Upload,
+        after: Upload,
+        token: int,
+        parts: Sequence[UploadPart] = (),
+        *,
+        finished: bool,
+        sync: bool,
+        request: RequestContext | None,
     ) -> Upload:
         """Replace the record `before` by `after`; return it as committed.
 
@@ -75,10 +88,12 @@ class Completion:
             parts: new parts of the part list.
             finished: whether the storage has finished, so that the upload becomes complete.
             sync: let the change survive a power cut, even if the upload does not become complete.
+            request: the request that brought the bytes, if there is one.
         """
         after = self.completed(after, token) if finished else self.advanced(after, before, token)
         durable = sync or (finished and self._syncs)
-        upload = await self._state.update(before, after, token, parts=parts, durable=durable)
+        kind = EventType.FINISHED if finished else None
+        upload = await self.event_log.update(before, after, token, kind, request, parts=parts, durable=durable)
         if finished:
             await self.save_completion_record(upload)
         return upload
@@ -96,7 +111,8 @@ class Completion:
                 _warn_of_missing_completion_record(complete, error)
 
     def publish(self, complete: Upload, request: RequestContext | None) -> None:
-        """Publish the event of a complete upload."""
+        """Publish the event of a complete upload, and tell the delivery that it may have been stored."""
+        self.event_log.notify()
         self._components.events.publish(finish_event(complete, request))
 
     async def conclude(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
@@ -119,7 +135,7 @@ class Completion:
             back = replace(upload.at(error.stored), status=Status.ACTIVE, expires_at=self._lifetimes.extended(upload))
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
-        complete = await self.commit(upload, finished, token, finished=True, sync=False)
+        complete = await self.commit(upload, finished, token, finished=True, sync=False, request=request)
         await self._storage.discard_superseded(upload)
         self.publish(complete, request)
         return complete
@@ -176,20 +192,41 @@ class ThreadedCompletion:
         self.syncs = syncs
         self.completion = completion
 
-    def commit(self, before: Upload, after: Upload, token: int) -> Upload:
-        """Replace the record `before` by `after`. Blocks."""
-        upload = self.state.update_in_thread(before, after, token, durable=self.syncs and after.is_complete)
+    def commit(self, before: Upload, after: Upload, token: int, request: RequestContext | None) -> Upload:
+        """Replace the record `before` by `after`, on behalf of a request. Blocks."""
+        after, events = self._with_event(after, request)
+        durable = self.syncs and after.is_complete
+        upload = self.state.update_in_thread(before, after, token, durable=durable, events=events)
         self._save_completion_record(upload)
         return upload
 
     def commit_after(
-        self, store: Callable[[], tuple[Upload, Upload]], token: int, *, new: Upload | None = None
+        self,
+        store: Callable[[], tuple[Upload, Upload]],
+        token: int,
+        request: RequestContext | None,
+        *,
+        new: Upload | None = None,
+        new_events: Sequence[OutboxEvent] = (),
     ) -> asyncio.Future[Upload]:
         """Call `store` in a thread of the state store, and replace its first record by its second.
 
-        The record `new`, if there is one, is added before that.
+        The record `new`, if there is one, is added with its events before that.
         """
-        return self.state.update_after(store, token, self._save_completion_record, new=new, durable=self.syncs)
+
+        def change() -> tuple[Upload, Upload, Sequence[OutboxEvent]]:
+            before, after = store()
+            return before, *self._with_event(after, request)
+
+        return self.state.update_after(
+            change, token, self._save_completion_record, new=new, new_events=new_events, durable=self.syncs
+        )
+
+    def _with_event(self, after: Upload, request: RequestContext | None) -> tuple[Upload, Sequence[OutboxEvent]]:
+        """Return the record with the event of its completion, if it is complete and a sink gets such events."""
+        if not after.is_complete:
+            return after, ()
+        return self.completion.event_log.recorded(EventType.FINISHED, after, request)
 
     def _save_completion_record(self, upload: Upload) -> None:
         if upload.is_complete and not upload.is_partial:

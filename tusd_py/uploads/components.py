@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from tusd_py.contracts.health import ReportsHealth
 from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.outbox import StateStoreWithOutbox, SupportsOutbox
 from tusd_py.contracts.state import ReadsAtOnce, StateStore, UpdatesInThreads
 from tusd_py.contracts.storage import (
+    DescribesPlaces,
     Storage,
     StoresInThreads,
     SupportsCompletionRecords,
@@ -49,6 +51,8 @@ class Components:
     # Abilities of the state store and the storage; None where they lack one.
     reads_at_once: ReadsAtOnce | None
     in_threads: ThreadPair | None
+    outbox: StateStoreWithOutbox | None
+    places: DescribesPlaces | None
     completion_records: SupportsCompletionRecords | None
     concatenation: SupportsConcatenation | None
     redirects: SupportsDownloadRedirect | None
@@ -83,6 +87,8 @@ class Components:
             clock=clock,
             reads_at_once=state if isinstance(state, ReadsAtOnce) else None,
             in_threads=_thread_pair(state, storage),
+            outbox=cast(StateStoreWithOutbox, state) if isinstance(state, SupportsOutbox) else None,
+            places=storage if isinstance(storage, DescribesPlaces) else None,
             completion_records=storage if isinstance(storage, SupportsCompletionRecords) else None,
             concatenation=storage if isinstance(storage, SupportsConcatenation) else None,
             redirects=storage if isinstance(storage, SupportsDownloadRedirect) else None,

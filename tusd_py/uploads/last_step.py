@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from tusd_py.contracts.storage import ThreadedWriter
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.uploads.completion import ThreadedCompletion
 from tusd_py.uploads.pace import Pace
@@ -27,9 +28,10 @@ class LastStep:
         token: int,
         slots: asyncio.Semaphore,
         pace: Pace,
+        request: RequestContext | None,
         committed: Callable[[Upload, Upload], object],
     ) -> None:
-        """Take one of `slots` for a step in a thread of the storage.
+        """Take one of `slots` for a step in a thread of the storage; `request` brings the bytes.
 
         `committed` is called in the event loop, with the record before and the one after.
         """
@@ -39,6 +41,7 @@ class LastStep:
         self._token = token
         self._slots = slots
         self._pace = pace
+        self._request = request
 
     def slots(self, size: int) -> asyncio.Semaphore | None:
         """Return the semaphore to hold while a step with `size` bytes runs; None if it needs none."""
@@ -58,11 +61,11 @@ class LastStep:
         Returns:
             The future of the record as committed.
         """
-        threaded, token = self._threaded, self._token
+        threaded, token, request = self._threaded, self._token, self._request
 
         def finish() -> tuple[Upload, Upload]:
             return before, threaded.completion.completed(store(), token)
 
         if slots is None:
-            return threaded.commit_after(finish, token)
-        return threaded.storage.run(lambda: threaded.commit(*finish(), token))
+            return threaded.commit_after(finish, token, request)
+        return threaded.storage.run(lambda: threaded.commit(*finish(), token, request))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from tusd_py.contracts.storage import SizeLimits
 from tusd_py.core.durability import Durability
+from tusd_py.core.outbox import EventType
 
 SizeKind: TypeAlias = Literal["declared", "deferred", "final"]
+
+
+@dataclass(frozen=True, slots=True)
+class SinkOptions:
+    """The name of a sink, and the kinds of events that it gets."""
+
+    name: str
+    kinds: frozenset[EventType] = frozenset(EventType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +38,14 @@ class UploadOptions:
     concatenation_parts: int = 1000  # maximum number of partial uploads that a final one may name
     concatenation_repeats: int = 10  # maximum number of times that it may name the same one
     storage: SizeLimits = field(default_factory=SizeLimits)
+    sinks: tuple[SinkOptions, ...] = ()  # of stored events
 
     def largest(self, kind: SizeKind = "declared") -> int | None:
         """Return the largest size of an upload of this kind; None if it is not limited."""
         limits = [limit for limit in (self.max_size, getattr(self.storage, kind)) if limit is not None]
         return min(limits, default=None)
+
+    def sinks_by_event(self) -> Mapping[EventType, tuple[str, ...]]:
+        """Return the names of the sinks for each kind of event that any sink gets."""
+        found = {kind: tuple(sink.name for sink in self.sinks if kind in sink.kinds) for kind in EventType}
+        return {kind: names for kind, names in found.items() if names}

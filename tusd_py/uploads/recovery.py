@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.errors import (
@@ -17,6 +18,7 @@ from tusd_py.core.errors import (
     UploadGone,
     UploadNotFound,
 )
+from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.completion import Completion
@@ -84,7 +86,7 @@ class Recovery:
         if upload.is_final and not upload.is_complete:
             finished = await self._records.load_completion_record(upload.id)  # its parts may have been removed since
             if finished is not None:
-                return await self._state.update(upload, finished, token)
+                return await self._restore(upload, finished, token, request)
             return await self._recover_final(upload, token, request)
         if upload.status is Status.FINISHING:
             return await self._completion.finish(upload, token, request)
@@ -93,8 +95,16 @@ class Recovery:
             return await self._state.update(upload, upload.at(stored), token)
         finished = None if upload.is_complete else await self._records.load_completion_record(upload.id)
         if finished is not None:
-            return await self._state.update(upload, finished, token)
+            return await self._restore(upload, finished, token, request)
         return upload
+
+    async def _restore(self, upload: Upload, finished: Upload, token: int, request: RequestContext | None) -> Upload:
+        """Replace a record that is older than the bytes by the completion record; return it.
+
+        The event of the completion may be lost with the newer record, so that it is stored once more.
+        """
+        finished = replace(finished, event_sequence=max(finished.event_sequence, upload.event_sequence))
+        return await self._completion.event_log.update(upload, finished, token, EventType.FINISHED, request)
 
     async def _recover_final(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
         while True:
@@ -102,7 +112,7 @@ class Recovery:
                 return await self._completion.finish(upload, token, request)
             except PartialLost as error:
                 if not self._options.concatenation_unfinished:
-                    await self._removal.remove(upload, token, Status.TERMINATED)
+                    await self._removal.remove(upload, token, Status.TERMINATED, request)
                     raise
                 await self._waiting.wait_for_part(upload, error)
                 return await self._waiting.postpone(upload, token)
@@ -110,7 +120,7 @@ class Recovery:
                 if await self._waiting.wait_for_part(upload, error):
                     return await self._waiting.postpone(upload, token)
             except (UploadNotFound, UploadGone, MaxSizeExceeded):  # the final upload can never be completed
-                await self._removal.remove(upload, token, Status.TERMINATED)
+                await self._removal.remove(upload, token, Status.TERMINATED, request)
                 raise
             except (StorageFull, StorageUnavailable):
                 with contextlib.suppress(UploadError):  # the first error is raised

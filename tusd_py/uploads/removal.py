@@ -7,34 +7,53 @@ import logging
 from dataclasses import replace
 
 from tusd_py.core.errors import BrokenRecord, StateFull, StoredElsewhere, UploadNotFound
+from tusd_py.core.outbox import EventType
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.components import Components
+from tusd_py.uploads.event_log import EventLog
 
 logger = logging.getLogger("tusd_py.uploads")
+
+
+ENDS = {Status.TERMINATED: EventType.TERMINATED, Status.EXPIRED: EventType.EXPIRED}
 
 
 class Removal:
     """The removal of uploads. The caller holds the lock of the upload, and gives its token."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, event_log: EventLog) -> None:
         self._state = components.state
+        self._event_log = event_log
         self._storage = components.storage
         self._options = components.options
         self._clock = components.clock
         self._logged_as_kept: set[str] = set()  # expired uploads that were logged
 
-    async def remove(self, upload: Upload, token: int, status: Status, *, keep_record: bool = True) -> None:
-        """Remove an upload, and its record unless `keep_record` and the setting `gone_for` keep it for a time."""
+    async def remove(
+        self,
+        upload: Upload,
+        token: int,
+        status: Status,
+        request: RequestContext | None = None,
+        *,
+        keep_record: bool = True,
+    ) -> None:
+        """Remove an upload, and its record unless `keep_record` and the setting `gone_for` keep it for a time.
+
+        `request` is the request to name in the event, if there is one.
+        """
         # First the record is changed to "ended", so that the sweeper cleans up after a crash. A record that is not
         # kept is due at once: the clock that judges it may be behind for a while.
         kept_for = self._options.gone_for if keep_record else 0.0
         gone_until = self._clock.wall() + kept_for if kept_for else 0.0
         ended = replace(upload, status=status, expires_at=gone_until)
+        kind = None if upload.status in ENDS else ENDS[status]
         try:
-            ended = await self._state.update(upload, ended, token)
+            ended = await self._event_log.update(upload, ended, token, kind, request)
         except StateFull:  # the bytes make room; if the record stays, the upload counts as one with lost bytes
             await self._storage.delete(upload)
-            ended = await self._state.update(upload, ended, token)
+            ended = await self._event_log.update(upload, ended, token, kind, request)
         await self._storage.delete(ended)
         if not kept_for:
             await self._state.delete(ended.id, token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
 from tusd_py.uploads.downloads import Downloads
+from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.expiration import Expiration, SweepResult
 from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
@@ -77,9 +78,10 @@ class UploadService:
         self._work = LockedWork(locker, events)
         self._lifetimes = Lifetimes(components.options, clock)
         self._records = RecordReader(components)
-        self._removal = Removal(components)
+        self._event_log = EventLog(components)
+        self._removal = Removal(components, self._event_log)
         self._waiting = WaitingFinals(state, clock)
-        completion = Completion(components, self._lifetimes, self._records)
+        completion = Completion(components, self._lifetimes, self._records, self._event_log)
         self._recovery = Recovery(components, self._records, completion, self._removal, self._waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
         self._appending = Appending(components, self._lifetimes, self._records, completion, self._recovery, self._work)
@@ -95,8 +97,7 @@ class UploadService:
 
     async def create(self, new: NewUpload) -> Upload:
         """Create an upload and return its record; one of length zero is complete at once."""
-        upload = self._new_record(new)
-        await self.state.create(upload)
+        upload = await self._event_log.create(self._new_record(new), new.context)
         self.events.publish(UploadCreated(upload, new.context))
         if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
             upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, new.context))
@@ -269,7 +270,7 @@ class UploadService:
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
         upload = replace(upload, token=lock.token, location=self.storage.locate(upload))
-        await self.state.create(upload)
+        upload = await self._event_log.create(upload, new.context)
         self.events.publish(UploadCreated(upload, new.context))
         return await self._recovery.recover(upload, lock.token, new.context)
 
@@ -319,7 +320,7 @@ class UploadService:
                 self.events.publish(UploadTerminated(remains, context))
                 return
             upload = await self.get(upload_id, lock)
-            await self._removal.remove(upload, lock.token, Status.TERMINATED)
+            await self._removal.remove(upload, lock.token, Status.TERMINATED, context)
             self.events.publish(UploadTerminated(upload, context))
 
         async with self._work.ending(upload_id):
@@ -362,6 +363,10 @@ class UploadService:
     def limitations(self) -> Sequence[str]:
         """One sentence for each ability that the state store and the storage lack."""
         return [sentence for component in self._components.reporting_health for sentence in component.limitations]
+
+    def observe_stored_events(self, observer: Callable[[], object]) -> None:
+        """Call `observer` in the event loop after changes that have stored events for sinks."""
+        self._event_log.observe(observer)
 
     def unobserve_events(self) -> None:
         """Stop observing events, before another service replaces this one."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import StorageBehind
+from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadCreated, UploadProgressed
@@ -113,14 +114,16 @@ class SmallAppends:
         """
         body = request.source.arrived
         assert body is not None
-        new = replace(new, token=lock.token)
+        log = self._threaded.completion.event_log
+        new, events = log.recorded(EventType.CREATED, replace(new, token=lock.token), request.context)
         await self._budget.reserve(len(body))
-        step = _Step(self._threaded, self._lifetimes, self._pace, lock, 0, body, now=self._clock.steady(), new=new)
+        step = self._step(lock, 0, body, request.context, new=new, new_events=events)
         try:
             upload = await self._threaded.storage.elsewhere(step.commit_with_others, step.store_while_fast)
         except Exception as error:  # of the bytes, which the long way then reports, or of the record
             if not step.has_begun:
                 raise
+            log.notify()
             self._events.publish(UploadCreated(new, request.context))
             if isinstance(error, SyncFailedError):
                 raise
@@ -129,6 +132,7 @@ class SmallAppends:
         finally:
             self._budget.release(len(body))
         await request.source.read()  # returns at once: the body is used now
+        log.notify()
         self._events.publish(UploadCreated(new, request.context))
         self._tell(new, upload, request.context)
         return upload
@@ -142,7 +146,7 @@ class SmallAppends:
         if not body or not self.suits(request) or lock.upload or not self._budget.try_reserve(len(body)):
             return None
         try:
-            before, upload = await self._store(lock, request.offset, body)
+            before, upload = await self._store(lock, request, body)
         except SyncFailedError:
             raise
         except Exception as error:  # whatever it is, the long way meets it too
@@ -154,16 +158,39 @@ class SmallAppends:
         self._tell(before, upload, request.context)
         return upload
 
-    async def _store(self, lock: Lock, offset: int, body: Buffer) -> tuple[Upload, Upload]:
+    async def _store(self, lock: Lock, request: AppendRequest, body: Buffer) -> tuple[Upload, Upload]:
         """Store the body and change the record; return the record before and the one after."""
         self._work.refuse_when_draining()
-        step = _Step(self._threaded, self._lifetimes, self._pace, lock, offset, body, now=self._clock.steady())
+        step = self._step(lock, request.offset, body, request.context)
         after = await self._store_with_others(step)
         if after is None:
             async with self._slots:
                 after = await self._threaded.storage.run(step.store_and_commit)
         assert step.before is not None
         return step.before, after
+
+    def _step(
+        self,
+        lock: Lock,
+        offset: int,
+        body: Buffer,
+        request: RequestContext | None,
+        *,
+        new: Upload | None = None,
+        new_events: Sequence[OutboxEvent] = (),
+    ) -> _Step:
+        return _Step(
+            self._threaded,
+            self._lifetimes,
+            self._pace,
+            lock,
+            offset,
+            body,
+            request,
+            now=self._clock.steady(),
+            new=new,
+            new_events=new_events,
+        )
 
     async def _store_with_others(self, step: _Step) -> Upload | None:
         """Store and commit in the thread of the records; return the record, or None if the storage is too slow."""
@@ -193,11 +220,16 @@ class _Step:
         lock: Lock,
         offset: int,
         body: Buffer,
+        request: RequestContext | None,
         *,
         now: float,
-        new: Upload | None = None,
+        new: Upload | None,
+        new_events: Sequence[OutboxEvent],
     ) -> None:
-        """Judge the record by the time `now`, in seconds since the epoch; `new` is one that is to be added first."""
+        """Judge the record by the time `now`, in seconds since the epoch.
+
+        `new` is one that is to be added first, with its events.
+        """
         self._threaded = threaded
         self._lifetimes = lifetimes
         self._pace = pace
@@ -205,13 +237,17 @@ class _Step:
         self._offset = offset
         self._body = body
         self._now = now
+        self._request = request
         self._new = new
+        self._new_events = new_events
         self.before: Upload | None = None  # the record as it was read
         self.has_begun = False
 
     def commit_with_others(self, store: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
         """Have the thread of the records add the new record, store, and change the record."""
-        return self._threaded.commit_after(store, self._lock.token, new=self._new)
+        return self._threaded.commit_after(
+            store, self._lock.token, self._request, new=self._new, new_events=self._new_events
+        )
 
     def store_while_fast(self) -> tuple[Upload, Upload]:
         """Do what `store` does; raises `TooSlowError` if steps before this one have been slow. Blocks."""
@@ -222,7 +258,7 @@ class _Step:
 
     def store_and_commit(self) -> Upload:
         """Store the bytes and commit. Blocks."""
-        return self._threaded.commit(*self.store(), self._lock.token)
+        return self._threaded.commit(*self.store(), self._lock.token, self._request)
 
     def store(self) -> tuple[Upload, Upload]:
         """Store the bytes; return the records before and after. Blocks. Raises `NotSimpleError` before any byte."""

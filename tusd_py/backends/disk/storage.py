@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,6 +140,13 @@ class DiskStorage:
             raise UploadNotFound
         folder = self._directory if location == TOP else self._directory / location
         return folder / upload.id
+
+    def describe(self, upload: Upload) -> Mapping[str, str]:
+        """See `DescribesPlaces.describe`."""
+        try:
+            return {"type": "filestore", "path": str(self.path(upload))}
+        except (StoredElsewhere, UploadNotFound):  # the record names another storage
+            return {}
 
     def locate(self, upload: Upload) -> str:
         return _day(upload) if self._date_folders else TOP

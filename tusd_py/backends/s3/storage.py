@@ -8,7 +8,7 @@ record tells which parts and tails count (`layout.py`); S3 is only asked whether
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from tusd_py.backends.s3.assemble import complete
 from tusd_py.backends.s3.bucket import Bucket
@@ -211,6 +211,13 @@ class S3Storage:
     async def renew_identity(self) -> None:
         """See `SupportsIdentity.renew_identity`."""
         await self._identity.renew()
+
+    def describe(self, upload: Upload) -> Mapping[str, str]:
+        """See `DescribesPlaces.describe`."""
+        try:
+            return {"type": "s3store", "bucket": self.config.bucket, "key": self._key(upload)}
+        except StorageUnavailable:  # the record names another storage
+            return {}
 
     def _key(self, upload: Upload) -> str:
         return parse(upload.storage_state).key or object_key(self.config, upload)

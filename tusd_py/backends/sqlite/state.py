@@ -171,11 +171,12 @@ class SQLiteState:
 
     def update_after(
         self,
-        store: Callable[[], tuple[Upload, Upload]],
+        store: Callable[[], tuple[Upload, Upload, Sequence[OutboxEvent]]],
         token: int,
         conclude: Callable[[Upload], object],
         *,
         new: Upload | None = None,
+        new_events: Sequence[OutboxEvent] = (),
         durable: bool = False,
     ) -> asyncio.Future[Upload]:
         """Store and replace a record in the thread of the writer, see `UpdatesInThreads`."""
@@ -183,13 +184,14 @@ class SQLiteState:
             raise StateUnavailable
 
         def prepare() -> None:
-            before, after = store()
+            before, after, events = store()
             stored = after if after.token == token else replace(after, token=token)
-            job.work = partial(_replace_record, before=before, after=stored)
+            job.work = partial(_replace_record, before=before, after=stored, events=events)
+            job.compound = bool(events)
             job.durable = durable and stored.is_complete
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        begin = None if new is None else partial(_insert_record, upload=new)
+        begin = None if new is None else partial(_insert_record, upload=new, events=new_events)
         job = Job(_no_op, False, done, begin=begin, prepare=prepare, conclude=conclude)
         self._writer.submit(job)
         return done

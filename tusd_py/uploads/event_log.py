@@ -1,0 +1,87 @@
+"""The events of uploads that are stored with the changes that they tell of, for the sinks of the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from tusd_py.core.event_document import document_of
+from tusd_py.core.outbox import EventType, OutboxEvent, new_event_id
+from tusd_py.core.request_context import RequestContext
+from tusd_py.core.upload import Upload, UploadPart
+from tusd_py.uploads.components import Components
+
+
+class EventLog:
+    """Changes of records together with the events that tell of them; without sinks for them, changes alone."""
+
+    def __init__(self, components: Components) -> None:
+        self._state = components.state
+        self._outbox = components.outbox
+        self._places = components.places
+        self._clock = components.clock
+        self._sinks = components.options.sinks_by_event()
+        self._observers: list[Callable[[], object]] = []
+
+    def observe(self, observer: Callable[[], object]) -> None:
+        """Call `observer` in the event loop after a change that has stored events."""
+        self._observers.append(observer)
+
+    def stores(self, kind: EventType) -> bool:
+        """Return whether a sink wants events of this kind."""
+        return kind in self._sinks
+
+    def recorded(
+        self, kind: EventType, upload: Upload, request: RequestContext | None
+    ) -> tuple[Upload, Sequence[OutboxEvent]]:
+        """Return the record with the number of its new event, and the event, to be stored in the same step.
+
+        Args:
+            kind: the kind of the event.
+            upload: the record as the change leaves it.
+            request: the request that causes the change, if there is one.
+        """
+        sinks = self._sinks.get(kind)
+        if sinks is None:
+            return upload, ()
+        upload = replace(upload, event_sequence=upload.event_sequence + 1)
+        document = document_of(upload, self._place(upload), request)
+        event = OutboxEvent(new_event_id(), upload.id, kind, upload.event_sequence, self._clock.wall(), document, sinks)
+        return upload, (event,)
+
+    async def create(self, upload: Upload, request: RequestContext | None) -> Upload:
+        """Add a record and its event of the kind `CREATED`; return the record."""
+        upload, events = self.recorded(EventType.CREATED, upload, request)
+        if not events or self._outbox is None:
+            await self._state.create(upload)
+            return upload
+        await self._outbox.create(upload, events=events)
+        self.notify()
+        return upload
+
+    async def update(
+        self,
+        before: Upload,
+        after: Upload,
+        token: int,
+        kind: EventType | None,
+        request: RequestContext | None,
+        *,
+        parts: Sequence[UploadPart] = (),
+        durable: bool = False,
+    ) -> Upload:
+        """Replace a record as `StateStore.update` does, with an event of a kind, unless `kind` is None."""
+        after, events = (after, ()) if kind is None else self.recorded(kind, after, request)
+        if not events or self._outbox is None:
+            return await self._state.update(before, after, token, parts=parts, durable=durable)
+        stored = await self._outbox.update(before, after, token, parts=parts, durable=durable, events=events)
+        self.notify()
+        return stored
+
+    def notify(self) -> None:
+        """Tell the observers that events may have been stored."""
+        for observer in self._observers:
+            observer()
+
+    def _place(self, upload: Upload) -> Mapping[str, str]:
+        return {} if self._places is None else self._places.describe(upload)
