@@ -17,6 +17,7 @@ from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
+from tusd_py.contracts.outbox import SupportsOutbox
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
@@ -93,11 +94,13 @@ def build_service(
         given: components that take the place of those that the settings choose.
 
     Raises:
-        InvalidSettings: a component of another package cannot be made.
+        InvalidSettings: a component of another package cannot be made, or the records cannot keep events.
         StorageUnavailable: the package of S3 is not installed.
         StateUnavailable: the package of Redis is not installed.
     """
     state, locker = _choose_state_and_locker(settings, instrumentation, clock, given)
+    if settings.events.to and not isinstance(state, SupportsOutbox):
+        raise InvalidSettings(f"events_to needs records that keep events: SQLite does, {type(state).__name__} does not")
     return UploadService(
         state=state,
         locker=locker,

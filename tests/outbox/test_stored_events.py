@@ -19,7 +19,7 @@ from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.events.bus import EventBus
-from tusd_py.settings import from_arguments
+from tusd_py.settings import InvalidSettings, from_arguments
 from tusd_py.testing import MemoryLocker, MemoryState, MemoryStorage
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -215,3 +215,9 @@ async def test_nothing_is_stored_without_sinks(tmp_path: Path) -> None:
         assert upload.event_sequence == 0
     finally:
         await close_service(service)
+
+
+def test_records_that_cannot_keep_events_are_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"upload_dir": tmp_path, "events_to": SINK, "redis_url": "redis://127.0.0.1:1/0"}
+    with pytest.raises(InvalidSettings, match="events_to needs records that keep events: SQLite does, RedisState"):
+        build_service(from_arguments(options), EventBus())
