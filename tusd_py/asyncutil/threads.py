@@ -28,14 +28,16 @@ class Threads:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closing = False
+        self._lock = threading.Lock()  # a call is either left to threads that will come to it, or gets new ones
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Call `work` in a thread and return a future of its result. Cancelling the future does not stop the call."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
-        if not self._threads:
-            self._start()
-        self._jobs.put((work, loop, result))
+        with self._lock:
+            if not self._threads:
+                self._start()
+            self._jobs.put((work, loop, result))
         return result
 
     def _start(self) -> None:
@@ -49,7 +51,8 @@ class Threads:
     def close(self, timeout: float | None = None) -> bool:
         """Wait until every call has returned, at most `timeout` seconds; return whether all have. Blocks.
 
-        After False, call it again. Calls of `run` after a close are made by new threads.
+        Calls of `run` during a close are made before it returns True. After False, call it again. Calls of `run` after
+        a close are made by new threads.
         """
         for _ in range(0 if self._closing else len(self._threads)):
             self._jobs.put(None)
@@ -57,22 +60,42 @@ class Threads:
         deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        self._closing = bool(self._threads)
+        with self._lock:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            self._closing = bool(self._threads)
+            rest = [] if self._threads else self._take_jobs()
+        for job in rest:
+            _call(job)
         return not self._threads
+
+    def _take_jobs(self) -> list[Job]:
+        """Return the calls that came after the last thread was told to end."""
+        jobs: list[Job] = []
+        while not self._jobs.empty():
+            job = self._jobs.get()
+            if job is not None:
+                jobs.append(job)
+        return jobs
 
     def _work(self) -> None:
         while True:
             job = self._jobs.get()
             if job is None:
                 return
-            work, loop, result = job
-            try:
-                value, error = work(), None
-            except Exception as caught:  # raised in the task that waits for the result
-                value, error = None, caught
-            try:
-                loop.call_soon_threadsafe(settle, result, value, error)
-            except RuntimeError:  # the event loop was closed: no task waits for the result
+            if not _call(job):
                 return
-            del job, work, result, value, error
+            del job
+
+
+def _call(job: Job) -> bool:
+    """Make a call and deliver its result; return False if its event loop was closed: no task waits for the result."""
+    work, loop, result = job
+    try:
+        value, error = work(), None
+    except Exception as caught:  # raised in the task that waits for the result
+        value, error = None, caught
+    try:
+        loop.call_soon_threadsafe(settle, result, value, error)
+    except RuntimeError:
+        return False
+    return True

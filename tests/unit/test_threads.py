@@ -1,0 +1,40 @@
+"""Threads for blocking calls: no call is forgotten, whenever the threads are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from tusd_py.asyncutil.threads import Threads
+
+
+async def test_call_that_comes_while_the_threads_close_is_made() -> None:
+    threads = Threads(2, "test")
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        goes_on.wait()
+
+    first = threads.run(wait)
+    await asyncio.to_thread(begun.wait)
+    closing = asyncio.ensure_future(asyncio.to_thread(threads.close, 60.0))
+    while not threads._closing:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    late = threads.run(lambda: "done")
+    goes_on.set()
+
+    async with asyncio.timeout(60.0):
+        assert await closing
+        assert await late == "done"
+        await first
+
+
+async def test_call_after_the_close_is_made_by_new_threads() -> None:
+    threads = Threads(2, "test")
+    await threads.run(lambda: None)
+    assert await asyncio.to_thread(threads.close)
+
+    assert await threads.run(lambda: "done") == "done"
+
+    assert await asyncio.to_thread(threads.close)
