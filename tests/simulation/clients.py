@@ -194,6 +194,8 @@ class Client:
                 if upload.kind == "final":
                     await asyncio.sleep(0.5)
                 continue
+            if self.rng.random() < 0.3 and not self.world.is_calm:
+                await asyncio.sleep(self.rng.random() * self.rng.choice((0.02, 0.3, 3.0)))
             if self.rng.random() < 0.03 and not self.world.is_calm and upload.kind != "partial":
                 await self._remove(upload)
             elif self.rng.random() < 0.1:
@@ -218,14 +220,17 @@ class Client:
         start = upload.last_offset
         room = upload.length - start
         size = room if self.rng.random() < 0.5 or self.world.is_calm else self.rng.randrange(room + 1)
+        whole = self.rng.random() < 0.25
+        refused = whole and self.rng.random() < 0.3 and not self.world.is_calm
+        if refused and not upload.declared:
+            size += self.rng.randrange(2000)  # longer than all that will be kept
         content = self.rng.randbytes(size)
         headers = {**CONTENT, "Upload-Offset": str(start)}
         if upload.deferred and start + size == upload.length:
             headers["Upload-Length"] = str(upload.length)
         attempt = Attempt(start, content)
-        if self.rng.random() < 0.25:
-            attempt.whole = True
-            attempt.refused = self.rng.random() < 0.2 and not self.world.is_calm
+        if whole:
+            attempt.whole, attempt.refused = True, refused
             digest = hashlib.sha1(content + (b"-" if attempt.refused else b"")).digest()
             headers["Upload-Checksum"] = f"sha1 {base64.b64encode(digest).decode()}"
         upload.attempts.append(attempt)
@@ -263,6 +268,7 @@ class Client:
             return
         await self._ask(upload)
         if upload.complete:
+            await self._download_a_part(upload)
             answer = await self._request("GET", upload.path, {})
             if answer is None:
                 if not upload.may_be_gone:
@@ -270,3 +276,15 @@ class Client:
             else:
                 self._log(f"downloads upload {upload.number}: {answer.status}, {len(answer.body)} bytes")
                 self.world.oracle.downloaded(upload, answer)
+
+    async def _download_a_part(self, upload: Expected) -> None:
+        """Begin a download and leave, perhaps; then ask for a range of the bytes."""
+        if self.rng.random() < 0.3:
+            await self._request("GET", upload.path, {}, timeout=self.rng.random() * 0.003)
+        if self.rng.random() < 0.5:
+            return
+        start = self.rng.randrange(upload.length)
+        end = self.rng.randrange(start, upload.length)
+        answer = await self._request("GET", upload.path, {"Range": f"bytes={start}-{end}"})
+        if answer is not None and answer.status == 206 and answer.body != upload.known[start : end + 1]:
+            self.world.complain(f"upload {upload.number}: the range {start}-{end} has {len(answer.body)} other bytes")

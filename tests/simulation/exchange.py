@@ -78,10 +78,13 @@ class Exchange:
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
             "extensions": {BODY_EXTENSION: self} if self.watched else {},
         }
-        self.task = self.loop.create_task(
-            application(scope, self.receive, self.send), context=self.process.context.copy()
-        )
+        self.task = self.loop.create_task(self._serve(application, scope), context=self.process.context.copy())
         self.task.add_done_callback(self._task_ended)
+
+    async def _serve(self, application: Any, scope: MutableMapping[str, Any]) -> None:
+        """Have the application serve the request, unless the web server around it has closed meanwhile."""
+        if self.process.accepts_requests:
+            await application(scope, self.receive, self.send)
 
     def push(self, content: bytes, *, last: bool) -> None:
         """Have bytes arrive at the server."""

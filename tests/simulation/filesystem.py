@@ -11,6 +11,7 @@ A failed sync leaves the pages clean: they can be read, and never reach the devi
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -148,9 +149,26 @@ class FileSystem:
         self.stalled_until = 0.0  # virtual time
         self.failing_syncs = 0  # number of syncs that are going to fail
         self.failing_writes = 0
+        self.hang_seconds = 0.0  # that the next write or sync takes, while others go on
+        self.hangs_end_at = math.inf  # virtual time
         self.syncs = 0
         self.failed_syncs = 0
         self.on_failed_sync: Callable[[], object] = lambda: None
+        self._changes_left = 0
+        self._after_changes: Callable[[], object] = lambda: None
+
+    def call_after(self, changes: int, callback: Callable[[], object]) -> None:
+        """Call `callback` after so many changes of files."""
+        self._changes_left, self._after_changes = changes, callback
+
+    def count_change(self) -> bool:
+        """Count a change of a file or a sync; return whether a callback was called."""
+        if not self._changes_left:
+            return False
+        self._changes_left -= 1
+        if not self._changes_left:
+            self._after_changes()
+        return not self._changes_left
 
     def fail_sync(self, file: File) -> None:
         """Let one sync fail."""

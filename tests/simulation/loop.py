@@ -64,6 +64,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self.errors: list[dict[str, Any]] = []
         self.digest = 0  # of the order of everything that was run
         self._ready: list[events.Handle] = []
+        self._first: list[events.Handle] = []
         self._timers: list[tuple[float, int, events.TimerHandle]] = []
         self._parked: list[tuple[Process, events.Handle]] = []
         self._number = 0
@@ -85,6 +86,10 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         handle = events.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
+
+    def call_next(self, callback: Callable[[], object]) -> None:
+        """Call back before everything else, on behalf of no process."""
+        self._first.append(events.Handle(callback, (), self, contextvars.Context()))
 
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
@@ -174,6 +179,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self.create_task(generator.aclose())
 
     def _run_once(self) -> None:
+        if self._first:
+            self._first.pop()._run()
         if not self._ready:
             self._wait()
         while self._timers and self._timers[0][0] <= self.now:

@@ -62,6 +62,7 @@ class Process:
         self.name = f"{machine.name}/{number}"
         self.alive = True
         self.paused = False
+        self.accepts_requests = True
         self.descriptors: dict[int, OpenFile] = {}
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self)

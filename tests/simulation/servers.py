@@ -6,15 +6,20 @@ import asyncio
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, cast
 
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.machine import Machine, Process
 from tusd_py import TusServer
 from tusd_py.asyncutil.futures import settle
 from tusd_py.core.errors import UploadError
+from tusd_py.settings.model import Settings
+from tusd_py.settings.overrides import SettingsOverrides
+from tusd_py.settings.sources import from_arguments
 
 START_PATIENCE = 90.0  # seconds
+LINGERING = (0.0, 0.0, 2.0, 30.0)  # seconds that a process may live on after the shutdown of its server
 REQUEST_PATIENCE = 20.0  # seconds that a request may go on after the end of the shutdown
 
 
@@ -22,8 +27,15 @@ class Host:
     """The place of one process, which is started again whenever it has ended."""
 
     def __init__(
-        self, machine: Machine, loop: SimulatedLoop, settings: dict[str, Any], log: Callable[[str], None]
+        self,
+        machine: Machine,
+        loop: SimulatedLoop,
+        rng: Random,
+        settings: Callable[[], dict[str, Any]],
+        log: Callable[[str], None],
     ) -> None:
+        """`settings` returns those of the next life."""
+        self.rng = rng
         self.machine = machine
         self.loop = loop
         self.settings = settings
@@ -34,6 +46,7 @@ class Host:
         self.is_up = False
         self.is_starting = False
         self.leftovers: list[str] = []
+        self._lingering: list[Process] = []  # applications that live on after the shutdown of their server
         self._ending: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
@@ -60,12 +73,11 @@ class Host:
                 self.log(f"process {process.name} could not start: {error!r}")
                 if not isinstance(error, UploadError):
                     raise error
-                process.end()
-                self.forget()
+                self._end(process)
             await asyncio.sleep(1.0)
 
     async def _start(self, process: Process) -> None:
-        server = TusServer(upload_dir=Path(self.machine.files.top), **self.settings)
+        server = TusServer(_settings(upload_dir=Path(self.machine.files.top), **self.settings()))
         await server.startup()
         self.server = server
 
@@ -84,11 +96,17 @@ class Host:
             except UploadError:  # a sync that failed before is reported only now
                 await asyncio.sleep(1.0)
 
-    def forget(self) -> None:
-        """Abandon the records that the process had open, unless another one on the machine uses them."""
-        assert self.process is not None
-        for database in list(self.machine.databases.values()):
-            database.end_of(self.process)
+    def _end(self, process: Process) -> None:
+        """End a process, and abandon the records that it had open, unless another one on the machine uses them."""
+        if process.alive:
+            process.end()
+            for database in list(self.machine.databases.values()):
+                database.end_of(process)
+
+    def end_lingering(self) -> None:
+        """End the applications that live on after the shutdown of their server."""
+        while self._lingering:
+            self._end(self._lingering.pop())
 
     def kill(self) -> None:
         """End the process at once, and start it again a little later."""
@@ -96,8 +114,7 @@ class Host:
             return
         self.log(f"process {self.process.name} is killed")
         self.is_up = False
-        self.process.end()
-        self.forget()
+        self._end(self.process)
 
     async def shut_down(self) -> None:
         """End the process as SIGTERM does, and note what it leaves behind."""
@@ -105,7 +122,7 @@ class Host:
         if process is None or server is None or not self.is_up:
             return
         self.log(f"process {process.name} shuts down")
-        self.is_up = False
+        self.is_up = process.accepts_requests = False
         began = self.loop.now
         ending = self.loop.create_task(server.shutdown(), context=process.context.copy())
         await asyncio.wait((ending,), timeout=START_PATIENCE)
@@ -113,18 +130,26 @@ class Host:
             if process.alive and ending.done():
                 ending.result()
                 if self.loop.now - began < server.settings.shutdown_grace:  # else a step of the storage hangs
+                    self._note_work(process)
                     await self._requests_end(process)
                     self._note_leftovers(process, server)
         finally:
-            if process.alive:
-                process.end()
-                self.forget()
+            if self.process is process:
+                self.process = None
+            self._lingering.append(process)
+            self.loop.call_later(self.rng.choice(LINGERING), self._end, process)
 
     async def _requests_end(self, process: Process) -> None:
         """Wait for requests whose clients are slow to leave."""
         end = self.loop.now + REQUEST_PATIENCE
         while process.is_running and self.loop.tasks_of(process) and self.loop.now < end:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+
+    def _note_work(self, process: Process) -> None:
+        """Note work under locks that goes on after the shutdown."""
+        names = [getattr(task.get_coro(), "__qualname__", "") for task in self.loop.tasks_of(process)]
+        if "LockedWork._hold" in names:
+            self.leftovers.append(f"{process.name}: work under a lock goes on after the shutdown")
 
     def _note_leftovers(self, process: Process, server: TusServer) -> None:
         if server.service.budget.used:
@@ -134,3 +159,14 @@ class Host:
         for task in self.loop.tasks_of(process):
             name = getattr(task.get_coro(), "__qualname__", "")
             self.leftovers.append(f"{process.name}: the task {name} is still there")
+
+
+def _settings(**values: Any) -> Settings:
+    """Return settings, those of the same values once only, since their checks take their time."""
+    key = tuple(sorted((name, str(value)) for name, value in values.items()))
+    if key not in _known_settings:
+        _known_settings[key] = from_arguments(cast(SettingsOverrides, values))
+    return _known_settings[key]
+
+
+_known_settings: dict[tuple[tuple[str, str], ...], Settings] = {}

@@ -268,6 +268,8 @@ class Connection:
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Cursor:
         self._pause()
         cursor = self._execute(statement, values)
+        if statement == "COMMIT" and self._machine.files.count_change():
+            self._machine.scheduler.pause(1.0)
         self._pause()
         return cursor
 

@@ -65,6 +65,21 @@ class OsModule:
             while files.stalled_until > scheduler.loop.now:
                 scheduler.sleep(min(0.5, files.stalled_until - scheduler.loop.now) + scheduler.latency())
 
+    def _hang(self, files: FileSystem) -> None:
+        """Have this call hang, if one is to; only a process that lives comes back."""
+        scheduler = process_now().machine.scheduler
+        if not files.hang_seconds or not scheduler.is_in_thread:
+            return
+        end, files.hang_seconds = scheduler.loop.now + files.hang_seconds, 0.0
+        while scheduler.loop.now < min(end, files.hangs_end_at):
+            scheduler.sleep(0.1)
+
+    def _changed(self, files: FileSystem) -> None:
+        """Note a change of a file: the moment for a fault that has waited for it."""
+        scheduler = process_now().machine.scheduler
+        if files.count_change() and scheduler.is_in_thread:
+            scheduler.sleep(0.0)
+
     # Names.
 
     def open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
@@ -160,6 +175,7 @@ class OsModule:
         if name not in folder.entries:
             raise error(errno.ENOENT, os.fspath(path))
         folder.change((name, None))
+        self._changed(files)
 
     def rename(self, old: Any, new: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
         source, target = self._files(old, src_dir_fd), self._files(new, dst_dir_fd)
@@ -248,6 +264,7 @@ class OsModule:
         file = self._file(descriptor, writing=True)
         files = self._opened(descriptor).files
         self._wait(files)
+        self._hang(files)
         self._opened(descriptor)  # the process may have died meanwhile
         content = b"".join(bytes(buffer) for buffer in buffers)
         if files.failing_writes > 0:
@@ -261,6 +278,7 @@ class OsModule:
             content = content[: process_now().machine.rng.randrange(1, len(content))]
         file.write(position, content)
         files.touch(file, process_now().machine.loop.now)
+        self._changed(files)
         return len(content)
 
     def copy_file_range(self, source: int, target: int, count: int, offset: int) -> int:
@@ -270,12 +288,14 @@ class OsModule:
     def ftruncate(self, descriptor: int, size: int) -> None:
         self._wait(self._opened(descriptor).files)
         self._file(descriptor, writing=True).cut(size)
+        self._changed(self._opened(descriptor).files)
 
     def fsync(self, descriptor: int) -> None:
         opened = self._opened(descriptor)
         self._wait(opened.files, 0.7)
-        process_now()
         files = opened.files
+        self._hang(files)
+        process_now()
         files.syncs += 1
         assert isinstance(opened.inode, File | Folder)
         if files.failing_syncs > 0 and isinstance(opened.inode, File):
@@ -285,6 +305,7 @@ class OsModule:
             files.on_failed_sync()
             raise error(errno.EIO)
         opened.inode.sync()
+        self._changed(files)
         self._wait(files, 0.3)
 
     fdatasync = fsync

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -53,10 +54,14 @@ class World:
         self.counts: dict[str, int] = {}
         plan = Random(f"{seed} plan")
         self.settings = _settings(plan)
+        self._settings_rng = Random(f"{seed} settings")
         files = FileSystem(Random(f"{seed} disk"), TOP)
         self.machine = Machine("host", self.loop, self.scheduler, Random(f"{seed} machine"), files)
         processes = plan.choice((1, 1, 2))
-        self.hosts = [Host(self.machine, self.loop, self.settings, self.log) for _ in range(processes)]
+        self.hosts = [
+            Host(self.machine, self.loop, Random(f"{seed} host {number}"), self._next_settings, self.log)
+            for number in range(processes)
+        ]
         self.oracle = Oracle(self.settings["durability"], self._stored, self.complain)
         files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
         self.faults = draw(plan, PERIOD, MAX_FAULTS, KINDS)
@@ -68,6 +73,10 @@ class World:
         ]
         self._uploads = 0
         self._restarts: set[asyncio.Task[None]] = set()
+
+    def _next_settings(self) -> dict[str, Any]:
+        """Return the settings of the next life of a server: those of the run, some of them changed."""
+        return {**self.settings, **_changes_of_settings(self._settings_rng)}
 
     # The records for the report.
 
@@ -87,13 +96,16 @@ class World:
         self.counts[what] = self.counts.get(what, 0) + 1
 
     def _stored(self, upload_id: str) -> bytes | None:
-        return self.machine.files.read(f"{TOP}/{upload_id}")
+        files = self.machine.files
+        paths = (name for name in files.names() if name.rpartition("/")[2] == upload_id and "." not in name)
+        return files.read(f"{TOP}/{next(paths, upload_id)}")
 
     @property
     def disk_is_sick(self) -> bool:
         """Whether the server may have met an error of the disk."""
         return any(
-            self.counts.get(kind) for kind in ("sync fails", "write fails", "full", "away", "stall", "power cut")
+            self.counts.get(kind)
+            for kind in ("sync fails", "write fails", "full", "away", "stall", "hang", "power cut")
         )
 
     def host_for(self, rng: Random) -> Host | None:
@@ -130,6 +142,7 @@ class World:
         records = await self.hosts[0].record_ids()
         for host in self.hosts:
             await host.shut_down()
+            host.end_lingering()
             for leftover in host.leftovers:
                 self.complain(leftover)
         self._look_for_remains(records)
@@ -141,8 +154,21 @@ class World:
             if fault.number not in self.left_out:
                 self.log(str(fault))
                 self.count(fault.kind)
-                self._apply(fault)
+                if fault.after:
+                    self.machine.files.call_after(fault.after, functools.partial(self._apply_next, fault))
+                else:
+                    self._apply(fault)
         await asyncio.sleep(max(0.0, begin + PERIOD - self.loop.now))
+
+    def _apply_next(self, fault: Fault) -> None:
+        """Apply a fault whose moment has come in a call of a process, before that call ends if it can be."""
+
+        def apply() -> None:
+            if not self.is_calm:
+                self.log(f"now fault {fault.number}")
+                self._apply(fault)
+
+        self.loop.call_next(apply)
 
     def _apply(self, fault: Fault) -> None:
         host = self.hosts[fault.target % len(self.hosts)]
@@ -160,6 +186,8 @@ class World:
             self._track(asyncio.ensure_future(self._restart(host, fault.seconds)))
         elif fault.kind == "stall":
             files.stalled_until = max(files.stalled_until, now + fault.seconds * 2)
+        elif fault.kind == "hang":
+            files.hang_seconds = fault.seconds
         elif fault.kind == "sync fails":
             files.failing_syncs += 1 + int(fault.amount * 3)
         elif fault.kind == "write fails":
@@ -181,12 +209,14 @@ class World:
         machine = self.machine
         for host in self.hosts:
             host.kill()
+            host.end_lingering()
         for database in list(machine.databases.values()):
             database.abandon()
         machine.files.power_cut()
         machine.files.stalled_until = 0.0
         machine.files.is_away = machine.files.is_full = False
         machine.files.failing_syncs = machine.files.failing_writes = 0
+        machine.files.hang_seconds = 0.0
         machine.boots += 1
         machine.booted_at = self.loop.now
         self.orphans_possible = True
@@ -223,7 +253,9 @@ class World:
         self.log("the faults end")
         files.is_full = files.is_away = False
         files.failing_syncs = files.failing_writes = 0
-        files.stalled_until = 0.0
+        files.stalled_until = files.hang_seconds = 0.0
+        files.hangs_end_at = self.loop.now
+        files.call_after(0, lambda: None)
         for host in self.hosts:
             if host.process is not None and host.process.paused:
                 host.process.go_on()
@@ -249,7 +281,7 @@ class World:
 
     def _look_for_remains(self, records: set[str]) -> None:
         """Check what the storage has: the bytes of every complete upload, and nothing of one that was removed."""
-        names = {name for name in self.machine.files.names() if not name.startswith(".tusd-py/")}
+        names = {name.rpartition("/")[2] for name in self.machine.files.names() if not name.startswith(".tusd-py/")}
         for upload in self.oracle.uploads:
             self._check_remains(upload, names)
         for name in sorted(names - records):
@@ -273,4 +305,13 @@ def _settings(plan: Random) -> dict[str, Any]:
         "concatenation_unfinished": plan.random() < 0.3,
         "buffer_size": "1MiB",
         "idle_timeout": 15.0,
+    }
+
+
+def _changes_of_settings(rng: Random) -> dict[str, Any]:
+    """Return settings that may change from one life of a server to the next, without a promise that depends on them."""
+    return {
+        "date_folders": rng.random() < 0.3,
+        "shutdown_grace": rng.choice((5.0, 5.0, 2.0)),
+        "lock_timeout": rng.choice((3.0, 3.0, 1.0)),
     }
