@@ -6,6 +6,8 @@ an `HTTPError` has its own. Both are `CodedError`s, and neither derives from the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class CodedError(Exception):
     """Base of all errors that a client may see, with a stable `code` and one sentence, `message`.
@@ -138,6 +140,60 @@ class PartialLost(PartialUnfinished):
             f"partial upload {partial_id} has lost bytes and is at offset {stored} again; "
             "send it the rest, then concatenate again",
         )
+
+
+class HookUnavailable(UploadError):
+    """A hook of the application gave no valid answer in time; the question is asked again. Try again."""
+
+    default_message = "the application cannot be asked about this upload now; try again"
+    code = "ERR_HOOK_UNAVAILABLE"
+
+    def __init__(self, message: str = "", *, explanation: str = "") -> None:
+        """Take an `explanation` for the operator, a sentence that no client sees."""
+        super().__init__(message)
+        self.explanation = explanation or self.message
+
+
+class HookRejected(UploadError):
+    """A hook of the application refused the request, with an answer of its own for the client.
+
+    Attributes:
+        status: the status of the answer.
+        headers: header fields of the answer.
+        body: the body of the answer; None for the text of the server.
+    """
+
+    default_message = "the upload was rejected"
+    code = "ERR_UPLOAD_REJECTED"
+
+    def __init__(
+        self, message: str = "", *, status: int = 400, headers: Mapping[str, str] | None = None, body: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.body = body
+
+
+class TerminationRejected(HookRejected):
+    """A hook of the application refused to remove the upload."""
+
+    default_message = "the termination of the upload was rejected"
+    code = "ERR_UPLOAD_TERMINATION_REJECTED"
+
+
+class UploadStopped(HookRejected):
+    """A hook of the application ended the upload, which was removed."""
+
+    default_message = "the upload was stopped by the application, and removed"
+    code = "ERR_UPLOAD_STOPPED"
+
+
+class PathTaken(UploadError):
+    """The place that a hook chose for the bytes of a new upload holds something already."""
+
+    default_message = "the place that the application chose for the upload is taken"
+    code = "ERR_PATH_TAKEN"
 
 
 class LockTimeout(UploadError):

@@ -23,6 +23,7 @@ class ErrorResponse:
     retry: bool = False  # the same request may succeed later
     close: bool = False  # the connection cannot be used again
     headers: Mapping[str, str] = field(default_factory=dict)  # of this error only
+    body: str | None = None  # in place of code and message
 
 
 class HTTPError(errors.CodedError):
@@ -47,6 +48,9 @@ class HTTPError(errors.CodedError):
 STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.UploadNotFound: (404, False, False),
     errors.UploadGone: (410, False, False),
+    errors.UploadExists: (409, False, False),
+    errors.PathTaken: (409, False, False),
+    errors.HookUnavailable: (503, True, False),
     errors.OffsetMismatch: (409, False, False),
     errors.SizeExceeded: (413, False, False),
     errors.MaxSizeExceeded: (413, False, False),
@@ -75,6 +79,8 @@ def error_response_for(error: errors.CodedError) -> ErrorResponse:
     """Return the response to a request that failed with `error`."""
     if isinstance(error, HTTPError):
         return ErrorResponse(error.status, error.code, error.message, headers=error.headers)
+    if isinstance(error, errors.HookRejected):
+        return ErrorResponse(error.status, error.code, error.message, body=error.body, headers=error.headers)
     for kind in type(error).__mro__:
         if kind in STATUS:
             status, retry, close = STATUS[kind]
@@ -92,6 +98,8 @@ JSON_TYPES = ("application/problem+json", "application/json")
 
 def render(answer: ErrorResponse, accept: str) -> tuple[str, bytes]:
     """Return content type and body: problem details for clients that accept JSON, else `CODE: sentence`."""
+    if answer.body is not None:
+        return "text/plain; charset=utf-8", answer.body.encode("utf-8", "replace")
     if any(_accepts(accept, media_type) for media_type in JSON_TYPES):
         problem = {"title": answer.message, "status": answer.status, "code": answer.code}
         return "application/problem+json", json.dumps(problem).encode()
