@@ -192,7 +192,7 @@ class SQLiteState:
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         begin = None if new is None else partial(_insert_record, upload=new, events=new_events)
-        job = Job(_no_op, False, done, begin=begin, prepare=prepare, conclude=conclude)
+        job = Job(_no_op, False, done, bool(new_events), begin=begin, prepare=prepare, conclude=conclude)
         self._writer.submit(job)
         return done
 
