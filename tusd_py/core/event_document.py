@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tusd_py.core.request_context import RequestContext
@@ -16,6 +16,7 @@ from tusd_py.core.upload import Upload
 # Credentials of clients, which are neither stored nor sent to anybody.
 SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 MAX_HEADER_LENGTH = 4096  # characters of one value; a longer one is left out
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` would make an encoder for each document
 MAX_HEADERS_LENGTH = 16 << 10  # characters of all together; those beyond are left out
 
 
@@ -82,9 +83,14 @@ def document_of(upload: Upload, storage: Mapping[str, str], context: RequestCont
         "partial_ids": upload.partial_ids,
         "created_at": upload.created_at,
         "storage": storage,
-        "request": None if context is None else asdict(request_of(context)),
+        "request": None if context is None else _values_of(request_of(context)),
     }
-    return json.dumps(values, separators=(",", ":"))
+    return _encode(values)
+
+
+def _values_of(request: EventRequest) -> dict[str, object]:
+    """Return the fields as a dictionary; `asdict` would copy the headers."""
+    return {"method": request.method, "path": request.path, "client": request.client, "headers": request.headers}
 
 
 def request_of(context: RequestContext) -> EventRequest:

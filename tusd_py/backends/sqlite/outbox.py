@@ -9,34 +9,23 @@ from typing import Any, Protocol
 
 from tusd_py.core.outbox import FAR_AHEAD, Delivery, DeliveryPage, DeliveryStatus, EventType, OutboxDepth, OutboxEvent
 
-INSERT_EVENT = "INSERT INTO outbox (id, upload_id, sequence, type, time, document) VALUES (?, ?, ?, ?, ?, ?)"
-INSERT_DELIVERY = "INSERT INTO deliveries (sink, number, upload_id) VALUES (?, ?, ?)"
-SELECT = (
-    "SELECT o.id, o.upload_id, o.sequence, o.type, o.time, o.document, d.sink, d.attempts, d.next_at, d.dead, d.error "
-    "FROM deliveries AS d JOIN outbox AS o ON o.number = d.number"
-)
+COLUMNS = "event_id, upload_id, sequence, type, time, document, sink"
+INSERT = f"INSERT INTO deliveries ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+SELECT = f"SELECT {COLUMNS}, attempts, next_at, dead, error FROM deliveries AS d"
 SELECT_DUE = (
-    f"{SELECT} WHERE d.sink = ? AND d.dead = 0 AND (d.next_at <= ? OR d.next_at > ?) AND NOT EXISTS "
-    "(SELECT 1 FROM deliveries AS e WHERE e.upload_id = d.upload_id AND e.sink = d.sink "
-    "AND e.number < d.number AND e.dead = 0) "
-    "ORDER BY d.next_at, d.number LIMIT ?"
+    f"{SELECT} WHERE sink = ? AND dead = 0 AND (next_at <= ? OR next_at > ?) AND NOT EXISTS "
+    "(SELECT 1 FROM deliveries AS e WHERE e.upload_id = d.upload_id AND e.sink = d.sink AND e.dead = 0 "
+    "AND e.number < d.number) ORDER BY next_at, number LIMIT ?"
 )
-SELECT_AFTER = f"{SELECT} WHERE (o.id, d.sink) > (?, ?) ORDER BY o.id, d.sink LIMIT ?"
-SELECT_EVENT = f"{SELECT} WHERE o.id = ? ORDER BY d.sink"
-NUMBER = "(SELECT number FROM outbox WHERE id = ?)"
-DELETE_DELIVERY = f"DELETE FROM deliveries WHERE number = {NUMBER} AND sink = ?"
-DELETE_DELIVERIES = f"DELETE FROM deliveries WHERE number = {NUMBER}"
-DELETE_DELIVERED = (
-    "DELETE FROM outbox WHERE id = ? AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.number = outbox.number)"
-)
-UPDATE_DELIVERY = (
-    f"UPDATE deliveries SET attempts = ?, next_at = ?, dead = ?, error = ? WHERE number = {NUMBER} AND sink = ?"
-)
-RETRY = f"UPDATE deliveries SET next_at = 0, dead = 0 WHERE number = {NUMBER}"
-SELECT_IDS = "SELECT id FROM outbox ORDER BY id"
+SELECT_AFTER = f"{SELECT} WHERE (event_id, sink) > (?, ?) ORDER BY event_id, sink LIMIT ?"
+SELECT_EVENT = f"{SELECT} WHERE event_id = ? ORDER BY sink"
+SELECT_IDS = "SELECT DISTINCT event_id FROM deliveries ORDER BY event_id"
+DELETE_DELIVERY = "DELETE FROM deliveries WHERE event_id = ? AND sink = ?"
+DELETE_EVENT = "DELETE FROM deliveries WHERE event_id = ?"
+UPDATE = "UPDATE deliveries SET attempts = ?, next_at = ?, dead = ?, error = ? WHERE event_id = ? AND sink = ?"
+RETRY = "UPDATE deliveries SET next_at = 0, dead = 0 WHERE event_id = ?"
 SELECT_DEPTH = (
-    "SELECT d.sink, SUM(d.dead = 0), SUM(d.dead), MIN(CASE WHEN d.dead = 0 THEN o.time END) "
-    "FROM deliveries AS d JOIN outbox AS o ON o.number = d.number GROUP BY d.sink"
+    "SELECT sink, SUM(dead = 0), SUM(dead), MIN(CASE WHEN dead = 0 THEN time END) FROM deliveries GROUP BY sink"
 )
 
 
@@ -66,20 +55,18 @@ class SQLiteOutbox:
 
     async def delivered(self, sink: str, event_ids: Sequence[str]) -> None:
         """See `Outbox.delivered`."""
-
-        def remove(connection: sqlite3.Connection) -> None:
-            connection.executemany(DELETE_DELIVERY, [(event_id, sink) for event_id in event_ids])
-            connection.executemany(DELETE_DELIVERED, [(event_id,) for event_id in event_ids])
-
-        await self._submit(remove, compound=True, removes=True)
+        rows = [(event_id, sink) for event_id in event_ids]
+        await self._submit(
+            lambda connection: connection.executemany(DELETE_DELIVERY, rows).rowcount, compound=True, removes=True
+        )
 
     async def postpone(self, sink: str, event_id: str, attempts: int, next_at: float, error: str) -> None:
         """See `Outbox.postpone`."""
-        await self._change(UPDATE_DELIVERY, (attempts, next_at, 0, error, event_id, sink))
+        await self._change(UPDATE, (attempts, next_at, 0, error, event_id, sink))
 
     async def bury(self, sink: str, event_id: str, attempts: int, error: str) -> None:
         """See `Outbox.bury`."""
-        await self._change(UPDATE_DELIVERY, (attempts, 0, 1, error, event_id, sink))
+        await self._change(UPDATE, (attempts, 0, 1, error, event_id, sink))
 
     async def deliveries(self, after: str, limit: int) -> DeliveryPage:
         """See `Outbox.deliveries`."""
@@ -105,8 +92,7 @@ class SQLiteOutbox:
         """See `Outbox.drop`."""
 
         def remove(connection: sqlite3.Connection) -> list[str]:
-            connection.executemany(DELETE_DELIVERIES, [(event_id,) for event_id in event_ids])
-            return [event_id for event_id in event_ids if connection.execute(DELETE_DELIVERED, (event_id,)).rowcount]
+            return [event_id for event_id in event_ids if connection.execute(DELETE_EVENT, (event_id,)).rowcount]
 
         return await self._submit(remove, compound=True, removes=True)  # type: ignore[no-any-return]
 
@@ -124,12 +110,11 @@ class SQLiteOutbox:
 
 
 def add_events(connection: sqlite3.Connection, events: Sequence[OutboxEvent]) -> None:
-    """Store events with a delivery to each of their sinks, in the transaction under way."""
+    """Store a delivery of each event to each of its sinks, in the transaction under way."""
     for event in events:
         values = (event.id, event.upload_id, event.sequence, event.type, event.time, event.document)
-        number = connection.execute(INSERT_EVENT, values).lastrowid
         for sink in event.sinks:
-            connection.execute(INSERT_DELIVERY, (sink, number, event.upload_id))
+            connection.execute(INSERT, (*values, sink))
 
 
 def _delivery(

@@ -29,18 +29,15 @@ CREATE INDEX IF NOT EXISTS uploads_to_finish ON uploads (status)
 CREATE TABLE IF NOT EXISTS waiting_finals (
     partial_id TEXT, final_id TEXT, PRIMARY KEY (partial_id, final_id)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS outbox (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL, upload_id TEXT NOT NULL, sequence INTEGER NOT NULL,
-    type TEXT NOT NULL, time REAL NOT NULL, document TEXT NOT NULL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS outbox_by_id ON outbox (id);
 CREATE TABLE IF NOT EXISTS deliveries (
-    sink TEXT NOT NULL, next_at REAL NOT NULL DEFAULT 0, number INTEGER NOT NULL, upload_id TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (sink, dead, next_at, number)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS deliveries_by_upload ON deliveries (upload_id, sink, number);
-CREATE INDEX IF NOT EXISTS deliveries_by_number ON deliveries (number, sink);
+    number INTEGER PRIMARY KEY, sink TEXT NOT NULL, event_id TEXT NOT NULL, upload_id TEXT NOT NULL,
+    sequence INTEGER NOT NULL, type TEXT NOT NULL, time REAL NOT NULL, document TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT ''
+);
+CREATE UNIQUE INDEX IF NOT EXISTS deliveries_by_event ON deliveries (event_id, sink);
+CREATE INDEX IF NOT EXISTS deliveries_by_time ON deliveries (sink, dead, next_at);
+CREATE INDEX IF NOT EXISTS deliveries_by_upload ON deliveries (upload_id, sink) WHERE dead = 0;
 """
 # Columns that files of earlier versions lack. Those versions too synced the bytes of uploads of unknown length before
 # every response.
