@@ -44,11 +44,12 @@ chaos: $(INSTALLED)
 	CHAOS_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 2 -s tests/failure/test_chaos.py \
 		tests/failure/test_hosts_chaos.py tests/failure/test_s3.py -k "survive and (every_fault or whatever)" $(ARGS)
 
-# Whole lives of servers on virtual time; ARGS="--seed 17" replays one. See docs/testing.md.
+# Whole lives of servers on virtual time; WORLD=s3 ARGS="--seed 17" replays one. See docs/testing.md.
 simulate: $(INSTALLED)
-	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),2000) $(ARGS)
+	for world in $(or $(WORLD),disk s3); do \
+		$(BIN)/python -m tests.simulation --world $$world --seeds $(or $(SEEDS),2000) $(ARGS) || exit 1; done
 
-# Plants every defect of tests/simulation/planted.py: each has to be found.
+# Plants every defect of tests/simulation/planted.py and s3_planted.py: each has to be found.
 simulate-defects: $(INSTALLED)
 	ALL_DEFECTS=1 $(BIN)/python -m pytest -n 2 tests/simulation/test_planted.py $(ARGS)
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 VERSION = {"Host": "uploads.example", "Tus-Resumable": "1.0.0"}
 CONTENT = {"Content-Type": "application/offset+octet-stream"}
-SIZES = (1, 40, 700, 3000, 9000, 40_000)
 TIMEOUT = 25.0  # seconds a client waits for an answer
 HEAD_PATIENCE = 4.0
 
@@ -128,7 +127,7 @@ class Client:
     # Verbs.
 
     async def _created(self, kind: str) -> Expected:
-        length = self.rng.randrange(1, self.rng.choice(SIZES) + 1)
+        length = self.rng.randrange(1, self.rng.choice(self.world.sizes) + 1)
         upload = Expected(self.world.next_upload(), length, self.rng.random() < 0.2, kind=kind)
         upload.declared = not upload.deferred
         headers = {"Upload-Defer-Length": "1"} if upload.deferred else {"Upload-Length": str(length)}
@@ -160,7 +159,7 @@ class Client:
     def _refused(self, answer: Answer | None, what: str) -> None:
         if answer is not None:
             self._log(f"{what} answers {answer.status} {answer.body[:80].decode()}")
-        if answer is not None and answer.status == 500 and not self.world.disk_is_sick:
+        if answer is not None and answer.status == 500 and not self.world.storage_is_sick:
             self.world.complain(f"client {self.number}: {what} answers 500: {answer.body!r}")
 
     async def _final(self, parts: list[Expected]) -> Expected:
@@ -261,6 +260,7 @@ class Client:
             self._refused(answer, "DELETE")
             if answer.status == 204:
                 upload.given_up = upload.is_gone = True
+                self.world.removed(upload)
 
     async def _verify(self, upload: Expected) -> None:
         """Look at an upload when all is well."""

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from tests.simulation.exchange import Answer
 
 
+class Unreadable(Exception):
+    """The stored bytes cannot be looked at now."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """Bytes that a client has sent to an offset: no other attempt has the same ones."""
@@ -49,7 +53,10 @@ class Expected:
 
 
 class Oracle:
-    """The judge of answers; `look` returns the bytes of an upload in the storage, None if they cannot be read."""
+    """The judge of answers.
+
+    `look` returns the bytes of an upload in the storage, None if there are none, and may raise `Unreadable`.
+    """
 
     def __init__(self, durability: str, look: Callable[[str], bytes | None], complain: Callable[[str], None]) -> None:
         self.durability = durability
@@ -57,6 +64,7 @@ class Oracle:
         self.complain = complain
         self.uploads: list[Expected] = []
         self.losses = 0  # power cuts and failed syncs
+        self.was_taken: Callable[[str], bool] = lambda _: False  # whether a fault took the bytes of an upload
 
     def _wrong(self, upload: Expected, text: str) -> None:
         self.complain(f"upload {upload.number} ({upload.id[:8]}): {text}")
@@ -89,7 +97,7 @@ class Oracle:
 
     def created(self, upload: Expected, since: int) -> None:
         """The server has made an upload."""
-        if since != self.losses:
+        if since != self.losses or self.was_taken(upload.id):
             upload.may_be_gone = True
 
     def appended(self, upload: Expected, offset: int, attempt: Attempt, since: int) -> None:
@@ -101,7 +109,10 @@ class Oracle:
     def _identify(self, upload: Expected, offset: int, source: str) -> None:
         """Find out whose bytes were kept: they must be those of attempts, in their order."""
         held = len(upload.known)
-        stored = self.look(upload.id)
+        try:
+            stored = self.look(upload.id)
+        except Unreadable:
+            return
         if stored is None:
             return
         content = stored[held:offset]
@@ -134,7 +145,10 @@ class Oracle:
         """Compare what the storage has with what was acknowledged."""
         if upload.may_be_gone or upload.kind == "final" or not upload.known:
             return
-        stored = self.look(upload.id)
+        try:
+            stored = self.look(upload.id)
+        except Unreadable:
+            return
         if stored is None:
             self._wrong(upload, f"after {source} its file is gone")
         elif stored[: len(upload.known)] != upload.known:

@@ -18,7 +18,8 @@ import tusd_py.composition
 import tusd_py.http.empty_patches
 import tusd_py.transfer.budget
 from tests.simulation.patches import Modules
-from tests.simulation.world import Outcome, World
+from tests.simulation.world import Outcome
+from tests.simulation.worlds import DISK, world_of
 from tusd_py.uploads.options import UploadOptions
 
 COLLECT_EVERY = 10  # runs
@@ -68,25 +69,26 @@ def plant_defect(name: str) -> None:
     """Change the server for the worse, for the rest of this process; an empty name changes nothing."""
     if name:
         from tests.simulation.planted import PLANTS
+        from tests.simulation.s3_planted import S3_PLANTS
 
         prepare()
-        PLANTS[name]()
+        (PLANTS | S3_PLANTS)[name]()
 
 
-def run(seed: int, without: Sequence[int] = ()) -> Outcome:
-    """Run one seed."""
+def run(seed: int, without: Sequence[int] = (), kind: str = DISK) -> Outcome:
+    """Run one seed in a world of this kind."""
     modules = prepare()
     _bugs.found.clear()
-    world = World(seed, modules, without)
+    world = world_of(kind)(seed, modules, without)
     outcome = world.run()
     outcome.violations += _bugs.found
     return outcome
 
 
-def run_all(seeds: Iterable[int]) -> Iterator[Outcome]:
+def run_all(seeds: Iterable[int], kind: str = DISK) -> Iterator[Outcome]:
     """Run seeds one after the other."""
     for number, seed in enumerate(seeds):
-        yield run(seed)
+        yield run(seed, (), kind)
         if number % COLLECT_EVERY == COLLECT_EVERY - 1:
             gc.collect()
 
@@ -99,24 +101,24 @@ class Shrunk:
     without: tuple[int, ...]
 
 
-def shrink(outcome: Outcome) -> Shrunk:
+def shrink(outcome: Outcome, kind: str = DISK) -> Shrunk:
     """Leave faults out as long as the run still fails."""
     without: tuple[int, ...] = ()
     for fault in reversed(outcome.faults):
-        attempt = run(outcome.seed, (*without, fault.number))
+        attempt = run(outcome.seed, (*without, fault.number), kind)
         if attempt.violations:
             outcome, without = attempt, (*without, fault.number)
     gc.collect()
     return Shrunk(outcome, without)
 
 
-def story(shrunk: Shrunk) -> str:
+def story(shrunk: Shrunk, kind: str = DISK) -> str:
     """Return the text that explains a failure."""
     outcome = shrunk.outcome
     without = "".join(f" --without {number}" for number in sorted(shrunk.without))
     lines = [
         f"seed {outcome.seed} fails: {outcome.violations[0]}",
-        f"replay: python -m tests.simulation --seed {outcome.seed}{without}",
+        f"replay: python -m tests.simulation --world {kind} --seed {outcome.seed}{without}",
         "",
         *outcome.story,
     ]

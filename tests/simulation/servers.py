@@ -13,6 +13,7 @@ from tests.simulation.loop import SimulatedLoop
 from tests.simulation.machine import Machine, Process
 from tusd_py import TusServer
 from tusd_py.asyncutil.futures import settle
+from tusd_py.backends.s3.storage import S3Storage
 from tusd_py.core.errors import UploadError
 from tusd_py.settings.model import Settings
 from tusd_py.settings.overrides import SettingsOverrides
@@ -33,13 +34,15 @@ class Host:
         rng: Random,
         settings: Callable[[], dict[str, Any]],
         log: Callable[[str], None],
+        components: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        """`settings` returns those of the next life."""
+        """`settings` returns those of the next life, `components` what they do not choose."""
         self.rng = rng
         self.machine = machine
         self.loop = loop
         self.settings = settings
         self.log = log
+        self.components = components
         self.lives = 0
         self.process: Process | None = None
         self.server: TusServer | None = None
@@ -77,7 +80,8 @@ class Host:
             await asyncio.sleep(1.0)
 
     async def _start(self, process: Process) -> None:
-        server = TusServer(_settings(upload_dir=Path(self.machine.files.top), **self.settings()))
+        settings = _settings(upload_dir=Path(self.machine.files.top), **self.settings())
+        server = TusServer(settings, **self.components())
         await server.startup()
         self.server = server
 
@@ -154,6 +158,9 @@ class Host:
     def _note_leftovers(self, process: Process, server: TusServer) -> None:
         if server.service.budget.used:
             self.leftovers.append(f"{process.name}: {server.service.budget.used} bytes of the budget are not returned")
+        storage: Any = server.service.storage
+        if isinstance(storage, S3Storage) and (held := storage._memory.used - storage._memory._cached_size):
+            self.leftovers.append(f"{process.name}: {held} bytes of parts are not returned")
         for opened in process.descriptors.values():
             self.leftovers.append(f"{process.name}: file {opened.inode.number} stays open")
         for task in self.loop.tasks_of(process):

@@ -9,7 +9,7 @@ from collections import Counter
 from tests.simulation.runner import plant_defect, run_all, shrink, story
 
 
-def many(seeds: range, jobs: int, defect: str, *, keep_going: bool) -> int:
+def many(seeds: range, jobs: int, defect: str, kind: str, *, keep_going: bool) -> int:
     """Run the seeds and print what failed, counts and the time; return the exit code."""
     began = time.monotonic()
     shares = [seeds[start::jobs] for start in range(min(jobs, len(seeds)))]
@@ -17,7 +17,7 @@ def many(seeds: range, jobs: int, defect: str, *, keep_going: bool) -> int:
     counts: Counter[str] = Counter()
     seconds = 0.0
     with multiprocessing.get_context("spawn").Pool(len(shares)) as pool:
-        for share in pool.imap_unordered(_run_share, [(share, defect, keep_going) for share in shares]):
+        for share in pool.imap_unordered(_run_share, [(share, defect, kind, keep_going) for share in shares]):
             counts.update(share[1])
             seconds += share[2]
             for text in share[0]:
@@ -29,18 +29,18 @@ def many(seeds: range, jobs: int, defect: str, *, keep_going: bool) -> int:
     return 1 if failed else 0
 
 
-def _run_share(work: tuple[range, str, bool]) -> tuple[list[str], Counter[str], float]:
+def _run_share(work: tuple[range, str, str, bool]) -> tuple[list[str], Counter[str], float]:
     """Return the stories of the failures of some seeds, the counts and the seconds of virtual time."""
-    seeds, defect, keep_going = work
+    seeds, defect, kind, keep_going = work
     plant_defect(defect)
     failures: list[str] = []
     counts: Counter[str] = Counter()
     seconds = 0.0
-    for outcome in run_all(seeds):
+    for outcome in run_all(seeds, kind):
         counts.update(outcome.counts)
         seconds += outcome.seconds
         if outcome.violations:
-            failures.append(story(shrink(outcome)))
+            failures.append(story(shrink(outcome, kind), kind))
             if not keep_going:
                 break
     return failures, counts, seconds

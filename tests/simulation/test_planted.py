@@ -7,9 +7,11 @@ import os
 import pytest
 
 from tests.simulation.planted import PLANTS
+from tests.simulation.s3_planted import S3_PLANTS
 from tests.simulation.test_simulation import simulate
 
 ALWAYS = ("commit_before_write", "completion_not_durable", "sync_skipped", "lock_released_before_the_last_write")
+ALWAYS_IN_S3 = ("tails_deleted_before_the_object", "parts_after_a_gap_counted")
 
 
 @pytest.mark.parametrize("defect", PLANTS)
@@ -18,6 +20,17 @@ def test_a_planted_defect_is_found(defect: str) -> None:
         pytest.skip("one of those that `make simulate-defects` plants")
 
     run = simulate("--plant", defect, "--seeds", "2000", "--jobs", "1")
+
+    assert run.returncode == 1, run.stdout
+    assert "VIOLATION" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("defect", S3_PLANTS)
+def test_a_planted_defect_of_the_storage_in_s3_is_found(defect: str) -> None:
+    if defect not in ALWAYS_IN_S3 and not os.environ.get("ALL_DEFECTS"):
+        pytest.skip("one of those that `make simulate-defects` plants")
+
+    run = simulate("--world", "s3", "--plant", defect, "--seeds", "2000", "--jobs", "1")
 
     assert run.returncode == 1, run.stdout
     assert "VIOLATION" in run.stdout, run.stderr

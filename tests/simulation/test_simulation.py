@@ -6,6 +6,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from tests.simulation.worlds import WORLDS
+
+SEEDS = {"disk": "200", "s3": "150"}
+
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -17,14 +23,16 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_simulation_runs_the_same_seed_twice_in_the_same_way() -> None:
-    first, second = simulate("--seed", "3"), simulate("--seed", "3")
+@pytest.mark.parametrize("world", WORLDS)
+def test_simulation_runs_the_same_seed_twice_in_the_same_way(world: str) -> None:
+    first, second = (simulate("--world", world, "--seed", "3") for _ in range(2))
 
     assert first.stdout == second.stdout
     assert "digest" in first.stdout, first.stderr
 
 
-def test_seeds_of_the_simulation_meet_no_violation() -> None:
-    run = simulate("--seeds", os.environ.get("SEEDS", "200"), "--jobs", "1")
+@pytest.mark.parametrize("world", WORLDS)
+def test_seeds_of_the_simulation_meet_no_violation(world: str) -> None:
+    run = simulate("--world", world, "--seeds", os.environ.get("SEEDS", SEEDS[world]), "--jobs", "1")
 
     assert run.returncode == 0, run.stdout + run.stderr

@@ -20,9 +20,7 @@ from tests.simulation.servers import Host
 from tests.simulation.threads import Scheduler
 
 TOP = "/simulated/uploads"
-PERIOD = 30.0  # seconds in which faults begin
 LIVENESS = 60.0  # seconds after the end of the faults in which every upload can be finished
-MAX_FAULTS = 6
 TIMEOUT = 3600.0
 
 
@@ -43,6 +41,11 @@ class Outcome:
 class World:
     """One run. `without` are the numbers of faults to leave out."""
 
+    kinds = KINDS
+    sizes: Sequence[int] = (1, 40, 700, 3000, 9000, 40_000)  # of uploads, at most
+    most_faults = 6
+    period = 30.0  # seconds in which faults begin
+
     def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
         self.seed = seed
         self.rng = Random(f"{seed} clients")
@@ -59,12 +62,14 @@ class World:
         self.machine = Machine("host", self.loop, self.scheduler, Random(f"{seed} machine"), files)
         processes = plan.choice((1, 1, 2))
         self.hosts = [
-            Host(self.machine, self.loop, Random(f"{seed} host {number}"), self._next_settings, self.log)
+            Host(
+                self.machine, self.loop, Random(f"{seed} host {number}"), self._next_settings, self.log, self.components
+            )
             for number in range(processes)
         ]
         self.oracle = Oracle(self.settings["durability"], self._stored, self.complain)
         files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
-        self.faults = draw(plan, PERIOD, MAX_FAULTS, KINDS)
+        self.faults = draw(plan, self.period, self.most_faults, self.kinds)
         self.left_out = set(without)
         self.is_calm = False  # no more faults: everything must work
         self.orphans_possible = False
@@ -95,14 +100,18 @@ class World:
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
 
+    def components(self) -> dict[str, Any]:
+        """Return the components of a new server that the settings do not choose."""
+        return {}
+
     def _stored(self, upload_id: str) -> bytes | None:
         files = self.machine.files
         paths = (name for name in files.names() if name.rpartition("/")[2] == upload_id and "." not in name)
         return files.read(f"{TOP}/{next(paths, upload_id)}")
 
     @property
-    def disk_is_sick(self) -> bool:
-        """Whether the server may have met an error of the disk."""
+    def storage_is_sick(self) -> bool:
+        """Whether the server may have met an error of the storage."""
         return any(
             self.counts.get(kind)
             for kind in ("sync fails", "write fails", "full", "away", "stall", "hang", "power cut")
@@ -139,6 +148,7 @@ class World:
         await faults
         await self._calm_down()
         await self._finish(clients)
+        await self._clean()
         records = await self.hosts[0].record_ids()
         for host in self.hosts:
             await host.shut_down()
@@ -158,7 +168,7 @@ class World:
                     self.machine.files.call_after(fault.after, functools.partial(self._apply_next, fault))
                 else:
                     self._apply(fault)
-        await asyncio.sleep(max(0.0, begin + PERIOD - self.loop.now))
+        await asyncio.sleep(max(0.0, begin + self.period - self.loop.now))
 
     def _apply_next(self, fault: Fault) -> None:
         """Apply a fault whose moment has come in a call of a process, before that call ends if it can be."""
@@ -278,6 +288,12 @@ class World:
             for upload in client.uploads:
                 if not (upload.complete or upload.given_up or upload.is_gone):
                     self.complain(f"upload {upload.number} is not finished after {LIVENESS:.0f} s: {client.doing}")
+
+    def removed(self, upload: Expected) -> None:
+        """Check what is left of an upload that was removed; files are looked at in the end."""
+
+    async def _clean(self) -> None:
+        """Do what a server does only after days."""
 
     def _look_for_remains(self, records: set[str]) -> None:
         """Check what the storage has: the bytes of every complete upload, and nothing of one that was removed."""
