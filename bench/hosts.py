@@ -1,5 +1,9 @@
-"""Cost of Redis compared with the embedded records, and takeovers between hosts (`python -m bench.hosts`)."""
+"""Cost of Redis compared with the embedded records, and takeovers between hosts (`python -m bench.hosts`).
 
+`--directory DIR` is the place of the uploads, such as /dev/shm.
+"""
+
+import argparse
 import re
 import sys
 import tempfile
@@ -10,11 +14,14 @@ from urllib.request import urlopen
 
 from bench.client import Connection, Request, Response, build, build_creation, build_patch, create, location_path
 from bench.measure import Meter
+from bench.payload import Payload, delete, payload_file
 from bench.recipes import WORK, Recipe
 from bench.servers import Target, running
+from bench.workloads import SMALL_BYTES, Plan, small
 from tests.support.redis_server import RedisServer
 
-ROUNDS = 3
+ROUNDS = 6
+PAIRS = 1000
 PATCHES = 2000
 PATCH_SIZE = 1024
 TAKEOVERS = 200
@@ -45,6 +52,33 @@ def patch_cost(target: Target) -> float:
                 connection.exchange(request).expect(204, "a PATCH")
     assert meter.usage is not None
     return meter.usage.cpu_seconds / PATCHES * 1000
+
+
+def pair_cost(target: Target, payload: Payload) -> float:
+    """Return the milliseconds of CPU time for a POST and a PATCH of one KiB, over eight connections."""
+    meter = Meter(target.process)
+    work = small(target, Plan(small_uploads=PAIRS), payload, meter)
+    delete(target.port, target.directory, work.uploads)
+    assert meter.usage is not None
+    return meter.usage.cpu_seconds / PAIRS * 1000
+
+
+def compare(home: Path, redis_url: str) -> None:
+    """Print the CPU time of requests with Redis divided by that with the embedded records, both without syncs."""
+    options = ("--durability", "never")
+    hosted_options = (*options, "--redis-url", redis_url)
+    costs: dict[str, list[tuple[float, float]]] = {"PATCH of 1 KiB": [], "POST and PATCH of 1 KiB": []}
+    with (
+        payload_file(home / "payload", 2 * PAIRS * SMALL_BYTES) as payload,
+        running(recipe("embedded", None, *options), home / "embedded") as embedded,
+        running(recipe("redis", None, *hosted_options), home / "redis") as hosted,
+    ):
+        for _ in range(ROUNDS):
+            costs["PATCH of 1 KiB"].append((patch_cost(embedded), patch_cost(hosted)))
+            costs["POST and PATCH of 1 KiB"].append((pair_cost(embedded, payload), pair_cost(hosted, payload)))
+    for name, pairs in costs.items():
+        one, other = (min(costs) for costs in zip(*pairs, strict=True))
+        print(f"{name}: {one:.3f} ms CPU embedded, {other:.3f} ms with Redis: {other / one:.2f} times", flush=True)
 
 
 def metrics(target: Target) -> str:
@@ -103,21 +137,15 @@ def takeovers(first: Target, second: Target) -> list[float]:
 
 
 def main() -> None:
-    WORK.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="hosts-", dir=WORK) as name, RedisServer() as redis:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path, default=WORK, help="place of the uploads")
+    place: Path = parser.parse_args().directory
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hosts-", dir=place) as name, RedisServer() as redis:
         home = Path(name)
+        compare(home, redis.url)
         shared = home / "shared"
-        with_redis = ("--redis-url", redis.url)
-        embedded, hosted = [], []
-        for number in range(ROUNDS):
-            with running(recipe("embedded", None), home / f"embedded-{number}") as target:
-                embedded.append(patch_cost(target))
-            with running(recipe("redis", None, *with_redis), home / f"redis-{number}") as target:
-                hosted.append(patch_cost(target))
-        ratio = min(hosted) / min(embedded)
-        print(
-            f"PATCH of 1 KiB: {min(embedded):.2f} ms CPU embedded, {min(hosted):.2f} ms with Redis: {ratio:.2f} times"
-        )
+        with_redis = ("--redis-url", redis.url, "--redis-prefix", "hosts:")
         with (
             running(recipe("first", shared, *with_redis), home / "first") as first,
             running(recipe("second", shared, *with_redis), home / "second") as second,
