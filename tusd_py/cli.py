@@ -1,4 +1,4 @@
-"""The command line: `tusd-py serve | sweep | migrate | import-tusd | config | version`."""
+"""The command line: `tusd-py serve | sweep | migrate | import-tusd | events | config | version`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tusd_py import __version__
-from tusd_py.composition import build_service, opened
+from tusd_py.commands.events import CommandError, run_events
+from tusd_py.composition import build_service, build_sinks, opened
 from tusd_py.core.errors import UploadError
 from tusd_py.core.redaction import without_password
 from tusd_py.events.bus import EventBus
@@ -46,6 +47,7 @@ COMMANDS = {
     "adopt-storage": "join the records with the storage of these settings although they name another one",
     "migrate": "copy the records to another store, with the server stopped",
     "import-tusd": "take over a directory of tusd",
+    "events": "show and change the events that wait for their sinks",
     "config": "print the effective settings and where each came from",
 }
 USAGE = {
@@ -53,12 +55,19 @@ USAGE = {
     "migrate": "--from STORE --to STORE [--dry-run] ",
     "import-tusd": "DIR [--copy] [--dry-run] ",
 }
+EVENTS = {
+    "list": "print the events that wait, and the dead letters",
+    "show": "print one event with its data, and its state at each sink",
+    "retry": "deliver events now, dead letters too",
+    "drop": "remove events: nobody will be told",
+}
+EVENTS_USAGE = {"list": "", "show": "ID ", "retry": "(ID... | --all) ", "drop": "ID... "}
 UNITS = (
     "Sizes are bytes, or numbers with KB, MB, GB, TB, KiB, MiB, GiB or TiB; times are seconds, or numbers with ms, s,"
     " m, h or d. Each setting is also a variable, --max-size as TUSD_PY_MAX_SIZE, and a key of the TOML file;"
     " flags win over variables, and variables over the file."
 )
-OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy")
+OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy", "action", "ids", "everything", "as_json")
 USAGE_ERROR = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE  # the exit code that a shell gives to a program ended by this signal
 
@@ -109,8 +118,8 @@ def _meant(message: str) -> str:
     """Return a hint for a message of argparse that names an unknown flag or command; empty if there is none."""
     command = re.search(r"argument COMMAND: invalid choice: '([^']*)'", message)
     if command:
-        return did_you_mean(command[1], [*COMMANDS, "version"])
-    flags = [flag_name(name) for name in FIELDS] + ["--config", "--help", "--version", "--dry-run"]
+        return did_you_mean(command[1], [*COMMANDS, "version", *EVENTS])
+    flags = [flag_name(name) for name in FIELDS] + ["--config", "--help", "--version", "--dry-run", "--all", "--json"]
     for word in message.removeprefix("unrecognized arguments: ").split():
         flag = word.partition("=")[0].rstrip(":")
         if flag.startswith("-") and flag not in flags:
@@ -127,20 +136,42 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tusd-py {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            usage=f"tusd-py {name} {USAGE.get(name, '')}[--SETTING VALUE]...",
-            argument_default=argparse.SUPPRESS,
-            allow_abbrev=False,
-            epilog=UNITS,
-        )
-        command.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML file with settings")
-        add_settings(command)
-        add_own_options(name, command)
+        if name == "events":
+            add_events(commands.add_parser(name, help=text, description=text))
+        else:
+            add_own_options(name, add_command(commands, name, text, USAGE.get(name, "")))
     commands.add_parser("version", help="print the version")
     return parser
+
+
+def add_command(commands: Any, name: str, text: str, usage: str, group: str = "") -> argparse.ArgumentParser:
+    """Add a command that takes the settings; return its parser."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        usage=f"tusd-py {group}{name} {usage}[--SETTING VALUE]...",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        epilog=UNITS,
+    )
+    command.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML file with settings")
+    add_settings(command)
+    return command
+
+
+def add_events(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of the outbox."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    for name, text in EVENTS.items():
+        action = add_command(actions, name, text, f"{EVENTS_USAGE[name]}[--json] ", "events ")
+        action.set_defaults(ids=[], everything=False)
+        action.add_argument("--json", dest="as_json", action="store_true", default=False, help="print JSON")
+        if name == "retry":
+            action.add_argument("--all", dest="everything", action="store_true", help="every event")
+        if name != "list":
+            count: Any = {"show": 1, "retry": "*", "drop": "+"}[name]
+            action.add_argument("ids", nargs=count, metavar="ID", help="the id of an event, as `list` prints it")
 
 
 def add_own_options(name: str, command: argparse.ArgumentParser) -> None:
@@ -175,8 +206,8 @@ def print_config(loaded: Loaded) -> int:
     """Print every setting, without passwords, and where its value came from; return the exit code."""
     for name in FIELDS:
         value = value_of(loaded.settings, name)
-        text = ",".join(value) if isinstance(value, tuple) else "" if value is None else value
-        text = without_password(text) if isinstance(text, str) else text
+        items = value if isinstance(value, tuple) else ("" if value is None else value,)
+        text = ",".join(without_password(item) if isinstance(item, str) else str(item) for item in items)
         print(f"{name} = {text}  # {loaded.origins[name]}")
     return 0
 
@@ -211,8 +242,12 @@ def run_serve(settings: Settings) -> int:
 
 
 def check(settings: Settings) -> None:
-    """Open every component once, so that a wrong one is reported in one line; raises `UploadError`."""
+    """Open every component once, so that a wrong one is reported in one line.
+
+    Raises `UploadError`, `InvalidSettings`.
+    """
     service = build_service(settings, EventBus())
+    build_sinks(settings)
 
     async def open_and_close() -> None:
         async with opened(service, settings):
@@ -306,6 +341,21 @@ def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool
     return fail(f"{summary.refused} not imported", 1) if summary.refused else 0
 
 
+def run_events_command(settings: Settings, *, action: str, ids: Sequence[str], everything: bool, as_json: bool) -> int:
+    """Show or change the outbox; return the exit code."""
+    if action == "retry" and bool(ids) == everything:
+        return fail("events retry: give the ids of events, or --all")
+    try:
+        run_events(settings, action, ids, everything=everything, as_json=as_json)
+    except InvalidSettings as error:
+        return fail(str(error))
+    except CommandError as error:
+        return fail(str(error), 1)
+    except UploadError as error:
+        return fail(error.message, 1)
+    return 0
+
+
 def report_error(message: str) -> None:
     """Print a mistake or failure that does not end the command."""
     fail(message)
@@ -326,4 +376,5 @@ RUN: dict[str, Callable[..., int]] = {
     "adopt-storage": run_adopt,
     "migrate": run_migrate,
     "import-tusd": run_import,
+    "events": run_events_command,
 }

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from tusd_py.backends.disk.files import Modes
@@ -17,7 +18,7 @@ from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
-from tusd_py.contracts.outbox import SupportsOutbox
+from tusd_py.contracts.outbox import Outbox, Sink, SupportsOutbox
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
@@ -25,13 +26,18 @@ from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadErro
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
+from tusd_py.hooks.signing import read_secrets
 from tusd_py.http.app import UploadApp
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
+from tusd_py.outbox.cloudevents import render
+from tusd_py.outbox.delivery import Delivery
 from tusd_py.outbox.sink_urls import parse_sink_url
+from tusd_py.outbox.sink_worker import DeliveryOptions
+from tusd_py.outbox.sinks.make import MissingPackage, make_sink
 from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component, one_line
 from tusd_py.settings import InvalidSettings, Settings, default_of
@@ -99,8 +105,8 @@ def build_service(
         StateUnavailable: the package of Redis is not installed.
     """
     state, locker = _choose_state_and_locker(settings, instrumentation, clock, given)
-    if settings.events.to and not isinstance(state, SupportsOutbox):
-        raise InvalidSettings(f"events_to needs records that keep events: SQLite does, {type(state).__name__} does not")
+    if settings.events.to:
+        outbox_of(state)
     return UploadService(
         state=state,
         locker=locker,
@@ -143,6 +149,52 @@ def _options(settings: Settings) -> UploadOptions:
         concatenation_repeats=settings.concatenation_repeats,
         sinks=tuple(SinkOptions(parse_sink_url(url).name) for url in settings.events.to),
     )
+
+
+def build_sinks(settings: Settings) -> list[Sink]:
+    """Build the sinks of events, without network. Blocks: reads the secrets.
+
+    Raises:
+        InvalidSettings: the package of a broker is missing, or the secrets cannot be used.
+    """
+    rendered = partial(render, source=settings.public_url or settings.base_path)
+    try:
+        secrets = read_secrets(settings.hooks.http_secret_file) if settings.hooks.http_secret_file else ()
+        return [make_sink(parse_sink_url(url), rendered, secrets) for url in settings.events.to]
+    except MissingPackage as error:
+        raise InvalidSettings(str(error)) from error
+    except ValueError as error:
+        raise InvalidSettings(f"hooks_http_secret_file: {error}") from error
+
+
+def build_delivery(
+    settings: Settings, service: UploadService, instrumentation: Instrumentation = NO_INSTRUMENTATION
+) -> Delivery | None:
+    """Build the delivery of the events of a service; None without sinks. Raises `InvalidSettings`."""
+    sinks = build_sinks(settings)
+    if not sinks:
+        return None
+    options = DeliveryOptions(give_up=settings.events.give_up)
+    outbox = outbox_of(service.state)
+    delivery = Delivery(sinks, outbox, service.locker, service.clock, options, instrumentation)
+    service.observe_stored_events(delivery.wake)
+    return delivery
+
+
+def build_outbox(settings: Settings) -> tuple[StateStore, Outbox]:
+    """Build the state store that the settings choose, and return it with the events in it.
+
+    Raises `InvalidSettings`, `StateUnavailable`.
+    """
+    state, _ = _choose_state_and_locker(settings, NO_INSTRUMENTATION, None, NO_COMPONENTS)
+    return state, outbox_of(state)
+
+
+def outbox_of(state: StateStore) -> Outbox:
+    """Return the outbox of a state store; raises `InvalidSettings` if it has none."""
+    if not isinstance(state, SupportsOutbox):
+        raise InvalidSettings(f"events_to needs records that keep events: SQLite does, {type(state).__name__} does not")
+    return state.outbox
 
 
 def build_application(settings: Settings, service: UploadService, events: EventBus, urls: UrlBuilder) -> UploadApp:

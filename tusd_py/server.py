@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from tusd_py.composition import (
     GivenComponents,
     build_application,
+    build_delivery,
     build_service,
     close_service,
     open_service,
@@ -128,6 +129,7 @@ class TusServer:
         self.service = build_service(self.settings, self.events, self.metrics, given=self._given_components)
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
         self._application = build_application(self.settings, self.service, self.events, self.urls)
+        self._delivery = build_delivery(self.settings, self.service, self.metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle_lock = asyncio.Lock()  # held while the server starts or shuts down
         self._started = False
@@ -294,7 +296,7 @@ class TusServer:
             logger.warning("browsers cannot upload through the CORSMiddleware of this application: give it %s", missing)
 
     async def startup(self) -> None:
-        """Open every component and start the periodic jobs; do nothing if the server runs.
+        """Open every component, start the periodic jobs and the delivery of events; do nothing if the server runs.
 
         Raises:
             StorageUnavailable: the storage cannot be used; the message names place and reason. Nothing stays open.
@@ -313,6 +315,8 @@ class TusServer:
             if self.settings.sweep_interval:
                 self._scheduler = scheduler_of(self.service, self.settings.sweep_interval)
                 self._scheduler.start()
+            if self._delivery is not None:
+                self._delivery.start()
             self._signals.start()
             self._shutdown_called = asyncio.Event()
             self._close_with_loop_task = asyncio.create_task(self._close_with_loop(self._shutdown_called))
@@ -366,6 +370,8 @@ class TusServer:
                 await self._scheduler.stop()
             self._signals.stop()
             await self.events.close(max(0.0, self._grace_deadline() - asyncio.get_running_loop().time()))
+            if self._delivery is not None:
+                await self._delivery.stop(self._grace_deadline() - asyncio.get_running_loop().time())
             timeout = self._grace_deadline() - asyncio.get_running_loop().time()
             if not await close_service(self.service, timeout):
                 logger.error(

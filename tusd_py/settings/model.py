@@ -20,6 +20,7 @@ from tusd_py.backends.redis.config import RedisConfig
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.core.durability import Durability
 from tusd_py.core.option_types import Names, Number, Seconds, Size
+from tusd_py.hooks.config import HooksConfig
 from tusd_py.outbox.config import EventsConfig
 from tusd_py.settings.overrides import SettingsOverrides
 from tusd_py.settings.parsing import (
@@ -36,7 +37,12 @@ from tusd_py.settings.parsing import (
 
 ENV_PREFIX = "TUSD_PY_"
 
-GROUPS: Mapping[str, type[BaseModel]] = {"redis": RedisConfig, "s3": S3Config, "events": EventsConfig}
+GROUPS: Mapping[str, type[BaseModel]] = {
+    "redis": RedisConfig,
+    "s3": S3Config,
+    "events": EventsConfig,
+    "hooks": HooksConfig,
+}
 
 
 def flat_name(group: str, field: str) -> str:
@@ -49,8 +55,8 @@ class Settings(BaseSettings):
 
     A setting that is not given comes from its variable (`TUSD_PY_MAX_SIZE` for `max_size`), else it has its default.
     docs/configuration.md describes each; the keyword arguments of `TusServer` have the same names. Those of
-    Redis, S3 and events are given by names that begin with `redis_`, `s3_` and `events_`, and read as
-    `settings.redis`, `settings.s3` and `settings.events`, which are the configurations that these parts take.
+    Redis, S3, events and hooks are given by names that begin with `redis_`, `s3_`, `events_` and `hooks_`, and read as
+    `settings.redis`, `settings.s3`, `settings.events` and `settings.hooks`, the configurations that these parts take.
 
     Example::
 
@@ -180,6 +186,7 @@ class Settings(BaseSettings):
     )
     shutdown_grace: Seconds = Field(default=10, gt=0, description="time that running requests have to end at shutdown")
     events: EventsConfig = EventsConfig()
+    hooks: HooksConfig = HooksConfig()
     log_format: Literal["text", "json"] = Field(default="text", description="format of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log lines to write"

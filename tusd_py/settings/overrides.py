@@ -77,6 +77,7 @@ class SettingsOverrides(TypedDict, total=False):
     shutdown_grace: Duration
     events_to: Names
     events_give_up: Duration
+    hooks_http_secret_file: Path | str | None
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
     disable_malloc_tuning: bool

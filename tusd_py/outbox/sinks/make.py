@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 from tusd_py.contracts.outbox import Sink
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.outbox.sink_urls import SinkAddress, SinkKind
+from tusd_py.outbox.sinks.http import HttpSink
 
 # Class, name of the broker, and what pip installs.
 BROKERS: Mapping[SinkKind, tuple[str, str, str]] = {
@@ -22,16 +23,19 @@ class MissingPackage(Exception):
     """The client library of a broker is not installed; the text is one sentence that names it."""
 
 
-def make_broker_sink(address: SinkAddress, render: Callable[[OutboxEvent], bytes]) -> Sink:
-    """Return the sink of a broker.
+def make_sink(address: SinkAddress, render: Callable[[OutboxEvent], bytes], secrets: Sequence[bytes]) -> Sink:
+    """Return the sink of an address.
 
     Args:
-        address: the broker.
+        address: the endpoint or broker.
         render: returns the bytes of an event as they are sent.
+        secrets: sign the requests to endpoints.
 
     Raises:
-        MissingPackage: its client library is not installed.
+        MissingPackage: the client library of the broker is not installed.
     """
+    if address.kind == "http":
+        return HttpSink(address, render, secrets)
     place, broker, package = BROKERS[address.kind]
     module, _, name = place.partition(":")
     try:
