@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ import pytest
 
 from tests.support.event_receiver import EventReceiver, check_received
 from tests.support.harness import ROOT, ServerProcess
-from tests.support.hosts import RECOVERY, counted, seeded_random, several_hosts
+from tests.support.hosts import counted, seeded_random
 from tests.support.process_memory import resident_size
-from tests.support.redis_server import RedisServer
 from tests.support.timing import TIMEOUT, promptly, scaled, wait_until
 from tests.support.wire.messages import creation_headers, patch_headers, path_of
 from tests.support.wire.requests import complete, create, head, patch, request
@@ -108,24 +107,6 @@ def test_event_comes_again_after_a_kill_of_the_receiver_before_its_answer(tmp_pa
         events = receiver.wait_for(3)
         assert [event["id"] for event in events[:2]] == [first["id"], first["id"]]
         check_received(events)
-
-
-def test_another_host_delivers_after_a_kill_of_the_one_that_did(tmp_path: Path, redis: RedisServer) -> None:
-    with (
-        EventReceiver(tmp_path) as receiver,
-        several_hosts(tmp_path, redis.url, events_to=receiver.url) as hosts,
-    ):
-        first = upload(hosts[0].port)
-        receiver.wait_for(2)
-        receiver.kill()
-        uploads = {first, *(upload(host.port) for host in hosts)}
-        for host in hosts[:2]:  # one of these or the third one delivers; either way the third one has to
-            host.kill()
-        receiver.start()
-        wait_until(lambda: len(check_received(receiver.received())) == 4, "every upload is told of", RECOVERY)
-        assert set(check_received(receiver.received())) == uploads
-        for host in hosts[:2]:
-            host.start_again()
 
 
 # Kills at random.
@@ -242,40 +223,6 @@ def test_every_finished_upload_is_told_of_whatever_is_killed(tmp_path: Path) -> 
         wait_until_empty(server)
         report(receiver, uploads, killed)
         check_events(uploads, receiver, server.port)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(120 + UPLOADS * 5)
-def test_every_finished_upload_is_told_of_by_several_hosts(tmp_path: Path, redis: RedisServer) -> None:
-    chance = seeded_random()
-    killed = {"hosts": 0, "receiver": 0, "Redis": 0}
-    with ExitStack() as stack:
-        receiver = stack.enter_context(EventReceiver(tmp_path))
-        hosts = stack.enter_context(several_hosts(tmp_path, redis.url, events_to=receiver.url))
-
-        def kill_host() -> None:
-            killed["hosts"] += 1
-            host = chance.choice(hosts)
-            host.kill()
-            time.sleep(chance.uniform(0, 0.5))
-            host.start_again()
-
-        def kill_receiver() -> None:
-            killed["receiver"] += 1
-            receiver.restart(chance.choice(["take", "take", "take", "hold", "refuse"]))
-
-        def kill_redis() -> None:
-            killed["Redis"] += 1
-            redis.kill()
-            time.sleep(chance.uniform(0, 0.5))
-            redis.start()
-
-        uploads = Uploads([host.port for host in hosts], chance, UPLOADS)
-        upload_and_kill(uploads, [kill_host, kill_host, kill_receiver, kill_receiver, kill_redis], chance)
-        receiver.restart("take")
-        wait_until_empty(hosts[0])
-        report(receiver, uploads, killed)
-        check_events(uploads, receiver, hosts[0].port)
 
 
 # Many events that wait.

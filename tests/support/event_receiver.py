@@ -96,7 +96,7 @@ def check_received(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one event."""
+    """The handler of one event."""
 
     protocol_version = "HTTP/1.1"
     mode = "take"

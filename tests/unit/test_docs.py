@@ -77,6 +77,7 @@ def test_every_flag_in_the_documents_exists() -> None:
     flags = {flag_name(name) for name in FIELDS}
     switches = {flag.replace("--", "--no-", 1) for flag in flags}
     others = {"--help", "--version", "--config", "--dry-run", "--workers", "--write", "--tusd", "--only", "--baseline"}
+    others |= {"--json", "--all"}  # of `tusd-py events`
     text = "".join(document.read_text() for document in DOCUMENTS if document.name != "performance.md")
     mentioned = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", text))
     assert mentioned <= flags | switches | others

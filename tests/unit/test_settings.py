@@ -408,7 +408,7 @@ def test_a_refused_url_does_not_show_its_password(capsys: pytest.CaptureFixture[
 
 
 def test_settings_do_not_show_their_password_in_a_debugger() -> None:
-    assert "secret" not in repr(load({"redis_url": "redis://:secret@localhost"}).settings)
+    assert "hunter2" not in repr(load({"redis_url": "redis://:hunter2@localhost"}).settings)
 
 
 @pytest.mark.parametrize("origins", ["*", "https://*", "http://*:*", "https://a.example,*", "null"])
