@@ -6,7 +6,10 @@ an `HTTPError` has its own. Both are `CodedError`s, and neither derives from the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the classes of this module are the public errors
+    from collections.abc import Mapping
 
 
 class CodedError(Exception):
