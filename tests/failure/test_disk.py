@@ -392,6 +392,29 @@ def test_a_patch_without_head_after_bytes_were_lost_leaves_no_hole(server: Serve
         complete(server.port, path, data)
 
 
+@pytest.mark.parametrize("left", [0, 700_000])
+def test_an_empty_patch_after_bytes_were_lost_answers_what_is_left(server: ServerProcess, left: int) -> None:
+    data = payload(2 * MEBI)
+    path = create(server.port, len(data))
+    assert patch(server.port, path, 0, data[:MEBI]).status == 204
+    os.truncate(segment_path(server, path), left)
+    answer = patch(server.port, path, MEBI, b"")
+    assert (answer.status, answer.offset) == (409, left)
+    complete(server.port, path, data)
+
+
+@pytest.mark.parametrize("left", [0, 700_000])
+def test_head_beside_a_patch_without_bytes_answers_what_is_left(server: ServerProcess, left: int) -> None:
+    data = payload(2 * MEBI)
+    path = create(server.port, len(data))
+    assert patch(server.port, path, 0, data[:MEBI]).status == 204
+    os.truncate(segment_path(server, path), left)
+    with start_patch(server.port, path, MEBI, MEBI) as connection:
+        connection.wait_until_read()
+        assert offset_of(server.port, path) == left
+    complete(server.port, path, data)
+
+
 def test_a_file_that_vanished_while_the_server_was_down(server: ServerProcess) -> None:
     data = payload(2 * MEBI)
     gone, truncated, longer = (create(server.port, len(data)) for _ in range(3))

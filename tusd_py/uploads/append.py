@@ -56,6 +56,7 @@ class Append:
         budget: ByteBudget,
         options: UploadOptions,
         commit: Commit,
+        stored_size: Callable[[Upload], Awaitable[int]],
         *,
         sync: bool,
         verification: Verification | None,
@@ -69,9 +70,11 @@ class Append:
         self._batches = BatchWriter(writer, budget, source.release)
         self._options = options
         self._commit_record = commit
+        self._stored_size = stored_size  # of the storage
         self._sync = sync
         self._verification = verification
         self._limit = _limit(upload, options)
+        self._start = upload.offset
         self._position = upload.offset  # offset of the next received byte
         self._timer: asyncio.TimerHandle | None = None
         self._woken_at: float | None = None  # monotonic time when the timer woke the source, if no bytes came since
@@ -190,6 +193,8 @@ class Append:
         requested, self._commit_requested = self._commit_requested, False
         self._commit_due = False
         self._bytes_at_commit = self._position
+        if everything or requested:
+            await self._refuse_lost_bytes()
         now = time.monotonic()
         if everything or requested or now - self._flushed_at >= FLUSH_INTERVAL:
             self._flushed_at = now
@@ -199,6 +204,13 @@ class Append:
         if self._verification is not None:  # unverified, so that not even a declared length may be committed
             return await self._answer_commit_request(requested)
         return await self._commit_snapshot(requested)
+
+    async def _refuse_lost_bytes(self) -> None:
+        """Raise `StorageBehind` if the storage has lost bytes: before the first byte came, no writer has looked."""
+        if self._position == self._start > 0:
+            stored = await self._stored_size(self._stored_record)
+            if stored < self._start:
+                raise StorageBehind(stored)
 
     async def _answer_commit_request(self, requested: bool) -> Upload:
         """Commit the unchanged record with a higher number of commits, if one was requested."""

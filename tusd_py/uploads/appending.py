@@ -246,6 +246,7 @@ class Appending:
             self._budget,
             self._options,
             commit,
+            self._storage.stored_size,
             sync=sync,
             verification=verification,
             last_step=last_step,

@@ -91,7 +91,7 @@ class Inspection:
     # Commits of a running append.
 
     async def _request_commit(self, upload: Upload) -> tuple[Upload, bool]:
-        """Request a commit of the lock holder, if there is one; return the upload then, and whether there is one.
+        """Request a commit of the lock holder, if there is one; return the upload then, and whether one answers for it.
 
         The connection of a client that comes back may have left bytes in the kernel that the holder still reads: while
         the offset moves, this repeats the request for a moment.
@@ -100,15 +100,20 @@ class Inspection:
         while True:
             async with self._locker.request_commit(upload.id) as commits:
                 before = upload
+                answered = False
                 if commits:
-                    upload = await self._wait_for_commits(upload, commits)
+                    upload, answered = await self._wait_for_commits(upload, commits)
                 else:  # a holder may have committed and let go since the record was read
                     upload = self._records.get_at_once(upload.id) or await self._records.get(upload.id)
             if not commits or upload.offset == before.offset or upload.is_complete or time.monotonic() >= deadline:
-                return upload, commits > 0
+                return upload, answered
 
-    async def _wait_for_commits(self, before: Upload, commits: int) -> Upload:
-        """Wait at most `INSPECT_TIMEOUT` until the holder has served so many requests, or released the lock."""
+    async def _wait_for_commits(self, before: Upload, commits: int) -> tuple[Upload, bool]:
+        """Wait at most `INSPECT_TIMEOUT` until the holder has served so many requests, or released the lock.
+
+        Returns the upload; False with it if the holder has let go without a look at the storage, as one does whose
+        client has left before the first byte.
+        """
         deadline = time.monotonic() + INSPECT_TIMEOUT
         served = before.commit_requests_served + commits
         while True:
@@ -116,7 +121,7 @@ class Inspection:
             upload = await self._records.get(before.id)
             answered = upload.commit_requests_served >= served or upload.is_complete
             if answered or not held or time.monotonic() >= deadline:
-                return upload
+                return upload, answered or held
             await asyncio.sleep(INSPECT_POLL_INTERVAL)
 
     # Completion records.
