@@ -34,10 +34,11 @@ class Fault:
     seconds: float
     amount: float
     after: int = 0  # changes of files that come first
+    after_cut: bool = False  # they are counted from the next time that a file is cut off
 
     def __str__(self) -> str:
         text = f"fault {self.number}: {self.kind} (process {self.target}, {self.seconds:.2f} s, {self.amount:.2f})"
-        return f"{text} after {self.after} changes" if self.after else text
+        return f"{text} after {'a cut and ' * self.after_cut}{self.after} changes" if self.after else text
 
 
 def draw(rng: Random, period: float, most: int, kinds: dict[str, int]) -> list[Fault]:
@@ -59,4 +60,5 @@ def _draw_one(rng: Random, number: int, at: float, kind: str) -> Fault:
         seconds,
         rng.random(),
         after=rng.randrange(1, MAX_CHANGES + 1) if waits else 0,
+        after_cut=waits and rng.random() < 0.4,
     )

@@ -155,15 +155,18 @@ class FileSystem:
         self.failed_syncs = 0
         self.on_failed_sync: Callable[[], object] = lambda: None
         self._changes_left = 0
+        self._waits_for_cut = False
         self._after_changes: Callable[[], object] = lambda: None
 
-    def call_after(self, changes: int, callback: Callable[[], object]) -> None:
-        """Call `callback` after so many changes of files."""
+    def call_after(self, changes: int, callback: Callable[[], object], *, after_cut: bool = False) -> None:
+        """Call `callback` after so many changes of files, with `after_cut` counted from the next cut."""
         self._changes_left, self._after_changes = changes, callback
+        self._waits_for_cut = after_cut
 
-    def count_change(self) -> bool:
+    def count_change(self, *, cut: bool = False) -> bool:
         """Count a change of a file or a sync; return whether a callback was called."""
-        if not self._changes_left:
+        self._waits_for_cut = self._waits_for_cut and not cut
+        if not self._changes_left or self._waits_for_cut:
             return False
         self._changes_left -= 1
         if not self._changes_left:

@@ -40,7 +40,6 @@ class Expected:
     known: bytearray = field(default_factory=bytearray)
     floor: int = 0
     last_offset: int = 0  # the offset that the server answered last
-    in_doubt: bool = False  # bytes may have been lost, and none were appended since: the last offset may be too large
     complete: bool = False  # the client was told so
     may_be_gone: bool = False  # the client has asked to end it, or a power cut may have taken its record
     is_gone: bool = False  # the client was told so
@@ -77,12 +76,8 @@ class Oracle:
             self._wrong(upload, f"{source} answers offset {offset}, although {upload.floor} bytes were acknowledged")
         if offset > upload.length:
             self._wrong(upload, f"{source} answers offset {offset} of {upload.length}")
-        if attempt is not None and attempt.content:
-            upload.in_doubt = False
         upload.last_offset = offset
         del upload.known[offset:]
-        if upload.in_doubt and offset < upload.length:
-            return
         held = len(upload.known)
         if attempt is not None and attempt.start <= held <= offset <= attempt.start + len(attempt.content):
             upload.known += attempt.content[held - attempt.start : offset - attempt.start]
@@ -191,10 +186,8 @@ class Oracle:
         if self.durability == "never":
             upload.floor = 0
             upload.complete = False
-            upload.in_doubt = True
         elif not (self.durability == "always" or upload.deferred or upload.complete):
             upload.floor = 0
-            upload.in_doubt = True
         if records and upload.floor == 0 and not upload.complete:
             upload.may_be_gone = True
         if records:

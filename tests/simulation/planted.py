@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from tusd_py import composition, server
-from tusd_py.asyncutil import serial_task
+from tusd_py.asyncutil import serial_task, threads
 from tusd_py.backends.disk import identity, storage, syncs, writer as disk_writer
 from tusd_py.backends.local_locks import locker as local_locker
 from tusd_py.backends.sqlite import state as sqlite_state, writer as sqlite_writer
@@ -209,7 +209,13 @@ def offset_of_received_bytes() -> None:
 
 @plant
 def bytes_of_a_wrong_checksum_kept() -> None:
-    change(batch_writer.BatchWriter, "discard", soon)
+    real = append.Append._commit_received
+
+    async def commit(self: Any) -> None:
+        self._verification = None
+        await real(self)
+
+    change(append.Append, "_commit_received", commit)
 
 
 @plant
@@ -278,6 +284,17 @@ def absence_proves_something() -> None:
 
 
 @plant
+def location_follows_the_setting() -> None:
+    real = storage.DiskStorage.path
+    change(storage.DiskStorage, "path", lambda self, upload: real(self, replace(upload, location=self.locate(upload))))
+
+
+@plant
+def empty_appends_trust_the_record() -> None:
+    change(append.Append, "_refuse_lost_bytes", soon)
+
+
+@plant
 def expiry_by_a_wrong_clock() -> None:
     change(clock.SteadyClock, "steady", lambda self: self._clock.wall())
 
@@ -308,8 +325,8 @@ def record_removed_before_the_bytes() -> None:
 
 
 @plant
-def shutdown_does_not_wait() -> None:
-    change(locked_work.LockedWork, "settle", soon)
+def calls_lost_at_the_end_of_threads() -> None:
+    change(threads.Threads, "_take_jobs", lambda self: [])
 
 
 @plant

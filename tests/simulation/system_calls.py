@@ -74,10 +74,10 @@ class OsModule:
         while scheduler.loop.now < min(end, files.hangs_end_at):
             scheduler.sleep(0.1)
 
-    def _changed(self, files: FileSystem) -> None:
+    def _changed(self, files: FileSystem, *, cut: bool = False) -> None:
         """Note a change of a file: the moment for a fault that has waited for it."""
         scheduler = process_now().machine.scheduler
-        if files.count_change() and scheduler.is_in_thread:
+        if files.count_change(cut=cut) and scheduler.is_in_thread:
             scheduler.sleep(0.0)
 
     # Names.
@@ -288,7 +288,7 @@ class OsModule:
     def ftruncate(self, descriptor: int, size: int) -> None:
         self._wait(self._opened(descriptor).files)
         self._file(descriptor, writing=True).cut(size)
-        self._changed(self._opened(descriptor).files)
+        self._changed(self._opened(descriptor).files, cut=True)
 
     def fsync(self, descriptor: int) -> None:
         opened = self._opened(descriptor)

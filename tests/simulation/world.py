@@ -165,7 +165,8 @@ class World:
                 self.log(str(fault))
                 self.count(fault.kind)
                 if fault.after:
-                    self.machine.files.call_after(fault.after, functools.partial(self._apply_next, fault))
+                    apply = functools.partial(self._apply_next, fault)
+                    self.machine.files.call_after(fault.after, apply, after_cut=fault.after_cut)
                 else:
                     self._apply(fault)
         await asyncio.sleep(max(0.0, begin + self.period - self.loop.now))
