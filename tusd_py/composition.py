@@ -42,6 +42,7 @@ from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component, one_line
 from tusd_py.settings import InvalidSettings, Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
+from tusd_py.uploads.components import Components
 from tusd_py.uploads.identity import IdentityCheck
 from tusd_py.uploads.options import SinkOptions, UploadOptions
 from tusd_py.uploads.service import UploadService
@@ -107,7 +108,7 @@ def build_service(
     state, locker = _choose_state_and_locker(settings, instrumentation, clock, given)
     if settings.events.to:
         outbox_of(state)
-    return UploadService(
+    components = Components.of(
         state=state,
         locker=locker,
         storage=given.storage or build_storage(settings, instrumentation),
@@ -118,6 +119,7 @@ def build_service(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
         ),
     )
+    return UploadService(components)
 
 
 def _choose_state_and_locker(

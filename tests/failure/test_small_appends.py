@@ -26,6 +26,7 @@ from tusd_py.events.bus import EventBus
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
 from tusd_py.settings import load
 from tusd_py.uploads.append import Append
+from tusd_py.uploads.components import Components
 from tusd_py.uploads.pace import FAST_SYNC, SAMPLES, STALLED
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.small_append import MAX_SMALL_BODY
@@ -107,9 +108,10 @@ async def test_a_storage_that_hosts_share_is_written_to_the_long_way(
 ) -> None:
     shared = SharedDiskStorage(tmp_path / "shared")
     await shared.open()
-    other = UploadService(
+    components = Components.of(
         service.state, service.locker, shared, service.events, service.budget, service.options, service.clock
     )
+    other = UploadService(components)
     upload = await other.create(NewUpload(4))
     upload = await other.append(upload.id, request(b"data"))
     assert upload.is_complete

@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tusd_py.contracts.locks import Lock, Locker
-from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import Buffer, OpenFile, Storage
-from tusd_py.core.clock import SteadyClock
+from tusd_py.contracts.locks import Lock
+from tusd_py.contracts.storage import Buffer, OpenFile
 from tusd_py.core.errors import (
     BrokenRecord,
     ClientDisconnected,
@@ -23,9 +21,7 @@ from tusd_py.core.errors import (
 from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.request_context import RequestContext, owner_of
 from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
-from tusd_py.events.bus import EventBus
 from tusd_py.events.types import PartialFinished, UploadCreated, UploadExpired, UploadTerminated
-from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
@@ -37,7 +33,6 @@ from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
-from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.removal import Removal
@@ -53,34 +48,24 @@ IDENTITY_TIMEOUT = 1.5  # seconds that a health check waits for the identity of 
 class UploadService:
     """All actions on uploads, independent of the kinds of state store, locker and storage."""
 
-    def __init__(
-        self,
-        state: StateStore,
-        locker: Locker,
-        storage: Storage,
-        events: EventBus,
-        budget: ByteBudget,
-        options: UploadOptions,
-        clock: SteadyClock,
-    ) -> None:
-        components = Components.of(state, locker, storage, events, budget, options, clock)
+    def __init__(self, components: Components) -> None:
         self._components = components
-        self.state = state
-        self.locker = locker
-        self.storage = storage
-        self.events = events
-        self.budget = budget
+        self.state = components.state
+        self.locker = components.locker
+        self.storage = components.storage
+        self.events = components.events
+        self.budget = components.budget
         self.options = components.options
-        self.clock = clock
+        self.clock = components.clock
         self.can_concatenate = components.concatenation is not None
         self._downloads = Downloads()
         self._final_tasks: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
-        self._work = LockedWork(locker, events)
-        self._lifetimes = Lifetimes(components.options, clock)
+        self._work = LockedWork(self.locker, self.events)
+        self._lifetimes = Lifetimes(self.options, self.clock)
         self._records = RecordReader(components)
         self._event_log = EventLog(components)
         self._removal = Removal(components, self._event_log)
-        self._waiting = WaitingFinals(state, clock)
+        self._waiting = WaitingFinals(self.state, self.clock)
         completion = Completion(components, self._lifetimes, self._records, self._event_log)
         self._recovery = Recovery(components, self._records, completion, self._removal, self._waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
@@ -88,10 +73,10 @@ class UploadService:
         self._expiration = Expiration(
             components, self._lifetimes, self._records, self._recovery, self._removal, self._work
         )
-        if options.concatenation_unfinished:
-            events.observe(PartialFinished, self.partial_ended)
-            events.observe(UploadTerminated, self.partial_ended)
-            events.observe(UploadExpired, self.partial_ended)
+        if self.options.concatenation_unfinished:
+            self.events.observe(PartialFinished, self.partial_ended)
+            self.events.observe(UploadTerminated, self.partial_ended)
+            self.events.observe(UploadExpired, self.partial_ended)
 
     # Creating.
 
