@@ -141,6 +141,7 @@ def test_a_script_that_is_started_again_goes_on(tmp_path: Path, server: ServerPr
     assert_uploaded_once(server, gate.port, script.end(script.start()), script.data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reload", [True, False])
 def test_a_page_survives_a_reload_and_a_time_without_the_server(
     tmp_path: Path, server: ServerProcess, gate: Gate, reload: bool

@@ -615,6 +615,7 @@ def test_a_server_that_cannot_reach_redis_says_so_and_ends(tmp_path: Path) -> No
     assert "127.0.0.1" in ended.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("leave", [RedisServer.pause, RedisServer.kill], ids=["hanging", "stopped"])
 async def test_every_call_fails_in_bounded_time_while_redis_is_away(
     redis: RedisServer, prefix: str, leave: object

@@ -155,6 +155,7 @@ def test_writers_that_freeze_one_after_the_other_change_nothing(tmp_path: Path, 
             assert_content(server.port, path, expected)
 
 
+@pytest.mark.long
 def test_a_host_that_freezes_for_less_than_its_lease_goes_on(tmp_path: Path, redis: RedisServer) -> None:
     with several_hosts(tmp_path, redis.url, 2, lock_ttl="30s") as (first, second):
         path = create(first.port, len(OLD))

@@ -42,6 +42,7 @@ BOUNDED = 5.0  # seconds within which a request is answered while Redis is away
 # A host that cannot reach Redis.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("failure", [FaultyNetwork.stall, FaultyNetwork.refuse], ids=["hanging", "refused"])
 def test_a_host_cut_off_from_redis_stops_writing_before_its_lease_ends(
     tmp_path: Path, redis: RedisServer, failure: Callable[[FaultyNetwork], None]
@@ -84,6 +85,7 @@ def send_until_closed(connection: Connection, data: bytes, piece: int) -> None:
             time.sleep(0.03)
 
 
+@pytest.mark.long
 def test_connections_to_redis_that_break_are_made_again(tmp_path: Path, redis: RedisServer) -> None:
     """Requests under way do not notice."""
     data = payload(60 * 32 * KIBI)
@@ -117,6 +119,7 @@ ABSENCES = pytest.mark.parametrize("leave", [stop_redis, pause_redis], ids=["sto
 Leave = Callable[[RedisServer], Callable[[], object]]
 
 
+@pytest.mark.long
 @ABSENCES
 def test_requests_are_answered_in_bounded_time_while_redis_is_away(
     tmp_path: Path, redis: RedisServer, leave: Leave
@@ -207,6 +210,7 @@ def test_an_append_outlives_a_redis_that_is_back_within_the_lease(
             assert_content(server.port, path, data)
 
 
+@pytest.mark.long
 @ABSENCES
 def test_an_append_ends_cleanly_if_redis_is_away_for_longer_than_the_lease(
     tmp_path: Path, redis: RedisServer, leave: Leave

@@ -107,6 +107,7 @@ def test_silent_patches_are_committed_and_told_to_come_back(
             complete(server.port, path, data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", WORKERS)
 def test_patches_in_full_flight_are_committed(tmp_path: Path, workers: int) -> None:
     """Clients send as fast as they can and look at the same time: nothing that was acknowledged is lost."""

@@ -292,6 +292,7 @@ STATES: tuple[Callable[[int], Connection], ...] = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reach", STATES, ids=lambda reach: reach.__name__)
 def test_a_client_that_goes_silent_in_any_state_is_let_go(tmp_path: Path, reach: Callable[[int], Connection]) -> None:
     uploads = tmp_path / "uploads"

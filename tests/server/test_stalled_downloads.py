@@ -75,6 +75,7 @@ def test_a_reader_that_stalls_is_ended_and_logged_as_that(tmp_path: Path) -> Non
     assert not [line for line in server.log if "Traceback" in line]
 
 
+@pytest.mark.long
 @pytest.mark.integrated
 def test_a_slow_reader_above_the_min_rate_is_not_ended(tmp_path: Path) -> None:
     """The kernels' buffers hide for many seconds that it reads at all."""

@@ -104,6 +104,7 @@ def test_a_process_that_dies_is_started_again(server: ServerProcess) -> None:
     assert any("died" in line for line in server.log)
 
 
+@pytest.mark.long
 def test_hangup_replaces_every_process_while_uploads_go_on(server: ServerProcess) -> None:
     before = worker_pids(server)
     os.kill(server.pid, signal.SIGHUP)

@@ -31,6 +31,7 @@ def test_simulation_runs_the_same_seed_twice_in_the_same_way(world: str) -> None
     assert "digest" in first.stdout, first.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", WORLDS)
 def test_seeds_of_the_simulation_meet_no_violation(world: str) -> None:
     run = simulate("--world", world, "--seeds", os.environ.get("SEEDS", SEEDS[world]), "--jobs", "1")
