@@ -6,14 +6,22 @@ import asyncio
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from tests.support.s3_server import s3_server
 from tests.support.s3_uploads import Place, serving
 from tests.support.timing import wait_until
 from tests.support.wire.messages import MEBI, payload
 from tests.support.wire.requests import create, start_patch
+from tusd_py.asyncutil.serial_task import SerialTask
+from tusd_py.backends.s3.config import S3Config
+from tusd_py.backends.s3.layout import Layout, Tail
 from tusd_py.backends.s3.memory_limiter import MAX_SPILLS, MemoryLimiter
+from tusd_py.backends.s3.open_part import OpenPart
 from tusd_py.backends.s3.pace import Pace
+from tusd_py.backends.s3.part_sizes import PartSizes
+from tusd_py.backends.s3.stored_bytes import StoredBytes
+from tusd_py.core.upload import Upload
 
 TOTAL = 32 * MEBI
 PART = 8 * MEBI
@@ -102,6 +110,42 @@ async def test_admission_behind_many_who_hold_a_little_makes_them_spill() -> Non
     for task in waiting:
         task.cancel()
     await asyncio.wait(waiting)
+
+
+class SlowTails:
+    """A bucket in which a tail is stored when the test says so."""
+
+    wants_crc = False
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.stored = asyncio.Event()
+
+    async def run_copy(self, copy: Any) -> Any:
+        return copy()
+
+    async def put_tail(self, upload: Upload, start: int, pieces: Any) -> Tail:
+        self.started.set()
+        await self.stored.wait()
+        return Tail("tail", start, start + sum(map(len, pieces)))
+
+
+async def test_a_part_that_began_to_wait_while_a_tail_was_stored_gets_the_memory_of_the_tail() -> None:
+    memory, bucket, upload = MemoryLimiter(10), SlowTails(), Upload("upload", 0.0)
+    stored = StoredBytes(S3Config(bucket="bucket"), upload, Layout(), PartSizes(100), 1)
+    part = OpenPart(cast(Any, bucket), memory, upload, stored, SerialTask(), None)
+    part.open()
+    await part.fill([memoryview(bytes(8))])
+    storing = asyncio.create_task(part.store_tail())
+    await bucket.started.wait()
+    waiting = asyncio.create_task(memory.reserve(5))
+    await asyncio.sleep(0)
+
+    bucket.stored.set()
+    await storing
+
+    async with asyncio.timeout(SOON):
+        await waiting
 
 
 def test_a_client_between_two_blocks_is_not_silent_before_its_usual_pause_is_over() -> None:

@@ -142,6 +142,12 @@ class OpenPart:
 
     async def store_tail(self) -> None:
         """Store the bytes of the part as a tail, unless they are stored already."""
+        try:
+            await self._store_tail()
+        finally:
+            self._memory.rebalance()  # the part could not be spilled meanwhile, and others may wait for it
+
+    async def _store_tail(self) -> None:
         async with self._tail_lock:
             self._jobs.check()  # a spill that failed lost bytes
             part = self._buffer

@@ -158,7 +158,6 @@ class S3Writer:
         check, _, tail = await asyncio.gather(
             self._check_earlier(), self._parts.wait_all(), self._open.store_tail(), return_exceptions=True
         )
-        self._memory.rebalance()  # the part could not be spilled while its tail was being stored
         if isinstance(check, BaseException):
             raise check
         self._jobs.check()
