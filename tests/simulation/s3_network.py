@@ -36,7 +36,6 @@ FATES = {
     "stall": 1,
     "slow": 3,
     "twice": 2,
-    "error inside 200": 4,
     "broken body": 3,
     "gateway": 2,
 }
@@ -159,10 +158,9 @@ class Network:
         share = self.intensity if self.loop.now < self.troubled_until else self.usual
         if self.rng.random() >= share:
             return ""
-        fate = self.rng.choices(list(FATES), list(FATES.values()))[0]
-        if fate == "error inside 200" and operation not in COPYING:
-            return "lost answer"
-        return fate
+        if operation in COPYING and self.rng.random() < 0.3:
+            return "error inside 200"
+        return self.rng.choices(list(FATES), list(FATES.values()))[0]
 
     def _arrive(self, exchange: Exchange, fate: str, back: float) -> None:
         """The request has arrived at S3, unless it has not."""
@@ -174,6 +172,9 @@ class Network:
             return
         if fate == "reset" or (not exchange.process.alive and self.rng.random() < 0.5):
             self._answer_later(exchange, back, None, ConnectionClosedError(endpoint_url="s3"))
+            return
+        if fate == "error inside 200" and self.rng.random() < 0.5:
+            self._answer_later(exchange, back, error(S3Error(200, "InternalError")), None)
             return
         if fate in ("slow down", "error", "gateway"):
             self._answer_later(exchange, back, _refusal(fate, request), None)

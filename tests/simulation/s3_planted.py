@@ -100,7 +100,9 @@ def parts_compared_by_etag_only() -> None:
 
 
 @plant
-def parts_not_compared() -> None:
+def reused_part_numbers_completed_without_a_look() -> None:
+    part_numbers_reused_after_a_takeover()
+
     def matching(parts: Sequence[UploadPart], found: Sequence[dict[str, Any]]) -> list[UploadPart]:
         etags = {one["PartNumber"]: one["ETag"] for one in found}
         return [UploadPart(part.number, part.end, etags[part.number], "") for part in parts]
@@ -243,11 +245,6 @@ def answer_404_of_a_gateway_believed() -> None:
 
     change(client, "translate", translate)
     change(Bucket, "_confirm_missing", soon)
-
-
-@plant
-def missing_multipart_not_noticed() -> None:
-    change(Bucket, "check_multipart", soon)
 
 
 @plant

@@ -148,7 +148,7 @@ class S3World(World):
 
     @property
     def storage_is_sick(self) -> bool:
-        fates = (f"s3 {fate}" for fate in FATES)
+        fates = (f"s3 {fate}" for fate in (*FATES, "error inside 200"))
         return any(self.counts.get(kind) for kind in (*fates, "s3 slow", "multiparts expire"))
 
     # Faults.
