@@ -1,4 +1,4 @@
-"""kill -9 of the server, the receiver and the broker at any time: events arrive at least once, in order, none invented.
+"""kill -9 of the server and the receiver at any time: events arrive at least once, in order, none invented.
 
 `EVENT_UPLOADS` is the number of uploads of the random runs.
 """
@@ -37,8 +37,6 @@ MEBI = 1 << 20
 def outbox_of(server: ServerProcess) -> list[dict[str, Any]]:
     """Return the answer of `tusd-py events list --json`, beside the running server or without one."""
     arguments = ["events", "list", "--json", "--upload-dir", str(server.upload_dir)]
-    if "redis_url" in server.options:
-        arguments += ["--redis-url", str(server.options["redis_url"])]
     command = [sys.executable, "-m", "tusd_py", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
