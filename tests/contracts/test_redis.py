@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -747,6 +747,26 @@ async def test_an_index_that_is_whole_is_not_looked_through_again(
         assert [upload.id for upload in await one.state.due(10.0, 10)] == [UPLOAD.id]
         monkeypatch.setattr(one.connection, "keys", None)
         assert await one.state.repair_index() == 0
+
+
+async def test_an_index_that_is_lost_while_it_is_compared_is_compared_again(
+    redis: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Host(redis.url, prefix) as one:
+        await one.state.create(replace(UPLOAD, expires_at=5.0))
+        index = one.state._due_index
+        repair_page = index._repair_page
+
+        async def repair_and_lose(keys: Sequence[str], now: float) -> int:
+            repaired = await repair_page(keys, now)
+            await one.connection.command("DEL", f"{prefix}due")
+            return repaired
+
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "_repair_page", repair_and_lose)
+            await one.state.repair_index()
+        assert await one.state.repair_index() == 1
+        assert [upload.id for upload in await one.state.due(10.0, 10)] == [UPLOAD.id]
 
 
 async def test_scripts_that_redis_forgot_are_sent_again(redis: RedisServer, prefix: str) -> None:

@@ -129,6 +129,17 @@ def test_sweep_after_the_index_was_lost_removes_what_has_expired(tmp_path: Path,
         wait_until(lambda: files_of(server, path) == [], "the sweeper removes the expired upload")
 
 
+def test_sweep_after_the_index_was_lost_with_redis_full_removes_what_has_expired(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    options: dict[str, Any] = {"redis_url": redis.url, "sweep_interval": "1s", "expires_after": "3s"}
+    with ServerProcess(tmp_path / "uploads", **options) as server:
+        path = create(server.port, len(DATA), body=DATA[:500])
+        fill(redis)
+        redis.command("DEL", "tus:due", "tus:ids")
+        wait_until(lambda: files_of(server, path) == [], "the sweeper removes the expired upload")
+
+
 def test_a_server_whose_redis_evicts_records_says_so_and_ends(tmp_path: Path) -> None:
     with (
         RedisServer(maxmemory="64mb", maxmemory_policy="allkeys-lru") as redis,

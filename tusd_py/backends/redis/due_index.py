@@ -41,6 +41,8 @@ class DueIndex:
         if compared_at is not None and 0 <= now - (float(compared_at) - NEVER_DUE) < older_than:
             return 0
         await self._redis.check_memory_policy(refuse=False)
+        # If the index is lost during the comparison, so is this member, and the next sweep compares again.
+        await self._redis.run(MARK_COMPARED, [self._key], [repr(NEVER_DUE), COMPARISON_MARK, "NX"])
         added = 0
         page: list[str] = []
         async for key in self._redis.keys(self._keys.all_records):
@@ -49,7 +51,7 @@ class DueIndex:
                 added += await self._repair_page(page, now)
                 page.clear()
         added += await self._repair_page(page, now)
-        await self._redis.run(MARK_COMPARED, [self._key], [repr(NEVER_DUE + now), COMPARISON_MARK])
+        await self._redis.run(MARK_COMPARED, [self._key], [repr(NEVER_DUE + now), COMPARISON_MARK, "XX"])
         if added:
             logger.warning("%d entries of the index of due uploads were lost, and have been restored", added)
         return added

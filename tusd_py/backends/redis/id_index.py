@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.schema import Keys
+from tusd_py.backends.redis.scripts import ADD_IDS
 
 COMPARISON_MARK = "."  # no upload has such an id
 PAGE_SIZE = 500  # ids added in one round trip
@@ -47,4 +48,4 @@ class IdIndex:
 
     async def add(self, members: Sequence[str]) -> None:
         """Add ids that the index may lack."""
-        await self._redis.command("ZADD", self._key, *(word for member in members for word in (0, member)))
+        await self._redis.run(ADD_IDS, [self._key], members)

@@ -46,6 +46,7 @@ ACQUIRE_WITHOUT_ROOM = _load("acquire", "acquire", allow_oom=True)
 RENEW = _load("renew", "renew", allow_oom=True)
 RELEASE = _load("release", "release", allow_oom=True)
 REQUEST_COMMIT = _load("request_commit", "commit", allow_oom=True)
+ADD_IDS = _load("add_ids", "add", allow_oom=True)  # the sweeper has to go on when Redis is full
 CREATE = _load("create", "create")
 CREATE_INDEXED = _load("create_indexed", "create")
 UPDATE = _load("update", "update")
