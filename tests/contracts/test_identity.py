@@ -14,6 +14,7 @@ from typing import TypeAlias
 import pytest
 
 from tests.contracts.parts import Instances
+from tusd_py.backends.disk.identity import IdentityFile
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.s3.storage import S3Storage
@@ -227,3 +228,19 @@ async def test_an_identity_is_made_where_there_are_no_links(tmp_path: Path, monk
 def test_malformed_identity_is_parsed_as_none(content: bytes) -> None:
     assert parse_identity(content) is None
     assert parse_identity(f"{IDENTITY}\n".encode()) == IDENTITY
+
+
+def test_an_identity_that_another_process_writes_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = IdentityFile(tmp_path), IdentityFile(tmp_path)
+    read = file.read
+
+    def read_before_the_other_process_writes() -> str | None:
+        monkeypatch.setattr(file, "read", read)
+        other.create("a" * 32)
+        return None
+
+    monkeypatch.setattr(file, "read", read_before_the_other_process_writes)
+    file.create("b" * 32)
+    assert read() == "a" * 32

@@ -62,6 +62,8 @@ class IdentityFile:
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
+        if not replace and self.read() is not None:  # another process has written its own since it was missing
+            return
         new.replace(self._path)
         if not replace:
             time.sleep(SETTLE_TIME)  # another process that saw no file has written its own by then; the last one counts
