@@ -7,12 +7,15 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tusd_py import LockTimeout, Upload
 from tusd_py.contracts.locks import LockHolder
+
+T = TypeVar("T")
 
 POLL = 0.01  # seconds between two looks at a file
 
@@ -35,21 +38,25 @@ class FileLocker:
         deadline = asyncio.get_running_loop().time() + timeout
         lock = await self._try(upload_id, holder)
         if lock is None and timeout > 0:
-            async with self._request(upload_id, "release"):
-                while lock is None and asyncio.get_running_loop().time() < deadline:
-                    await asyncio.sleep(POLL)
-                    lock = await self._try(upload_id, holder)
+            try:
+                async with self._request(upload_id, "release"):
+                    while lock is None and asyncio.get_running_loop().time() < deadline:
+                        await asyncio.sleep(POLL)
+                        lock = await self._try(upload_id, holder)
+            except BaseException:  # also cancelled while the request was removed, with the lock in hand
+                if lock is not None:
+                    await lock.release()
+                raise
         if lock is None:
             raise LockTimeout
         return lock
 
     async def _try(self, upload_id: str, holder: LockHolder) -> FileLock | None:
-        attempt = asyncio.ensure_future(asyncio.to_thread(_lock, self._folder / upload_id))
-        try:
-            locked = await asyncio.shield(attempt)
-        except asyncio.CancelledError:  # the thread locks the file all the same
-            attempt.add_done_callback(_give_back)
-            raise
+        locked, cancelled = await _to_the_end(partial(_lock, self._folder / upload_id))
+        if cancelled is not None:
+            if locked is not None:
+                os.close(locked[0])
+            raise cancelled
         return None if locked is None else FileLock(upload_id, *locked, holder, self._folder, self._held)
 
     @contextlib.asynccontextmanager
@@ -70,7 +77,9 @@ class FileLocker:
             request.touch()
 
         try:
-            await asyncio.to_thread(make)
+            _, cancelled = await _to_the_end(make)
+            if cancelled is not None:
+                raise cancelled
             yield
         finally:
             await asyncio.to_thread(partial(request.unlink, missing_ok=True))
@@ -113,6 +122,24 @@ class FileLock:
             await asyncio.sleep(POLL)
 
 
+async def _to_the_end(function: Callable[[], T]) -> tuple[T, asyncio.CancelledError | None]:
+    """Run a function in a worker thread, and wait for its end whatever cancels the wait.
+
+    A thread cannot be cancelled: a caller that left before would not know its effect.
+
+    Returns:
+        the function's result, and the last cancellation of the wait.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    cancelled = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as cancellation:
+            cancelled = cancellation
+    return running.result(), cancelled
+
+
 def _lock(path: Path) -> tuple[int, int] | None:
     """Lock a file until its descriptor is closed; return that and a new token, None if another holder has the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -128,12 +155,6 @@ def _next_token(descriptor: int, least: int) -> int:
     token = max(least, int(os.pread(descriptor, 20, 0) or 0)) + 1
     os.pwrite(descriptor, b"%-20d" % token, 0)
     return token
-
-
-def _give_back(attempt: asyncio.Future[tuple[int, int] | None]) -> None:
-    locked = None if attempt.cancelled() or attempt.exception() else attempt.result()
-    if locked is not None:
-        os.close(locked[0])
 
 
 def _is_locked(path: Path) -> bool:
