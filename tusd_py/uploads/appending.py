@@ -28,7 +28,7 @@ from tusd_py.core.outbox import EventType
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed
 from tusd_py.uploads.append import Append
-from tusd_py.uploads.completion import Completion, ThreadedCompletion
+from tusd_py.uploads.completion import Completion, RecordChange, ThreadedCompletion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.lifetimes import Lifetimes
@@ -233,10 +233,9 @@ class Appending:
             last_step = LastStep(
                 threaded_writer,
                 self._threaded,
-                lock.token,
+                RecordChange(lock.token, append_request.context),
                 self._slots,
                 self._pace,
-                append_request.context,
                 committed,
             )
         return Append(

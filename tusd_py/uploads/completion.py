@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tusd_py.core.errors import OffsetMismatch, PartBehind, PartialLost, StorageBehind, UploadError
 from tusd_py.core.outbox import EventType, OutboxEvent
@@ -182,6 +182,23 @@ class Completion:
             await self._state.update(partial, back, partial.token)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordChange:
+    """The circumstances of a change of a record, as far as they are known before the bytes are stored.
+
+    Attributes:
+        token: the token of the lock.
+        request: the request that brings the bytes, if there is one.
+        new: a record to add before the change; None if the record exists.
+        new_events: events to store with the record `new`.
+    """
+
+    token: int
+    request: RequestContext | None
+    new: Upload | None = None
+    new_events: Sequence[OutboxEvent] = ()
+
+
 class ThreadedCompletion:
     """Commits in the thread that has stored the bytes: the same steps, without the event."""
 
@@ -192,34 +209,31 @@ class ThreadedCompletion:
         self.syncs = syncs
         self.completion = completion
 
-    def commit(self, before: Upload, after: Upload, token: int, request: RequestContext | None) -> Upload:
-        """Replace the record `before` by `after`, on behalf of a request. Blocks."""
-        after, events = self._with_event(after, request)
+    def commit(self, before: Upload, after: Upload, change: RecordChange) -> Upload:
+        """Replace the record `before`, which exists, by `after`. Blocks."""
+        after, events = self._with_event(after, change.request)
         durable = self.syncs and after.is_complete
-        upload = self.state.update_in_thread(before, after, token, durable=durable, events=events)
+        upload = self.state.update_in_thread(before, after, change.token, durable=durable, events=events)
         self._save_completion_record(upload)
         return upload
 
-    def commit_after(
-        self,
-        store: Callable[[], tuple[Upload, Upload]],
-        token: int,
-        request: RequestContext | None,
-        *,
-        new: Upload | None = None,
-        new_events: Sequence[OutboxEvent] = (),
-    ) -> asyncio.Future[Upload]:
+    def commit_after(self, store: Callable[[], tuple[Upload, Upload]], change: RecordChange) -> asyncio.Future[Upload]:
         """Call `store` in a thread of the state store, and replace its first record by its second.
 
-        The record `new`, if there is one, is added with its events before that.
+        The new record of the change, if there is one, is added before that.
         """
 
-        def change() -> tuple[Upload, Upload, Sequence[OutboxEvent]]:
+        def store_with_event() -> tuple[Upload, Upload, Sequence[OutboxEvent]]:
             before, after = store()
-            return before, *self._with_event(after, request)
+            return before, *self._with_event(after, change.request)
 
         return self.state.update_after(
-            change, token, self._save_completion_record, new=new, new_events=new_events, durable=self.syncs
+            store_with_event,
+            change.token,
+            self._save_completion_record,
+            new=change.new,
+            new_events=change.new_events,
+            durable=self.syncs,
         )
 
     def _with_event(self, after: Upload, request: RequestContext | None) -> tuple[Upload, Sequence[OutboxEvent]]:

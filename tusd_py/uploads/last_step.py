@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from tusd_py.contracts.storage import ThreadedWriter
-from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
-from tusd_py.uploads.completion import ThreadedCompletion
+from tusd_py.uploads.completion import RecordChange, ThreadedCompletion
 from tusd_py.uploads.pace import Pace
 
 MAX_SMALL_BODY = 64 << 10  # bytes that a thread of the state store may write
@@ -25,23 +24,21 @@ class LastStep:
         self,
         writer: ThreadedWriter,
         threaded: ThreadedCompletion,
-        token: int,
+        change: RecordChange,
         slots: asyncio.Semaphore,
         pace: Pace,
-        request: RequestContext | None,
         committed: Callable[[Upload, Upload], object],
     ) -> None:
-        """Take one of `slots` for a step in a thread of the storage; `request` brings the bytes.
+        """Take one of `slots` for a step in a thread of the storage.
 
         `committed` is called in the event loop, with the record before and the one after.
         """
         self.writer = writer
         self.committed = committed
         self._threaded = threaded
-        self._token = token
+        self._change = change
         self._slots = slots
         self._pace = pace
-        self._request = request
 
     def slots(self, size: int) -> asyncio.Semaphore | None:
         """Return the semaphore to hold while a step with `size` bytes runs; None if it needs none."""
@@ -61,11 +58,11 @@ class LastStep:
         Returns:
             The future of the record as committed.
         """
-        threaded, token, request = self._threaded, self._token, self._request
+        threaded, change = self._threaded, self._change
 
         def finish() -> tuple[Upload, Upload]:
-            return before, threaded.completion.completed(store(), token)
+            return before, threaded.completion.completed(store(), change.token)
 
         if slots is None:
-            return threaded.commit_after(finish, token, request)
-        return threaded.storage.run(lambda: threaded.commit(*finish(), token, request))
+            return threaded.commit_after(finish, change)
+        return threaded.storage.run(lambda: threaded.commit(*finish(), change))

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import StorageBehind
-from tusd_py.core.outbox import EventType, OutboxEvent
+from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadCreated, UploadProgressed
-from tusd_py.uploads.completion import ThreadedCompletion
+from tusd_py.uploads.completion import RecordChange, ThreadedCompletion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.last_step import MAX_SMALL_BODY as MAX_SMALL_BODY
 from tusd_py.uploads.lifetimes import Lifetimes
@@ -117,7 +117,7 @@ class SmallAppends:
         log = self._threaded.completion.event_log
         new, events = log.recorded(EventType.CREATED, replace(new, token=lock.token), request.context)
         await self._budget.reserve(len(body))
-        step = self._step(lock, 0, body, request.context, new=new, new_events=events)
+        step = self._step(lock, 0, body, RecordChange(lock.token, request.context, new, events))
         try:
             upload = await self._threaded.storage.elsewhere(step.commit_with_others, step.store_while_fast)
         except Exception as error:  # of the bytes, which the long way then reports, or of the record
@@ -161,7 +161,7 @@ class SmallAppends:
     async def _store(self, lock: Lock, request: AppendRequest, body: Buffer) -> tuple[Upload, Upload]:
         """Store the body and change the record; return the record before and the one after."""
         self._work.refuse_when_draining()
-        step = self._step(lock, request.offset, body, request.context)
+        step = self._step(lock, request.offset, body, RecordChange(lock.token, request.context))
         after = await self._store_with_others(step)
         if after is None:
             async with self._slots:
@@ -169,28 +169,8 @@ class SmallAppends:
         assert step.before is not None
         return step.before, after
 
-    def _step(
-        self,
-        lock: Lock,
-        offset: int,
-        body: Buffer,
-        request: RequestContext | None,
-        *,
-        new: Upload | None = None,
-        new_events: Sequence[OutboxEvent] = (),
-    ) -> _Step:
-        return _Step(
-            self._threaded,
-            self._lifetimes,
-            self._pace,
-            lock,
-            offset,
-            body,
-            request,
-            now=self._clock.steady(),
-            new=new,
-            new_events=new_events,
-        )
+    def _step(self, lock: Lock, offset: int, body: Buffer, change: RecordChange) -> _Step:
+        return _Step(self._threaded, self._lifetimes, self._pace, lock, offset, body, change, now=self._clock.steady())
 
     async def _store_with_others(self, step: _Step) -> Upload | None:
         """Store and commit in the thread of the records; return the record, or None if the storage is too slow."""
@@ -220,34 +200,25 @@ class _Step:
         lock: Lock,
         offset: int,
         body: Buffer,
-        request: RequestContext | None,
+        change: RecordChange,
         *,
         now: float,
-        new: Upload | None,
-        new_events: Sequence[OutboxEvent],
     ) -> None:
-        """Judge the record by the time `now`, in seconds since the epoch.
-
-        `new` is one that is to be added first, with its events.
-        """
+        """Judge the record by the time `now`, in seconds since the epoch."""
         self._threaded = threaded
         self._lifetimes = lifetimes
         self._pace = pace
         self._lock = lock
         self._offset = offset
         self._body = body
+        self._change = change
         self._now = now
-        self._request = request
-        self._new = new
-        self._new_events = new_events
         self.before: Upload | None = None  # the record as it was read
         self.has_begun = False
 
     def commit_with_others(self, store: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
         """Have the thread of the records add the new record, store, and change the record."""
-        return self._threaded.commit_after(
-            store, self._lock.token, self._request, new=self._new, new_events=self._new_events
-        )
+        return self._threaded.commit_after(store, self._change)
 
     def store_while_fast(self) -> tuple[Upload, Upload]:
         """Do what `store` does; raises `TooSlowError` if steps before this one have been slow. Blocks."""
@@ -258,11 +229,11 @@ class _Step:
 
     def store_and_commit(self) -> Upload:
         """Store the bytes and commit. Blocks."""
-        return self._threaded.commit(*self.store(), self._lock.token, self._request)
+        return self._threaded.commit(*self.store(), self._change)
 
     def store(self) -> tuple[Upload, Upload]:
         """Store the bytes; return the records before and after. Blocks. Raises `NotSimpleError` before any byte."""
-        before = self.before = self._new or self._read()
+        before = self.before = self._change.new or self._read()
         after = self._reached(before)
         self._write(before, sync=self._threaded.syncs and after.is_complete)
         return before, after
