@@ -203,8 +203,9 @@ class RedisConnection:
         guard = CancellationGuard()  # redis-py sends with `asyncio.wait_for`
         while True:
             tried = time.monotonic()
+            attempt_timeout = min(ATTEMPT_TIMEOUT, timeout)
             try:
-                async with asyncio.timeout(min(ATTEMPT_TIMEOUT, timeout)):
+                async with asyncio.timeout(attempt_timeout):
                     try:
                         result = await call()
                     finally:
@@ -214,6 +215,8 @@ class RedisConnection:
                 if self._pipeline is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
                     self._pipeline.drop()  # the connection is stuck, or leads to a former master
                 self._report_call(name, now - tried, succeeded=False)
+                # A process that stood still, not Redis, let this time pass: the answer may lie in the socket unread.
+                started += max(0.0, now - tried - attempt_timeout)
                 pause = next(pauses, PAUSES[-1])
                 if not _is_temporary(error) or now + pause - started >= timeout:
                     raise _state_error(error) from error
