@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNNABLE := $(VENV)/.runnable
 # Not repeated: what needs the server's own protocol class or no server at all, and what concerns S3, the data of Redis,
-# clocks, failed syncs, copies of finished files or a browser, which are the same whichever class read the body. The long
-# run with all faults of S3 is.
+# clocks, failed syncs, stored events, copies of finished files or a browser, which are the same whichever class read
+# the body. The long run with all faults of S3 is.
 NOT_REPEATED = tests/clients/test_hosts.py tests/clients/test_s3.py tests/clients/test_uppy.py \
 	$(patsubst %, tests/failure/test_%.py, chaos hosts_chaos redis_memory redis_loss s3 ownership identity broken_records \
-	locations backup clocks copies sync small_appends small_creations)
+	locations backup clocks copies events sync small_appends small_creations)
 DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/failure/test_*.py \
 	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py tests/server/test_workers.py \
 	tests/failure/test_s3.py::test_uploads_survive_whatever_happens_to_s3_and_the_server
