@@ -19,14 +19,13 @@ import pytest
 from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.harness import ROOT, ServerProcess
 from tests.support.redis_server import RedisNodes, RedisServer
+from tests.support.services import running_service
 from tests.support.timing import scaled
 from tusd_py import Upload, __version__
 from tusd_py.backends.local_locks.locker import servers_excluded
 from tusd_py.cli import COMMANDS, EVENTS, main
-from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.upload import Status
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import FIELDS, load
+from tusd_py.settings import FIELDS
 
 # Version, help and mistakes.
 
@@ -248,26 +247,20 @@ def uploads_in(directory: Path) -> Iterator[None]:
     """Uploads of every kind, with their bytes."""
 
     async def make() -> None:
-        settings = load({"upload_dir": directory}).settings
-        service = build_service(settings, EventBus())
-        await open_service(service, settings)
-        for upload in UPLOADS:
-            await service.state.create(upload)
-            writer = service.storage.writer(upload.at(0), 1)
-            await writer.flush([b"x" * upload.offset], sync=False)
-            await writer.close()
-        await close_service(service)
+        async with running_service({"upload_dir": directory}) as service:
+            for upload in UPLOADS:
+                await service.state.create(upload)
+                writer = service.storage.writer(upload.at(0), 1)
+                await writer.flush([b"x" * upload.offset], sync=False)
+                await writer.close()
 
     asyncio.run(make())
     yield
 
 
 async def records(directory: Path) -> dict[str, Status]:
-    settings = load({"upload_dir": directory}).settings
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    found = [await service.state.get(upload.id) for upload in UPLOADS]
-    await close_service(service)
+    async with running_service({"upload_dir": directory}) as service:
+        found = [await service.state.get(upload.id) for upload in UPLOADS]
     return {upload.id: upload.status for upload in found if upload is not None}
 
 

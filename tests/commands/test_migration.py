@@ -16,18 +16,16 @@ from tests.contracts.parts import STATE_STORES, Instances
 from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.harness import serving
 from tests.support.redis_server import shared_redis_url
+from tests.support.services import running_service
 from tests.support.wire.messages import identity, payload
 from tests.support.wire.promised import content_of, create, head, offset_of, patch
 from tusd_py.backends.disk.storage import DiskStorage
-from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.upload import Status, Upload, UploadKind, UploadPart
-from tusd_py.events.bus import EventBus
 from tusd_py.migration.report import Summary
 from tusd_py.migration.state_copy import migrate_records
-from tusd_py.settings import load
 from tusd_py.testing.state_suite import RECORDS
 
 TOKEN = 1_700_000_000_123_456_789  # nanoseconds: the locker beside SQLite counts so
@@ -349,22 +347,18 @@ def test_a_server_goes_on_with_redis_and_back(site: Site) -> None:
 
 
 def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
-    settings = load({"upload_dir": site.folder / "uploads", **site.redis}).settings
-
     async def make() -> Upload:
         """Two writers: the second one does not trust the first to have ended."""
-        service = build_service(settings, EventBus())
-        await open_service(service, settings)
-        upload = Upload(id="split", created_at=time.time(), length=len(CONTENT))
-        await service.state.create(upload)
-        for token, end, unreleased_predecessors in ((7, MIDDLE, False), (9, LATER, True)):
-            writer = service.storage.writer(upload, token, unreleased_predecessors=unreleased_predecessors)
-            await writer.flush([CONTENT[upload.offset : end]], sync=True)
-            after = replace(upload.at(end), storage_state=writer.snapshot().storage_state)
-            upload = await service.state.update(upload, after, token)
-            await writer.close()
-        await close_service(service)
-        return upload
+        async with running_service({"upload_dir": site.folder / "uploads", **site.redis}) as service:
+            upload = Upload(id="split", created_at=time.time(), length=len(CONTENT))
+            await service.state.create(upload)
+            for token, end, unreleased_predecessors in ((7, MIDDLE, False), (9, LATER, True)):
+                writer = service.storage.writer(upload, token, unreleased_predecessors=unreleased_predecessors)
+                await writer.flush([CONTENT[upload.offset : end]], sync=True)
+                after = replace(upload.at(end), storage_state=writer.snapshot().storage_state)
+                upload = await service.state.update(upload, after, token)
+                await writer.close()
+            return upload
 
     upload = asyncio.run(make())
     assert upload.storage_state

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
     redis,
 )
 from tests.contracts.test_shared_disk import UPLOAD, append, content, storage  # noqa: F401 (fixtures)
-from tests.support.hosts import Body
 from tests.support.redis_server import RedisServer, shared_redis_url
+from tests.support.services import Body, running_service
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import THREADS, DiskStorage
 from tusd_py.backends.redis.connection import RedisConnection
@@ -38,13 +39,10 @@ from tusd_py.backends.redis.lease_keeper import RedisLock
 from tusd_py.backends.redis.scripts import Script
 from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import LockLost, LockTimeout, StorageBehind, StorageUnavailable, UploadError
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.core.upload_codec import encode_upload
-from tusd_py.events.bus import EventBus
 from tusd_py.migration.state_copy import migrate_records
-from tusd_py.settings import Settings
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -53,16 +51,9 @@ DATA = b"0123456789"  # what every upload is to hold in the end
 MOST = 1000  # uploads
 
 
-@contextlib.asynccontextmanager
-async def serving(folder: Path, url: str, prefix: str, **settings: Any) -> AsyncIterator[UploadService]:
+def serving(folder: Path, url: str, prefix: str, **settings: Any) -> AbstractAsyncContextManager[UploadService]:
     """Run the work of one host, but for HTTP."""
-    chosen = Settings(upload_dir=folder / "uploads", redis_url=url, redis_prefix=prefix, **settings)
-    service = build_service(chosen, EventBus())
-    await open_service(service, chosen)
-    try:
-        yield service
-    finally:
-        await close_service(service)
+    return running_service({"upload_dir": folder / "uploads", "redis_url": url, "redis_prefix": prefix, **settings})
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 
 from tests.support.hosts import (
     RECOVERY,
-    Body,
     assert_ended,
     counted,
     files_of,
@@ -23,6 +21,7 @@ from tests.support.hosts import (
     traces_of,
 )
 from tests.support.redis_server import RedisServer
+from tests.support.services import Body, running_service
 from tests.support.timing import promptly, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import KIBI, MEBI, payload
@@ -38,12 +37,9 @@ from tests.support.wire.requests import (
     start_patch,
 )
 from tusd_py.backends.disk.shared import SharedDiskStorage, SharedDiskWriter
-from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import LockLost, UploadNotFound
 from tusd_py.core.upload import Upload
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import load
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
@@ -266,13 +262,8 @@ async def test_a_writer_that_wakes_up_after_completion_does_not_reach_the_finish
     assert stored == old[:start] + new[start:]
 
 
-@contextlib.asynccontextmanager
-async def service_of_a_host(folder: Path, redis: RedisServer) -> AsyncIterator[UploadService]:
-    settings = load({"upload_dir": folder / "uploads", "redis_url": redis.url, "lock_ttl": 60}).settings
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    yield service
-    await close_service(service)
+def service_of_a_host(folder: Path, redis: RedisServer) -> AbstractAsyncContextManager[UploadService]:
+    return running_service({"upload_dir": folder / "uploads", "redis_url": redis.url, "lock_ttl": 60})
 
 
 def end_lease(redis: RedisServer, upload_id: str) -> None:

@@ -18,10 +18,8 @@ from tests.contracts.parts import prefix_of
 from tests.support.harness import ROOT, ServerProcess
 from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.s3_server import CREDENTIALS, s3_server
+from tests.support.services import running_service
 from tests.support.wire.requests import request
-from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import from_arguments
 from tusd_py.uploads.sweeping import OrphanCleaner
 from tusd_py.uploads.validation import NewUpload
 
@@ -203,16 +201,11 @@ def test_file_named_by_other_records_is_no_orphan(tmp_path: Path, redis_options:
 
 async def orphans_of(uploads: Path, options: dict[str, Any], *, dry_run: bool = False) -> int:
     """Return the number of orphans, of any age, that a cleanup with these options finds."""
-    settings = from_arguments({"upload_dir": uploads, **options})
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    try:
+    async with running_service({"upload_dir": uploads, **options}) as service:
         own = await service.create(NewUpload(10))
         found = await OrphanCleaner(service).clean(older_than=-60, dry_run=dry_run)
         await service.terminate(own.id)
         return len(found)
-    finally:
-        await close_service(service)
 
 
 def suspect_holder(options: dict[str, Any], path: str) -> None:

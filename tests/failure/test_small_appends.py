@@ -6,25 +6,23 @@ import asyncio
 import errno
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.faults.stalls import OSFaults
-from tests.support.hosts import Body
+from tests.support.services import Body
+from tests.support.small_uploads import completion_records, content, make_fast, small_append
 from tests.support.timing import scaled
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import THREADS
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.backends.sqlite.writer import SQLiteWriter
-from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import LockTimeout, OffsetMismatch, SizeExceeded, StorageFull, UploadNotFound
 from tusd_py.core.upload import Status
-from tusd_py.events.bus import EventBus
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
-from tusd_py.settings import load
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.pace import FAST_SYNC, SAMPLES, STALLED
@@ -34,34 +32,6 @@ from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 HEAD_LIMIT = 2.0  # seconds, as promised
 KINDS = (AppendStarted, UploadProgressed, AppendEnded, UploadFinished)
-
-
-class ArrivedBody(Body):
-    """A body that is in memory when its request begins."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.arrived = data
-
-    async def read(self) -> Buffer | None:
-        self.arrived = None
-        return await super().read()
-
-
-@pytest.fixture(params=["never", "complete"])
-def durability(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def service(tmp_path: Path, os_faults: OSFaults, durability: str) -> AsyncIterator[UploadService]:
-    values = {"upload_dir": tmp_path / "uploads", "sweep_interval": 0, "durability": durability, "lock_timeout": 0.2}
-    settings = load(values).settings
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    yield service
-    os_faults.clear()
-    await close_service(service)
 
 
 @pytest.fixture
@@ -78,26 +48,14 @@ def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ids
 
 
-def request(data: bytes, offset: int = 0) -> AppendRequest:
-    return AppendRequest(offset, ArrivedBody(data))
-
-
-def content(service: UploadService, tmp_path: Path, upload_id: str) -> bytes:
-    return (tmp_path / "uploads" / upload_id).read_bytes()
-
-
-def completion_records(tmp_path: Path) -> list[str]:
-    return [path.stem for path in (tmp_path / "uploads" / ".tusd-py" / "finished").rglob("*.json")]
-
-
 async def test_a_small_body_completes_an_upload_the_short_way(
     service: UploadService, tmp_path: Path, long_ways: list[str]
 ) -> None:
     upload = await service.create(NewUpload(4))
-    upload = await service.append(upload.id, request(b"data"))
+    upload = await service.append(upload.id, small_append(b"data"))
     assert (upload.status, upload.offset) == (Status.COMPLETE, 4)
     assert await service.state.get(upload.id) == upload
-    assert content(service, tmp_path, upload.id) == b"data"
+    assert content(tmp_path, upload.id) == b"data"
     assert completion_records(tmp_path) == [upload.id]
     assert not await service.locker.is_held(upload.id)
     assert long_ways == []
@@ -113,7 +71,7 @@ async def test_a_storage_that_hosts_share_is_written_to_the_long_way(
     )
     other = UploadService(components)
     upload = await other.create(NewUpload(4))
-    upload = await other.append(upload.id, request(b"data"))
+    upload = await other.append(upload.id, small_append(b"data"))
     assert upload.is_complete
     assert long_ways == [upload.id]
     await shared.close()
@@ -123,12 +81,12 @@ async def test_small_bodies_one_after_the_other_complete_an_upload(
     service: UploadService, tmp_path: Path, long_ways: list[str]
 ) -> None:
     upload = await service.create(NewUpload(8))
-    upload = await service.append(upload.id, request(b"some"))
+    upload = await service.append(upload.id, small_append(b"some"))
     assert (upload.status, upload.offset) == (Status.ACTIVE, 4)
     assert completion_records(tmp_path) == []
-    upload = await service.append(upload.id, request(b"data", 4))
+    upload = await service.append(upload.id, small_append(b"data", 4))
     assert (upload.status, upload.offset) == (Status.COMPLETE, 8)
-    assert content(service, tmp_path, upload.id) == b"somedata"
+    assert content(tmp_path, upload.id) == b"somedata"
     assert long_ways == []
 
 
@@ -136,7 +94,7 @@ async def test_the_short_way_tells_the_same_as_the_long_one(service: UploadServi
     told: list[object] = []
     for kind in KINDS:
         service.events.observe(kind, told.append)
-    for body in (ArrivedBody(b"data"), Body(b"data")):
+    for body in (Body(b"data", arrived=True), Body(b"data")):
         upload = await service.create(NewUpload(4))
         await service.append(upload.id, AppendRequest(0, body))
     kinds = [type(event) for event in told]
@@ -148,37 +106,37 @@ async def test_bytes_that_were_never_committed_are_cut_off(
     service: UploadService, tmp_path: Path, long_ways: list[str]
 ) -> None:
     upload = await service.create(NewUpload(8))
-    await service.append(upload.id, request(b"some"))
+    await service.append(upload.id, small_append(b"some"))
     with (tmp_path / "uploads" / upload.id).open("ab") as file:
         file.write(b"garbage")
-    await service.append(upload.id, request(b"data", 4))
-    assert content(service, tmp_path, upload.id) == b"somedata"
+    await service.append(upload.id, small_append(b"data", 4))
+    assert content(tmp_path, upload.id) == b"somedata"
     assert long_ways == []
 
 
 async def test_refused_small_body_raises_the_reason_and_changes_nothing(service: UploadService, tmp_path: Path) -> None:
     upload = await service.create(NewUpload(8))
-    before = await service.append(upload.id, request(b"some"))
+    before = await service.append(upload.id, small_append(b"some"))
     with pytest.raises(OffsetMismatch) as mismatch:
-        await service.append(upload.id, request(b"data"))
+        await service.append(upload.id, small_append(b"data"))
     assert mismatch.value.offset == 4
     with pytest.raises(SizeExceeded):
-        await service.append(upload.id, request(b"too much", 4))
+        await service.append(upload.id, small_append(b"too much", 4))
     with pytest.raises(UploadNotFound):
-        await service.append("unknown", request(b"data"))
+        await service.append("unknown", small_append(b"data"))
     assert await service.state.get(upload.id) == before
-    assert content(service, tmp_path, upload.id) == b"some"
+    assert content(tmp_path, upload.id) == b"some"
 
 
 async def test_bytes_that_the_storage_lost_take_the_offset_back(service: UploadService, tmp_path: Path) -> None:
     upload = await service.create(NewUpload(8))
-    await service.append(upload.id, request(b"some"))
+    await service.append(upload.id, small_append(b"some"))
     (tmp_path / "uploads" / upload.id).write_bytes(b"so")
     with pytest.raises(OffsetMismatch) as mismatch:
-        await service.append(upload.id, request(b"data", 4))
+        await service.append(upload.id, small_append(b"data", 4))
     assert mismatch.value.offset == 2
-    await service.append(upload.id, request(b"medata", 2))
-    assert content(service, tmp_path, upload.id) == b"somedata"
+    await service.append(upload.id, small_append(b"medata", 2))
+    assert content(tmp_path, upload.id) == b"somedata"
 
 
 async def test_a_failed_write_of_the_short_way_is_made_good_by_the_long_one(
@@ -186,9 +144,9 @@ async def test_a_failed_write_of_the_short_way_is_made_good_by_the_long_one(
 ) -> None:
     upload = await service.create(NewUpload(4))
     os_faults.fail("pwritev", f"*/{upload.id}", errno.EIO, times=1)
-    upload = await service.append(upload.id, request(b"data"))
+    upload = await service.append(upload.id, small_append(b"data"))
     assert upload.is_complete
-    assert content(service, tmp_path, upload.id) == b"data"
+    assert content(tmp_path, upload.id) == b"data"
     assert long_ways == [upload.id]
 
 
@@ -197,18 +155,18 @@ async def test_a_failed_sync_is_final_and_takes_the_offset_back(
     service: UploadService, tmp_path: Path, os_faults: OSFaults, long_ways: list[str]
 ) -> None:
     upload = await service.create(NewUpload(8))
-    await service.append(upload.id, request(b"some"))
+    await service.append(upload.id, small_append(b"some"))
     os_faults.fail("fsync,fdatasync", f"*/{upload.id}", errno.EIO, times=1)
     with pytest.raises(OffsetMismatch) as mismatch:
-        await service.append(upload.id, request(b"data", 4))
+        await service.append(upload.id, small_append(b"data", 4))
     assert mismatch.value.offset == 0
     record = await service.state.get(upload.id)
     assert record is not None
     assert (record.status, record.offset) == (Status.ACTIVE, 0)
     assert not (tmp_path / "uploads" / upload.id).exists()
     assert not await service.locker.is_held(upload.id)
-    await service.append(upload.id, request(b"somedata"))
-    assert content(service, tmp_path, upload.id) == b"somedata"
+    await service.append(upload.id, small_append(b"somedata"))
+    assert content(tmp_path, upload.id) == b"somedata"
     assert long_ways == []
 
 
@@ -217,13 +175,13 @@ async def test_an_upload_of_deferred_length_is_synced_with_each_small_body_once_
     service: UploadService, os_faults: OSFaults
 ) -> None:
     upload = await service.create(NewUpload(None))
-    await service.append(upload.id, AppendRequest(0, ArrivedBody(b"some"), length=12))
+    await service.append(upload.id, AppendRequest(0, Body(b"some", arrived=True), length=12))
     sync = os_faults.fail("fsync,fdatasync", f"*/{upload.id}", errno.EIO)
     with pytest.raises(OffsetMismatch) as mismatch:
-        await service.append(upload.id, request(b"more", 4))
+        await service.append(upload.id, small_append(b"more", 4))
     assert mismatch.value.offset == 4
     sync.lift()
-    upload = await service.append(upload.id, request(b"more", 4))
+    upload = await service.append(upload.id, small_append(b"more", 4))
     assert (upload.offset, upload.synced) == (8, 8)
 
 
@@ -233,7 +191,7 @@ async def test_bytes_and_their_names_are_synced_before_the_record_is_changed(
 ) -> None:
     upload = await service.create(NewUpload(4))
     stalls = [os_faults.stall("fsync,fdatasync", pattern, times=1) for pattern in (f"*/{upload.id}", "*/uploads")]
-    append = asyncio.create_task(service.append(upload.id, request(b"data")))
+    append = asyncio.create_task(service.append(upload.id, small_append(b"data")))
     for stall in stalls:
         await asyncio.to_thread(stall.wait)
         record = await service.state.get(upload.id)
@@ -250,13 +208,13 @@ async def test_a_full_disk_is_told_of_and_the_upload_goes_on_later(
     upload = await service.create(NewUpload(4))
     fault = os_faults.fail("pwritev", f"*/{upload.id}", errno.ENOSPC)
     with pytest.raises(StorageFull):
-        await service.append(upload.id, request(b"data"))
+        await service.append(upload.id, small_append(b"data"))
     record = await service.state.get(upload.id)
     assert record is not None
     assert (record.status, record.offset) == (Status.ACTIVE, 0)
     fault.lift()
-    await service.append(upload.id, request(b"data"))
-    assert content(service, tmp_path, upload.id) == b"data"
+    await service.append(upload.id, small_append(b"data"))
+    assert content(tmp_path, upload.id) == b"data"
 
 
 async def test_a_failed_change_of_the_record_is_made_good_by_the_long_way(
@@ -270,9 +228,9 @@ async def test_a_failed_change_of_the_record_is_made_good_by_the_long_way(
         raise StorageFull
 
     monkeypatch.setattr(SQLiteWriter, "_transact", fail_once)
-    upload = await service.append(upload.id, request(b"data"))
+    upload = await service.append(upload.id, small_append(b"data"))
     assert upload.is_complete
-    assert content(service, tmp_path, upload.id) == b"data"
+    assert content(tmp_path, upload.id) == b"data"
     assert long_ways == [upload.id]
 
 
@@ -281,18 +239,18 @@ async def test_the_lock_outlasts_a_request_that_is_cancelled_while_its_bytes_are
 ) -> None:
     upload = await service.create(NewUpload(4))
     stall = os_faults.stall("pwritev", f"*/{upload.id}", times=1)
-    append = asyncio.create_task(service.append(upload.id, request(b"data")))
+    append = asyncio.create_task(service.append(upload.id, small_append(b"data")))
     await asyncio.to_thread(stall.wait)
     append.cancel()
     with pytest.raises(asyncio.CancelledError):
         await append
     assert await service.locker.is_held(upload.id)
     with pytest.raises(LockTimeout):
-        await service.append(upload.id, request(b"else"))
+        await service.append(upload.id, small_append(b"else"))
     stall.lift()
     await service.drain()
     assert not await service.locker.is_held(upload.id)
-    assert content(service, tmp_path, upload.id) == b"data"
+    assert content(tmp_path, upload.id) == b"data"
     record = await service.state.get(upload.id)
     assert record is not None
     assert record.is_complete
@@ -303,7 +261,7 @@ async def test_a_storage_does_not_close_while_another_thread_writes_its_bytes(
 ) -> None:
     upload = await service.create(NewUpload(4))
     stall = os_faults.stall("pwritev", f"*/{upload.id}", times=1)
-    append = asyncio.create_task(service.append(upload.id, request(b"data")))
+    append = asyncio.create_task(service.append(upload.id, small_append(b"data")))
     await asyncio.to_thread(stall.wait)
     assert not await service.storage.close(0.05)
     stall.lift()
@@ -326,9 +284,9 @@ async def test_uploads_that_come_together_are_all_complete(
     uploads = [await service.create(NewUpload(8)) for _ in range(30)]
     failing.update(upload.id for upload in uploads[::3])
     data = [f"{number:08}".encode() for number in range(30)]
-    appends = (service.append(upload.id, request(piece)) for upload, piece in zip(uploads, data, strict=True))
+    appends = (service.append(upload.id, small_append(piece)) for upload, piece in zip(uploads, data, strict=True))
     await asyncio.gather(*appends)
-    assert [content(service, tmp_path, upload.id) for upload in uploads] == data
+    assert [content(tmp_path, upload.id) for upload in uploads] == data
     assert sorted(completion_records(tmp_path)) == sorted(upload.id for upload in uploads)
 
 
@@ -336,24 +294,17 @@ async def test_uploads_that_come_together_are_all_complete(
 async def test_while_the_records_hang_a_thread_of_the_storage_is_left_for_readers(
     service: UploadService, size: int
 ) -> None:
-    read = await service.append((await service.create(NewUpload(8))).id, request(b"some"))
+    read = await service.append((await service.create(NewUpload(8))).id, small_append(b"some"))
     uploads = [await service.create(NewUpload(size)) for _ in range(THREADS + 1)]
     turn = service.state._writer._connection_lock  # type: ignore[attr-defined]
     turn.acquire()
     try:
-        appends = [asyncio.create_task(service.append(upload.id, request(bytes(size)))) for upload in uploads]
+        appends = [asyncio.create_task(service.append(upload.id, small_append(bytes(size)))) for upload in uploads]
         await asyncio.sleep(0.2)  # nothing but the time says that all have come as far as they get
         assert (await service.inspect(read.id)).offset == 4
     finally:
         turn.release()
     assert all(upload.is_complete for upload in await asyncio.gather(*appends))
-
-
-def make_fast(service: UploadService) -> None:
-    """Have the service know the syncs as fast, whatever the disk of the test is."""
-    pace = service._appending._pace
-    pace._latest.extend([0.0] * SAMPLES)
-    assert pace.is_fast
 
 
 @pytest.mark.parametrize("durability", ["complete"])
@@ -364,18 +315,18 @@ async def test_a_stalled_step_of_a_fast_disk_holds_no_other_upload(
     make_fast(service)
     hanging, *others = [await service.create(NewUpload(4)) for _ in range(THREADS + 2)]
     stall = os_faults.stall(call, f"*/{hanging.id}", times=1)
-    first = asyncio.create_task(service.append(hanging.id, request(b"data")))
-    together = [asyncio.create_task(service.append(upload.id, request(b"data"))) for upload in others]
+    first = asyncio.create_task(service.append(hanging.id, small_append(b"data")))
+    together = [asyncio.create_task(service.append(upload.id, small_append(b"data"))) for upload in others]
     await asyncio.to_thread(stall.wait)
     async with asyncio.timeout(scaled(HEAD_LIMIT)):
         assert all(upload.is_complete for upload in await asyncio.gather(*together))
     async with asyncio.timeout(scaled(HEAD_LIMIT)):
         assert (await service.inspect(hanging.id)).offset == 0
-        await service.append((await service.create(NewUpload(4))).id, request(b"data"))
+        await service.append((await service.create(NewUpload(4))).id, small_append(b"data"))
     assert await service.locker.is_held(hanging.id)
     stall.lift()
     assert (await first).is_complete
-    assert content(service, tmp_path, hanging.id) == b"data"
+    assert content(tmp_path, hanging.id) == b"data"
 
 
 @pytest.mark.parametrize("durability", ["complete"])
@@ -393,7 +344,7 @@ async def test_syncs_that_become_slow_while_many_uploads_wait_leave_the_thread_o
 
     monkeypatch.setattr(DiskWriter, "finish_in_thread", slow)
     uploads = [await service.create(NewUpload(4)) for _ in range(30)]
-    appended = await asyncio.gather(*(service.append(upload.id, request(b"data")) for upload in uploads))
+    appended = await asyncio.gather(*(service.append(upload.id, small_append(b"data")) for upload in uploads))
     assert all(upload.is_complete for upload in appended)
     assert len(threads) == len(uploads)
     assert threads.count("tusd-py-state") <= SAMPLES
@@ -413,7 +364,7 @@ async def test_slow_writes_without_syncs_leave_the_thread_of_the_records_before_
 
     monkeypatch.setattr(DiskWriter, "finish_in_thread", slow)
     uploads = [await service.create(NewUpload(4)) for _ in range(30)]
-    appended = await asyncio.gather(*(service.append(upload.id, request(b"data")) for upload in uploads))
+    appended = await asyncio.gather(*(service.append(upload.id, small_append(b"data")) for upload in uploads))
     assert all(upload.is_complete for upload in appended)
     assert len(threads) == len(uploads)
     assert threads.count("tusd-py-state") <= SAMPLES
@@ -425,11 +376,11 @@ async def test_a_disk_that_stalls_for_many_uploads_holds_no_creation_and_no_read
     service: UploadService, os_faults: OSFaults, what: str
 ) -> None:
     make_fast(service)
-    other = await service.append((await service.create(NewUpload(8))).id, request(b"some"))
+    other = await service.append((await service.create(NewUpload(8))).id, small_append(b"some"))
     uploads = [await service.create(NewUpload(4)) for _ in range(3 * THREADS)]
     call, pattern = ("fsync,fdatasync", "*/uploads/*") if what == "bytes" else ("open", "*.json*")
     stall = os_faults.stall(call, pattern)
-    appends = [asyncio.create_task(service.append(upload.id, request(b"data"))) for upload in uploads]
+    appends = [asyncio.create_task(service.append(upload.id, small_append(b"data"))) for upload in uploads]
     await asyncio.to_thread(stall.wait)
     async with asyncio.timeout(scaled(HEAD_LIMIT)):
         await service.create(NewUpload(4))
@@ -447,11 +398,11 @@ async def test_a_failed_sync_of_a_fast_disk_is_final_for_its_upload_alone(
     failing, other = [await service.create(NewUpload(4)) for _ in range(2)]
     os_faults.fail("fsync,fdatasync", f"*/{failing.id}", errno.EIO, times=1)
     outcomes = await asyncio.gather(
-        *(service.append(upload.id, request(b"data")) for upload in (failing, other)), return_exceptions=True
+        *(service.append(upload.id, small_append(b"data")) for upload in (failing, other)), return_exceptions=True
     )
     assert isinstance(outcomes[0], OffsetMismatch)
     assert outcomes[0].offset == 0
     assert not isinstance(outcomes[1], BaseException)
     assert outcomes[1].is_complete
     assert long_ways == []
-    assert (await service.append(failing.id, request(b"data"))).is_complete
+    assert (await service.append(failing.id, small_append(b"data"))).is_complete

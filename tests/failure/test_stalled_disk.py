@@ -16,16 +16,13 @@ import pytest
 from tests.faults.preload import PreloadedFaults
 from tests.faults.stalls import OSFaults
 from tests.support.harness import ServerProcess
-from tests.support.hosts import Body
+from tests.support.services import Body, running_service
 from tests.support.timing import scaled
 from tests.support.wire.messages import KIBI, payload
 from tests.support.wire.requests import assert_content, create, head, patch, start_patch
-from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import SupportsCompletionRecords
 from tusd_py.core.errors import LockTimeout, UploadNotFound
 from tusd_py.core.upload import Status
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import load
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
@@ -92,12 +89,9 @@ def test_patches_whose_bytes_hang_at_the_end_of_the_grace_are_told_to_come_back(
 
 @pytest.fixture
 async def service(tmp_path: Path, os_faults: OSFaults) -> AsyncIterator[UploadService]:
-    settings = load({"upload_dir": tmp_path / "uploads", "sweep_interval": 0}).settings
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    yield service
-    os_faults.clear()
-    await close_service(service)
+    async with running_service({"upload_dir": tmp_path / "uploads", "sweep_interval": 0}) as service:
+        yield service
+        os_faults.clear()
 
 
 def notes_of(tmp_path: Path) -> list[Path]:

@@ -11,20 +11,17 @@ from typing import Any
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.hosts import Body
 from tests.support.s3_server import FaultyProxy, s3_config, s3_server
 from tests.support.s3_uploads import PART, Place, serving
+from tests.support.services import Body, running_service
 from tests.support.wire.messages import MEBI, Answer, creation_headers, payload
 from tests.support.wire.requests import create, offset_of, patch, request, stalled_patch
 from tusd_py.backends.s3.config import CAPABILITIES, S3Config, S3Dialect
 from tusd_py.backends.s3.copy_plan import Slice, plan
 from tusd_py.backends.s3.layout import size_of_part
 from tusd_py.backends.s3.storage import S3Storage
-from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.core.errors import MaxSizeExceeded, StorageUnavailable
 from tusd_py.core.upload import Upload, UploadPart
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import Settings
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 MAX_METADATA = 2048  # bytes; of an object in AWS
@@ -118,13 +115,9 @@ def buffered(server: ServerProcess) -> int:
     return int(float(held.rpartition(" ")[2]))
 
 
-class Chunks(Body):
-    """A body of unknown size."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(b"")
-        self.declared_size = None
-        self._rest = [data[start : start + MEBI] for start in range(0, len(data), MEBI)][::-1]
+def undeclared(data: bytes) -> Body:
+    """Return a body of unknown size."""
+    return Body(data, declared=False, piece_size=MEBI)
 
 
 async def test_a_deferred_upload_that_reaches_the_limit_is_refused_with_its_bytes_kept(
@@ -132,21 +125,17 @@ async def test_a_deferred_upload_that_reaches_the_limit_is_refused_with_its_byte
 ) -> None:
     monkeypatch.setitem(CAPABILITIES, "r2", replace(CAPABILITIES["r2"], max_parts=2))
     place = Place(replace(s3_server(), dialect="r2"))
-    settings = Settings(upload_dir=tmp_path / "records", **{k: v for k, v in place.options().items() if k != "env"})
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
+    settings = {name: value for name, value in place.options().items() if name != "env"}
     limit = 2 * PART
     data = payload(limit + 10)
-    try:
+    async with running_service({"upload_dir": tmp_path / "records", **settings}) as service:
         upload = await service.create(NewUpload(None))
         with pytest.raises(MaxSizeExceeded, match=str(limit)):
-            await service.append(upload.id, AppendRequest(0, Chunks(data)))
+            await service.append(upload.id, AppendRequest(0, undeclared(data)))
         assert (await service.inspect(upload.id)).offset == limit
         with pytest.raises(MaxSizeExceeded):
-            await service.append(upload.id, AppendRequest(limit, Chunks(b""), length=limit + 1))
-        assert (await service.append(upload.id, AppendRequest(limit, Chunks(b""), length=limit))).is_complete
-    finally:
-        await close_service(service)
+            await service.append(upload.id, AppendRequest(limit, undeclared(b""), length=limit + 1))
+        assert (await service.append(upload.id, AppendRequest(limit, undeclared(b""), length=limit))).is_complete
     place.assert_object(upload.id, data[:limit])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
@@ -21,8 +20,6 @@ from tests.support.redis_server import RedisServer
 from tests.support.timing import wait_until
 from tests.support.wire.messages import Answer
 from tests.support.wire.requests import patch, request
-from tusd_py.contracts.storage import Buffer
-from tusd_py.core.errors import UploadError
 
 # Texts in the log lines of bugs; other lines with a stack trace tell why a request could not be served.
 BUGS = ("unhandled exception in", "Exception in ASGI", "never retrieved", "was never awaited", "Warning")
@@ -150,27 +147,3 @@ def seeded_random() -> random.Random:
     seed = os.environ.get("FAILURE_SEED") or str(random.randrange(1 << 32))
     print(f"FAILURE_SEED={seed}")
     return random.Random(seed)
-
-
-class Body:
-    """The body of a request that has arrived as a whole, so that it cannot be interrupted."""
-
-    def __init__(self, data: bytes) -> None:
-        self.declared_size: int | None = len(data)
-        self.arrived: Buffer | None = None
-        self._rest = [data]
-
-    async def feed(self, reader: asyncio.Future[Any]) -> None:
-        await asyncio.wait((reader,))
-
-    async def read(self) -> Buffer | None:
-        return self._rest.pop() if self._rest else None
-
-    def release(self, buffers: Sequence[Buffer]) -> None: ...
-
-    def silent_for(self) -> float:
-        return 0.0
-
-    def interrupt(self, reason: UploadError) -> None: ...
-
-    def wake(self) -> None: ...

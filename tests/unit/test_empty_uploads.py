@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support.redis_server import shared_redis_url
-from tusd_py.composition import build_service, close_service, open_service
+from tests.support.services import running_service
 from tusd_py.core.upload import Upload, UploadPart
-from tusd_py.events.bus import EventBus
 from tusd_py.events.types import UploadFinished
-from tusd_py.settings import from_arguments
 from tusd_py.uploads.expiration import SweepResult
 from tusd_py.uploads.validation import NewUpload
 
@@ -28,31 +26,25 @@ async def test_an_empty_upload_that_the_sweeper_finds_first_is_created(
     options: dict[str, Any] = {"upload_dir": tmp_path}
     if records == "redis":
         options |= {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
-    settings = from_arguments(options)
-    events = EventBus()
-    finished: list[UploadFinished] = []
-    events.observe(UploadFinished, finished.append)
-    service = build_service(settings, events)
-    await open_service(service, settings)
-    create, complete = service.state.create, service.storage.finish
-    sweeping: list[asyncio.Task[SweepResult | None]] = []
-    completing = asyncio.Event()
+    async with running_service(options) as service:
+        finished: list[UploadFinished] = []
+        service.events.observe(UploadFinished, finished.append)
+        create, complete = service.state.create, service.storage.finish
+        sweeping: list[asyncio.Task[SweepResult | None]] = []
+        completing = asyncio.Event()
 
-    async def create_and_be_swept(upload: Upload, *, durable: bool = False) -> None:
-        await create(upload, durable=durable)
-        sweeping.append(asyncio.create_task(service.sweep(upload)))
-        await (sweeping[0] if sweeper == "has finished it" else completing.wait())
+        async def create_and_be_swept(upload: Upload, *, durable: bool = False) -> None:
+            await create(upload, durable=durable)
+            sweeping.append(asyncio.create_task(service.sweep(upload)))
+            await (sweeping[0] if sweeper == "has finished it" else completing.wait())
 
-    async def complete_slowly(upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
-        completing.set()
-        await asyncio.sleep(0.2)
-        return await complete(upload, parts, sync=sync)
+        async def complete_slowly(upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+            completing.set()
+            await asyncio.sleep(0.2)
+            return await complete(upload, parts, sync=sync)
 
-    monkeypatch.setattr(service.state, "create", create_and_be_swept)
-    monkeypatch.setattr(service.storage, "finish", complete_slowly)
-    try:
+        monkeypatch.setattr(service.state, "create", create_and_be_swept)
+        monkeypatch.setattr(service.storage, "finish", complete_slowly)
         assert (await service.create(NewUpload(0))).is_complete
         assert await sweeping[0]
         assert len(finished) == 1
-    finally:
-        await close_service(service)

@@ -9,26 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.hosts import Body
 from tests.support.redis_server import shared_redis_url
-from tusd_py.composition import build_service, close_service, open_service
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import load
-from tusd_py.uploads.service import UploadService
+from tests.support.services import Body, running_service
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 LENGTH = 10
-
-
-@contextlib.asynccontextmanager
-async def service_with(**values: Any) -> AsyncIterator[UploadService]:
-    settings = load(values).settings
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    try:
-        yield service
-    finally:
-        await close_service(service)
 
 
 @pytest.mark.parametrize("records", ["sqlite", "redis"])
@@ -38,7 +23,7 @@ async def test_head_answers_the_offset_of_an_append_that_ends_after_its_record_w
     values: dict[str, Any] = {"upload_dir": tmp_path / "uploads"}
     if records == "redis":
         values |= {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
-    async with service_with(**values) as writer, service_with(**values) as reader:
+    async with running_service(values) as writer, running_service(values) as reader:
         upload = await writer.create(NewUpload(length=LENGTH))
         request_commit = reader.locker.request_commit
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +12,14 @@ import pytest
 
 from tests.faults.clocks import DAY, FakeClock
 from tests.support.harness import serving
-from tests.support.hosts import Body
 from tests.support.redis_server import shared_redis_url
+from tests.support.services import Body, running_service
 from tests.support.timing import wait_until
 from tests.support.wire.promised import ask, content_of, create, head
-from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.storage import SupportsCompletionRecords
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import UploadNotFound
 from tusd_py.core.upload import Upload, UploadKind
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import load
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -36,18 +32,11 @@ Process: TypeAlias = Callable[..., AbstractAsyncContextManager[UploadService]]
 def process(tmp_path: Path, request: pytest.FixtureRequest) -> Process:
     """A function that starts one process on the records and files of this test, with settings of its own."""
 
-    @contextlib.asynccontextmanager
-    async def process(clock: Clock | None = None, **options: Any) -> AsyncIterator[UploadService]:
+    def process(clock: Clock | None = None, **options: Any) -> AbstractAsyncContextManager[UploadService]:
         values = {"upload_dir": tmp_path / "uploads"} | options
         if request.param == "redis":
             values |= {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
-        settings = load(values).settings
-        service = build_service(settings, EventBus(), clock=clock)
-        await open_service(service, settings)
-        try:
-            yield service
-        finally:
-            await close_service(service)
+        return running_service(values, clock=clock)
 
     return process
 
@@ -141,41 +130,40 @@ async def test_the_retention_of_a_final_upload_begins_with_its_concatenation(pro
         assert not await is_there(service, final)
 
 
+def lasting_30_days(tmp_path: Path) -> dict[str, Any]:
+    """Return the settings of a server that keeps finished uploads for 30 days."""
+    return {"upload_dir": tmp_path / "uploads", "retention": "30d", "expires_after": "1d"}
+
+
 async def test_a_clock_that_jumps_ahead_removes_no_finished_upload(tmp_path: Path) -> None:
-    settings = load({"upload_dir": tmp_path / "uploads", "retention": "30d", "expires_after": "1d"}).settings
     clock = FakeClock()
-    service = build_service(settings, EventBus(), clock=clock)
-    await open_service(service, settings)
-    upload = await finished(service)
-    clock.jump(100 * DAY)
-    assert (await Sweeper(service).sweep()).total == 0
-    clock.jump(-100 * DAY)
-    clock.advance(29 * DAY)
-    assert (await Sweeper(service).sweep()).total == 0
-    assert await is_there(service, upload)
-    clock.advance(2 * DAY)
-    assert (await Sweeper(service).sweep()).total == 1
-    await close_service(service)
+    async with running_service(lasting_30_days(tmp_path), clock=clock) as service:
+        upload = await finished(service)
+        clock.jump(100 * DAY)
+        assert (await Sweeper(service).sweep()).total == 0
+        clock.jump(-100 * DAY)
+        clock.advance(29 * DAY)
+        assert (await Sweeper(service).sweep()).total == 0
+        assert await is_there(service, upload)
+        clock.advance(2 * DAY)
+        assert (await Sweeper(service).sweep()).total == 1
 
 
 async def test_a_clock_that_was_behind_shortens_the_life_of_no_finished_upload(tmp_path: Path) -> None:
     """The machine started without battery or network, and its clock was corrected later."""
-    settings = load({"upload_dir": tmp_path / "uploads", "retention": "30d", "expires_after": "1d"}).settings
     clock = FakeClock()
     clock.jump(-400 * DAY)
-    service = build_service(settings, EventBus(), clock=clock)
-    await open_service(service, settings)
-    upload = await finished(service)
-    clock.jump(400 * DAY)
-    for _ in range(29 * 24):
-        clock.advance(DAY / 24)
-        assert (await Sweeper(service).sweep()).total == 0
-    assert await is_there(service, upload)
-    for _ in range(2 * 24):
-        clock.advance(DAY / 24)
-        await Sweeper(service).sweep()
-    assert not await is_there(service, upload)
-    await close_service(service)
+    async with running_service(lasting_30_days(tmp_path), clock=clock) as service:
+        upload = await finished(service)
+        clock.jump(400 * DAY)
+        for _ in range(29 * 24):
+            clock.advance(DAY / 24)
+            assert (await Sweeper(service).sweep()).total == 0
+        assert await is_there(service, upload)
+        for _ in range(2 * 24):
+            clock.advance(DAY / 24)
+            await Sweeper(service).sweep()
+        assert not await is_there(service, upload)
 
 
 def test_a_server_with_retention_removes_what_is_old_enough(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,14 +11,11 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.faults.clocks import DAY, FakeClock, HostClock
-from tests.support.hosts import Body
 from tests.support.redis_server import shared_redis_url
-from tusd_py.composition import build_service, close_service, open_service
+from tests.support.services import Body, running_service
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import StorageUnavailable, UploadNotFound
 from tusd_py.core.upload import Upload, UploadKind
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import load
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -32,16 +28,10 @@ Process: TypeAlias = Callable[[Clock], AbstractAsyncContextManager[UploadService
 
 
 def processes(folder: Path, **options: Any) -> Process:
-    settings = load(
-        {"upload_dir": folder / "uploads", "expires_after": "1d", "partial_retention": "1h"} | options
-    ).settings
+    settings = {"upload_dir": folder / "uploads", "expires_after": "1d", "partial_retention": "1h"} | options
 
-    @contextlib.asynccontextmanager
-    async def process(clock: Clock) -> AsyncIterator[UploadService]:
-        service = build_service(settings, EventBus(), clock=clock)
-        await open_service(service, settings)
-        yield service
-        await close_service(service)
+    def process(clock: Clock) -> AbstractAsyncContextManager[UploadService]:
+        return running_service(settings, clock=clock)
 
     return process
 

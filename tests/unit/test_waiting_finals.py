@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,14 +14,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from tests.support.hosts import Body
 from tests.support.redis_server import shared_redis_url
-from tusd_py.composition import build_service, close_service, open_service
+from tests.support.services import Body, running_service
 from tusd_py.contracts.storage import SupportsConcatenation
 from tusd_py.core.errors import StorageFull, UploadNotFound
 from tusd_py.core.upload import Status, Upload, UploadKind
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import load
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -37,18 +33,7 @@ def process(tmp_path: Path, request: pytest.FixtureRequest) -> Process:
     values: dict[str, Any] = {"upload_dir": tmp_path / "uploads", "concatenation_unfinished": True}
     if request.param == "redis":
         values |= {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
-    settings = load(values).settings
-
-    @contextlib.asynccontextmanager
-    async def process() -> AsyncIterator[UploadService]:
-        service = build_service(settings, EventBus())
-        await open_service(service, settings)
-        try:
-            yield service
-        finally:
-            await close_service(service)
-
-    return process
+    return lambda: running_service(values)
 
 
 @pytest.fixture
