@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import LOCKERS, STATE_STORES, STORAGES, Instances
+from tests.support.proxies import FaultyNetwork
+from tests.support.redis_hosts import Host
+from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.watched import watch
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
@@ -73,3 +76,37 @@ def concatenates(storage: Storage) -> SupportsConcatenation:
     if not isinstance(storage, SupportsConcatenation):
         pytest.skip("this storage does not put uploads together")
     return storage
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> str:
+    """The beginning of the keys in Redis of one test."""
+    return f"{tmp_path.name}:"
+
+
+@pytest.fixture
+async def host(prefix: str) -> AsyncIterator[Host]:
+    """The records and locks of one process in Redis."""
+    async with Host(shared_redis_url(), prefix) as one:
+        yield one
+
+
+@pytest.fixture
+async def other(prefix: str) -> AsyncIterator[Host]:
+    """The same records and locks as those of `host`, in another process."""
+    async with Host(shared_redis_url(), prefix) as one:
+        yield one
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """A Redis for one test, which makes trouble for it."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def network(redis: RedisServer) -> Iterator[FaultyNetwork]:
+    """A network in front of that Redis, which may fail."""
+    with FaultyNetwork(redis.port) as proxy:
+        yield proxy

@@ -1,7 +1,5 @@
 """Redis on several nodes, of which some hang, die or come back; and the rights that a user needs."""
 
-# ruff: noqa: F811 (fixtures are imported)
-
 from __future__ import annotations
 
 import asyncio
@@ -16,7 +14,8 @@ import pytest
 from redis.exceptions import RedisError, ResponseError
 
 from tests.contracts.parts import TIMEOUT
-from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
+from tests.support.harness import ROOT
+from tests.support.redis_hosts import (
     LONG,
     UPLOAD,
     Holder,
@@ -24,10 +23,8 @@ from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
     ask_for_commit,
     ask_for_release,
     exercise,
-    prefix,
     subscribers,
 )
-from tests.support.harness import ROOT
 from tests.support.redis_server import RedisNodes, RedisSentinels, RedisServer, free_port
 from tests.support.timing import wait_until
 from tusd_py.core.errors import LockTimeout, StateUnavailable

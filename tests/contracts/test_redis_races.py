@@ -19,17 +19,8 @@ from typing import Any
 import pytest
 
 from tests.contracts.parts import TIMEOUT, within
-from tests.contracts.test_redis import (  # noqa: F401 (fixtures)
-    LEASE,
-    LONG,
-    Holder,
-    Host,
-    host,
-    other,
-    prefix,
-    redis,
-)
 from tests.contracts.test_shared_disk import UPLOAD, append, content, storage  # noqa: F401 (fixtures)
+from tests.support.redis_hosts import LEASE, LONG, Holder, Host
 from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.services import Body, running_service
 from tusd_py.backends.disk.shared import SharedDiskStorage

@@ -1,15 +1,13 @@
 """Calls to Redis in a process that stands still for longer than they may take."""
 
-# ruff: noqa: F811 (fixtures are imported)
-
 from __future__ import annotations
 
 import asyncio
 import time
 
 from tests.contracts.parts import within
-from tests.contracts.test_redis import Host, host, prefix, redis  # noqa: F401 (fixtures)
-from tests.contracts.test_shared_disk import UPLOAD, storage  # noqa: F401 (fixtures)
+from tests.contracts.test_shared_disk import UPLOAD
+from tests.support.redis_hosts import Host
 from tusd_py.backends.redis.connection import RETRY_DEADLINE
 
 
