@@ -8,11 +8,11 @@ RUNNABLE := $(VENV)/.runnable
 # clocks, failed syncs, stored events, copies of finished files or a browser, which are the same whichever class read
 # the body. The long run with all faults of S3 is.
 NOT_REPEATED = tests/clients/test_hosts.py tests/clients/test_s3.py tests/clients/test_uppy.py \
-	$(patsubst %, tests/failure/test_%.py, chaos hosts_chaos redis_memory redis_loss s3 ownership identity broken_records \
-	locations backup clocks copies events sync small_appends small_creations)
+	$(patsubst %, tests/failure/test_%.py, chaos hosts_chaos redis_memory redis_loss s3_parts s3_completion s3_leftovers \
+	s3_outages ownership identity broken_records locations backup clocks copies events sync small_appends \
+	small_creations)
 DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/failure/test_*.py \
-	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py tests/server/test_workers.py \
-	tests/failure/test_s3.py::test_uploads_survive_whatever_happens_to_s3_and_the_server
+	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py tests/server/test_workers.py
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
@@ -43,7 +43,7 @@ check: $(INSTALLED)
 # The long runs of random faults, ten minutes each: disk, Redis, S3.
 chaos: $(INSTALLED)
 	CHAOS_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -n 2 -s tests/failure/test_chaos.py \
-		tests/failure/test_hosts_chaos.py tests/failure/test_s3.py -k "survive and (every_fault or whatever)" $(ARGS)
+		tests/failure/test_hosts_chaos.py tests/failure/test_s3_chaos.py -k "survive and (every_fault or whatever)" $(ARGS)
 
 # Whole lives of servers on virtual time; WORLD=s3 ARGS="--seed 17" replays one. See docs/testing.md.
 simulate: $(INSTALLED)

@@ -7,6 +7,9 @@ import pytest
 
 from tests.faults.stalls import OSFaults
 from tests.support.redis_server import RedisServer
+from tests.support.s3_rig import Rig, no_fault
+from tests.support.s3_server import FaultyProxy, s3_server
+from tests.support.s3_uploads import Place, serving
 from tests.support.services import running_service
 from tusd_py.uploads.service import UploadService
 
@@ -36,3 +39,25 @@ async def service(tmp_path: Path, os_faults: OSFaults, durability: str) -> Async
     async with running_service(settings) as service:
         yield service
         os_faults.clear()
+
+
+@pytest.fixture(scope="module")
+def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A server and a proxy for the tests of one module."""
+    place = Place(s3_server())
+    options = {"sweep_interval": "0"}  # only requests drive uploads on
+    with (
+        FaultyProxy(place.server) as proxy,
+        serving(tmp_path_factory.mktemp("s3"), place, proxy.server.endpoint, **options) as server,
+    ):
+        yield Rig(server, proxy, place)
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Iterator[Rig]:
+    """The shared servers and proxy, which work when the test begins and after it has ended."""
+    if shared_rig.server.process.poll() is not None:
+        shared_rig.revive()
+    shared_rig.proxy.requests.clear()
+    yield shared_rig
+    shared_rig.proxy.faults = no_fault
