@@ -20,7 +20,7 @@ from tests.support.hosts import assert_no_bugs
 from tests.support.s3_server import CREDENTIALS, S3Server, s3_config
 from tests.support.timing import scaled
 from tests.support.wire.messages import MEBI, Answer
-from tests.support.wire.requests import request
+from tests.support.wire.requests import create, offset_of, patch, request
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.backends.s3.storage import S3Storage
@@ -193,3 +193,17 @@ async def clean(records: Path, place: Place, *, dry_run: bool = False) -> list[O
         await locker.close()
         await storage.close()
         await state.close()
+
+
+def send_patches(server: ServerProcess, path: str, data: bytes, size: int, offset: int = 0) -> None:
+    """Send PATCHes of one size, with a HEAD after each."""
+    while offset < len(data):
+        answer = patch(server.port, path, offset, data[offset : offset + size])
+        offset = min(len(data), offset + size)
+        assert (answer.status, answer.offset) == (204, offset), answer
+        assert offset_of(server.port, path) == offset
+
+
+def create_partial(server: ServerProcess, data: bytes, **headers: str) -> str:
+    """Create a partial upload with all of its bytes; return its path."""
+    return create(server.port, len(data), {"Upload-Concat": "partial", **headers}, data)
