@@ -46,7 +46,7 @@ def settings_of(**values: Any) -> Settings:
     return load(values).settings
 
 
-def info(upload_id: str, size: int, directory: Path, **fields: Any) -> dict[str, Any]:
+def upload_info(upload_id: str, size: int, directory: Path, **fields: Any) -> dict[str, Any]:
     """Return the info that tusd writes when it creates an upload; the offset stays 0 for ever."""
     return {
         "ID": upload_id,
@@ -65,10 +65,11 @@ def info(upload_id: str, size: int, directory: Path, **fields: Any) -> dict[str,
     } | fields
 
 
-def write(directory: Path, upload_id: str, size: int, data: bytes | None, **fields: Any) -> None:
+def write_upload(directory: Path, upload_id: str, size: int, data: bytes | None, **fields: Any) -> None:
+    """Write the files of one upload as tusd does; no data file if `data` is None."""
     directory.mkdir(exist_ok=True)
     # As Go does: no spaces, and <, > and & escaped; the rest as UTF-8.
-    text = json.dumps(info(upload_id, size, directory, **fields), separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(upload_info(upload_id, size, directory, **fields), separators=(",", ":"), ensure_ascii=False)
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     (directory / f"{upload_id}.info").write_bytes(text.encode())
@@ -80,22 +81,22 @@ def write(directory: Path, upload_id: str, size: int, data: bytes | None, **fiel
 def tusd(tmp_path: Path) -> Path:
     """One upload of every kind."""
     directory = tmp_path / "tusd"
-    write(directory, HALF, len(CONTENT), CONTENT[:MIDDLE], MetaData=METADATA)
-    write(directory, WHOLE, len(CONTENT), CONTENT, MetaData=METADATA)
-    write(directory, EMPTY, 0, b"", MetaData=None)
-    write(directory, DEFERRED, 0, CONTENT[:5], SizeIsDeferred=True)
-    write(directory, PARTIAL, 1000, CONTENT[:1000], IsPartial=True)
-    write(directory, OTHER_PARTIAL, 1000, CONTENT[:10], IsPartial=True)
-    write(directory, FINAL, 2000, CONTENT[:2000], IsFinal=True, PartialUploads=[PARTIAL, "removed"])
+    write_upload(directory, HALF, len(CONTENT), CONTENT[:MIDDLE], MetaData=METADATA)
+    write_upload(directory, WHOLE, len(CONTENT), CONTENT, MetaData=METADATA)
+    write_upload(directory, EMPTY, 0, b"", MetaData=None)
+    write_upload(directory, DEFERRED, 0, CONTENT[:5], SizeIsDeferred=True)
+    write_upload(directory, PARTIAL, 1000, CONTENT[:1000], IsPartial=True)
+    write_upload(directory, OTHER_PARTIAL, 1000, CONTENT[:10], IsPartial=True)
+    write_upload(directory, FINAL, 2000, CONTENT[:2000], IsFinal=True, PartialUploads=[PARTIAL, "removed"])
     (directory / f"{HALF}.lock").write_text("4711\n")
     (directory / "stray").write_bytes(b"no .info")
     return directory
 
 
-NUMBER = 7  # of them
+COUNT = 7  # of them
 
 
-def content(directory: Path) -> dict[str, tuple[str, float, bytes | str]]:
+def files_of(directory: Path) -> dict[str, tuple[str, float, bytes | str]]:
     """Return the files of a directory with their contents, links as links."""
     found: dict[str, tuple[str, float, bytes | str]] = {}
     for path in sorted(directory.rglob("*")):
@@ -111,7 +112,7 @@ def imported(directory: Path, uploads: Path, *options: str) -> subprocess.Comple
     return execute("import-tusd", str(directory), "--upload-dir", str(uploads), *options)
 
 
-def assert_imported(directory: Path, uploads: Path, *options: str, new: int = NUMBER, old: int = 0) -> None:
+def assert_imported(directory: Path, uploads: Path, *options: str, new: int = COUNT, old: int = 0) -> None:
     result = imported(directory, uploads, *options)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines()[-1] == f"{new} imported, {old} there already"
@@ -158,26 +159,26 @@ def create_final(url: str, *ids: str) -> str:
 
 
 @pytest.mark.parametrize("options", [(), ("--copy",), ("--date-folders",)], ids=["link", "copy", "by date"])
-def test_every_kind_of_upload_goes_on(tmp_path: Path, tusd: Path, options: tuple[str, ...]) -> None:
-    before = content(tusd)
+def test_import_of_every_kind_of_upload_is_served(tmp_path: Path, tusd: Path, options: tuple[str, ...]) -> None:
+    before = files_of(tusd)
     assert_imported(tusd, tmp_path / "uploads", *options)
     assert_served(tmp_path, **({"date_folders": True} if "--date-folders" in options else {}))
-    assert content(tusd) == before
+    assert files_of(tusd) == before
     assert not list((tmp_path / "uploads").rglob(".*.import"))
 
 
-def test_the_upload_directory_itself(tmp_path: Path, tusd: Path) -> None:
+def test_import_of_the_upload_directory_itself_adds_records_only(tmp_path: Path, tusd: Path) -> None:
     uploads = tmp_path / "uploads"
     tusd.rename(uploads)
-    before = content(uploads)
+    before = files_of(uploads)
     files = {path.name: path.stat().st_ino for path in uploads.iterdir()}
     assert_imported(uploads, uploads)
-    assert {name: entry for name, entry in content(uploads).items() if ".tusd-py" not in name} == before
+    assert {name: entry for name, entry in files_of(uploads).items() if ".tusd-py" not in name} == before
     assert {path.name: path.stat().st_ino for path in uploads.iterdir() if path.name != ".tusd-py"} == files
     assert_served(tmp_path)
 
 
-def test_the_upload_directory_itself_by_another_name(tmp_path: Path, tusd: Path) -> None:
+def test_import_of_the_upload_directory_through_a_link_copies_nothing(tmp_path: Path, tusd: Path) -> None:
     (tmp_path / "uploads").symlink_to(tusd)
     assert_imported(tmp_path / "uploads", tmp_path / "uploads")
     assert (tusd / HALF).stat().st_nlink == 1
@@ -191,18 +192,18 @@ def test_import_links_finished_files_unless_copies_are_wanted(tmp_path: Path, tu
     assert shared == (set() if copy else {WHOLE, EMPTY, PARTIAL, FINAL})
 
 
-def test_where_links_are_impossible(tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_copies_files_where_links_fail(tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
     settings = settings_of(upload_dir=tmp_path / "uploads")
-    assert asyncio.run(import_tusd(settings, tusd)) == Summary(copied=NUMBER)
+    assert asyncio.run(import_tusd(settings, tusd)) == Summary(copied=COUNT)
     assert_served(tmp_path)
 
 
-def test_records(tmp_path: Path, tusd: Path) -> None:
+def test_import_writes_records_with_times_and_expiry(tmp_path: Path, tusd: Path) -> None:
     written, modified = time.time() - 2 * HOUR, time.time() - HOUR
     os.utime(tusd / f"{WHOLE}.info", (written, written))
     os.utime(tusd / WHOLE, (modified, modified))
@@ -210,7 +211,7 @@ def test_records(tmp_path: Path, tusd: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "uploads" / ".tusd-py" / "uploads.sqlite3")) as connection:
         connection.row_factory = sqlite3.Row
         rows = {row["id"]: row for row in connection.execute("SELECT * FROM uploads")}
-    assert len(rows) == NUMBER
+    assert len(rows) == COUNT
     assert {row["token"] for row in rows.values()} == {0}
     assert rows[WHOLE]["status"] == rows[EMPTY]["status"] == rows[FINAL]["status"] == Status.COMPLETE
     assert rows[WHOLE]["created_at"] == pytest.approx(written)
@@ -223,13 +224,13 @@ def test_records(tmp_path: Path, tusd: Path) -> None:
     assert (rows[DEFERRED]["length"], rows[DEFERRED]["deferred"]) == (None, 1)
 
 
-def test_nothing_expires_where_that_is_off(tmp_path: Path, tusd: Path) -> None:
+def test_import_without_expiry_sets_no_expiry(tmp_path: Path, tusd: Path) -> None:
     assert_imported(tusd, tmp_path / "uploads", "--expires-after", "0")
     with serving(tmp_path, expires_after=0) as server:
         assert "Upload-Expires" not in head(f"{server.url}/{HALF}")
 
 
-def test_beside_uploads_of_this_server(tmp_path: Path, tusd: Path) -> None:
+def test_import_beside_a_running_server_keeps_its_uploads(tmp_path: Path, tusd: Path) -> None:
     with serving(tmp_path) as server:
         url = create(server.url, 3, body=b"abc")
         assert_imported(tusd, tmp_path / "uploads")
@@ -238,8 +239,8 @@ def test_beside_uploads_of_this_server(tmp_path: Path, tusd: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "status"), [(10, Status.ACTIVE), (0, Status.COMPLETE)])
-def test_a_data_file_that_was_never_made(tmp_path: Path, size: int, status: Status) -> None:
-    write(tmp_path / "tusd", HALF, size, None)
+def test_import_without_data_file_has_offset_zero(tmp_path: Path, size: int, status: Status) -> None:
+    write_upload(tmp_path / "tusd", HALF, size, None)
     assert_imported(tmp_path / "tusd", tmp_path / "uploads", new=1)
     with serving(tmp_path) as server:
         assert offset_of(f"{server.url}/{HALF}") == 0
@@ -249,7 +250,9 @@ def test_a_data_file_that_was_never_made(tmp_path: Path, size: int, status: Stat
 
 
 @pytest.mark.parametrize("where", ["absolute", "relative", "beside", "old place"])
-def test_data_under_a_name_of_its_own(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_finds_data_file_at_its_storage_path(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = tmp_path / "tusd"
     paths = {
         "absolute": directory / "by" / "name.bin",
@@ -258,7 +261,7 @@ def test_data_under_a_name_of_its_own(tmp_path: Path, where: str, monkeypatch: p
         "old place": "/old/tusd/whole",
     }
     name = "whole" if where == "old place" else WHOLE
-    write(directory, name, 3, b"abc" if where == "old place" else None, Storage={"Path": str(paths[where])})
+    write_upload(directory, name, 3, b"abc" if where == "old place" else None, Storage={"Path": str(paths[where])})
     (directory / "by").mkdir()
     (directory / "by" / "name.bin").write_bytes(b"abc")
     assert_imported(directory, tmp_path / "uploads", new=1)
@@ -266,19 +269,19 @@ def test_data_under_a_name_of_its_own(tmp_path: Path, where: str, monkeypatch: p
         assert content_of(f"{server.url}/{name}") == b"abc"
 
 
-def test_with_records_in_redis(tmp_path: Path, tusd: Path) -> None:
+def test_import_with_redis_url_writes_records_to_redis_only(tmp_path: Path, tusd: Path) -> None:
     redis = {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in redis.items()]
     result = imported(tusd, tmp_path / "uploads", *options, "--dry-run")
-    assert result.stdout.splitlines()[-1] == f"{NUMBER} to import, 0 there already"
+    assert result.stdout.splitlines()[-1] == f"{COUNT} to import, 0 there already"
     assert not (tmp_path / "uploads").exists()
     assert_imported(tusd, tmp_path / "uploads", *options)
-    assert_imported(tusd, tmp_path / "uploads", *options, new=0, old=NUMBER)
+    assert_imported(tusd, tmp_path / "uploads", *options, new=0, old=COUNT)
     assert not (tmp_path / "uploads" / ".tusd-py" / "uploads.sqlite3").exists()
     assert_served(tmp_path, **redis)
 
 
-def test_finished_uploads_outlive_redis(tmp_path: Path, tusd: Path) -> None:
+def test_imported_complete_uploads_are_served_after_loss_of_redis(tmp_path: Path, tusd: Path) -> None:
     """The promises for uploads of the server hold for these."""
     assert_imported(
         tusd, tmp_path / "uploads", "--redis-url", shared_redis_url(), "--redis-prefix", f"{tmp_path.name}:"
@@ -289,7 +292,7 @@ def test_finished_uploads_outlive_redis(tmp_path: Path, tusd: Path) -> None:
         assert head(f"{server.url}/{HALF}").status == 404
 
 
-def test_an_empty_directory(tmp_path: Path) -> None:
+def test_import_of_an_empty_directory_imports_nothing(tmp_path: Path) -> None:
     (tmp_path / "tusd").mkdir()
     assert_imported(tmp_path / "tusd", tmp_path / "uploads", new=0)
 
@@ -297,14 +300,14 @@ def test_an_empty_directory(tmp_path: Path) -> None:
 # Again, and only to see.
 
 
-def test_again(tmp_path: Path, tusd: Path) -> None:
+def test_repeated_import_adds_new_uploads_only(tmp_path: Path, tusd: Path) -> None:
     assert_imported(tusd, tmp_path / "uploads")
     with serving(tmp_path) as server:
         assert patch(f"{server.url}/{HALF}", MIDDLE, CONTENT[MIDDLE:]).offset == len(CONTENT)
-    write(tusd, "new", 1, b"n")
-    before = content(tmp_path / "uploads")
-    assert_imported(tusd, tmp_path / "uploads", new=1, old=NUMBER)
-    after = {path: entry for path, entry in content(tmp_path / "uploads").items() if path in before}
+    write_upload(tusd, "new", 1, b"n")
+    before = files_of(tmp_path / "uploads")
+    assert_imported(tusd, tmp_path / "uploads", new=1, old=COUNT)
+    after = {path: entry for path, entry in files_of(tmp_path / "uploads").items() if path in before}
     assert {path: entry for path, entry in after.items() if ".tusd-py" not in path} == {
         path: entry for path, entry in before.items() if ".tusd-py" not in path
     }
@@ -312,7 +315,7 @@ def test_again(tmp_path: Path, tusd: Path) -> None:
 
 @pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_after_a_crash_between_the_bytes_and_the_record(
+def test_import_after_crash_before_a_record_was_written_completes(
     tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch, copy: bool, in_place: bool
 ) -> None:
     class Crash(BaseException):
@@ -322,7 +325,7 @@ def test_after_a_crash_between_the_bytes_and_the_record(
     directory = uploads if in_place else tusd
     settings = settings_of(upload_dir=uploads)
     original = Syncs.sync_folders
-    for number in range(NUMBER):
+    for number in range(COUNT):
         calls = 0
 
         def sync_folders(self: Any, path: Path, number: int = number) -> None:
@@ -338,13 +341,13 @@ def test_after_a_crash_between_the_bytes_and_the_record(
                 summary = asyncio.run(import_tusd(settings, directory, copy=copy))
             except Crash:
                 continue
-        assert summary == Summary(copied=1, skipped=NUMBER - 1)
-        assert number == NUMBER - 1
-    assert asyncio.run(import_tusd(settings, directory, copy=copy)) == Summary(skipped=NUMBER)
+        assert summary == Summary(copied=1, skipped=COUNT - 1)
+        assert number == COUNT - 1
+    assert asyncio.run(import_tusd(settings, directory, copy=copy)) == Summary(skipped=COUNT)
     assert_served(tmp_path)
 
 
-def test_a_copy_that_was_interrupted(tmp_path: Path, tusd: Path) -> None:
+def test_import_replaces_an_interrupted_copy(tmp_path: Path, tusd: Path) -> None:
     (tmp_path / "uploads").mkdir()
     (tmp_path / "uploads" / f".{HALF}.import").write_bytes(b"half of it")
     assert_imported(tusd, tmp_path / "uploads")
@@ -352,59 +355,57 @@ def test_a_copy_that_was_interrupted(tmp_path: Path, tusd: Path) -> None:
     assert not list((tmp_path / "uploads").glob(".*.import"))
 
 
-def test_an_unfinished_upload_that_was_linked_by_hand(tmp_path: Path, tusd: Path) -> None:
+def test_import_of_an_unfinished_upload_linked_by_hand_leaves_its_source_unchanged(tmp_path: Path, tusd: Path) -> None:
     (tmp_path / "uploads").mkdir()
     os.link(tusd / HALF, tmp_path / "uploads" / HALF)
-    before = content(tusd)
+    before = files_of(tusd)
     assert_imported(tusd, tmp_path / "uploads")
     assert_served(tmp_path)
-    assert content(tusd) == before
+    assert files_of(tusd) == before
 
 
 @pytest.mark.parametrize("name", [HALF, WHOLE, EMPTY])
-def test_another_file_in_the_way_is_left_alone(tmp_path: Path, tusd: Path, name: str) -> None:
+def test_import_leaves_another_file_of_the_same_name_alone(tmp_path: Path, tusd: Path, name: str) -> None:
     other = tmp_path / "uploads" / name
     other.parent.mkdir()
     other.write_bytes(b"another" + CONTENT[7 : (tusd / name).stat().st_size])
-    before = content(other.parent)
+    before = files_of(other.parent)
     result = imported(tusd, other.parent)
     assert result.returncode == 1
-    assert result.stdout == f"{NUMBER - 1} imported, 0 there already\n"
+    assert result.stdout == f"{COUNT - 1} imported, 0 there already\n"
     assert str(other) in result.stderr
-    assert content(other.parent)[str(other)] == before[str(other)]
+    assert files_of(other.parent)[str(other)] == before[str(other)]
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_dry_run_changes_nothing(tmp_path: Path, tusd: Path, there: bool) -> None:
+def test_import_dry_run_changes_nothing(tmp_path: Path, tusd: Path, there: bool) -> None:
     uploads = tmp_path / "uploads"
     if there:
         assert_imported(tusd, uploads)
-    write(tusd, "new", 5, b"n")
-    write(tusd, "broken", 5, b"too long")
-    before = content(tmp_path)
+    write_upload(tusd, "new", 5, b"n")
+    write_upload(tusd, "broken", 5, b"too long")
+    before = files_of(tmp_path)
     result = imported(tusd, uploads, "--dry-run")
     assert result.returncode == 1
     assert "broken.info has 8 bytes of data" in result.stderr
     lines = result.stdout.splitlines()
     assert "new 1 of 5 bytes" in lines
-    assert lines[-1] == (
-        f"1 to import, {NUMBER} there already" if there else f"{NUMBER + 1} to import, 0 there already"
-    )
+    assert lines[-1] == (f"1 to import, {COUNT} there already" if there else f"{COUNT + 1} to import, 0 there already")
     assert (f"{DEFERRED} 5 of ? bytes" in lines) is not there
     if there:
-        assert {path for path in content(tmp_path) if ".tusd-py" not in path} == {
+        assert {path for path in files_of(tmp_path) if ".tusd-py" not in path} == {
             path for path in before if ".tusd-py" not in path
         }
     else:
-        assert content(tmp_path) == before
+        assert files_of(tmp_path) == before
         assert not uploads.exists()
 
 
-def test_dry_run_in_place_changes_nothing(tusd: Path) -> None:
-    before = content(tusd)
+def test_import_dry_run_of_the_upload_directory_changes_nothing(tusd: Path) -> None:
+    before = files_of(tusd)
     result = imported(tusd, tusd, "--dry-run")
     assert result.returncode == 0
-    assert content(tusd) == before
+    assert files_of(tusd) == before
     assert not (tusd / ".tusd-py").exists()
 
 
@@ -413,7 +414,7 @@ def test_dry_run_in_place_changes_nothing(tusd: Path) -> None:
 
 @dataclass(frozen=True)
 class Hostile:
-    """An .info file and what is said of it."""
+    """An .info file, and a part of the line that refuses it."""
 
     reason: str
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -495,25 +496,25 @@ HOSTILE: dict[str, Hostile] = {
 
 @pytest.mark.parametrize("case", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("in_place", [False, True], ids=["", "in place"])
-def test_hostile_info_files(tmp_path: Path, case: Hostile, in_place: bool) -> None:
+def test_import_refuses_hostile_info_file_in_one_line(tmp_path: Path, case: Hostile, in_place: bool) -> None:
     """The one is refused with one line, the others are taken over."""
     directory = tmp_path / "tusd"
-    write(directory, "x", 3, case.data, **case.fields)
+    write_upload(directory, "x", 3, case.data, **case.fields)
     if case.raw is not None:
         (directory / "x.info").write_bytes(case.raw)
-    write(directory, "good", 3, b"abc")
+    write_upload(directory, "good", 3, b"abc")
     (tmp_path / "secret").write_bytes(b"sec")
     (directory / ".hidden").mkdir()
     (directory / ".hidden" / "secret").write_bytes(b"sec")
     uploads = directory if in_place else tmp_path / "uploads"
-    said: list[str] = []
-    summary = asyncio.run(import_tusd(settings_of(upload_dir=uploads), directory, report_error=said.append))
+    errors: list[str] = []
+    summary = asyncio.run(import_tusd(settings_of(upload_dir=uploads), directory, report_error=errors.append))
     assert summary == Summary(copied=1, refused=1)
-    assert len(said) == 1
-    assert said[0].startswith("x.info ")
-    assert case.reason in said[0]
-    assert said[0].isprintable()
-    assert len(said[0]) < 600
+    assert len(errors) == 1
+    assert errors[0].startswith("x.info ")
+    assert case.reason in errors[0]
+    assert errors[0].isprintable()
+    assert len(errors[0]) < 600
     if not in_place:
         assert {path.name for path in uploads.iterdir()} == {".tusd-py", "good"}
 
@@ -521,11 +522,11 @@ def test_hostile_info_files(tmp_path: Path, case: Hostile, in_place: bool) -> No
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "../secret", "x\0y", "\udcff", chr(0xD800), "a" * 10_000, "x/" * 5000, "."]
 )
-def test_a_storage_path_that_is_not_believed(tmp_path: Path, path: str) -> None:
+def test_import_ignores_storage_path_outside_the_directory(tmp_path: Path, path: str) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     directory = tmp_path / "tusd"
-    write(directory, "x", 3, b"abc")
-    raw = json.dumps(info("x", 3, directory, Storage={"Path": path}))
+    write_upload(directory, "x", 3, b"abc")
+    raw = json.dumps(upload_info("x", 3, directory, Storage={"Path": path}))
     (directory / "x.info").write_text(raw)
     assert data_path(parse_info(raw.encode()), directory) == directory / "x"
     assert_imported(directory, tmp_path / "uploads", new=1)
@@ -546,8 +547,8 @@ def test_import_passes_over_a_path_that_is_no_regular_file(
     tmp_path: Path, suffix: str, make: Callable[[Path], None]
 ) -> None:
     directory = tmp_path / "tusd"
-    write(directory, "x", 3, b"abc")
-    write(directory, "good", 3, b"abc")
+    write_upload(directory, "x", 3, b"abc")
+    write_upload(directory, "good", 3, b"abc")
     (tmp_path / "secret").write_bytes((directory / "x.info").read_bytes() if suffix else b"sec")
     (directory / f"x{suffix}").unlink()
     make(directory / f"x{suffix}")
@@ -560,21 +561,21 @@ def test_import_passes_over_a_path_that_is_no_regular_file(
     assert not (tmp_path / "uploads" / "x").exists()
 
 
-def test_a_folder_that_leads_elsewhere(tmp_path: Path) -> None:
+def test_import_refuses_data_behind_a_linked_folder(tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "secret").write_bytes(b"sec")
     directory = tmp_path / "tusd"
-    write(directory, "x", 3, None, Storage={"Path": str(directory / "sub" / "secret")})
+    write_upload(directory, "x", 3, None, Storage={"Path": str(directory / "sub" / "secret")})
     (directory / "sub").symlink_to(tmp_path / "secrets")
     result = imported(directory, tmp_path / "uploads")
     assert result.returncode == 1
     assert "has its data in" in result.stderr
 
 
-def test_two_uploads_with_the_same_data(tmp_path: Path) -> None:
+def test_import_refuses_second_upload_with_the_same_data_file(tmp_path: Path) -> None:
     directory = tmp_path / "tusd"
     for name in ("a", "b"):
-        write(directory, name, 3, None, Storage={"Path": "same.bin"})
+        write_upload(directory, name, 3, None, Storage={"Path": "same.bin"})
     (directory / "same.bin").write_bytes(b"abc")
     for done in (1, 0):
         result = imported(directory, tmp_path / "uploads")
@@ -582,10 +583,10 @@ def test_two_uploads_with_the_same_data(tmp_path: Path) -> None:
         assert "b.info has its data in" in result.stderr
 
 
-def test_the_name_of_a_data_file_is_printed_without_its_escapes(tmp_path: Path) -> None:
+def test_import_error_shows_file_name_without_escapes(tmp_path: Path) -> None:
     directory, name = tmp_path / "tusd", "\x1b[31mred\u202e.bin"
     for upload_id in ("a", "b"):
-        write(directory, upload_id, 3, None, Storage={"Path": name})
+        write_upload(directory, upload_id, 3, None, Storage={"Path": name})
     (directory / name).write_bytes(b"abc")
     result = imported(directory, tmp_path / "uploads")
     assert result.stdout == "1 imported, 0 there already\n"
@@ -594,9 +595,9 @@ def test_the_name_of_a_data_file_is_printed_without_its_escapes(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", [b"\xff.info", b"a\nb.info", b"\x1b[31m.info", b".info"], ids=shown)
-def test_strange_names(tmp_path: Path, name: bytes) -> None:
+def test_import_refuses_info_file_with_invalid_name(tmp_path: Path, name: bytes) -> None:
     directory = tmp_path / "tusd"
-    write(directory, "good", 3, b"abc")
+    write_upload(directory, "good", 3, b"abc")
     Path(os.fsdecode(os.fsencode(directory) + b"/" + name)).write_bytes(b"{}")
     result = imported(directory, tmp_path / "uploads")
     assert result.returncode == 1
@@ -606,8 +607,8 @@ def test_strange_names(tmp_path: Path, name: bytes) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1e9, 1e11])
-def test_files_of_strange_times(tmp_path: Path, seconds: float) -> None:
-    write(tmp_path / "tusd", "x", 3, b"abc")
+def test_import_accepts_files_with_extreme_times(tmp_path: Path, seconds: float) -> None:
+    write_upload(tmp_path / "tusd", "x", 3, b"abc")
     for name in ("x", "x.info"):
         os.utime(tmp_path / "tusd" / name, (seconds, seconds))
     assert_imported(tmp_path / "tusd", tmp_path / "uploads", "--date-folders", new=1)
@@ -618,28 +619,30 @@ def test_files_of_strange_times(tmp_path: Path, seconds: float) -> None:
 # Mistakes and failures.
 
 
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+def test_import_of_a_missing_directory_is_refused(tmp_path: Path) -> None:
     result = imported(tmp_path / "nowhere", tmp_path / "uploads")
     assert_refused_in_one_line(result, 1, "nowhere", "No such file")
     assert not (tmp_path / "uploads").exists()
 
 
-def test_a_directory_that_leads_to_itself(tmp_path: Path) -> None:
+def test_import_of_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     assert_refused_in_one_line(imported(tmp_path / "loop", tmp_path / "uploads"), 1, "loop", "symbolic links")
 
 
-def test_a_file_instead_of_a_directory(tmp_path: Path) -> None:
+def test_import_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert_refused_in_one_line(imported(tmp_path / "file", tmp_path / "uploads"), 1, "file", "Not a directory")
 
 
-def test_an_upload_directory_that_cannot_be_used(tmp_path: Path, tusd: Path) -> None:
+def test_import_into_an_unusable_upload_directory_is_refused(tmp_path: Path, tusd: Path) -> None:
     (tmp_path / "uploads").touch()
     assert_refused_in_one_line(imported(tusd, tmp_path / "uploads"), 1, str(tmp_path / "uploads"), "Not a directory")
 
 
-def test_a_full_disk(tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_on_a_full_disk_raises_and_leaves_no_temporary_file(
+    tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
@@ -654,7 +657,9 @@ def test_a_full_disk(tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch
     assert_served(tmp_path)
 
 
-def test_data_that_shrinks_meanwhile(tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_refuses_data_that_shrinks_during_the_copy(
+    tmp_path: Path, tusd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find_data = tusd_files.find_data
 
     def shrinking(*arguments: Any) -> Any:
@@ -664,12 +669,12 @@ def test_data_that_shrinks_meanwhile(tmp_path: Path, tusd: Path, monkeypatch: py
         return data
 
     monkeypatch.setattr(tusd_files, "find_data", shrinking)
-    said: list[str] = []
+    errors: list[str] = []
     summary = asyncio.run(
-        import_tusd(settings_of(upload_dir=tmp_path / "uploads"), tusd, copy=True, report_error=said.append)
+        import_tusd(settings_of(upload_dir=tmp_path / "uploads"), tusd, copy=True, report_error=errors.append)
     )
-    assert summary == Summary(copied=1, refused=NUMBER - 1)
-    assert all("still running" in line for line in said)
+    assert summary == Summary(copied=1, refused=COUNT - 1)
+    assert all("still running" in line for line in errors)
     assert [path.name for path in (tmp_path / "uploads").iterdir() if path.is_file()] == [EMPTY]
 
 
@@ -689,11 +694,11 @@ def test_data_that_shrinks_meanwhile(tmp_path: Path, tusd: Path, monkeypatch: py
     ],
     ids=shown,
 )
-def test_metadata(pairs: dict[str, str], header: str | None) -> None:
+def test_metadata_header_is_sorted_and_encoded(pairs: dict[str, str], header: str | None) -> None:
     assert metadata_header(pairs) == header
 
 
-def test_the_least_that_an_old_tusd_writes() -> None:
+def test_info_of_an_old_tusd_gives_a_complete_upload() -> None:
     found = parse_info(b'{"ID":"x","Size":3,"Offset":0,"MetaData":null,"IsPartial":false,"PartialUploads":null}')
     assert (found.id, found.length, found.metadata, found.path) == ("x", 3, None, "")
     upload = to_upload(found, 3, created_at=5, modified_at=6, now=7, settings=settings_of())
@@ -702,7 +707,7 @@ def test_the_least_that_an_old_tusd_writes() -> None:
     assert upload.expires_at is None
 
 
-def test_the_paths_of_a_final_upload() -> None:
+def test_info_of_a_final_upload_gives_concat_header_with_base_path() -> None:
     found = parse_info(b'{"ID":"x","Size":3,"IsFinal":true,"PartialUploads":["a","b","a"]}')
     settings = settings_of(base_path="/deep/files")
     upload = to_upload(found, 3, created_at=5, modified_at=6, now=7, settings=settings)
@@ -713,7 +718,7 @@ def test_the_paths_of_a_final_upload() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1e9, 1e15])
-def test_times_that_no_date_can_hold(seconds: float) -> None:
+def test_info_with_times_out_of_range_gives_valid_times(seconds: float) -> None:
     found = parse_info(b'{"ID":"x","Size":3}')
     upload = to_upload(found, 3, created_at=seconds, modified_at=seconds, now=7, settings=settings_of())
     assert upload.created_at in (0, 7)

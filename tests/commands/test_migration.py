@@ -63,19 +63,19 @@ async def fill(store: StateStore, uploads: Sequence[Upload], parts: Sequence[Upl
         await store.update(replace(upload, token=0), upload, upload.token, parts=parts)
 
 
-async def everything(store: StateStore) -> dict[str, tuple[Upload, list[UploadPart]]]:
+async def all_records(store: StateStore) -> dict[str, tuple[Upload, list[UploadPart]]]:
     return {upload.id: (upload, list(await store.parts(upload.id))) async for upload in store.all()}
 
 
 async def test_migration_copies_every_kind_of_record(source: StateStore, target: StateStore) -> None:
     await fill(source, UPLOADS)
-    before = await everything(source)
+    before = await all_records(source)
     assert await migrate_records(source, target) == Summary(copied=len(UPLOADS))
-    assert await everything(target) == {upload.id: (replace(upload, token=0), []) for upload in UPLOADS}
-    assert await everything(source) == before
+    assert await all_records(target) == {upload.id: (replace(upload, token=0), []) for upload in UPLOADS}
+    assert await all_records(source) == before
 
 
-async def test_a_locker_that_counts_from_one_goes_on(source: StateStore, target: StateStore) -> None:
+async def test_migrated_record_accepts_tokens_from_one(source: StateStore, target: StateStore) -> None:
     await fill(source, [replace(SPLIT, storage_state="")])
     await migrate_records(source, target)
     record = await target.get(SPLIT.id)
@@ -84,31 +84,31 @@ async def test_a_locker_that_counts_from_one_goes_on(source: StateStore, target:
 
 
 @pytest.mark.parametrize("status", [Status.ACTIVE, Status.FINISHING, *ENDED])
-async def test_a_part_list(source: StateStore, target: StateStore, status: Status) -> None:
+async def test_migration_copies_the_part_list(source: StateStore, target: StateStore, status: Status) -> None:
     await fill(source, [replace(SPLIT, status=status)], PARTS)
     assert await migrate_records(source, target) == Summary(copied=1)
-    assert await everything(target) == {SPLIT.id: (replace(SPLIT, status=status, token=0), PARTS)}
+    assert await all_records(target) == {SPLIT.id: (replace(SPLIT, status=status, token=0), PARTS)}
     assert await migrate_records(source, target) == Summary(skipped=1)
 
 
-async def test_more_than_a_page(source: StateStore, target: StateStore) -> None:
+async def test_migration_copies_more_records_than_a_page(source: StateStore, target: StateStore) -> None:
     records = [replace(SPLIT, id=f"u{number}") for number in range(1234)]
     for start in range(0, len(records), 100):  # all at once may take longer than a call of the store may
         await asyncio.gather(*map(source.create, records[start : start + 100]))
     assert await migrate_records(source, target) == Summary(copied=1234)
-    assert len(await everything(target)) == 1234
+    assert len(await all_records(target)) == 1234
 
 
 async def test_migration_of_no_records(source: StateStore, target: StateStore) -> None:
     assert await migrate_records(source, target) == Summary()
 
 
-async def test_there_and_back(source: StateStore, target: StateStore) -> None:
+async def test_migration_back_skips_every_record(source: StateStore, target: StateStore) -> None:
     await fill(source, UPLOADS)
     await migrate_records(source, target)
-    before = await everything(source)
+    before = await all_records(source)
     assert await migrate_records(target, source) == Summary(skipped=len(UPLOADS))
-    assert await everything(source) == before
+    assert await all_records(source) == before
 
 
 # Again, after an interruption, and only to see.
@@ -118,7 +118,7 @@ class Interrupted(Exception):
     pass
 
 
-class Fragile:
+class BreakingStore:
     """A store that breaks at the n-th change."""
 
     def __init__(self, store: StateStore, changes: int) -> None:
@@ -133,21 +133,21 @@ class Fragile:
         return getattr(self._store, name)
 
 
-async def test_every_interruption_can_be_repeated(source: StateStore, target: StateStore) -> None:
+async def test_interrupted_migration_completes_when_repeated(source: StateStore, target: StateStore) -> None:
     uploads = [replace(SPLIT, id=f"u{number}") for number in range(4)]
     await fill(source, uploads, PARTS)
     wanted = {upload.id: (replace(upload, token=0), PARTS) for upload in uploads}
     for changes in (0, 1, 2, 1, 3):
-        fragile: Any = Fragile(target, changes)
+        breaking: Any = BreakingStore(target, changes)
         with pytest.raises(Interrupted):
-            await migrate_records(source, fragile)
-    assert await everything(target) != wanted
+            await migrate_records(source, breaking)
+    assert await all_records(target) != wanted
     await migrate_records(source, target)
-    assert await everything(target) == wanted
+    assert await all_records(target) == wanted
     assert await migrate_records(source, target) == Summary(skipped=4)
 
 
-async def test_again_after_the_token_has_changed(source: StateStore, target: StateStore) -> None:
+async def test_repeated_migration_skips_records_with_new_tokens(source: StateStore, target: StateStore) -> None:
     await fill(source, UPLOADS)
     await migrate_records(source, target)
     record = await target.get(UPLOADS[0].id)
@@ -167,15 +167,17 @@ async def test_again_after_the_token_has_changed(source: StateStore, target: Sta
     ],
     ids=["offset", "status", "metadata", "layout", "time"],
 )
-async def test_a_record_that_differs(source: StateStore, target: StateStore, other: Upload) -> None:
+async def test_migration_refuses_record_that_differs_at_the_target(
+    source: StateStore, target: StateStore, other: Upload
+) -> None:
     neighbours = [replace(SPLIT, id="after"), replace(SPLIT, id="zzz")]
     await fill(source, [SPLIT, *neighbours], PARTS)
     await fill(target, [other])
-    before = await everything(target)
-    said: list[str] = []
-    assert await migrate_records(source, target, report_error=said.append) == Summary(copied=2, refused=1)
-    assert said == ["upload split is there already, and differs"]
-    after = await everything(target)
+    before = await all_records(target)
+    errors: list[str] = []
+    assert await migrate_records(source, target, report_error=errors.append) == Summary(copied=2, refused=1)
+    assert errors == ["upload split is there already, and differs"]
+    after = await all_records(target)
     assert after["split"] == before["split"]
     assert len(after) == 3
 
@@ -183,84 +185,90 @@ async def test_a_record_that_differs(source: StateStore, target: StateStore, oth
 @pytest.mark.parametrize(
     "other", [PARTS[:2], [*PARTS, UploadPart(4, 40, "x")], [replace(PARTS[0], etag="x"), *PARTS[1:]]]
 )
-async def test_a_part_list_that_differs(source: StateStore, target: StateStore, other: Sequence[UploadPart]) -> None:
+async def test_migration_refuses_part_list_that_differs_at_the_target(
+    source: StateStore, target: StateStore, other: Sequence[UploadPart]
+) -> None:
     await fill(source, [SPLIT], PARTS)
     await fill(target, [SPLIT], other)
-    before = await everything(target)
+    before = await all_records(target)
     assert await migrate_records(source, target) == Summary(refused=1)
-    assert await everything(target) == before
+    assert await all_records(target) == before
 
 
-async def test_dry_run(source: StateStore, target: StateStore) -> None:
+async def test_migration_dry_run_changes_nothing(source: StateStore, target: StateStore) -> None:
     uploads = [replace(SPLIT, id=name) for name in ("a", "b", "c", "d")]
     await fill(source, uploads, PARTS)
     await fill(target, [uploads[1]], PARTS)
     await fill(target, [uploads[2].at(50)])
     await fill(target, [uploads[3]])  # its part list is missing
-    before = await everything(target)
-    told: list[str] = []
-    summary = await migrate_records(source, target, dry_run=True, report=told.append)
+    before = await all_records(target)
+    lines: list[str] = []
+    summary = await migrate_records(source, target, dry_run=True, report=lines.append)
     assert summary == Summary(copied=2, skipped=1, refused=1)
-    assert sorted(told) == ["a active 30 bytes", "d active 30 bytes"]
-    assert await everything(target) == before
+    assert sorted(lines) == ["a active 30 bytes", "d active 30 bytes"]
+    assert await all_records(target) == before
 
 
 # Bytes in several files, for a server that reads only one.
 
 
-class Joining(DiskStorage):
+class MergingStorage(DiskStorage):
     """A storage that records the uploads whose bytes it is asked to merge."""
 
     def __init__(self, directory: Path, error: StorageBehind | None = None) -> None:
         super().__init__(directory)
-        self.joined: list[tuple[Upload, list[UploadPart]]] = []
+        self.merged: list[tuple[Upload, list[UploadPart]]] = []
         self._error = error
 
     async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         assert sync
-        self.joined.append((upload, list(parts)))
+        self.merged.append((upload, list(parts)))
         if self._error is not None:
             raise self._error
         return ""
 
 
 @pytest.mark.parametrize("status", [Status.ACTIVE, Status.FINISHING])
-async def test_bytes_in_several_files_become_one(
+async def test_migration_merges_bytes_in_several_files(
     source: StateStore, target: StateStore, tmp_path: Path, status: Status
 ) -> None:
     upload = replace(SPLIT, status=status)
     await fill(source, [upload, replace(SPLIT, id="one", storage_state="")], PARTS)
-    storage = Joining(tmp_path)
+    storage = MergingStorage(tmp_path)
     assert await migrate_records(source, target, merge_storage=storage, dry_run=True) == Summary(copied=2)
-    assert storage.joined == []
+    assert storage.merged == []
     assert await migrate_records(source, target, merge_storage=storage) == Summary(copied=2)
-    assert storage.joined == [(replace(upload, token=0), PARTS)]
-    assert (await everything(target))["split"] == (replace(upload, storage_state="", token=0), [])
+    assert storage.merged == [(replace(upload, token=0), PARTS)]
+    assert (await all_records(target))["split"] == (replace(upload, storage_state="", token=0), [])
     assert await migrate_records(source, target, merge_storage=storage) == Summary(skipped=2)
-    assert len(storage.joined) == 1  # what was uploaded since would be cut off
+    assert len(storage.merged) == 1  # else bytes uploaded since would be cut off
 
 
 @pytest.mark.parametrize("status", [Status.COMPLETE, *ENDED])
-async def test_bytes_that_are_no_longer_needed_stay(
+async def test_migration_merges_no_bytes_of_complete_or_ended_uploads(
     source: StateStore, target: StateStore, tmp_path: Path, status: Status
 ) -> None:
     await fill(source, [replace(SPLIT, status=status)])
-    storage = Joining(tmp_path)
+    storage = MergingStorage(tmp_path)
     assert await migrate_records(source, target, merge_storage=storage) == Summary(copied=1)
-    assert storage.joined == []
+    assert storage.merged == []
 
 
-async def test_bytes_that_are_not_there(source: StateStore, target: StateStore, tmp_path: Path) -> None:
+async def test_migration_refuses_upload_whose_bytes_are_missing(
+    source: StateStore, target: StateStore, tmp_path: Path
+) -> None:
     await fill(source, [SPLIT])
-    said: list[str] = []
-    storage: Storage = Joining(tmp_path, StorageBehind(20))
-    assert await migrate_records(source, target, merge_storage=storage, report_error=said.append) == Summary(refused=1)
-    assert said == ["upload split is at 30 bytes, but the storage holds 20 bytes"]
-    assert await everything(target) == {}
+    errors: list[str] = []
+    storage: Storage = MergingStorage(tmp_path, StorageBehind(20))
+    assert await migrate_records(source, target, merge_storage=storage, report_error=errors.append) == Summary(
+        refused=1
+    )
+    assert errors == ["upload split is at 30 bytes, but the storage holds 20 bytes"]
+    assert await all_records(target) == {}
 
 
-async def test_finished_uploads_are_remembered(source: StateStore, target: StateStore) -> None:
-    class Memory:
+async def test_migration_saves_completion_record_before_the_record(source: StateStore, target: StateStore) -> None:
+    class CompletionRecords:
         def __init__(self) -> None:
             self.uploads: list[str] = []
 
@@ -274,10 +282,10 @@ async def test_finished_uploads_are_remembered(source: StateStore, target: State
     whole = replace(SPLIT, storage_state="", status=Status.COMPLETE)
     partial = replace(whole, id="partial", concatenation=UploadKind.PARTIAL)
     await fill(source, [whole, partial, replace(SPLIT, id="active")])
-    memory = Memory()
+    kept = CompletionRecords()
     for dry_run in (True, False, False):
-        await migrate_records(source, target, completion_records=memory, dry_run=dry_run)
-        assert memory.uploads == ([] if dry_run else ["split"])
+        await migrate_records(source, target, completion_records=kept, dry_run=dry_run)
+        assert kept.uploads == ([] if dry_run else ["split"])
 
 
 # The command.
@@ -319,7 +327,7 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def test_a_server_goes_on_with_redis_and_back(site: Site) -> None:
+def test_uploads_continue_after_migration_to_redis_and_back(site: Site) -> None:
     with serving(site.folder) as server:
         whole = identity(create(server.url, len(CONTENT), {"Upload-Metadata": FINISHED_METADATA}, CONTENT))
         half = identity(create(server.url, len(CONTENT), body=CONTENT[:MIDDLE]))
@@ -346,7 +354,7 @@ def test_a_server_goes_on_with_redis_and_back(site: Site) -> None:
         assert patch(f"{server.url}/{new}", 0, b"abc", {"Upload-Length": "3"}).offset == 3
 
 
-def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
+def test_migration_to_sqlite_merges_segments_into_one_file(site: Site) -> None:
     async def make() -> Upload:
         """Two writers: the second one does not trust the first to have ended."""
         async with running_service({"upload_dir": site.folder / "uploads", **site.redis}) as service:
@@ -364,7 +372,7 @@ def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
     assert upload.storage_state
     assert len(list((site.folder / "uploads").glob("split*"))) == 2
     site.assert_migrated("redis", "sqlite", 1)
-    assert len(list((site.folder / "uploads").glob("split*"))) == 2  # who stays with Redis needs both
+    assert len(list((site.folder / "uploads").glob("split*"))) == 2  # a server that stays with Redis needs both
     site.assert_migrated("redis", "sqlite", 0, 1)
     with serving(site.folder) as server:
         assert offset_of(f"{server.url}/split") == LATER
@@ -372,7 +380,7 @@ def test_an_upload_in_segments_becomes_one_file(site: Site) -> None:
         assert content_of(f"{server.url}/split") == CONTENT
 
 
-def test_finished_uploads_outlive_redis(site: Site) -> None:
+def test_migrated_complete_uploads_are_served_after_loss_of_redis(site: Site) -> None:
     with serving(site.folder) as server:
         whole = identity(create(server.url, 3, body=b"abc"))
     site.assert_migrated("sqlite", "redis", 1)
@@ -381,7 +389,7 @@ def test_finished_uploads_outlive_redis(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("source", "target"), [("sqlite", "redis"), ("redis", "sqlite")])
-def test_dry_run_of_the_command(site: Site, source: str, target: str) -> None:
+def test_migrate_dry_run_prints_uploads_and_changes_nothing(site: Site, source: str, target: str) -> None:
     uploads = site.folder / "uploads"
     with serving(site.folder, **({} if source == "sqlite" else site.redis)) as server:
         half = identity(create(server.url, 9, body=b"abc"))
@@ -399,20 +407,20 @@ def test_dry_run_of_the_command(site: Site, source: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
-def test_from_and_to_are_the_same(tmp_path: Path, kind: str) -> None:
+def test_migrate_from_and_to_the_same_store_is_refused(tmp_path: Path, kind: str) -> None:
     result = execute("migrate", "--from", kind, "--to", kind, "--upload-dir", str(tmp_path / "uploads"))
     assert_refused_in_one_line(result, 2, "--from", "--to", kind)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("source", "target"), [("sqlite", "redis"), ("redis", "sqlite")])
-def test_without_redis(tmp_path: Path, source: str, target: str) -> None:
+def test_migrate_without_redis_url_is_refused(tmp_path: Path, source: str, target: str) -> None:
     result = execute("migrate", "--from", source, "--to", target, "--upload-dir", str(tmp_path / "uploads"))
     assert_refused_in_one_line(result, 2, "--redis-url is missing")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_redis_that_does_not_answer(tmp_path: Path) -> None:
+def test_migrate_to_an_unreachable_redis_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path):
         pass
     url = "redis://user:secret@127.0.0.1:1/0"
@@ -422,17 +430,17 @@ def test_a_redis_that_does_not_answer(tmp_path: Path) -> None:
     assert "secret" not in result.stderr
 
 
-def test_an_upload_directory_without_records(site: Site) -> None:
+def test_migrate_from_a_directory_without_records_is_refused(site: Site) -> None:
     assert_refused_in_one_line(site.migrate("sqlite", "redis"), 1, "there are no records in", "uploads.sqlite3")
     assert not (site.folder / "uploads").exists()
 
 
-def test_an_upload_directory_that_cannot_be_used(site: Site) -> None:
+def test_migrate_with_an_unusable_upload_directory_is_refused(site: Site) -> None:
     (site.folder / "uploads").touch()
     assert_refused_in_one_line(site.migrate("redis", "sqlite"), 1, str(site.folder / "uploads"), "File exists")
 
 
-def test_a_broken_file_of_records(site: Site) -> None:
+def test_migrate_with_a_broken_records_file_is_refused(site: Site) -> None:
     private = site.folder / "uploads" / ".tusd-py"
     private.mkdir(parents=True)
     (private / "uploads.sqlite3").write_text("something else " * 1000)
