@@ -90,14 +90,20 @@ class StoresInThreads(Protocol):
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run blocking work in a thread of the storage."""
 
-    def elsewhere(
-        self, run: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
+    def run_external(
+        self, submit: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
     ) -> asyncio.Future[T]:
-        """Let `run` call `step` in a thread of its choice, outside this storage.
-
-        The step is not called any more once the future of `run` has a result or an error.
+        """Run blocking work of the storage in a thread of another component.
 
         Invariant: `Storage.close` waits for the end of the step.
+
+        Args:
+            submit: hands a function over to such a thread, and returns the future of the outcome. Once that has a
+                result or an error, the function is not called any more.
+            step: the work.
+
+        Returns:
+            The future that `submit` returned.
         """
 
     def save_completion_record_in_thread(self, upload: Upload) -> None:

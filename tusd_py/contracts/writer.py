@@ -145,13 +145,13 @@ class ThreadedWriter(Writer, Protocol):
         """Return whether `finish_by` can be called, and would leave nothing to do for `Storage.finish`."""
 
     async def finish_by(
-        self, buffers: Sequence[Buffer], run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
+        self, buffers: Sequence[Buffer], submit: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
     ) -> T:
         """Do what `finish` does, in a thread of the choice of the caller.
 
         Args:
             buffers: the last bytes.
-            run: is given a function to call in that thread, and returns the future of the outcome.
+            submit: hands a function over to that thread, and returns the future of the outcome.
             sync: see `finish`.
 
         Returns:

@@ -119,7 +119,7 @@ class SmallAppends:
         await self._budget.reserve(len(body))
         step = self._step(lock, 0, body, RecordChange(lock.token, request.context, new, events))
         try:
-            upload = await self._threaded.storage.elsewhere(step.commit_with_others, step.store_while_fast)
+            upload = await self._threaded.storage.run_external(step.commit_with_others, step.store_while_fast)
         except Exception as error:  # of the bytes, which the long way then reports, or of the record
             if not step.has_begun:
                 raise
@@ -177,7 +177,7 @@ class SmallAppends:
         if not self._pace.is_fast:
             return None
         try:
-            return await self._threaded.storage.elsewhere(step.commit_with_others, step.store_while_fast)
+            return await self._threaded.storage.run_external(step.commit_with_others, step.store_while_fast)
         except TooSlowError:
             return None
 

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class ExternalSteps:
-    """A count of the steps of a storage that run in threads of other components, for which `close` waits."""
+    """The steps of a storage that run in threads of other components, counted so that `close` can wait for them."""
 
     def __init__(self) -> None:
         self._count = 0
         self._changed = threading.Condition()
 
-    def begin(self) -> None:
+    def run(self, submit: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]) -> asyncio.Future[T]:
+        """Do what `StoresInThreads.run_external` does."""
+        begun = False
+
+        def counted() -> S:
+            nonlocal begun
+            begun = True
+            try:
+                return step()
+            finally:
+                self._end()
+
+        def ended(outcome: asyncio.Future[T]) -> None:
+            if not begun and not outcome.cancelled():
+                self._end()
+
+        self._begin()
+        try:
+            result = submit(counted)
+        except Exception:  # whatever it was, no step will run
+            self._end()
+            raise
+        result.add_done_callback(ended)
+        return result
+
+    def _begin(self) -> None:
         with self._changed:
             self._count += 1
 
-    def end(self) -> None:
+    def _end(self) -> None:
         with self._changed:
             self._count -= 1
             self._changed.notify_all()

@@ -18,7 +18,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +27,7 @@ from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.files import FileTree, Modes, copy_range
 from tusd_py.backends.disk.identity import IdentityFile
+from tusd_py.backends.disk.reader import FileReader
 from tusd_py.backends.disk.steps import ExternalSteps
 from tusd_py.backends.disk.syncs import Syncs
 from tusd_py.backends.disk.writer import DiskWriter
@@ -35,16 +35,12 @@ from tusd_py.contracts.storage import Buffer, Observer, OpenFile, PieceSize, lar
 from tusd_py.core.errors import (
     PartBehind,
     StorageBehind,
-    StorageUnavailable,
     StoredElsewhere,
     UploadNotFound,
 )
 from tusd_py.core.upload import Upload, UploadPart, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
-TOO_SHORT = "the stored file is shorter than the upload"
-DOWNLOAD_PIECE = 256 << 10  # maximum bytes read at a time
-
 TOP = "."  # location of a file in the directory itself
 LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the only folders of files that are opened
 
@@ -76,6 +72,7 @@ class DiskStorage:
         self.files = FileTree(directory, modes)
         self.syncs = Syncs(self.files, shared=self.is_shared)
         self._identity = IdentityFile(directory)
+        self._reader = FileReader(self)
         self._external_steps = ExternalSteps()
 
     async def open(self) -> None:
@@ -95,31 +92,10 @@ class DiskStorage:
         """Run blocking work in the threads of this storage."""
         return self._threads.run(work)
 
-    def elsewhere(
-        self, run: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
+    def run_external(
+        self, submit: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
     ) -> asyncio.Future[T]:
-        begun = False
-
-        def counted() -> S:
-            nonlocal begun
-            begun = True
-            try:
-                return step()
-            finally:
-                self._external_steps.end()
-
-        def ended(outcome: asyncio.Future[T]) -> None:
-            if not begun and not outcome.cancelled():
-                self._external_steps.end()
-
-        self._external_steps.begin()
-        try:
-            result = run(counted)
-        except Exception:
-            self._external_steps.end()
-            raise
-        result.add_done_callback(ended)
-        return result
+        return self._external_steps.run(submit, step)
 
     async def run_to_completion(self, work: Callable[[], T]) -> T:
         """Run blocking work that has to end before the lock of the upload is released.
@@ -285,69 +261,19 @@ class DiskStorage:
             self.check_identity()
             raise PartBehind(source.name, held)
 
-    async def read(
+    def read(
         self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
     ) -> AsyncIterator[Buffer]:
-        def read_at(position: int) -> bytes:
-            with file_errors():
-                return os.pread(descriptor, min(piece_size(DOWNLOAD_PIECE), end - position), position)
-
-        descriptor = await self._open_to_read(self.path(upload))
-        try:
-            position = start
-            while position < end:
-                data = await self.run(partial(read_at, position))
-                if not data:
-                    raise StorageUnavailable(TOO_SHORT)
-                position += len(data)
-                yield data
-        finally:
-            self.run(lambda: os.close(descriptor))
+        return self._reader.read(self.path(upload), start, end, piece_size)
 
     async def open_file(self, upload: Upload) -> OpenFile:
         """Open the file of a complete upload, see `SupportsFileSending`."""
-        path = self.path(upload)
-        descriptor = await self._open_to_read(path, upload.offset)
-        return OpenFile(descriptor, lambda: self.run(lambda: os.close(descriptor)))
+        return await self._reader.open_file(self.path(upload), upload.offset)
 
     async def whole_file(self, upload: Upload) -> Path | None:
         """Return the file of a complete upload, unless it is longer, see `SupportsWholeFiles`."""
         path = self.path(upload)
-
-        def is_whole() -> bool:
-            descriptor = self._open_complete(path, upload.offset)
-            try:
-                return os.fstat(descriptor).st_size == upload.offset
-            finally:
-                os.close(descriptor)
-
-        return path if await self.run(is_whole) else None
-
-    async def _open_to_read(self, path: Path, size: int = 0) -> int:
-        """Return a descriptor of a file of at least `size` bytes."""
-        opening = self.run(partial(self._open_complete, path, size))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:  # the thread opens it all the same
-            opening.add_done_callback(self._close_opened)
-            raise
-
-    def _open_complete(self, path: Path, size: int) -> int:
-        """Do what `_open_to_read` does. Blocks."""
-        with file_errors():
-            try:
-                descriptor = self.files.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                self.check_identity()
-                raise UploadNotFound from None
-            if os.fstat(descriptor).st_size < size:
-                os.close(descriptor)
-                raise StorageUnavailable(TOO_SHORT)
-            return descriptor
-
-    def _close_opened(self, opening: asyncio.Future[int]) -> None:
-        if not opening.cancelled() and opening.exception() is None:
-            self.run(lambda: os.close(opening.result()))
+        return path if await self._reader.has_size(path, upload.offset) else None
 
     def _check_directory(self) -> None:
         with file_errors():

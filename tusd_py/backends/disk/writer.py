@@ -79,7 +79,7 @@ class DiskWriter:
         return with_bytes or self._descriptor >= 0
 
     async def finish_by(
-        self, buffers: Sequence[Buffer], run: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
+        self, buffers: Sequence[Buffer], submit: Callable[[Callable[[], None]], asyncio.Future[T]], *, sync: bool
     ) -> T:
         await self._jobs.settle()
         finished = False
@@ -89,7 +89,7 @@ class DiskWriter:
             self._finish(buffers, sync)
             finished = True
 
-        result = self._storage.elsewhere(run, store)
+        result = self._storage.run_external(submit, store)
         self._jobs.start(result)
         with contextlib.suppress(Exception):  # raised by `result.result()` below
             await asyncio.shield(result)
