@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar, Unpack, get_args
@@ -42,6 +41,7 @@ from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_component
 from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross_check, from_arguments
 from tusd_py.signal_watch import SignalWatch
+from tusd_py.start_attempts import StartAttempts
 from tusd_py.uploads.service import UploadService
 
 logger = logging.getLogger("tusd_py")
@@ -50,7 +50,6 @@ MIN_SHUTDOWN_TIME = 1.0  # seconds that requests have at least to commit, and an
 CLOSE_RETRY_INTERVAL = 0.5  # seconds between two attempts to close a hanging storage
 START_TIMEOUT = 20.0  # seconds a request waits for the start of the server
 HEAD_TIMEOUT = 1.5  # seconds a HEAD waits for the start: the server answers HEAD within two seconds
-START_RETRY_INTERVAL = 1.0  # seconds between two attempts of requests to start the server
 
 E = TypeVar("E", bound=Event)
 
@@ -117,8 +116,7 @@ class TusServer:
         self.events = EventBus()
         self.metrics = Metrics(self.events)
         log_requests(self.events)
-        self._next_start_attempt = 0.0  # monotonic time from which on a request may try to start the server again
-        self._last_logged_error = ""  # of a failed start; the same error is not logged again
+        self._start_attempts = StartAttempts(self.startup)
         self._cors_middleware_checked = False
         self._services_of_closed_loops: list[UploadService] = []  # still to be closed
         self.uploads = Uploads(self._started_service)
@@ -133,7 +131,7 @@ class TusServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle_lock = asyncio.Lock()  # held while the server starts or shuts down
         self._started = False
-        self._start_attempt: asyncio.Task[None] | None = None  # shared by the requests that wait for it
+        self._start_attempts.forget()
         self._scheduler: Scheduler | None = None
         self._late_close: asyncio.Task[None] | None = None  # closes a storage that hung at the shutdown
         self._drain_started_at: float | None = None
@@ -259,32 +257,12 @@ class TusServer:
     async def start_error(self, timeout: float) -> UploadError | None:
         """Start the server unless it runs; return the reason why it cannot start, or None.
 
-        Concurrent callers share one attempt, which continues if a caller is cancelled. After a failed attempt the next
-        one is made a second later at the earliest. Waits at most `timeout` seconds.
+        Waits at most `timeout` seconds. See `StartAttempts`.
         """
         if self._started:
             return None
-        if self._start_attempt is None or (self._start_attempt.done() and time.monotonic() >= self._next_start_attempt):
-            self._start_attempt = asyncio.create_task(self.startup())
-            self._start_attempt.add_done_callback(self._log_start_attempt)
-        done, _ = await asyncio.wait((self._start_attempt,), timeout=timeout)
-        error = self._start_attempt.exception() if done and not self._start_attempt.cancelled() else None
-        if error is None:
-            return None if self._started else StateUnavailable("the server is starting")
-        return error if isinstance(error, UploadError) else StateUnavailable("the server could not start")
-
-    def _log_start_attempt(self, attempt: asyncio.Task[None]) -> None:
-        """Log the result of an attempt to start: a failure once for each reason, and the first success after it."""
-        self._next_start_attempt = time.monotonic() + START_RETRY_INTERVAL
-        error = None if attempt.cancelled() else attempt.exception()
-        if error is None:
-            if self._last_logged_error:
-                logger.info("the server has started")
-            self._last_logged_error = ""
-        elif str(error) != self._last_logged_error:
-            self._last_logged_error = str(error)
-            unknown = None if isinstance(error, UploadError) else error
-            logger.error("the server could not start, requests try it again: %s", error, exc_info=unknown)
+        error = await self._start_attempts.error(timeout)
+        return StateUnavailable("the server is starting") if error is None and not self._started else error
 
     def _warn_about_cors_middleware(self, app: object) -> None:
         """Log once that a CORSMiddleware of the application around this server stops browsers."""

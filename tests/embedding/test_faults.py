@@ -151,7 +151,7 @@ async def test_a_start_that_fails_half_way_leaves_nothing_open(tmp_path: Path, i
     with nothing_left_behind():
         for _ in range(5):
             assert await tus.start_error(20) is not None
-            tus._next_start_attempt = 0
+            tus._start_attempts.next_at = 0
 
 
 async def test_ready_checks_say_why_and_start_the_server_later(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ async def test_ready_checks_say_why_and_start_the_server_later(tmp_path: Path) -
         f"the upload directory {tmp_path / 'uploads'} cannot be used: Not a directory\n".encode(),
     )
     (tmp_path / "uploads").unlink()
-    app.state.tus._next_start_attempt = 0
+    app.state.tus._start_attempts.next_at = 0
     assert (await call(app, "GET", "/readyz")).status == 200
     await app.state.tus.shutdown()
 

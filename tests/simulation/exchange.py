@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from tests.simulation.machine import Process
-from tusd_py.http.body import BODY_EXTENSION
+from tusd_py.http.body_extension import BODY_EXTENSION
 
 
 @dataclass(slots=True)

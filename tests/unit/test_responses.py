@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from tusd_py.http.body import BODY_EXTENSION
+from tusd_py.http.body_extension import BODY_EXTENSION
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.request import CommonHeaders, Response, responder_of
 

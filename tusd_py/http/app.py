@@ -24,7 +24,8 @@ from tusd_py.core.errors import (
 from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished
-from tusd_py.http.body import RequestBody, body_extension_of
+from tusd_py.http.body import RequestBody
+from tusd_py.http.body_extension import body_extension_of
 from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.errors import (
     HTTPError,

@@ -5,78 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 
 from tusd_py.core.buffers import Buffer, PooledBuffer
 from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
+from tusd_py.http.body_extension import BodyExtension
 from tusd_py.transfer.budget import BufferPool
 
-BODY_EXTENSION = "tusd_py.request_body"  # key of the ASGI scope extension, a `BodyExtension`
 READ_AHEAD = 128 << 10  # bytes received for a busy reader in advance, under a server without a body extension
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
-
-
-class BodyExtension(Protocol):
-    """ASGI scope extension by which a server tells more about a request body than ASGI messages can."""
-
-    last_arrival: float  # time.monotonic() when the last bytes arrived
-    trailers: list[tuple[bytes, bytes]]  # header fields after the body; complete once the body has ended
-
-    @property
-    def whole(self) -> Buffer | None:
-        """All bytes of the body, if all of them are in memory; None otherwise. Empty after `read_buffered`."""
-
-    @property
-    def reader_timed_out(self) -> bool:
-        """Whether the server closed the connection because the client read the response too slowly."""
-
-    def read_buffered(self) -> Buffer:
-        """Take the bytes that have arrived, without waiting."""
-
-    def close(self) -> None:
-        """Drop the rest of the body: the application reads no more of it."""
-
-    def use_buffer_pool(self, pool: BufferPool) -> None:
-        """Receive into buffers of `pool` from now on; ASGI messages then hold whole buffers, as memoryviews."""
-
-
-class ExtensionBehindMiddleware:
-    """The body extension behind a middleware that replaces `receive`.
-
-    The middleware may hold bytes that the server has handed over. The server therefore cannot be asked for the bytes
-    that follow them, and `read_buffered` returns none.
-    """
-
-    def __init__(self, extension: BodyExtension) -> None:
-        self._extension = extension
-        self.last_arrival = 0.0  # unknown: the middleware may hold the bytes back
-        self.trailers = extension.trailers
-
-    @property
-    def whole(self) -> Buffer | None:
-        return None
-
-    @property
-    def reader_timed_out(self) -> bool:
-        return self._extension.reader_timed_out
-
-    def read_buffered(self) -> Buffer:
-        return b""
-
-    def close(self) -> None:
-        self._extension.close()
-
-    def use_buffer_pool(self, pool: BufferPool) -> None: ...
-
-
-def body_extension_of(scope: Scope, receive: Receive) -> BodyExtension | None:
-    """Return the server's extension for the body that `receive` delivers; None under a server that has none."""
-    extension: BodyExtension | None = scope.get("extensions", {}).get(BODY_EXTENSION)
-    if extension is None or getattr(receive, "__self__", None) is extension:
-        return extension
-    return ExtensionBehindMiddleware(extension)
 
 
 class RequestBody:

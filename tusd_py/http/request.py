@@ -12,7 +12,8 @@ from starlette.types import Scope, Send
 from tusd_py.contracts.storage import OpenFile
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.request_context import RequestContext
-from tusd_py.http.body import BODY_EXTENSION, RequestBody
+from tusd_py.http.body import RequestBody
+from tusd_py.http.body_extension import BODY_EXTENSION
 from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.tus.headers import parse_integer
 

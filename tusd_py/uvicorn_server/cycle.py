@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from tusd_py.core.buffers import Buffer
-from tusd_py.http.body import BODY_EXTENSION
+from tusd_py.http.body_extension import BODY_EXTENSION
 from tusd_py.http.request import FILE_SENDING
 from tusd_py.transfer.budget import BufferPool
 from tusd_py.uvicorn_server.buffered_receiver import BufferedBodyReceiver
