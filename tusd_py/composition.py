@@ -39,7 +39,7 @@ from tusd_py.outbox.sink_urls import parse_sink_url
 from tusd_py.outbox.sink_worker import DeliveryOptions
 from tusd_py.outbox.sinks.make import MissingPackage, make_sink
 from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
-from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, make_component, one_line
+from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_writer, is_own, make_component, one_line
 from tusd_py.settings import InvalidSettings, Settings, default_of
 from tusd_py.transfer.budget import BufferPool, ByteBudget
 from tusd_py.uploads.components import Components
@@ -291,6 +291,8 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
         undo.push_async_callback(service.storage.close)
         with errors_at(storage), errors_of_other_package(service.storage, StorageUnavailable):
             await service.storage.open()
+            if not is_own(service.storage):
+                await check_writer(service.storage)
         if any(
             isinstance(component, DiskStorage | SQLiteState | LocalLocker)
             for component in (service.storage, service.state, service.locker)
@@ -325,7 +327,7 @@ def errors_of_other_package(component: object, kind: type[StorageUnavailable | S
     except (UploadError, OSError):
         raise
     except Exception as error:  # code of another package: its mistakes are reported as such, by name
-        if type(component).__module__.startswith("tusd_py."):
+        if is_own(component):
             raise
         logger.debug("the error of %s", type(component).__name__, exc_info=True)
         raise kind(one_line(error)) from error
@@ -386,6 +388,6 @@ async def _logging_errors(component: Storage | StateStore | Locker, closing: Awa
     except TimeoutError:
         raise
     except Exception as error:  # of any component: at a shutdown nothing else is left to be done about it
-        own = type(component).__module__.startswith("tusd_py.")
-        logger.error("%s could not be closed: %s", type(component).__name__, one_line(error), exc_info=own)
+        name = type(component).__name__
+        logger.error("%s could not be closed: %s", name, one_line(error), exc_info=is_own(component))
         return None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
-from tusd_py.contracts.storage import Storage
+from tusd_py.contracts.storage import Storage, StoresInThreads, ThreadedWriter, Writer
+from tusd_py.core.errors import StorageUnavailable
+from tusd_py.core.upload import Upload, new_upload_id
 from tusd_py.settings import InvalidSettings, Settings, did_you_mean
 
 STORAGES = "tusd_py.storages"
@@ -47,15 +50,24 @@ def check_component(group: str, component: object, description: str) -> None:
     kind, contract = KINDS[group]
     if isinstance(component, type):
         raise InvalidSettings(f"{description} ({component.__name__}) is a class: an object of it is needed")
-    name = type(component).__name__
-    missing = [member for member in _members(contract) if not _has_member(component, member)]
-    if missing:
-        raise InvalidSettings(f"{description} ({name}) is no {kind}: it lacks {', '.join(missing)}")
-    for member, declared in vars(contract).items():
-        if not member.startswith("_") and inspect.isfunction(declared):
-            arguments = _arguments(declared)
-            if not _takes(getattr(component, member), arguments):
-                raise InvalidSettings(f"{description} ({name}) is no {kind}: {member} has to take {arguments}")
+    mismatch = _mismatch(contract, component)
+    if mismatch:
+        raise InvalidSettings(f"{description} ({type(component).__name__}) is no {kind}: {mismatch}")
+
+
+async def check_writer(storage: Storage) -> None:
+    """Raise `StorageUnavailable` unless the writers of an open storage have every method of their contract.
+
+    Makes a writer for an upload that does not exist, and closes it, neither of which does any I/O.
+    """
+    upload = Upload(new_upload_id(), created_at=0.0, length=1)
+    writer = storage.writer(replace(upload, location=storage.locate(upload)), 1)
+    in_threads = isinstance(storage, StoresInThreads) and storage.stores_in_threads
+    for contract in (Writer, ThreadedWriter) if in_threads else (Writer,):
+        mismatch = _mismatch(contract, writer)
+        if mismatch:
+            raise StorageUnavailable(f"its writer ({type(writer).__name__}) is no writer: {mismatch}")
+    await writer.close()
 
 
 def _load(group: str, name: str) -> Callable[[Settings], Any]:
@@ -75,8 +87,18 @@ def _load(group: str, name: str) -> Callable[[Settings], Any]:
     return factory  # type: ignore[no-any-return]
 
 
-def _members(contract: type) -> list[str]:
-    return [name for name in vars(contract) if not name.startswith("_")]
+def _mismatch(contract: type, component: object) -> str:
+    """Return the first way in which an object does not fulfil a contract; empty if none is found."""
+    members = {name: declared for name, declared in vars(contract).items() if not name.startswith("_")}
+    missing = [name for name in members if not _has_member(component, name)]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    for name, declared in members.items():
+        if inspect.isfunction(declared):
+            arguments = _arguments(declared)
+            if not _takes(getattr(component, name), arguments):
+                return f"{name} has to take {arguments}"
+    return ""
 
 
 def _has_member(component: object, member: str) -> bool:
@@ -109,6 +131,11 @@ def _takes(method: object, arguments: inspect.Signature) -> bool:
     except TypeError:
         return False
     return True
+
+
+def is_own(component: object) -> bool:
+    """Return whether a component is one of this package."""
+    return type(component).__module__.startswith("tusd_py.")
 
 
 def one_line(error: Exception) -> str:

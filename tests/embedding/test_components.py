@@ -232,6 +232,55 @@ async def test_an_unexpected_error_of_a_component_at_the_start_names_it_in_one_s
     assert "\n" not in str(raised.value)
 
 
+class WriterWithoutDiscard:
+    """A writer that lacks a method, which else only an append would show."""
+
+    async def write(self, buffers: Any) -> None: ...
+
+    async def flush(self, buffers: Any = (), *, sync: bool) -> None: ...
+
+    async def flush_available(self, buffers: Any, *, sync: bool) -> None: ...
+
+    async def finish(self, buffers: Any = (), *, sync: bool) -> bool:
+        return True
+
+    def snapshot(self) -> Any: ...
+
+    def committed(self, snapshot: Any) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class WriterWithOtherFlush(WriterWithoutDiscard):
+    """A writer with a method that lacks an argument by name."""
+
+    async def flush(self, buffers: Any = ()) -> None: ...  # type: ignore[override]
+
+    async def discard(self, offset: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("writer", "reason"),
+    [
+        (WriterWithoutDiscard, "it lacks discard"),
+        (WriterWithOtherFlush, "flush has to take (buffers, *, sync)"),
+    ],
+)
+async def test_a_storage_whose_writer_breaks_its_contract_is_refused_at_the_start(
+    tmp_path: Path, writer: type, reason: str
+) -> None:
+    class Storage(MemoryStorage):
+        def writer(self, upload: Any, token: int, observer: Any = None, **_: Any) -> Any:
+            return writer()
+
+    tus = TusServer(upload_dir=tmp_path, storage=Storage())
+    with pytest.raises(StorageUnavailable) as raised:
+        await tus.startup()
+    assert (
+        str(raised.value) == f"Storage of tests cannot be used: its writer ({writer.__name__}) is no writer: {reason}"
+    )
+
+
 class NeverClosed(MemoryStorage):
     """A storage that does not keep to the timeout of `close`."""
 
