@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.support.harness import ROOT
+from tusd_py import RequestFinished
 
 TUS = {"Tus-Resumable": "1.0.0"}
 BYTES = {**TUS, "Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
@@ -72,6 +73,17 @@ def test_litestar_example(endpoint: str) -> None:
     testing = pytest.importorskip("litestar.testing")
     with testing.TestClient(run("Litestar")["app"]) as client:
         upload(client, endpoint)
+
+
+def test_litestar_mount_reports_the_path_that_the_client_asked_for() -> None:
+    testing = pytest.importorskip("litestar.testing")
+    names = run("Litestar")
+    paths: list[str] = []
+    names["tus"].events.observe(RequestFinished, lambda event: paths.append(event.path))
+    with testing.TestClient(names["app"]) as client:
+        upload_id = upload(client)
+        assert client.get("/files/a%20b?c=d").status_code == 404
+    assert paths == ["/files", f"/files/{upload_id}", f"/files/{upload_id}", "/files/a b"]
 
 
 def test_settings_example() -> None:

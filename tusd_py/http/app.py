@@ -151,7 +151,7 @@ class UploadApp:
                 logger.error("%s: %s (%s)", error.code, error.message, first_cause(error), exc_info=details)
             return self._protocol.error_response(request, error)
         except Exception:  # a bug: the client gets a plain answer, the log the traceback
-            logger.exception("unhandled exception in %s %s", request.method, request.scope["path"])
+            logger.exception("unhandled exception in %s %s", request.method, request.path)
             return self._protocol.error_response(request, None)
 
     async def _send_shutdown(self, request: Request, send: Send) -> tuple[int, str]:
@@ -302,7 +302,7 @@ async def _file_messages(body: FileBody) -> AsyncIterator[tuple[int, Message]]:
 def _finished(request: Request, status: int, code: str, seconds: float) -> RequestFinished:
     return RequestFinished(
         method=request.method,
-        path=request.scope["path"],
+        path=request.path,
         status=status,
         seconds=seconds,
         error_code=code,

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
+from urllib.parse import unquote
 
 from starlette.types import Scope, Send
 
@@ -31,6 +32,7 @@ class Request:
     ) -> None:
         self.scope = scope
         self.method = method
+        self.path = requested_path(scope)
         self.client = client  # address of the client as told by trusted proxies, otherwise of the peer
         self.upload_id = upload_id
         self.sub_resource = ""  # the path below the upload, without a slash at its beginning
@@ -55,12 +57,21 @@ class Request:
 
     def context(self) -> RequestContext:
         """Return the request context for the service and the events."""
-        return RequestContext(self.method, self.scope["path"], self.headers, self.client)
+        return RequestContext(self.method, self.path, self.headers, self.client)
 
     def integer(self, name: str, code: str) -> int | None:
         """Return the value of a header field that holds a non-negative integer; None if it is absent."""
         text = self.headers.get(name.lower())
         return None if text is None else parse_integer(name, text, code)
+
+
+def requested_path(scope: Scope) -> str:
+    """Return the decoded path that the client asked for.
+
+    A framework may have changed `path` for a mount: Litestar takes its prefix off, and adds a slash.
+    """
+    raw: bytes | None = scope.get("raw_path")
+    return unquote(raw.partition(b"?")[0].decode(errors="replace")) if raw else str(scope["path"])
 
 
 def method_of(scope: Scope, headers: Mapping[str, str]) -> str:
