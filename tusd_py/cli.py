@@ -59,7 +59,7 @@ EVENTS = {
     "list": "print the events that wait, and the dead letters",
     "show": "print one event with its data, and its state at each sink",
     "retry": "deliver events now, dead letters too",
-    "drop": "remove events: nobody will be told",
+    "drop": "remove events without delivering them",
 }
 EVENTS_USAGE = {"list": "", "show": "ID ", "retry": "(ID... | --all) ", "drop": "ID... "}
 UNITS = (

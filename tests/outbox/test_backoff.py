@@ -6,9 +6,9 @@ from hypothesis import given, strategies as st
 from tests.support.properties import on_any_machine
 from tusd_py.outbox.backoff import (
     AWAY_AFTER,
-    LONGEST_PAUSE,
-    LONGEST_RETRY_AFTER,
-    LONGEST_SINK_PAUSE,
+    MAX_PAUSE,
+    MAX_RETRY_AFTER,
+    MAX_SINK_PAUSE,
     SinkHealth,
     pause_after,
 )
@@ -24,12 +24,12 @@ def test_pause_doubles_up_to_its_longest(attempts: int, full: float) -> None:
 @given(attempts=st.integers(1, 1 << 40), chance=st.floats(0, 1), retry_after=st.none() | st.floats(-1e9, 1e18))
 def test_pause_is_bounded_whatever_the_receiver_asks(attempts: int, chance: float, retry_after: float | None) -> None:
     pause = pause_after(attempts, retry_after, chance)
-    assert 0.5 <= pause <= max(LONGEST_PAUSE, LONGEST_RETRY_AFTER)
+    assert 0.5 <= pause <= max(MAX_PAUSE, MAX_RETRY_AFTER)
 
 
 def test_pause_is_as_long_as_the_receiver_asks() -> None:
     assert pause_after(1, retry_after=120) == 120
-    assert pause_after(20, retry_after=1) >= LONGEST_PAUSE / 2
+    assert pause_after(20, retry_after=1) >= MAX_PAUSE / 2
 
 
 def test_pauses_of_many_events_differ() -> None:
@@ -57,7 +57,7 @@ def test_sink_is_away_after_several_events_failed_in_a_row() -> None:
     assert health.pause(11.0) == 1.0
     for _ in range(50):
         health.failed("another", 11.0)
-    assert health.pause(11.0) == LONGEST_SINK_PAUSE
+    assert health.pause(11.0) == MAX_SINK_PAUSE
 
 
 def test_sink_that_asks_for_time_gets_it() -> None:

@@ -15,7 +15,7 @@ from tusd_py.migration.state_copy import has_records, records_file
 from tusd_py.outbox.cloudevents import data_of, rfc3339, type_name
 from tusd_py.settings import Settings
 
-PAGE = 200  # deliveries that are read at once
+PAGE_SIZE = 200  # deliveries
 
 
 class CommandError(Exception):
@@ -46,9 +46,9 @@ def run_events(settings: Settings, action: str, ids: Sequence[str], *, everythin
             await _show(outbox, ids[0], as_json=as_json)
         elif action == "retry":
             changed = await outbox.retry(None if everything else ids)
-            _tell(changed, ids, "due now", as_json=as_json)
+            _report_changed(changed, ids, "due now", as_json=as_json)
         else:
-            _tell(await outbox.drop(ids), ids, "dropped", as_json=as_json)
+            _report_changed(await outbox.drop(ids), ids, "dropped", as_json=as_json)
 
     asyncio.run(_with_outbox(settings, run))
 
@@ -65,7 +65,7 @@ async def _with_outbox(settings: Settings, work: Callable[[Outbox], Awaitable[No
 async def _list(outbox: Outbox, *, as_json: bool) -> None:
     after, first = "", True
     while True:
-        page = await outbox.deliveries(after, PAGE)
+        page = await outbox.deliveries(after, PAGE_SIZE)
         for delivery in page.deliveries:
             if as_json:
                 sys.stdout.write(f"{'[' if first else ','}\n{json.dumps(_listed(delivery))}")
@@ -128,7 +128,7 @@ async def _show(outbox: Outbox, event_id: str, *, as_json: bool) -> None:
     print(json.dumps(shown, indent=None if as_json else 2, ensure_ascii=as_json))
 
 
-def _tell(changed: Sequence[str], ids: Sequence[str], done: str, *, as_json: bool) -> None:
+def _report_changed(changed: Sequence[str], ids: Sequence[str], done: str, *, as_json: bool) -> None:
     """Print how many events were changed; raise `CommandError` if one of those that were named is unknown."""
     unknown = sorted(set(ids) - set(changed))
     if as_json:

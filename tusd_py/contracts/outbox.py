@@ -11,7 +11,7 @@ from tusd_py.core.upload import Upload, UploadPart
 
 
 class DeliveryError(Exception):
-    """A sink has not taken an event: it is sent again. The text is the reason, for the operator.
+    """The failure of an attempt to deliver an event, which is sent again. The text is the reason, for the operator.
 
     Attributes:
         retry_after: seconds for which the receiver asked; None if it did not.
@@ -40,7 +40,7 @@ class Sink(Protocol):
         """Return when the receiver has taken the event for good.
 
         Raises:
-            DeliveryError: it has not, or may have not. Any other exception counts as the same.
+            DeliveryError: the receiver has not taken it, or may not have. Any other exception counts as the same.
         """
 
 
@@ -83,7 +83,7 @@ class Outbox(Protocol):
         """Make events due now, dead letters too; all of them for None. Return the ids of those that were there."""
 
     async def drop(self, event_ids: Sequence[str]) -> Sequence[str]:
-        """Remove events; nobody will be told. Return the ids of those that were there."""
+        """Remove events, which no sink gets any more. Return the ids of those that were there."""
 
     async def outbox_depth(self) -> Mapping[str, OutboxDepth]:
         """Return how many events wait for each sink that has any."""

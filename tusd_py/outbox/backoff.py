@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 FIRST_PAUSE = 1.0  # seconds after the first failed attempt, doubled with every further one
-LONGEST_PAUSE = 600.0  # seconds
-LONGEST_RETRY_AFTER = 3600.0  # seconds; a receiver cannot park an event for longer
+MAX_PAUSE = 600.0  # seconds
+MAX_RETRY_AFTER = 3600.0  # seconds; a receiver cannot park an event for longer
 FIRST_SINK_PAUSE = 0.5  # seconds after the failure with which a sink counts as away, doubled with every further one
-LONGEST_SINK_PAUSE = 30.0  # seconds
+MAX_SINK_PAUSE = 30.0  # seconds
 AWAY_AFTER = 3  # different events that fail in a row
 
 
@@ -17,19 +17,19 @@ def pause_after(attempts: int, retry_after: float | None = None, chance: float |
 
     Args:
         attempts: failed attempts so far, from 1.
-        retry_after: seconds for which the receiver asked; respected up to `LONGEST_RETRY_AFTER`.
+        retry_after: seconds for which the receiver asked; respected up to `MAX_RETRY_AFTER`.
         chance: place in the jitter, 0 to 1, random without it: the pause is between half and all of the full one.
     """
-    full = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempts - 1, 30))
+    full = min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(attempts - 1, 30))
     pause = full * (0.5 + 0.5 * (random.random() if chance is None else chance))
-    return max(pause, min(retry_after or 0.0, LONGEST_RETRY_AFTER))
+    return max(pause, min(retry_after or 0.0, MAX_RETRY_AFTER))
 
 
 class SinkHealth:
-    """Whether a sink takes events, judged by its last answers.
+    """The health of a sink, judged by its last answers.
 
-    One event that fails again and again is its own problem. When several different ones fail and none gets through,
-    the sink is away: then one event at a time is tried, after growing pauses, so that thousands that wait cost nothing.
+    A single event that fails again and again does not count against the sink. Once `AWAY_AFTER` different events have
+    failed in a row, the sink is away: then one event at a time is tried, after growing pauses, whatever number waits.
     """
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class SinkHealth:
         if not self.is_away:
             self._failed.add(event_id)
         if self.is_away:
-            pause = min(LONGEST_SINK_PAUSE, FIRST_SINK_PAUSE * 2.0 ** min(self._failures_away, 30))
+            pause = min(MAX_SINK_PAUSE, FIRST_SINK_PAUSE * 2.0 ** min(self._failures_away, 30))
             self._failures_away += 1
-            self._paused_until = now + max(pause, min(retry_after or 0.0, LONGEST_RETRY_AFTER))
+            self._paused_until = now + max(pause, min(retry_after or 0.0, MAX_RETRY_AFTER))
 
     def pause(self, now: float) -> float:
         """Return the seconds from the monotonic time `now` in which nothing is to be tried."""

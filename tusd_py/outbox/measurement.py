@@ -17,7 +17,7 @@ logger = logging.getLogger("tusd_py.outbox")
 
 MEASURE_INTERVAL = 5.0  # seconds
 LOG_INTERVAL = 60.0  # seconds between two lines about events that wait
-OLD = 30.0  # seconds; the log tells of events that have waited for longer
+MIN_LOGGED_AGE = 30.0  # seconds that the oldest event has waited when the log tells of it
 
 
 class DepthMeter:
@@ -63,7 +63,7 @@ class DepthMeter:
         age = max(0.0, self._clock.wall() - depth.oldest) if depth.oldest is not None else 0.0
         self._instrumentation.outbox_measured(self._sink, depth.waiting, depth.dead, age)
         now = self._clock.monotonic()
-        if age > OLD and now >= self._next_line:
+        if age > MIN_LOGGED_AGE and now >= self._next_line:
             self._next_line = now + LOG_INTERVAL
             logger.warning(
                 "%d events wait for %s, the oldest for %.0f s; %d dead letters; last error: %s",

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 SinkKind = Literal["http", "redis", "nats", "kafka", "amqp"]
@@ -86,7 +86,7 @@ def parse_sink_url(url: str) -> SinkAddress:
     if parts.scheme not in KINDS or not parts.hostname or parts.fragment or re.search(r"[\x00-\x20\x7f]", url):
         raise ValueError(f"URLs such as {EXAMPLES}")
     kind = KINDS[parts.scheme]
-    target, database, vhost = _TARGETS[kind](parts)
+    target = _TARGETS[kind](parts)
     return SinkAddress(
         kind=kind,
         name=_name(parts, kind),
@@ -96,9 +96,9 @@ def parse_sink_url(url: str) -> SinkAddress:
         port=PORTS[parts.scheme] if port is None else port,
         user=unquote(parts.username or ""),
         password=unquote(parts.password or ""),
-        target=target,
-        database=database,
-        vhost=vhost,
+        target=target.name,
+        database=target.database,
+        vhost=target.vhost,
     )
 
 
@@ -120,40 +120,48 @@ def _name(parts: SplitResult, kind: SinkKind) -> str:
     return f"{parts.scheme}://{place}{parts.path}{query}"
 
 
-def _nothing(parts: SplitResult) -> tuple[str, int, str]:
-    return "", 0, "/"
+class _Target(NamedTuple):
+    """The part of an address that the path and the query of its URL name; see `SinkAddress`."""
+
+    name: str = ""
+    database: int = 0
+    vhost: str = "/"
 
 
-def _stream(parts: SplitResult) -> tuple[str, int, str]:
+def _no_target(parts: SplitResult) -> _Target:
+    return _Target()
+
+
+def _stream(parts: SplitResult) -> _Target:
     query = dict(parse_qsl(parts.query))
     database = parts.path.strip("/") or "0"
     if set(query) != {"stream"} or not STREAM.fullmatch(query["stream"]) or not DATABASE.fullmatch(database):
         raise ValueError("a URL such as redis://HOST/0?stream=NAME for Redis")
-    return query["stream"], int(database), "/"
+    return _Target(query["stream"], int(database))
 
 
-def _one_step(pattern: re.Pattern[str], example: str) -> Callable[[SplitResult], tuple[str, int, str]]:
-    def parse(parts: SplitResult) -> tuple[str, int, str]:
+def _path_segment(pattern: re.Pattern[str], example: str) -> Callable[[SplitResult], _Target]:
+    def parse(parts: SplitResult) -> _Target:
         target = unquote(parts.path.removeprefix("/"))
         if not pattern.fullmatch(target) or parts.query:
             raise ValueError(f"a URL such as {example}")
-        return target, 0, "/"
+        return _Target(target)
 
     return parse
 
 
-def _exchange(parts: SplitResult) -> tuple[str, int, str]:
+def _exchange(parts: SplitResult) -> _Target:
     target, query = unquote(parts.path.removeprefix("/")), dict(parse_qsl(parts.query))
     vhost = query.pop("vhost", "/")
     if not EXCHANGE.fullmatch(target) or not VHOST.fullmatch(vhost) or query:
         raise ValueError("a URL such as amqp://HOST/EXCHANGE or amqp://HOST/EXCHANGE?vhost=NAME for AMQP")
-    return target, 0, vhost
+    return _Target(target, vhost=vhost)
 
 
-_TARGETS: Mapping[SinkKind, Callable[[SplitResult], tuple[str, int, str]]] = {
-    "http": _nothing,
+_TARGETS: Mapping[SinkKind, Callable[[SplitResult], _Target]] = {
+    "http": _no_target,
     "redis": _stream,
-    "nats": _one_step(SUBJECT, "nats://HOST/SUBJECT for NATS"),
-    "kafka": _one_step(TOPIC, "kafka://HOST/TOPIC for Kafka"),
+    "nats": _path_segment(SUBJECT, "nats://HOST/SUBJECT for NATS"),
+    "kafka": _path_segment(TOPIC, "kafka://HOST/TOPIC for Kafka"),
     "amqp": _exchange,
 }

@@ -162,15 +162,16 @@ class SinkWorker:
         delivered = [outcome for outcome in outcomes if not outcome.error]
         if delivered:
             await self._outbox.delivered(self._sink.name, [outcome.delivery.event.id for outcome in delivered])
-            self._take_off(delivered)
+            self._forget(delivered)
             self._health.succeeded()
             self._log_recovery()
         for outcome in outcomes:
             if outcome.error:
                 await self._settle_failure(outcome)
-                self._take_off([outcome])
+                self._forget([outcome])
 
-    def _take_off(self, outcomes: list[_Outcome]) -> None:
+    def _forget(self, outcomes: list[_Outcome]) -> None:
+        """Make room for the next events of these uploads, since the outcomes are in the outbox."""
         for outcome in outcomes:
             self._unsettled.remove(outcome)
             self._sending.pop(outcome.delivery.event.upload_id, None)

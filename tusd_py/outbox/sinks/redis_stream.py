@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from tusd_py.contracts.outbox import DeliveryError
 from tusd_py.core.outbox import OutboxEvent
+from tusd_py.outbox.cloudevents import type_name
 from tusd_py.outbox.sink_urls import SinkAddress
 
 TIMEOUT = 5.0  # seconds
@@ -55,7 +56,7 @@ class RedisStreamSink:
         assert self._client is not None
         fields = {
             "id": event.id,
-            "type": f"tus.upload.{event.type}",
+            "type": type_name(event),
             "subject": event.upload_id,
             "event": self._render(event),
         }
