@@ -28,7 +28,7 @@ class Threads:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closing = False
-        self._lock = threading.Lock()  # a call is either left to threads that will come to it, or gets new ones
+        self._lock = threading.Lock()  # between `run` and the end of `close`: no job is left without a thread
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Call `work` in a thread and return a future of its result. Cancelling the future does not stop the call."""
@@ -51,8 +51,8 @@ class Threads:
     def close(self, timeout: float | None = None) -> bool:
         """Wait until every call has returned, at most `timeout` seconds; return whether all have. Blocks.
 
-        Calls of `run` during a close are made before it returns True. After False, call it again. Calls of `run` after
-        a close are made by new threads.
+        Work given to `run` during a close is called before it returns True, work given after it by new threads. After
+        False, call it again.
         """
         for _ in range(0 if self._closing else len(self._threads)):
             self._jobs.put(None)
@@ -65,11 +65,11 @@ class Threads:
             self._closing = bool(self._threads)
             rest = [] if self._threads else self._take_jobs()
         for job in rest:
-            _call(job)
+            _run_job(job)
         return not self._threads
 
     def _take_jobs(self) -> list[Job]:
-        """Return the calls that came after the last thread was told to end."""
+        """Return the jobs that came after the last thread was told to end."""
         jobs: list[Job] = []
         while not self._jobs.empty():
             job = self._jobs.get()
@@ -82,13 +82,13 @@ class Threads:
             job = self._jobs.get()
             if job is None:
                 return
-            if not _call(job):
+            if not _run_job(job):
                 return
             del job
 
 
-def _call(job: Job) -> bool:
-    """Make a call and deliver its result; return False if its event loop was closed: no task waits for the result."""
+def _run_job(job: Job) -> bool:
+    """Call the work of a job and deliver its result; return False if its event loop is closed, and nobody waits."""
     work, loop, result = job
     try:
         value, error = work(), None

@@ -61,7 +61,10 @@ class BufferPool:
         self._free.setdefault(size, []).append(buffer)
 
     def _drop_free_buffer(self, kept_size: int) -> bool:
-        """Drop a free buffer of another size, which was fair for another number of appends; return False if none is."""
+        """Drop a free buffer of a size other than `kept_size`; return False if there is none.
+
+        The size that is fair changes with the number of appends, so that buffers of other sizes stay behind.
+        """
         for size, buffers in self._free.items():
             if buffers and size != kept_size:
                 buffers.pop()

@@ -206,7 +206,7 @@ class Append:
         return await self._commit_snapshot(requested)
 
     async def _refuse_lost_bytes(self) -> None:
-        """Raise `StorageBehind` if the storage has lost bytes: before the first byte came, no writer has looked."""
+        """Raise `StorageBehind` if the storage has lost bytes. Before the first byte only: then the writer looks."""
         if self._position == self._start > 0:
             stored = await self._stored_size(self._stored_record)
             if stored < self._start:

@@ -91,7 +91,9 @@ class Inspection:
     # Commits of a running append.
 
     async def _request_commit(self, upload: Upload) -> tuple[Upload, bool]:
-        """Request a commit of the lock holder, if there is one; return the upload then, and whether one answers for it.
+        """Request a commit of the lock holder, if there is one.
+
+        Returns the upload after it, and whether a lock holder has vouched for its offset, see `_wait_for_commits`.
 
         The connection of a client that comes back may have left bytes in the kernel that the holder still reads: while
         the offset moves, this repeats the request for a moment.
@@ -111,8 +113,8 @@ class Inspection:
     async def _wait_for_commits(self, before: Upload, commits: int) -> tuple[Upload, bool]:
         """Wait at most `INSPECT_TIMEOUT` until the holder has served so many requests, or released the lock.
 
-        Returns the upload; False with it if the holder has let go without a look at the storage, as one does whose
-        client has left before the first byte.
+        Returns the upload, and whether the holder has vouched for its offset. A holder whose client left before the
+        first byte may have released the lock without looking at the storage.
         """
         deadline = time.monotonic() + INSPECT_TIMEOUT
         served = before.commit_requests_served + commits

@@ -10,7 +10,7 @@ FAST_SYNC = 0.0005  # seconds of a step with a sync that needs no thread of its 
 FAST_WRITE = 0.002  # the same without a sync: most of the time is that of the processor
 STALLED = 0.02  # seconds after which a running step counts as stalled
 SAMPLES = 8  # number of latest steps that are kept
-FASTER = 2  # index of the sample, in ascending order, that must be fast: slower ones may have waited for a processor
+DECIDING_SAMPLE = 2  # index in ascending order; the slower samples may have waited for a processor
 
 
 class Pace:
@@ -46,5 +46,5 @@ class Pace:
     def is_fast(self) -> bool:
         """Whether the latest steps were fast and none is stalled."""
         latest = sorted(self._latest.copy())
-        was_fast = latest[FASTER] < self._fast if len(latest) > FASTER else self._fast_at_first
+        was_fast = latest[DECIDING_SAMPLE] < self._fast if len(latest) > DECIDING_SAMPLE else self._fast_at_first
         return was_fast and not self.is_stalled

@@ -16,7 +16,7 @@ from tusd_py.uploads.event_log import EventLog
 logger = logging.getLogger("tusd_py.uploads")
 
 
-ENDS = {Status.TERMINATED: EventType.TERMINATED, Status.EXPIRED: EventType.EXPIRED}
+EVENT_OF_END = {Status.TERMINATED: EventType.TERMINATED, Status.EXPIRED: EventType.EXPIRED}
 
 
 class Removal:
@@ -48,7 +48,7 @@ class Removal:
         kept_for = self._options.gone_for if keep_record else 0.0
         gone_until = self._clock.wall() + kept_for if kept_for else 0.0
         ended = replace(upload, status=status, expires_at=gone_until)
-        kind = None if upload.status in ENDS else ENDS[status]
+        kind = None if upload.status in EVENT_OF_END else EVENT_OF_END[status]
         try:
             ended = await self._event_log.update(upload, ended, token, kind, request)
         except StateFull:  # the bytes make room; if the record stays, the upload counts as one with lost bytes
