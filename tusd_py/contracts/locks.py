@@ -107,7 +107,7 @@ class Locker(Protocol):
         Args:
             upload_id: the name of the lock.
             holder: receives the messages for the holder.
-            timeout: seconds to wait; with 0, try once and ask nobody.
+            timeout: seconds to wait; with 0, try once and send the holder no request.
             to_remove: the caller is going to remove something, and gets the lock where there is no room for anything
                 new.
 

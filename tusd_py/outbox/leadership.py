@@ -11,7 +11,7 @@ from tusd_py.core.errors import LockTimeout
 
 
 class Leadership:
-    """The holder of the lock of a sink, which nobody is asked to release."""
+    """The holder of the lock of a sink; other processes wait for the lock without a request."""
 
     def __init__(self) -> None:
         self.is_lost = False  # set once another process may have the lock

@@ -82,9 +82,8 @@ class UploadCycle(RequestResponseCycle):
                 await self._answer_failure()
         finally:
             self.on_response = _no_op
-            self.scope[
-                "extensions"
-            ].clear()  # which hold this object, that holds the scope: nobody but gc would free it
+            # An extension refers to this object, which refers to the scope: only the garbage collector would free them.
+            self.scope["extensions"].clear()
 
     async def _answer_failure(self) -> None:
         if self.response_started:

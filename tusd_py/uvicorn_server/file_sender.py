@@ -135,7 +135,7 @@ def _send(socket: int, file: int, offset: int, count: int) -> int:
 
 def _close_after(socket: int, file: int, step: asyncio.Future[int]) -> None:
     if not step.cancelled():
-        step.exception()  # of interest to nobody: the request was cancelled
+        step.exception()  # retrieved, so that asyncio does not log it: the request was cancelled
     _close(socket, file)
 
 

@@ -59,12 +59,11 @@ class SharedDiskStorage(DiskStorage):
     def _contiguous(self, path: Path, held: Sequence[Segment]) -> int:
         """Return the offset up to which bytes are stored; it exceeds that of the record if the last file is longer."""
         for segment in held:
-            size = self.file_size(segment_path(path, segment.token))
+            file = segment_path(path, segment.token)
+            size = self.file_size(file)
             if size < segment.end:
                 self.check_identity()
-                size = self.file_size(
-                    segment_path(path, segment.token)
-                )  # the file system may have been mounted in between
+                size = self.file_size(file)  # the file system may have been mounted in between
             if size < segment.end:
                 return max(segment.start, size)
         return size

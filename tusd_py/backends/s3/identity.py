@@ -42,9 +42,8 @@ class IdentityObject:
         except NotSatisfied:  # another process was faster
             return
         if not conditional and not replace:
-            await asyncio.sleep(
-                SETTLE_TIME
-            )  # another process that read none has written its own by then; the last counts
+            # Another process that read none has written its own by then; the last one counts.
+            await asyncio.sleep(SETTLE_TIME)
 
     async def _put(self, identity: str, condition: dict[str, str]) -> None:
         parameters = {"Key": self._config.identity, **protection(self._config), **condition}

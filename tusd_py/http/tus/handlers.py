@@ -299,10 +299,8 @@ class TusHandlers:
         field = None if file is None else self._offload.header_field(file)
         if field is None:
             return None
-        described = {
-            name: value for name, value in headers.items() if name != "Accept-Ranges"
-        }  # the proxy sends its own
-        return Response(200, described | field)
+        headers = {name: value for name, value in headers.items() if name != "Accept-Ranges"}  # the proxy sends its own
+        return Response(200, headers | field)
 
 
 class RangeNotSatisfiable(HTTPError):

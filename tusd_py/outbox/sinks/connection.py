@@ -13,7 +13,7 @@ CLOSE_TIMEOUT = 5.0  # seconds
 
 
 class SharedConnection(Generic[T]):
-    """A connection that the first user opens; those who come meanwhile wait for it, and share its failure."""
+    """A connection that the first task opens; tasks that need it meanwhile wait for it, and share its failure."""
 
     def __init__(
         self,
