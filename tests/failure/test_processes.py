@@ -9,13 +9,13 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.timing import PROMPT, promised, promptly, wait_until
+from tests.support.timing import promptly, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
 from tests.support.wire.requests import (
@@ -29,7 +29,13 @@ from tests.support.wire.requests import (
     stalled_patch,
     start_patch,
 )
-from tests.support.wire.scenarios import contend, look_at_a_running_patch, take_over
+from tests.support.wire.scenarios import (
+    contend,
+    look_at_a_running_patch,
+    take_over,
+    take_over_a_stalled_patch,
+    terminate_a_stalled_patch,
+)
 
 Cluster = list[ServerProcess]
 
@@ -91,15 +97,7 @@ def test_a_client_resumes_at_another_process(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("silence", [0.0, 1.5])
 def test_a_patch_that_stalls_in_one_process_is_taken_over_by_another(cluster: Cluster, silence: float) -> None:
-    data = payload(2 * MEBI)
-    path = create(cluster[0].port, len(data))
-    with stalled_patch(cluster[0].port, path, data, 700_000) as stalled:
-        time.sleep(silence)
-        with promptly("HEAD"):
-            assert offset_of(cluster[1].port, path) == 700_000
-        complete(cluster[2].port, path, data)
-        answer = stalled.answer_or_closed(promised(PROMPT))
-        assert answer is None or answer.status == 423
+    take_over_a_stalled_patch([server.port for server in cluster], silence)
 
 
 def test_a_second_patch_takes_over_a_live_one_of_another_process(cluster: Cluster) -> None:
@@ -137,18 +135,7 @@ def test_partials_of_different_processes_are_concatenated(cluster: Cluster) -> N
 
 
 def test_a_termination_is_known_to_every_process(cluster: Cluster) -> None:
-    data = payload(MEBI)
-    path = create(cluster[0].port, len(data))
-    with stalled_patch(cluster[0].port, path, data, 300_000) as stalled:
-        with promptly("DELETE"):
-            assert request(cluster[1].port, "DELETE", path).status == 204
-        for server in cluster:
-            assert head(server.port, path).status == 404
-            assert patch(server.port, path, 300_000, data[300_000:]).status == 404
-        with suppress(ConnectionError):
-            stalled.send(data[300_000:])
-        answer = stalled.answer_or_closed()
-        assert answer is None or answer.status in (404, 423)
+    path = terminate_a_stalled_patch([server.port for server in cluster])
     assert not (cluster[0].upload_dir / path.rpartition("/")[2]).exists()
 
 

@@ -329,17 +329,16 @@ async def test_a_stalled_step_of_a_fast_disk_holds_no_other_upload(
     assert content(tmp_path, hanging.id) == b"data"
 
 
-@pytest.mark.parametrize("durability", ["complete"])
-async def test_syncs_that_become_slow_while_many_uploads_wait_leave_the_thread_of_the_records(
-    service: UploadService, os_faults: OSFaults, monkeypatch: pytest.MonkeyPatch
+async def assert_slow_steps_leave_the_thread_of_the_records(
+    service: UploadService, monkeypatch: pytest.MonkeyPatch, duration: float
 ) -> None:
-    make_fast(service)
+    """Append to many uploads at once, in steps of `duration` seconds: only the first ones may hold up the records."""
     threads: list[str] = []
     finish = DiskWriter.finish_in_thread
 
     def slow(self: DiskWriter, buffers: Sequence[Buffer], *, sync: bool) -> None:
         threads.append(threading.current_thread().name)
-        time.sleep(2 * FAST_SYNC)
+        time.sleep(duration)
         finish(self, buffers, sync=sync)
 
     monkeypatch.setattr(DiskWriter, "finish_in_thread", slow)
@@ -348,26 +347,21 @@ async def test_syncs_that_become_slow_while_many_uploads_wait_leave_the_thread_o
     assert all(upload.is_complete for upload in appended)
     assert len(threads) == len(uploads)
     assert threads.count("tusd-py-state") <= SAMPLES
+
+
+@pytest.mark.parametrize("durability", ["complete"])
+async def test_syncs_that_become_slow_while_many_uploads_wait_leave_the_thread_of_the_records(
+    service: UploadService, os_faults: OSFaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_fast(service)
+    await assert_slow_steps_leave_the_thread_of_the_records(service, monkeypatch, 2 * FAST_SYNC)
 
 
 @pytest.mark.parametrize("durability", ["never"])
 async def test_slow_writes_without_syncs_leave_the_thread_of_the_records_before_they_count_as_stalled(
     service: UploadService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: list[str] = []
-    finish = DiskWriter.finish_in_thread
-
-    def slow(self: DiskWriter, buffers: Sequence[Buffer], *, sync: bool) -> None:
-        threads.append(threading.current_thread().name)
-        time.sleep(STALLED / 2)
-        finish(self, buffers, sync=sync)
-
-    monkeypatch.setattr(DiskWriter, "finish_in_thread", slow)
-    uploads = [await service.create(NewUpload(4)) for _ in range(30)]
-    appended = await asyncio.gather(*(service.append(upload.id, small_append(b"data")) for upload in uploads))
-    assert all(upload.is_complete for upload in appended)
-    assert len(threads) == len(uploads)
-    assert threads.count("tusd-py-state") <= SAMPLES
+    await assert_slow_steps_leave_the_thread_of_the_records(service, monkeypatch, STALLED / 2)
 
 
 @pytest.mark.parametrize("durability", ["complete"])

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.support.hosts import (
 )
 from tests.support.proxies import RoundRobin
 from tests.support.redis_server import RedisServer
-from tests.support.timing import PROMPT, promised, promptly, wait_until
+from tests.support.timing import promptly, wait_until
 from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
 from tests.support.wire.requests import (
     assert_content,
@@ -37,7 +37,13 @@ from tests.support.wire.requests import (
     stalled_patch,
     start_patch,
 )
-from tests.support.wire.scenarios import contend, look_at_a_running_patch, take_over
+from tests.support.wire.scenarios import (
+    contend,
+    look_at_a_running_patch,
+    take_over,
+    take_over_a_stalled_patch,
+    terminate_a_stalled_patch,
+)
 
 
 @pytest.fixture(scope="module")
@@ -190,15 +196,7 @@ def test_a_client_resumes_at_another_host(hosts: Hosts, redis: RedisServer) -> N
 
 @pytest.mark.parametrize("silence", [0.0, 1.5])
 def test_a_patch_that_stalls_at_one_host_is_taken_over_by_another(hosts: Hosts, silence: float) -> None:
-    data = payload(2 * MEBI)
-    path = create(hosts[0].port, len(data))
-    with stalled_patch(hosts[0].port, path, data, 700_000) as stalled:
-        time.sleep(silence)  # a holder that is silent for long is ended by HEAD
-        with promptly("HEAD"):
-            assert offset_of(hosts[1].port, path) == 700_000
-        complete(hosts[2].port, path, data)
-        answer = stalled.answer_or_closed(promised(PROMPT))
-        assert answer is None or answer.status == 423
+    path = take_over_a_stalled_patch([server.port for server in hosts], silence)
     assert len(files_of(hosts[0], path)) == 1
 
 
@@ -296,18 +294,7 @@ def test_a_termination_is_known_to_every_host(hosts: Hosts, finished: bool) -> N
 
 
 def test_an_upload_whose_patch_is_stalled_at_another_host_can_be_terminated(hosts: Hosts) -> None:
-    data = payload(MEBI)
-    path = create(hosts[0].port, len(data))
-    with stalled_patch(hosts[0].port, path, data, 300_000) as stalled:
-        with promptly("DELETE"):
-            assert request(hosts[1].port, "DELETE", path).status == 204
-        for server in hosts:
-            assert head(server.port, path).status == 404
-            assert patch(server.port, path, 300_000, data[300_000:]).status == 404
-        with suppress(ConnectionError):
-            stalled.send(data[300_000:])
-        answer = stalled.answer_or_closed()
-        assert answer is None or answer.status in (404, 423)
+    path = terminate_a_stalled_patch([server.port for server in hosts])
     assert traces_of(hosts[0], path) == []
 
 

@@ -10,7 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.timing import PROMPT, TIMEOUT, promised, promptly, wait_until
 from tests.support.wire.messages import KIBI, MEBI, payload
-from tests.support.wire.requests import assert_content, content, create, offset_of, patch, stalled_patch, start_patch
+from tests.support.wire.requests import (
+    assert_content,
+    complete,
+    content,
+    create,
+    head,
+    offset_of,
+    patch,
+    request,
+    stalled_patch,
+    start_patch,
+)
 
 
 def look_at_a_running_patch(patched_port: int, asked_port: int, data: bytes) -> None:
@@ -65,6 +76,37 @@ def take_over(ports: Sequence[int]) -> None:
             answer = second.answer()
     assert (answer.status, answer.offset) == (204, len(new))
     assert_content(ports[2], path, old[:offset] + new[offset:])
+
+
+def take_over_a_stalled_patch(ports: Sequence[int], silence: float) -> str:
+    """Assert that a PATCH which stalls is taken over at another server after `silence` seconds; return the path."""
+    data = payload(2 * MEBI)
+    path = create(ports[0], len(data))
+    with stalled_patch(ports[0], path, data, 700_000) as stalled:
+        time.sleep(silence)  # a holder that is silent for long is ended by HEAD
+        with promptly("HEAD"):
+            assert offset_of(ports[1], path) == 700_000
+        complete(ports[2], path, data)
+        answer = stalled.answer_or_closed(promised(PROMPT))
+        assert answer is None or answer.status == 423
+    return path
+
+
+def terminate_a_stalled_patch(ports: Sequence[int]) -> str:
+    """Assert that an upload whose PATCH stalls is terminated at another server, and gone at all; return its path."""
+    data = payload(MEBI)
+    path = create(ports[0], len(data))
+    with stalled_patch(ports[0], path, data, 300_000) as stalled:
+        with promptly("DELETE"):
+            assert request(ports[1], "DELETE", path).status == 204
+        for port in ports:
+            assert head(port, path).status == 404
+            assert patch(port, path, 300_000, data[300_000:]).status == 404
+        with contextlib.suppress(ConnectionError):
+            stalled.send(data[300_000:])
+        answer = stalled.answer_or_closed()
+        assert answer is None or answer.status in (404, 423)
+    return path
 
 
 def contend(ports: Sequence[int], reference: bytes, writers: int) -> None:
