@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.storage import Writer
@@ -207,8 +207,6 @@ class Appending:
         sync = self._options.durability is Durability.ALWAYS or (
             self._options.durability is Durability.COMPLETE and upload.deferred
         )
-        verification = append_request.verification
-        observer = verification.update if verification is not None else None
 
         def committed(before: Upload, after: Upload) -> None:
             received = max(0, after.offset - before.offset)
@@ -221,23 +219,7 @@ class Appending:
             committed(before, after)
             return after
 
-        last_step: LastStep | None = None
-        if self._threaded is None:
-            writer: Writer = self._storage.writer(
-                upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
-            )
-        else:
-            writer = threaded_writer = self._threaded.storage.writer(
-                upload, lock.token, observer, unreleased_predecessors=lock.unreleased_predecessors
-            )
-            last_step = LastStep(
-                threaded_writer,
-                self._threaded,
-                RecordChange(lock.token, append_request.context),
-                self._slots,
-                self._pace,
-                committed,
-            )
+        writer, last_step = self._writer(upload, append_request, lock, committed)
         return Append(
             upload,
             append_request.source,
@@ -247,6 +229,22 @@ class Appending:
             commit,
             self._storage.stored_size,
             sync=sync,
-            verification=verification,
+            verification=append_request.verification,
             last_step=last_step,
         )
+
+    def _writer(
+        self,
+        upload: Upload,
+        append_request: AppendRequest,
+        lock: Lock,
+        committed: Callable[[Upload, Upload], object],
+    ) -> tuple[Writer, LastStep | None]:
+        """Return a writer; with it its last step if the storage has threaded writers, else None."""
+        verification, predecessors = append_request.verification, lock.unreleased_predecessors
+        observer = verification.update if verification is not None else None
+        if self._threaded is None:
+            return self._storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors), None
+        writer = self._threaded.storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors)
+        change = RecordChange(lock.token, append_request.context)
+        return writer, LastStep(writer, self._threaded, change, self._slots, self._pace, committed)

@@ -109,19 +109,19 @@ class SharedDiskStorage(DiskStorage):
             raise StorageUnavailable from error
 
     async def discard_superseded(self, upload: Upload) -> None:
+        await self._remove_segments(upload)
+
+    async def _remove_segments(self, upload: Upload) -> None:
+        """Remove every file of an upload but the first."""
         path = self.path(upload)
 
         def remove() -> None:
             with file_errors():
-                self._remove_segments(path)
+                for segment in path.parent.glob(f"{path.name}.*"):  # no character of an id has a meaning in a glob
+                    self.files.unlink(segment)
 
         if upload.storage_state:
             await self.run_to_completion(remove)
-
-    def _remove_segments(self, path: Path) -> None:
-        """Remove every file of an upload but the first; an id has no characters with a meaning in a glob."""
-        for segment in path.parent.glob(f"{path.name}.*"):
-            self.files.unlink(segment)
 
     async def concatenate(self, final: Upload, partials: Sequence[Upload], *, sync: bool) -> str:
         path = self.path(final)
@@ -138,14 +138,7 @@ class SharedDiskStorage(DiskStorage):
 
     async def delete(self, upload: Upload) -> None:
         await super().delete(upload)
-        path = self.path(upload)
-
-        def remove() -> None:
-            with file_errors():
-                self._remove_segments(path)
-
-        if upload.storage_state:
-            await self.run_to_completion(remove)
+        await self._remove_segments(upload)
 
     async def clean(self, records: UploadRecords, *, older_than: float, dry_run: bool = False) -> Sequence[Orphan]:
         """Remove segments that no record names, left by a crash or by a writer that woke up late; return them."""
