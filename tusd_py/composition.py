@@ -195,7 +195,8 @@ def build_outbox(settings: Settings) -> tuple[StateStore, Outbox]:
 def outbox_of(state: StateStore) -> Outbox:
     """Return the outbox of a state store; raises `InvalidSettings` if it has none."""
     if not isinstance(state, SupportsOutbox):
-        raise InvalidSettings(f"events_to needs records that keep events: SQLite does, {type(state).__name__} does not")
+        kind = type(state).__name__
+        raise InvalidSettings(f"events_to needs records that keep events: SQLite and Redis do, {kind} does not")
     return state.outbox
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from tests.support.redis_server import shared_redis_url
 from tusd_py.composition import GivenComponents, build_service, close_service, open_service
 from tusd_py.contracts.outbox import SupportsOutbox
+from tusd_py.contracts.state import StateStore
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import ClientDisconnected, UploadError
 from tusd_py.core.event_document import EventDocument, parse_document
@@ -86,10 +88,15 @@ class Host:
         return [parse_document(event.document) for event in await self.events(upload_id)]
 
 
-@pytest.fixture(params=["disk and sqlite", "disk and sqlite without syncs", "memory"])
+def redis_options(tmp_path: Path) -> dict[str, Any]:
+    return {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
+
+
+@pytest.fixture(params=["disk and sqlite", "disk and sqlite without syncs", "disk and redis", "memory"])
 async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
-    durability = "never" if request.param.endswith("syncs") else "complete"
-    settings = from_arguments({"upload_dir": tmp_path / "up", "events_to": SINK, "durability": durability})
+    options = redis_options(tmp_path) if request.param.endswith("redis") else {}
+    options["durability"] = "never" if request.param.endswith("syncs") else "complete"
+    settings = from_arguments({"upload_dir": tmp_path / "up", "events_to": SINK, **options})
     given = GivenComponents()
     if request.param == "memory":
         given = GivenComponents(MemoryStorage(), MemoryState(), MemoryLocker())
@@ -164,8 +171,10 @@ async def test_a_termination_stores_an_event_that_outlives_the_record(host: Host
     assert (await host.documents(upload.id))[-1].status == "terminated"
 
 
-async def test_an_expiry_stores_an_event(tmp_path: Path) -> None:
-    settings = from_arguments({"upload_dir": tmp_path / "up", "events_to": SINK, "expires_after": "1s"})
+@pytest.mark.parametrize("options_of", [lambda _: {}, redis_options], ids=["sqlite", "redis"])
+async def test_an_expiry_stores_an_event(tmp_path: Path, options_of: Callable[[Path], dict[str, Any]]) -> None:
+    options = {"upload_dir": tmp_path / "up", "events_to": SINK, "expires_after": "1s", **options_of(tmp_path)}
+    settings = from_arguments(options)
     service = build_service(settings, EventBus())
     await open_service(service, settings)
     try:
@@ -217,7 +226,12 @@ async def test_nothing_is_stored_without_sinks(tmp_path: Path) -> None:
         await close_service(service)
 
 
+class StateWithoutOutbox:
+    """A state store of another package, which is not asked for anything else."""
+
+
 def test_records_that_cannot_keep_events_are_refused(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"upload_dir": tmp_path, "events_to": SINK, "redis_url": "redis://127.0.0.1:1/0"}
-    with pytest.raises(InvalidSettings, match="events_to needs records that keep events: SQLite does, RedisState"):
-        build_service(from_arguments(options), EventBus())
+    settings = from_arguments({"upload_dir": tmp_path, "events_to": SINK})
+    given = GivenComponents(state=cast(StateStore, StateWithoutOutbox()))
+    with pytest.raises(InvalidSettings, match="events_to needs records that keep events: SQLite and Redis do, StateW"):
+        build_service(settings, EventBus(), given=given)

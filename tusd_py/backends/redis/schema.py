@@ -4,6 +4,7 @@ Keys of one upload, all in one hash slot (`{<id>}` is the part of the key that i
 
     {prefix}{<id>}:record   hash: the fields of `Upload` as `core.upload_codec` writes them, and those of `LockField`
     {prefix}{<id>}:parts    hash: part number -> JSON array of end, ETag and checksum
+    {prefix}{<id>}:events   hash: the stored events of the upload, which outlive its record (`outbox.py`)
     {prefix}{<id>}:finals   set: ids of final uploads that wait for this partial upload; expires
     {prefix}{<id>}:lock     string "lease id:token:unreleased holders"; expires with the lease
     {prefix}{<id>}:release  string: id of the lease that is asked to end; expires
@@ -14,6 +15,7 @@ Keys of all uploads below one prefix:
     {prefix}due             sorted set: upload id by the time when the sweeper has to look at it (`due_index.py`)
     {prefix}ids             sorted set: upload ids, all with the score 0 (`id_index.py`)
     {prefix}metadata        hash: texts that are kept beside the records
+    {prefix}{:outbox}:...   the indexes of the stored events, in one hash slot (`outbox_index.py`)
     {prefix}wishes          channel: "release <id> <lease id>", "commit <id> <lease id>", "released <id> -"
 
 Names in Redis are those of earlier versions, whose servers may share it: code uses the names of `LockField`.
@@ -21,6 +23,7 @@ Names in Redis are those of earlier versions, whose servers may share it: code u
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,6 +35,26 @@ class LockField(StrEnum):
     LATEST_TOKEN = "fence"  # the newest fencing token that was given out
     LAST_RELEASED_TOKEN = "released"  # the token of the last holder that released the lease itself
     UNRELEASED_HOLDERS = "suspect"  # number of earlier holders that may still write
+
+
+@dataclass(frozen=True, slots=True)
+class SinkKeys:
+    """The names of the keys of one sink, each a sorted set with members "<event id> <upload id>".
+
+    Attributes:
+        by_time: the deliveries that wait, by the time when they are due (`outbox_index.py`).
+        waiting: the same deliveries, in the order of the event ids.
+        dead: the dead letters, in the order of the event ids.
+    """
+
+    by_time: str
+    waiting: str
+    dead: str
+
+    @property
+    def all(self) -> list[str]:
+        """All keys, in the order in which scripts take them."""
+        return [self.by_time, self.waiting, self.dead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +70,10 @@ class Keys:
     def parts(self, upload_id: str) -> str:
         """Return the key of the part list of an upload."""
         return f"{self.prefix}{{{upload_id}}}:parts"
+
+    def events(self, upload_id: str) -> str:
+        """Return the key of the stored events of an upload."""
+        return f"{self.prefix}{{{upload_id}}}:events"
 
     def waiting_finals(self, upload_id: str) -> str:
         """Return the key of the final uploads that wait for a partial upload."""
@@ -80,6 +107,16 @@ class Keys:
         return f"{self.prefix}metadata"
 
     @property
+    def sinks(self) -> str:
+        """The names of the sinks that have had events."""
+        return f"{self.prefix}{{:outbox}}:sinks"
+
+    def of_sink(self, sink: str) -> SinkKeys:
+        """Return the keys of the indexes of a sink."""
+        place = f"{self.prefix}{{:outbox}}:{hashlib.sha256(sink.encode()).hexdigest()[:16]}"
+        return SinkKeys(f"{place}:due", f"{place}:waiting", f"{place}:dead")
+
+    @property
     def channel(self) -> str:
         """The channel of the messages between lockers."""
         return f"{self.prefix}wishes"
@@ -87,9 +124,17 @@ class Keys:
     @property
     def all_records(self) -> str:
         """The pattern of SCAN that matches the keys of all records, and nothing else."""
-        escaped = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in self.prefix)
-        return f"{escaped}{{*}}:record"
+        return f"{self._escaped_prefix}{{*}}:record"
 
-    def upload_id(self, record_key: str) -> str:
-        """Return the id of the upload whose record has this key."""
-        return record_key.removeprefix(f"{self.prefix}{{").removesuffix("}:record")
+    @property
+    def all_events(self) -> str:
+        """The pattern of SCAN that matches the keys of the events of all uploads, and nothing else."""
+        return f"{self._escaped_prefix}{{*}}:events"
+
+    @property
+    def _escaped_prefix(self) -> str:
+        return "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in self.prefix)
+
+    def upload_id(self, key: str) -> str:
+        """Return the id of the upload whose record or events have this key."""
+        return key.removeprefix(f"{self.prefix}{{").rpartition("}:")[0]

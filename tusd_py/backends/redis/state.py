@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tusd_py.backends.redis.connection import RETRY_DEADLINE, RedisConnection
 from tusd_py.backends.redis.due_index import DueIndex
 from tusd_py.backends.redis.id_index import IdIndex
+from tusd_py.backends.redis.outbox import RedisOutbox
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.backends.redis.scripts import (
     CREATE,
@@ -27,10 +29,12 @@ from tusd_py.backends.redis.scripts import (
     NOTE_DUE,
     UPDATE,
     WRITE_METADATA,
+    Script,
 )
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
+from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload, encode_upload
 
@@ -59,6 +63,7 @@ class RedisState:
         self._id_index = IdIndex(connection, self._keys)
         self._due_index = DueIndex(connection, self._keys, self._id_index)
         self._broken = BrokenRecords()
+        self.outbox = RedisOutbox(connection, self._keys)
 
     @property
     def clock(self) -> Clock:
@@ -84,18 +89,18 @@ class RedisState:
     def _upload_keys(self, upload_id: str) -> list[str]:
         return [self._keys.record(upload_id), self._keys.parts(upload_id)]
 
-    async def create(self, upload: Upload, *, durable: bool = False) -> None:
-        """Add a record, see `StateStore.create`."""
+    async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
+        """Add a record, see `StateStoreWithOutbox.create`."""
         values = encode_upload(upload)
         arguments = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
         record = self._keys.record(upload.id)
         if self._redis.is_cluster:  # the indexes are in other slots than the record
             await self._index_new(upload)
-            added = await self._redis.run(CREATE, [record], arguments)
+            added = await self._change(CREATE, [record], arguments, events)
         else:
             when = _score(_due_at(upload), self.clock.wall())
             keys = [record, self._keys.ids, self._keys.due]
-            added = await self._redis.run(CREATE_INDEXED, keys, [upload.id, when or "", *arguments])
+            added = await self._change(CREATE_INDEXED, keys, [upload.id, when or "", *arguments], events)
         if not added:
             raise UploadExists
 
@@ -104,9 +109,16 @@ class RedisState:
         return _decode(upload_id, await self._redis.command("HGETALL", self._keys.record(upload_id)))
 
     async def update(
-        self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
+        self,
+        before: Upload,
+        after: Upload,
+        token: int,
+        *,
+        parts: Sequence[UploadPart] = (),
+        durable: bool = False,
+        events: Sequence[OutboxEvent] = (),
     ) -> Upload:
-        """Replace a record in one script, see `StateStore.update`."""
+        """Replace a record in one script, see `StateStoreWithOutbox.update`."""
         stored = after if after.token == token else replace(after, token=token)
         old, new = encode_upload(before), encode_upload(stored)
         arguments = {
@@ -128,9 +140,22 @@ class RedisState:
         }
         await self._update_due_index(before, stored)
         script = END if stored.status in ENDED_STATUSES else UPDATE
-        if not await self._redis.run(script, self._upload_keys(before.id), [json.dumps(arguments)], self._timeout):
+        if not await self._change(script, self._upload_keys(before.id), [json.dumps(arguments)], events, self._timeout):
             raise LockLost
         return stored
+
+    def _change(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Any],
+        events: Sequence[OutboxEvent],
+        timeout: float = RETRY_DEADLINE,
+    ) -> Awaitable[Any]:
+        """Run the script of a change, which stores events in the same step."""
+        if events:
+            return self.outbox.change(script, keys, arguments, events, timeout)
+        return self._redis.run(script, keys, arguments, timeout)
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         """Return the part list of an upload, in the order of the numbers."""

@@ -31,14 +31,25 @@ class Script:
         return f"#!lua flags=allow-oom\n{self.text}" if self.allow_oom else self.text
 
     @cached_property
+    def with_events(self) -> Script:
+        """The script that makes the change of this one, and stores events in the same step, see `with_events.lua`."""
+        return Script(self.name, WITH_EVENTS.replace("--CHANGE", self.text), self.allow_oom)
+
+    @cached_property
     def digest(self) -> str:
         """The SHA-1 digest by which Redis knows the script."""
         return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-def _load(file: str, name: str, *, allow_oom: bool = False) -> Script:
-    return Script(name, files(__name__).joinpath(f"{file}.lua").read_text(encoding="utf-8"), allow_oom)
+def _read(file: str) -> str:
+    return files(__name__).joinpath(f"{file}.lua").read_text(encoding="utf-8")
 
+
+def _load(file: str, name: str, *, allow_oom: bool = False) -> Script:
+    return Script(name, _read(file), allow_oom)
+
+
+WITH_EVENTS = _read("with_events")
 
 ACQUIRE = _load("acquire", "acquire")
 # For removing or inspecting an upload: Redis grants this lease even when it has reached `maxmemory`.
@@ -56,3 +67,14 @@ MOVE_DUE = _load("move_due", "move", allow_oom=True)
 NOTE_DUE = _load("note_due", "note", allow_oom=True)
 MARK_COMPARED = _load("mark_compared", "note", allow_oom=True)
 WRITE_METADATA = _load("write_metadata", "write_metadata")
+NOTE_EVENTS = _load("note_events", "note")
+NOTE_EVENTS_WITHOUT_ROOM = _load("note_events", "note", allow_oom=True)  # before `END`
+# Delivery makes room; the indexes have to be kept right meanwhile.
+FORGET_EVENTS = _load("forget_events", "note", allow_oom=True)
+DUE_EVENTS = _load("due_events", "events", allow_oom=True)
+NEXT_EVENT = _load("next_event", "events", allow_oom=True)
+SETTLE_EVENT = _load("settle_event", "settle", allow_oom=True)
+MOVE_EVENT = _load("move_event", "move", allow_oom=True)
+LIST_EVENTS = _load("list_events", "events", allow_oom=True)
+RESTORE_EVENTS = _load("restore_events", "note", allow_oom=True)
+MARK_EVENTS = _load("mark_events", "note", allow_oom=True)

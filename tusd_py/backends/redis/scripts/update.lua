@@ -2,7 +2,7 @@
 --
 -- KEYS: record, parts.
 -- ARGV: a JSON object, see RedisState.update.
--- Returns 1, or 0 if nothing was changed.
+-- Returns 1, 2 if this change was made before, or 0 if nothing was changed.
 --
 -- A change that was made already (its reply was lost) succeeds. The latest token that was given out may be larger than
 -- the token in the record. New bytes are out of reach of earlier holders, which then count no longer as unreleased,
@@ -11,7 +11,7 @@ local record = redis.call('HMGET', KEYS[1], 'id', 'change', 'fence', 'token', 'o
 local id, change_id, latest_token, record_token, offset, status = unpack(record, 1, 6)
 local arguments = cjson.decode(ARGV[1])
 if not id then return 0 end
-if change_id == arguments.change_id then return 1 end
+if change_id == arguments.change_id then return 2 end
 local token = tonumber(arguments.token)
 if tonumber(latest_token or 0) > token or tonumber(record_token or 0) > token then return 0 end
 if offset ~= arguments.offset or status ~= arguments.status then return 0 end
