@@ -183,13 +183,22 @@ def build_delivery(
     return delivery
 
 
-def build_outbox(settings: Settings) -> tuple[StateStore, Outbox]:
-    """Build the state store that the settings choose, and return it with the events in it.
+@contextlib.asynccontextmanager
+async def opened_outbox(settings: Settings) -> AsyncIterator[Outbox]:
+    """Open the state store that the settings choose for as long as the context lasts; yield the events in it.
 
-    Raises `InvalidSettings`, `StateUnavailable`.
+    Raises:
+        InvalidSettings: the state store keeps no events.
+        StateUnavailable: it cannot be opened; the message names it.
     """
     state, _ = _choose_state_and_locker(settings, NO_INSTRUMENTATION, None, NO_COMPONENTS)
-    return state, outbox_of(state)
+    outbox = outbox_of(state)
+    try:
+        with errors_at(_description(state, settings)), errors_of_other_package(state, StateUnavailable):
+            await state.open()
+        yield outbox
+    finally:
+        await state.close()
 
 
 def outbox_of(state: StateStore) -> Outbox:

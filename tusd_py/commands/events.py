@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from tusd_py.composition import build_outbox
+from tusd_py.composition import opened_outbox
 from tusd_py.contracts.outbox import Outbox
 from tusd_py.core.outbox import Delivery, OutboxEvent
 from tusd_py.migration.state_copy import has_records, records_file
@@ -54,12 +54,8 @@ def run_events(settings: Settings, action: str, ids: Sequence[str], *, everythin
 
 
 async def _with_outbox(settings: Settings, work: Callable[[Outbox], Awaitable[None]]) -> None:
-    state, outbox = build_outbox(settings)
-    try:
-        await state.open()
+    async with opened_outbox(settings) as outbox:
         await work(outbox)
-    finally:
-        await state.close()
 
 
 async def _list(outbox: Outbox, *, as_json: bool) -> None:
