@@ -1,4 +1,4 @@
-"""kill -9 of the server and the receiver at any time: events arrive at least once, in order, none invented.
+"""kill -9 of the server, the receiver and Redis at any time: events arrive at least once, in order, none invented.
 
 `EVENT_UPLOADS` is the number of uploads of the random runs.
 """
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ import pytest
 
 from tests.support.event_receiver import EventReceiver, check_received
 from tests.support.harness import ROOT, ServerProcess
-from tests.support.hosts import counted, seeded_random
+from tests.support.hosts import counted, seeded_random, several_hosts
 from tests.support.process_memory import resident_size
+from tests.support.redis_server import RedisServer
 from tests.support.timing import TIMEOUT, promptly, scaled, wait_until
 from tests.support.wire.messages import creation_headers, patch_headers, path_of
 from tests.support.wire.requests import complete, create, head, patch, request
@@ -37,11 +38,18 @@ MEBI = 1 << 20
 def outbox_of(server: ServerProcess) -> list[dict[str, Any]]:
     """Return the answer of `tusd-py events list --json`, beside the running server or without one."""
     arguments = ["events", "list", "--json", "--upload-dir", str(server.upload_dir)]
+    if "redis_url" in server.options:
+        arguments += ["--redis-url", str(server.options["redis_url"])]
     command = [sys.executable, "-m", "tusd_py", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     listed: list[dict[str, Any]] = json.loads(done.stdout)
     return listed
+
+
+def told_of(receiver: EventReceiver) -> set[str]:
+    """Return the ids of the events that have arrived."""
+    return {event["id"] for event in receiver.received()}
 
 
 def id_of(path: str) -> str:
@@ -105,6 +113,24 @@ def test_event_comes_again_after_a_kill_of_the_receiver_before_its_answer(tmp_pa
         events = receiver.wait_for(3)
         assert [event["id"] for event in events[:2]] == [first["id"], first["id"]]
         check_received(events)
+
+
+def test_another_host_delivers_after_a_kill_of_the_one_that_did(tmp_path: Path, redis: RedisServer) -> None:
+    with (
+        EventReceiver(tmp_path) as receiver,
+        several_hosts(tmp_path, redis.url, events_to=receiver.url) as hosts,
+    ):
+        first = upload(hosts[0].port)
+        receiver.wait_for(2)
+        receiver.kill()
+        uploads = {first, *(upload(host.port) for host in hosts)}
+        for host in hosts[:2]:  # one of these or the third one delivers; either way the third one has to
+            host.kill()
+        receiver.start()
+        wait_until(lambda: len(told_of(receiver)) == 2 * len(uploads), "every upload is told of", scaled(60))
+        assert set(check_received(receiver.received())) == uploads
+        for host in hosts[:2]:
+            host.start_again()
 
 
 # Kills at random.
@@ -221,6 +247,40 @@ def test_every_finished_upload_is_told_of_whatever_is_killed(tmp_path: Path) -> 
         wait_until_empty(server)
         report(receiver, uploads, killed)
         check_events(uploads, receiver, server.port)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120 + UPLOADS * 5)
+def test_every_finished_upload_is_told_of_by_several_hosts(tmp_path: Path, redis: RedisServer) -> None:
+    chance = seeded_random()
+    killed = {"hosts": 0, "receiver": 0, "Redis": 0}
+    with ExitStack() as stack:
+        receiver = stack.enter_context(EventReceiver(tmp_path))
+        hosts = stack.enter_context(several_hosts(tmp_path, redis.url, events_to=receiver.url))
+
+        def kill_host() -> None:
+            killed["hosts"] += 1
+            host = chance.choice(hosts)
+            host.kill()
+            time.sleep(chance.uniform(0, 0.5))
+            host.start_again()
+
+        def kill_receiver() -> None:
+            killed["receiver"] += 1
+            receiver.restart(chance.choice(["take", "take", "take", "hold", "refuse"]))
+
+        def kill_redis() -> None:
+            killed["Redis"] += 1
+            redis.kill()
+            time.sleep(chance.uniform(0, 0.5))
+            redis.start()
+
+        uploads = Uploads([host.port for host in hosts], chance, UPLOADS)
+        upload_and_kill(uploads, [kill_host, kill_host, kill_receiver, kill_receiver, kill_redis], chance)
+        receiver.restart("take")
+        wait_until_empty(hosts[0])
+        report(receiver, uploads, killed)
+        check_events(uploads, receiver, hosts[0].port)
 
 
 # Many events that wait.
