@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 
-import nats
 from nats.aio.client import Client
 from nats.errors import Error
 from nats.js.errors import NoStreamResponseError
@@ -39,24 +40,39 @@ class NatsSink:
         await self._connection.close()
 
     async def _connect(self) -> Client:
+        """Return a new connection, or raise the error of the only attempt."""
         address = self._address
         host = f"[{address.host}]" if ":" in address.host else address.host
+        client, connected = Client(), asyncio.Event()
+
+        async def report(error: Exception) -> None:
+            """End the attempt: the library would go on for minutes. Later errors are met by the next event too."""
+            if not connected.is_set():
+                raise error
 
         async def ignore(*_: object) -> None:
-            """Take an error that the next attempt to send meets too."""
+            """Take the end of the connection, which the next event finds out."""
 
-        return await nats.connect(
-            f"nats://{host}:{address.port}",
-            name="tusd-py",
-            user=address.user if address.password else None,
-            password=address.password or None,
-            token=address.user if address.user and not address.password else None,
-            connect_timeout=TIMEOUT,
-            allow_reconnect=False,  # the next attempt to send connects again
-            error_cb=ignore,
-            closed_cb=ignore,
-            disconnected_cb=ignore,
-        )
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await client.connect(
+                    f"nats://{host}:{address.port}",
+                    name="tusd-py",
+                    user=address.user if address.password else None,
+                    password=address.password or None,
+                    token=address.user if address.user and not address.password else None,
+                    connect_timeout=TIMEOUT,
+                    allow_reconnect=False,  # the next attempt to send connects again
+                    error_cb=report,
+                    closed_cb=ignore,
+                    disconnected_cb=ignore,
+                )
+        except BaseException:
+            with contextlib.suppress(Exception):  # of the library: what is half open is of no use
+                await client.close()
+            raise
+        connected.set()
+        return client
 
     async def send(self, event: OutboxEvent) -> None:
         """Publish an event."""
@@ -66,8 +82,10 @@ class NatsSink:
             await stream.publish(self._address.target, self._render(event), headers=headers)
         except NoStreamResponseError as error:
             raise DeliveryError(f"NATS: no stream stores the subject {self._address.target}") from error
+        except TimeoutError as error:  # of the library, and of its connection
+            raise DeliveryError(f"NATS: no answer in {TIMEOUT} s") from error
         except (Error, OSError) as error:
-            raise DeliveryError(f"NATS: {error or type(error).__name__}") from error
+            raise DeliveryError(f"NATS: {str(error) or type(error).__name__}") from error
 
 
 def _is_usable(client: Client) -> bool:
