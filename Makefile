@@ -16,7 +16,7 @@ DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: chaos run simulate simulate-defects test check bench lock clean
+.PHONY: brokers chaos run simulate simulate-defects test check bench lock clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -53,6 +53,11 @@ simulate: $(INSTALLED)
 # Plants every defect of tests/simulation/planted.py and s3_planted.py: each has to be found.
 simulate-defects: $(INSTALLED)
 	ALL_DEFECTS=1 $(BIN)/python -m pytest -n 2 tests/simulation/test_planted.py $(ARGS)
+
+# Sends events to every broker; RabbitMQ, which is left out of `make test`, takes a while to start. Needs Debian's
+# rabbitmq-server.
+brokers: $(INSTALLED)
+	TEST_RABBITMQ=1 $(BIN)/python -m pytest tests/outbox/test_brokers.py $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)
