@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults.clocks import DAY, PreloadedClock
 from tests.support.event_receiver import EventReceiver, check_received
 from tests.support.harness import ROOT, ServerProcess
 from tests.support.hosts import counted, seeded_random, several_hosts
@@ -131,6 +133,45 @@ def test_another_host_delivers_after_a_kill_of_the_one_that_did(tmp_path: Path, 
         assert set(check_received(receiver.received())) == uploads
         for host in hosts[:2]:
             host.start_again()
+
+
+# Redis in trouble.
+
+
+def test_a_full_redis_stores_the_event_of_a_deletion_and_delivers(tmp_path: Path, redis: RedisServer) -> None:
+    receiver = EventReceiver(tmp_path)
+    with ServerProcess(tmp_path / "uploads", events_to=receiver.url, redis_url=redis.url, lock_ttl="2s") as server:
+        upload_id = upload(server.port)
+        redis.command("CONFIG", "SET", "maxmemory", 1 << 20)
+        assert request(server.port, "POST", "/files", creation_headers(5)).status == 507
+        assert request(server.port, "DELETE", f"/files/{upload_id}").status == 204
+        with receiver:
+            told = check_received(receiver.wait_for(3))
+            wait_until(lambda: outbox_of(server) == [], "the outbox is empty")
+        types = [event["type"].rpartition(".")[2] for event in told[upload_id]]
+        assert types == ["created", "finished", "terminated"]
+
+
+def test_hosts_with_wrong_clocks_deliver_by_the_clock_of_redis(
+    tmp_path: Path, redis: RedisServer, clock_library: Path
+) -> None:
+    with EventReceiver(tmp_path, "refuse") as receiver, ExitStack() as stack:
+        hosts = []
+        for name, ahead in (("ahead", 1.5 * DAY), ("behind", -1.5 * DAY)):
+            clock = PreloadedClock(tmp_path / name, clock_library)
+            clock.set(ahead)
+            options: dict[str, Any] = {"redis_url": redis.url, "events_to": receiver.url, "lock_ttl": "2s"}
+            host = ServerProcess(tmp_path / "uploads", env=clock.env, **options)
+            hosts.append(stack.enter_context(host))
+        uploads = {upload(host.port) for host in hosts}
+        wait_until(lambda: any(one["attempts"] for one in outbox_of(hosts[0])), "an attempt has failed")
+        receiver.restart("take")
+        told = check_received(receiver.wait_for(4))
+        assert set(told) == uploads
+        for events in told.values():
+            for event in events:
+                age = time.time() - datetime.fromisoformat(event["time"]).timestamp()
+                assert -60 < age < 3600
 
 
 # Kills at random.
