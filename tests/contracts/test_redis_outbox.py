@@ -31,7 +31,7 @@ NOW = 1_700_000_100.5
 
 def event(upload_id: str = UPLOAD.id, sequence: int = 1, *sinks: str, size: int = 2) -> OutboxEvent:
     document = "{" + " " * (size - 2) + "}"
-    return OutboxEvent(new_event_id(), upload_id, EventType.CREATED, sequence, NOW, document, sinks or (SINK,))
+    return OutboxEvent(new_event_id(NOW), upload_id, EventType.CREATED, sequence, NOW, document, sinks or (SINK,))
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -89,6 +88,10 @@ class OutboxDepth:
     oldest: float | None  # seconds since the epoch; None: none waits
 
 
-def new_event_id() -> str:
-    """Return a new id; it begins with the time, so that stores keep the ids of new events close together."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+def new_event_id(now: float) -> str:
+    """Return a new id; it begins with the time, so that ids ascend, and stores keep those of new events close together.
+
+    Args:
+        now: seconds since the epoch, by the clock of the state store, which the hosts agree on.
+    """
+    return f"{int(now * 1000):012x}{secrets.token_hex(10)}"

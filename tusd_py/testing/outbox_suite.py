@@ -21,7 +21,7 @@ SINK, OTHER = "https://a.example/hook", "redis://b.example/0?stream=events"
 def event(upload_id: str, sequence: int, *sinks: str, kind: EventType = EventType.CREATED) -> OutboxEvent:
     """Return a new event."""
     document = f'{{"id":"{upload_id}","text":"\\u00e9 \\udc80"}}'
-    return OutboxEvent(new_event_id(), upload_id, kind, sequence, NOW, document, sinks or (SINK,))
+    return OutboxEvent(new_event_id(NOW), upload_id, kind, sequence, NOW, document, sinks or (SINK,))
 
 
 async def create(state: StateStoreWithOutbox, upload_id: str, *events: OutboxEvent) -> Upload:

@@ -45,8 +45,8 @@ class EventLog:
         if sinks is None:
             return upload, ()
         upload = replace(upload, event_sequence=upload.event_sequence + 1)
-        document = document_of(upload, self._place(upload), request)
-        event = OutboxEvent(new_event_id(), upload.id, kind, upload.event_sequence, self._clock.wall(), document, sinks)
+        document, now = document_of(upload, self._place(upload), request), self._clock.wall()
+        event = OutboxEvent(new_event_id(now), upload.id, kind, upload.event_sequence, now, document, sinks)
         return upload, (event,)
 
     async def create(self, upload: Upload, request: RequestContext | None) -> Upload:
