@@ -26,6 +26,7 @@ from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadErro
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
+from tusd_py.hooks.make import Hooks
 from tusd_py.hooks.signing import read_secrets
 from tusd_py.http.app import UploadApp
 from tusd_py.http.cors import CrossOrigin
@@ -90,6 +91,7 @@ def build_service(
     instrumentation: Instrumentation = NO_INSTRUMENTATION,
     clock: Clock | None = None,
     given: GivenComponents = NO_COMPONENTS,
+    hooks: Hooks | None = None,
 ) -> UploadService:
     """Build the service, without I/O.
 
@@ -99,6 +101,7 @@ def build_service(
         instrumentation: observes the components that the settings choose.
         clock: the clock of the state store, in place of the system's; for tests.
         given: components that take the place of those that the settings choose.
+        hooks: the hooks of the application; None for those that the settings choose.
 
     Raises:
         InvalidSettings: a component of another package cannot be made, or the records cannot keep events.
@@ -106,20 +109,32 @@ def build_service(
         StateUnavailable: the package of Redis is not installed.
     """
     state, locker = _choose_state_and_locker(settings, instrumentation, clock, given)
-    if settings.events.to:
-        outbox_of(state)
+    hooks = hooks or build_hooks(settings)
+    if settings.events.to or hooks.events():
+        outbox_of(state, "events_to needs" if settings.events.to else "hooks need")
     components = Components.of(
         state=state,
         locker=locker,
         storage=given.storage or build_storage(settings, instrumentation),
         events=events,
         budget=ByteBudget(settings.buffer_size * 2 // 3),  # the rest is for buffers that are being filled
-        options=_options(settings),
+        options=_options(settings, hooks),
         clock=SteadyClock(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
         ),
     )
-    return UploadService(components)
+    return UploadService(components, hooks.blocking())
+
+
+def build_hooks(settings: Settings, given: object | None = None) -> Hooks:
+    """Build the hooks of the application. Blocks: reads the secrets, imports the object that the settings name.
+
+    `given` is an object of the application in place of that one. Raises `InvalidSettings`.
+    """
+    try:
+        return Hooks(settings.hooks, given)
+    except ValueError as error:
+        raise InvalidSettings(f"hooks: {error}") from error
 
 
 def _choose_state_and_locker(
@@ -137,7 +152,7 @@ def _choose_state_and_locker(
     return state, locker
 
 
-def _options(settings: Settings) -> UploadOptions:
+def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
     return UploadOptions(
         max_size=settings.max_size,
         expires_after=settings.expires_after,
@@ -149,7 +164,11 @@ def _options(settings: Settings) -> UploadOptions:
         concatenation_unfinished=settings.concatenation_unfinished,
         concatenation_parts=settings.concatenation_parts,
         concatenation_repeats=settings.concatenation_repeats,
-        sinks=tuple(SinkOptions(parse_sink_url(url).name) for url in settings.events.to),
+        progress_interval=settings.hooks.progress_interval,
+        sinks=(
+            *(SinkOptions(parse_sink_url(url).name) for url in settings.events.to),
+            *(SinkOptions(name, kinds) for name, kinds in hooks.events()),
+        ),
     )
 
 
@@ -170,10 +189,13 @@ def build_sinks(settings: Settings) -> list[Sink]:
 
 
 def build_delivery(
-    settings: Settings, service: UploadService, instrumentation: Instrumentation = NO_INSTRUMENTATION
+    settings: Settings,
+    service: UploadService,
+    instrumentation: Instrumentation = NO_INSTRUMENTATION,
+    hooks: Hooks | None = None,
 ) -> Delivery | None:
     """Build the delivery of the events of a service; None without sinks. Raises `InvalidSettings`."""
-    sinks = build_sinks(settings)
+    sinks = [*build_sinks(settings), *(hooks or build_hooks(settings)).sinks(service.read)]
     if not sinks:
         return None
     options = DeliveryOptions(give_up=settings.events.give_up)
@@ -201,11 +223,11 @@ async def opened_outbox(settings: Settings) -> AsyncIterator[Outbox]:
         await state.close()
 
 
-def outbox_of(state: StateStore) -> Outbox:
+def outbox_of(state: StateStore, need: str = "events_to needs") -> Outbox:
     """Return the outbox of a state store; raises `InvalidSettings` if it has none."""
     if not isinstance(state, SupportsOutbox):
         kind = type(state).__name__
-        raise InvalidSettings(f"events_to needs records that keep events: SQLite and Redis do, {kind} does not")
+        raise InvalidSettings(f"{need} records that keep events: SQLite and Redis do, {kind} does not")
     return state.outbox
 
 
@@ -323,6 +345,8 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
             if adopt:
                 await identity.adopt()
             await identity.settle(records_inside=records_inside)
+        if service.hooks is not None:
+            await service.hooks.open()
         undo.pop_all()
 
 
@@ -374,6 +398,7 @@ async def close_service(service: UploadService, timeout: float = CLOSE_TIMEOUT) 
     process. Invariant: no lock is released before the last step of the storage has ended.
     """
     deadline = time.monotonic() + timeout
+    service.interrupt_hooks()
     if isinstance(service.storage, SupportsConcatenation):
         service.storage.interrupt()
     try:
@@ -386,6 +411,8 @@ async def close_service(service: UploadService, timeout: float = CLOSE_TIMEOUT) 
         return False
     if closed is False:
         return False
+    if service.hooks is not None:
+        await service.hooks.close()
     await _logging_errors(service.locker, service.locker.close())
     await _logging_errors(service.state, service.state.close())
     return True

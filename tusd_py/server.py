@@ -17,6 +17,7 @@ from tusd_py.composition import (
     GivenComponents,
     build_application,
     build_delivery,
+    build_hooks,
     build_service,
     close_service,
     open_service,
@@ -100,14 +101,19 @@ class TusServer:
             locker: decides who may write, in place of file locks in the upload directory or Redis. A state store
                 that several hosts share needs a locker that they share too.
             **overrides: single settings (`docs/configuration.md`); one that is not given comes from its variable
-                TUSD_PY_*, if that is set.
+                TUSD_PY_*, if that is set. `hooks` may be an object with async methods `pre_create`, `post_finish` and
+                so on (`docs/hooks.md`).
 
         Raises:
             InvalidSettings: a setting is not accepted, a component lacks a member of its contract, or a setting
                 chooses the same component.
             StateUnavailable: the settings choose Redis, and its package is not installed.
         """
+        given_hooks = overrides.pop("hooks", None)
+        if isinstance(given_hooks, str):
+            overrides["hooks"], given_hooks = given_hooks, None
         self.settings = _effective(settings, overrides)
+        self._hooks = build_hooks(self.settings, given_hooks)
         for group, component in ((STORAGES, storage), (STATE_STORES, state), (LOCKERS, locker)):
             if component is not None:
                 check_component(group, component, "the given component")
@@ -124,10 +130,12 @@ class TusServer:
 
     def _build(self) -> None:
         """Build the components and all other objects that belong to one event loop."""
-        self.service = build_service(self.settings, self.events, self.metrics, given=self._given_components)
+        self.service = build_service(
+            self.settings, self.events, self.metrics, given=self._given_components, hooks=self._hooks
+        )
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
         self._application = build_application(self.settings, self.service, self.events, self.urls)
-        self._delivery = build_delivery(self.settings, self.service, self.metrics)
+        self._delivery = build_delivery(self.settings, self.service, self.metrics, self._hooks)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle_lock = asyncio.Lock()  # held while the server starts or shuts down
         self._started = False

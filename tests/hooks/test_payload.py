@@ -9,7 +9,7 @@ from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.hooks.payload import MAX_ANSWER, InvalidAnswer, notification, parse_answer, question
 
-REQUEST = RequestContext("POST", "/files/", {"host": "localhost:8080", "upload-length": "100"}, "127.0.0.1")
+REQUEST = RequestContext("POST", "/files/", {"host": "localhost:8080", "upload-length": "100"}, "127.0.0.1", port=5678)
 UPLOAD = Upload("", 0.0, length=100, metadata="filename aGVsbG8udHh0,filetype dGV4dC9wbGFpbg==")
 
 
@@ -36,7 +36,7 @@ def test_the_question_of_pre_create_has_the_documented_fields_of_tusd() -> None:
             "HTTPRequest": {
                 "Method": "POST",
                 "URI": "/files/",
-                "RemoteAddr": "127.0.0.1",
+                "RemoteAddr": "127.0.0.1:5678",
                 "Header": {"Host": ["localhost:8080"], "Upload-Length": ["100"]},
             },
         },

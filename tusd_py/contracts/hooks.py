@@ -62,8 +62,9 @@ class UploadChanges:
         id: the id, which must not exist yet.
         metadata: replaces all pairs.
         path: the place of the bytes: a path below the upload directory, or a key in the bucket.
-        expires_at: seconds since the epoch.
+        expires_at: seconds since the epoch, until the first append sets the expiry anew; not for final uploads.
         owner: the principal that the upload belongs to.
+        max_size: bytes that the upload may have at most, where the server allows more.
     """
 
     id: str | None = None
@@ -71,6 +72,7 @@ class UploadChanges:
     path: str | None = None
     expires_at: float | None = None
     owner: str | None = None
+    max_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,8 @@ class HookAnswer:
 NO_OPINION = HookAnswer()
 
 
-class BlockingHooks(Protocol):
-    """Hooks that decide. Each method raises `HookUnavailable` if the application cannot be asked."""
+class AsksHooks(Protocol):
+    """Hooks that decide, of one kind."""
 
     def handles(self, hook: HookType) -> bool:
         """Return whether this hook is asked at all."""
@@ -105,3 +107,13 @@ class BlockingHooks(Protocol):
         Raises:
             HookUnavailable: there is no valid answer.
         """
+
+
+class BlockingHooks(AsksHooks, Protocol):
+    """All hooks of a server that decide."""
+
+    async def open(self) -> None:
+        """Make the hooks ready, again after `close`."""
+
+    async def close(self) -> None:
+        """Release every connection."""

@@ -6,11 +6,6 @@ an `HTTPError` has its own. Both are `CodedError`s, and neither derives from the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # the classes of this module are the public errors
-    from collections.abc import Mapping
-
 
 class CodedError(Exception):
     """Base of all errors that a client may see, with a stable `code` and one sentence, `message`.
@@ -155,6 +150,7 @@ class HookUnavailable(UploadError):
         """Take an `explanation` for the operator, a sentence that no client sees."""
         super().__init__(message)
         self.explanation = explanation or self.message
+        self.created = ""  # id of an upload that exists now, although the request that created it has failed
 
 
 class HookRejected(UploadError):
@@ -170,7 +166,7 @@ class HookRejected(UploadError):
     code = "ERR_UPLOAD_REJECTED"
 
     def __init__(
-        self, message: str = "", *, status: int = 400, headers: Mapping[str, str] | None = None, body: str | None = None
+        self, message: str = "", *, status: int = 400, headers: dict[str, str] | None = None, body: str | None = None
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -190,13 +186,6 @@ class UploadStopped(HookRejected):
 
     default_message = "the upload was stopped by the application, and removed"
     code = "ERR_UPLOAD_STOPPED"
-
-
-class PathTaken(UploadError):
-    """The place that a hook chose for the bytes of a new upload holds something already."""
-
-    default_message = "the place that the application chose for the upload is taken"
-    code = "ERR_PATH_TAKEN"
 
 
 class LockTimeout(UploadError):

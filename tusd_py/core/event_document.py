@@ -28,6 +28,7 @@ class EventRequest:
     path: str
     client: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,13 @@ def document_of(upload: Upload, storage: Mapping[str, str], context: RequestCont
 
 def _values_of(request: EventRequest) -> dict[str, object]:
     """Return the fields as a dictionary; `asdict` would copy the headers."""
-    return {"method": request.method, "path": request.path, "client": request.client, "headers": request.headers}
+    return {
+        "method": request.method,
+        "path": request.path,
+        "client": request.client,
+        "headers": request.headers,
+        "port": request.port,
+    }
 
 
 def request_of(context: RequestContext) -> EventRequest:
@@ -101,7 +108,7 @@ def request_of(context: RequestContext) -> EventRequest:
         if name.lower() not in SECRET_HEADERS and len(value) <= MAX_HEADER_LENGTH and size <= room:
             headers[name] = value
             room -= size
-    return EventRequest(context.method, context.path[:MAX_HEADER_LENGTH], context.client, headers)
+    return EventRequest(context.method, context.path[:MAX_HEADER_LENGTH], context.client, headers, context.port)
 
 
 def parse_document(text: str) -> EventDocument:

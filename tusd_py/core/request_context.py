@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tusd_py.core.hook_response import HookResponse
+
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
@@ -24,6 +26,9 @@ class RequestContext:
             `repr`, since there may be credentials among them. Not to be changed.
         client: the address of the client, as far as the proxies in between are trusted; empty if it is unknown.
         principal: the name of the authenticated sender; None without authentication.
+        query: the query of the URL, without `?`. There may be credentials in it.
+        port: the port of the client; 0 if only a proxy knows it.
+        answers: collects what hooks want the client to be told.
     """
 
     method: str
@@ -31,6 +36,14 @@ class RequestContext:
     headers: Mapping[str, str] = field(repr=False)
     client: str = ""
     principal: str | None = None
+    query: str = field(default="", repr=False)
+    port: int = 0
+    answers: list[HookResponse] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def uri(self) -> str:
+        """The path with the query."""
+        return f"{self.path}?{self.query}" if self.query else self.path
 
 
 def owner_of(context: RequestContext | None) -> str:

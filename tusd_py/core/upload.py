@@ -76,6 +76,7 @@ class Upload:
     token: int = 0  # fencing token of the last lock holder that changed the record
     owner: str = ""  # the principal that created the upload; empty without authentication
     event_sequence: int = 0  # number of events of the upload that were stored in the outbox
+    max_size: int | None = None  # bytes that the application allows; None: as many as the server does
 
     @property
     def decoded_metadata(self) -> dict[str, str]:

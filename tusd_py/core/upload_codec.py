@@ -39,13 +39,14 @@ PARSERS: Mapping[str, Any] = {
     "synced": int,
     "token": int,
     "event_sequence": int,
+    "max_size": int,
 }
 COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
     **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location", "owner"), (str,)),
     **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
     **dict.fromkeys(("expires_at", "completed_at"), (float, type(None))),
     "created_at": (float,),
-    "length": (int, type(None)),
+    **dict.fromkeys(("length", "max_size"), (int, type(None))),
 }
 _VALUES = attrgetter(*ATTRIBUTES)
 _NAMES = tuple(zip(FIELDS, ATTRIBUTES, strict=True))
@@ -79,6 +80,7 @@ def encode_upload(upload: Upload) -> dict[str, str]:
         "location": upload.location or None,
         "owner": upload.owner or None,
         "event_sequence": upload.event_sequence or None,
+        "max_size": upload.max_size,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 

@@ -7,26 +7,35 @@ from dataclasses import replace
 
 from tusd_py.contracts.hooks import (
     NO_OPINION,
-    BlockingHooks,
+    AsksHooks,
     HookAnswer,
     HookCall,
     HookResponse,
     HookType,
     UploadChanges,
 )
+from tusd_py.hooks.http_client import HttpClient
 
 
 class HookChain:
     """Hooks that are asked one after the other. Each sees the upload as the client wants it."""
 
-    def __init__(self, hooks: Sequence[BlockingHooks], enabled: frozenset[HookType]) -> None:
-        """Ask only about the `enabled` hooks."""
+    def __init__(self, hooks: Sequence[AsksHooks], client: HttpClient) -> None:
+        """Ask these hooks, some of them by a client that belongs to the chain."""
         self._hooks = hooks
-        self._enabled = enabled
+        self._client = client
+
+    async def open(self) -> None:
+        """See `BlockingHooks.open`."""
+        await self._client.open()
+
+    async def close(self) -> None:
+        """See `BlockingHooks.close`."""
+        await self._client.close()
 
     def handles(self, hook: HookType) -> bool:
         """Return whether any of them is asked."""
-        return hook in self._enabled and any(one.handles(hook) for one in self._hooks)
+        return any(one.handles(hook) for one in self._hooks)
 
     async def ask(self, call: HookCall) -> HookAnswer:
         """Ask until one rejects or stops; return what all that were asked want together."""

@@ -104,13 +104,14 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 class CommandHooks:
     """Blocking hooks of a folder with executables."""
 
-    def __init__(self, commands: Commands) -> None:
-        """Ask these commands."""
+    def __init__(self, commands: Commands, enabled: frozenset[HookType]) -> None:
+        """Ask these commands about the `enabled` hooks."""
+        self._enabled = enabled
         self._commands = commands
 
     def handles(self, hook: HookType) -> bool:
-        """Return True: an executable may be added while the server runs."""
-        return True
+        """Return whether the hook is enabled; its executable may be added while the server runs."""
+        return hook in self._enabled
 
     async def ask(self, call: HookCall) -> HookAnswer:
         """Run the executable of the hook."""

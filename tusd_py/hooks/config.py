@@ -1,10 +1,57 @@
-"""The settings of the requests to the application."""
+"""The settings of the hooks of the application."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from tusd_py.contracts.hooks import HookType
+from tusd_py.core.option_types import Names, Number, Seconds
+from tusd_py.hooks.http_client import endpoint_name, parse_http_url
+from tusd_py.hooks.payload import FIELD_NAME
+
+DEFAULT_EVENTS = ("pre-create", "post-create", "post-receive", "post-finish", "post-terminate")
+VISIBLE = re.compile(r"[\x21\x22\x24-\x7e]+")  # a fragment is for browsers only
+OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def check_object(text: str) -> str:
+    """Return the place of a Python object; raises `ValueError` for another text."""
+    if text and not OBJECT.fullmatch(text):
+        raise ValueError("MODULE:NAME, such as my_app.hooks:hooks")
+    return text
+
+
+def check_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the URLs of endpoints; raises `ValueError` for others."""
+    if not all(VISIBLE.fullmatch(url) for url in urls):
+        raise ValueError("URLs such as https://app.example/hooks")
+    try:
+        names = [endpoint_name(parse_http_url(url)) for url in urls]
+    except ValueError:
+        raise ValueError("URLs such as https://app.example/hooks") from None
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"different endpoints, and {name} is there twice")
+    return urls
+
+
+def check_field_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of header fields in lower case; raises `ValueError` for others."""
+    if not all(FIELD_NAME.fullmatch(name) for name in names):
+        raise ValueError("names of header fields such as Authorization,X-Request-ID")
+    return tuple(name.lower() for name in names)
+
+
+def check_events(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of hooks; raises `ValueError` for others."""
+    known = [hook.value for hook in HookType]
+    if not all(name in known for name in names):
+        raise ValueError(f"some of {', '.join(known)}")
+    return names
 
 
 class HooksConfig(BaseModel):
@@ -12,6 +59,38 @@ class HooksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    http_secret_file: Path | None = Field(
-        default=None, description="file with secrets that sign requests to the application, one whsec_... a line"
+    python: Annotated[str, AfterValidator(check_object)] = Field(
+        default="", description="object with async methods pre_create, post_finish and so on, as MODULE:NAME"
     )
+    http: Annotated[Names, AfterValidator(check_urls)] = Field(
+        default=(), repr=False, description="endpoints of hooks in the wire format of tusd: URLs"
+    )
+    http_secret_file: Path | None = Field(
+        default=None,
+        repr=False,
+        description="file with secrets that sign requests to the application, one whsec_... a line",
+    )
+    http_timeout: Seconds = Field(default=15, gt=0, description="time for one attempt to ask an endpoint")
+    http_retry: Number = Field(default=3, ge=1, le=100, description="attempts to ask an endpoint, 1 to 100")
+    http_backoff: Seconds = Field(default=1, description="first pause between two attempts; it doubles with each")
+    http_forward_headers: Annotated[Names, AfterValidator(check_field_names)] = Field(
+        default=(), description="header fields of the client to copy onto the requests to endpoints"
+    )
+    http_refuse_private: bool = Field(
+        default=False, description="do not call endpoints whose addresses are not of the public internet"
+    )
+    dir: Path | None = Field(default=None, description="directory with executables named after hooks, as in tusd")
+    dir_timeout: Seconds = Field(default=30, gt=0, description="time for one executable, which is then killed")
+    enabled_events: Annotated[Names, AfterValidator(check_events)] = Field(
+        default=DEFAULT_EVENTS,
+        description="hooks that endpoints and executables are called for; further ones: pre-finish, pre-terminate,"
+        " interrupted, expired",
+    )
+    progress_interval: Seconds = Field(
+        default=1, description="least time between two calls of post-receive for one upload"
+    )
+
+    @property
+    def enabled(self) -> frozenset[HookType]:
+        """The hooks of endpoints and executables."""
+        return frozenset(HookType(name) for name in self.enabled_events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import ipaddress
 import socket
 import ssl
@@ -52,6 +53,13 @@ def parse_http_url(url: str) -> HttpUrl:
         target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
         credentials="" if user == ":" else f"Basic {base64.b64encode(user.encode()).decode()}",
     )
+
+
+def endpoint_name(url: HttpUrl) -> str:
+    """Return the URL without secrets; a query, where tokens are common, is told by a digest."""
+    path, question_mark, query = url.target.partition("?")
+    digest = hashlib.sha256(query.encode()).hexdigest()[:8] if query else ""
+    return f"http{'s' if url.secure else ''}://{url.host_header}{path}{question_mark}{digest}"
 
 
 @dataclass(eq=False, slots=True)
@@ -102,8 +110,10 @@ class HttpClient:
                 return await self._exchange(url, request, max_body)
         except TimeoutError:
             raise HttpFailure(f"no answer in {timeout:g} s") from None
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
             raise HttpFailure(error.strerror or str(error) or type(error).__name__) from error
+        except UnicodeError as error:
+            raise HttpFailure(f"{url.host} is no name of a host") from error
 
     async def _exchange(self, url: HttpUrl, request: bytes, max_body: int) -> HttpAnswer:
         while True:

@@ -52,26 +52,31 @@ class HttpHookOptions:
 class HttpHooks:
     """Blocking hooks of one endpoint."""
 
-    def __init__(self, url: str, client: HttpClient, options: HttpHookOptions) -> None:
-        """Ask the endpoint `url` by a client that others may use too."""
+    def __init__(self, url: str, client: HttpClient, options: HttpHookOptions, enabled: frozenset[HookType]) -> None:
+        """Ask the endpoint `url` about the `enabled` hooks, by a client that others may use too."""
+        self._enabled = enabled
         self._url = parse_http_url(url)
         self._client = client
         self._options = options
 
     def handles(self, hook: HookType) -> bool:
-        """Return True: the endpoint is asked for every hook."""
-        return True
+        """Return whether the hook is enabled."""
+        return hook in self._enabled
 
     async def ask(self, call: HookCall) -> HookAnswer:
-        """Ask, several times if the endpoint cannot be reached or answers with a status of 500 or above."""
+        """Ask, several times if the endpoint cannot be reached or answers with a status of 500 or above.
+
+        Without a request there is one attempt: the server repeats by itself what no client waits for.
+        """
         body, message_id = question(call), secrets.token_hex(16)
         headers = {} if call.request is None else forwarded(self._options.forward, call.request.headers)
         pause = self._options.backoff
-        for attempt in range(1, self._options.attempts + 1):
+        attempts = 1 if call.request is None else self._options.attempts
+        for attempt in range(1, attempts + 1):
             try:
                 return await self._ask_once(call.type, message_id, headers, body)
             except _TryAgain as failure:
-                if attempt == self._options.attempts:
+                if attempt == attempts:
                     raise _unavailable(call, self._url.host_header, str(failure)) from None
             except InvalidAnswer as error:
                 raise _unavailable(call, self._url.host_header, str(error)) from None

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookResponse, HookType, UploadChanges
-from tusd_py.core.event_document import EventDocument
+from tusd_py.core.event_document import EventDocument, EventRequest
 from tusd_py.core.metadata import decode_metadata
 from tusd_py.core.upload import UPLOAD_ID
+from tusd_py.core.upload_codec import LATEST
 
 MAX_ANSWER = 64 << 10  # bytes
+MAX_OWNER = 1024  # characters
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
 FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-NO_CONTENT = frozenset({204, 205, 304})
-# Fields of the connection and of the server, which no hook sets.
-FIXED_FIELDS = frozenset({"connection", "content-length", "location", "transfer-encoding", "trailer", "upgrade"})
 
 Json = Mapping[str, Any]
 
@@ -29,69 +29,43 @@ class InvalidAnswer(ValueError):
 def question(call: HookCall) -> bytes:
     """Return the JSON of a blocking hook, with all header fields of the request."""
     upload, request = call.upload, call.request
-    return _dump(
-        call.type,
-        _upload(
-            upload_id=upload.id,
-            length=upload.length,
-            offset=upload.offset,
-            metadata=upload.metadata,
-            concatenation=upload.concatenation,
-            partial_ids=upload.partial_ids,
-            storage=call.storage,
-        ),
-        _NO_REQUEST
+    document = EventDocument(
+        id=upload.id,
+        status=upload.status,
+        offset=upload.offset,
+        length=upload.length,
+        deferred=upload.deferred,
+        metadata=upload.metadata,
+        owner=upload.owner,
+        concatenation=upload.concatenation,
+        partial_ids=upload.partial_ids,
+        created_at=upload.created_at,
+        storage=call.storage,
+        request=None
         if request is None
-        else _request(request.method, request.path, request.client, {n: [v] for n, v in request.headers.items()}),
+        else EventRequest(request.method, request.uri, request.client, request.headers, request.port),
     )
+    return notification(call.type, document)
 
 
 def notification(hook: HookType, document: EventDocument) -> bytes:
     """Return the JSON of a hook that tells of a stored event."""
-    request = document.request
-    return _dump(
-        hook,
-        _upload(
-            upload_id=document.id,
-            length=document.length,
-            offset=document.offset,
-            metadata=document.metadata,
-            concatenation=document.concatenation,
-            partial_ids=document.partial_ids,
-            storage=document.storage,
-        ),
-        _NO_REQUEST
-        if request is None
-        else _request(request.method, request.path, request.client, {n: [v] for n, v in request.headers.items()}),
-    )
+    event = {"Upload": _upload(document), "HTTPRequest": _request(document.request)}
+    message = {"Type": hook, "Event": event}
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _dump(hook: HookType, upload: Json, request: Json) -> bytes:
-    return json.dumps(
-        {"Type": hook, "Event": {"Upload": upload, "HTTPRequest": request}}, ensure_ascii=False, separators=(",", ":")
-    ).encode("utf-8", "replace")
-
-
-def _upload(
-    *,
-    upload_id: str,
-    length: int | None,
-    offset: int,
-    metadata: str | None,
-    concatenation: str,
-    partial_ids: Sequence[str],
-    storage: Mapping[str, str],
-) -> Json:
+def _upload(document: EventDocument) -> Json:
     return {
-        "ID": upload_id,
-        "Size": length or 0,
-        "SizeIsDeferred": length is None,
-        "Offset": offset,
-        "MetaData": decode_metadata(metadata or ""),
-        "IsPartial": concatenation == "partial",
-        "IsFinal": concatenation == "final",
-        "PartialUploads": list(partial_ids) or None,
-        "Storage": _storage(storage),
+        "ID": document.id,
+        "Size": document.length or 0,
+        "SizeIsDeferred": document.length is None,
+        "Offset": document.offset,
+        "MetaData": decode_metadata(document.metadata or ""),
+        "IsPartial": document.concatenation == "partial",
+        "IsFinal": document.concatenation == "final",
+        "PartialUploads": list(document.partial_ids) or None,
+        "Storage": _storage(document.storage),
     }
 
 
@@ -100,12 +74,22 @@ def _storage(storage: Mapping[str, str]) -> Json | None:
     return {key[:1].upper() + key[1:]: value for key, value in storage.items()} or None
 
 
-_NO_REQUEST: Json = {"Method": "", "URI": "", "RemoteAddr": "", "Header": None}
+def _request(request: EventRequest | None) -> Json:
+    if request is None:
+        return {"Method": "", "URI": "", "RemoteAddr": "", "Header": None}
+    return {
+        "Method": request.method,
+        "URI": request.path,
+        "RemoteAddr": _address(request.client, request.port),
+        "Header": {canonical_name(name): [value] for name, value in request.headers.items()},
+    }
 
 
-def _request(method: str, uri: str, client: str, headers: Mapping[str, Sequence[str]]) -> Json:
-    fields = {canonical_name(name): list(values) for name, values in headers.items()}
-    return {"Method": method, "URI": uri, "RemoteAddr": client, "Header": fields}
+def _address(host: str, port: int) -> str:
+    """Return host and port as Go writes them; the port is 0 if only a proxy knows it."""
+    if not host:
+        return ""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def canonical_name(name: str) -> str:
@@ -176,6 +160,8 @@ def _response(values: Json) -> HookResponse | None:
 
 def check_response(response: HookResponse) -> None:
     """Raise `InvalidAnswer` for a response that HTTP cannot carry."""
+    _check_type("status", response.status, int)
+    _check_type("body", response.body, str)
     if response.status is not None and not 200 <= response.status <= 599:
         raise InvalidAnswer(f"{response.status} is no status of a final answer")
     for name, value in response.headers.items():
@@ -191,17 +177,49 @@ def _changes(values: Json) -> UploadChanges | None:
         id=_typed(values, "ID", str, default="") or None,
         metadata=_texts(values, "MetaData"),
         path=storage.get("Path") or storage.get("Key") or None,
+        expires_at=_time(_typed(values, "ExpiresAt", str, default="")),
+        owner=_typed(values, "Owner", str, default="") or None,
+        max_size=_typed(values, "MaxSize", int, default=None),
     )
     check_changes(changes)
     return None if changes == UploadChanges() else changes
 
 
+def _time(text: str) -> float | None:
+    """Return the seconds since the epoch of a time in the form of RFC 3339; None for an empty text."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = datetime.min
+    if moment.tzinfo is None:
+        raise InvalidAnswer("ExpiresAt in the answer is no time such as 2026-11-27T06:15:30Z")
+    return moment.timestamp()
+
+
 def check_changes(changes: UploadChanges) -> None:
     """Raise `InvalidAnswer` for changes that no upload can have."""
+    for name in ("id", "path", "owner"):
+        _check_type(name, getattr(changes, name), str)
+    _check_type("largest size", changes.max_size, int)
+    _check_type("expiry", changes.expires_at, (int, float))
     if changes.id is not None and not UPLOAD_ID.fullmatch(changes.id):
         raise InvalidAnswer("the id in the answer is not 1 to 128 of the characters A-Z, a-z, 0-9, _ and -")
-    for key in changes.metadata or {}:
+    if changes.owner is not None and not (changes.owner.isprintable() and len(changes.owner) <= MAX_OWNER):
+        raise InvalidAnswer(f"the owner in the answer is not up to {MAX_OWNER} printable characters")
+    if changes.max_size is not None and changes.max_size < 0:
+        raise InvalidAnswer("the largest size in the answer is negative")
+    if changes.expires_at is not None and not 0 <= changes.expires_at < LATEST:
+        raise InvalidAnswer("the expiry in the answer is out of range")
+    for key, value in (changes.metadata or {}).items():
+        _check_type("metadata", value, str)
         if not key or not key.isascii() or not key.isprintable() or " " in key or "," in key:
             raise InvalidAnswer(
                 "the metadata in the answer have a key that is not printable ASCII without space, comma"
             )
+
+
+def _check_type(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise InvalidAnswer(f"the {name} in the answer is of the wrong type")

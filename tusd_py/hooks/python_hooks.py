@@ -70,9 +70,20 @@ class PythonHooks:
         except InvalidAnswer as error:
             logger.warning("hook %s for upload %s failed: %s", call.type, call.upload.id, error)
             raise HookUnavailable(explanation=str(error)) from None
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            logger.exception("hook %s for upload %s failed", call.type, call.upload.id)
+            raise HookUnavailable(explanation=type(error).__name__) from None
         except Exception as error:  # code of the application: its mistakes are logged, and no client sees them
             logger.exception("hook %s for upload %s failed", call.type, call.upload.id)
             raise HookUnavailable(explanation=type(error).__name__) from None
+
+
+def _is_cancelled() -> bool:
+    """Return whether the server cancels the running task; otherwise the code of the application raised the error."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _checked(answer: Any) -> HookAnswer:
@@ -114,6 +125,10 @@ class PythonHookSink:
                 await method(_call(hook, parse_document(event.document), self._read))
         except TimeoutError:
             raise DeliveryError(f"{method_of(hook)} took more than {self._timeout:g} s") from None
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            raise DeliveryError(f"{method_of(hook)} raised CancelledError") from error
         except Exception as error:  # code of the application: the event is delivered again
             logger.exception("hook %s for upload %s failed", hook, event.upload_id)
             raise DeliveryError(f"{method_of(hook)} raised {type(error).__name__}") from error
@@ -133,5 +148,9 @@ def _call(hook: HookType, document: EventDocument, read: Reader) -> HookCall:
         owner=document.owner,
     )
     request = document.request
-    context = None if request is None else RequestContext(request.method, request.path, request.headers, request.client)
+    context = (
+        None
+        if request is None
+        else RequestContext(request.method, request.path, request.headers, request.client, port=request.port)
+    )
     return HookCall(hook, upload, context, document.storage, partial(read, upload))

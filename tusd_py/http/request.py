@@ -43,6 +43,7 @@ class Request:
         self.bytes_sent = 0  # of a stream
         self.offset_before: int | None = None
         self.offset_after: int | None = None
+        self.location = ""  # of an upload that a failed request has created
         self.expires_at: float | None = None  # Upload-Expires of an error response, seconds since the epoch
 
     @property
@@ -57,7 +58,16 @@ class Request:
 
     def context(self) -> RequestContext:
         """Return the request context for the service and the events."""
-        return RequestContext(self.method, self.path, self.headers, self.client)
+        scope = self.scope
+        query, peer = scope.get("query_string"), scope.get("client")
+        return RequestContext(
+            self.method,
+            self.path,
+            self.headers,
+            self.client,
+            query=query.decode("latin-1") if query else "",
+            port=(peer[1] or 0) if peer and peer[0] == self.client else 0,
+        )
 
     def integer(self, name: str, code: str) -> int | None:
         """Return the value of a header field that holds a non-negative integer; None if it is absent."""

@@ -45,9 +45,16 @@ GROUPS: Mapping[str, type[BaseModel]] = {
 }
 
 
+UNUSUAL_NAMES = {
+    ("redis", "lock_ttl"): "lock_ttl",
+    ("hooks", "python"): "hooks",
+    ("hooks", "progress_interval"): "progress_hooks_interval",
+}
+
+
 def flat_name(group: str, field: str) -> str:
     """Return the name of a setting of a group, such as `s3_prefix`, from which its flag and variable are made."""
-    return field if (group, field) == ("redis", "lock_ttl") else f"{group}_{field}"
+    return UNUSUAL_NAMES.get((group, field), f"{group}_{field}")
 
 
 class Settings(BaseSettings):

@@ -77,7 +77,18 @@ class SettingsOverrides(TypedDict, total=False):
     shutdown_grace: Duration
     events_to: Names
     events_give_up: Duration
+    hooks: object
+    hooks_http: Names
     hooks_http_secret_file: Path | str | None
+    hooks_http_timeout: Duration
+    hooks_http_retry: int
+    hooks_http_backoff: Duration
+    hooks_http_forward_headers: Names
+    hooks_http_refuse_private: bool
+    hooks_dir: Path | str | None
+    hooks_dir_timeout: Duration
+    hooks_enabled_events: Names
+    progress_hooks_interval: Duration
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
     disable_malloc_tuning: bool

@@ -68,12 +68,12 @@ class Append:
         self._source = source
         self._budget = budget
         self._batches = BatchWriter(writer, budget, source.release)
-        self._options = options
+        self._options = options.limited_to(upload.max_size)
         self._commit_record = commit
         self._stored_size = stored_size  # of the storage
         self._sync = sync
         self._verification = verification
-        self._limit = _limit(upload, options)
+        self._limit = _limit(upload, self._options)
         self._start = upload.offset
         self._position = upload.offset  # offset of the next received byte
         self._timer: asyncio.TimerHandle | None = None

@@ -123,6 +123,12 @@ class Appending:
         await append.rewind(failure.before, failure.error)
         return append.upload
 
+    def stop(self, upload_id: str, reason: UploadError) -> None:
+        """Make a running append commit its bytes and end with this error."""
+        for append in self._appends:
+            if append.upload.id == upload_id:
+                append.interrupt(reason)
+
     def drain(self) -> None:
         """Make running appends commit their bytes and end with `ServerShutdown`."""
         for append in list(self._appends):
@@ -213,6 +219,7 @@ class Appending:
             self._events.publish(UploadProgressed(after, received, append_request.context))
 
         async def commit(before: Upload, after: Upload, parts: Sequence[UploadPart], finished: bool) -> Upload:
+            finished = finished and not self._completion.asks_first
             after = await self._completion.commit(
                 before, after, lock.token, parts, finished=finished, sync=sync, request=append_request.context
             )
@@ -240,10 +247,13 @@ class Appending:
         lock: Lock,
         committed: Callable[[Upload, Upload], object],
     ) -> tuple[Writer, LastStep | None]:
-        """Return a writer; with it its last step if the storage has threaded writers, else None."""
+        """Return a writer; with it its last step if the storage has threaded writers, else None.
+
+        None too if the application decides about completions, which the last step would make at once.
+        """
         verification, predecessors = append_request.verification, lock.unreleased_predecessors
         observer = verification.update if verification is not None else None
-        if self._threaded is None:
+        if self._threaded is None or self._completion.asks_first:
             return self._storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors), None
         writer = self._threaded.storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors)
         change = RecordChange(lock.token, append_request.context)

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from tusd_py.contracts.hooks import HookType
 from tusd_py.core.errors import OffsetMismatch, PartBehind, PartialLost, StorageBehind, UploadError
 from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
@@ -20,6 +21,7 @@ from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.types import finish_event
 from tusd_py.uploads.components import Components, ThreadPair
 from tusd_py.uploads.concatenation import with_length
+from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.record_reader import RecordReader
@@ -31,8 +33,16 @@ class Completion:
     """The commits of appends and the completion of uploads. The caller holds the lock, and gives its token."""
 
     def __init__(
-        self, components: Components, lifetimes: Lifetimes, records: RecordReader, event_log: EventLog
+        self,
+        components: Components,
+        lifetimes: Lifetimes,
+        records: RecordReader,
+        event_log: EventLog,
+        decisions: Decisions,
     ) -> None:
+        self._decisions = decisions
+        # Whether the application decides about every completion, so that no short way leads there.
+        self.asks_first = decisions.asks(HookType.PRE_FINISH)
         self._components = components
         self._state = components.state
         self._storage = components.storage
@@ -127,10 +137,16 @@ class Completion:
         """Complete an upload in `finishing`, whose bytes are all stored; it stays in `finishing` if that fails.
 
         Raises:
+            HookRejected: the application does not want the upload, which has been removed.
+            HookUnavailable: the application could not be asked.
             OffsetMismatch: bytes were lost; the upload is active again at the offset where they end.
         """
         try:
-            finished = await (self._assemble(upload) if upload.is_final else self._finish_in_storage(upload))
+            finished = await (
+                self._assemble(upload, token, request)
+                if upload.is_final
+                else self._finish_in_storage(upload, token, request)
+            )
         except StorageBehind as error:
             back = replace(upload.at(error.stored), status=Status.ACTIVE, expires_at=self._lifetimes.extended(upload))
             await self._state.update(upload, back, token)
@@ -140,19 +156,25 @@ class Completion:
         self.publish(complete, request)
         return complete
 
-    async def _finish_in_storage(self, upload: Upload) -> Upload:
+    async def _finish_in_storage(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
         parts = await self._state.parts(upload.id) if upload.storage_state else ()
-        return replace(upload, storage_state=await self._storage.finish(upload, parts, sync=self._syncs))
+        finished = replace(upload, storage_state=await self._storage.finish(upload, parts, sync=self._syncs))
+        await self._decisions.on_completion(upload, finished, token, request, self._storage.read)
+        return finished
 
     # Final uploads.
 
-    async def _assemble(self, final: Upload) -> Upload:
-        """Concatenate the partial uploads; return the final one with its length."""
+    async def _assemble(self, final: Upload, token: int, request: RequestContext | None) -> Upload:
+        """Concatenate the partial uploads; return the final one with its length.
+
+        The application is asked first: what was put together is not kept until the record is complete.
+        """
         concatenation = self._components.concatenation
         assert concatenation is not None
         found = {partial_id: await self._records.get(partial_id) for partial_id in dict.fromkeys(final.partial_ids)}
         partials = [found[partial_id] for partial_id in final.partial_ids]
-        final = with_length(final, partials, self._components.options)
+        stored, final = final, with_length(final, partials, self._components.options)
+        await self._decisions.on_completion(stored, final, token, request)
         try:
             storage_state = await concatenation.concatenate(final, partials, sync=self._syncs)
         except PartBehind as error:

@@ -38,7 +38,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
         if not partial.is_complete and not options.concatenation_unfinished:
             raise PartialUnfinished(partial.id)
     length = _total(partials)
-    check_size(length, options, "final")
+    check_size(length, options.limited_to(new.max_size), "final")
     return Upload(
         id=upload_id,
         created_at=now,
@@ -48,7 +48,8 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
         concatenation=UploadKind.FINAL,
         concat_header=new.concat_header,
         partial_ids=new.partial_ids,
-        owner=owner_of(new.context),
+        owner=owner_of(new.context) if new.owner is None else new.owner,
+        max_size=new.max_size,
     )
 
 
@@ -58,7 +59,7 @@ def with_length(final: Upload, partials: Sequence[Upload], options: UploadOption
         if not partial.is_complete:
             raise PartialUnfinished(partial.id)
     length = sum(partial.offset for partial in partials)
-    check_size(length, options, "final")
+    check_size(length, options.limited_to(final.max_size), "final")
     return replace(final, length=length, offset=length)
 
 

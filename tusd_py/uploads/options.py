@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from tusd_py.contracts.storage import SizeLimits
@@ -34,6 +34,7 @@ class UploadOptions:
     partial_retention: float = 3600  # concatenated partial uploads live this long
     retention: float = 0  # finished uploads are removed so long after their completion; 0: never
     gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
+    progress_interval: float = 1.0  # least time between two calls of the hook `post-receive` for an upload
     concatenation_unfinished: bool = False
     concatenation_parts: int = 1000  # maximum number of partial uploads that a final one may name
     concatenation_repeats: int = 10  # maximum number of times that it may name the same one
@@ -44,6 +45,12 @@ class UploadOptions:
         """Return the largest size of an upload of this kind; None if it is not limited."""
         limits = [limit for limit in (self.max_size, getattr(self.storage, kind)) if limit is not None]
         return min(limits, default=None)
+
+    def limited_to(self, max_size: int | None) -> UploadOptions:
+        """Return the options for an upload whose limit, unless it is None, may be smaller than that of all uploads."""
+        if max_size is None or (self.max_size is not None and self.max_size <= max_size):
+            return self
+        return replace(self, max_size=max_size)
 
     def sinks_by_event(self) -> Mapping[EventType, tuple[str, ...]]:
         """Return the names of the sinks for each kind of event that any sink gets."""

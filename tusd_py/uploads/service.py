@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from tusd_py.contracts.hooks import BlockingHooks, HookType
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.storage import Buffer, OpenFile
 from tusd_py.core.errors import (
     BrokenRecord,
     ClientDisconnected,
     CodedError,
+    HookRejected,
+    HookUnavailable,
     StorageUnavailable,
+    UploadExists,
+    UploadGone,
     UploadNotFound,
+    UploadStopped,
     WrongStorage,
 )
 from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.request_context import RequestContext, owner_of
 from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
-from tusd_py.events.types import PartialFinished, UploadCreated, UploadExpired, UploadTerminated
+from tusd_py.events.types import PartialFinished, UploadCreated, UploadExpired, UploadProgressed, UploadTerminated
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
+from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.downloads import Downloads
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.expiration import Expiration, SweepResult
@@ -33,6 +41,7 @@ from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
+from tusd_py.uploads.progress_hooks import ProgressHooks
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.removal import Removal
@@ -48,7 +57,7 @@ IDENTITY_TIMEOUT = 1.5  # seconds that a health check waits for the identity of 
 class UploadService:
     """All actions on uploads, independent of the kinds of state store, locker and storage."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, hooks: BlockingHooks | None = None) -> None:
         self._components = components
         self.state = components.state
         self.locker = components.locker
@@ -66,13 +75,18 @@ class UploadService:
         self._event_log = EventLog(components)
         self._removal = Removal(components, self._event_log)
         self._waiting = WaitingFinals(self.state, self.clock)
-        completion = Completion(components, self._lifetimes, self._records, self._event_log)
+        self.hooks = hooks
+        self._decisions = Decisions(components, hooks, self._removal)
+        completion = Completion(components, self._lifetimes, self._records, self._event_log, self._decisions)
         self._recovery = Recovery(components, self._records, completion, self._removal, self._waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
         self._appending = Appending(components, self._lifetimes, self._records, completion, self._recovery, self._work)
         self._expiration = Expiration(
             components, self._lifetimes, self._records, self._recovery, self._removal, self._work
         )
+        self._progress = ProgressHooks(self._decisions, self._work, self.options.progress_interval, self._stop)
+        if self._decisions.asks(HookType.POST_RECEIVE):
+            self.events.observe(UploadProgressed, self._progress.progressed)
         if self.options.concatenation_unfinished:
             self.events.observe(PartialFinished, self.partial_ended)
             self.events.observe(UploadTerminated, self.partial_ended)
@@ -81,38 +95,70 @@ class UploadService:
     # Creating.
 
     async def create(self, new: NewUpload) -> Upload:
-        """Create an upload and return its record; one of length zero is complete at once."""
-        upload = await self._event_log.create(self._new_record(new), new.context)
-        self.events.publish(UploadCreated(upload, new.context))
+        """Create an upload and return its record; one of length zero is complete at once.
+
+        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `MaxSizeExceeded`.
+        """
+        return await self._create(await self._decided_record(new), new.context)
+
+    async def _create(self, new: Upload, context: RequestContext | None) -> Upload:
+        upload = await self._event_log.create(new, context)
+        self.events.publish(UploadCreated(upload, context))
         if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
-            upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, new.context))
+            try:
+                upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, context))
+            except HookUnavailable as error:
+                error.created = upload.id
+                raise
         await self._wait_for_deliveries(upload.id)
         return upload
 
     async def create_with(self, new: NewUpload, append_request: AppendRequest) -> Upload:
         """Create an upload, which exists even if its first bytes are refused, and append them; return its record.
 
-        Raises `ClientDisconnected`, `MaxSizeExceeded`.
+        Raises `ClientDisconnected`, `MaxSizeExceeded`, the errors of `create`, and those of a hook that is asked about
+        the completion.
         """
         made: tuple[Upload, bool] | None = None
+        record = await self._decided_record(new)
         if self._appending.suits_creation(new, append_request):
-            made = await self._appending.create(self._new_record(new), append_request)
-        upload, appended = (await self.create(new), False) if made is None else made
+            made = await self._appending.create(record, append_request)
+        upload, appended = (await self._create(record, new.context), False) if made is None else made
         if appended:
             await self._wait_for_deliveries(upload.id)
             return upload
         try:
             return await self.append(upload.id, append_request)
-        except ClientDisconnected:
+        except HookUnavailable as error:
+            error.created = upload.id
+            raise
+        except (ClientDisconnected, HookRejected):
             raise
         except CodedError:
             return await self.get(upload.id)
 
+    async def _decided_record(self, new: NewUpload) -> Upload:
+        """Return the record of a new upload as the application wants it."""
+        record = self._new_record(new)
+        if not self._decisions.asks(HookType.PRE_CREATE):
+            return record
+        decided = await self._decisions.on_creation(new, record)
+        record = self._new_record(decided)
+        if decided.id is not None:
+            await self._refuse_stored_bytes(record)
+        return record
+
+    async def _refuse_stored_bytes(self, new: Upload) -> None:
+        """Raise `UploadExists` if there are bytes of an upload with this id, whose record was lost."""
+        with contextlib.suppress(UploadNotFound):
+            if await self._records.load_completion_record(new.id) is not None or await self.storage.stored_size(new):
+                raise UploadExists
+
     def _new_record(self, new: NewUpload) -> Upload:
-        check_size(new.length, self.options)
+        check_size(new.length, self.options.limited_to(new.max_size))
         now = self.clock.wall()
         upload = Upload(
-            id=new_upload_id(),
+            id=new.id or new_upload_id(),
             created_at=now,
             length=new.length,
             deferred=new.length is None,
@@ -120,8 +166,9 @@ class UploadService:
             metadata=new.metadata,
             concatenation=new.concatenation,
             concat_header=new.concat_header,
-            expires_at=self._lifetimes.of_unfinished(now),
-            owner=owner_of(new.context),
+            expires_at=self._lifetimes.of_unfinished(now) if new.expires_at is None else new.expires_at,
+            owner=owner_of(new.context) if new.owner is None else new.owner,
+            max_size=new.max_size,
         )
         return replace(upload, location=self.storage.locate(upload))
 
@@ -208,7 +255,11 @@ class UploadService:
         `FinalUploadModified`, `LockTimeout`, `UploadNotFound`, `UploadGone`.
         """
         self.refuse_when_draining()
-        upload, done = await self._appending.append(upload_id, append_request)
+        try:
+            upload, done = await self._appending.append(upload_id, append_request)
+        except UploadStopped:
+            await self._remove_stopped(upload_id, append_request.context)
+            raise
         if not done:
             return await verify_no_more_bytes(upload, append_request, self.options)
         await self._wait_for_deliveries(upload_id)
@@ -238,16 +289,29 @@ class UploadService:
         self.refuse_when_draining()
         check_partial_ids(new.partial_ids, self.options)
         upload_id = final_upload_id(new.partial_ids, new.metadata)
+        if self._decisions.asks(HookType.PRE_CREATE):
+            existing = await self.state.get(upload_id)
+            if existing is None or existing.is_gone(self.clock.steady()):
+                partials = [await self.get(partial_id) for partial_id in new.partial_ids]
+                preview = new_final(upload_id, new, partials, self.options, self.clock.wall())
+                new = await self._decisions.on_creation(new, preview)
+                upload_id = new.id or upload_id
 
         async def make(lock: Lock) -> Upload:
             return await self._concatenate(new, lock)
 
-        final = await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, make)
+        try:
+            final = await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, make)
+        except HookUnavailable as error:
+            error.created = upload_id
+            raise
         await self.events.delivered(upload_id)
         return final
 
     async def _concatenate(self, new: NewUpload, lock: Lock) -> Upload:
         existing = await self._records.get_under(lock)
+        if existing is not None and existing.partial_ids != new.partial_ids:  # the application chose its id
+            raise UploadExists
         if existing is not None and not existing.is_gone(self.clock.steady()):
             return await self._recovery.recover(existing, lock.token, new.context)
         partials = [await self.get(partial_id) for partial_id in new.partial_ids]
@@ -255,6 +319,8 @@ class UploadService:
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
         upload = replace(upload, token=lock.token, location=self.storage.locate(upload))
+        if new.id is not None:
+            await self._refuse_stored_bytes(upload)
         upload = await self._event_log.create(upload, new.context)
         self.events.publish(UploadCreated(upload, new.context))
         return await self._recovery.recover(upload, lock.token, new.context)
@@ -288,8 +354,9 @@ class UploadService:
         # A subscriber that waits for itself would never return.
         may_be_a_subscriber = self.events.is_delivering(upload_id)
         try:
-            await self.get(upload_id)
+            await self._decisions.on_termination(await self.get(upload_id), context)
         except BrokenRecord as error:
+            await self._decisions.on_termination(cast(Upload, error.remains), context)
             await self.carry_out(self._terminate(upload_id, context, error))
         else:
             await self.carry_out(self._terminate(upload_id, context))
@@ -297,7 +364,12 @@ class UploadService:
             await self._wait_for_deliveries(upload_id)
 
     async def _terminate(
-        self, upload_id: str, context: RequestContext | None, broken: BrokenRecord | None = None
+        self,
+        upload_id: str,
+        context: RequestContext | None,
+        broken: BrokenRecord | None = None,
+        *,
+        unless_complete: bool = False,
     ) -> None:
         async def remove(lock: Lock) -> None:
             if broken is not None:
@@ -305,11 +377,23 @@ class UploadService:
                 self.events.publish(UploadTerminated(remains, context))
                 return
             upload = await self.get(upload_id, lock)
+            if upload.is_complete and unless_complete:
+                return
             await self._removal.remove(upload, lock.token, Status.TERMINATED, context)
             self.events.publish(UploadTerminated(upload, context))
 
         async with self._work.ending(upload_id):
             await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, remove, to_remove=True)
+
+    async def _stop(self, upload: Upload, reason: UploadStopped, context: RequestContext | None) -> None:
+        """End an upload that the application stops; a running append ends with the reason first."""
+        self._appending.stop(upload.id, reason)
+        await self._remove_stopped(upload.id, context)
+
+    async def _remove_stopped(self, upload_id: str, context: RequestContext | None) -> None:
+        with contextlib.suppress(UploadNotFound, UploadGone):  # it has ended meanwhile
+            if not (await self.get(upload_id)).is_complete:
+                await self.carry_out(self._terminate(upload_id, context, unless_complete=True))
 
     def is_over(self, upload: Upload) -> bool:
         """Return whether the sweeper removes this upload."""
@@ -336,6 +420,10 @@ class UploadService:
 
     # Running.
 
+    def interrupt_hooks(self) -> None:
+        """Go on without the answers of hooks that are being asked."""
+        self._decisions.interrupt()
+
     async def check(self) -> None:
         """Raise `StateUnavailable`, `StorageUnavailable` or `ServerShutdown` if requests cannot be served now."""
         self.refuse_when_draining()
@@ -355,6 +443,7 @@ class UploadService:
 
     def unobserve_events(self) -> None:
         """Stop observing events, before another service replaces this one."""
+        self.events.unobserve(UploadProgressed, self._progress.progressed)
         self.events.unobserve(PartialFinished, self.partial_ended)
         self.events.unobserve(UploadTerminated, self.partial_ended)
         self.events.unobserve(UploadExpired, self.partial_ended)

@@ -262,6 +262,8 @@ class _Step:
     def _reached(self, before: Upload) -> Upload:
         offset, token = self._offset + len(self._body), self._lock.token
         if offset == before.length:
+            if self._threaded.completion.asks_first:
+                raise NotSimpleError
             synced = offset if self._threaded.syncs else before.synced  # it counts only if the sync succeeds
             return self._threaded.completion.completed(before, token, offset=offset, synced=synced)
         return replace(before, offset=offset, expires_at=self._lifetimes.extended(before), token=token)

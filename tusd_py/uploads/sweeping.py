@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore, SupportsIndexRepair
 from tusd_py.contracts.storage import Orphan, SupportsOrphanCleanup
-from tusd_py.core.errors import UploadError
-from tusd_py.core.upload import Upload
+from tusd_py.core.errors import HookUnavailable, UploadError
+from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.expiration import SweepResult
 from tusd_py.uploads.identity import IdentityCheck
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
@@ -21,6 +22,7 @@ from tusd_py.uploads.timekeeping import keep_time
 logger = logging.getLogger("tusd_py.sweeper")
 
 BATCH = 100
+MAX_HOOKS_WAIT = 30.0  # seconds; a hook that hangs keeps a sweep from other completions then, never from removals
 MAX_LISTED = 1 << 31  # uploads
 ORPHAN_AGE = 86400.0  # seconds
 
@@ -69,6 +71,7 @@ class Sweeper:
             await self._index.repair_index()
         results: list[SweepResult | None] = []
         seen: set[str] = set()
+        waited = 0.0  # seconds for hooks that could not be asked
         skipped = 0  # due uploads that stay due, because a request writes to them, for example
         while batch := await self._state.due(self._service.clock.steady(), BATCH, skip=skipped):
             for upload in batch:
@@ -76,9 +79,14 @@ class Sweeper:
                     skipped += 1
                     continue
                 seen.add(upload.id)
+                if upload.status is Status.FINISHING and waited > MAX_HOOKS_WAIT:
+                    continue
+                started = time.monotonic()
                 try:
                     results.append(await self._service.sweep(upload))
                 except UploadError as error:
+                    if isinstance(error, HookUnavailable):
+                        waited += time.monotonic() - started
                     reason = f" ({error.__cause__})" if error.__cause__ else ""
                     report_error(f"upload {upload.id} could not be removed or completed: {error.message}{reason}")
         return SweepSummary(results.count(SweepResult.REMOVED), results.count(SweepResult.COMPLETED))

@@ -24,6 +24,11 @@ class NewUpload:
     concat_header: str | None = None
     partial_ids: tuple[str, ...] = ()
     context: RequestContext | None = None
+    # Choices of the application, in place of those of the server.
+    id: str | None = None
+    expires_at: float | None = None
+    owner: str | None = None
+    max_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ def check_append(upload: Upload, append_request: AppendRequest, options: UploadO
     """Return the upload with the length that the request declares; raises the reason to refuse the append."""
     if append_request.offset != upload.offset:
         raise OffsetMismatch(upload.offset)
+    options = options.limited_to(upload.max_size)
     if append_request.length is not None:
         upload = _declare_length(upload, append_request.length, options)
     end = upload.offset + (append_request.source.declared_size or 0)
@@ -57,6 +63,7 @@ def refuse_hopeless(record: Upload, append_request: AppendRequest, options: Uplo
         raise FinalUploadModified
     if append_request.offset < record.offset:
         raise OffsetMismatch(record.offset)
+    options = options.limited_to(record.max_size)
     if append_request.length is not None:
         record = _declare_length(record, append_request.length, options)
     end = append_request.offset + (append_request.source.declared_size or 0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tusd_py.core.errors import CodedError, OffsetMismatch, UploadNotFound
+from tusd_py.core.errors import CodedError, HookRejected, OffsetMismatch, UploadNotFound
 from tusd_py.http.cors import RawHeaders
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, HTTPError, error_response_for, render
+from tusd_py.http.hook_answers import rejected, with_fields
 from tusd_py.http.request import Handler, Request, Response
 from tusd_py.http.tus.handlers import VERSION, TusHandlers
 from tusd_py.http.tus.headers import format_date
@@ -54,7 +55,11 @@ class TusProtocol:
             answer = TRY_LATER
         content_type, body = render(answer, request.headers.get("accept", ""))
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+        if isinstance(error, HookRejected):
+            return rejected(Response(answer.status, with_fields(headers, answer.headers), body, error_code=answer.code))
         headers |= answer.headers
+        if request.location:
+            headers["Location"] = request.location
         if isinstance(error, OffsetMismatch):
             headers["Upload-Offset"] = str(error.offset)
             request.offset_after = error.offset

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.errors import CodedError, UploadError, UploadGone, UploadNotFound
+from tusd_py.core.errors import CodedError, HookRejected, HookUnavailable, UploadError, UploadGone, UploadNotFound
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.download import describe, select
 from tusd_py.http.empty_patches import EmptyPatches
 from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_response_for
+from tusd_py.http.hook_answers import answered
 from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.request import FileBody, Handler, Request, Response
 from tusd_py.http.tus.headers import (
@@ -99,20 +100,29 @@ class TusHandlers:
     async def post(self, request: Request) -> Response:
         check_version(request)
         new = self._new_upload(request)
-        if new.concatenation is UploadKind.FINAL:
-            return self._created(request, await self._service.concatenate(new))
-        append_request = await self._first_bytes(request, new)
-        if append_request is None:
-            upload = await self._service.create(new)
-        else:  # the client gets the URL of the new upload even if its body is refused
-            upload = await self._service.create_with(new, append_request)
+        is_final = new.concatenation is UploadKind.FINAL
+        append_request = None if is_final else await self._first_bytes(request, new)
+        try:
+            if is_final:
+                upload = await self._service.concatenate(new)
+            elif append_request is None:
+                upload = await self._service.create(new)
+            else:  # the client gets the URL of the new upload even if its body is refused
+                upload = await self._service.create_with(new, append_request)
+        except HookUnavailable as error:
+            if error.created:
+                request.upload_id = error.created
+                request.location = self._location(request)
+            raise
         request.offset_after = upload.offset
-        return self._created(request, upload)
+        return answered(self._created(request, upload), new.context)
 
     def _created(self, request: Request, upload: Upload) -> Response:
         request.upload_id = upload.id
-        location = f"{self._urls.base(request.scope, request.headers)}/{upload.id}"
-        return Response(201, {"Location": location, **_offset(upload), **_expires(upload)})
+        return Response(201, {"Location": self._location(request), **_offset(upload), **_expires(upload)})
+
+    def _location(self, request: Request) -> str:
+        return f"{self._urls.base(request.scope, request.headers)}/{request.upload_id}"
 
     def _new_upload(self, request: Request) -> NewUpload:
         concatenation, partial_ids = self._concatenation(request)
@@ -202,6 +212,8 @@ class TusHandlers:
                 return await self._describe(request)
             check_version(request)
             upload = await self._service.inspect(request.upload_id)
+        except HookRejected as error:  # of the completion: the upload was removed
+            return Response(404, no_store, error_code=error.code)
         except (UploadNotFound, UploadGone) as error:
             return Response(error_response_for(error).status, no_store, error_code=error.code)
         except UploadError as error:
@@ -250,12 +262,13 @@ class TusHandlers:
             self._empty_patches.brought_bytes(upload.id)
         elif length is None and not upload.is_complete:
             await asyncio.sleep(self._empty_patches.pause(upload.id))
-        return Response(204, _offset(upload) | _expires(upload))
+        return answered(Response(204, _offset(upload) | _expires(upload)), append_request.context)
 
     async def delete(self, request: Request) -> Response:
         check_version(request)
-        await self._service.terminate(request.upload_id, request.context())
-        return Response(204)
+        context = request.context()
+        await self._service.terminate(request.upload_id, context)
+        return answered(Response(204), context)
 
     async def get(self, request: Request) -> Response:
         return await self._download(request, body=True)
