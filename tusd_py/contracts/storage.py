@@ -58,6 +58,7 @@ from tusd_py.contracts.storage_abilities import (
     SupportsOrphanCleanup as SupportsOrphanCleanup,
     SupportsSizeLimits as SupportsSizeLimits,
     SupportsWholeFiles as SupportsWholeFiles,
+    TakesPlaces as TakesPlaces,
     UploadRecords as UploadRecords,
 )
 from tusd_py.contracts.writer import (

@@ -130,6 +130,22 @@ class DescribesPlaces(Protocol):
         """Return the place: `type`, and `path` or `bucket` and `key`. Empty if it is not known; does no I/O."""
 
 
+@runtime_checkable
+class TakesPlaces(Protocol):
+    """A storage that keeps the bytes of an upload at a place that the application chooses."""
+
+    async def claim_place(self, upload: Upload, path: str) -> str:
+        """Return the `Upload.location` of a new upload at a place that belongs to no other upload until this one ends.
+
+        Raises:
+            PathTaken: the place belongs to another upload, or something is there.
+            ValueError: there can be no upload at this place; the text says why, for the operator.
+        """
+
+    async def give_up_place(self, upload: Upload) -> None:
+        """Undo `claim_place` for an upload that was not created; do nothing for one without such a place."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenFile:
     """A file that is open for reading."""

@@ -188,6 +188,13 @@ class UploadStopped(HookRejected):
     code = "ERR_UPLOAD_STOPPED"
 
 
+class PathTaken(UploadError):
+    """The place that a hook chose for the bytes of a new upload belongs to another upload, or something is there."""
+
+    default_message = "the place that the application chose for the upload is taken"
+    code = "ERR_PATH_TAKEN"
+
+
 class LockTimeout(UploadError):
     """The lock of an upload was not obtained in time: another request uses the upload. Try again."""
 

@@ -102,6 +102,11 @@ class Upload:
         return self.status is Status.COMPLETE
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the upload was removed, and nothing but its record may be left."""
+        return self.status in (Status.TERMINATED, Status.EXPIRED)
+
+    @property
     def has_all_bytes(self) -> bool:
         """Whether every byte of a known length is committed."""
         return self.length is not None and self.offset == self.length
@@ -122,7 +127,7 @@ class Upload:
 
         A finished upload never expires; a complete partial one is not finished before it is part of a final one.
         """
-        if self.status in (Status.TERMINATED, Status.EXPIRED):
+        if self.has_ended:
             return True
         can_expire = self.status is Status.ACTIVE or (self.is_complete and self.is_partial)
         return can_expire and self.expires_at is not None and self.expires_at <= now

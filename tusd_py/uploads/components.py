@@ -22,6 +22,7 @@ from tusd_py.contracts.storage import (
     SupportsLocations,
     SupportsSizeLimits,
     SupportsWholeFiles,
+    TakesPlaces,
 )
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.durability import Durability
@@ -53,6 +54,7 @@ class Components:
     in_threads: ThreadPair | None
     outbox: StateStoreWithOutbox | None
     places: DescribesPlaces | None
+    chosen_places: TakesPlaces | None
     completion_records: SupportsCompletionRecords | None
     concatenation: SupportsConcatenation | None
     redirects: SupportsDownloadRedirect | None
@@ -89,6 +91,7 @@ class Components:
             in_threads=_thread_pair(state, storage),
             outbox=cast(StateStoreWithOutbox, state) if isinstance(state, SupportsOutbox) else None,
             places=storage if isinstance(storage, DescribesPlaces) else None,
+            chosen_places=storage if isinstance(storage, TakesPlaces) else None,
             completion_records=storage if isinstance(storage, SupportsCompletionRecords) else None,
             concatenation=storage if isinstance(storage, SupportsConcatenation) else None,
             redirects=storage if isinstance(storage, SupportsDownloadRedirect) else None,

@@ -26,8 +26,8 @@ from tusd_py.core.errors import (
     WrongStorage,
 )
 from tusd_py.core.listing import Page, UploadFilter
-from tusd_py.core.request_context import RequestContext, owner_of
-from tusd_py.core.upload import Status, Upload, final_upload_id, new_upload_id
+from tusd_py.core.request_context import RequestContext
+from tusd_py.core.upload import Status, Upload, final_upload_id
 from tusd_py.events.types import PartialFinished, UploadCreated, UploadExpired, UploadProgressed, UploadTerminated
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
@@ -41,6 +41,7 @@ from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
+from tusd_py.uploads.new_records import NewRecords
 from tusd_py.uploads.progress_hooks import ProgressHooks
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
@@ -77,6 +78,7 @@ class UploadService:
         self._waiting = WaitingFinals(self.state, self.clock)
         self.hooks = hooks
         self._decisions = Decisions(components, hooks, self._removal)
+        self._new_records = NewRecords(components, self._lifetimes, self._records, self._decisions)
         completion = Completion(components, self._lifetimes, self._records, self._event_log, self._decisions)
         self._recovery = Recovery(components, self._records, completion, self._removal, self._waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
@@ -97,9 +99,11 @@ class UploadService:
     async def create(self, new: NewUpload) -> Upload:
         """Create an upload and return its record; one of length zero is complete at once.
 
-        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `MaxSizeExceeded`.
+        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `PathTaken`, `MaxSizeExceeded`.
         """
-        return await self._create(await self._decided_record(new), new.context)
+        record = await self._new_records.make(new)
+        async with self._new_records.creating(record):
+            return await self._create(record, new.context)
 
     async def _create(self, new: Upload, context: RequestContext | None) -> Upload:
         upload = await self._event_log.create(new, context)
@@ -120,10 +124,11 @@ class UploadService:
         the completion.
         """
         made: tuple[Upload, bool] | None = None
-        record = await self._decided_record(new)
-        if self._appending.suits_creation(new, append_request):
-            made = await self._appending.create(record, append_request)
-        upload, appended = (await self._create(record, new.context), False) if made is None else made
+        record = await self._new_records.make(new)
+        async with self._new_records.creating(record):
+            if self._appending.suits_creation(new, append_request):
+                made = await self._appending.create(record, append_request)
+            upload, appended = (await self._create(record, new.context), False) if made is None else made
         if appended:
             await self._wait_for_deliveries(upload.id)
             return upload
@@ -136,41 +141,6 @@ class UploadService:
             raise
         except CodedError:
             return await self.get(upload.id)
-
-    async def _decided_record(self, new: NewUpload) -> Upload:
-        """Return the record of a new upload as the application wants it."""
-        record = self._new_record(new)
-        if not self._decisions.asks(HookType.PRE_CREATE):
-            return record
-        decided = await self._decisions.on_creation(new, record)
-        record = self._new_record(decided)
-        if decided.id is not None:
-            await self._refuse_stored_bytes(record)
-        return record
-
-    async def _refuse_stored_bytes(self, new: Upload) -> None:
-        """Raise `UploadExists` if there are bytes of an upload with this id, whose record was lost."""
-        with contextlib.suppress(UploadNotFound):
-            if await self._records.load_completion_record(new.id) is not None or await self.storage.stored_size(new):
-                raise UploadExists
-
-    def _new_record(self, new: NewUpload) -> Upload:
-        check_size(new.length, self.options.limited_to(new.max_size))
-        now = self.clock.wall()
-        upload = Upload(
-            id=new.id or new_upload_id(),
-            created_at=now,
-            length=new.length,
-            deferred=new.length is None,
-            status=Status.FINISHING if new.length == 0 else Status.ACTIVE,
-            metadata=new.metadata,
-            concatenation=new.concatenation,
-            concat_header=new.concat_header,
-            expires_at=self._lifetimes.of_unfinished(now) if new.expires_at is None else new.expires_at,
-            owner=owner_of(new.context) if new.owner is None else new.owner,
-            max_size=new.max_size,
-        )
-        return replace(upload, location=self.storage.locate(upload))
 
     # Reading.
 
@@ -318,9 +288,7 @@ class UploadService:
         upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
-        upload = replace(upload, token=lock.token, location=self.storage.locate(upload))
-        if new.id is not None:
-            await self._refuse_stored_bytes(upload)
+        upload = await self._new_records.placed(new, replace(upload, token=lock.token))
         upload = await self._event_log.create(upload, new.context)
         self.events.publish(UploadCreated(upload, new.context))
         return await self._recovery.recover(upload, lock.token, new.context)

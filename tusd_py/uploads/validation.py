@@ -29,6 +29,7 @@ class NewUpload:
     expires_at: float | None = None
     owner: str | None = None
     max_size: int | None = None
+    path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tusd_py.backends.disk.claims import OWN_FOLDER
 from tusd_py.backends.disk.copying import FileRange
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.segment_map import PRIMARY_FILE, STORAGE_STATE, Segment, segments, storage_state_of
@@ -174,6 +175,8 @@ class SharedDiskStorage(DiskStorage):
         found = []
         for folder, folders, names in os.walk(self._directory):
             folders[:] = [name for name in folders if not name.startswith(".")]
+            if not OWN_FOLDER.fullmatch(str(Path(folder).relative_to(self._directory))):
+                continue
             for name in names:
                 if SEGMENT.fullmatch(name):
                     with contextlib.suppress(FileNotFoundError):

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tusd_py.asyncutil.threads import Threads
+from tusd_py.backends.disk.claims import MARK, OWN_FOLDER as LOCATION, Claims, parse_place, place_of
 from tusd_py.backends.disk.completion_records import CompletionRecords
 from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.errors import file_errors
@@ -38,11 +38,11 @@ from tusd_py.core.errors import (
     StoredElsewhere,
     UploadNotFound,
 )
+from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.core.upload import Upload, UploadPart, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
 TOP = "."  # location of a file in the directory itself
-LOCATION = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # the only folders of files that are opened
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class DiskStorage:
         self.syncs = Syncs(self.files, shared=self.is_shared)
         self._identity = IdentityFile(directory)
         self._reader = FileReader(self)
+        self._claims = Claims(directory, directory / PRIVATE_FOLDER / "places", self.files)
         self._external_steps = ExternalSteps()
 
     async def open(self) -> None:
@@ -111,7 +112,10 @@ class DiskStorage:
             raise StoredElsewhere
         location = upload.location or self.locate(upload)
         if not LOCATION.fullmatch(location):
-            raise StoredElsewhere
+            place = place_of(location)
+            if not place:
+                raise StoredElsewhere
+            return self._directory / place
         if not upload.id or "/" in upload.id or upload.id.startswith("."):
             raise UploadNotFound
         folder = self._directory if location == TOP else self._directory / location
@@ -126,6 +130,31 @@ class DiskStorage:
 
     def locate(self, upload: Upload) -> str:
         return _day(upload) if self._date_folders else TOP
+
+    async def claim_place(self, upload: Upload, path: str) -> str:
+        """Return the location of a new upload at a place of its own, see `TakesPlaces`."""
+        if self.is_shared:
+            raise ValueError("only uploads on one host have a path that a hook chooses")
+        place = parse_place(self._directory, path)
+
+        def claim() -> None:
+            self.check_identity()
+            with file_errors():
+                self._claims.make(place, upload.id)
+
+        await self.run_to_completion(claim)
+        return MARK + place
+
+    async def give_up_place(self, upload: Upload) -> None:
+        """Give up the place of an upload that was not created, see `TakesPlaces`."""
+        place = place_of(upload.location)
+
+        def give_up() -> None:
+            with file_errors():
+                self._claims.give_up(place, upload.id)
+
+        if place:
+            await self.run_to_completion(give_up)
 
     async def located(self, upload: Upload) -> Upload:
         """Return the record with its location: the folder of the day or the directory, by earlier settings."""
@@ -219,16 +248,23 @@ class DiskStorage:
         """Do nothing: an upload has one file."""
 
     async def delete(self, upload: Upload) -> None:
-        path = self.path(upload)
+        path, place = self.path(upload), place_of(upload.location)
 
         def remove() -> None:
             with file_errors():
-                if self._has_no_file(path):  # of an upload at 0 too: bytes may be there that were never committed
+                # A place that was given up may hold the bytes of another upload by now.
+                is_own = not place or self._claims.is_of(place, upload.id)
+                # Of an upload at 0 too: bytes may be there that were never committed.
+                if not is_own or self._has_no_file(path):
                     self.check_identity()
                 if self._completion_records is not None:
                     self._completion_records.remove(upload.id)
+                if not is_own:
+                    return
                 self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
+                if place and upload.has_ended:
+                    self._claims.remove(place, upload.id)
 
         await self.run_to_completion(remove)
 

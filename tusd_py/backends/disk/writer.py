@@ -30,6 +30,7 @@ class DiskWriter:
     def __init__(self, storage: DiskStorage, path: Path, upload: Upload, observer: Observer | None) -> None:
         self._storage = storage
         self._path = path  # the file that is written to
+        self._upload_id = upload.id
         self._file_start = 0  # position of its first byte
         self._start = upload.offset
         self._observer = observer
@@ -149,7 +150,7 @@ class DiskWriter:
                 self._storage.check_identity()
                 raise StorageBehind(trusted_size)
             if size > self._start:  # bytes that were never committed, unless the record is older than they are
-                if self._storage.read_completion_record(self._path.name) is not None:
+                if self._storage.read_completion_record(self._upload_id) is not None:
                     raise StorageAhead
                 self._cut(descriptor, self._start)
             self._storage.syncs.clear_distrust(self._path)

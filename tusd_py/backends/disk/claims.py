@@ -1,0 +1,101 @@
+"""Places in the upload directory that the application chose for the bytes of uploads.
+
+A place belongs to an upload from its creation to its removal, whatever happens to the file there: no other upload gets
+the place meanwhile. A claim is a symbolic link in a folder of its own, named by a digest of the place, to the id of the
+upload; one call makes the claim with its content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from tusd_py.backends.disk.completion_records import PRIVATE
+from tusd_py.backends.disk.files import FileTree
+from tusd_py.core.errors import PathTaken
+from tusd_py.core.upload import UPLOAD_ID
+
+OWN_FOLDER = re.compile(r"\.|[0-9]{4,5}/[0-9]{2}/[0-9]{2}")  # folders of files that are named by ids
+OWN_NAME = re.compile(rf"{UPLOAD_ID.pattern}(\.[0-9a-f]+)?")  # of the files in them
+MARK = "="  # first character of the location of an upload with a chosen place
+LOCATION = re.compile(rf"{MARK}(?:[^./\0][^/\0]*/)*[^./\0][^/\0]*")
+MAX_NAME, MAX_PLACE = 200, 1024  # bytes
+
+
+def parse_place(directory: Path, text: str) -> str:
+    """Return a place as its path from the directory.
+
+    Args:
+        directory: the upload directory.
+        text: a path from there, or an absolute one below it.
+
+    Raises:
+        ValueError: uploads cannot be there; the text says why, for the operator.
+        PathTaken: the name is one of those that the server gives to files.
+    """
+    place = text.removeprefix(f"{directory.absolute()}/").removeprefix(f"{directory}/")
+    if not LOCATION.fullmatch(MARK + place) or not place.isprintable():
+        raise ValueError("the path in the answer is not below the upload directory, or a part of it begins with a dot")
+    names = [name.encode("utf-8", "replace") for name in place.split("/")]
+    if max(map(len, names)) > MAX_NAME or sum(map(len, names)) + len(names) > MAX_PLACE:
+        raise ValueError(f"the path in the answer has more than {MAX_PLACE} bytes, or {MAX_NAME} in one part")
+    folder, _, name = place.rpartition("/")
+    if OWN_FOLDER.fullmatch(folder or ".") and OWN_NAME.fullmatch(name):
+        raise PathTaken
+    return place
+
+
+def place_of(location: str) -> str:
+    """Return the chosen place of an upload, from the directory; empty without one."""
+    return location[1:] if LOCATION.fullmatch(location) else ""
+
+
+class Claims:
+    """The claims of one upload directory. Every method blocks, and raises `OSError`."""
+
+    def __init__(self, directory: Path, folder: Path, files: FileTree) -> None:
+        """Keep claims in `folder`, for places of `files` in `directory`."""
+        self._directory = directory
+        self._files = files
+        self._claims = FileTree(folder, PRIVATE)
+
+    def make(self, place: str, upload_id: str) -> None:
+        """Claim a place for an upload, and create its file; raises `PathTaken`."""
+        path = self._directory / place
+        try:
+            self._claims.link_text(upload_id, self._name_of(place))
+        except FileExistsError:
+            raise PathTaken from None
+        try:
+            os.close(self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except OSError as error:
+            self.remove(place, upload_id)
+            if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
+                raise PathTaken from None
+            raise
+
+    def is_of(self, place: str, upload_id: str) -> bool:
+        """Return whether a place belongs to an upload."""
+        return self._claims.read_link(self._name_of(place)) == upload_id
+
+    def remove(self, place: str, upload_id: str) -> None:
+        """Give a place up, if it belongs to the upload."""
+        if self.is_of(place, upload_id):
+            self._claims.unlink(self._name_of(place))
+
+    def give_up(self, place: str, upload_id: str) -> None:
+        """Give up the place of an upload that was not created, with its file."""
+        if self.is_of(place, upload_id):
+            path = self._directory / place
+            with contextlib.suppress(OSError):  # the file of somebody else
+                if self._files.size(path) == 0:
+                    self._files.unlink(path)
+            self.remove(place, upload_id)
+
+    def _name_of(self, place: str) -> str:
+        digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{self._claims.top}/{digest}"
