@@ -16,7 +16,7 @@ DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: brokers chaos run simulate simulate-defects test check bench lock clean
+.PHONY: brokers chaos run simulate simulate-defects test check compare-hooks bench lock clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -58,6 +58,10 @@ simulate-defects: $(INSTALLED)
 # rabbitmq-server.
 brokers: $(INSTALLED)
 	TEST_RABBITMQ=1 $(BIN)/python -m pytest tests/outbox/test_brokers.py $(ARGS)
+
+# Payloads of hooks beside those of a tusd binary, field by field: make compare-hooks TUSD=/path/to/tusd
+compare-hooks: $(INSTALLED)
+	TUSD=$(TUSD) $(BIN)/python -m pytest tests/hooks/test_against_tusd.py $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)
