@@ -88,6 +88,23 @@ async def test_a_deletion_whose_answer_is_lost_is_a_deletion(troubled: Host, net
     assert await troubled.state.get(UPLOAD.id) is None
 
 
+async def test_a_call_that_is_tried_again_after_its_connection_was_closed_ends_as_unavailable(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = RedisConnection(redis.url)
+    await connection.open()
+    failed = asyncio.Event()
+    monkeypatch.setattr(connection, "_report_call", lambda *_, **__: failed.set())
+    redis.stop()
+
+    call = asyncio.create_task(connection.command("GET", "key"))
+    await within(failed.wait())
+    await connection.close()
+
+    with pytest.raises(StateUnavailable):
+        await within(call)
+
+
 LOOPS = pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 
 

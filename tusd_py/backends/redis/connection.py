@@ -171,14 +171,20 @@ class RedisConnection:
     def _send(self, words: Sequence[Any]) -> Awaitable[Any]:
         if self._pipeline is not None:
             return self._pipeline.call(words)
-        answer: Awaitable[Any] = self._client.execute_command(*words)
+        answer: Awaitable[Any] = self._opened_client().execute_command(*words)
         return answer
+
+    def _opened_client(self) -> Any:
+        """Return the client; raises `StateUnavailable` before the connection is opened and after it is closed."""
+        if self._client is None:
+            raise StateUnavailable
+        return self._client
 
     async def keys(self, pattern: str) -> AsyncIterator[str]:
         """Iterate over the keys that match; some may come twice."""
         guard = CancellationGuard()
         try:
-            async for key in self._client.scan_iter(match=pattern, count=SCAN_COUNT):
+            async for key in self._opened_client().scan_iter(match=pattern, count=SCAN_COUNT):
                 guard.check()
                 yield key
             guard.check()
@@ -187,7 +193,7 @@ class RedisConnection:
 
     def subscriber(self) -> PubSub:
         """Return a new connection for pub/sub."""
-        subscriber: PubSub = self._client.pubsub()
+        subscriber: PubSub = self._opened_client().pubsub()
         return subscriber
 
     async def listeners(self, channel: str) -> int:
@@ -196,12 +202,11 @@ class RedisConnection:
         return sum(int(count) for _, count in answer)
 
     async def _call(self, name: str, call: Callable[[], Awaitable[T]], timeout: float) -> T:
-        if self._client is None:
-            raise StateUnavailable
         started = time.monotonic()
         pauses = iter(PAUSES)
         guard = CancellationGuard()  # redis-py sends with `asyncio.wait_for`
         while True:
+            self._opened_client()  # it may have been closed since the last attempt
             tried = time.monotonic()
             attempt_timeout = min(ATTEMPT_TIMEOUT, timeout)
             try:
