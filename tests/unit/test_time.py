@@ -230,3 +230,19 @@ async def test_a_host_whose_clock_jumps_goes_on_by_that_of_redis(many_hosts: Pro
             upload = await begun(service)
             assert upload.expires_at == pytest.approx(time.time() + DAY, abs=120)
             assert await is_there(service, upload)
+
+
+async def test_an_upload_that_another_host_has_just_made_is_there_although_the_clock_of_redis_was_set_back(
+    many_hosts: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host learns of it with its next lock only, and judges the record by the clock as it was."""
+    clock = FakeClock()
+    async with many_hosts(clock) as one, many_hosts(clock) as other:
+
+        async def ask_for_time() -> None:
+            one.state.clock.synchronize(other.state.clock.wall(), clock.monotonic())  # type: ignore[attr-defined]
+
+        other.state.clock.synchronize(clock.wall() - 2 * DAY, clock.monotonic())  # type: ignore[attr-defined]
+        monkeypatch.setattr(one.state, "refresh_clock", ask_for_time)
+        upload = await other.create(NewUpload(100, None))
+        assert (await one.inspect(upload.id)).id == upload.id

@@ -36,7 +36,7 @@ class RecordReader:
             upload = await self._restore(upload_id)
         if not upload.location:
             upload = await self._located(upload)
-        if upload.is_gone(self._clock.steady()) and not await self._was_finished(upload):
+        if await self._has_ended(upload) and not await self._was_finished(upload):
             raise UploadGone if self._options.gone_for else UploadNotFound
         return upload
 
@@ -64,6 +64,17 @@ class RecordReader:
 
     async def _located(self, upload: Upload) -> Upload:
         return upload if self._locations is None else await self._locations.located(upload)
+
+    async def _has_ended(self, upload: Upload) -> bool:
+        """Return whether clients may no longer use an upload.
+
+        Before an upload counts as expired, the clock of its record is read again: that of another machine may have been
+        set back since it was asked, and the upload been stamped by it.
+        """
+        if not upload.is_gone(self._clock.steady()):
+            return False
+        await self._state.refresh_clock()
+        return upload.is_gone(self._clock.steady())
 
     async def _was_finished(self, upload: Upload) -> bool:
         """Return whether an expired record is older than its upload; if so, the caller recovers it."""
