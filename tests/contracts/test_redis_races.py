@@ -27,6 +27,7 @@ from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import THREADS, DiskStorage
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.lease_keeper import RedisLock
+from tusd_py.backends.redis.schema import Keys
 from tusd_py.backends.redis.scripts import Script
 from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite.state import SQLiteState
@@ -279,6 +280,25 @@ async def test_a_final_upload_survives_redis_going_back_after_its_parts_are_remo
         with contextlib.suppress(UploadError):
             await service.sweep(gone_back)
         assert await content(disk, await service.get_completed(final.id)) == DATA
+
+
+async def test_a_finished_upload_is_not_asked_for_again_after_redis_went_back_to_the_lease_of_its_append(
+    service: UploadService, host: Host, prefix: str
+) -> None:
+    """The holder of that lease has long released it: nobody answers for the record."""
+    created = await service.create(NewUpload(len(DATA), None))
+    complete = await service.append(created.id, body(0))
+    assert complete.is_complete
+    keys = Keys(prefix)
+    await host.connection.command("DEL", keys.record(created.id))
+    await host.state.create(created)
+    await host.connection.command("SET", keys.lock(created.id), "abc:1:0", "PX", 60_000)
+
+    with pytest.raises(LockTimeout):
+        await service.inspect(created.id)
+
+    await host.connection.command("DEL", keys.lock(created.id))
+    assert (await service.inspect(created.id)).is_complete
 
 
 # Writers that may wake up.

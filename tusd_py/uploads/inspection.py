@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 from tusd_py.contracts.locks import Lock
@@ -60,10 +61,12 @@ class Inspection:
         if upload.is_complete:
             await self._ensure_completion_record(upload)
             return upload
-        upload, held = await self._request_commit(upload)
+        upload, held, answered = await self._request_commit(upload)
         if upload.status is Status.FINISHING:
             return await self._recovery.resume(upload.id)
         if not held and await self._disagrees_with_storage(upload):
+            return await self._recovery.resume(upload.id)
+        if held and not answered and await self._has_completion_record(upload):
             return await self._recovery.resume(upload.id)
         return upload
 
@@ -81,6 +84,16 @@ class Inspection:
             return True
         return stored > upload.offset and await self._records.load_completion_record(upload.id) is not None
 
+    async def _has_completion_record(self, upload: Upload) -> bool:
+        """Return whether an unfinished record is older than its upload; False if that takes too long to find out.
+
+        A state store that has gone back may have gone back to a lock as well, whose holder is no more.
+        """
+        with contextlib.suppress(TimeoutError, UploadError):
+            async with asyncio.timeout(SETTLE_TIME / 2):
+                return await self._records.load_completion_record(upload.id) is not None
+        return False
+
     async def _stored_size(self, upload: Upload) -> int:
         try:
             async with asyncio.timeout(INSPECT_TIMEOUT):
@@ -90,10 +103,10 @@ class Inspection:
 
     # Commits of a running append.
 
-    async def _request_commit(self, upload: Upload) -> tuple[Upload, bool]:
+    async def _request_commit(self, upload: Upload) -> tuple[Upload, bool, bool]:
         """Request a commit of the lock holder, if there is one.
 
-        Returns the upload after it, and whether a lock holder has vouched for its offset, see `_wait_for_commits`.
+        Returns the upload then, whether a holder is responsible for it, and whether one has answered.
 
         The connection of a client that comes back may have left bytes in the kernel that the holder still reads: while
         the offset moves, this repeats the request for a moment.
@@ -102,19 +115,19 @@ class Inspection:
         while True:
             async with self._locker.request_commit(upload.id) as commits:
                 before = upload
-                answered = False
+                held = answered = False
                 if commits:
-                    upload, answered = await self._wait_for_commits(upload, commits)
+                    upload, held, answered = await self._wait_for_commits(upload, commits)
                 else:  # a holder may have committed and let go since the record was read
                     upload = self._records.get_at_once(upload.id) or await self._records.get(upload.id)
             if not commits or upload.offset == before.offset or upload.is_complete or time.monotonic() >= deadline:
-                return upload, answered
+                return upload, held, answered
 
-    async def _wait_for_commits(self, before: Upload, commits: int) -> tuple[Upload, bool]:
+    async def _wait_for_commits(self, before: Upload, commits: int) -> tuple[Upload, bool, bool]:
         """Wait at most `INSPECT_TIMEOUT` until the holder has served so many requests, or released the lock.
 
-        Returns the upload, and whether the holder has vouched for its offset. A holder whose client left before the
-        first byte may have released the lock without looking at the storage.
+        Returns what `_request_commit` does. A holder whose client left before the first byte may have released the lock
+        without looking at the storage: it is responsible for nothing.
         """
         deadline = time.monotonic() + INSPECT_TIMEOUT
         served = before.commit_requests_served + commits
@@ -123,7 +136,7 @@ class Inspection:
             upload = await self._records.get(before.id)
             answered = upload.commit_requests_served >= served or upload.is_complete
             if answered or not held or time.monotonic() >= deadline:
-                return upload, answered or held
+                return upload, answered or held, answered
             await asyncio.sleep(INSPECT_POLL_INTERVAL)
 
     # Completion records.
