@@ -326,6 +326,28 @@ async def test_unreleased_holder_counts_again_after_the_offset_moved_back(
     assert await content(storage, done) == DATA
 
 
+@pytest.mark.parametrize("locked_before", [False, True], ids=["never locked before", "locked before"])
+async def test_a_writer_whose_lock_redis_forgot_overwrites_nothing_of_the_next_one(
+    tmp_path: Path, prefix: str, redis: RedisServer, storage: SharedDiskStorage, locked_before: bool
+) -> None:
+    """Both have opened the same file at the same length, the first one before Redis went back."""
+    earlier = tmp_path / "earlier"
+    async with Host(redis.url, prefix, LONG) as one, Host(redis.url, prefix, LONG) as other:
+        await one.state.create(UPLOAD)
+        if locked_before:
+            await add(one, storage, 2)
+        await asyncio.to_thread(redis.save_snapshot, earlier)
+        async with locked(one) as (lock, record):
+            writer = storage.writer(record, lock.token, unreleased_predecessors=lock.unreleased_predecessors)
+            await storage.run(writer._open)
+            await asyncio.to_thread(redis.restore_snapshot, earlier)
+            done = await add(other, storage, 10)
+            await writer.flush([b"xxx"], sync=False)
+            await writer.close()
+    await storage.finish(done, sync=False)
+    assert await content(storage, done) == DATA
+
+
 async def test_a_writer_whose_lock_redis_forgot_is_suspected(
     tmp_path: Path, prefix: str, redis: RedisServer, storage: SharedDiskStorage
 ) -> None:

@@ -8,5 +8,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 redis.call('ZADD', KEYS[2], 0, ARGV[1])
 if ARGV[2] ~= '' then redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1]) end
-redis.call('HSET', KEYS[1], 'change', unpack(ARGV, 3))
+local info = redis.pcall('INFO', 'server')  -- a table with an error if the user may not ask
+local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+redis.call('HSET', KEYS[1], 'run', run, 'change', unpack(ARGV, 3))
 return 1
