@@ -47,10 +47,10 @@ chaos: $(INSTALLED)
 
 # Whole lives of servers on virtual time; WORLD=s3 ARGS="--seed 17" replays one. See docs/testing.md.
 simulate: $(INSTALLED)
-	for world in $(or $(WORLD),disk s3); do \
+	for world in $(or $(WORLD),disk s3 redis); do \
 		$(BIN)/python -m tests.simulation --world $$world --seeds $(or $(SEEDS),2000) $(ARGS) || exit 1; done
 
-# Plants every defect of tests/simulation/planted.py and s3_planted.py: each has to be found.
+# Plants every defect of planted.py, s3_planted.py and redis_planted.py in tests/simulation: each has to be found.
 simulate-defects: $(INSTALLED)
 	ALL_DEFECTS=1 $(BIN)/python -m pytest -n 2 tests/simulation/test_planted.py $(ARGS)
 

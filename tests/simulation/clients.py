@@ -18,6 +18,7 @@ VERSION = {"Host": "uploads.example", "Tus-Resumable": "1.0.0"}
 CONTENT = {"Content-Type": "application/offset+octet-stream"}
 TIMEOUT = 25.0  # seconds a client waits for an answer
 HEAD_PATIENCE = 4.0
+NEVER = (("POST", 409), ("DELETE", 507))  # nobody else has the id of a new upload; removing needs no room
 
 
 class Client:
@@ -161,6 +162,8 @@ class Client:
             self._log(f"{what} answers {answer.status} {answer.body[:80].decode()}")
         if answer is not None and answer.status == 500 and not self.world.storage_is_sick:
             self.world.complain(f"client {self.number}: {what} answers 500: {answer.body!r}")
+        if answer is not None and (what, answer.status) in NEVER:
+            self.world.complain(f"client {self.number}: {what} answers {answer.status}: {answer.body!r}")
 
     async def _final(self, parts: list[Expected]) -> Expected:
         final = Expected(self.world.next_upload(), sum(part.length for part in parts), kind="final", parts=tuple(parts))

@@ -61,6 +61,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self.now = started_at
         self.steps = 0
         self.start_thread: Callable[[Callable[[], None]], object] | None = None
+        self.connect: Callable[[Callable[[], Any]], Coroutine[Any, Any, tuple[Any, Any]]] | None = None
         self.errors: list[dict[str, Any]] = []
         self.digest = 0  # of the order of everything that was run
         self._ready: list[events.Handle] = []
@@ -136,6 +137,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         assert self.start_thread is not None
         self.start_thread(work)
         return result
+
+    async def create_connection(self, protocol_factory: Callable[[], Any], *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Connect to the one server that a world may have on its network."""
+        assert self.connect is not None
+        return await self.connect(protocol_factory)
 
     def get_debug(self) -> bool:
         return False

@@ -13,6 +13,8 @@ import tusd_py.application
 import tusd_py.asyncutil.ttl_set
 import tusd_py.backends.disk.storage
 import tusd_py.backends.local_locks.locker
+import tusd_py.backends.redis.locker
+import tusd_py.backends.redis.state
 import tusd_py.backends.sqlite.state
 import tusd_py.composition
 import tusd_py.http.empty_patches
@@ -69,10 +71,11 @@ def plant_defect(name: str) -> None:
     """Change the server for the worse, for the rest of this process; an empty name changes nothing."""
     if name:
         from tests.simulation.planted import PLANTS
+        from tests.simulation.redis_planted import REDIS_PLANTS
         from tests.simulation.s3_planted import S3_PLANTS
 
         prepare()
-        (PLANTS | S3_PLANTS)[name]()
+        (PLANTS | S3_PLANTS | REDIS_PLANTS)[name]()
 
 
 def run(seed: int, without: Sequence[int] = (), kind: str = DISK) -> Outcome:

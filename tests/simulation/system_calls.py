@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tests.simulation.filesystem import File, FileSystem, Folder, Inode, error
@@ -222,6 +224,26 @@ class OsModule:
         assert place is not None
         return place[0].find(os.fspath(path))
 
+    def scandir(self, path: Any) -> contextlib.AbstractContextManager[Iterator[Any]]:
+        if self._files(path, None) is None:
+            return os.scandir(path)
+        return contextlib.nullcontext(iter(self._entries(path)))
+
+    def _entries(self, path: Any) -> list[FolderEntry]:
+        folder = self._found(path)
+        assert isinstance(folder, Folder)
+        return [FolderEntry(name, f"{os.fspath(path)}/{name}", inode) for name, inode in folder.entries.items()]
+
+    def walk(self, top: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        if self._files(top, None) is None:
+            yield from os.walk(top)
+            return
+        entries = self._entries(top)
+        folders = [entry.name for entry in entries if entry.is_dir()]
+        yield os.fspath(top), folders, [entry.name for entry in entries if not entry.is_dir()]
+        for name in folders:
+            yield from self.walk(f"{os.fspath(top)}/{name}")
+
     def statvfs(self, path: Any) -> os.statvfs_result:
         free = 0 if process_now().machine.files.is_full else 1 << 20
         return os.statvfs_result((4096, 4096, 1 << 20, free, free, 1 << 20, 1 << 20, 1 << 20, 0, 255))
@@ -317,6 +339,24 @@ def _status(inode: Inode) -> os.stat_result:
     return os.stat_result(
         (inode.mode, inode.number, 1, 1, 0, 0, size, whole, whole, whole), {"st_ctime_ns": inode.changed_at}
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FolderEntry:
+    """An entry of a folder, with the interface of `os.DirEntry`."""
+
+    name: str
+    path: str
+    inode: Inode
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        return isinstance(self.inode, Folder)
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        return isinstance(self.inode, File)
+
+    def is_symlink(self) -> bool:
+        return False
 
 
 class FcntlModule:

@@ -7,11 +7,13 @@ import os
 import pytest
 
 from tests.simulation.planted import PLANTS
+from tests.simulation.redis_planted import REDIS_PLANTS
 from tests.simulation.s3_planted import S3_PLANTS
 from tests.simulation.test_simulation import simulate
 
 ALWAYS = ("commit_before_write", "completion_not_durable", "sync_skipped", "lock_released_before_the_last_write")
 ALWAYS_IN_S3 = ("tails_deleted_before_the_object", "parts_after_a_gap_counted")
+ALWAYS_WITH_REDIS = ("update_without_fencing_and_comparison",)
 
 
 @pytest.mark.parametrize("defect", PLANTS)
@@ -31,6 +33,17 @@ def test_a_planted_defect_of_the_storage_in_s3_is_found(defect: str) -> None:
         pytest.skip("one of those that `make simulate-defects` plants")
 
     run = simulate("--world", "s3", "--plant", defect, "--seeds", "2000", "--jobs", "1")
+
+    assert run.returncode == 1, run.stdout
+    assert "VIOLATION" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("defect", REDIS_PLANTS)
+def test_a_planted_defect_of_several_hosts_is_found(defect: str) -> None:
+    if defect not in ALWAYS_WITH_REDIS and not os.environ.get("ALL_DEFECTS"):
+        pytest.skip("one of those that `make simulate-defects` plants")
+
+    run = simulate("--world", "redis", "--plant", defect, "--seeds", "300", "--jobs", "1")
 
     assert run.returncode == 1, run.stdout
     assert "VIOLATION" in run.stdout, run.stderr

@@ -45,6 +45,8 @@ class World:
     sizes: Sequence[int] = (1, 40, 700, 3000, 9000, 40_000)  # of uploads, at most
     most_faults = 6
     period = 30.0  # seconds in which faults begin
+    machine_names: Sequence[str] = ("host",)
+    process_counts: Sequence[int] = (1, 1, 2)
 
     def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
         self.seed = seed
@@ -59,13 +61,21 @@ class World:
         self.settings = _settings(plan)
         self._settings_rng = Random(f"{seed} settings")
         files = FileSystem(Random(f"{seed} disk"), TOP)
-        self.machine = Machine("host", self.loop, self.scheduler, Random(f"{seed} machine"), files)
-        processes = plan.choice((1, 1, 2))
+        self.machines = [
+            Machine(name, self.loop, self.scheduler, Random(f"{seed} machine{name.removeprefix('host')}"), files)
+            for name in self.machine_names
+        ]
+        self.machine = self.machines[0]
         self.hosts = [
             Host(
-                self.machine, self.loop, Random(f"{seed} host {number}"), self._next_settings, self.log, self.components
+                self.machines[number % len(self.machines)],
+                self.loop,
+                Random(f"{seed} host {number}"),
+                self._next_settings,
+                self.log,
+                self.components,
             )
-            for number in range(processes)
+            for number in range(plan.choice(self.process_counts))
         ]
         self.oracle = Oracle(self.settings["durability"], self._stored, self.complain)
         files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
@@ -209,7 +219,7 @@ class World:
         elif fault.kind == "away":
             self._unmount(fault.seconds)
         elif fault.kind == "clock":
-            self.machine.clock_error += (fault.amount - 0.5) * 10 ** (2 + fault.seconds % 6)
+            host.machine.clock_error += (fault.amount - 0.5) * 10 ** (2 + fault.seconds % 6)
 
     def _unmount(self, seconds: float) -> None:
         """Show an empty folder in place of the files; only while the servers run, whose records are open."""
@@ -217,19 +227,21 @@ class World:
         self.loop.call_later(seconds, setattr, self.machine.files, "is_away", False)
 
     def power_cut(self, seconds: float) -> None:
-        machine = self.machine
+        """Take the power from all machines and their disk."""
+        files = self.machine.files
         for host in self.hosts:
             host.kill()
             host.end_lingering()
-        for database in list(machine.databases.values()):
-            database.abandon()
-        machine.files.power_cut()
-        machine.files.stalled_until = 0.0
-        machine.files.is_away = machine.files.is_full = False
-        machine.files.failing_syncs = machine.files.failing_writes = 0
-        machine.files.hang_seconds = 0.0
-        machine.boots += 1
-        machine.booted_at = self.loop.now
+        for machine in self.machines:
+            for database in list(machine.databases.values()):
+                database.abandon()
+            machine.boots += 1
+            machine.booted_at = self.loop.now
+        files.power_cut()
+        files.stalled_until = 0.0
+        files.is_away = files.is_full = False
+        files.failing_syncs = files.failing_writes = 0
+        files.hang_seconds = 0.0
         self.orphans_possible = True
         self.oracle.lost_unsynced(records=True)
         for host in self.hosts:

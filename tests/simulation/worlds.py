@@ -10,7 +10,11 @@ if TYPE_CHECKING:
 
 
 DISK = "disk"
-WORLDS = {DISK: "tests.simulation.world:World", "s3": "tests.simulation.s3_world:S3World"}
+WORLDS = {
+    DISK: "tests.simulation.world:World",
+    "s3": "tests.simulation.s3_world:S3World",
+    "redis": "tests.simulation.hosts_world:HostsWorld",
+}
 
 
 def world_of(kind: str) -> type[World]:

@@ -1,0 +1,220 @@
+"""The world of several hosts: machines with clocks of their own, one shared directory, and one Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from random import Random
+from typing import Any
+
+from tests.simulation.faults import Fault
+from tests.simulation.hosts_oracle import HostsOracle
+from tests.simulation.machine import EPOCH
+from tests.simulation.patches import Modules
+from tests.simulation.redis_server import RedisServer
+from tests.simulation.servers import Host
+from tests.simulation.world import TOP, World
+from tusd_py.backends.disk.segment_map import segments
+from tusd_py.backends.redis.schema import Keys
+from tusd_py.core.errors import UploadError
+from tusd_py.core.upload import Upload
+from tusd_py.core.upload_codec import decode_upload
+from tusd_py.uploads.sweeping import OrphanCleaner
+
+KINDS = {
+    "kill": 5,
+    "power cut": 1,
+    "pause": 5,
+    "shutdown": 3,
+    "stall": 2,
+    "hang": 4,
+    "sync fails": 1,
+    "write fails": 1,
+    "full": 1,
+    "away": 1,
+    "clock": 1,
+    "redis trouble": 5,
+    "redis away": 2,
+    "redis silent": 1,
+    "redis stall": 2,
+    "redis restart": 2,
+    "redis failover": 3,
+    "redis full": 1,
+    "redis clock": 1,
+    "partition": 4,
+    "redis evicts": 3,
+    "redis loses indexes": 1,
+    "clean": 1,
+}
+URL = "redis://redis.example:6379/0"
+SKEWS = (0.0, 0.0, 3.0, -3.0, 4000.0, -4000.0, 100_000.0, -100_000.0)  # seconds that clocks are wrong
+SETTLE = 40.0  # seconds after which the leases of dead processes have ended, unless the clock was set back
+
+
+class HostsWorld(World):
+    """One run with several hosts."""
+
+    kinds = KINDS
+    most_faults = 8
+    machine_names = ("host-a", "host-b", "host-c")
+    process_counts = (2, 2, 3, 4)
+
+    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
+        super().__init__(seed, modules, without)
+        plan = Random(f"{seed} hosts")
+        self.settings |= {
+            "redis_url": URL,
+            "lock_ttl": plan.choice((1.5, 3.0)),
+            "expires_after": plan.choice((0, 600, 600)),
+        }
+        self.keys = Keys("tus:")
+        self.redis = RedisServer(self.loop, Random(f"{seed} redis"), self.log, self.count)
+        self.redis.store.epoch = EPOCH + plan.choice(SKEWS)
+        self.redis.usual = plan.choice((0.0, 0.0, 0.005, 0.02))
+        self.loop.connect = self.redis.connect
+        for machine in self.machines:
+            machine.clock_error = plan.choice(SKEWS)
+        self.hosts_oracle = HostsOracle(self.settings["durability"], self._stored, self.complain)
+        self.oracle = self.hosts_oracle
+        self.machine.files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
+
+    # Faults.
+
+    def _apply(self, fault: Fault) -> None:
+        host = self.hosts[fault.target % len(self.hosts)]
+        if fault.kind == "partition":
+            self.redis.partitioned_until[host.machine.name] = self.loop.now + fault.seconds
+        elif fault.kind == "clean":
+            self._clean_now(host)
+        elif fault.kind.startswith("redis "):
+            self._apply_to_redis(fault, self.redis)
+        else:
+            super()._apply(fault)
+
+    def _apply_to_redis(self, fault: Fault, redis: RedisServer) -> None:
+        end = self.loop.now + fault.seconds
+        match fault.kind.removeprefix("redis "):
+            case "trouble":
+                redis.troubled_until = max(redis.troubled_until, end + fault.seconds * 3)
+                redis.intensity = 0.02 + fault.amount * 0.3
+            case "away":
+                redis.restart(fault.seconds, 0.0)
+            case "silent":
+                redis.silent_until = max(redis.silent_until, end)
+            case "stall":
+                redis.stalled_until = max(redis.stalled_until, end)
+            case "restart":
+                self._lose(redis.restart(fault.seconds, min(1.0, fault.amount * 1.5)))
+            case "failover":
+                redis.store.epoch += (fault.amount - 0.5) * 10 ** (fault.seconds % 4)
+                self._lose(redis.restart(fault.seconds / 4, fault.amount * 3))
+            case "full":
+                redis.commands.is_full = True
+                self.loop.call_later(fault.seconds, setattr, redis.commands, "is_full", False)
+            case "clock":
+                redis.store.epoch += (fault.amount - 0.5) * 10 ** (1 + fault.seconds % 6)
+            case "evicts":
+                self.log(f"Redis evicts {redis.evict()!r}")
+            case "loses indexes":
+                for key in (self.keys.due, self.keys.ids)[: 1 + int(fault.amount * 2)]:
+                    redis.store.put(key.encode(), None)
+
+    def _lose(self, changes: int) -> None:
+        """Tell the oracle that Redis has gone back in time."""
+        self.log(f"Redis loses {changes} changes")
+        if changes:
+            self.orphans_possible = True
+            self.hosts_oracle.lost_changes(self._record)
+
+    def _clean_now(self, host: Host) -> None:
+        """Remove orphans of any age: the lock protects what a request is about to commit."""
+        if host.is_up and host.process is not None and host.process.alive and host.server is not None:
+            cleaner = OrphanCleaner(host.server.service)
+            cleaning = self.loop.create_task(cleaner.clean(older_than=0), context=host.process.context.copy())
+            cleaning.add_done_callback(self._cleaned)
+
+    def _cleaned(self, cleaning: asyncio.Task[Any]) -> None:
+        if not cleaning.cancelled() and not isinstance(cleaning.exception(), UploadError | None):
+            self.complain(f"the cleanup of orphans fails: {cleaning.exception()!r}")
+
+    async def _calm_down(self) -> None:
+        self.redis.calm_down()
+        await super()._calm_down()
+
+    # The stored bytes.
+
+    def _record(self, upload_id: str) -> Upload | None:
+        """Return the record of an upload in Redis, whatever its state."""
+        found = self.redis.store.entries.get(self.keys.record(upload_id).encode())
+        values = {} if found is None else found.value
+        return decode_upload({name.decode(): value.decode() for name, value in values.items()})
+
+    def _stored(self, upload_id: str) -> bytes | None:
+        """Return what the files that the record names hold, up to the offset of the record."""
+        files = self.machine.files
+        record = self._record(upload_id)
+        if record is None or not record.storage_state:
+            primary = super()._stored(upload_id)
+            return primary if record is None or primary is None else primary[: record.offset]
+        path = f"{TOP}/{record.location}/{upload_id}".replace("/./", "/")
+        content = b""
+        for segment in segments(record.storage_state, record.offset):
+            held = files.read(f"{path}.{segment.token}" if segment.token else path)
+            content += (held or b"")[segment.start : segment.end]
+            if len(content) < segment.end:
+                break
+        return content
+
+    # The end.
+
+    async def _clean(self) -> None:
+        """Remove orphans of any age, once no dead process has a lease."""
+        await asyncio.sleep(SETTLE)
+        host = self.hosts[0]
+        assert host.process is not None
+        assert host.server is not None
+        service: Any = host.server.service
+        await self._do(host, lambda: OrphanCleaner(service).clean(older_than=0))
+        if self.counts.get("redis loses indexes"):
+            await self._do(host, lambda: service.state.repair_index(0))
+        self._check_indexes()
+
+    async def _do(self, host: Host, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Have a process do something, again if the first connection to Redis that it takes was broken by a fault."""
+        assert host.process is not None
+        for _ in range(5):
+            try:
+                await self.loop.create_task(work(), context=host.process.context.copy())
+            except UploadError:
+                await asyncio.sleep(1.0)
+            else:
+                return
+        self.complain("Redis cannot be used in the end")
+
+    def _check_indexes(self) -> None:
+        """Check that the sweeper and lists find every record."""
+        store = self.redis.store
+        ids, due = (store.value(key.encode(), {}) for key in (self.keys.ids, self.keys.due))
+        for key in list(store.entries):
+            if not key.endswith(b":record"):
+                continue
+            upload_id = self.keys.upload_id(key.decode())
+            record = self._record(upload_id)
+            if record is None:
+                continue
+            if upload_id.encode() not in ids:
+                self.complain(f"the record {upload_id[:8]} is not in the index of all ids")
+            if record.expires_at is not None and due.get(upload_id.encode(), record.expires_at + 1) > record.expires_at:
+                self.complain(f"the record {upload_id[:8]} is not in the index of due uploads")
+
+    def _look_for_remains(self, records: set[str]) -> None:
+        named = set(records)
+        for upload_id in records:
+            record = self._record(upload_id)
+            words = record.storage_state.split() if record is not None else []
+            named |= {f"{upload_id}.{word.partition(':')[2]}" for word in words}
+        super()._look_for_remains(named)
+        soon = self.redis.store.milliseconds() + SETTLE * 1000
+        for key, entry in sorted(self.redis.store.entries.items()):
+            if key.endswith(b":lock") and self.redis.store.entry(key) is not None and (entry.expires_at or 0) < soon:
+                self.complain(f"the lease {key.decode()} = {entry.value!r} is left over")
