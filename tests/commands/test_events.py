@@ -15,14 +15,12 @@ from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.event_receiver import EventReceiver
 from tests.support.harness import ServerProcess
 from tests.support.redis_server import free_port, shared_redis_url
+from tests.support.services import running_service
 from tests.support.timing import wait_until
 from tests.support.wire.requests import complete, create
-from tusd_py.composition import build_service, opened
-from tusd_py.contracts.outbox import Outbox, SupportsOutbox
+from tusd_py.contracts.outbox import SupportsOutbox
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
-from tusd_py.events.bus import EventBus
-from tusd_py.settings import from_arguments
 from tusd_py.uploads.validation import NewUpload
 
 SINK = "http://127.0.0.1:9/events"
@@ -56,8 +54,8 @@ class Records:
         """Create uploads, and with them their events."""
 
         async def create_all() -> list[Upload]:
-            settings = from_arguments({"upload_dir": self.upload_dir, "events_to": SINK, **self.options})
-            async with opened(build_service(settings, EventBus()), settings) as service:
+            settings = {"upload_dir": self.upload_dir, "events_to": SINK, **self.options}
+            async with running_service(settings) as service:
                 context = RequestContext("POST", "/files", {"user-agent": "test"}, "192.0.2.1")
                 new = NewUpload(5, metadata=METADATA, context=context)
                 return [await service.create(new) for _ in range(count)]
@@ -65,14 +63,10 @@ class Records:
         return asyncio.run(create_all())
 
     def bury(self, event_id: str) -> None:
-        async def work(outbox: Outbox) -> None:
-            await outbox.bury(SINK, event_id, 7, "it answered 410")
-
         async def run() -> None:
-            settings = from_arguments({"upload_dir": self.upload_dir, **self.options})
-            async with opened(build_service(settings, EventBus()), settings) as service:
+            async with running_service({"upload_dir": self.upload_dir, **self.options}) as service:
                 assert isinstance(service.state, SupportsOutbox)
-                await work(service.state.outbox)
+                await service.state.outbox.bury(SINK, event_id, 7, "it answered 410")
 
         asyncio.run(run())
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +10,11 @@ from typing import Any, cast
 import pytest
 
 from tests.support.redis_server import shared_redis_url
-from tusd_py.composition import GivenComponents, build_service, close_service, open_service
+from tests.support.services import Body, running_service
+from tusd_py.composition import GivenComponents, build_service
 from tusd_py.contracts.outbox import SupportsOutbox
 from tusd_py.contracts.state import StateStore
-from tusd_py.core.buffers import Buffer
-from tusd_py.core.errors import ClientDisconnected, UploadError
+from tusd_py.core.errors import ClientDisconnected
 from tusd_py.core.event_document import EventDocument, parse_document
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.request_context import RequestContext
@@ -33,42 +32,12 @@ REQUEST = RequestContext(
 )
 
 
-class Body:
-    """The body of a request, whose bytes have arrived as a whole or come piece by piece; it may break off."""
-
-    def __init__(self, data: bytes, *, at_once: bool, breaks_off: bool = False) -> None:
-        self.arrived: Buffer | None = data if at_once else None
-        self.declared_size = None if breaks_off else len(data)
-        self._pieces = [data] if data else []
-        self._breaks_off = breaks_off
-
-    async def read(self) -> bytes | None:
-        self.arrived = None
-        if self._pieces:
-            return self._pieces.pop()
-        if self._breaks_off:
-            raise ClientDisconnected
-        return None
-
-    async def feed(self, reader: asyncio.Future[Any]) -> None:
-        await asyncio.wait((reader,))
-
-    def release(self, buffers: Sequence[Buffer]) -> None: ...
-
-    def silent_for(self) -> float:
-        return 0.0
-
-    def interrupt(self, reason: UploadError) -> None: ...
-
-    def wake(self) -> None: ...
-
-
 @dataclass
 class Host:
     service: UploadService
 
     async def append(self, upload: Upload, data: bytes, **options: Any) -> Upload:
-        source = Body(data, **{"at_once": len(data) <= len(SMALL), **options})
+        source = Body(data, arrived=len(data) <= len(SMALL), **options)
         return await self.service.append(upload.id, AppendRequest(upload.offset, source, context=REQUEST))
 
     async def events(self, upload_id: str) -> list[OutboxEvent]:
@@ -96,14 +65,11 @@ def redis_options(tmp_path: Path) -> dict[str, Any]:
 async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
     options = redis_options(tmp_path) if request.param.endswith("redis") else {}
     options["durability"] = "never" if request.param.endswith("syncs") else "complete"
-    settings = from_arguments({"upload_dir": tmp_path / "up", "events_to": SINK, **options})
     given = GivenComponents()
     if request.param == "memory":
         given = GivenComponents(MemoryStorage(), MemoryState(), MemoryLocker())
-    service = build_service(settings, EventBus(), given=given)
-    await open_service(service, settings)
-    yield Host(service)
-    assert await close_service(service)
+    async with running_service({"upload_dir": tmp_path / "up", "events_to": SINK, **options}, given=given) as service:
+        yield Host(service)
 
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
@@ -124,7 +90,7 @@ async def test_creation_and_completion_store_an_event_each(host: Host, data: byt
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("missing", [0, 1], ids=["whole", "not whole"])
 async def test_a_creation_with_bytes_stores_the_same_events(host: Host, data: bytes, missing: int) -> None:
-    body = AppendRequest(0, Body(data, at_once=data is SMALL), context=REQUEST)
+    body = AppendRequest(0, Body(data, arrived=data is SMALL), context=REQUEST)
     upload = await host.service.create_with(NewUpload(len(data) + missing, context=REQUEST), body)
     assert upload.offset == len(data)
     assert await host.history(upload.id) == ["created", "finished"][: 2 - missing]
@@ -174,16 +140,11 @@ async def test_a_termination_stores_an_event_that_outlives_the_record(host: Host
 @pytest.mark.parametrize("options_of", [lambda _: {}, redis_options], ids=["sqlite", "redis"])
 async def test_an_expiry_stores_an_event(tmp_path: Path, options_of: Callable[[Path], dict[str, Any]]) -> None:
     options = {"upload_dir": tmp_path / "up", "events_to": SINK, "expires_after": "1s", **options_of(tmp_path)}
-    settings = from_arguments(options)
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    try:
+    async with running_service(options) as service:
         upload = await service.create(NewUpload(5))
         over = await service.state.update(upload, replace(upload, expires_at=upload.created_at - 10), 1)
         assert await service.sweep(over) is not None
         assert await Host(service).history(upload.id) == ["created", "expired"]
-    finally:
-        await close_service(service)
 
 
 async def test_an_append_that_breaks_off_stores_an_interruption(host: Host) -> None:
@@ -212,18 +173,13 @@ async def test_observers_hear_of_every_change_that_stored_events(host: Host) -> 
 
 
 async def test_nothing_is_stored_without_sinks(tmp_path: Path) -> None:
-    settings = from_arguments({"upload_dir": tmp_path / "up"})
-    service = build_service(settings, EventBus())
-    await open_service(service, settings)
-    try:
+    async with running_service({"upload_dir": tmp_path / "up"}) as service:
         host = Host(service)
         upload = await service.create(NewUpload(len(SMALL)))
         await host.append(upload, SMALL)
         await service.terminate(upload.id)
         assert await host.events(upload.id) == []
         assert upload.event_sequence == 0
-    finally:
-        await close_service(service)
 
 
 class StateWithoutOutbox:
