@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import zlib
+from collections.abc import Mapping
 from random import Random
 from typing import TYPE_CHECKING
 
 from tests.simulation.exchange import Answer, Exchange, pieces
+from tests.simulation.moments import ACKNOWLEDGEMENT, CANCELLATION
 from tests.simulation.oracle import Attempt, Expected
+from tests.simulation.profiles import (
+    HANGS_UP,
+    HANGS_UP_AT_LAST,
+    IS_CANCELLED,
+    IS_CANCELLED_AT_LAST,
+    STALLS,
+    WELL,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -28,6 +39,7 @@ class Client:
         self.world = world
         self.number = number
         self.rng = rng
+        self.habits = world.habits
         self.uploads: list[Expected] = []
         self.doing = ""
 
@@ -39,23 +51,25 @@ class Client:
         """Make uploads, and look at them once more in the end."""
         await asyncio.sleep(self.rng.random() * 10)
         for _ in range(self.rng.randrange(1, 3)):
-            if self.rng.random() < 0.2:
+            if self._draws(self.habits.concatenates):
                 await self._concatenate()
             else:
                 await self._upload(await self._created(""))
             await asyncio.sleep(self.rng.random() * 8)
-        while not self.world.is_calm:  # noqa: ASYNC110
-            await asyncio.sleep(0.5)
+        await self.world.calm.wait()
         for upload in self.uploads:
             await self._upload(upload)
             await self._verify(upload)
 
     async def _concatenate(self) -> None:
         parts = [await self._created("partial") for _ in range(2)]
+        early = self.world.settings["concatenation_unfinished"] and self._draws(0.5)
+        final = await self._final(parts) if early else None
         for part in parts:
             await self._upload(part)
-        if all(part.complete for part in parts):
+        if final is None and all(part.complete for part in parts):
             final = await self._final(parts)
+        if final is not None:
             await self._upload(final)
 
     # Requests.
@@ -67,7 +81,7 @@ class Client:
         headers: dict[str, str],
         content: bytes = b"",
         *,
-        attempt: Attempt | None = None,
+        checksum: str = "",
         timeout: float = TIMEOUT,
         rough: bool = False,
     ) -> Answer | None:
@@ -78,10 +92,17 @@ class Client:
             return None
         exchange = Exchange(host.process, self.world.loop, watched=self.rng.random() < 0.7)
         headers = {**VERSION, **headers}
-        if content or method in ("PATCH",):
+        if content and self._draws(self.habits.chunked):
+            headers["Transfer-Encoding"] = "chunked"
+        elif content or method == "PATCH":
             headers["Content-Length"] = str(len(content))
+        if checksum and exchange.watched and self._draws(self.habits.trailer):
+            headers["Trailer"] = "Upload-Checksum"
+            exchange.last_trailers.append((b"upload-checksum", checksum.encode()))
+        elif checksum:
+            headers["Upload-Checksum"] = checksum
         exchange.start(host.server, method, path, headers)
-        behaviour = self.rng.random() if rough and not self.world.is_calm else 1.0
+        behaviour = _choose(self.rng, self.habits.rough) if rough and not self.world.is_calm else WELL
         sending = asyncio.ensure_future(self._send(exchange, content, behaviour))
         done, _ = await asyncio.wait((exchange.answer,), timeout=timeout)
         sending.cancel()
@@ -89,35 +110,39 @@ class Client:
         exchange.hang_up()
         if answer is not None:
             self.world.count(f"{method} {answer.status}")
+            if answer.status < 300:
+                self.world.moments.note(ACKNOWLEDGEMENT)
         return answer
 
-    async def _send(self, exchange: Exchange, content: bytes, behaviour: float) -> None:
+    async def _send(self, exchange: Exchange, content: bytes, behaviour: str) -> None:
         parts = pieces(content, self.rng)
         for number, part in enumerate(parts):
-            if behaviour < 0.1 and self.rng.random() < 0.5:
-                self._log("hangs up")
-                exchange.hang_up()
-                return
-            if behaviour < 0.2 and self.rng.random() < 0.5:
-                self._log("stalls")
-                await asyncio.sleep(self.rng.choice((1.5, 4.0, 40.0)))
-            if behaviour < 0.3 and self.rng.random() < 0.5:
-                await self._cancel(exchange, again=behaviour < 0.27)
+            if behaviour in (HANGS_UP, STALLS, IS_CANCELLED) and self.rng.random() < 0.5:
+                if behaviour == STALLS:
+                    self._log("stalls")
+                    await asyncio.sleep(self.rng.choice((1.5, 4.0, 40.0)))
+                else:
+                    await self._leave(exchange, behaviour)
+                    return
             exchange.push(part, last=number == len(parts) - 1)
             await asyncio.sleep(self.rng.choice((0, 0, 0.001, 0.05)) * self.rng.random())
-        if 0.3 <= behaviour < 0.4:
+        if behaviour in (IS_CANCELLED_AT_LAST, HANGS_UP_AT_LAST):
             await asyncio.sleep(self.rng.choice((0, 0.0003, 0.01)) * self.rng.random())
-            await self._cancel(exchange, again=behaviour < 0.37)
-        elif 0.4 <= behaviour < 0.45:
-            await asyncio.sleep(self.rng.choice((0, 0.0003, 0.01)) * self.rng.random())
-            self._log("hangs up after the last byte")
+            await self._leave(exchange, behaviour)
+
+    async def _leave(self, exchange: Exchange, behaviour: str) -> None:
+        if behaviour in (HANGS_UP, HANGS_UP_AT_LAST):
+            self._log(behaviour)
             exchange.hang_up()
+        else:
+            await self._cancel(exchange, again=self.rng.random() < 0.7)
 
     async def _cancel(self, exchange: Exchange, *, again: bool) -> None:
         """Have the server around the application cancel the request, once or until it has ended."""
         self._log("is cancelled again and again" if again else "is cancelled")
         assert exchange.task is not None
         exchange.task.cancel()
+        self.world.moments.note(CANCELLATION)
         for _ in range(50 if again else 0):
             if exchange.task.done():
                 break
@@ -129,7 +154,7 @@ class Client:
 
     async def _created(self, kind: str) -> Expected:
         length = self.rng.randrange(1, self.rng.choice(self.world.sizes) + 1)
-        upload = Expected(self.world.next_upload(), length, self.rng.random() < 0.2, kind=kind)
+        upload = Expected(self.world.next_upload(), length, self._draws(self.habits.defers), kind=kind)
         upload.declared = not upload.deferred
         headers = {"Upload-Defer-Length": "1"} if upload.deferred else {"Upload-Length": str(length)}
         if kind:
@@ -140,7 +165,7 @@ class Client:
             headers |= CONTENT
         while not upload.id:
             self._log(f"creates upload {upload.number} of {length} bytes, {len(content)} with it")
-            losses = self.world.oracle.losses
+            losses, began = self.world.oracle.losses, self.world.loop.now
             attempt = Attempt(0, content)
             answer = await self._request("POST", "/files", headers, content, rough=True)
             if answer is None or answer.status != 201:
@@ -151,6 +176,7 @@ class Client:
             upload.attempts.append(attempt)
             self.uploads.append(upload)
             self.world.oracle.uploads.append(upload)
+            upload.touched_at = began
             self._log(f"has created upload {upload.number} as {upload.id[:8]}")
             self.world.oracle.created(upload, losses)
             if answer.offset:
@@ -171,7 +197,9 @@ class Client:
         while not final.id:
             self._log(f"concatenates {[part.number for part in parts]} as upload {final.number}")
             losses = self.world.oracle.losses
+            began = self.world.loop.now
             answer = await self._request("POST", "/files", headers, rough=True)
+            self.world.oracle.note_expiry(final)
             if answer is not None and answer.status in (400, 404) and any(part.may_be_gone for part in parts):
                 final.given_up = True
                 return final
@@ -180,66 +208,89 @@ class Client:
                 await asyncio.sleep(self.rng.random())
                 continue
             final.id = answer.headers["location"].rpartition("/")[2]
-            final.known = bytearray(b"".join(part.known for part in parts))
+            final.touched_at = began
             self.uploads.append(final)
             self.world.oracle.uploads.append(final)
             self.world.oracle.created(final, losses)
+            final.join_parts()
             if answer.offset == final.length:
                 self.world.oracle.acknowledged(final, answer.offset, None, "POST", losses)
         return final
 
     async def _upload(self, upload: Expected) -> None:
         """Ask and append until the upload is complete, or gone."""
+        abandons = upload.kind == "" and self._draws(self.habits.abandons) and not self.world.is_calm
         while not (upload.complete or upload.is_gone or upload.given_up):
-            await self._ask(upload)
+            if abandons and (self._draws(0.5) or self.world.is_calm):
+                self._log(f"abandons upload {upload.number}")
+                upload.abandoned = upload.given_up = True
+                return
+            if upload.kind == "final" or self._draws(1 - self.habits.blind) or self.world.is_calm:
+                await self._ask(upload)
             if upload.complete or upload.is_gone or upload.kind == "final":
                 if upload.kind == "final":
                     await asyncio.sleep(0.5)
                 continue
             if self.rng.random() < 0.3 and not self.world.is_calm:
                 await asyncio.sleep(self.rng.random() * self.rng.choice((0.02, 0.3, 3.0)))
-            if self.rng.random() < 0.03 and not self.world.is_calm and upload.kind != "partial":
+            if self._draws(self.habits.removes) and not self.world.is_calm and upload.kind != "partial":
                 await self._remove(upload)
-            elif self.rng.random() < 0.1:
-                await asyncio.gather(self._append(upload), self._append(upload))
+            elif self._draws(self.habits.parallel) and not self.world.is_calm:
+                other = self._append if self._draws(0.5) else self._ask_meanwhile
+                await asyncio.gather(self._append(upload), other(upload))
             else:
                 await self._append(upload)
 
+    def _draws(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    async def _ask_meanwhile(self, upload: Expected) -> None:
+        await asyncio.sleep(self.rng.choice((0.0, 0.01, 1.5)) * self.rng.random())
+        await self._ask(upload)
+
     async def _ask(self, upload: Expected) -> bool:
         """HEAD; returns whether the server answered the offset."""
-        losses = self.world.oracle.losses
+        losses, floor = self.world.oracle.losses, upload.floor
         answer = await self._request("HEAD", upload.path, {}, timeout=HEAD_PATIENCE)
         if answer is None:
             await asyncio.sleep(0.2)
             return False
         self._log(f"asks for upload {upload.number}: {answer.status}, offset {answer.offset}")
-        self.world.oracle.looked(upload, answer, "HEAD", losses)
+        upload.join_parts()
+        self.world.oracle.looked(upload, answer, "HEAD", losses, floor)
         if answer.status != 200:
             await asyncio.sleep(0.5)
         return answer.status == 200
 
     async def _append(self, upload: Expected) -> None:
         start = upload.last_offset
+        if self._draws(self.habits.misplaced) and not self.world.is_calm:
+            start = min(upload.length, start + self.rng.randrange(1, 1000))
         room = upload.length - start
-        size = room if self.rng.random() < 0.5 or self.world.is_calm else self.rng.randrange(room + 1)
-        whole = self.rng.random() < 0.25
-        refused = whole and self.rng.random() < 0.3 and not self.world.is_calm
+        size = room if self._draws(self.habits.rest) or self.world.is_calm else self.rng.randrange(room + 1)
+        if size < room and self._draws(self.habits.empty):
+            size = 0
+        whole = self._draws(self.habits.checksum)
+        refused = whole and self._draws(self.habits.wrong_checksum) and not self.world.is_calm
         if refused and not upload.declared:
             size += self.rng.randrange(2000)  # longer than all that will be kept
+        if upload.declared and self._draws(self.habits.too_long) and not self.world.is_calm:
+            size = room + self.rng.randrange(1, 100)
         content = self.rng.randbytes(size)
         headers = {**CONTENT, "Upload-Offset": str(start)}
         if upload.deferred and start + size == upload.length:
             headers["Upload-Length"] = str(upload.length)
         attempt = Attempt(start, content)
+        checksum = ""
         if whole:
             attempt.whole, attempt.refused = True, refused
-            digest = hashlib.sha1(content + (b"-" if attempt.refused else b"")).digest()
-            headers["Upload-Checksum"] = f"sha1 {base64.b64encode(digest).decode()}"
+            checksum = self._checksum(content + (b"-" if attempt.refused else b""))
         upload.attempts.append(attempt)
-        losses = self.world.oracle.losses
+        losses, began = self.world.oracle.losses, self.world.loop.now
         text = f"appends {size} bytes at {start} of {upload.length} to upload {upload.number}"
         self._log(text + (" with a checksum" if attempt.whole else ""))
-        answer = await self._request("PATCH", upload.path, headers, content, rough=True)
+        answer = await self._request("PATCH", upload.path, headers, content, checksum=checksum, rough=True)
+        self.world.oracle.note_expiry(upload)
         if answer is None:
             return
         self._log(f"upload {upload.number}: {answer.status}, offset {answer.offset}")
@@ -247,6 +298,7 @@ class Client:
             if attempt.refused and size:
                 self.world.complain(f"upload {upload.number}: a wrong checksum is accepted")
             upload.declared = upload.declared or "Upload-Length" in headers
+            upload.touched_at = max(began, upload.touched_at)
             self.world.oracle.appended(upload, answer.offset, attempt, losses)
         elif answer.status in (404, 410) and not upload.may_be_gone:
             self.world.complain(f"upload {upload.number}: PATCH answers {answer.status}")
@@ -254,10 +306,18 @@ class Client:
             self._refused(answer, "PATCH")
             await asyncio.sleep(self.rng.random() * 0.1)
 
+    def _checksum(self, content: bytes) -> str:
+        name = self.rng.choice(("sha1", "sha1", "md5", "sha256", "crc32"))
+        if name == "crc32":
+            digest = zlib.crc32(content).to_bytes(4)
+        else:
+            digest = hashlib.new(name, content, usedforsecurity=False).digest()
+        return f"{name} {base64.b64encode(digest).decode()}"
+
     async def _remove(self, upload: Expected) -> None:
         self._log(f"removes upload {upload.number}")
-        upload.may_be_gone = True
-        answer = await self._request("DELETE", upload.path, {})
+        upload.may_be_gone = upload.is_ending = True
+        answer = await self._request("DELETE", upload.path, {}, rough=True)
         if answer is not None:
             self._log(f"upload {upload.number}: {answer.status}")
             self._refused(answer, "DELETE")
@@ -265,9 +325,20 @@ class Client:
                 upload.given_up = upload.is_gone = True
                 self.world.removed(upload)
 
+    async def check_expired(self, upload: Expected) -> None:
+        """Look whether an upload that was left alone is gone."""
+        answer = await self._request("HEAD", upload.path, {}, timeout=HEAD_PATIENCE)
+        complete = answer is not None and answer.offset == upload.length and upload.declared
+        if answer is None or complete:
+            return
+        if answer.status not in (404, 410):
+            self.world.complain(f"upload {upload.number} has not expired: HEAD answers {answer.status}")
+        elif self.world.oracle.look(upload.id):
+            self.world.complain(f"upload {upload.number} has expired, and its bytes are still there")
+
     async def _verify(self, upload: Expected) -> None:
         """Look at an upload when all is well."""
-        if upload.given_up and not upload.id:
+        if (upload.given_up and not upload.id) or upload.abandoned:
             return
         await self._ask(upload)
         if upload.complete:
@@ -291,3 +362,7 @@ class Client:
         answer = await self._request("GET", upload.path, {"Range": f"bytes={start}-{end}"})
         if answer is not None and answer.status == 206 and answer.body != upload.known[start : end + 1]:
             self.world.complain(f"upload {upload.number}: the range {start}-{end} has {len(answer.body)} other bytes")
+
+
+def _choose(rng: Random, weights: Mapping[str, int]) -> str:
+    return rng.choices(list(weights), list(weights.values()))[0]

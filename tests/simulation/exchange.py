@@ -11,7 +11,10 @@ from random import Random
 from typing import Any
 
 from tests.simulation.machine import Process
+from tusd_py.core.buffers import Buffer
 from tusd_py.http.body_extension import BODY_EXTENSION
+from tusd_py.transfer.budget import BufferPool
+from tusd_py.uvicorn_server.buffered_receiver import SMALL_SHARE
 
 
 @dataclass(slots=True)
@@ -48,9 +51,11 @@ class Exchange:
         self.task: asyncio.Task[None] | None = None
         self.last_arrival = process.machine.monotonic()
         self.trailers: list[tuple[bytes, bytes]] = []
+        self.last_trailers: list[tuple[bytes, bytes]] = []  # that arrive with the last byte
         self.reader_timed_out = False
         self.answer: asyncio.Future[Answer | None] = loop.create_future()
         self.delivered = 0  # bytes that the server was given
+        self._pool: BufferPool | None = None
         self._arrived: deque[bytes] = deque()
         self._ended = False
         self._end_delivered = False
@@ -90,6 +95,8 @@ class Exchange:
         """Have bytes arrive at the server."""
         if not self._gone:
             self._arrived.append(content)
+            if last:
+                self.trailers += self.last_trailers
             self._ended = self._ended or last
             self.last_arrival = self.process.machine.monotonic()
             self._wake()
@@ -125,7 +132,7 @@ class Exchange:
             self._change = self.loop.create_future()
             await self._change
         if self._arrived or not self._gone:
-            content = self._arrived.popleft() if self._arrived else b""
+            content = self._in_buffer(self._arrived.popleft() if self._arrived else b"")
             self.delivered += len(content)
             more = not (self._ended and not self._arrived)
             self._end_delivered = not more
@@ -159,16 +166,32 @@ class Exchange:
             return b"".join(self._arrived)
         return None
 
-    def read_buffered(self) -> bytes:
-        content = b"".join(self._arrived)
+    def read_buffered(self) -> Buffer:
+        arrived = b"".join(self._arrived)
         self._arrived.clear()
+        content = self._in_buffer(arrived)
         self.delivered += len(content)
-        self._end_delivered = self._end_delivered or self._ended
         return content
 
     def close(self) -> None: ...
 
-    def use_buffer_pool(self, pool: object) -> None: ...
+    def use_buffer_pool(self, pool: BufferPool) -> None:
+        self._pool = pool
+
+    def _in_buffer(self, content: bytes) -> Buffer:
+        """Return bytes in a buffer of the pool, if they are worth one; those that have no room arrive again."""
+        if self._pool is None or not content:
+            return content
+        buffer = self._pool.acquire()
+        self._pool.detach(buffer)
+        if len(content) * SMALL_SHARE < len(buffer):
+            self._pool.release(buffer)
+            return content
+        size = min(len(buffer), len(content))
+        buffer[:size] = content[:size]
+        if size < len(content):
+            self._arrived.appendleft(content[size:])
+        return memoryview(buffer)[:size]
 
 
 def pieces(content: bytes, rng: Random) -> list[bytes]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from random import Random
 
-DEATHS = ("kill", "power cut")  # these may wait for a change of a file
+from tests.simulation.moments import CHANGE, CUT, FAILED_SYNC, HANG
+from tests.simulation.profiles import Profile
+
+WAITING = ("kill", "power cut", "pause", "shutdown")  # these may wait for a moment
 MAX_CHANGES = 12
+LATER = {CUT: 0.9, FAILED_SYNC: 0.25, HANG: 0.25}  # shares of the faults that wait for changes after a moment too
 
 KINDS = {
     "kill": 4,
@@ -25,7 +30,11 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that happens `at` seconds after the start, and for `seconds`, to the process or host `target`."""
+    """Something that happens `at` seconds after the start, and for `seconds`, to the process or host `target`.
+
+    One with a `moment` or `changes` waits from then on for the next such moment, and for so many changes of files after
+    it; if it concerns a process, it is the one in whose call its time has come.
+    """
 
     number: int
     at: float
@@ -33,32 +42,39 @@ class Fault:
     target: int
     seconds: float
     amount: float
-    after: int = 0  # changes of files that come first
-    after_cut: bool = False  # they are counted from the next time that a file is cut off
+    moment: str = ""
+    changes: int = 0
 
     def __str__(self) -> str:
         text = f"fault {self.number}: {self.kind} (process {self.target}, {self.seconds:.2f} s, {self.amount:.2f})"
-        return f"{text} after {'a cut and ' * self.after_cut}{self.after} changes" if self.after else text
+        waits = [f"the next {self.moment}"] if self.moment else []
+        waits += [f"{self.changes} changes"] if self.changes else []
+        return f"{text} after {' and '.join(waits)}" if waits else text
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.moment or self.changes)
 
 
-def draw(rng: Random, period: float, most: int, kinds: dict[str, int]) -> list[Fault]:
-    """Return faults in the order of their times."""
-    count = rng.randrange(most + 1)
+def draw(rng: Random, period: float, profile: Profile, kinds: Mapping[str, int]) -> list[Fault]:
+    """Return faults in the order of their times; of these kinds, unless the profile has its own."""
+    count = rng.randrange(profile.fewest_faults, profile.most_faults + 1)
     times = sorted(rng.random() * period for _ in range(count))
-    names, weights = list(kinds), list(kinds.values())
-    return [_draw_one(rng, number, at, rng.choices(names, weights)[0]) for number, at in enumerate(times)]
+    weights = profile.kinds or kinds
+    return [_draw_one(rng, number, at, _choose(rng, weights), profile) for number, at in enumerate(times)]
 
 
-def _draw_one(rng: Random, number: int, at: float, kind: str) -> Fault:
-    seconds = rng.choice((0.05, 0.5, 3.0, 12.0, 40.0)) * rng.random()
-    waits = kind in DEATHS and rng.random() < 0.6
-    return Fault(
-        number,
-        at,
-        kind,
-        rng.randrange(4),
-        seconds,
-        rng.random(),
-        after=rng.randrange(1, MAX_CHANGES + 1) if waits else 0,
-        after_cut=waits and rng.random() < 0.4,
-    )
+def _choose(rng: Random, weights: Mapping[str, int]) -> str:
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def _draw_one(rng: Random, number: int, at: float, kind: str, profile: Profile) -> Fault:
+    seconds = rng.choice(profile.seconds) * rng.random()
+    fault = Fault(number, at, kind, rng.randrange(4), seconds, rng.random())
+    if kind not in WAITING or rng.random() >= profile.waits:
+        return fault
+    moment = _choose(rng, profile.moments)
+    changes = rng.randrange(1, MAX_CHANGES + 1)
+    if moment == CHANGE:
+        return replace(fault, changes=changes)
+    return replace(fault, moment=moment, changes=changes if rng.random() < LATER.get(moment, 0.5) else 0)

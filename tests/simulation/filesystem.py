@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
+from tests.simulation.moments import Moments
+
 BLOCK = 512  # bytes that are written, or lost, together
 
 FileChange: TypeAlias = tuple[int, bytes | None]  # bytes at a position, or a cut at it
@@ -46,6 +48,7 @@ class File(Inode):
     durable: bytearray = field(default_factory=bytearray)
     pending: list[FileChange] = field(default_factory=list)
     locks: list[tuple[int, int, bool, object]] = field(default_factory=list)
+    doubtful: bool = False  # a sync failed, and the file was not cut off since
     failed: int = 0  # number of the last failed sync: the next sync of who had the file open reports it (Linux, errseq)
 
     def write(self, position: int, content: bytes) -> None:
@@ -55,6 +58,7 @@ class File(Inode):
     def cut(self, size: int) -> None:
         _apply(self.data, (size, None))
         self.pending.append((size, None))
+        self.doubtful = False
 
     def sync(self) -> None:
         for change in self.pending:
@@ -63,6 +67,7 @@ class File(Inode):
 
     def fail_sync(self) -> None:
         """Clean the pages without writing them."""
+        self.doubtful = True
         self.pending = [change for change in self.pending if change[1] is None]
 
     def power_cut(self, rng: Random) -> None:
@@ -81,6 +86,7 @@ class File(Inode):
             if content:
                 _apply(self.durable, (position, content))
         self.pending.clear()
+        self.doubtful = False
         self.locks.clear()
         self.data = bytearray(self.durable)
 
@@ -148,34 +154,20 @@ class FileSystem:
         self.is_full = False
         self.stalled_until = 0.0  # virtual time
         self.failing_syncs = 0  # number of syncs that are going to fail
+        self.failing_record_syncs = 0  # of those of SQLite
         self.failing_writes = 0
         self.hang_seconds = 0.0  # that the next write or sync takes, while others go on
         self.hangs_end_at = math.inf  # virtual time
         self.syncs = 0
         self.failed_syncs = 0
         self.on_failed_sync: Callable[[], object] = lambda: None
-        self._changes_left = 0
-        self._waits_for_cut = False
-        self._after_changes: Callable[[], object] = lambda: None
+        self.moments = Moments()
 
-    def call_after(self, changes: int, callback: Callable[[], object], *, after_cut: bool = False) -> None:
-        """Call `callback` after so many changes of files, with `after_cut` counted from the next cut."""
-        self._changes_left, self._after_changes = changes, callback
-        self._waits_for_cut = after_cut
-
-    def count_change(self, *, cut: bool = False) -> bool:
-        """Count a change of a file or a sync; return whether a callback was called."""
-        self._waits_for_cut = self._waits_for_cut and not cut
-        if not self._changes_left or self._waits_for_cut:
-            return False
-        self._changes_left -= 1
-        if not self._changes_left:
-            self._after_changes()
-        return not self._changes_left
+    def stop_failing(self) -> None:
+        self.failing_syncs = self.failing_record_syncs = self.failing_writes = 0
 
     def fail_sync(self, file: File) -> None:
         """Let one sync fail."""
-        self.failing_syncs -= 1
         self.failed_syncs += 1
         file.failed = self.failed_syncs
         file.fail_sync()
@@ -248,12 +240,16 @@ class FileSystem:
             self.is_away = away
         return bytes(found.data) if isinstance(found, File) else None
 
-    def names(self, folder: Folder | None = None, prefix: str = "") -> list[str]:
+    def doubtful_names(self) -> list[str]:
+        """Return the names of files whose sync has failed, and that were not cut off since."""
+        return [name for name, inode in self._walk(self.mounted, "") if isinstance(inode, File) and inode.doubtful]
+
+    def names(self) -> list[str]:
         """Return the paths of all files of the mounted file system, relative to its top."""
-        found: list[str] = []
-        for name, inode in sorted((folder or self.mounted).entries.items()):
-            if isinstance(inode, Folder):
-                found += self.names(inode, f"{prefix}{name}/")
-            else:
-                found.append(prefix + name)
+        return [name for name, _ in self._walk(self.mounted, "")]
+
+    def _walk(self, folder: Folder, prefix: str) -> list[tuple[str, Inode]]:
+        found: list[tuple[str, Inode]] = []
+        for name, inode in sorted(folder.entries.items()):
+            found += self._walk(inode, f"{prefix}{name}/") if isinstance(inode, Folder) else [(prefix + name, inode)]
         return found

@@ -64,24 +64,23 @@ def locker_closed_before_storage() -> None:
 
 
 @plant
-def second_cancellation_releases_the_lock() -> None:
-    async def run(self: Any, upload_id: str, holder: Any, timeout: float, work: Any, *, to_remove: bool = False) -> Any:
-        lock = await self.acquire(upload_id, holder, timeout, to_remove=to_remove)
-        return await released_at_the_end(self, lock, work(lock))
+def cancelled_request_releases_the_lock() -> None:
+    """The request owns the lock: when it is cancelled, its work goes on without one."""
+    real = locked_work.LockedWork.start
 
-    async def released_at_the_end(self: Any, lock: Any, work: Any) -> Any:
-        task = self._spawn(work)
-        try:
-            return await asyncio.shield(task)
-        finally:
-            await lock.release()
+    def start(self: Any, lock: Any, work: Any) -> Any:
+        task = real(self, lock, work)
+        request = asyncio.current_task()
+        assert request is not None
 
-    change(locked_work.LockedWork, "run", run)
-    change(
-        locked_work.LockedWork,
-        "start",
-        lambda self, lock, work: self._spawn(released_at_the_end(self, lock, work)),
-    )
+        def release(_: object) -> None:
+            if not task.done():
+                self._spawn(lock.release())
+
+        request.add_done_callback(release)
+        return task
+
+    change(locked_work.LockedWork, "start", start)
 
 
 @plant
@@ -314,6 +313,11 @@ def finished_uploads_expire() -> None:
 
 
 @plant
+def expired_uploads_stay() -> None:
+    change(lifetimes.Lifetimes, "is_over", lambda self, upload: False)
+
+
+@plant
 def record_removed_before_the_bytes() -> None:
     async def later(self: Any, upload: Any) -> None:
         self.run(lambda: time)
@@ -348,6 +352,19 @@ def budget_not_returned() -> None:
         self._gathered, self._gathered_size = [], 0
 
     change(batch_writer.BatchWriter, "_drop_gathered", forget)
+
+
+@plant
+def buffers_lent_while_they_are_written() -> None:
+    real = batch_writer.BatchWriter._start_writing
+
+    def start(self: Any) -> Any:
+        buffers = real(self)
+        self._release_buffers(buffers)
+        self._writing = []
+        return buffers
+
+    change(batch_writer.BatchWriter, "_start_writing", start)
 
 
 @plant

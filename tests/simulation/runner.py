@@ -15,6 +15,7 @@ import tusd_py.backends.disk.storage
 import tusd_py.backends.local_locks.locker
 import tusd_py.backends.redis.locker
 import tusd_py.backends.redis.state
+import tusd_py.backends.sqlite.reserve
 import tusd_py.backends.sqlite.state
 import tusd_py.composition
 import tusd_py.http.empty_patches
@@ -56,6 +57,7 @@ def prepare() -> Modules:
         tusd_py.transfer.budget.MIN_BATCH_SIZE = 512
         tusd_py.transfer.budget.MAX_BATCH_SIZE = 2048
         tusd_py.backends.local_locks.locker.POLL_INTERVAL = 0.1
+        tusd_py.backends.sqlite.reserve.RESERVE_SIZE = 4096
         logger = logging.getLogger("tusd_py")
         logger.setLevel(logging.ERROR)
         logger.propagate = False

@@ -18,6 +18,7 @@ from urllib3.exceptions import ProtocolError
 
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.machine import EPOCH, Process
+from tests.simulation.moments import REQUEST, Moments
 from tests.simulation.s3_bucket import BucketModel, S3Error
 from tests.simulation.s3_messages import Reply, Request, answer, error, parse
 from tests.simulation.system_calls import process_now
@@ -89,6 +90,7 @@ class Network:
         scheduler: Scheduler,
         rng: Random,
         bucket: BucketModel,
+        moments: Moments,
         log: Callable[[str], None],
         count: Callable[[str], None],
     ) -> None:
@@ -96,6 +98,7 @@ class Network:
         self.scheduler = scheduler
         self.rng = rng
         self.bucket = bucket
+        self.moments = moments
         self.log = log
         self.count = count
         self.troubled_until = 0.0  # virtual time until which requests meet random fates
@@ -185,7 +188,9 @@ class Network:
         else:
             self.late_keys.add(request.key)
         reply = answer(self.bucket, request)
+        exchange.process.context.copy().run(self.moments.note, REQUEST)
         if fate == "twice":
+            self.under_way += 1
             self._later(self._latency(), self._repeat, request)
         if fate == "lost answer":
             self._answer_later(exchange, back, None, ConnectionClosedError(endpoint_url="s3"))
@@ -199,6 +204,7 @@ class Network:
 
     def _repeat(self, request: Request) -> None:
         """A request arrives once more."""
+        self.under_way -= 1
         self.late_keys.add(request.key)
         self.bucket.now = EPOCH + self.loop.now + CLOCK_OF_S3
         answer(self.bucket, request)

@@ -18,6 +18,7 @@ import tusd_py.backends.s3.storage
 from tests.simulation.faults import Fault
 from tests.simulation.oracle import Expected, Unreadable
 from tests.simulation.patches import Modules
+from tests.simulation.profiles import S3_PROFILES, draw_profile
 from tests.simulation.s3_bucket import MIN_PART, BucketModel
 from tests.simulation.s3_network import FATES, Network, Session
 from tests.simulation.servers import Host
@@ -58,7 +59,7 @@ DIALECTS = ("aws", "aws", "minio", "r2", "scaleway", "ceph", "plain")
 PREFIX = "p/"
 SCALE = 1024  # sizes are a thousandth of the real ones
 CHUNK = 1024  # bytes of a buffer of the pool
-SETTLE = 40.0  # seconds after which every late request has arrived
+SETTLE = 5.0  # seconds in which whoever has just had an answer makes the next request
 
 _session: Session | None = None
 _quotas: list[Any] = []
@@ -89,7 +90,9 @@ def prepare(modules: Modules) -> Session:
     )
     client = tusd_py.backends.s3.client._build(_config("aws"))
     agent = client._user_agent_creator.to_string()
-    client._user_agent_creator.to_string = lambda: agent  # takes a tenth of the time of a request
+    # Each takes a tenth of the time of a request.
+    client._user_agent_creator.to_string = lambda: agent
+    client._request_signer.sign = lambda *_, **__: None
     vars(tusd_py.backends.s3.storage)["size_limits"] = functools.cache(part_sizes.size_limits)
     _session = Session()
     client._endpoint.http_session = _session
@@ -118,6 +121,7 @@ class S3World(World):
     """One run with S3."""
 
     kinds = KINDS
+    profiles = S3_PROFILES
     sizes = (40, 3000, 9000, 20_000, 40_000, 60_000)
     most_faults = 8
     period = 18.0
@@ -132,10 +136,12 @@ class S3World(World):
             buffer_size=plan.choice((8, 16, 64)) * SCALE,
             parts_in_flight=plan.choice((1, 2, 4)),
         )
+        if draw_profile(Random(f"{seed} profile"), self.profiles, self.most_faults).is_short_of_memory:
+            self.config = self.config.model_copy(update={"buffer_size": 8 * SCALE})
         self.bucket = BucketModel(Random(f"{seed} bucket"), CAPABILITIES[self.config.dialect])
         super().__init__(seed, modules, without)
         self.network = session.network = Network(
-            self.loop, self.scheduler, Random(f"{seed} network"), self.bucket, self.log, self.count
+            self.loop, self.scheduler, Random(f"{seed} network"), self.bucket, self.moments, self.log, self.count
         )
         for each in _quotas:
             each._available_capacity = each._max_capacity
@@ -149,7 +155,9 @@ class S3World(World):
     @property
     def storage_is_sick(self) -> bool:
         fates = (f"s3 {fate}" for fate in (*FATES, "error inside 200"))
-        return any(self.counts.get(kind) for kind in (*fates, "s3 slow", "multiparts expire"))
+        return super().storage_is_sick or any(
+            self.counts.get(kind) for kind in (*fates, "s3 slow", "multiparts expire")
+        )
 
     # Faults.
 
@@ -166,7 +174,8 @@ class S3World(World):
         elif fault.kind == "multiparts expire":
             self.bucket.expire_all()
             for upload in self.oracle.uploads:
-                upload.may_be_gone = upload.may_be_gone or self.oracle.was_taken(upload.id)
+                if self.oracle.was_taken(upload.id):
+                    upload.may_be_gone = upload.is_ending = True
         elif fault.kind == "clean":
             self._clean_now(host)
         else:
@@ -247,6 +256,8 @@ class S3World(World):
     async def _clean(self) -> None:
         """Remove orphans of any age, once no request is under way."""
         await asyncio.sleep(SETTLE)
+        while self.network.under_way:  # noqa: ASYNC110 - a late request
+            await asyncio.sleep(1.0)
         host = self.hosts[0]
         assert host.process is not None
         assert host.server is not None
@@ -256,14 +267,19 @@ class S3World(World):
             await cleaning
 
         self._named = {self.config.identity}  # keys, and ids of multipart uploads
-        for upload_id, text in self._rows("SELECT id, layout FROM uploads"):
+        rows = self._rows("SELECT id, layout FROM uploads")
+        self._has_records = bool(rows)  # without any the cleaner removes nothing
+        for upload_id, text in rows:
             layout = parse(text)
             self._named |= {self._key(upload_id), layout.multipart}
             self._named |= {self._tail_key(upload_id, name) for name in layout.tail_names}
 
     def _look_for_remains(self, records: set[str]) -> None:
         for upload in self.oracle.uploads:
+            self.oracle.note_expiry(upload)
             self._check_object(upload)
+        if not self._has_records:
+            return
         for key in sorted(self.bucket.objects.keys() - self._named):
             if key not in self.network.late_keys:
                 self.complain(f"the object {key} is left over")

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.machine import Machine, Process
+from tests.simulation.moments import START
 from tusd_py import TusServer
 from tusd_py.asyncutil.futures import settle
 from tusd_py.backends.s3.storage import S3Storage
@@ -20,7 +21,7 @@ from tusd_py.settings.overrides import SettingsOverrides
 from tusd_py.settings.sources import from_arguments
 
 START_PATIENCE = 90.0  # seconds
-LINGERING = (0.0, 0.0, 2.0, 30.0)  # seconds that a process may live on after the shutdown of its server
+LINGERING = (0.0, 2.0, 30.0)  # seconds that a process may live on after the shutdown of its server
 REQUEST_PATIENCE = 20.0  # seconds that a request may go on after the end of the shutdown
 
 
@@ -71,6 +72,7 @@ class Host:
             if process.alive and starting.done() and (error := starting.exception()) is None:
                 self.is_up = True
                 self.log(f"process {process.name} serves")
+                process.context.copy().run(self.machine.files.moments.note, START)
                 return
             if process.alive:
                 self.log(f"process {process.name} could not start: {error!r}")
@@ -136,7 +138,8 @@ class Host:
                 if self.loop.now - began < server.settings.shutdown_grace:  # else a step of the storage hangs
                     self._note_work(process)
                     await self._requests_end(process)
-                    self._note_leftovers(process, server)
+                    if process.alive:
+                        self._note_leftovers(process, server)
         finally:
             if self.process is process:
                 self.process = None

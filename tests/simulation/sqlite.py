@@ -15,6 +15,7 @@ import apsw
 
 from tests.simulation.filesystem import File, FileSystem, Folder
 from tests.simulation.machine import Machine, Process
+from tests.simulation.moments import CHANGE, FAILED_SYNC
 from tests.simulation.system_calls import process_now
 
 NAME = "simulated"
@@ -133,8 +134,13 @@ class SimulatedFile:
         if _dead:
             raise _io_error(apsw.SQLITE_IOERR_FSYNC)
         self._files.syncs += 1
-        if self._files.failing_syncs > 0:
+        if self._files.failing_syncs > 0 or self._files.failing_record_syncs > 0:
+            if self._files.failing_record_syncs > 0:
+                self._files.failing_record_syncs -= 1
+            else:
+                self._files.failing_syncs -= 1
             self._files.fail_sync(self._file)
+            self._files.moments.note(FAILED_SYNC)
         seen = max(self._errors_seen, self._errors_seen_by.get(_user, _user.errors_seen if _user else 0))
         if seen < self._file.failed:
             self._errors_seen_by[_user] = self._file.failed
@@ -267,9 +273,15 @@ class Connection:
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Cursor:
         self._pause()
-        cursor = self._execute(statement, values)
-        if statement == "COMMIT" and self._machine.files.count_change():
-            self._machine.scheduler.pause(1.0)
+        moments = self._machine.files.moments
+        reached = moments.reached
+        try:
+            cursor = self._execute(statement, values)
+            if statement == "COMMIT" or (statement.startswith(WRITES) and not self.in_transaction):
+                moments.note(CHANGE)
+        finally:
+            if moments.reached > reached and not self.in_transaction and self._machine.scheduler.is_in_thread:
+                self._machine.scheduler.sleep(0.0)
         self._pause()
         return cursor
 

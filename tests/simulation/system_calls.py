@@ -14,6 +14,7 @@ from typing import Any
 from tests.simulation.filesystem import File, FileSystem, Folder, Inode, error
 from tests.simulation.loop import PROCESS
 from tests.simulation.machine import FIRST_DESCRIPTOR, OpenFile, Process, release_locks
+from tests.simulation.moments import CHANGE, CUT, FAILED_SYNC, HANG
 
 FLOCK = struct.Struct("hhqqi4x")
 LAST = (1 << 63) - 1
@@ -73,13 +74,14 @@ class OsModule:
         if not files.hang_seconds or not scheduler.is_in_thread:
             return
         end, files.hang_seconds = scheduler.loop.now + files.hang_seconds, 0.0
+        files.moments.note(HANG)
         while scheduler.loop.now < min(end, files.hangs_end_at):
             scheduler.sleep(0.1)
 
-    def _changed(self, files: FileSystem, *, cut: bool = False) -> None:
-        """Note a change of a file: the moment for a fault that has waited for it."""
+    def _note(self, files: FileSystem, moment: str) -> None:
+        """Note a moment, and let a fault that has waited for it come before the call returns."""
         scheduler = process_now().machine.scheduler
-        if files.count_change(cut=cut) and scheduler.is_in_thread:
+        if files.moments.note(moment) and scheduler.is_in_thread:
             scheduler.sleep(0.0)
 
     # Names.
@@ -177,7 +179,7 @@ class OsModule:
         if name not in folder.entries:
             raise error(errno.ENOENT, os.fspath(path))
         folder.change((name, None))
-        self._changed(files)
+        self._note(files, CHANGE)
 
     def rename(self, old: Any, new: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
         source, target = self._files(old, src_dir_fd), self._files(new, dst_dir_fd)
@@ -300,7 +302,7 @@ class OsModule:
             content = content[: process_now().machine.rng.randrange(1, len(content))]
         file.write(position, content)
         files.touch(file, process_now().machine.loop.now)
-        self._changed(files)
+        self._note(files, CHANGE)
         return len(content)
 
     def copy_file_range(self, source: int, target: int, count: int, offset: int) -> int:
@@ -308,9 +310,11 @@ class OsModule:
         return self.write(target, content) if content else 0
 
     def ftruncate(self, descriptor: int, size: int) -> None:
-        self._wait(self._opened(descriptor).files)
+        files = self._opened(descriptor).files
+        self._wait(files)
         self._file(descriptor, writing=True).cut(size)
-        self._changed(self._opened(descriptor).files, cut=True)
+        self._note(files, CUT)
+        self._note(files, CHANGE)
 
     def fsync(self, descriptor: int) -> None:
         opened = self._opened(descriptor)
@@ -321,13 +325,15 @@ class OsModule:
         files.syncs += 1
         assert isinstance(opened.inode, File | Folder)
         if files.failing_syncs > 0 and isinstance(opened.inode, File):
+            files.failing_syncs -= 1
             files.fail_sync(opened.inode)
+            self._note(files, FAILED_SYNC)
         if isinstance(opened.inode, File) and opened.errors_seen < opened.inode.failed:
             opened.errors_seen = opened.inode.failed
             files.on_failed_sync()
             raise error(errno.EIO)
         opened.inode.sync()
-        self._changed(files)
+        self._note(files, CHANGE)
         self._wait(files, 0.3)
 
     fdatasync = fsync

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 DISK = "disk"
 WORLDS = {
-    DISK: "tests.simulation.world:World",
+    DISK: "tests.simulation.disk_world:DiskWorld",
     "s3": "tests.simulation.s3_world:S3World",
     "redis": "tests.simulation.hosts_world:HostsWorld",
 }
