@@ -16,7 +16,7 @@ DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: brokers chaos run simulate simulate-defects test check compare-hooks bench lock clean
+.PHONY: brokers chaos run simulate simulate-coverage simulate-defects test check compare-hooks bench lock clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -53,6 +53,14 @@ simulate: $(INSTALLED)
 # Plants every defect of planted.py, s3_planted.py and redis_planted.py in tests/simulation: each has to be found.
 simulate-defects: $(INSTALLED)
 	ALL_DEFECTS=1 $(BIN)/python -m pytest -n 2 tests/simulation/test_planted.py $(ARGS)
+
+# The branches that the simulation alone takes in the code that stores uploads; docs/testing.md explains the others.
+simulate-coverage: $(INSTALLED)
+	$(BIN)/coverage erase
+	for world in disk s3; do PYTHONHASHSEED=0 $(BIN)/coverage run --parallel-mode -m tests.simulation \
+		--world $$world --seeds $(or $(SEEDS),300) --jobs 1 $(ARGS) || exit 1; done
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # Sends events to every broker; RabbitMQ, which is left out of `make test`, takes a while to start. Needs Debian's
 # rabbitmq-server.
