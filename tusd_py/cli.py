@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from tusd_py import __version__
 from tusd_py.commands.events import CommandError, run_events
-from tusd_py.composition import build_service, build_sinks, opened
+from tusd_py.composition import build_service, opened
 from tusd_py.core.errors import UploadError
 from tusd_py.core.redaction import without_password
 from tusd_py.events.bus import EventBus
@@ -34,6 +34,7 @@ from tusd_py.settings import (
     value_of,
 )
 from tusd_py.settings.help import choices, readable_default
+from tusd_py.sinks import build_sinks
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import OrphanCleaner, Sweeper
 from tusd_py.uvicorn_server.malloc import tune_malloc

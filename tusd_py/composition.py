@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, TypeVar
 
 from tusd_py.backends.disk.files import Modes
@@ -18,7 +17,7 @@ from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
-from tusd_py.contracts.outbox import Outbox, Sink, SupportsOutbox
+from tusd_py.contracts.outbox import Outbox
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
@@ -27,25 +26,20 @@ from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
 from tusd_py.hooks.make import Hooks
-from tusd_py.hooks.signing import read_secrets
 from tusd_py.http.app import UploadApp
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
-from tusd_py.outbox.cloudevents import render
-from tusd_py.outbox.delivery import Delivery
-from tusd_py.outbox.sink_urls import parse_sink_url
-from tusd_py.outbox.sink_worker import DeliveryOptions
-from tusd_py.outbox.sinks.make import MissingPackage, make_sink
 from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_writer, is_own, make_component, one_line
 from tusd_py.settings import InvalidSettings, Settings, default_of
+from tusd_py.sinks import build_hooks, outbox_of, sink_options
 from tusd_py.transfer.budget import BufferPool, ByteBudget
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.identity import IdentityCheck
-from tusd_py.uploads.options import SinkOptions, UploadOptions
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
@@ -126,17 +120,6 @@ def build_service(
     return UploadService(components, hooks.blocking())
 
 
-def build_hooks(settings: Settings, given: object | None = None) -> Hooks:
-    """Build the hooks of the application. Blocks: reads the secrets, imports the object that the settings name.
-
-    `given` is an object of the application in place of that one. Raises `InvalidSettings`.
-    """
-    try:
-        return Hooks(settings.hooks, given)
-    except ValueError as error:
-        raise InvalidSettings(f"hooks: {error}") from error
-
-
 def _choose_state_and_locker(
     settings: Settings, instrumentation: Instrumentation, clock: Clock | None, given: GivenComponents
 ) -> tuple[StateStore, Locker]:
@@ -165,44 +148,8 @@ def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
         concatenation_parts=settings.concatenation_parts,
         concatenation_repeats=settings.concatenation_repeats,
         progress_interval=settings.hooks.progress_interval,
-        sinks=(
-            *(SinkOptions(parse_sink_url(url).name) for url in settings.events.to),
-            *(SinkOptions(name, kinds) for name, kinds in hooks.events()),
-        ),
+        sinks=sink_options(settings, hooks),
     )
-
-
-def build_sinks(settings: Settings) -> list[Sink]:
-    """Build the sinks of events, without network. Blocks: reads the secrets.
-
-    Raises:
-        InvalidSettings: the package of a broker is missing, or the secrets cannot be used.
-    """
-    rendered = partial(render, source=settings.public_url or settings.base_path)
-    try:
-        secrets = read_secrets(settings.hooks.http_secret_file) if settings.hooks.http_secret_file else ()
-        return [make_sink(parse_sink_url(url), rendered, secrets) for url in settings.events.to]
-    except MissingPackage as error:
-        raise InvalidSettings(str(error)) from error
-    except ValueError as error:
-        raise InvalidSettings(f"hooks_http_secret_file: {error}") from error
-
-
-def build_delivery(
-    settings: Settings,
-    service: UploadService,
-    instrumentation: Instrumentation = NO_INSTRUMENTATION,
-    hooks: Hooks | None = None,
-) -> Delivery | None:
-    """Build the delivery of the events of a service; None without sinks. Raises `InvalidSettings`."""
-    sinks = [*build_sinks(settings), *(hooks or build_hooks(settings)).sinks(service.read)]
-    if not sinks:
-        return None
-    options = DeliveryOptions(give_up=settings.events.give_up)
-    outbox = outbox_of(service.state)
-    delivery = Delivery(sinks, outbox, service.locker, service.clock, options, instrumentation)
-    service.observe_stored_events(delivery.wake)
-    return delivery
 
 
 @contextlib.asynccontextmanager
@@ -221,14 +168,6 @@ async def opened_outbox(settings: Settings) -> AsyncIterator[Outbox]:
         yield outbox
     finally:
         await state.close()
-
-
-def outbox_of(state: StateStore, need: str = "events_to needs") -> Outbox:
-    """Return the outbox of a state store; raises `InvalidSettings` if it has none."""
-    if not isinstance(state, SupportsOutbox):
-        kind = type(state).__name__
-        raise InvalidSettings(f"{need} records that keep events: SQLite and Redis do, {kind} does not")
-    return state.outbox
 
 
 def build_application(settings: Settings, service: UploadService, events: EventBus, urls: UrlBuilder) -> UploadApp:

@@ -16,8 +16,6 @@ from starlette.types import Receive, Scope, Send
 from tusd_py.composition import (
     GivenComponents,
     build_application,
-    build_delivery,
-    build_hooks,
     build_service,
     close_service,
     open_service,
@@ -42,6 +40,7 @@ from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_component
 from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross_check, from_arguments
 from tusd_py.signal_watch import SignalWatch
+from tusd_py.sinks import build_delivery, build_hooks
 from tusd_py.start_attempts import StartAttempts
 from tusd_py.uploads.service import UploadService
 
@@ -135,7 +134,7 @@ class TusServer:
         )
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
         self._application = build_application(self.settings, self.service, self.events, self.urls)
-        self._delivery = build_delivery(self.settings, self.service, self.metrics, self._hooks)
+        self._delivery = build_delivery(self.settings, self.service, self._hooks, self.metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle_lock = asyncio.Lock()  # held while the server starts or shuts down
         self._started = False

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tusd_py.core.option_types import Names, Seconds
-from tusd_py.outbox.sink_urls import check_sinks
+from tusd_py.outbox.sink_urls import SinkAddress, check_sinks, parse_sink_url
 
 
 class EventsConfig(BaseModel):
@@ -25,3 +26,8 @@ class EventsConfig(BaseModel):
         gt=0,
         description="try to deliver an event for this long, then keep it as a dead letter",
     )
+
+    @cached_property
+    def addresses(self) -> tuple[SinkAddress, ...]:
+        """The addresses of the sinks."""
+        return tuple(parse_sink_url(url) for url in self.to)
