@@ -63,7 +63,7 @@ class Client:
 
     async def _concatenate(self) -> None:
         parts = [await self._created("partial") for _ in range(2)]
-        early = self.world.settings["concatenation_unfinished"] and self._draws(0.5)
+        early = self.world.settings["concatenation_unfinished"] and self._draws(self.habits.early_finals)
         final = await self._final(parts) if early else None
         for part in parts:
             await self._upload(part)
@@ -236,7 +236,7 @@ class Client:
             if self._draws(self.habits.removes) and not self.world.is_calm and upload.kind != "partial":
                 await self._remove(upload)
             elif self._draws(self.habits.parallel) and not self.world.is_calm:
-                other = self._append if self._draws(0.5) else self._ask_meanwhile
+                other = self._ask_meanwhile if self._draws(self.habits.asks_meanwhile) else self._append
                 await asyncio.gather(self._append(upload), other(upload))
             else:
                 await self._append(upload)

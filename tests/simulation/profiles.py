@@ -31,6 +31,8 @@ class Habits:
     empty: float = 0.04  # of the others have none
     blind: float = 0.15  # of the appends follow the one before without a HEAD
     parallel: float = 0.15  # of the appends come together with another request
+    asks_meanwhile: float = 0.5  # of those requests are HEADs
+    early_finals: float = 0.5  # are made before their parts, where the settings allow that
     checksum: float = 0.25
     wrong_checksum: float = 0.3  # of those
     removes: float = 0.03
@@ -39,6 +41,11 @@ class Habits:
     trailer: float = 0.3  # of the checksums come after the bytes, where trailers do
     too_long: float = 0.02  # of the appends have more bytes than the upload
     misplaced: float = 0.02  # of the appends begin behind the offset
+
+
+CAREFUL = Habits(
+    empty=0, blind=0, parallel=0.1, asks_meanwhile=0, early_finals=0, chunked=0, trailer=0, too_long=0, misplaced=0
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +187,12 @@ S3_PROFILES = (
 
 
 def draw_profile(rng: Random, profiles: Sequence[Profile], most_faults: int) -> Profile:
-    """Return one of the profiles, or in a third of the runs one that prefers nothing."""
-    mixed = Profile("mixed", most_faults=most_faults)
-    if not profiles or rng.random() < 0.33:
-        return mixed
+    """Return one of the profiles, or in a third of the runs one that prefers nothing.
+
+    A world without profiles has careful clients.
+    """
+    if not profiles:
+        return Profile("mixed", most_faults=most_faults, habits=CAREFUL)
+    if rng.random() < 0.33:
+        return Profile("mixed", most_faults=most_faults)
     return rng.choices(profiles, [profile.weight for profile in profiles])[0]
