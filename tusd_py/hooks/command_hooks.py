@@ -49,8 +49,11 @@ class Commands:
                 start_new_session=True,
             )
         except FileNotFoundError:
-            if (self._directory / hook).exists():  # its interpreter is missing
-                raise CommandFailure("its interpreter is not there") from None
+            # Only the directory can tell that the application has no such hook: it may be on a disk that is away.
+            if not self._directory.is_dir():
+                raise CommandFailure("its directory is not there") from None
+            if (self._directory / hook).exists() or (self._directory / hook).is_symlink():
+                raise CommandFailure("its interpreter, or the file that it links to, is not there") from None
             return None
         except OSError as error:
             raise CommandFailure(error.strerror or str(error)) from error
