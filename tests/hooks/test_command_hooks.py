@@ -1,13 +1,14 @@
-"""Executables as hooks: a directory that is away decides nothing and takes nothing."""
+"""Executables as hooks: a directory that is away decides nothing, and clients cannot start any number of processes."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.support.timing import scaled
+from tests.support.timing import scaled, wait_until
 from tusd_py.contracts.hooks import NO_OPINION, HookCall, HookType
 from tusd_py.contracts.outbox import DeliveryError
 from tusd_py.core.errors import HookUnavailable
@@ -15,7 +16,7 @@ from tusd_py.core.event_document import document_of
 from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
-from tusd_py.hooks.command_hooks import CommandHooks, CommandHookSink, Commands
+from tusd_py.hooks.command_hooks import MAX_PROCESSES, CommandHooks, CommandHookSink, Commands
 
 REJECTS = "#!/bin/sh\necho '{\"RejectUpload\": true}'\n"
 CALL = HookCall(HookType.PRE_CREATE, Upload("", 0.0, length=1), RequestContext("POST", "/files", {}))
@@ -84,3 +85,21 @@ async def test_a_missing_executable_has_no_opinion(directory: Path) -> None:
     hooks = CommandHooks(commands_in(directory), frozenset({HookType.PRE_CREATE}))
 
     assert await hooks.ask(CALL) == NO_OPINION
+
+
+async def test_many_questions_start_a_bounded_number_of_processes(directory: Path, tmp_path: Path) -> None:
+    started, gate = tmp_path / "started", tmp_path / "gate"
+    started.mkdir()
+    executable(directory, "pre-create", f"#!/bin/sh\n: > {started}/$$\nwhile [ ! -e {gate} ]; do sleep 0.05; done\n")
+    hooks = CommandHooks(commands_in(directory), frozenset({HookType.PRE_CREATE}))
+    asking = [asyncio.create_task(hooks.ask(CALL)) for _ in range(MAX_PROCESSES + 8)]
+    try:
+        await asyncio.to_thread(
+            wait_until, lambda: len(list(started.iterdir())) >= MAX_PROCESSES, "the first processes run", seconds=60
+        )
+        assert len(list(started.iterdir())) == MAX_PROCESSES
+    finally:
+        gate.touch()
+        answers = await asyncio.gather(*asking)
+    assert len(list(started.iterdir())) == len(asking)
+    assert answers == [NO_OPINION] * len(asking)

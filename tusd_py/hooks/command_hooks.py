@@ -19,6 +19,8 @@ from tusd_py.hooks.payload import MAX_ANSWER, InvalidAnswer, notification, parse
 
 logger = logging.getLogger("tusd_py.hooks")
 
+MAX_PROCESSES = 32  # executables that are asked at the same time; clients wait beyond
+
 
 class CommandFailure(Exception):
     """An executable gave no answer; the text says why, for the operator."""
@@ -111,6 +113,7 @@ class CommandHooks:
         """Ask these commands about the `enabled` hooks."""
         self._enabled = enabled
         self._commands = commands
+        self._slots = asyncio.Semaphore(MAX_PROCESSES)
 
     def handles(self, hook: HookType) -> bool:
         """Return whether the hook is enabled; its executable may be added while the server runs."""
@@ -120,7 +123,10 @@ class CommandHooks:
         """Run the executable of the hook."""
         upload = call.upload
         try:
-            output = await self._commands.run(call.type, upload.id, upload.length or 0, upload.offset, question(call))
+            async with self._slots:
+                output = await self._commands.run(
+                    call.type, upload.id, upload.length or 0, upload.offset, question(call)
+                )
             return parse_answer(call.type, output) if output and output.strip() else NO_OPINION
         except (CommandFailure, InvalidAnswer) as error:
             logger.warning("hook %s for upload %s failed: %s", call.type, upload.id or "to be created", error)
