@@ -118,7 +118,7 @@ def test_a_connection_that_the_loop_has_just_closed(
         async with Host(shared_redis_url(), prefix) as one:
             await one.state.create(UPLOAD)
             pipeline: Any = one.connection._pipeline
-            pipeline._current._connection._writer.transport.abort()
+            pipeline._current._writer.transport.abort()
             await asyncio.sleep(0)  # the loop closes it, the reader is told in the next round
             assert await one.state.get(UPLOAD.id) == UPLOAD
 

@@ -148,24 +148,34 @@ def change_counted_as_made_after_a_lost_answer() -> None:
 
 @plant
 def replies_of_cancelled_calls_given_to_others() -> None:
-    async def calls(self: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        packed = [chunk for words in commands for chunk in self._connection.pack_command(*words)]
-        replies = [asyncio.get_running_loop().create_future() for _ in commands]
-        self._replies.extend(replies)
-        await self._connection.send_packed_command(packed, check_health=False)
-        try:
-            return [await reply for reply in replies]
-        finally:
-            for reply in replies:
-                with contextlib.suppress(ValueError):
-                    self._replies.remove(reply)
+    real = pipeline._Connection.call
 
-    change(pipeline._Connection, "calls", calls)
+    def call(self: Any, words: Sequence[Any], deadline: float) -> asyncio.Future[Any]:
+        def forget(reply: asyncio.Future[Any]) -> None:
+            if reply.cancelled():
+                with contextlib.suppress(ValueError):
+                    self._replies.remove((reply, deadline))
+
+        reply = real(self, words, deadline)
+        reply.add_done_callback(forget)
+        return reply
+
+    change(pipeline._Connection, "call", call)
 
 
 @plant
 def silent_connection_kept() -> None:
-    change(pipeline.PipelinedConnection, "drop", nothing)
+    def check_deadlines(self: Any) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for reply, deadline in self._replies:
+            if deadline <= now:
+                pipeline._settle(reply, TimeoutError())
+        later = [deadline for _, deadline in self._replies if deadline > now]
+        if later:
+            self._set_timer(min(later))
+
+    change(pipeline._Connection, "_check_deadlines", check_deadlines)
 
 
 @plant
@@ -174,7 +184,8 @@ def scripts_not_sent_again() -> None:
         word = script.source if script.digest not in sent else script.digest
         name = "EVAL" if script.digest not in sent else "EVALSHA"
         sent.add(script.digest)
-        return await self._call(script.name, lambda: self._send((name, word, len(keys), *keys, *arguments)), timeout)
+        words = (name, word, len(keys), *keys, *arguments)
+        return await self._call(script.name, lambda deadline: self._send(words, deadline), timeout)
 
     sent: set[str] = set()
     change(connection.RedisConnection, "run", run)

@@ -39,7 +39,7 @@ try:
 
     from tusd_py.backends.redis.pipeline import PipelinedConnection
 except ImportError as error:  # the extra is not installed
-    raise StateUnavailable("Redis needs the package redis: pip install 'redis[hiredis]'") from error
+    raise StateUnavailable("Redis needs the packages redis and hiredis: pip install 'redis[hiredis]'") from error
 
 logger = logging.getLogger("tusd_py.state")
 _warnings: set[tuple[str, str]] = set()  # URL and text of the warnings that this process has logged
@@ -142,11 +142,11 @@ class RedisConnection:
         """Run a script and return its result. `timeout` is the time for all attempts, in seconds."""
         count = len(keys)
 
-        async def call() -> Any:
+        async def call(deadline: float) -> Any:
             try:
-                return await self._send(("EVALSHA", script.digest, count, *keys, *arguments))
+                return await self._send(("EVALSHA", script.digest, count, *keys, *arguments), deadline)
             except NoScriptError:
-                return await self._send(("EVAL", script.source, count, *keys, *arguments))
+                return await self._send(("EVAL", script.source, count, *keys, *arguments), deadline)
 
         return await self._call(script.name, call, timeout)
 
@@ -159,20 +159,20 @@ class RedisConnection:
 
     async def command(self, *words: Any, timeout: float = RETRY_DEADLINE) -> Any:
         """Run one command and return its reply."""
-        return await self._call(str(words[0]).lower(), lambda: self._send(words), timeout)
+        return await self._call(str(words[0]).lower(), lambda deadline: self._send(words, deadline), timeout)
 
     async def commands(self, *commands: Sequence[Any], timeout: float = RETRY_DEADLINE) -> list[Any]:
         """Return the replies to several commands, run in this order, in one round trip unless Redis is a cluster."""
         pipeline = self._pipeline
         if pipeline is None:
             return [await self.command(*words, timeout=timeout) for words in commands]
-        return await self._call(str(commands[0][0]).lower(), lambda: pipeline.calls(commands), timeout)
+        name = str(commands[0][0]).lower()
+        return await self._call(name, lambda deadline: pipeline.calls(commands, deadline), timeout)
 
-    def _send(self, words: Sequence[Any]) -> Awaitable[Any]:
+    def _send(self, words: Sequence[Any], deadline: float) -> Awaitable[Any]:
         if self._pipeline is not None:
-            return self._pipeline.call(words)
-        answer: Awaitable[Any] = self._opened_client().execute_command(*words)
-        return answer
+            return self._pipeline.call(words, deadline)
+        return _in_time(lambda: self._opened_client().execute_command(*words), deadline)
 
     def _opened_client(self) -> Any:
         """Return the client; raises `StateUnavailable` before the connection is opened and after it is closed."""
@@ -198,27 +198,28 @@ class RedisConnection:
 
     async def listeners(self, channel: str) -> int:
         """Return the number of connections, of all processes, that have subscribed to a channel."""
-        answer = await self._call("pubsub", lambda: self._client.pubsub_numsub(channel), RETRY_DEADLINE)
+        answer = await self._call(
+            "pubsub",
+            lambda deadline: _in_time(lambda: self._client.pubsub_numsub(channel), deadline),
+            RETRY_DEADLINE,
+        )
         return sum(int(count) for _, count in answer)
 
-    async def _call(self, name: str, call: Callable[[], Awaitable[T]], timeout: float) -> T:
+    async def _call(self, name: str, call: Callable[[float], Awaitable[T]], timeout: float) -> T:
+        """Make attempts of a call, each given its deadline in the time of the event loop."""
+        loop = asyncio.get_running_loop()
         started = time.monotonic()
         pauses = iter(PAUSES)
-        guard = CancellationGuard()  # redis-py sends with `asyncio.wait_for`
         while True:
             self._opened_client()  # it may have been closed since the last attempt
             tried = time.monotonic()
             attempt_timeout = min(ATTEMPT_TIMEOUT, timeout)
             try:
-                async with asyncio.timeout(attempt_timeout):
-                    try:
-                        result = await call()
-                    finally:
-                        guard.check()
+                result = await call(loop.time() + attempt_timeout)
             except FAILURES as error:
                 now = time.monotonic()
-                if self._pipeline is not None and isinstance(error, (TimeoutError, ReadOnlyError)):
-                    self._pipeline.drop()  # the connection is stuck, or leads to a former master
+                if self._pipeline is not None and isinstance(error, ReadOnlyError):
+                    self._pipeline.drop()  # the connection leads to a former master
                 self._report_call(name, now - tried, succeeded=False)
                 # A process that stood still, not Redis, let this time pass: the answer may lie in the socket unread.
                 started += max(0.0, now - tried - attempt_timeout)
@@ -265,7 +266,11 @@ class RedisConnection:
             if self.is_cluster:
                 return str(
                     await self._call(
-                        "info", lambda: self._client.info(section, target_nodes="primaries"), RETRY_DEADLINE
+                        "info",
+                        lambda deadline: _in_time(
+                            lambda: self._client.info(section, target_nodes="primaries"), deadline
+                        ),
+                        RETRY_DEADLINE,
                     )
                 )
             return str(await self.command("INFO", section))
@@ -282,6 +287,16 @@ class RedisConnection:
         if match is None or (int(match[1]), int(match[2])) < OLDEST_VERSION:
             version = "unknown" if match is None else f"{match[1]}.{match[2]}"
             raise StateUnavailable(f"Redis 7.0 or later is needed, the version of this one is {version}")
+
+
+async def _in_time(call: Callable[[], Awaitable[T]], deadline: float) -> T:
+    """Make a call of redis-py, which sends with `asyncio.wait_for`; `deadline` is a time of the event loop."""
+    guard = CancellationGuard()
+    async with asyncio.timeout_at(deadline):
+        try:
+            return await call()
+        finally:
+            guard.check()
 
 
 def seconds_of(answer: Sequence[str]) -> float:
