@@ -78,8 +78,9 @@ class SinkWorker:
         return self._last_error
 
     def wake(self) -> None:
-        """Look for events at once."""
-        self._wake.set()
+        """Look for events at once, unless no attempt can begin now: the end of an attempt or of a pause wakes too."""
+        if self._stopping.is_set() or self._free_slots() > 0:
+            self._wake.set()
 
     async def deliver(self, leadership: Leadership) -> None:
         """Deliver until the leadership is lost, a shutdown begins, or the sink has been away for `GIVE_WAY_AFTER`.
@@ -123,10 +124,8 @@ class SinkWorker:
 
     async def _send_due(self) -> None:
         """Begin attempts for the oldest due event of each upload, as many as there are slots for."""
-        if self._stopping.is_set() or self._health.pause(self._now()) > 0:
-            return
-        free = self._health.slots(self._options.concurrency) - len(self._sending)
-        if free <= 0:
+        free = self._free_slots()
+        if self._stopping.is_set() or free <= 0:
             return
         due = await self._outbox.due_deliveries(self._sink.name, self._clock.steady(), len(self._sending) + free)
         for delivery in due:
@@ -135,6 +134,12 @@ class SinkWorker:
             if free > 0 and upload_id not in self._sending:
                 self._sending[upload_id] = asyncio.create_task(self._attempt(delivery))
                 free -= 1
+
+    def _free_slots(self) -> int:
+        """Return how many further attempts may begin now."""
+        if self._health.pause(self._now()) > 0:
+            return 0
+        return self._health.slots(self._options.concurrency) - len(self._sending)
 
     async def _attempt(self, delivery: Delivery) -> None:
         try:
