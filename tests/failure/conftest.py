@@ -11,6 +11,7 @@ from tests.support.s3_rig import Rig, no_fault
 from tests.support.s3_server import FaultyProxy, s3_server
 from tests.support.s3_uploads import Place, serving
 from tests.support.services import running_service
+from tusd_py.uploads.append import Append
 from tusd_py.uploads.service import UploadService
 
 
@@ -39,6 +40,20 @@ async def service(tmp_path: Path, os_faults: OSFaults, durability: str) -> Async
     async with running_service(settings) as service:
         yield service
         os_faults.clear()
+
+
+@pytest.fixture
+def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the uploads that `Append` has worked on."""
+    ids: list[str] = []
+    run = Append.run
+
+    async def noted(self: Append, *arguments: object) -> object:
+        ids.append(self.upload.id)
+        return await run(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Append, "run", noted)
+    return ids
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import LockTimeout, OffsetMismatch, SizeExceeded, StorageFull, UploadNotFound
 from tusd_py.core.upload import Status
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
-from tusd_py.uploads.append import Append
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.pace import FAST_SYNC, SAMPLES, STALLED
 from tusd_py.uploads.service import UploadService
@@ -32,20 +31,6 @@ from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 HEAD_LIMIT = 2.0  # seconds, as promised
 KINDS = (AppendStarted, UploadProgressed, AppendEnded, UploadFinished)
-
-
-@pytest.fixture
-def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the uploads that `Append` has worked on."""
-    ids: list[str] = []
-    run = Append.run
-
-    async def noted(self: Append, *arguments: object) -> object:
-        ids.append(self.upload.id)
-        return await run(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Append, "run", noted)
-    return ids
 
 
 async def test_a_small_body_completes_an_upload_the_short_way(

@@ -239,12 +239,12 @@ def offset_not_compared() -> None:
         "UPDATE",
         sqlite_state.UPDATE.replace("offset = ? AND status = ?", "? >= 0 AND ? <> ''"),
     )
-    real = small_append._is_simple
+    real = small_append.is_simple
 
     def is_simple(record: Any, lock: Any, offset: int, size: int, now: float) -> bool:
         return real(record, lock, record.offset, size, now)
 
-    change(small_append, "_is_simple", is_simple)
+    change(small_append, "is_simple", is_simple)
 
 
 @plant

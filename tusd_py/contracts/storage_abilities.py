@@ -80,15 +80,21 @@ class StoresInThreads(Protocol):
 
     @property
     def stores_in_threads(self) -> bool:
-        """Whether the writers can be used in threads."""
+        """Whether an upload is complete once its writer has stored the last bytes in a thread.
+
+        Otherwise `Storage.finish` may be needed: the writer has a `storage_state` then.
+        """
 
     def writer(
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> ThreadedWriter:
         """Return a threaded writer, see `Storage.writer`."""
 
-    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Run blocking work in a thread of the storage."""
+    def run(self, work: Callable[[], T], *, brief: bool = False) -> asyncio.Future[T]:
+        """Run blocking work in a thread of the storage.
+
+        With `brief` the work is expected to take less time than a change of threads: it may share a thread with others.
+        """
 
     def run_external(
         self, submit: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]

@@ -52,6 +52,7 @@ class Components:
     # Abilities of the state store and the storage; None where they lack one.
     reads_at_once: ReadsAtOnce | None
     in_threads: ThreadPair | None
+    stores_in_threads: StoresInThreads | None
     outbox: StateStoreWithOutbox | None
     places: DescribesPlaces | None
     chosen_places: TakesPlaces | None
@@ -89,6 +90,7 @@ class Components:
             clock=clock,
             reads_at_once=state if isinstance(state, ReadsAtOnce) else None,
             in_threads=_thread_pair(state, storage),
+            stores_in_threads=storage if isinstance(storage, StoresInThreads) else None,
             outbox=cast(StateStoreWithOutbox, state) if isinstance(state, SupportsOutbox) else None,
             places=storage if isinstance(storage, DescribesPlaces) else None,
             chosen_places=storage if isinstance(storage, TakesPlaces) else None,

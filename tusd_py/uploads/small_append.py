@@ -23,6 +23,7 @@ from tusd_py.uploads.components import Components
 from tusd_py.uploads.last_step import MAX_SMALL_BODY as MAX_SMALL_BODY
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.locked_work import LockedWork
+from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.pace import Pace
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
@@ -73,17 +74,6 @@ class SmallAppends:
         self._slots = slots
         self._pace = pace
 
-    def suits(self, request: AppendRequest) -> bool:
-        """Return whether the append may go the short way, as far as its request tells."""
-        body = request.source.arrived
-        return (
-            body is not None
-            and 0 < len(body) <= MAX_SMALL_BODY
-            and request.verification is None
-            and request.length is None
-            and self._options.durability is not Durability.ALWAYS
-        )
-
     def suits_creation(self, new: NewUpload, request: AppendRequest) -> bool:
         """Return whether one job may create the upload and append its first bytes; with `create`.
 
@@ -93,7 +83,7 @@ class SmallAppends:
         return (
             self._pace.is_fast
             and not self._work.is_draining
-            and self.suits(request)
+            and is_small(request, self._options)
             and new.concatenation is UploadKind.NONE
             and new.length is not None
             and size <= new.length
@@ -143,7 +133,7 @@ class SmallAppends:
         Raises `SyncFailedError`.
         """
         body = request.source.arrived
-        if not body or not self.suits(request) or lock.upload or not self._budget.try_reserve(len(body)):
+        if not body or not is_small(request, self._options) or lock.upload or not self._budget.try_reserve(len(body)):
             return None
         try:
             before, upload = await self._store(lock, request, body)
@@ -240,7 +230,7 @@ class _Step:
 
     def _read(self) -> Upload:
         record = self._threaded.state.get_in_thread(self._lock.upload_id)
-        if record is None or not _is_simple(record, self._lock, self._offset, len(self._body), self._now):
+        if record is None or not is_simple(record, self._lock, self._offset, len(self._body), self._now):
             raise NotSimpleError
         if self._threaded.syncs and record.deferred:  # a recording: every acknowledgement comes after a sync
             raise NotSimpleError
@@ -269,7 +259,19 @@ class _Step:
         return replace(before, offset=offset, expires_at=self._lifetimes.extended(before), token=token)
 
 
-def _is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -> bool:
+def is_small(request: AppendRequest, options: UploadOptions) -> bool:
+    """Return whether an append may go a short way, as far as its request tells."""
+    body = request.source.arrived
+    return (
+        body is not None
+        and 0 < len(body) <= MAX_SMALL_BODY
+        and request.verification is None
+        and request.length is None
+        and options.durability is not Durability.ALWAYS
+    )
+
+
+def is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -> bool:
     """Return whether the append needs nothing but its bytes."""
     return (
         record.status is Status.ACTIVE

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from tusd_py.asyncutil.brief_jobs import BriefJobs
 from tusd_py.asyncutil.threads import Threads
 from tusd_py.backends.disk.claims import MARK, OWN_FOLDER as LOCATION, Claims, parse_place, place_of
 from tusd_py.backends.disk.completion_records import CompletionRecords
@@ -78,6 +79,7 @@ class DiskStorage:
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
+        self._brief_jobs = BriefJobs(self._threads.run, THREADS)
         self._copier = FileCopier()
         await self.run(self._check_directory)
 
@@ -89,22 +91,22 @@ class DiskStorage:
         steps_ended = await asyncio.to_thread(self._external_steps.wait, timeout)
         return await asyncio.to_thread(self._threads.close, timeout) and copies_ended and steps_ended
 
-    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+    def run(self, work: Callable[[], T], *, brief: bool = False) -> asyncio.Future[T]:
         """Run blocking work in the threads of this storage."""
-        return self._threads.run(work)
+        return self._brief_jobs.run(work) if brief else self._threads.run(work)
 
     def run_external(
         self, submit: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]
     ) -> asyncio.Future[T]:
         return self._external_steps.run(submit, step)
 
-    async def run_to_completion(self, work: Callable[[], T]) -> T:
+    async def run_to_completion(self, work: Callable[[], T], *, brief: bool = False) -> T:
         """Run blocking work that has to end before the lock of the upload is released.
 
         Only the end of the event loop cancels the task that holds the lock, and then the lock is not released
         (`LockedWork`).
         """
-        return await self.run(work)
+        return await self.run(work, brief=brief)
 
     def path(self, upload: Upload) -> Path:
         """Return the file of an upload, which is below the directory for any id; raises `StoredElsewhere`."""
@@ -369,7 +371,7 @@ class DiskStorage:
             return None
 
     async def save_completion_record(self, upload: Upload) -> None:
-        await self.run_to_completion(lambda: self.save_completion_record_in_thread(upload))
+        await self.run_to_completion(lambda: self.save_completion_record_in_thread(upload), brief=True)
 
     def save_completion_record_in_thread(self, upload: Upload) -> None:
         with file_errors():
