@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 VERSION = {"Host": "uploads.example", "Tus-Resumable": "1.0.0"}
 CONTENT = {"Content-Type": "application/offset+octet-stream"}
-TIMEOUT = 25.0  # seconds a client waits for an answer
 HEAD_PATIENCE = 4.0
 NEVER = (("POST", 409), ("DELETE", 507))  # nobody else has the id of a new upload; removing needs no room
 
@@ -82,7 +81,7 @@ class Client:
         content: bytes = b"",
         *,
         checksum: str = "",
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
         rough: bool = False,
     ) -> Answer | None:
         """Make a request, in a rough way perhaps; None if there is no answer."""
@@ -104,7 +103,7 @@ class Client:
         exchange.start(host.server, method, path, headers)
         behaviour = _choose(self.rng, self.habits.rough) if rough and not self.world.is_calm else WELL
         sending = asyncio.ensure_future(self._send(exchange, content, behaviour))
-        done, _ = await asyncio.wait((exchange.answer,), timeout=timeout)
+        done, _ = await asyncio.wait((exchange.answer,), timeout=timeout or self.world.patience)
         sending.cancel()
         answer = exchange.answer.result() if done else None
         exchange.hang_up()

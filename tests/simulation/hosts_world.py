@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
-from tests.simulation.faults import Fault
+from tests.simulation.faults import MAX_CHANGES, Fault
 from tests.simulation.hosts_oracle import HostsOracle
 from tests.simulation.machine import EPOCH
 from tests.simulation.patches import Modules
@@ -67,6 +68,8 @@ class HostsWorld(World):
             "lock_ttl": plan.choice((1.5, 3.0)),
             "expires_after": plan.choice((0, 600, 600)),
         }
+        self.patience = plan.choice((4.0, 8.0, 25.0))
+        self.faults = [_in_a_write(fault, plan) for fault in self.faults]
         self.keys = Keys("tus:")
         self.redis = RedisServer(self.loop, Random(f"{seed} redis"), self.log, self.count)
         self.redis.store.epoch = EPOCH + plan.choice(SKEWS)
@@ -218,3 +221,10 @@ class HostsWorld(World):
         for key, entry in sorted(self.redis.store.entries.items()):
             if key.endswith(b":lock") and self.redis.store.entry(key) is not None and (entry.expires_at or 0) < soon:
                 self.complain(f"the lease {key.decode()} = {entry.value!r} is left over")
+
+
+def _in_a_write(fault: Fault, rng: Random) -> Fault:
+    """Have a fault that cuts a holder off from its lease happen at a change of a file, most times."""
+    if fault.kind not in ("pause", "partition", "redis failover") or fault.waits or rng.random() < 0.3:
+        return fault
+    return replace(fault, changes=rng.randrange(1, MAX_CHANGES + 1))

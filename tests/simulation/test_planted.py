@@ -13,7 +13,7 @@ from tests.simulation.test_simulation import simulate
 
 ALWAYS = ("commit_before_write", "completion_not_durable", "sync_skipped", "lock_released_before_the_last_write")
 ALWAYS_IN_S3 = ("tails_deleted_before_the_object", "parts_after_a_gap_counted")
-ALWAYS_WITH_REDIS = ("update_without_fencing_and_comparison",)
+ALWAYS_WITH_REDIS = ("clock_of_the_host_instead_of_that_of_redis", "replies_of_cancelled_calls_given_to_others")
 
 
 @pytest.mark.parametrize("defect", PLANTS)

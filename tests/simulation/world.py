@@ -49,6 +49,7 @@ class World:
     profiles: Sequence[Profile] = ()  # beside one that prefers nothing
     most_faults = 6
     period = 30.0  # seconds in which faults begin
+    patience = 25.0  # seconds that a client waits for an answer
     machine_names: Sequence[str] = ("host",)
     process_counts: Sequence[int] = (1, 1, 2)
 
