@@ -172,6 +172,26 @@ def test_users_log_in_upload_and_see_their_uploads(tmp_path: Path) -> None:
     assert of_bob == []
 
 
+def test_a_parallel_upload_is_one_row(tmp_path: Path) -> None:
+    with running(tmp_path) as (application, server):
+        token = application.login("ann", "apple")
+        fields = {"Tus-Resumable": "1.0.0", "Authorization": f"Bearer {token}"}
+        parts = []
+        for data in (b"one ", b"two"):
+            created = request(
+                server.port, "POST", "/files", {**fields, "Upload-Length": str(len(data)), "Upload-Concat": "partial"}
+            )
+            parts.append(urlsplit(created["Location"]).path)
+            assert patch(server.port, parts[-1], 0, data).status == 204
+        whole = request(server.port, "POST", "/files", {**fields, "Upload-Concat": f"final;{parts[0]} {parts[1]}"})
+        wait_until(lambda: len(application.rows()) > 0, "the application hears of it")
+        outbox_is_empty(server)
+        rows = application.rows()
+
+    assert whole.status == 201
+    assert rows == [(urlsplit(whole["Location"]).path.rpartition("/")[2], "ann", 7)]
+
+
 @pytest.mark.parametrize("after_commit", [False, True])
 def test_a_kill_at_the_row_of_an_upload_leaves_one_row(tmp_path: Path, after_commit: bool) -> None:
     (tmp_path / "crashing.py").write_text(CRASHING.format(after_commit=after_commit))
