@@ -17,6 +17,9 @@ from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.uploads.options import SinkOptions
 from tusd_py.uploads.service import UploadService
 
+SEND_TIMEOUT = 30.0  # seconds for one attempt to deliver an event
+SEND_MARGIN = 5.0  # seconds that an attempt has beyond the time that the settings give to an executable or an endpoint
+
 
 def build_hooks(settings: Settings, given: object | None = None) -> Hooks:
     """Build the hooks of the application. Blocks: reads the secrets, imports the object that the settings name.
@@ -64,7 +67,8 @@ def build_delivery(
     sinks = [*build_sinks(settings), *hooks.sinks(service.read)]
     if not sinks:
         return None
-    options = DeliveryOptions(give_up=settings.events.give_up)
+    send_timeout = max(SEND_TIMEOUT, settings.hooks.longest_call + SEND_MARGIN)
+    options = DeliveryOptions(give_up=settings.events.give_up, send_timeout=send_timeout)
     outbox = outbox_of(service.state)
     delivery = Delivery(sinks, outbox, service.locker, service.clock, options, instrumentation)
     service.observe_stored_events(delivery.wake)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.services import running_service
 from tests.support.timing import scaled, wait_until
 from tusd_py.contracts.hooks import NO_OPINION, HookCall, HookType
 from tusd_py.contracts.outbox import DeliveryError
@@ -17,6 +19,8 @@ from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.hooks.command_hooks import MAX_PROCESSES, CommandHooks, CommandHookSink, Commands
+from tusd_py.settings import from_arguments
+from tusd_py.sinks import build_delivery, build_hooks
 
 REJECTS = "#!/bin/sh\necho '{\"RejectUpload\": true}'\n"
 CALL = HookCall(HookType.PRE_CREATE, Upload("", 0.0, length=1), RequestContext("POST", "/files", {}))
@@ -78,6 +82,18 @@ async def test_a_hook_that_is_away_takes_no_event(directory: Path, how: str) -> 
 
     with pytest.raises(DeliveryError):
         await sink.send(EVENT)
+
+
+@pytest.mark.parametrize(
+    "hooks", [{"hooks_dir_timeout": "5m"}, {"hooks_http": "http://127.0.0.1:9/hooks", "hooks_http_timeout": "5m"}]
+)
+async def test_an_event_has_the_time_that_its_hook_is_given(directory: Path, hooks: dict[str, Any]) -> None:
+    settings = from_arguments({"upload_dir": directory.parent / "uploads", "hooks_dir": directory, **hooks})
+    async with running_service({"upload_dir": settings.upload_dir}) as service:
+        delivery = build_delivery(settings, service, build_hooks(settings))
+
+    assert delivery is not None
+    assert delivery.options.send_timeout > 300
 
 
 async def test_a_missing_executable_has_no_opinion(directory: Path) -> None:

@@ -91,6 +91,11 @@ class HooksConfig(BaseModel):
     )
 
     @property
+    def longest_call(self) -> float:
+        """Seconds that an endpoint or an executable may take for one event."""
+        return max(self.http_timeout if self.http else 0.0, self.dir_timeout if self.dir is not None else 0.0)
+
+    @property
     def enabled(self) -> frozenset[HookType]:
         """The hooks of endpoints and executables."""
         return frozenset(HookType(name) for name in self.enabled_events)

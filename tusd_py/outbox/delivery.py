@@ -42,7 +42,7 @@ class Delivery:
         self._outbox = outbox
         self._locker = locker
         self._clock = clock
-        self._options = options
+        self.options = options
         self._instrumentation = instrumentation
         self._workers: list[SinkWorker] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -51,7 +51,7 @@ class Delivery:
         """Start one task for each sink, in the running event loop."""
         self._stopping = asyncio.Event()
         for sink in self._sinks:
-            worker = SinkWorker(sink, self._outbox, self._clock, self._options, self._stopping)
+            worker = SinkWorker(sink, self._outbox, self._clock, self.options, self._stopping)
             meter = DepthMeter(sink.name, self._outbox, self._clock, self._instrumentation)
             self._workers.append(worker)
             self._tasks.append(asyncio.create_task(self._run(sink, worker, meter)))
