@@ -14,7 +14,10 @@ from starlette.testclient import TestClient
 
 from tests.support.timing import wait_until
 from tusd_py import InvalidSettings, TusServer
+from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookResponse, UploadChanges
+from tusd_py.core.errors import StateFull
+from tusd_py.core.upload import Upload
 from tusd_py.hooks.python_hooks import PythonHooks
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -162,6 +165,33 @@ def test_an_accepted_creation_has_the_changes_and_the_answer_of_the_hook(tmp_pat
     assert owner == "ann"
     assert hooks.calls[0].upload.decoded_metadata == {"filename": "x"}
     assert again.status_code == 409
+
+
+@pytest.mark.parametrize("is_final", [False, True])
+def test_a_place_is_given_up_when_there_is_no_room_for_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_final: bool
+) -> None:
+    hooks = Creating()
+    with serving(tmp_path, hooks) as client:
+        headers = {}
+        if is_final:
+            part = create(client, 0, {"Upload-Concat": "partial"})
+            headers = {"Upload-Concat": f"final;{part.headers['Location']}"}
+        hooks.answers["pre_create"] = HookAnswer(changes=UploadChanges(path="ann/a.txt"))
+
+        def ask() -> Any:
+            return client.post("/files", headers={**TUS, **(headers or {"Upload-Length": "4"})})
+
+        async def fail(new: Upload) -> None:
+            raise StateFull
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SQLiteState, "create", staticmethod(fail))
+            refused = ask()
+        again = ask()
+
+    assert refused.status_code == 507
+    assert again.status_code == 201
 
 
 def test_an_unavailable_completion_keeps_the_bytes_until_the_hook_answers(tmp_path: Path) -> None:

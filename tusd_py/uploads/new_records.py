@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from tusd_py.contracts.hooks import HookType
-from tusd_py.core.errors import UploadExists, UploadNotFound
+from tusd_py.core.errors import StateFull, UploadExists, UploadNotFound
 from tusd_py.core.request_context import owner_of
 from tusd_py.core.upload import Status, Upload, new_upload_id
 from tusd_py.uploads.components import Components
@@ -49,10 +49,13 @@ class NewRecords:
 
     @contextlib.asynccontextmanager
     async def creating(self, record: Upload) -> AsyncIterator[None]:
-        """Give up what the application chose for an upload, if the context finds that its id exists."""
+        """Give up what the application chose for an upload, if the context finds that its record cannot be added.
+
+        After another error the record may have been added all the same.
+        """
         try:
             yield
-        except UploadExists:
+        except (UploadExists, StateFull):
             await self._decisions.give_up_place(record)
             raise
 

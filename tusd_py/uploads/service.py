@@ -289,7 +289,8 @@ class UploadService:
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
         upload = await self._new_records.placed(new, replace(upload, token=lock.token))
-        upload = await self._event_log.create(upload, new.context)
+        async with self._new_records.creating(upload):
+            upload = await self._event_log.create(upload, new.context)
         self.events.publish(UploadCreated(upload, new.context))
         return await self._recovery.recover(upload, lock.token, new.context)
 
