@@ -30,17 +30,25 @@ class Stuck(Exception):
 
 
 class Handle:
-    """A callback that may be cancelled; lighter than `events.Handle`, and interchangeable with it."""
+    """A callback that may be cancelled; lighter than `events.TimerHandle`, and interchangeable with it."""
 
-    __slots__ = ("args", "callback", "context", "is_cancelled")
+    __slots__ = ("args", "callback", "context", "is_cancelled", "time")
 
     def __init__(
-        self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context | None
+        self,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+        time: float = 0.0,
     ) -> None:
         self.callback = callback
         self.args = args
         self.context = contextvars.copy_context() if context is None else context
         self.is_cancelled = False
+        self.time = time
+
+    def when(self) -> float:
+        return self.time
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -123,7 +131,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        handle = Handle(callback, args, context)  # a cancelled one is passed over when its time comes
+        handle = Handle(callback, args, context, when)  # a cancelled one is passed over when its time comes
         self._number += 1
         heapq.heappush(self._timers, (when, self._number, handle))
         return handle
