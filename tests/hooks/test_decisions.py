@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tusd_py import InvalidSettings, TusServer
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookResponse, UploadChanges
 from tusd_py.core.errors import StateFull
-from tusd_py.core.upload import Upload
+from tusd_py.core.upload import Status, Upload
 from tusd_py.hooks.python_hooks import PythonHooks
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -165,6 +166,35 @@ def test_an_accepted_creation_has_the_changes_and_the_answer_of_the_hook(tmp_pat
     assert owner == "ann"
     assert hooks.calls[0].upload.decoded_metadata == {"filename": "x"}
     assert again.status_code == 409
+
+
+@pytest.mark.parametrize("how", ["head", "patch", "sweep"])
+def test_a_completed_upload_is_not_decided_about_again_by_an_older_record(tmp_path: Path, how: str) -> None:
+    hooks = Finishing()
+    with serving(tmp_path, hooks) as client:
+        url = create(client).headers["Location"]
+        assert patch(client, url).status_code == 204
+        service = client.app.state.tus.service  # type: ignore[attr-defined]
+
+        async def go_back() -> Upload:
+            complete = await service.get(url.rpartition("/")[2])
+            older = replace(complete, status=Status.FINISHING, completed_at=None)
+            stored: Upload = await service.state.update(complete, older, complete.token)
+            return stored
+
+        older = client.portal.call(go_back)  # type: ignore[union-attr]
+        hooks.answers["pre_finish"] = REJECTED
+        if how == "head":
+            head(client, url)
+        elif how == "patch":
+            patch(client, url, b"", 4)
+        else:
+            client.portal.call(service.sweep, older)  # type: ignore[union-attr]
+        found = head(client, url)
+        content = client.get(url).content
+
+    assert (found.status_code, found.headers.get("Upload-Offset")) == (200, "4")
+    assert content == b"abcd"
 
 
 @pytest.mark.parametrize("is_final", [False, True])

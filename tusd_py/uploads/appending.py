@@ -172,7 +172,7 @@ class Appending:
         if record.is_final:
             raise FinalUploadModified
         if record.status is Status.FINISHING:
-            record = await self._completion.finish(record, lock.token, append_request.context)
+            record = await self._recovery.recover(record, lock.token, append_request.context)
         if record.is_complete:
             return record, False
         try:
