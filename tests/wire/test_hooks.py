@@ -63,6 +63,7 @@ FAULTY_CREATIONS = {
     "metadata of another type": told(ChangeFileInfo={"MetaData": {"a": 1}}),
     "metadata with a comma": told(ChangeFileInfo={"MetaData": {"a,b": "c"}}),
     "negative size": told(ChangeFileInfo={"MaxSize": -1}),
+    "huge size": told(ChangeFileInfo={"MaxSize": 1 << 63}),
     "no time": told(ChangeFileInfo={"ExpiresAt": "tomorrow"}),
 }
 

@@ -16,6 +16,7 @@ from tusd_py.core.upload_codec import LATEST
 
 MAX_ANSWER = 64 << 10  # bytes
 MAX_OWNER = 1024  # characters
+MAX_SIZE = (1 << 63) - 1  # bytes; the largest number of a record
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
 FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -208,8 +209,8 @@ def check_changes(changes: UploadChanges) -> None:
         raise InvalidAnswer("the id in the answer is not 1 to 128 of the characters A-Z, a-z, 0-9, _ and -")
     if changes.owner is not None and not (changes.owner.isprintable() and len(changes.owner) <= MAX_OWNER):
         raise InvalidAnswer(f"the owner in the answer is not up to {MAX_OWNER} printable characters")
-    if changes.max_size is not None and changes.max_size < 0:
-        raise InvalidAnswer("the largest size in the answer is negative")
+    if changes.max_size is not None and not 0 <= changes.max_size <= MAX_SIZE:
+        raise InvalidAnswer(f"the largest size in the answer is not a number from 0 to {MAX_SIZE}")
     if changes.expires_at is not None and not 0 <= changes.expires_at < LATEST:
         raise InvalidAnswer("the expiry in the answer is out of range")
     for key, value in (changes.metadata or {}).items():
