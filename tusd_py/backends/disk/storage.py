@@ -263,7 +263,8 @@ class DiskStorage:
                     self._completion_records.remove(upload.id)
                 if not is_own:
                     return
-                self.files.unlink(path)
+                with contextlib.suppress(IsADirectoryError):  # made for the path of an upload that a hook chose
+                    self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
                 if place and upload.has_ended:
                     self._claims.remove(place, upload.id)
