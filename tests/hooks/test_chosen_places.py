@@ -189,16 +189,6 @@ def test_the_place_of_an_upload_with_an_id_that_exists_is_given_up(site: ServerP
     assert patch(site.port, "/files/known", 0, DATA).status == 204
 
 
-def test_an_upload_whose_name_became_a_folder_can_be_removed(site: ServerProcess, endpoint: HookEndpoint) -> None:
-    endpoint.reply = told(ChangeFileInfo={"ID": "folder"})
-    assert request(site.port, "POST", "/files", creation_headers(len(DATA))).status == 201
-    other = upload_at(site, endpoint, "folder/a.txt")
-
-    delete(site, "/files/folder")
-    assert head(site.port, "/files/folder").status == 404
-    assert_content(site.port, other, DATA)
-
-
 def test_an_ended_upload_that_is_remembered_does_not_remove_the_next_one(tmp_path: Path) -> None:
     with HookEndpoint() as endpoint:
         options: dict[str, Any] = {

@@ -263,8 +263,7 @@ class DiskStorage:
                     self._completion_records.remove(upload.id)
                 if not is_own:
                     return
-                with contextlib.suppress(IsADirectoryError):  # made for the path of an upload that a hook chose
-                    self.files.unlink(path)
+                self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
                 if place and upload.has_ended:
                     self._claims.remove(place, upload.id)
