@@ -96,7 +96,7 @@ DISK_PROFILES = (
         fewest_faults=2,
         most_faults=7,
         moments={CUT: 5, ACKNOWLEDGEMENT: 5, CHANGE: 3, START: 1},
-        habits=Habits(rest=0.25, blind=0.4, checksum=0.5, wrong_checksum=0.5),
+        habits=Habits(rest=0.25, empty=0.25, blind=0.4, parallel=0.25, checksum=0.5, wrong_checksum=0.5),
         durability=("complete", "complete", "always"),
     ),
     Profile(

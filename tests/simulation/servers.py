@@ -147,9 +147,11 @@ class Host:
             self.loop.call_later(self.rng.choice(LINGERING), self._end, process)
 
     async def _requests_end(self, process: Process) -> None:
-        """Wait for requests whose clients are slow to leave."""
+        """Wait for requests whose clients are slow to leave, and for threads that close what these had open."""
         end = self.loop.now + REQUEST_PATIENCE
-        while process.is_running and self.loop.tasks_of(process) and self.loop.now < end:  # noqa: ASYNC110
+        while process.is_running and self.loop.now < end:
+            if not (self.loop.tasks_of(process) or process.descriptors):
+                return
             await asyncio.sleep(0.1)
 
     def _note_work(self, process: Process) -> None:
