@@ -195,8 +195,7 @@ def test_an_append_outlives_a_redis_that_is_back_within_the_lease(
         path = create(first.port, len(data))
         with start_patch(first.port, path, 0, len(data)) as connection:
             connection.send(data[: 4 * piece])
-            connection.wait_until_read()
-            assert offset_of(second.port, path) == 4 * piece
+            wait_until(lambda: offset_of(second.port, path) == 4 * piece, "the append has begun and can be asked")
             come_back = leave(redis)
             away = time.monotonic()
             for start in range(4 * piece, len(data), piece):
