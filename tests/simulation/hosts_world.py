@@ -129,17 +129,6 @@ class HostsWorld(World):
             self.orphans_possible = True
             self.hosts_oracle.lost_changes(self._record)
 
-    def _clean_now(self, host: Host) -> None:
-        """Remove orphans of any age: the lock protects what a request is about to commit."""
-        if host.is_up and host.process is not None and host.process.alive and host.server is not None:
-            cleaner = OrphanCleaner(host.server.service)
-            cleaning = self.loop.create_task(cleaner.clean(older_than=0), context=host.process.context.copy())
-            cleaning.add_done_callback(self._cleaned)
-
-    def _cleaned(self, cleaning: asyncio.Task[Any]) -> None:
-        if not cleaning.cancelled() and not isinstance(cleaning.exception(), UploadError | None):
-            self.complain(f"the cleanup of orphans fails: {cleaning.exception()!r}")
-
     async def _calm_down(self) -> None:
         self.redis.calm_down()
         await super()._calm_down()

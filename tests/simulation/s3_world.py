@@ -21,7 +21,6 @@ from tests.simulation.patches import Modules
 from tests.simulation.profiles import S3_PROFILES, draw_profile
 from tests.simulation.s3_bucket import MIN_PART, BucketModel
 from tests.simulation.s3_network import FATES, Network, Session
-from tests.simulation.servers import Host
 from tests.simulation.sqlite import _on_behalf_of
 from tests.simulation.world import World
 from tests.support.s3_models import share_models
@@ -39,7 +38,6 @@ from tusd_py.backends.s3 import (
 from tusd_py.backends.s3.config import CAPABILITIES, S3Config
 from tusd_py.backends.s3.layout import Layout, checksum_of, contiguous, parse
 from tusd_py.backends.s3.storage import S3Storage
-from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import UploadPart
 from tusd_py.uploads.sweeping import OrphanCleaner
 
@@ -180,17 +178,6 @@ class S3World(World):
             self._clean_now(host)
         else:
             super()._apply(fault)
-
-    def _clean_now(self, host: Host) -> None:
-        """Remove orphans of any age: the lock protects what a request is about to commit."""
-        if host.is_up and host.process is not None and host.process.alive and host.server is not None:
-            cleaner = OrphanCleaner(host.server.service)
-            cleaning = self.loop.create_task(cleaner.clean(older_than=0), context=host.process.context.copy())
-            cleaning.add_done_callback(self._cleaned)
-
-    def _cleaned(self, cleaning: asyncio.Task[Any]) -> None:
-        if not cleaning.cancelled() and not isinstance(cleaning.exception(), UploadError | None):
-            self.complain(f"the cleanup of orphans fails: {cleaning.exception()!r}")
 
     async def _calm_down(self) -> None:
         self.network.calm_down()

@@ -20,6 +20,8 @@ from tests.simulation.patches import Modules
 from tests.simulation.profiles import Profile, draw_profile
 from tests.simulation.servers import Host
 from tests.simulation.threads import Scheduler
+from tusd_py.core.errors import UploadError
+from tusd_py.uploads.sweeping import OrphanCleaner
 
 TOP = "/simulated/uploads"
 LIVENESS = 60.0  # seconds after the end of the faults in which every upload can be finished
@@ -321,6 +323,17 @@ class World:
     async def _restart(self, host: Host, seconds: float) -> None:
         await host.shut_down()
         await self._start(host, seconds)
+
+    def _clean_now(self, host: Host) -> None:
+        """Remove orphans of any age: the lock protects what a request is about to commit."""
+        if host.is_up and host.process is not None and host.process.alive and host.server is not None:
+            cleaner = OrphanCleaner(host.server.service)
+            cleaning = self.loop.create_task(cleaner.clean(older_than=0), context=host.process.context.copy())
+            cleaning.add_done_callback(self._cleaned)
+
+    def _cleaned(self, cleaning: asyncio.Task[Any]) -> None:
+        if not cleaning.cancelled() and not isinstance(cleaning.exception(), UploadError | None):
+            self.complain(f"the cleanup of orphans fails: {cleaning.exception()!r}")
 
     async def _calm_down(self) -> None:
         """End all faults, and have every server run."""
