@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,15 +29,26 @@ def durability(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def service(tmp_path: Path, os_faults: OSFaults, durability: str) -> AsyncIterator[UploadService]:
-    """A service whose disk may fail."""
-    settings = {
+def records() -> dict[str, Any]:
+    """The settings that say where the records are; SQLite, unless a module says otherwise."""
+    return {}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, durability: str, records: dict[str, Any]) -> dict[str, Any]:
+    return {
         "upload_dir": tmp_path / "uploads",
         "sweep_interval": 0,
         "durability": durability,
         "lock_timeout": 0.2,
         "max_size": 1 << 20,
+        **records,
     }
+
+
+@pytest.fixture
+async def service(settings: dict[str, Any], os_faults: OSFaults) -> AsyncIterator[UploadService]:
+    """A service whose disk may fail."""
     async with running_service(settings) as service:
         yield service
         os_faults.clear()

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults.stalls import OSFaults
-from tests.support.redis_server import shared_redis_url
 from tests.support.services import Body, running_service
-from tests.support.small_uploads import completion_records, content, make_fast, small_append
+from tests.support.small_uploads import completion_records, content, make_fast, records_in_redis, small_append
 from tests.support.timing import scaled
 from tusd_py.backends.disk.storage import THREADS
 from tusd_py.backends.redis.scripts import RELEASE, UPDATE, Script
-from tusd_py.core.errors import LockLost, LockTimeout, OffsetMismatch, SizeExceeded, StateUnavailable, StorageFull
+from tusd_py.core.errors import LockLost, LockTimeout, OffsetMismatch, StateUnavailable, StorageFull
 from tusd_py.core.upload import Status
-from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 HEAD_LIMIT = 2.0  # seconds, as promised
-KINDS = (AppendStarted, UploadProgressed, AppendEnded, UploadFinished)
-
-
-def settings_of(tmp_path: Path, durability: str) -> dict[str, Any]:
-    values = {"upload_dir": tmp_path / "uploads", "sweep_interval": 0, "durability": durability, "lock_timeout": 0.2}
-    return values | {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:", "lock_ttl": 60}
 
 
 @pytest.fixture
-async def service(tmp_path: Path, os_faults: OSFaults, durability: str) -> AsyncIterator[UploadService]:
-    """A service with records in Redis whose disk may fail."""
-    async with running_service(settings_of(tmp_path, durability)) as service:
-        yield service
-        os_faults.clear()
+def records(tmp_path: Path) -> dict[str, Any]:
+    return records_in_redis(tmp_path)
 
 
 def fail_calls(monkeypatch: pytest.MonkeyPatch, service: UploadService, script: Script, *, done: bool) -> list[str]:
@@ -74,18 +62,6 @@ async def test_small_bodies_one_after_the_other_complete_an_upload_the_short_way
     assert long_ways == []
 
 
-async def test_the_short_way_tells_the_same_as_the_long_one(service: UploadService) -> None:
-    told: list[object] = []
-    for kind in KINDS:
-        service.events.observe(kind, told.append)
-    for body in (Body(b"data", arrived=True), Body(b"data")):
-        upload = await service.create(NewUpload(4))
-        await service.append(upload.id, AppendRequest(0, body))
-    kinds = [type(event) for event in told]
-    assert kinds[: len(KINDS)] == kinds[len(KINDS) :] == list(KINDS)
-    assert [event.received for event in told if isinstance(event, UploadProgressed)] == [4, 4]
-
-
 async def test_bytes_that_were_never_committed_are_not_overwritten(
     service: UploadService, tmp_path: Path, long_ways: list[str]
 ) -> None:
@@ -114,40 +90,6 @@ async def test_an_upload_in_several_files_is_appended_to_the_long_way(
     upload = await service.append(upload.id, small_append(b"data", 8))
     assert upload.is_complete
     assert content(tmp_path, upload.id) == b"somemoredata"
-    assert long_ways == [upload.id]
-
-
-async def test_refused_small_body_raises_the_reason_and_changes_nothing(service: UploadService, tmp_path: Path) -> None:
-    upload = await service.create(NewUpload(8))
-    before = await service.append(upload.id, small_append(b"some"))
-    with pytest.raises(OffsetMismatch) as mismatch:
-        await service.append(upload.id, small_append(b"data"))
-    assert mismatch.value.offset == 4
-    with pytest.raises(SizeExceeded):
-        await service.append(upload.id, small_append(b"too much", 4))
-    assert await service.state.get(upload.id) == before
-    assert content(tmp_path, upload.id) == b"some"
-
-
-async def test_bytes_that_the_storage_lost_take_the_offset_back(service: UploadService, tmp_path: Path) -> None:
-    upload = await service.create(NewUpload(8))
-    await service.append(upload.id, small_append(b"some"))
-    (tmp_path / "uploads" / upload.id).write_bytes(b"so")
-    with pytest.raises(OffsetMismatch) as mismatch:
-        await service.append(upload.id, small_append(b"data", 4))
-    assert mismatch.value.offset == 2
-    await service.append(upload.id, small_append(b"medata", 2))
-    assert content(tmp_path, upload.id) == b"somedata"
-
-
-async def test_a_failed_write_of_the_short_way_is_made_good_by_the_long_one(
-    service: UploadService, tmp_path: Path, os_faults: OSFaults, long_ways: list[str]
-) -> None:
-    upload = await service.create(NewUpload(4))
-    os_faults.fail("pwritev", f"*/{upload.id}", errno.EIO, times=1)
-    upload = await service.append(upload.id, small_append(b"data"))
-    assert upload.is_complete
-    assert content(tmp_path, upload.id) == b"data"
     assert long_ways == [upload.id]
 
 
@@ -186,23 +128,6 @@ async def test_a_failed_sync_is_final_and_takes_the_offset_back(
 
 
 @pytest.mark.parametrize("durability", ["complete"])
-async def test_bytes_and_their_names_are_synced_before_the_record_is_changed(
-    service: UploadService, os_faults: OSFaults
-) -> None:
-    upload = await service.create(NewUpload(4))
-    stalls = [os_faults.stall("fsync,fdatasync", pattern, times=1) for pattern in (f"*/{upload.id}", "*/uploads")]
-    append = asyncio.create_task(service.append(upload.id, small_append(b"data")))
-    for stall in stalls:
-        await asyncio.to_thread(stall.wait)
-        record = await service.state.get(upload.id)
-        assert record is not None
-        assert record.offset == 0
-        stall.lift()
-    upload = await append
-    assert (upload.status, upload.synced) == (Status.COMPLETE, 4)
-
-
-@pytest.mark.parametrize("durability", ["complete"])
 async def test_an_upload_of_deferred_length_is_synced_with_each_small_body_once_its_length_is_declared(
     service: UploadService, os_faults: OSFaults
 ) -> None:
@@ -235,7 +160,7 @@ async def test_a_change_whose_outcome_is_not_known_is_no_success_and_loses_nothi
 
 
 async def test_the_change_of_a_holder_that_another_one_has_replaced_is_refused(
-    service: UploadService, tmp_path: Path, os_faults: OSFaults, durability: str
+    service: UploadService, tmp_path: Path, os_faults: OSFaults, settings: dict[str, Any]
 ) -> None:
     upload = await service.create(NewUpload(4))
     stall = os_faults.stall("pwritev", f"*/{upload.id}", times=1)
@@ -243,7 +168,7 @@ async def test_the_change_of_a_holder_that_another_one_has_replaced_is_refused(
     await asyncio.to_thread(stall.wait)
     connection = service.state._redis  # type: ignore[attr-defined]
     await connection.command("DEL", service.locker._keys.lock(upload.id))  # type: ignore[attr-defined]
-    async with running_service(settings_of(tmp_path, durability)) as other:
+    async with running_service(settings) as other:
         taken = await other.append(upload.id, small_append(b"data"))
         assert taken.is_complete
         stall.lift()

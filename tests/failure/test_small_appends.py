@@ -20,9 +20,8 @@ from tusd_py.backends.disk.storage import THREADS
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.contracts.storage import Buffer
-from tusd_py.core.errors import LockTimeout, OffsetMismatch, SizeExceeded, StorageFull, UploadNotFound
+from tusd_py.core.errors import LockTimeout, OffsetMismatch, StorageFull
 from tusd_py.core.upload import Status
-from tusd_py.events.types import AppendEnded, AppendStarted, UploadFinished, UploadProgressed
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.pace import FAST_SYNC, SAMPLES, STALLED
 from tusd_py.uploads.service import UploadService
@@ -30,7 +29,6 @@ from tusd_py.uploads.small_append import MAX_SMALL_BODY
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 HEAD_LIMIT = 2.0  # seconds, as promised
-KINDS = (AppendStarted, UploadProgressed, AppendEnded, UploadFinished)
 
 
 async def test_a_small_body_completes_an_upload_the_short_way(
@@ -75,18 +73,6 @@ async def test_small_bodies_one_after_the_other_complete_an_upload(
     assert long_ways == []
 
 
-async def test_the_short_way_tells_the_same_as_the_long_one(service: UploadService) -> None:
-    told: list[object] = []
-    for kind in KINDS:
-        service.events.observe(kind, told.append)
-    for body in (Body(b"data", arrived=True), Body(b"data")):
-        upload = await service.create(NewUpload(4))
-        await service.append(upload.id, AppendRequest(0, body))
-    kinds = [type(event) for event in told]
-    assert kinds[: len(KINDS)] == kinds[len(KINDS) :] == list(KINDS)
-    assert [event.received for event in told if isinstance(event, UploadProgressed)] == [4, 4]
-
-
 async def test_bytes_that_were_never_committed_are_cut_off(
     service: UploadService, tmp_path: Path, long_ways: list[str]
 ) -> None:
@@ -97,42 +83,6 @@ async def test_bytes_that_were_never_committed_are_cut_off(
     await service.append(upload.id, small_append(b"data", 4))
     assert content(tmp_path, upload.id) == b"somedata"
     assert long_ways == []
-
-
-async def test_refused_small_body_raises_the_reason_and_changes_nothing(service: UploadService, tmp_path: Path) -> None:
-    upload = await service.create(NewUpload(8))
-    before = await service.append(upload.id, small_append(b"some"))
-    with pytest.raises(OffsetMismatch) as mismatch:
-        await service.append(upload.id, small_append(b"data"))
-    assert mismatch.value.offset == 4
-    with pytest.raises(SizeExceeded):
-        await service.append(upload.id, small_append(b"too much", 4))
-    with pytest.raises(UploadNotFound):
-        await service.append("unknown", small_append(b"data"))
-    assert await service.state.get(upload.id) == before
-    assert content(tmp_path, upload.id) == b"some"
-
-
-async def test_bytes_that_the_storage_lost_take_the_offset_back(service: UploadService, tmp_path: Path) -> None:
-    upload = await service.create(NewUpload(8))
-    await service.append(upload.id, small_append(b"some"))
-    (tmp_path / "uploads" / upload.id).write_bytes(b"so")
-    with pytest.raises(OffsetMismatch) as mismatch:
-        await service.append(upload.id, small_append(b"data", 4))
-    assert mismatch.value.offset == 2
-    await service.append(upload.id, small_append(b"medata", 2))
-    assert content(tmp_path, upload.id) == b"somedata"
-
-
-async def test_a_failed_write_of_the_short_way_is_made_good_by_the_long_one(
-    service: UploadService, tmp_path: Path, os_faults: OSFaults, long_ways: list[str]
-) -> None:
-    upload = await service.create(NewUpload(4))
-    os_faults.fail("pwritev", f"*/{upload.id}", errno.EIO, times=1)
-    upload = await service.append(upload.id, small_append(b"data"))
-    assert upload.is_complete
-    assert content(tmp_path, upload.id) == b"data"
-    assert long_ways == [upload.id]
 
 
 @pytest.mark.parametrize("durability", ["complete"])
@@ -168,23 +118,6 @@ async def test_an_upload_of_deferred_length_is_synced_with_each_small_body_once_
     sync.lift()
     upload = await service.append(upload.id, small_append(b"more", 4))
     assert (upload.offset, upload.synced) == (8, 8)
-
-
-@pytest.mark.parametrize("durability", ["complete"])
-async def test_bytes_and_their_names_are_synced_before_the_record_is_changed(
-    service: UploadService, os_faults: OSFaults
-) -> None:
-    upload = await service.create(NewUpload(4))
-    stalls = [os_faults.stall("fsync,fdatasync", pattern, times=1) for pattern in (f"*/{upload.id}", "*/uploads")]
-    append = asyncio.create_task(service.append(upload.id, small_append(b"data")))
-    for stall in stalls:
-        await asyncio.to_thread(stall.wait)
-        record = await service.state.get(upload.id)
-        assert record is not None
-        assert record.offset == 0
-        stall.lift()
-    upload = await append
-    assert (upload.status, upload.synced) == (Status.COMPLETE, 4)
 
 
 async def test_a_full_disk_is_told_of_and_the_upload_goes_on_later(

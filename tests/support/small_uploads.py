@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from tests.support.redis_server import shared_redis_url
 from tests.support.services import Body
 from tusd_py.uploads.pace import SAMPLES
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest
+
+
+def records_in_redis(tmp_path: Path) -> dict[str, Any]:
+    """Return the settings of a service of this test with its records in Redis."""
+    return {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:", "lock_ttl": 60}
 
 
 def small_append(data: bytes, offset: int = 0) -> AppendRequest:
