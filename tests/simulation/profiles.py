@@ -68,6 +68,11 @@ class Profile:
     is_short_of_memory: bool = False
 
 
+CANCELLING = Habits(
+    rough={WELL: 3, HANGS_UP: 1, STALLS: 1, IS_CANCELLED: 5, IS_CANCELLED_AT_LAST: 5, HANGS_UP_AT_LAST: 1},
+    parallel=0.3,
+)
+
 EXPIRY = Profile(
     "expiry",
     kinds={"kill": 4, "shutdown": 4, "pause": 3, "stall": 3, "full": 1},
@@ -105,10 +110,7 @@ DISK_PROFILES = (
         fewest_faults=2,
         most_faults=8,
         moments={CANCELLATION: 3, HANG: 3, CHANGE: 1},
-        habits=Habits(
-            rough={WELL: 3, HANGS_UP: 1, STALLS: 1, IS_CANCELLED: 5, IS_CANCELLED_AT_LAST: 5, HANGS_UP_AT_LAST: 1},
-            parallel=0.3,
-        ),
+        habits=CANCELLING,
     ),
     Profile(
         "takeovers",
@@ -178,10 +180,7 @@ S3_PROFILES = (
         fewest_faults=2,
         most_faults=7,
         moments={CANCELLATION: 3, REQUEST: 3},
-        habits=Habits(
-            rough={WELL: 3, HANGS_UP: 1, STALLS: 1, IS_CANCELLED: 5, IS_CANCELLED_AT_LAST: 5, HANGS_UP_AT_LAST: 1},
-            parallel=0.3,
-        ),
+        habits=CANCELLING,
     ),
 )
 
