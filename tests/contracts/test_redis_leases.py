@@ -76,6 +76,29 @@ async def test_unreleased_holders_are_inherited_until_bytes_are_added(prefix: st
     await lock.release()
 
 
+async def test_last_holder_counts_as_unreleased_after_redis_was_a_replica_meanwhile(prefix: str) -> None:
+    """The data of a master that followed another one for a while are those of the other one: a lease may be lost."""
+    with RedisServer() as first, RedisServer() as second:
+        async with Host(first.url, prefix) as one:
+            await one.state.create(UPLOAD)
+            lock = await one.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
+            await lock.release()
+        follow(second, first)
+        second.command("REPLICAOF", "NO", "ONE")
+        follow(first, second)
+        first.command("REPLICAOF", "NO", "ONE")
+        async with Host(first.url, prefix) as one:
+            lock = await one.locker.acquire(UPLOAD.id, Holder(), TIMEOUT)
+            assert lock.unreleased_predecessors == 1
+            await lock.release()
+
+
+def follow(replica: RedisServer, master: RedisServer) -> None:
+    master.command("CONFIG", "SET", "repl-diskless-sync-delay", 0)
+    replica.command("REPLICAOF", "127.0.0.1", master.port)
+    wait_until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up", seconds=60)
+
+
 @contextlib.contextmanager
 def holder_process(prefix: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tests.contracts.redis_holder", shared_redis_url(), prefix, UPLOAD.id]

@@ -26,7 +26,7 @@ class Commands:
         self.rng = rng
         self.publish = publish
         self.is_full = False
-        self.run_id = "0"
+        self.replication_id = "0"
         self.refusals = 0  # of commands for lack of memory
         self.scripts = LuaScripts(self._call_of_script)
         self._cursors: dict[int, bytes] = {}
@@ -234,7 +234,9 @@ class Commands:
     def _do_info(self, section: bytes) -> Verbatim:
         if section == b"memory":
             return Verbatim("# Memory\r\nmaxmemory:1000000\r\nmaxmemory_policy:noeviction\r\n")
-        return Verbatim(f"# Server\r\nredis_version:7.4.0\r\nrun_id:{self.run_id}\r\n")
+        if section == b"replication":
+            return Verbatim(f"# Replication\r\nrole:master\r\nmaster_replid:{self.replication_id}\r\n")
+        return Verbatim("# Server\r\nredis_version:7.4.0\r\n")
 
     def _do_client(self, *_: bytes) -> Status:
         raise RedisError("ERR unknown subcommand")

@@ -272,7 +272,7 @@ class RedisServer:
         """End this Redis, and start it `seconds` later, without the changes of the last `lost` seconds."""
         self.break_connections()
         self.lives += 1
-        self.commands.run_id = str(self.lives)
+        self.commands.replication_id = str(self.lives)
         self.commands.scripts.sources.clear()
         self.down_until = max(self.down_until, self.loop.now + seconds)
         self.stalled_until = 0.0

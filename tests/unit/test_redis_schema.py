@@ -12,14 +12,14 @@ from tusd_py.backends.redis.schema import Keys, LockField
 from tusd_py.core.upload_codec import FIELDS
 
 FILES = sorted(Path(scripts.__file__).parent.glob("*.lua"))
-LOADED = {scripts.WITH_EVENTS}
+LOADED = {scripts.WITH_EVENTS, scripts.read("replication_id")}
 LOADED |= {script.text for script in vars(scripts).values() if isinstance(script, scripts.Script)}
 OF_A_RECORD = re.compile(r"redis\.call\('(?:HMGET|HGET|HSET|HDEL|HINCRBY)', KEYS\[[0-9]\], ([^)]*)\)")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_script_is_loaded_and_names_only_fields_of_the_schema(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
+    text = scripts.read(path.stem)
     assert text in LOADED
     fields = {name for words in OF_A_RECORD.findall(text) for name in re.findall(r"'(\w+)'", words)}
     assert fields <= {*FIELDS, *(field.value for field in LockField)}

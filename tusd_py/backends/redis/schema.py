@@ -34,7 +34,7 @@ class LockField(StrEnum):
     CHANGE_ID = "change"  # identifies the last change, so that a repeated attempt finds its own
     LATEST_TOKEN = "fence"  # the newest fencing token that was given out
     LAST_RELEASED_TOKEN = "released"  # the token of the last holder that released the lease itself
-    REDIS_RUN = "run"  # the run id of the Redis that gave out the latest token; empty if it is not known
+    REPLICATION_ID = "replid"  # of the Redis that gave out the latest token; empty if it is not known
     UNRELEASED_HOLDERS = "suspect"  # number of earlier holders that may still write
 
 

@@ -6,9 +6,12 @@ A script runs as a whole or not at all. All of them are harmless to repeat: the 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+
+INCLUDE = re.compile(r"^--INCLUDE (\w+)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,17 @@ class Script:
         return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-def _read(file: str) -> str:
-    return files(__name__).joinpath(f"{file}.lua").read_text(encoding="utf-8")
+def read(file: str) -> str:
+    """Return the text of a file, with that of the file that a line `--INCLUDE file` names in place of the line."""
+    text = files(__name__).joinpath(f"{file}.lua").read_text(encoding="utf-8")
+    return INCLUDE.sub(lambda line: read(line[1]), text)
 
 
 def _load(file: str, name: str, *, allow_oom: bool = False) -> Script:
-    return Script(name, _read(file), allow_oom)
+    return Script(name, read(file), allow_oom)
 
 
-WITH_EVENTS = _read("with_events")
+WITH_EVENTS = read("with_events")
 
 ACQUIRE = _load("acquire", "acquire")
 # For removing or inspecting an upload: Redis grants this lease even when it has reached `maxmemory`.

@@ -7,8 +7,9 @@
 -- The lock holds "lease id:token:unreleased holders"; the lease id makes a repeated attempt find its own lease. Without
 -- a record the clock of Redis alone makes tokens grow: nothing is fenced by them.
 --
--- Another Redis than that of the last lease (a replica that took over, or one that was started again) may have lost a
--- lease, whose holder then counts as unreleased although the record names none.
+-- Another history of the data than at the last lease (a replica took over, or Redis was started again) may lack a lease,
+-- whose holder then counts as unreleased although the record names none.
+--INCLUDE replication_id
 local lease_id, ttl, id, channel, request_ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local held = redis.call('GET', KEYS[1])
 if held then
@@ -31,11 +32,10 @@ end
 local time = redis.call('TIME')
 local token = time[1] * 1000000 + time[2]
 local unreleased = 0
-local run = ''
-local record = redis.call('HMGET', KEYS[2], 'id', 'token', 'fence', 'released', 'suspect', 'run')
+local history = ''
+local record = redis.call('HMGET', KEYS[2], 'id', 'token', 'fence', 'released', 'suspect', 'replid')
 if record[1] then
-  local info = redis.pcall('INFO', 'server')  -- a table with an error if the user may not ask
-  run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+  history = replication_id()
   local record_token, latest_token, last_released_token = record[2], record[3], record[4]
   local fence = latest_token or record_token
   token = math.max(token, (tonumber(record_token) or 0) + 1, (tonumber(fence) or 0) + 1)
@@ -43,13 +43,13 @@ if record[1] then
   -- Redis lost the latest token: the token of the last holder is in the record.
   local forgotten = not latest_token and record_token ~= '0'
   local older = latest_token and (tonumber(latest_token) or 0) < (tonumber(record_token) or 0)
-  local other_redis = run ~= '' and record[6] ~= run
+  local other_redis = history ~= '' and record[6] ~= history
   if forgotten or older or other_redis or (latest_token and latest_token ~= last_released_token) then
     unreleased = unreleased + 1
     redis.call('HSET', KEYS[2], 'suspect', unreleased)
   end
 end
 token = string.format('%.0f', token)
-if record[1] then redis.call('HSET', KEYS[2], 'fence', token, 'run', run) end
+if record[1] then redis.call('HSET', KEYS[2], 'fence', token, 'replid', history) end
 redis.call('SET', KEYS[1], lease_id .. ':' .. token .. ':' .. unreleased, 'PX', ttl)
 return {token, tostring(unreleased), redis.call('HGETALL', KEYS[2]), time}
