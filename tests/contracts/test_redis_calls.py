@@ -159,6 +159,23 @@ async def ask_while_connections_break(network: FaultyNetwork, prefix: str) -> No
                 assert result is None or isinstance(result, (asyncio.CancelledError, StateUnavailable)), result
 
 
+@LOOPS
+def test_calls_whose_time_is_over_at_once_leave_the_next_ones_alone(
+    redis: RedisServer, prefix: str, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def ask() -> None:
+        async with Host(redis.url, prefix) as one:
+            pipeline: Any = one.connection._pipeline
+            now = asyncio.get_running_loop().time()
+            calls = [pipeline.call(("PING",), now + seconds) for seconds in (0.0002, 0.0001)]
+            for result in await within(asyncio.gather(*calls, return_exceptions=True)):
+                assert result == "PONG" or isinstance(result, TimeoutError), result
+            await one.state.create(UPLOAD)
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(ask())
+
+
 async def test_scripts_that_redis_forgot_are_sent_again(redis: RedisServer, prefix: str) -> None:
     async with Host(redis.url, prefix) as one:
         await exercise(one)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
+import uvloop
 
 from tusd_py.uvicorn_server.deadline import Deadline
 
@@ -122,3 +123,17 @@ def test_deadline_that_is_closed_leaves_no_timer(loop: Loop, calls: list[str]) -
     deadline.clear()
     deadline.close()
     assert loop.waiting == 0
+
+
+def test_deadline_that_is_due_at_once_is_moved_by_the_next_one_under_uvloop() -> None:
+    async def move() -> None:
+        moved = asyncio.Event()
+        deadline = Deadline(asyncio.get_running_loop())
+        deadline.set(0.0001, pytest.fail, "the deadline was moved")
+        deadline.set(0.00005, moved.set)
+        async with asyncio.timeout(60):
+            await moved.wait()
+        deadline.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(move())

@@ -13,11 +13,12 @@ class Deadline:
     fires, it checks whether the deadline is still ahead. Only a deadline before the timer sets the timer again.
     """
 
-    __slots__ = ("_arguments", "_callback", "_loop", "_timer", "_when")
+    __slots__ = ("_arguments", "_callback", "_loop", "_timer", "_timer_at", "_when")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # its time; uvloop returns a handle that does not know it for a time that is now
         self._when: float | None = None  # by the clock of the loop
         self._callback: Callable[..., None] | None = None
         self._arguments: tuple[str, ...] = ()
@@ -29,11 +30,11 @@ class Deadline:
             return
         when = self._loop.time() + seconds
         self._when, self._callback, self._arguments = when, callback, arguments
-        if self._timer is not None and self._timer.when() > when:
+        if self._timer is not None and self._timer_at > when:
             self._timer.cancel()
             self._timer = None
         if self._timer is None:
-            self._timer = self._loop.call_at(when, self._check)
+            self._timer_at, self._timer = when, self._loop.call_at(when, self._check)
 
     def clear(self) -> None:
         """Clear the deadline; the timer continues, since the next deadline comes soon."""
@@ -52,7 +53,7 @@ class Deadline:
         if when is None or callback is None:
             return
         if self._loop.time() < when:
-            self._timer = self._loop.call_at(when, self._check)
+            self._timer_at, self._timer = when, self._loop.call_at(when, self._check)
             return
         self.clear()
         callback(*self._arguments)

@@ -35,7 +35,8 @@ class _Connection(asyncio.Protocol):
         )
         self._unsent: list[bytes] = []
         self._replies: deque[tuple[asyncio.Future[Any], float]] = deque()  # with the times of their deadlines
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # its time; uvloop returns a handle that does not know it for a time that is now
         self._lost = self._loop.create_future()
         self._broken = False
         writer.transport.set_protocol(self)
@@ -52,7 +53,7 @@ class _Connection(asyncio.Protocol):
             self._loop.call_soon(self._send)
         self._unsent.append(packed)
         self._replies.append((reply, deadline))  # each future in this list has a command that is sent
-        if self._timer is None or deadline < self._timer.when():
+        if self._timer is None or deadline < self._timer_at:
             self._set_timer(deadline)
         return reply
 
@@ -67,7 +68,7 @@ class _Connection(asyncio.Protocol):
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(deadline, self._check_deadlines)
+        self._timer_at, self._timer = deadline, self._loop.call_at(deadline, self._check_deadlines)
 
     def _check_deadlines(self) -> None:
         """End the connection if a reply is late. The timer is not moved with every reply, which would take longer."""
