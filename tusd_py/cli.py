@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -107,7 +108,19 @@ def run_command(arguments: Sequence[str] | None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake in two lines, with a similar flag or command as a hint."""
+    """A parser that reports a mistake in two lines, with a similar flag or command as a hint.
+
+    The many options of a command are added by `fill` once it is the one to be parsed.
+    """
+
+    fill: Callable[[Parser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse these arguments, of a command without its name."""
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print the mistake and exit."""
@@ -140,39 +153,48 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "events":
             add_events(commands.add_parser(name, help=text, description=text))
         else:
-            add_own_options(name, add_command(commands, name, text, USAGE.get(name, "")))
+            add_command(commands, name, text, f"{name} {USAGE.get(name, '')}", partial(add_own_options, name))
     commands.add_parser("version", help="print the version")
     return parser
 
 
-def add_command(commands: Any, name: str, text: str, usage: str, group: str = "") -> argparse.ArgumentParser:
-    """Add a command that takes the settings; return its parser."""
-    command: argparse.ArgumentParser = commands.add_parser(
+def add_command(commands: Any, name: str, text: str, usage: str, add_own: Callable[[Parser], None]) -> None:
+    """Add a command with a flag for every setting, and the options of its own that `add_own` adds."""
+    command: Parser = commands.add_parser(
         name,
         help=text,
         description=text,
-        usage=f"tusd-py {group}{name} {usage}[--SETTING VALUE]...",
+        usage=f"tusd-py {usage}[--SETTING VALUE]...",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         epilog=UNITS,
     )
-    command.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML file with settings")
-    add_settings(command)
-    return command
+
+    def fill(parser: Parser) -> None:
+        parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="TOML file with settings")
+        add_settings(parser)
+        add_own(parser)
+
+    command.fill = fill
 
 
 def add_events(parser: argparse.ArgumentParser) -> None:
     """Add the commands of the outbox."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     for name, text in EVENTS.items():
-        action = add_command(actions, name, text, f"{EVENTS_USAGE[name]}[--json] ", "events ")
-        action.set_defaults(ids=[], everything=False)
-        action.add_argument("--json", dest="as_json", action="store_true", default=False, help="print JSON")
-        if name == "retry":
-            action.add_argument("--all", dest="everything", action="store_true", help="every event")
-        if name != "list":
-            count: Any = {"show": 1, "retry": "*", "drop": "+"}[name]
-            action.add_argument("ids", nargs=count, metavar="ID", help="the id of an event, as `list` prints it")
+        usage = f"events {name} {EVENTS_USAGE[name]}[--json] "
+        add_command(actions, name, text, usage, partial(add_event_options, name))
+
+
+def add_event_options(name: str, action: argparse.ArgumentParser) -> None:
+    """Add the options of a command of the outbox that are not settings (`OWN_OPTIONS`)."""
+    action.set_defaults(ids=[], everything=False)
+    action.add_argument("--json", dest="as_json", action="store_true", default=False, help="print JSON")
+    if name == "retry":
+        action.add_argument("--all", dest="everything", action="store_true", help="every event")
+    if name != "list":
+        count: Any = {"show": 1, "retry": "*", "drop": "+"}[name]
+        action.add_argument("ids", nargs=count, metavar="ID", help="the id of an event, as `list` prints it")
 
 
 def add_own_options(name: str, command: argparse.ArgumentParser) -> None:

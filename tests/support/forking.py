@@ -44,7 +44,9 @@ LATER_MODULES = (
     "tusd_py.backends.redis.locker",
     "tusd_py.backends.redis.state",
     "tusd_py.backends.s3",
+    "tusd_py.testing",
     "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
     "uvicorn.loops.uvloop",
 )
 
