@@ -1,25 +1,25 @@
-"""The service model of S3, parsed once in a process: botocore reads it for every client, which is slow."""
+"""The service models of botocore, found and parsed once in a process: it does so for every session, which is slow."""
 
 from __future__ import annotations
 
 from contextlib import closing
-from functools import cache
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
-from botocore.loaders import JSONFileLoader  # type: ignore[import-untyped]
+from botocore.loaders import Loader  # type: ignore[import-untyped]
 
-_load = JSONFileLoader().load_file
+_new = Loader.__init__
+_found: dict[Any, Any] = {}
 
 
-@cache
-def _parsed(path: str) -> Any:
-    return _load(path)
+def _new_sharing(loader: Any, *arguments: Any, **options: Any) -> None:
+    _new(loader, *arguments, **options)
+    loader._cache = _found
 
 
 def share_models() -> None:
     """Make all sessions use the same models, as the clients of one session do."""
-    JSONFileLoader.load_file = lambda loader, path: _parsed(path)
+    Loader.__init__ = _new_sharing
 
 
 def read_models() -> None:
