@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
+from starlette.types import Message
 
 from tusd_py import Status, TusServer
+from tusd_py.contracts.storage import Buffer, PieceSize, largest_piece
+from tusd_py.core.upload import Upload
 from tusd_py.testing import MemoryLocker, MemoryState, MemoryStorage, TusClient, TusError
 
 
@@ -72,3 +76,51 @@ async def test_partial_uploads_are_concatenated(client: TusClient) -> None:
     final = await client.request("POST", "/files", {"Upload-Concat": f"final;{' '.join(parts)}"})
     assert final.status == 201
     assert await client.download("/files/" + final.headers["location"].rpartition("/")[2]) == b"one two"
+
+
+class _NotedReads(MemoryStorage):
+    """A storage that notes its open reads, and yields one byte at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open_reads = 0
+
+    async def read(
+        self, upload: Upload, start: int, end: int, piece_size: PieceSize = largest_piece
+    ) -> AsyncIterator[Buffer]:
+        self.open_reads += 1
+        try:
+            for position in range(start, end):
+                async for data in super().read(upload, position, position + 1, piece_size):
+                    yield data
+        finally:
+            self.open_reads -= 1
+
+
+@pytest.mark.parametrize("leaves", ["before the response", "after the first piece"])
+async def test_download_whose_client_leaves_closes_its_reader_at_once(tmp_path: Path, leaves: str) -> None:
+    storage = _NotedReads()
+    tus = TusServer(upload_dir=tmp_path, storage=storage, state=MemoryState(), locker=MemoryLocker())
+    app = Starlette(routes=[tus.route("/files")], lifespan=tus.lifespan)
+    async with tus.lifespan(app):
+        client = TusClient(app, "/files")
+        path = await client.create(5)
+        await client.append(path, 0, b"hello")
+        left = asyncio.Event()
+
+        async def receive() -> Message:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start" and leaves == "before the response":
+                raise ConnectionResetError
+            left.set()
+            await asyncio.sleep(0)
+
+        scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+        scope |= {"headers": [], "http_version": "1.1", "scheme": "http", "root_path": "", "server": ("a", 80)}
+        with contextlib.suppress(ConnectionResetError):
+            await app({**scope, "client": ("192.0.2.1", 1)}, receive, send)
+
+        assert storage.open_reads == 0

@@ -174,8 +174,9 @@ class UploadApp:
             finally:
                 response.file.file.close()
         elif response.stream is not None:
-            await self._send_start(request, response, send)
-            await self._send_messages(request, _messages(response.stream), send)
+            async with contextlib.aclosing(response.stream) as stream:
+                await self._send_start(request, response, send)
+                await self._send_messages(request, _messages(response.body, stream), send)
         elif request.body.is_watched:
             await self._send_whole(request, response, send)
         else:
@@ -279,7 +280,9 @@ class UploadApp:
         return handler
 
 
-async def _messages(stream: AsyncIterator[Buffer]) -> AsyncIterator[tuple[int, Message]]:
+async def _messages(first: bytes, stream: AsyncIterator[Buffer]) -> AsyncIterator[tuple[int, Message]]:
+    if first:
+        yield len(first), {"type": "http.response.body", "body": first, "more_body": True}
     async for data in stream:
         yield len(data), {"type": "http.response.body", "body": data, "more_body": True}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 from urllib.parse import unquote
@@ -110,12 +110,15 @@ class FileBody:
 
 @dataclass(slots=True)
 class Response:
-    """Status, header fields, and a body of bytes at hand, of a stream or of a file."""
+    """Status, header fields, and a body of bytes at hand, of a stream or of a file.
+
+    A stream is closed by whoever sends the response, whether it comes to its end or not; `body` comes before it.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    stream: AsyncIterator[Buffer] | None = None
+    stream: AsyncGenerator[Buffer, None] | None = None
     file: FileBody | None = None
     error_code: str = ""
 

@@ -27,10 +27,16 @@ class Downloads:
         return max(MIN_PIECE, min(limit, self._memory // max(1, self._running)))
 
     async def read(self, storage: Storage, upload: Upload, start: int, end: int) -> AsyncGenerator[Buffer, None]:
-        """Yield the bytes of an upload in pieces, see `Storage.read`."""
+        """Yield the bytes of an upload in pieces, see `Storage.read`.
+
+        Closing this generator closes the file or connection at once.
+        """
         self._running += 1
+        pieces = storage.read(upload, start, end, self.piece_size)
         try:
-            async for data in storage.read(upload, start, end, self.piece_size):
+            async for data in pieces:
                 yield data
         finally:
             self._running -= 1
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import CodedError, HookRejected, HookUnavailable, UploadError, UploadGone, UploadNotFound
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
@@ -301,7 +299,7 @@ class TusHandlers:
                 return Response(selection.status, headers, file=FileBody(file, selection.start, selection.end))
         stream = self._service.read(upload, selection.start, selection.end)
         first = await anext(stream, b"")  # before the response starts, since this raises if the bytes are gone
-        return Response(selection.status, headers, stream=_chain(first, stream))
+        return Response(selection.status, headers, bytes(first), stream)
 
     async def _offloaded(self, request: Request, upload: Upload, headers: dict[str, str]) -> Response | None:
         """Return the response that leaves the bytes, and their ranges, to the proxy in front; None if it cannot."""
@@ -339,12 +337,6 @@ def _wrong_version(received: str) -> HTTPError:
 
 def _wrong_content_type() -> HTTPError:
     return HTTPError(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/offset+octet-stream")
-
-
-async def _chain(first: Buffer, rest: AsyncIterator[Buffer]) -> AsyncIterator[Buffer]:
-    yield first
-    async for data in rest:
-        yield data
 
 
 async def _has_bytes(request: Request) -> bool:
