@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from tests.support.hook_endpoint import NO_OPINION, HookEndpoint, told
 from tests.support.timing import wait_until
 from tests.support.wire.messages import TUS, Answer, creation_headers, path_of
 from tests.support.wire.requests import assert_content, head, patch, request
-from tusd_py.backends.disk.claims import parse_place
+from tusd_py.backends.disk.claims import Claims, parse_place
+from tusd_py.backends.disk.files import FileTree, Modes
 from tusd_py.core.errors import PathTaken
 
 DATA = b"all the bytes"
@@ -92,6 +94,25 @@ def test_a_place_elsewhere_is_refused(text: str) -> None:
 def test_a_name_that_the_server_gives_to_files_is_taken(text: str) -> None:
     with pytest.raises(PathTaken):
         parse_place(TOP, text)
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EIO])
+def test_claim_without_a_sync_of_its_folder_is_made_only_where_folders_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    claims = Claims(tmp_path, tmp_path / "claims", FileTree(tmp_path, Modes()))
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if error == errno.EINVAL:  # as some network file systems answer
+        claims.make("a", "upload")
+    else:
+        with pytest.raises(OSError, match=os.strerror(error)):
+            claims.make("a", "upload")
+
+    assert claims.is_of("a", "upload") == (error == errno.EINVAL)
 
 
 def test_an_upload_has_its_bytes_where_the_hook_wants_them(site: ServerProcess, endpoint: HookEndpoint) -> None:

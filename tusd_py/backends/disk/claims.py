@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tusd_py.backends.disk.completion_records import PRIVATE
 from tusd_py.backends.disk.files import FileTree
+from tusd_py.backends.disk.syncs import UNSUPPORTED, sync_file
 from tusd_py.core.errors import PathTaken
 from tusd_py.core.upload import UPLOAD_ID
 
@@ -71,12 +72,22 @@ class Claims:
         except FileExistsError:
             raise PathTaken from None
         try:
+            self._sync()
             os.close(self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         except OSError as error:
             self.remove(place, upload_id)
             if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
                 raise PathTaken from None
             raise
+
+    def _sync(self) -> None:
+        """Sync the folder of the claims, if its file system can."""
+        try:
+            with self._claims.opened_folder(self._claims.top) as descriptor:
+                sync_file(descriptor)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
 
     def is_of(self, place: str, upload_id: str) -> bool:
         """Return whether a place belongs to an upload."""

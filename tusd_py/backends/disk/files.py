@@ -131,12 +131,10 @@ class FileTree:
             os.unlink(name, dir_fd=folder)
 
     def link_text(self, text: str, path: AnyPath) -> None:
-        """Make a symbolic link that leads nowhere and holds a text, for good; raises `FileExistsError`."""
+        """Make a symbolic link that leads nowhere and holds a text; raises `FileExistsError`."""
         self.make()
         with self._folder(path, make=True) as (name, folder):
             os.symlink(text, name, dir_fd=folder)
-        with self.opened_folder(self.top) as descriptor:
-            os.fsync(descriptor)
 
     def read_link(self, path: AnyPath) -> str:
         """Return the text of a symbolic link; empty if there is none."""
