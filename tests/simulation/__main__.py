@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from tests.simulation.runner import Shrunk, plant_defect, run, story
-from tests.simulation.shares import many
+from tests.simulation.shares import Task, many
 from tests.simulation.worlds import DISK, WORLDS
 
 HASHES = "PYTHONHASHSEED"  # the order of sets of texts depends on it
@@ -23,12 +23,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of processes")
     parser.add_argument("--plant", default="", help="plant this defect first (tests/simulation/planted.py)")
     parser.add_argument("--keep-going", action="store_true", help="report every failing seed, not the first only")
+    parser.add_argument("--twice", action="store_true", help="run every seed twice, and compare both runs")
     parser.add_argument("--world", choices=WORLDS, default=DISK, help="where the bytes are")
     options = parser.parse_args(arguments)
     if options.seed is not None:
         return replay(options.seed, options.without, options.plant, options.world)
     seeds = range(options.first, options.first + options.seeds)
-    return many(seeds, options.jobs, options.plant, options.world, keep_going=options.keep_going)
+    task = Task(options.plant, options.world, options.keep_going, options.twice)
+    return many(seeds, options.jobs, task)
 
 
 def replay(seed: int, without: Sequence[int], defect: str, kind: str) -> int:

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from random import Random
 from typing import TYPE_CHECKING
 
+import google_crc32c
+
+from tests.simulation.application import NUMBER, REFUSED
 from tests.simulation.exchange import Answer, Exchange, pieces
 from tests.simulation.moments import ACKNOWLEDGEMENT, CANCELLATION
 from tests.simulation.oracle import Attempt, Expected
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 VERSION = {"Host": "uploads.example", "Tus-Resumable": "1.0.0"}
 CONTENT = {"Content-Type": "application/offset+octet-stream"}
 HEAD_PATIENCE = 4.0
+NO_TRAILER = "none"  # a checksum that is announced as a trailer, and does not come
 NEVER = (("POST", 409), ("DELETE", 507))  # nobody else has the id of a new upload; removing needs no room
 
 
@@ -58,10 +62,12 @@ class Client:
         await self.world.calm.wait()
         for upload in self.uploads:
             await self._upload(upload)
-            await self._verify(upload)
+            await self.verify(upload)
 
     async def _concatenate(self) -> None:
         parts = [await self._created("partial") for _ in range(2)]
+        if not all(part.id for part in parts):
+            return
         early = self.world.settings["concatenation_unfinished"] and self._draws(self.habits.early_finals)
         final = await self._final(parts) if early else None
         for part in parts:
@@ -95,7 +101,9 @@ class Client:
             headers["Transfer-Encoding"] = "chunked"
         elif content or method == "PATCH":
             headers["Content-Length"] = str(len(content))
-        if checksum and exchange.watched and self._draws(self.habits.trailer):
+        if checksum == NO_TRAILER and exchange.watched:
+            headers["Trailer"] = "Upload-Checksum"
+        elif checksum and exchange.watched and self._draws(self.habits.trailer):
             headers["Trailer"] = "Upload-Checksum"
             exchange.last_trailers.append((b"upload-checksum", checksum.encode()))
         elif checksum:
@@ -152,14 +160,16 @@ class Client:
     # Verbs.
 
     async def _created(self, kind: str) -> Expected:
-        length = self.rng.randrange(1, self.rng.choice(self.world.sizes) + 1)
+        is_empty = self._draws(self.habits.zero)
+        length = 0 if is_empty else self.rng.randrange(1, self.rng.choice(self.world.sizes) + 1)
         upload = Expected(self.world.next_upload(), length, self._draws(self.habits.defers), kind=kind)
         upload.declared = not upload.deferred
         headers = {"Upload-Defer-Length": "1"} if upload.deferred else {"Upload-Length": str(length)}
         if kind:
             headers["Upload-Concat"] = kind
+        headers |= self._metadata(upload)
         content = b""
-        if self.rng.random() < 0.25:
+        if length and self.rng.random() < 0.25:
             content = self.rng.randbytes(self.rng.randrange(1, length + 1))
             headers |= CONTENT
         while not upload.id:
@@ -167,7 +177,10 @@ class Client:
             losses, began = self.world.oracle.losses, self.world.loop.now
             attempt = Attempt(0, content)
             answer = await self._request("POST", "/files", headers, content, rough=True)
-            if answer is None or answer.status != 201:
+            if answer is not None and answer.status in self._refusals(upload):
+                upload.given_up = True
+                break
+            if answer is None or (answer.status != 201 and "location" not in answer.headers):
                 self._refused(answer, "POST")
                 await asyncio.sleep(self.rng.random())
                 continue
@@ -182,6 +195,19 @@ class Client:
                 self.world.oracle.acknowledged(upload, answer.offset, attempt, "POST", losses)
         return upload
 
+    def _refusals(self, upload: Expected) -> tuple[int, ...]:
+        """Return the statuses that end the creation of an upload."""
+        limit = self.world.settings.get("max_size")
+        is_too_large = limit is not None and upload.length > limit
+        assert REFUSED.status is not None
+        return (REFUSED.status, 413) if is_too_large else (REFUSED.status,)
+
+    def _metadata(self, upload: Expected) -> dict[str, str]:
+        """Return the header with the number of an upload, for the application, if there is one."""
+        if self.world.application is None:
+            return {}
+        return {"Upload-Metadata": f"{NUMBER} {base64.b64encode(str(upload.number).encode()).decode()}"}
+
     def _refused(self, answer: Answer | None, what: str) -> None:
         if answer is not None:
             self._log(f"{what} answers {answer.status} {answer.body[:80].decode()}")
@@ -192,22 +218,26 @@ class Client:
 
     async def _final(self, parts: list[Expected]) -> Expected:
         final = Expected(self.world.next_upload(), sum(part.length for part in parts), kind="final", parts=tuple(parts))
-        headers = {"Upload-Concat": "final;" + " ".join(part.path for part in parts)}
+        headers = {"Upload-Concat": "final;" + " ".join(part.path for part in parts)} | self._metadata(final)
         while not final.id:
             self._log(f"concatenates {[part.number for part in parts]} as upload {final.number}")
             losses = self.world.oracle.losses
             began = self.world.loop.now
             answer = await self._request("POST", "/files", headers, rough=True)
             self.world.oracle.note_expiry(final)
-            if answer is not None and answer.status in (400, 404) and any(part.may_be_gone for part in parts):
+            endings = self._refusals(final)
+            if any(part.may_be_gone for part in parts):
+                endings += (400, 404)
+            if answer is not None and answer.status in endings:
                 final.given_up = True
                 return final
-            if answer is None or answer.status != 201:
+            if answer is None or (answer.status != 201 and "location" not in answer.headers):
                 self._refused(answer, "POST")
                 await asyncio.sleep(self.rng.random())
                 continue
             final.id = answer.headers["location"].rpartition("/")[2]
             final.touched_at = began
+            final.may_be_gone = 413 in endings  # it is noticed once the last part has a length
             self.uploads.append(final)
             self.world.oracle.uploads.append(final)
             self.world.oracle.created(final, losses)
@@ -220,6 +250,9 @@ class Client:
         """Ask and append until the upload is complete, or gone."""
         abandons = upload.kind == "" and self._draws(self.habits.abandons) and not self.world.is_calm
         while not (upload.complete or upload.is_gone or upload.given_up):
+            if any(part.given_up and not part.complete for part in upload.parts):
+                upload.given_up = True  # it waits for a part that its client does not finish
+                return
             if abandons and (self._draws(0.5) or self.world.is_calm):
                 self._log(f"abandons upload {upload.number}")
                 upload.abandoned = upload.given_up = True
@@ -232,6 +265,8 @@ class Client:
                 continue
             if self.rng.random() < 0.3 and not self.world.is_calm:
                 await asyncio.sleep(self.rng.random() * self.rng.choice((0.02, 0.3, 3.0)))
+            if self._draws(self.habits.nonsense):
+                await self._ask_nonsense(upload)
             if self._draws(self.habits.removes) and not self.world.is_calm and upload.kind != "partial":
                 await self._remove(upload)
             elif self._draws(self.habits.parallel) and not self.world.is_calm:
@@ -284,6 +319,8 @@ class Client:
         if whole:
             attempt.whole, attempt.refused = True, refused
             checksum = self._checksum(content + (b"-" if attempt.refused else b""))
+            if attempt.refused and self._draws(0.2):
+                checksum = NO_TRAILER
         upload.attempts.append(attempt)
         losses, began = self.world.oracle.losses, self.world.loop.now
         text = f"appends {size} bytes at {start} of {upload.length} to upload {upload.number}"
@@ -303,12 +340,38 @@ class Client:
             self.world.complain(f"upload {upload.number}: PATCH answers {answer.status}")
         else:
             self._refused(answer, "PATCH")
+            upload.given_up = answer.status == 413 and 413 in self._refusals(upload)
             await asyncio.sleep(self.rng.random() * 0.1)
 
+    async def _ask_nonsense(self, upload: Expected) -> None:
+        """Make a request that must be refused, and must change nothing."""
+        offset = {**CONTENT, "Upload-Offset": str(upload.last_offset)}
+        method, path, headers, statuses = self.rng.choice(
+            (
+                ("PATCH", upload.path, CONTENT, (400,)),
+                ("PATCH", upload.path, {"Upload-Offset": "0"}, (415,)),
+                ("PATCH", upload.path, {**offset, "Upload-Length": str(upload.length + 1)}, (400, 409)),
+                ("PATCH", f"{upload.path}0", offset, (404,)),
+                ("DELETE", f"{upload.path}0", {}, (404,)),
+                ("HEAD", f"{upload.path}0", {}, (404,)),
+                ("GET", upload.path, {}, (404,)),
+                ("POST", "/files", {"Upload-Concat": "final;"}, (400,)),
+                ("POST", "/files", {"Upload-Concat": f"final;{upload.path}0"}, (400, 404)),
+                ("OPTIONS", "/files", {}, (200,)),
+            )
+        )
+        if "Upload-Length" in headers and not upload.declared:
+            return  # it would be accepted
+        answer = await self._request(method, path, headers)
+        if answer is not None and answer.status not in (*statuses, 404, 410, 423, 503):
+            self.world.complain(f"upload {upload.number}: {method} with {headers} answers {answer.status}")
+
     def _checksum(self, content: bytes) -> str:
-        name = self.rng.choice(("sha1", "sha1", "md5", "sha256", "crc32"))
+        name = self.rng.choice(("sha1", "sha1", "md5", "sha256", "sha512", "crc32", "crc32c"))
         if name == "crc32":
             digest = zlib.crc32(content).to_bytes(4)
+        elif name == "crc32c":
+            digest = google_crc32c.value(content).to_bytes(4)
         else:
             digest = hashlib.new(name, content, usedforsecurity=False).digest()
         return f"{name} {base64.b64encode(digest).decode()}"
@@ -321,7 +384,7 @@ class Client:
             self._log(f"upload {upload.number}: {answer.status}")
             self._refused(answer, "DELETE")
             if answer.status == 204:
-                upload.given_up = upload.is_gone = True
+                upload.given_up = upload.is_gone = upload.was_removed = True
                 self.world.removed(upload)
 
     async def check_expired(self, upload: Expected) -> None:
@@ -332,10 +395,12 @@ class Client:
             return
         if answer.status not in (404, 410):
             self.world.complain(f"upload {upload.number} has not expired: HEAD answers {answer.status}")
-        elif self.world.oracle.look(upload.id):
+            return
+        upload.has_expired = True
+        if self.world.oracle.look(upload.id):
             self.world.complain(f"upload {upload.number} has expired, and its bytes are still there")
 
-    async def _verify(self, upload: Expected) -> None:
+    async def verify(self, upload: Expected) -> None:
         """Look at an upload when all is well."""
         if (upload.given_up and not upload.id) or upload.abandoned:
             return
@@ -354,13 +419,26 @@ class Client:
         """Begin a download and leave, perhaps; then ask for a range of the bytes."""
         if self.rng.random() < 0.3:
             await self._request("GET", upload.path, {}, timeout=self.rng.random() * 0.003)
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.5 or not upload.length:
             return
         start = self.rng.randrange(upload.length)
         end = self.rng.randrange(start, upload.length)
-        answer = await self._request("GET", upload.path, {"Range": f"bytes={start}-{end}"})
-        if answer is not None and answer.status == 206 and answer.body != upload.known[start : end + 1]:
-            self.world.complain(f"upload {upload.number}: the range {start}-{end} has {len(answer.body)} other bytes")
+        text, wanted = self.rng.choice(
+            (
+                (f"{start}-{end}", upload.known[start : end + 1]),
+                (f"{start}-", upload.known[start:]),
+                (f"-{end + 1}", upload.known[upload.length - end - 1 :]),
+            )
+        )
+        answer = await self._request("GET", upload.path, {"Range": f"bytes={text}"})
+        if answer is not None and answer.status == 206 and answer.body != wanted and not upload.is_excused:
+            self.world.complain(f"upload {upload.number}: the range {text} has {len(answer.body)} other bytes")
+        if answer is not None and "etag" in answer.headers and self._draws(0.5):
+            again = await self._request("GET", upload.path, {"If-None-Match": answer.headers["etag"]})
+            if again is not None and again.status not in (304, 404, 410, 423, 500, 503):
+                self.world.complain(f"upload {upload.number}: a download of what is known answers {again.status}")
+        if self._draws(0.3):
+            await self._request("HEAD", upload.path, {"Tus-Resumable": ""})
 
 
 def _choose(rng: Random, weights: Mapping[str, int]) -> str:

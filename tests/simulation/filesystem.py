@@ -20,6 +20,9 @@ from typing import TypeAlias
 
 from tests.simulation.moments import Moments
 
+# What a file system may lack: syncs of folders, whose names are then safe at once, copies by the kernel, hard links,
+# and the removal of a file that has bytes while the disk is full.
+ABILITIES = ("folder syncs", "copies", "links", "removal when full")
 BLOCK = 512  # bytes that are written, or lost, together
 
 FileChange: TypeAlias = tuple[int, bytes | None]  # bytes at a position, or a cut at it
@@ -92,6 +95,13 @@ class File(Inode):
 
 
 @dataclass(eq=False, slots=True)
+class Link(Inode):
+    """A symbolic link, which is as durable as its name."""
+
+    text: str = ""
+
+
+@dataclass(eq=False, slots=True)
 class Folder(Inode):
     """Names."""
 
@@ -149,6 +159,7 @@ class FileSystem:
         self.mounted = self.new_folder()
         self.below_mount = self.new_folder()
         self.inodes: list[File | Folder] = [self.mounted]
+        self.lacks: frozenset[str] = frozenset()
         # Faults.
         self.is_away = False  # nothing is mounted on `top`
         self.is_full = False
@@ -181,6 +192,9 @@ class FileSystem:
         self.inodes.append(file)
         return file
 
+    def make_link(self, above: Folder, name: str, text: str) -> None:
+        above.change((name, Link(self._next(), 0o120777, text=text)))
+
     def make_folder(self, above: Folder, name: str) -> None:
         folder = self.new_folder()
         self.inodes.append(folder)
@@ -197,6 +211,8 @@ class FileSystem:
 
     def power_cut(self) -> None:
         for inode in self.inodes:
+            if isinstance(inode, Folder) and "folder syncs" in self.lacks:
+                inode.sync()
             inode.power_cut(self.rng)
 
     # Names.

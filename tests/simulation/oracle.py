@@ -49,6 +49,8 @@ class Expected:
     touched_at: float = math.inf  # virtual time before which the last acknowledged request has begun
     abandoned: bool = False
     is_ending: bool = False  # its bytes may be removed at any moment
+    was_removed: bool = False  # a DELETE was answered 204
+    has_expired: bool = False
     is_excused: bool = False  # its bytes may be wrong: see `Oracle.excuse`
 
     @property
@@ -75,6 +77,7 @@ class Oracle:
         self.uploads: list[Expected] = []
         self.losses = 0  # power cuts and failed syncs
         self.expires_after = self.retention = 0.0  # seconds; 0: never
+        self.ended: set[str] = set()  # ids of uploads that the application ends
         self.now: Callable[[], float] = lambda: 0.0
         self.was_taken: Callable[[str], bool] = lambda _: False  # whether a fault took the bytes of an upload
 
@@ -107,13 +110,15 @@ class Oracle:
         """Let an upload be gone if the time has come."""
         for part in upload.parts:
             self.note_expiry(part)
+        if upload.id in self.ended:
+            upload.may_be_gone = upload.is_ending = True
         kept = self.retention if upload.complete and upload.kind != "partial" else self.expires_after
         if kept and self.now() - upload.touched_at >= kept:
             upload.may_be_gone = upload.is_ending = True
 
     def created(self, upload: Expected, since: int) -> None:
         """The server has made an upload."""
-        if self.was_taken(upload.id):
+        if self.was_taken(upload.id) or upload.id in self.ended:
             upload.may_be_gone = upload.is_ending = True
         elif since != self.losses:
             upload.may_be_gone = True

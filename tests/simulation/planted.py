@@ -16,12 +16,24 @@ from tusd_py import composition, server
 from tusd_py.asyncutil import serial_task, threads
 from tusd_py.backends.disk import identity, storage, syncs, writer as disk_writer
 from tusd_py.backends.local_locks import locker as local_locker
-from tusd_py.backends.sqlite import state as sqlite_state, writer as sqlite_writer
+from tusd_py.backends.sqlite import outbox as sqlite_outbox, state as sqlite_state, writer as sqlite_writer
 from tusd_py.contracts.storage import SupportsConcatenation
 from tusd_py.core import clock
+from tusd_py.core.errors import HookUnavailable
 from tusd_py.core.upload import Status
+from tusd_py.outbox import sink_worker
 from tusd_py.transfer import batch_writer
-from tusd_py.uploads import append, completion, lifetimes, locked_work, small_append
+from tusd_py.uploads import (
+    append,
+    completion,
+    decisions,
+    event_log,
+    lifetimes,
+    locked_work,
+    record_reader,
+    removal,
+    small_append,
+)
 
 PLANTS: dict[str, Callable[[], None]] = {}
 
@@ -323,6 +335,107 @@ def record_removed_before_the_bytes() -> None:
         self.run(lambda: time)
 
     change(storage.DiskStorage, "delete", later)
+
+
+# Old records.
+
+
+@plant
+def records_of_a_backup_believed() -> None:
+    """The sweeper removes a finished file whose record, from an older backup, says that it has expired unfinished."""
+
+    async def no_record(self: Any, upload_id: str) -> None: ...
+
+    async def never(self: Any, upload: Any) -> bool:
+        return False
+
+    change(record_reader.RecordReader, "load_completion_record", no_record)
+    change(removal.Removal, "is_kept", never)
+
+
+# Events.
+
+
+@plant
+def event_of_a_completion_lost() -> None:
+    """The event is stored after the commit of the record, in a step of its own: a crash between both loses it."""
+
+    async def update(
+        self: Any,
+        before: Any,
+        after: Any,
+        token: int,
+        kind: Any,
+        request: Any,
+        *,
+        parts: Any = (),
+        durable: bool = False,
+    ) -> Any:
+        stored = await self._state.update(before, after, token, parts=parts, durable=durable)
+        if kind is None:
+            return stored
+        after, events = self.recorded(kind, stored, request)
+        if not events:
+            return stored
+        stored = await self._outbox.update(stored, after, token, events=events)
+        self.notify()
+        return stored
+
+    change(event_log.EventLog, "update", update)
+    _leave_events_to_the_loop()
+
+
+@plant
+def event_published_before_the_commit() -> None:
+    """Sinks get an event from memory at once, whether or not its change is committed."""
+    real = event_log.EventLog.recorded
+
+    def recorded(self: Any, kind: Any, upload: Any, request: Any) -> Any:
+        upload, events = real(self, kind, upload, request)
+        for event in events:
+            for observer in self._observers:
+                delivery = getattr(observer, "__self__", None)
+                for sink in getattr(delivery, "_sinks", ()):
+                    sink._application.ledger.take(sink.name, event)
+        return upload, events
+
+    change(event_log.EventLog, "recorded", recorded)
+
+
+@plant
+def later_events_overtake_failed_ones() -> None:
+    """Every event that is due is sent, also while an earlier one of its upload waits for its next attempt."""
+    text = sqlite_outbox.SELECT_DUE
+    start, end = text.index("AND NOT EXISTS"), text.index("ORDER BY")
+    change(sqlite_outbox, "SELECT_DUE", text[:start] + text[end:])
+
+
+@plant
+def event_removed_before_it_was_taken() -> None:
+    real = sink_worker.SinkWorker._attempt
+
+    async def attempt(self: Any, delivery: Any) -> None:
+        await self._outbox.delivered(self._sink.name, [delivery.event.id])
+        await real(self, delivery)
+
+    change(sink_worker.SinkWorker, "_attempt", attempt)
+
+
+@plant
+def unanswered_hook_taken_for_consent() -> None:
+    """A completion goes on when the application that decides about it cannot be asked."""
+    real = decisions.Decisions.on_completion
+
+    async def on_completion(self: Any, *arguments: Any) -> None:
+        with contextlib.suppress(HookUnavailable):
+            await real(self, *arguments)
+
+    change(decisions.Decisions, "on_completion", on_completion)
+
+
+def _leave_events_to_the_loop() -> None:
+    """Have no upload completed in a thread, where the event belongs to the same job as the record."""
+    change(small_append, "is_simple", lambda *_: False)
 
 
 # Ends.

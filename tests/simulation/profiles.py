@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -41,10 +41,22 @@ class Habits:
     trailer: float = 0.3  # of the checksums come after the bytes, where trailers do
     too_long: float = 0.02  # of the appends have more bytes than the upload
     misplaced: float = 0.02  # of the appends begin behind the offset
+    nonsense: float = 0.05  # of the appends come after a request that must be refused
+    zero: float = 0.03  # of the uploads have no bytes
 
 
 CAREFUL = Habits(
-    empty=0, blind=0, parallel=0.1, asks_meanwhile=0, early_finals=0, chunked=0, trailer=0, too_long=0, misplaced=0
+    empty=0,
+    blind=0,
+    parallel=0.1,
+    asks_meanwhile=0,
+    early_finals=0,
+    chunked=0,
+    trailer=0,
+    too_long=0,
+    misplaced=0,
+    nonsense=0,
+    zero=0,
 )
 
 
@@ -66,6 +78,7 @@ class Profile:
     settings: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     clients: Sequence[int] = ()
     is_short_of_memory: bool = False
+    applications: float | None = None  # of the runs have an application
 
 
 CANCELLING = Habits(
@@ -81,8 +94,28 @@ EXPIRY = Profile(
     settings={"expires_after": (50.0,), "retention": (0, 0, 70.0), "gone_for": (0, 10.0)},
 )
 
+EVENTS = Profile(
+    "events",
+    kinds={"kill": 6, "pause": 3, "shutdown": 3, "stall": 1, "hang": 1, "power cut": 1},
+    fewest_faults=1,
+    most_faults=7,
+    habits=Habits(removes=0.1, concatenates=0.3),
+    processes=(1, 2, 2),
+    applications=1.0,
+)
+
 DISK_PROFILES = (
     EXPIRY,
+    Profile(
+        "old backups",
+        kinds={"backup": 10, "kill": 2, "shutdown": 1, "full": 1},
+        fewest_faults=1,
+        most_faults=4,
+        habits=Habits(concatenates=0.3, removes=0.05),
+        settings={"expires_after": (50.0,)},
+        clients=(2, 3, 4),
+    ),
+    EVENTS,
     Profile(
         "failed syncs",
         kinds={"sync fails": 5, "record sync fails": 5, "power cut": 5, "kill": 5, "shutdown": 1, "write fails": 1},
@@ -131,6 +164,7 @@ SMALL_STEPS = Habits(rest=0.15, blind=0.3, parallel=0.2)
 
 S3_PROFILES = (
     EXPIRY,
+    replace(EVENTS, kinds={"kill": 6, "pause": 3, "shutdown": 3, "s3 trouble": 3, "s3 slow": 1}),
     Profile(
         "takeovers",
         kinds={"pause": 6, "kill": 4, "s3 slow": 5, "s3 trouble": 3, "shutdown": 3},

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import tusd_py.application
 import tusd_py.asyncutil.ttl_set
+import tusd_py.backends.disk.copying
+import tusd_py.backends.disk.files
+import tusd_py.backends.disk.reader
 import tusd_py.backends.disk.storage
 import tusd_py.backends.local_locks.locker
 import tusd_py.backends.redis.locker
@@ -56,6 +59,9 @@ def prepare() -> Modules:
         vars(tusd_py.composition)["UploadOptions"] = options
         tusd_py.transfer.budget.MIN_BATCH_SIZE = 512
         tusd_py.transfer.budget.MAX_BATCH_SIZE = 2048
+        tusd_py.backends.disk.copying.SLICE_SIZE = 4096
+        tusd_py.backends.disk.files.READ_SIZE = 1024
+        tusd_py.backends.disk.reader.DOWNLOAD_PIECE = 4096
         tusd_py.backends.local_locks.locker.POLL_INTERVAL = 0.1
         tusd_py.backends.sqlite.reserve.RESERVE_SIZE = 4096
         logger = logging.getLogger("tusd_py")

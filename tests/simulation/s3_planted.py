@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -284,6 +285,18 @@ def orphans_removed_without_the_lock() -> None:
         yield await self._state.get(upload_id)
 
     change(Records, "locked", locked)
+
+
+@plant
+def living_multipart_upload_taken_for_an_orphan() -> None:
+    """The cleaner guesses ids from keys: what follows {id} in a key counts as a part of the id if it may."""
+    pattern = "(?P<id>[A-Za-z0-9_-]{1,128}).*"
+
+    async def believed(bucket: Any, records: Any, findings: Any) -> list[Any]:
+        return list(findings)
+
+    change(orphans, "key_pattern", lambda config: (config.prefix, re.compile(re.escape(config.prefix) + pattern)))
+    change(orphans, "_unnamed_multiparts", believed)
 
 
 @plant

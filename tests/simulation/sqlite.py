@@ -303,9 +303,8 @@ class Connection:
             self._database.connection.execute(self._synchronous)
             self._database.synchronous = self._synchronous
 
-    def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        for values in rows:
-            self._execute(statement, values)
+    def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> Cursor:
+        return Cursor([], sum([self._execute(statement, values).rowcount for values in rows]))
 
     def executescript(self, statements: str) -> None:
         self._execute(statements, ())

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.simulation.filesystem import File, FileSystem, Folder, Inode, error
+from tests.simulation.filesystem import File, FileSystem, Folder, Inode, Link, error
 from tests.simulation.loop import PROCESS
 from tests.simulation.machine import FIRST_DESCRIPTOR, OpenFile, Process, release_locks
 from tests.simulation.moments import CHANGE, CUT, FAILED_SYNC, HANG
@@ -104,6 +104,8 @@ class OsModule:
             files.touch(inode, process.machine.loop.now)
         elif flags & os.O_EXCL and flags & os.O_CREAT:
             raise error(errno.EEXIST, os.fspath(path))
+        if isinstance(inode, Link):
+            raise error(errno.ELOOP, os.fspath(path))
         writable = bool(flags & (os.O_WRONLY | os.O_RDWR))
         if isinstance(inode, Folder) and writable:
             raise error(errno.EISDIR, os.fspath(path))
@@ -176,8 +178,11 @@ class OsModule:
         files, start = place
         self._wait(files)
         folder, name = files.place(os.fspath(path), start)
-        if name not in folder.entries:
+        found = folder.entries.get(name)
+        if found is None:
             raise error(errno.ENOENT, os.fspath(path))
+        if files.is_full and "removal when full" in files.lacks and isinstance(found, File) and found.data:
+            raise error(errno.ENOSPC, os.fspath(path))
         folder.change((name, None))
         self._note(files, CHANGE)
 
@@ -204,12 +209,37 @@ class OsModule:
         source, target = self._files(old, None), self._files(new, None)
         assert source is not None
         assert target is not None
+        if "links" in source[0].lacks:
+            raise error(errno.EPERM, os.fspath(new))
         inode = source[0].find(os.fspath(old))
         folder, name = source[0].place(os.fspath(new))
         if name in folder.entries:
             raise error(errno.EEXIST, os.fspath(new))
         folder.change((name, inode))
         source[0].touch(inode, process_now().machine.loop.now)
+
+    def symlink(self, text: str, path: Any, *, dir_fd: int | None = None) -> None:
+        place = self._files(path, dir_fd)
+        if place is None:
+            os.symlink(text, path, dir_fd=dir_fd)
+            return
+        files, start = place
+        self._wait(files)
+        folder, name = files.place(os.fspath(path), start)
+        if name in folder.entries:
+            raise error(errno.EEXIST, os.fspath(path))
+        self._check_room(files)
+        files.make_link(folder, name, text)
+        self._note(files, CHANGE)
+
+    def readlink(self, path: Any, *, dir_fd: int | None = None) -> str:
+        place = self._files(path, dir_fd)
+        if place is None:
+            return os.readlink(path, dir_fd=dir_fd)
+        found = place[0].find(os.fspath(path), place[1])
+        if not isinstance(found, Link):
+            raise error(errno.EINVAL, os.fspath(path))
+        return str(found.text)
 
     def utime(self, path: Any) -> None:
         place = self._files(path, None)
@@ -306,6 +336,8 @@ class OsModule:
         return len(content)
 
     def copy_file_range(self, source: int, target: int, count: int, offset: int) -> int:
+        if "copies" in self._opened(source).files.lacks:
+            raise error(errno.EXDEV)
         content = self.pread(source, count, offset)
         return self.write(target, content) if content else 0
 
@@ -323,6 +355,8 @@ class OsModule:
         self._hang(files)
         process_now()
         files.syncs += 1
+        if isinstance(opened.inode, Folder) and "folder syncs" in files.lacks:
+            raise error(errno.EINVAL)
         assert isinstance(opened.inode, File | Folder)
         if files.failing_syncs > 0 and isinstance(opened.inode, File):
             files.failing_syncs -= 1
@@ -362,7 +396,7 @@ class FolderEntry:
         return isinstance(self.inode, File)
 
     def is_symlink(self) -> bool:
-        return False
+        return isinstance(self.inode, Link)
 
 
 class FcntlModule:

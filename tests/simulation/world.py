@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+import tusd_py.sinks
+from tests.simulation.application import Application
 from tests.simulation.clients import Client
+from tests.simulation.event_ledger import EventLedger
 from tests.simulation.faults import KINDS, Fault, draw
-from tests.simulation.filesystem import FileSystem
+from tests.simulation.filesystem import ABILITIES, FileSystem
 from tests.simulation.loop import PROCESS, SimulatedLoop, Stuck
 from tests.simulation.machine import Machine
 from tests.simulation.moments import CHANGE, Moments
+from tests.simulation.operators import Operator
 from tests.simulation.oracle import Expected, Oracle
 from tests.simulation.patches import Modules
 from tests.simulation.profiles import Profile, draw_profile
 from tests.simulation.servers import Host
 from tests.simulation.threads import Scheduler
+from tusd_py.contracts.outbox import Outbox
 from tusd_py.core.errors import UploadError
+from tusd_py.sinks import outbox_of
 from tusd_py.uploads.sweeping import OrphanCleaner
 
 TOP = "/simulated/uploads"
 LIVENESS = 60.0  # seconds after the end of the faults in which every upload can be finished
+DELIVERY_PATIENCE = 60  # seconds after which an operator has events sent again
 EXPIRY_PATIENCE = 20.0  # seconds after its expiry in which an upload is removed
 TIMEOUT = 3600.0
 
@@ -54,6 +61,9 @@ class World:
     patience = 25.0  # seconds that a client waits for an answer
     machine_names: Sequence[str] = ("host",)
     process_counts: Sequence[int] = (1, 1, 2)
+    has_files = True  # of uploads, on one host
+    operators: float = 0.0  # of the runs have an operator
+    applications: float = 0.0  # of the runs have an application with hooks and sinks of events
 
     def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
         self.seed = seed
@@ -71,8 +81,10 @@ class World:
         if self.profile.durability:
             self.settings["durability"] = plan.choice(self.profile.durability)
         self.settings |= {name: plan.choice(values) for name, values in self.profile.settings.items()}
+        self.settings |= _rare_settings(Random(f"{seed} rare settings"))
         self._settings_rng = Random(f"{seed} settings")
         files = FileSystem(Random(f"{seed} disk"), TOP)
+        files.lacks = _draw_lacks(Random(f"{seed} abilities"))
         self.machines = [
             Machine(name, self.loop, self.scheduler, Random(f"{seed} machine{name.removeprefix('host')}"), files)
             for name in self.machine_names
@@ -85,7 +97,7 @@ class World:
                 Random(f"{seed} host {number}"),
                 self._next_settings,
                 self.log,
-                self.components,
+                self._given,
             )
             for number in range(plan.choice(self.profile.processes or self.process_counts))
         ]
@@ -93,6 +105,8 @@ class World:
         self.oracle.now = self.loop.time
         self.oracle.expires_after = self.settings["expires_after"]
         self.oracle.retention = self.settings.get("retention", 0)
+        self.ledger = EventLedger(self.oracle)
+        self.application = self._draw_application()
         files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
         self.faults = draw(plan, self.period, self.profile, self.kinds)
         self.left_out = set(without)
@@ -102,12 +116,23 @@ class World:
             Client(self, number, Random(f"{seed} client {number}"))
             for number in range(plan.choice(self.profile.clients or (1, 2, 3, 4)))
         ]
+        rng = Random(f"{seed} operator")
+        self.operators_here = [Operator(self, rng)] if rng.random() < self.operators else []
         self._uploads = 0
         self._restarts: set[asyncio.Task[None]] = set()
 
     def _next_settings(self) -> dict[str, Any]:
         """Return the settings of the next life of a server: those of the run, some of them changed."""
-        return {**self.settings, **_changes_of_settings(self._settings_rng)}
+        wanted = {} if self.application is None else self.application.settings
+        return {**self.settings, **_changes_of_settings(self._settings_rng), **wanted}
+
+    def _draw_application(self) -> Application | None:
+        share = self.applications if self.profile.applications is None else self.profile.applications
+        if Random(f"{self.seed} has an application").random() >= share:
+            return None
+        application = Application(self.seed, self.loop, self.ledger, self.log, has_files=self.has_files)
+        vars(tusd_py.sinks)["make_sink"] = application.make_sink
+        return application
 
     # The records for the report.
 
@@ -129,6 +154,11 @@ class World:
     def components(self) -> dict[str, Any]:
         """Return the components of a new server that the settings do not choose."""
         return {}
+
+    def _given(self) -> dict[str, Any]:
+        """Return everything that a new server is given beside its settings."""
+        hooks = None if self.application is None else self.application.hooks
+        return self.components() | ({} if hooks is None else {"hooks": hooks})
 
     def _stored(self, upload_id: str) -> bytes | None:
         files = self.machine.files
@@ -180,12 +210,17 @@ class World:
             await host.start()
         faults = asyncio.ensure_future(self._inject())
         clients = [asyncio.ensure_future(client.live()) for client in self.clients]
+        operators = [asyncio.ensure_future(operator.live()) for operator in self.operators_here]
         await faults
         await self._calm_down()
+        if operators:
+            await asyncio.wait(operators)
         await self._finish(clients)
         if any(upload.abandoned for upload in self.oracle.uploads) and not self.counts.get("clock"):
             await self._expire()
         await self._clean()
+        await self._deliver_events()
+        await self._restore_backup()
         records = await self.hosts[0].record_ids()
         for host in self.hosts:
             await host.shut_down()
@@ -352,6 +387,8 @@ class World:
         for host in self.hosts:
             if not host.is_up:
                 await self._start(host, 0.0)
+        if self.application is not None:
+            self.application.is_calm = True
         self.calm.set()
 
     async def _finish(self, clients: Sequence[asyncio.Task[None]]) -> None:
@@ -373,11 +410,36 @@ class World:
             if upload.abandoned:
                 await self.clients[0].check_expired(upload)
 
+    async def _deliver_events(self) -> None:
+        """Wait until every event is delivered, with the help of an operator if their pauses are long."""
+        if self.application is None:
+            return
+        for _ in range(2):
+            for _ in range(DELIVERY_PATIENCE):
+                await asyncio.sleep(1.0)
+                if not await self._on_first_host(lambda outbox: outbox.outbox_depth()):
+                    self.ledger.check_all(self.oracle.uploads, self.application.sinks)
+                    return
+            self.log("the operator has the events sent again")
+            await self._on_first_host(lambda outbox: outbox.retry(None))
+        self.complain("events are not delivered in the end")
+
+    async def _on_first_host(self, ask: Callable[[Outbox], Coroutine[Any, Any, Any]]) -> Any:
+        """Ask the outbox, on behalf of the first process."""
+        host = self.hosts[0]
+        assert host.process is not None
+        assert host.server is not None
+        asking = ask(outbox_of(host.server.service.state))
+        return await self.loop.create_task(asking, context=host.process.context.copy())
+
     def removed(self, upload: Expected) -> None:
         """Check what is left of an upload that was removed; files are looked at in the end."""
 
     async def _clean(self) -> None:
         """Do what a server does only after days."""
+
+    async def _restore_backup(self) -> None:
+        """Go back to a backup of the records, if there is one."""
 
     def _look_for_remains(self, records: set[str]) -> None:
         """Check what the storage has: the bytes of every complete upload, and nothing of one that was removed."""
@@ -393,7 +455,7 @@ class World:
         if upload.is_gone and not self.orphans_possible and upload.id in names:
             self.complain(f"upload {upload.number} was removed, and its file is still there")
         is_sure = upload.complete and not (upload.may_be_gone or upload.is_excused)
-        if is_sure and self._stored(upload.id) != bytes(upload.known):
+        if is_sure and (self._stored(upload.id) or b"") != bytes(upload.known):
             self.complain(f"upload {upload.number} is complete, and its file is not what was sent")
 
 
@@ -408,6 +470,23 @@ def _settings(plan: Random) -> dict[str, Any]:
         "buffer_size": "1MiB",
         "idle_timeout": 15.0,
     }
+
+
+def _rare_settings(rng: Random) -> dict[str, Any]:
+    """Return settings that few servers have."""
+    settings: dict[str, Any] = {}
+    if rng.random() < 0.08:
+        settings["max_size"] = rng.choice((2000, 20_000))
+    if rng.random() < 0.08:
+        settings |= {"file_mode": "0600", "directory_mode": "0700"}
+    return settings
+
+
+def _draw_lacks(rng: Random) -> frozenset[str]:
+    """Return what the file system cannot do; most can do everything."""
+    if rng.random() < 0.8:
+        return frozenset()
+    return frozenset(ability for ability in ABILITIES if rng.random() < 0.4)
 
 
 def _changes_of_settings(rng: Random) -> dict[str, Any]:
