@@ -235,7 +235,7 @@ class OsModule:
     def readlink(self, path: Any, *, dir_fd: int | None = None) -> str:
         place = self._files(path, dir_fd)
         if place is None:
-            return os.readlink(path, dir_fd=dir_fd)
+            return str(os.readlink(path, dir_fd=dir_fd))
         found = place[0].find(os.fspath(path), place[1])
         if not isinstance(found, Link):
             raise error(errno.EINVAL, os.fspath(path))
