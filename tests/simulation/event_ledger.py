@@ -13,7 +13,7 @@ ENDS = (EventType.TERMINATED, EventType.EXPIRED)
 
 
 class EventLedger:
-    """What the sinks have taken: every event at least once, those of one upload in their order, and none invented.
+    """The events that sinks have taken: each at least once, those of one upload in their order, and none invented.
 
     A power cut or a failed sync may take the change that an event tells of, and the event has been taken: after one,
     another event may have the same number, and an upload may be completed or removed twice. A final upload that was
