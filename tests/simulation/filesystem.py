@@ -20,8 +20,8 @@ from typing import TypeAlias
 
 from tests.simulation.moments import Moments
 
-# Abilities that a file system may lack: syncs of folders, whose names are then safe at once, copies by the kernel, hard links,
-# and the removal of a file that has bytes while the disk is full.
+# Abilities that a file system may lack: syncs of folders, whose names are then safe at once, copies by the kernel, hard
+# links, and the removal of a file that has bytes while the disk is full.
 ABILITIES = ("folder syncs", "copies", "links", "removal when full")
 BLOCK = 512  # bytes that are written, or lost, together
 
