@@ -224,7 +224,6 @@ class Appending:
             self._events.publish(UploadProgressed(after, received, append_request.context))
 
         async def commit(before: Upload, after: Upload, parts: Sequence[UploadPart], finished: bool) -> Upload:
-            finished = finished and not self._completion.asks_first
             after = await self._completion.commit(
                 before, after, lock.token, parts, finished=finished, sync=sync, request=append_request.context
             )
@@ -252,13 +251,10 @@ class Appending:
         lock: Lock,
         committed: Callable[[Upload, Upload], object],
     ) -> tuple[Writer, LastStep | None]:
-        """Return a writer; with it its last step if the storage has threaded writers, else None.
-
-        None too if the application decides about completions, which the last step would make at once.
-        """
+        """Return a writer; with it its last step if the storage has threaded writers, else None."""
         verification, predecessors = append_request.verification, lock.unreleased_predecessors
         observer = verification.update if verification is not None else None
-        if self._threaded is None or self._completion.asks_first:
+        if self._threaded is None:
             return self._storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors), None
         writer = self._threaded.storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors)
         change = RecordChange(lock.token, append_request.context)

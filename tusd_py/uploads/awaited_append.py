@@ -71,7 +71,6 @@ class AwaitedAppends:
             and is_simple(record, lock, request.offset, len(body), self._clock.steady())
             and not record.storage_state
             and not lock.unreleased_predecessors
-            and not (self._completion.asks_first and record.offset + len(body) == record.length)
             and not (self._syncs and record.deferred)  # a recording: every acknowledgement comes after a sync
         )
 

@@ -41,7 +41,7 @@ class Completion:
         decisions: Decisions,
     ) -> None:
         self._decisions = decisions
-        # Whether the application decides about every completion, so that no short way leads there.
+        # Whether the application decides about every completion: appends end in `finishing`, and `finish` asks.
         self.asks_first = decisions.asks(HookType.PRE_FINISH)
         self._components = components
         self._state = components.state
@@ -54,8 +54,25 @@ class Completion:
 
     # The records.
 
-    def completed(self, upload: Upload, token: int, *, offset: int | None = None, synced: int | None = None) -> Upload:
-        """Return the record of a complete upload, with another offset if `offset` is given."""
+    def ended(self, upload: Upload, token: int, *, offset: int | None = None, synced: int | None = None) -> Upload:
+        """Return the record of an upload that an append has ended, and for which the storage has nothing left to do.
+
+        Args:
+            upload: the upload.
+            token: the token of the lock.
+            offset: its offset, if that is another one.
+            synced: its number of synced bytes, if that is another one once it is complete.
+
+        Returns:
+            The record of a complete upload, or of one in `finishing` if the application is to be asked first.
+        """
+        if self.asks_first:
+            return replace(
+                upload, offset=upload.offset if offset is None else offset, status=Status.FINISHING, token=token
+            )
+        return self._completed(upload, token, offset=offset, synced=synced)
+
+    def _completed(self, upload: Upload, token: int, *, offset: int | None = None, synced: int | None = None) -> Upload:
         now = self._clock.wall()
         return replace(
             upload,
@@ -89,24 +106,35 @@ class Completion:
         sync: bool,
         request: RequestContext | None,
     ) -> Upload:
-        """Replace the record `before` by `after`; return it as committed.
+        """Replace the record `before` by `after`, for an append; return it as committed.
 
         Args:
             before: the record as committed.
             after: the upload with the bytes that are stored now.
             token: the token of the lock.
             parts: new parts of the part list.
-            finished: whether the storage has finished, so that the upload becomes complete.
+            finished: whether the storage has finished, so that the upload becomes complete, see `ended`.
             sync: let the change survive a power cut, even if the upload does not become complete.
             request: the request that brought the bytes, if there is one.
         """
-        after = self.completed(after, token) if finished else self.advanced(after, before, token)
-        durable = sync or (finished and self._syncs)
-        kind = EventType.FINISHED if finished else None
-        upload = await self.event_log.update(before, after, token, kind, request, parts=parts, durable=durable)
-        if finished:
-            await self.save_completion_record(upload)
-        return upload
+        after = self.ended(after, token) if finished else self.advanced(after, before, token)
+        if after.is_complete:
+            return await self._commit_complete(before, after, token, parts, request)
+        return await self._state.update(before, after, token, parts=parts, durable=sync)
+
+    async def _commit_complete(
+        self,
+        before: Upload,
+        complete: Upload,
+        token: int,
+        parts: Sequence[UploadPart],
+        request: RequestContext | None,
+    ) -> Upload:
+        complete = await self.event_log.update(
+            before, complete, token, EventType.FINISHED, request, parts=parts, durable=self._syncs
+        )
+        await self.save_completion_record(complete)
+        return complete
 
     async def save_completion_record(self, complete: Upload) -> None:
         """Save the completion record of a complete upload, if the storage keeps one.
@@ -151,7 +179,7 @@ class Completion:
             back = replace(upload.at(error.stored), status=Status.ACTIVE, expires_at=self._lifetimes.extended(upload))
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
-        complete = await self.commit(upload, finished, token, finished=True, sync=False, request=request)
+        complete = await self._commit_complete(upload, self._completed(finished, token), token, (), request)
         await self._storage.discard_superseded(upload)
         self.publish(complete, request)
         return complete

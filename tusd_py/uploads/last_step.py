@@ -61,7 +61,7 @@ class LastStep:
         threaded, change = self._threaded, self._change
 
         def finish() -> tuple[Upload, Upload]:
-            return before, threaded.completion.completed(store(), change.token)
+            return before, threaded.completion.ended(store(), change.token)
 
         if slots is None:
             return threaded.commit_after(finish, change)

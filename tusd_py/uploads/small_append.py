@@ -13,7 +13,7 @@ from dataclasses import replace
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
-from tusd_py.core.errors import StorageBehind
+from tusd_py.core.errors import HookUnavailable, StorageBehind
 from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadKind
@@ -100,6 +100,7 @@ class SmallAppends:
 
         Raises:
             SyncFailedError: the upload has been created.
+            HookUnavailable, HookRejected: see `Completion.finish`; the upload has been created.
             UploadError: the record could not be added.
         """
         body = request.source.arrived
@@ -124,13 +125,16 @@ class SmallAppends:
         await request.source.read()  # returns at once: the body is used now
         log.notify()
         self._events.publish(UploadCreated(new, request.context))
-        self._tell(new, upload, request.context)
-        return upload
+        try:
+            return await self._conclude(new, upload, lock, request.context)
+        except HookUnavailable as error:
+            error.created = new.id
+            raise
 
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
         """Append, while the caller holds the lock; None if that was not to be, and nothing has changed.
 
-        Raises `SyncFailedError`.
+        Raises `SyncFailedError`, and the errors of `Completion.finish`.
         """
         body = request.source.arrived
         if not body or not is_small(request, self._options) or lock.upload or not self._budget.try_reserve(len(body)):
@@ -145,8 +149,7 @@ class SmallAppends:
         finally:
             self._budget.release(len(body))
         await request.source.read()  # returns at once: the body is used now
-        self._tell(before, upload, request.context)
-        return upload
+        return await self._conclude(before, upload, lock, request.context)
 
     async def _store(self, lock: Lock, request: AppendRequest, body: Buffer) -> tuple[Upload, Upload]:
         """Store the body and change the record; return the record before and the one after."""
@@ -171,12 +174,12 @@ class SmallAppends:
         except TooSlowError:
             return None
 
-    def _tell(self, before: Upload, upload: Upload, request: RequestContext | None) -> None:
+    async def _conclude(self, before: Upload, upload: Upload, lock: Lock, request: RequestContext | None) -> Upload:
+        """Tell of the append, and end the upload if it has all bytes; return the record."""
         self._events.publish(AppendStarted(before))
         self._events.publish(UploadProgressed(upload, upload.offset - before.offset, request))
         self._events.publish(AppendEnded(upload))
-        if upload.is_complete:
-            self._threaded.completion.publish(upload, request)
+        return await self._threaded.completion.conclude(upload, lock.token, request)
 
 
 class _Step:
@@ -252,10 +255,8 @@ class _Step:
     def _reached(self, before: Upload) -> Upload:
         offset, token = self._offset + len(self._body), self._lock.token
         if offset == before.length:
-            if self._threaded.completion.asks_first:
-                raise NotSimpleError
             synced = offset if self._threaded.syncs else before.synced  # it counts only if the sync succeeds
-            return self._threaded.completion.completed(before, token, offset=offset, synced=synced)
+            return self._threaded.completion.ended(before, token, offset=offset, synced=synced)
         return replace(before, offset=offset, expires_at=self._lifetimes.extended(before), token=token)
 
 
