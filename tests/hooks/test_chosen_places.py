@@ -223,3 +223,51 @@ def test_an_ended_upload_that_is_remembered_does_not_remove_the_next_one(tmp_pat
             second = upload_at(site, endpoint, "ann/a.txt")
             wait_until(lambda: head(site.port, first).status == 404, "the sweeper removes the record of the first")
             assert_content(site.port, second, DATA)
+
+
+@pytest.mark.parametrize("with_body", [False, True])
+def test_a_place_is_not_below_the_file_of_another_upload(
+    site: ServerProcess, endpoint: HookEndpoint, with_body: bool
+) -> None:
+    upload_id = f"below-{with_body}"
+    endpoint.reply = told(ChangeFileInfo={"ID": upload_id})
+    body = DATA[:5] if with_body else b""
+    created = request(site.port, "POST", "/files", creation_headers(len(DATA), body), body)
+    endpoint.reply = NO_OPINION
+
+    refused = create_at(site, endpoint, f"{upload_id}/a.txt")
+
+    assert (refused.status, refused.text.partition(":")[0]) == (409, "ERR_PATH_TAKEN")
+    assert patch(site.port, path_of(created), len(body), DATA[len(body) :]).status == 204
+    assert_content(site.port, path_of(created), DATA)
+
+
+def test_a_place_is_not_below_the_file_of_an_upload_with_a_place_of_its_own(
+    site: ServerProcess, endpoint: HookEndpoint
+) -> None:
+    above = upload_at(site, endpoint, "above.txt")
+
+    assert create_at(site, endpoint, "above.txt/b.txt").status == 409
+    os.rename(site.upload_dir / "above.txt", site.upload_dir / "moved-away.txt")
+    assert create_at(site, endpoint, "above.txt/b.txt").status == 409
+    delete(site, above)
+    upload_at(site, endpoint, "above.txt/b.txt")
+
+
+def test_a_folder_of_chosen_places_is_no_id(site: ServerProcess, endpoint: HookEndpoint) -> None:
+    path = upload_at(site, endpoint, "folder/a.txt")
+    endpoint.reply = told(ChangeFileInfo={"ID": "folder"})
+
+    refused = request(site.port, "POST", "/files", creation_headers(len(DATA)))
+    endpoint.reply = NO_OPINION
+
+    assert (refused.status, refused.text.partition(":")[0]) == (409, "ERR_UPLOAD_EXISTS")
+    assert_content(site.port, path, DATA)
+
+
+def test_an_upload_may_be_in_a_folder_with_its_own_id(site: ServerProcess, endpoint: HookEndpoint) -> None:
+    created = create_at(site, endpoint, "own-id/a.txt", ID="own-id")
+
+    assert created.status == 201
+    assert patch(site.port, path_of(created), 0, DATA).status == 204
+    assert_content(site.port, "/files/own-id", DATA)

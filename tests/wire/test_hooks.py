@@ -59,6 +59,7 @@ FAULTY = {
 FAULTY_CREATIONS = {
     "path as id": told(ChangeFileInfo={"ID": f"../{SECRET}"}),
     "dot as id": told(ChangeFileInfo={"ID": ".tusd-py"}),
+    "route as id": told(ChangeFileInfo={"ID": "events"}),
     "long id": told(ChangeFileInfo={"ID": "a" * 129}),
     "metadata of another type": told(ChangeFileInfo={"MetaData": {"a": 1}}),
     "metadata with a comma": told(ChangeFileInfo={"MetaData": {"a,b": "c"}}),

@@ -140,16 +140,35 @@ class DescribesPlaces(Protocol):
 class TakesPlaces(Protocol):
     """A storage that keeps the bytes of an upload at a place that the application chooses."""
 
-    async def claim_place(self, upload: Upload, path: str) -> str:
-        """Return the `Upload.location` of a new upload at a place that belongs to no other upload until this one ends.
+    def place(self, path: str) -> str:
+        """Return the `Upload.location` of a place. Does no I/O.
 
         Raises:
-            PathTaken: the place belongs to another upload, or something is there.
+            PathTaken: uploads without a chosen place may be there.
             ValueError: there can be no upload at this place; the text says why, for the operator.
         """
 
+    def files_above(self, location: str) -> Sequence[tuple[str, str]]:
+        """Return the uploads without a chosen place whose files would be in the way of a place. Does no I/O.
+
+        Each has an id and a location, whether there is such an upload or not.
+        """
+
+    async def claim_place(self, upload: Upload) -> None:
+        """Claim the location of a new upload, so that it belongs to no other upload until this one ends.
+
+        Raises:
+            PathTaken: the place belongs to the upload `holder`, or something is there.
+        """
+
     async def give_up_place(self, upload: Upload) -> None:
-        """Undo `claim_place` for an upload that was not created; do nothing for one without such a place."""
+        """Undo `claim_place` for an upload that has no record; do nothing for one without such a place.
+
+        A file with bytes stays, and keeps its place.
+        """
+
+    async def is_occupied(self, upload: Upload) -> bool:
+        """Return whether bytes, or something else than a file, are where those of a new upload are to be."""
 
 
 @dataclass(frozen=True, slots=True)

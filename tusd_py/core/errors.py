@@ -194,6 +194,11 @@ class PathTaken(UploadError):
     default_message = "the place that the application chose for the upload is taken"
     code = "ERR_PATH_TAKEN"
 
+    def __init__(self, message: str = "", *, holder: str = "") -> None:
+        """Take the id of the upload that has claimed the place, if there is one."""
+        super().__init__(message)
+        self.holder = holder
+
 
 class LockTimeout(UploadError):
     """The lock of an upload was not obtained in time: another request uses the upload. Try again."""

@@ -12,6 +12,8 @@ from enum import StrEnum
 from tusd_py.core.metadata import decode_metadata
 
 UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+# Names of routes beside those of uploads: `events` below the creation URL, the others where that is `/`.
+RESERVED_IDS = frozenset(("admin", "assets", "events", "healthz", "metrics", "readyz", "record"))
 
 
 class Status(StrEnum):

@@ -11,7 +11,7 @@ from typing import Any
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookResponse, HookType, UploadChanges
 from tusd_py.core.event_document import EventDocument, EventRequest
 from tusd_py.core.metadata import decode_metadata
-from tusd_py.core.upload import UPLOAD_ID
+from tusd_py.core.upload import RESERVED_IDS, UPLOAD_ID
 from tusd_py.core.upload_codec import LATEST
 
 MAX_ANSWER = 64 << 10  # bytes
@@ -207,6 +207,8 @@ def check_changes(changes: UploadChanges) -> None:
     _check_type("expiry", changes.expires_at, (int, float))
     if changes.id is not None and not UPLOAD_ID.fullmatch(changes.id):
         raise InvalidAnswer("the id in the answer is not 1 to 128 of the characters A-Z, a-z, 0-9, _ and -")
+    if changes.id in RESERVED_IDS:
+        raise InvalidAnswer(f"the id in the answer is one of {', '.join(sorted(RESERVED_IDS))}, which are pages")
     if changes.owner is not None and not (changes.owner.isprintable() and len(changes.owner) <= MAX_OWNER):
         raise InvalidAnswer(f"the owner in the answer is not up to {MAX_OWNER} printable characters")
     if changes.max_size is not None and not 0 <= changes.max_size <= MAX_SIZE:

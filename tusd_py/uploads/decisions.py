@@ -31,9 +31,7 @@ class Decisions:
     def __init__(self, components: Components, hooks: BlockingHooks | None, removal: Removal) -> None:
         self._hooks = hooks
         self._asked = frozenset(hook for hook in BLOCKING if hooks is not None and hooks.handles(hook))
-        self._storage = components.storage
         self._places = components.places
-        self._chosen_places = components.chosen_places
         self._events = components.events
         self._removal = removal
         self._asking: set[asyncio.Timeout] = set()  # one for each question without an answer yet
@@ -71,28 +69,6 @@ class Decisions:
             max_size=changes.max_size,
             path=changes.path,
         )
-
-    async def placed(self, new: NewUpload, record: Upload) -> Upload:
-        """Return the record of a new upload with its location: that which the application chose, if it did.
-
-        Raises:
-            HookUnavailable: the chosen place cannot be one of this upload.
-            PathTaken: it is taken.
-        """
-        record = replace(record, location=self._storage.locate(record))
-        if new.path is None:
-            return record
-        if self._chosen_places is None or record.is_partial:
-            raise _misplaced(record, "this upload cannot have a path that a hook chooses")
-        try:
-            return replace(record, location=await self._chosen_places.claim_place(record, new.path))
-        except ValueError as error:
-            raise _misplaced(record, str(error)) from None
-
-    async def give_up_place(self, record: Upload) -> None:
-        """Give up the place of an upload that was not created."""
-        if self._chosen_places is not None:
-            await self._chosen_places.give_up_place(record)
 
     async def on_completion(
         self,
@@ -189,11 +165,6 @@ def _rejected(kind: type[E], response: HookResponse | None) -> E:
     if response is None:
         return kind()
     return kind(status=response.status or 400, headers=dict(response.headers), body=response.body)
-
-
-def _misplaced(record: Upload, reason: str) -> HookUnavailable:
-    logger.warning("hook %s for upload %s failed: %s", HookType.PRE_CREATE, record.id, reason)
-    return HookUnavailable(explanation=reason)
 
 
 def _note(request: RequestContext | None, response: HookResponse | None) -> None:

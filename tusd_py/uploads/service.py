@@ -78,7 +78,9 @@ class UploadService:
         self._waiting = WaitingFinals(self.state, self.clock)
         self.hooks = hooks
         self._decisions = Decisions(components, hooks, self._removal)
-        self._new_records = NewRecords(components, self._lifetimes, self._records, self._decisions)
+        self._new_records = NewRecords(
+            components, self._lifetimes, self._records, self._decisions, self._event_log, self._work
+        )
         completion = Completion(components, self._lifetimes, self._records, self._event_log, self._decisions)
         self._recovery = Recovery(components, self._records, completion, self._removal, self._waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
@@ -101,12 +103,10 @@ class UploadService:
 
         Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `PathTaken`, `MaxSizeExceeded`.
         """
-        record = await self._new_records.make(new)
-        async with self._new_records.creating(record):
-            return await self._create(record, new.context)
+        return await self._create(*await self._new_records.make(new))
 
-    async def _create(self, new: Upload, context: RequestContext | None) -> Upload:
-        upload = await self._event_log.create(new, context)
+    async def _create(self, new: NewUpload, record: Upload) -> Upload:
+        upload, context = await self._new_records.add(new, record), new.context
         self.events.publish(UploadCreated(upload, context))
         if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
             try:
@@ -124,11 +124,10 @@ class UploadService:
         the completion.
         """
         made: tuple[Upload, bool] | None = None
-        record = await self._new_records.make(new)
-        async with self._new_records.creating(record):
-            if self._appending.suits_creation(new, append_request):
-                made = await self._appending.create(record, append_request)
-            upload, appended = (await self._create(record, new.context), False) if made is None else made
+        new, record = await self._new_records.make(new)
+        if new.path is None and self._appending.suits_creation(new, append_request):
+            made = await self._appending.create(record, append_request)
+        upload, appended = (await self._create(new, record), False) if made is None else made
         if appended:
             await self._wait_for_deliveries(upload.id)
             return upload
@@ -288,9 +287,8 @@ class UploadService:
         upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
-        upload = await self._new_records.placed(new, replace(upload, token=lock.token))
-        async with self._new_records.creating(upload):
-            upload = await self._event_log.create(upload, new.context)
+        upload = await self._new_records.located(new, replace(upload, token=lock.token))
+        upload = await self._new_records.add(new, upload)
         self.events.publish(UploadCreated(upload, new.context))
         return await self._recovery.recover(upload, lock.token, new.context)
 

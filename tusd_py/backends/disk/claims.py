@@ -7,7 +7,6 @@ upload; one call makes the claim with its content.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -55,6 +54,18 @@ def place_of(location: str) -> str:
     return location[1:] if LOCATION.fullmatch(location) else ""
 
 
+def own_files_above(place: str) -> list[tuple[str, str]]:
+    """Return the ids and locations of uploads without a chosen place whose files would be in the way of a place."""
+    found = [(folder or ".", name) for folder, _, name in (above.rpartition("/") for above in _above(place))]
+    return [(name, folder) for folder, name in found if OWN_FOLDER.fullmatch(folder) and UPLOAD_ID.fullmatch(name)]
+
+
+def _above(place: str) -> list[str]:
+    """Return the folders that lead to a place, the one in the directory first."""
+    names = place.split("/")
+    return ["/".join(names[:count]) for count in range(1, len(names))]
+
+
 class Claims:
     """The claims of one upload directory. Every method blocks, and raises `OSError`."""
 
@@ -67,10 +78,13 @@ class Claims:
     def make(self, place: str, upload_id: str) -> None:
         """Claim a place for an upload, and create its file; raises `PathTaken`."""
         path = self._directory / place
+        # Their files may have been moved away, and would then be folders on the way to this place.
+        if any(self._claims.read_link(self._name_of(above)) for above in _above(place)):
+            raise PathTaken
         try:
             self._claims.link_text(upload_id, self._name_of(place))
         except FileExistsError:
-            raise PathTaken from None
+            raise PathTaken(holder=self._claims.read_link(self._name_of(place))) from None
         try:
             self._sync()
             os.close(self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
@@ -99,12 +113,10 @@ class Claims:
             self._claims.unlink(self._name_of(place))
 
     def give_up(self, place: str, upload_id: str) -> None:
-        """Give up the place of an upload that was not created, with its file."""
-        if self.is_of(place, upload_id):
-            path = self._directory / place
-            with contextlib.suppress(OSError):  # the file of somebody else
-                if self._files.size(path) == 0:
-                    self._files.unlink(path)
+        """Give up the place of an upload that has no record, with its file; keep both if it has bytes."""
+        path = self._directory / place
+        if self.is_of(place, upload_id) and not self._files.is_occupied(path):
+            self._files.unlink(path)
             self.remove(place, upload_id)
 
     def _name_of(self, place: str) -> str:

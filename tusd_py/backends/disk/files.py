@@ -114,6 +114,15 @@ class FileTree:
         _check_regular(status, path)
         return status.st_size
 
+    def is_occupied(self, path: AnyPath) -> bool:
+        """Return whether a name is that of a file with bytes, or of something else than a file."""
+        try:
+            with self._folder(path) as (name, folder):
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
+
     def unlink(self, path: AnyPath) -> None:
         """Remove a name of any kind; a missing one is no error."""
         with contextlib.suppress(FileNotFoundError), self._folder(path) as (name, folder):

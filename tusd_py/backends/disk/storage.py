@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from tusd_py.asyncutil.brief_jobs import BriefJobs
 from tusd_py.asyncutil.threads import Threads
-from tusd_py.backends.disk.claims import MARK, OWN_FOLDER as LOCATION, Claims, parse_place, place_of
+from tusd_py.backends.disk.claims import MARK, OWN_FOLDER as LOCATION, Claims, own_files_above, parse_place, place_of
 from tusd_py.backends.disk.completion_records import CompletionRecords
 from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.errors import file_errors
@@ -133,22 +133,30 @@ class DiskStorage:
     def locate(self, upload: Upload) -> str:
         return _day(upload) if self._date_folders else TOP
 
-    async def claim_place(self, upload: Upload, path: str) -> str:
-        """Return the location of a new upload at a place of its own, see `TakesPlaces`."""
+    # Chosen places (`TakesPlaces`).
+
+    def place(self, path: str) -> str:
+        """Return the location of a place, see `TakesPlaces.place`."""
         if self.is_shared:
             raise ValueError("only uploads on one host have a path that a hook chooses")
-        place = parse_place(self._directory, path)
+        return MARK + parse_place(self._directory, path)
+
+    def files_above(self, location: str) -> Sequence[tuple[str, str]]:
+        """Return the ids and locations of files in the way of a place, see `TakesPlaces.files_above`."""
+        return own_files_above(place_of(location))
+
+    async def claim_place(self, upload: Upload) -> None:
+        """Claim the location of a new upload, see `TakesPlaces.claim_place`."""
 
         def claim() -> None:
             self.check_identity()
             with file_errors():
-                self._claims.make(place, upload.id)
+                self._claims.make(place_of(upload.location), upload.id)
 
         await self.run_to_completion(claim)
-        return MARK + place
 
     async def give_up_place(self, upload: Upload) -> None:
-        """Give up the place of an upload that was not created, see `TakesPlaces`."""
+        """Give up the place of an upload that has no record, see `TakesPlaces.give_up_place`."""
         place = place_of(upload.location)
 
         def give_up() -> None:
@@ -157,6 +165,16 @@ class DiskStorage:
 
         if place:
             await self.run_to_completion(give_up)
+
+    async def is_occupied(self, upload: Upload) -> bool:
+        """Return whether something is in the way of a new upload, see `TakesPlaces.is_occupied`."""
+        path = self.path(upload)
+
+        def look() -> bool:
+            with file_errors():
+                return self.files.is_occupied(path)
+
+        return await self.run(look)
 
     async def located(self, upload: Upload) -> Upload:
         """Return the record with its location: the folder of the day or the directory, by earlier settings."""
