@@ -18,7 +18,7 @@ from tusd_py import __version__
 from tusd_py.commands.events import CommandError, run_events
 from tusd_py.composition import build_service, opened
 from tusd_py.core.errors import UploadError
-from tusd_py.core.redaction import without_password
+from tusd_py.core.redaction import without_secrets
 from tusd_py.events.bus import EventBus
 from tusd_py.migration.report import abbreviated, no_report
 from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
@@ -226,11 +226,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def print_config(loaded: Loaded) -> int:
-    """Print every setting, without passwords, and where its value came from; return the exit code."""
+    """Print every setting, without passwords and tokens, and where its value came from; return the exit code."""
     for name in FIELDS:
         value = value_of(loaded.settings, name)
         items = value if isinstance(value, tuple) else ("" if value is None else value,)
-        text = ",".join(without_password(item) if isinstance(item, str) else str(item) for item in items)
+        text = ",".join(without_secrets(item) if isinstance(item, str) else str(item) for item in items)
         print(f"{name} = {text}  # {loaded.origins[name]}")
     return 0
 

@@ -16,7 +16,7 @@ from tusd_py.backends.redis.config import RedisConfig
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.cli import main
 from tusd_py.core.option_types import parse_duration, parse_size, split_list
-from tusd_py.core.redaction import without_password
+from tusd_py.core.redaction import without_password, without_secrets, without_secrets_within
 from tusd_py.settings import (
     ENV_PREFIX,
     FIELDS,
@@ -405,6 +405,62 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
 def test_a_refused_url_does_not_show_its_password(capsys: pytest.CaptureFixture[str], url: str) -> None:
     main(["config", "--redis-url", url])
     assert "cret" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://host/hooks", "https://host/hooks"),
+        ("https://[::1]:8080/hooks", "https://[::1]:8080/hooks"),
+        ("https://host/hooks?token=secret", "https://host/hooks?***"),
+        ("https://host/hooks?mail=a@b&token=secret", "https://***"),
+        ("https://host/hooks#secret", "https://host/hooks#***"),
+        ("https://user:secret@host/hooks?token=secret", "https://***@host/hooks?***"),
+        ("https://user:sec?ret@host", "https://***"),
+        ("https://user:sec/ret@host", "https://***@host"),
+        ("https://user:secret", "https://***"),
+        ("nats://secret@host/subject", "nats://***@host/subject"),
+        ("amqps://user:sec@ret@host/exchange?vhost=a", "amqps://***@host/exchange?***"),
+        ("redis://user:secret@host/0?stream=a", "redis://user:***@host/0?stream=a"),
+        ("project=a:b@c", "project=a:b@c"),
+    ],
+)
+def test_tokens_are_not_shown(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
+
+
+def test_tokens_are_not_shown_within_a_text() -> None:
+    text = without_secrets_within("no answer of 'https://u:secret@host/a?t=secret', nor of nats://secret@b: timeout")
+    assert text == "no answer of 'https://***@host/a?***', nor of nats://***@b: timeout"
+
+
+@pytest.mark.parametrize("name", ["--hooks-http", "--events-to"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://u:se,cret@host/",
+        "https://host/?token=se,cret",
+        "https://host/?token=secret#secret",
+        "https://secret@host/,https://secret@host/",
+        "ftp://secret@host/?secret",
+        "secret@host/hooks",
+        "host/hooks?secret",
+        "https://host/a b?token=secret",
+        "https://host:secret/",
+    ],
+)
+def test_a_refused_list_of_urls_does_not_show_its_tokens(
+    capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    assert main(["config", name, value]) == 2
+    assert "cret" not in "".join(capsys.readouterr())
+
+
+def test_an_accepted_url_is_shown_without_its_token(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--hooks-http", "https://u:hunter2@host/?hunter2", "--events-to", "nats://hunter2@b/a"]) == 0
+    printed = "".join(capsys.readouterr())
+    assert "hooks_http = https://***@host/?***" in printed
+    assert "hunter2" not in printed
 
 
 def test_settings_do_not_show_their_password_in_a_debugger() -> None:

@@ -1,4 +1,4 @@
-"""Removal of passwords from URLs, for log lines and error messages."""
+"""Removal of passwords and tokens from URLs, for log lines and error messages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,34 @@ import re
 
 QUERY_PASSWORD = re.compile(r"([?&][^=&\s]*passw[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 QUERY = re.compile(r"[A-Za-z0-9_]+=")
+URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
+REDIS_SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "unix")
+# A host with a port, and a path: anything else before the first slash may be the beginning of a password.
+ADDRESS = re.compile(r"(?:[^@:/?#\[\]]*|\[[0-9A-Fa-f:.%]*\])(?::[0-9]*)?(?:/.*)?", re.DOTALL)
+
+
+def without_secrets(text: str) -> str:
+    """Return a URL without its user, its password and its query, where tokens are common.
+
+    Of a URL of Redis, the user and the other options of the query stay. A text that is no URL is returned as it is.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return text
+    if scheme.lower() in REDIS_SCHEMES:
+        return without_password(text)
+    place, mark, query = _split_query(rest)
+    if "@" in query:  # of the query, or the end of a password
+        return f"{scheme}://***"
+    _, at, address = place.rpartition("@")
+    if not ADDRESS.fullmatch(address):
+        return f"{scheme}://***"
+    return f"{scheme}://{'***@' if at else ''}{address}{mark}{'***' if mark else ''}"
+
+
+def without_secrets_within(text: str) -> str:
+    """Return a text with `without_secrets` of every URL in it."""
+    return URL_IN_TEXT.sub(lambda found: without_secrets(found[0]), text)
 
 
 def without_password(text: str) -> str:
@@ -19,3 +47,9 @@ def without_password(text: str) -> str:
     credentials, at, address = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")
     return f"{scheme}://{user}:***@{address}" if at and colon else f"{scheme}://{rest}"
+
+
+def _split_query(rest: str) -> tuple[str, str, str]:
+    """Return what is before the first `?` or `#`, that sign, and what follows."""
+    found = re.search(r"[?#]", rest)
+    return (rest, "", "") if found is None else (rest[: found.start()], found[0], rest[found.end() :])

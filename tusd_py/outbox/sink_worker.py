@@ -11,7 +11,7 @@ from tusd_py.contracts.outbox import DeliveryError, Outbox, Sink
 from tusd_py.core.clock import SteadyClock
 from tusd_py.core.errors import UploadError
 from tusd_py.core.outbox import Delivery
-from tusd_py.core.redaction import without_password
+from tusd_py.core.redaction import without_secrets_within
 from tusd_py.outbox.backoff import SinkHealth, pause_after
 from tusd_py.outbox.leadership import Leadership
 
@@ -183,7 +183,7 @@ class SinkWorker:
 
     async def _settle_failure(self, outcome: _Outcome) -> None:
         event, attempts = outcome.delivery.event, outcome.delivery.attempts + 1
-        reason = without_password(" ".join(outcome.error.split()))[:MAX_ERROR_LENGTH]
+        reason = without_secrets_within(" ".join(outcome.error.split()))[:MAX_ERROR_LENGTH]
         now = self._clock.steady()
         if now - event.time >= self._options.give_up:
             await self._outbox.bury(self._sink.name, event.id, attempts, reason)

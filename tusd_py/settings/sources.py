@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tusd_py.core.redaction import without_password
+from tusd_py.core.redaction import without_password, without_secrets
 from tusd_py.settings.model import (
     ENV_PREFIX,
     FIELDS,
@@ -32,6 +32,7 @@ PLAIN_REASONS = {
     "a valid integer": "a whole number",
     "a valid boolean": "true or false",
 }  # instead of texts of pydantic
+URL_LISTS = ("hooks_http", "events_to")  # settings that are lists of URLs with tokens
 EXCLUSIVE = (("storage_plugin", "s3_bucket"), ("state_plugin", "redis_url"), ("locker_plugin", "redis_url"))
 REQUIRED_SETTINGS = ("s3_bucket", "redis_url")  # each enables the other settings with the same first word
 
@@ -183,11 +184,19 @@ def _explain(detail: Any, where: Callable[[str], str]) -> str:
 
 
 def _shown(name: str, value: object) -> object:
-    """Return a refused value without its password, also if the scheme of the URL is missing."""
+    """Return a refused value without its password and tokens, also if the scheme of the URL is missing."""
+    if name in URL_LISTS:
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple | list) else ()
+        return ",".join(_shown_item(str(item)) for item in items)
     if isinstance(value, tuple | list):
         return type(value)(_shown(name, item) for item in value)
     if not isinstance(value, str):
         return value
     if name == "redis_url" and "://" not in value:
         return without_password(f"://{value}").removeprefix("://")
-    return without_password(value)
+    return without_secrets(value)
+
+
+def _shown_item(text: str) -> str:
+    """Return an item of a list of URLs; without a scheme, it may be what a comma cut off a password or a token."""
+    return without_secrets(text) if "://" in text or not text else "***"
