@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from tests.support.timing import TIMEOUT
-from tusd_py.hooks.http_client import HttpClient, HttpUrl, parse_http_url
+from tusd_py.hooks.http_client import MAX_CONNECTIONS, HttpClient, HttpUrl, parse_http_url
 from tusd_py.hooks.response_parser import HttpAnswer, HttpFailure
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
@@ -104,6 +104,65 @@ async def test_many_requests_at_once_have_connections_of_their_own() -> None:
         answers = await asyncio.gather(*(post(client, url, b"%d" % number) for number in range(30)))
         assert [answer.status for answer in answers] == [200] * 30
         assert len(receiver.requests) == 30
+
+
+SURPLUS = {
+    "another answer": OK,
+    "a rejection": b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+    "no HTTP": b"\0\0\0",
+    "an empty line": b"\r\n",
+    "the beginning of an answer": b"HTTP/1.1 403 For",
+}
+
+
+@pytest.mark.parametrize("surplus", SURPLUS)
+@pytest.mark.parametrize("late", [False, True])
+async def test_bytes_after_an_answer_are_no_part_of_the_next_one(surplus: str, late: bool) -> None:
+    sent = asyncio.Event()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent.clear()
+        if not late:
+            writer.write(OK + SURPLUS[surplus])
+            return
+        writer.write(OK)
+        await writer.drain()
+        asyncio.get_running_loop().call_later(0.05, send, writer)
+
+    def send(writer: asyncio.StreamWriter) -> None:
+        writer.write(SURPLUS[surplus])
+        sent.set()
+
+    async with receiving(answer) as (receiver, url, client):
+        for number in range(1, 4):
+            found = await post(client, url)
+            assert (found.status, found.body, found.headers["x-a"]) == (200, b"ok", "1, 2")
+            assert len(receiver.requests) == number
+            if late:
+                await sent.wait()
+                await asyncio.sleep(0.05)  # the bytes are on their way
+        assert receiver.connections == 3 or surplus == "an empty line"  # which is no part of any answer
+
+
+async def test_connections_to_a_receiver_are_bounded_and_requests_wait() -> None:
+    held, full, go_on = 0, asyncio.Event(), asyncio.Event()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal held
+        held += 1
+        if held == MAX_CONNECTIONS:
+            full.set()
+        await go_on.wait()
+        writer.write(OK)
+
+    async with receiving(answer) as (receiver, url, client):
+        posts = [asyncio.create_task(post(client, url)) for _ in range(MAX_CONNECTIONS + 20)]
+        await full.wait()
+        await asyncio.sleep(0.05)
+        assert receiver.connections == MAX_CONNECTIONS
+        go_on.set()
+        assert {found.status for found in await asyncio.gather(*posts)} == {200}
+        assert held == MAX_CONNECTIONS + 20
 
 
 async def test_connection_that_the_receiver_closed_meanwhile_is_replaced() -> None:

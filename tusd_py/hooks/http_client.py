@@ -12,6 +12,7 @@ import ssl
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httptools
@@ -20,6 +21,7 @@ from tusd_py.hooks.response_parser import HttpAnswer, HttpFailure, ResponseParse
 
 READ_SIZE = 64 << 10
 MAX_IDLE = 16  # connections to one host that are kept
+MAX_CONNECTIONS = 64  # connections to one host at a time; further requests wait, which counts as time for the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,49 @@ def endpoint_name(url: HttpUrl) -> str:
     return f"http{'s' if url.secure else ''}://{url.host_header}{path}{question_mark}{digest}"
 
 
+class _Reader(asyncio.StreamReader):
+    """A reader that counts the bytes which have not been read, and notes the end of the connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unread = 0
+        self.has_ended = False
+
+    def feed_eof(self) -> None:
+        self.has_ended = True
+        super().feed_eof()
+
+    def feed_data(self, data: Any) -> None:
+        self.unread += len(data)
+        super().feed_data(data)
+
+    async def read(self, n: int = -1) -> bytes:
+        data = await super().read(n)
+        self.unread -= len(data)
+        return data
+
+
 @dataclass(eq=False, slots=True)
 class _Connection:
-    reader: asyncio.StreamReader
+    reader: _Reader
     writer: asyncio.StreamWriter
     was_used: bool = False
 
-    def is_open(self) -> bool:
-        return not (self.reader.at_eof() or self.writer.is_closing())
+    def is_usable(self) -> bool:
+        """Return whether the connection is open, and no byte came that belongs to no request."""
+        return not (self.reader.unread or self.reader.at_eof() or self.writer.is_closing())
 
     def close(self) -> None:
         self.writer.transport.abort()
+
+
+@dataclass(eq=False, slots=True)
+class _Host:
+    """The connections to one host; no more of them are kept once it has sent bytes that belong to no request."""
+
+    idle: list[_Connection] = field(default_factory=list)
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONNECTIONS))
+    keeps_connections: bool = True
 
 
 class HttpClient:
@@ -85,7 +119,7 @@ class HttpClient:
             allow_private: whether addresses that are not of the public internet may be called.
         """
         self._allow_private = allow_private
-        self._idle: dict[tuple[bool, str, int], list[_Connection]] = defaultdict(list)
+        self._hosts: dict[tuple[bool, str, int], _Host] = defaultdict(_Host)
         self._context: ssl.SSLContext | None = None
         self._closed = False
 
@@ -107,7 +141,9 @@ class HttpClient:
         request = _request(url, headers, body)
         try:
             async with asyncio.timeout(timeout):
-                return await self._exchange(url, request, max_body)
+                host = self._hosts[url.secure, url.host, url.port]
+                async with host.slots:
+                    return await self._exchange(host, url, request, max_body)
         except TimeoutError:
             raise HttpFailure(f"no answer in {timeout:g} s") from None
         except OSError as error:
@@ -115,9 +151,9 @@ class HttpClient:
         except UnicodeError as error:
             raise HttpFailure(f"{url.host} is no name of a host") from error
 
-    async def _exchange(self, url: HttpUrl, request: bytes, max_body: int) -> HttpAnswer:
+    async def _exchange(self, host: _Host, url: HttpUrl, request: bytes, max_body: int) -> HttpAnswer:
         while True:
-            connection = self._take_idle(url) or await self._connect(url)
+            connection = await _take_idle(host) or await self._connect(url)
             parser = ResponseParser(max_body)
             try:
                 answer = await _ask(connection, request, parser)
@@ -129,23 +165,15 @@ class HttpClient:
             except BaseException:
                 connection.close()
                 raise
-            self._give_back(url, connection, keep=parser.keeps_alive)
+            if parser.has_surplus:
+                _distrust(host)
+            self._give_back(host, connection, keep=parser.keeps_alive)
             return answer
 
-    def _take_idle(self, url: HttpUrl) -> _Connection | None:
-        idle = self._idle[url.secure, url.host, url.port]
-        while idle:
-            connection = idle.pop()
-            if connection.is_open():
-                connection.was_used = True
-                return connection
-            connection.close()
-        return None
-
-    def _give_back(self, url: HttpUrl, connection: _Connection, *, keep: bool) -> None:
-        idle = self._idle[url.secure, url.host, url.port]
-        if keep and not self._closed and len(idle) < MAX_IDLE and connection.is_open():
-            idle.append(connection)
+    def _give_back(self, host: _Host, connection: _Connection, *, keep: bool) -> None:
+        keep = keep and host.keeps_connections and not self._closed and len(host.idle) < MAX_IDLE
+        if keep and connection.is_usable():
+            host.idle.append(connection)
         else:
             connection.close()
 
@@ -153,27 +181,51 @@ class HttpClient:
         if url.secure and self._context is None:
             self._context = await asyncio.to_thread(ssl.create_default_context)
         address = url.host if self._allow_private else await _public_address(url)
-        reader, writer = await asyncio.open_connection(
+        reader, loop = _Reader(), asyncio.get_running_loop()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.create_connection(
+            lambda: protocol,
             address,
             url.port,
             ssl=self._context if url.secure else None,
             server_hostname=url.host if url.secure else None,
         )
-        return _Connection(reader, writer)
+        return _Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     async def close(self) -> None:
         """Close the connections."""
         self._closed = True
-        for idle in self._idle.values():
-            for connection in idle:
+        for host in self._hosts.values():
+            for connection in host.idle:
                 connection.close()
                 with contextlib.suppress(Exception):  # of the transport: it is closed either way
                     await connection.writer.wait_closed()
-        self._idle.clear()
+        self._hosts.clear()
 
     async def open(self) -> None:
         """Keep connections again after `close`."""
         self._closed = False
+
+
+async def _take_idle(host: _Host) -> _Connection | None:
+    """Return a kept connection, on which nothing may have come since its last answer."""
+    await asyncio.sleep(0)  # what has come by now is read
+    while host.idle:
+        connection = host.idle.pop()
+        if connection.is_usable():
+            connection.was_used = True
+            return connection
+        if connection.reader.unread and not connection.reader.has_ended:  # else a last word, as 408
+            _distrust(host)
+        connection.close()
+    return None
+
+
+def _distrust(host: _Host) -> None:
+    """Keep no connection to a host that sends bytes after its answers: they would be taken for the next answer."""
+    host.keeps_connections = False
+    while host.idle:
+        host.idle.pop().close()
 
 
 def _request(url: HttpUrl, headers: Mapping[str, str], body: bytes) -> bytes:

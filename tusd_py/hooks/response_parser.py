@@ -36,7 +36,7 @@ class HttpAnswer:
 
 
 class ResponseParser:
-    """A parser of one answer. Interim answers (1xx) are passed over."""
+    """A parser of one answer. Interim answers (1xx) are passed over, and so is what follows the answer."""
 
     def __init__(self, max_body: int) -> None:
         self._parser = httptools.HttpResponseParser(self)
@@ -49,6 +49,7 @@ class ResponseParser:
         self.has_begun = False
         self.is_complete = False
         self.keeps_alive = False  # whether the connection can be used again
+        self.has_surplus = False  # whether something followed the answer, which belongs to no request
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the connection; none at its end.
@@ -63,7 +64,14 @@ class ResponseParser:
         self.has_begun = True
         if not self._has_head:
             self._head_size += len(data)
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            if not self.is_complete:
+                raise
+            self.has_surplus = True
+        if self.has_surplus:
+            self.keeps_alive = False
         if not self._has_head and self._head_size > MAX_HEAD:
             raise HttpFailure("the header fields of the answer are too long")
         if self._is_too_long:
@@ -82,13 +90,21 @@ class ResponseParser:
 
     # Called by httptools.
 
+    def on_message_begin(self) -> None:
+        """Note the beginning of what follows the answer."""
+        self.has_surplus = self.is_complete
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field."""
+        if self.has_surplus:
+            return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
     def on_headers_complete(self) -> None:
         """Note the status."""
+        if self.has_surplus:
+            return
         self._status = self._parser.get_status_code()
         if self._status < 200:
             self._headers.clear()
@@ -97,6 +113,8 @@ class ResponseParser:
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of the body."""
+        if self.has_surplus:
+            return
         if len(self._body) + len(data) > self._max_body:
             self._is_too_long = True
             self._body.clear()
@@ -105,5 +123,7 @@ class ResponseParser:
 
     def on_message_complete(self) -> None:
         """Note the end."""
+        if self.has_surplus:
+            return
         self.is_complete = self._has_head
         self.keeps_alive = self._has_head and not self._is_too_long and self._parser.should_keep_alive()
