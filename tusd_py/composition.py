@@ -149,6 +149,7 @@ def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
         concatenation_repeats=settings.concatenation_repeats,
         progress_interval=settings.hooks.progress_interval,
         sinks=sink_options(settings, hooks),
+        metadata_limits=MetadataLimits(settings.metadata_size, settings.metadata_pairs),
     )
 
 
@@ -182,9 +183,8 @@ def build_application(settings: Settings, service: UploadService, events: EventB
         concatenation_unfinished=settings.concatenation_unfinished,
         download=not settings.disable_download,
     )
-    limits = MetadataLimits(settings.metadata_size, settings.metadata_pairs)
     return UploadApp(
-        TusProtocol(TusHandlers(service, features, urls, limits, _offload(settings))),
+        TusProtocol(TusHandlers(service, features, urls, service.options.metadata_limits, _offload(settings))),
         events,
         urls,
         BufferPool(service.budget),

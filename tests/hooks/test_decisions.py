@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookResponse, UploadChanges
 from tusd_py.core.errors import StateFull
 from tusd_py.core.upload import Status, Upload
+from tusd_py.hooks.held_loop import LONGEST_STEP
 from tusd_py.hooks.python_hooks import PythonHooks
 
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -166,6 +168,29 @@ def test_an_accepted_creation_has_the_changes_and_the_answer_of_the_hook(tmp_pat
     assert owner == "ann"
     assert hooks.calls[0].upload.decoded_metadata == {"filename": "x"}
     assert again.status_code == 409
+
+
+def test_metadata_of_a_hook_are_bounded_as_those_of_a_client(tmp_path: Path) -> None:
+    hooks = Creating()
+    with serving(tmp_path, hooks) as client:
+        statuses = []
+        for metadata in ({"a": "b" * (16 << 10)}, {f"key{number}": "" for number in range(65)}, {"a": "b" * 1000}):
+            hooks.answers["pre_create"] = HookAnswer(changes=UploadChanges(metadata=metadata))
+            statuses.append(create(client).status_code)
+
+    assert statuses == [503, 503, 201]
+
+
+def test_a_hook_that_holds_the_event_loop_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Slow:
+        async def pre_create(self, call: HookCall) -> None:
+            await asyncio.sleep(0)
+            time.sleep(LONGEST_STEP * 2)  # noqa: ASYNC251 - the mistake that is to be found
+
+    with serving(tmp_path, Slow()) as client:
+        assert create(client).status_code == 201
+
+    assert "hook pre-create held the event loop for" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["head", "patch", "sweep"])

@@ -18,6 +18,7 @@ from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.hooks.event_names import hook_of
+from tusd_py.hooks.held_loop import Watched
 from tusd_py.hooks.payload import InvalidAnswer, check_changes, check_response
 
 logger = logging.getLogger("tusd_py.hooks")
@@ -62,7 +63,7 @@ class PythonHooks:
         """Call the method; None as its answer is no opinion."""
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await getattr(self._hooks, method_of(call.type))(call)
+                answer = await Watched(getattr(self._hooks, method_of(call.type))(call), call.type)
             return _checked(answer)
         except TimeoutError:
             logger.warning("hook %s for upload %s took more than %g s", call.type, call.upload.id, self._timeout)
@@ -122,7 +123,7 @@ class PythonHookSink:
             return
         try:
             async with asyncio.timeout(self._timeout):
-                await method(_call(hook, parse_document(event.document), self._read))
+                await Watched(method(_call(hook, parse_document(event.document), self._read)), hook)
         except TimeoutError:
             raise DeliveryError(f"{method_of(hook)} took more than {self._timeout:g} s") from None
         except asyncio.CancelledError as error:

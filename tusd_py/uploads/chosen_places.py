@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from tusd_py.contracts.hooks import HookType
 from tusd_py.contracts.locks import Lock, named_lock
 from tusd_py.contracts.storage import TakesPlaces
-from tusd_py.core.errors import BrokenRecord, HookUnavailable, PathTaken, StateFull, UploadExists
+from tusd_py.core.errors import BrokenRecord, PathTaken, StateFull, UploadExists
 from tusd_py.core.upload import Upload
 from tusd_py.uploads.components import Components
+from tusd_py.uploads.decisions import unusable
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork
-
-logger = logging.getLogger("tusd_py.hooks")
 
 
 class ChosenPlaces:
@@ -50,12 +47,12 @@ class ChosenPlaces:
             UploadError: of `create`.
         """
         if self._storage is None or record.is_partial:
-            raise _misplaced(record, "this upload cannot have a path that a hook chooses")
+            raise unusable(record, "this upload cannot have a path that a hook chooses")
         storage = self._storage
         try:
             record = replace(record, location=storage.place(path))
         except ValueError as error:
-            raise _misplaced(record, str(error)) from None
+            raise unusable(record, str(error)) from None
 
         async def claim_and_create(lock: Lock) -> Upload:
             await self._claim(storage, record)
@@ -95,8 +92,3 @@ class ChosenPlaces:
 
 def _lock_of(location: str) -> str:
     return named_lock(f"place-{hashlib.sha256(location.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}")
-
-
-def _misplaced(record: Upload, reason: str) -> HookUnavailable:
-    logger.warning("hook %s for upload %s failed: %s", HookType.PRE_CREATE, record.id, reason)
-    return HookUnavailable(explanation=reason)

@@ -13,6 +13,7 @@ from typing import TypeVar
 from tusd_py.contracts.hooks import BLOCKING, BlockingHooks, HookAnswer, HookCall, HookResponse, HookType
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import HookRejected, HookUnavailable, TerminationRejected, UploadStopped
+from tusd_py.core.metadata import parse_metadata
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.types import UploadTerminated
@@ -34,6 +35,7 @@ class Decisions:
         self._places = components.places
         self._events = components.events
         self._removal = removal
+        self._metadata_limits = components.options.metadata_limits
         self._asking: set[asyncio.Timeout] = set()  # one for each question without an answer yet
 
     def asks(self, hook: HookType) -> bool:
@@ -60,10 +62,17 @@ class Decisions:
         changes = answer.changes
         if changes is None:
             return new
+        metadata = new.metadata
+        if changes.metadata is not None:
+            metadata = encode_metadata(changes.metadata)
+            try:
+                parse_metadata(metadata or "", self._metadata_limits)
+            except ValueError as error:
+                raise unusable(preview, f"the metadata in the answer make a header that {error}") from None
         return replace(
             new,
             id=changes.id,
-            metadata=new.metadata if changes.metadata is None else encode_metadata(changes.metadata),
+            metadata=metadata,
             expires_at=changes.expires_at,
             owner=changes.owner,
             max_size=changes.max_size,
@@ -165,6 +174,12 @@ def _rejected(kind: type[E], response: HookResponse | None) -> E:
     if response is None:
         return kind()
     return kind(status=response.status or 400, headers=dict(response.headers), body=response.body)
+
+
+def unusable(record: Upload, reason: str) -> HookUnavailable:
+    """Return the error of an answer of `pre-create` that no upload can have; the log has the reason."""
+    logger.warning("hook %s for upload %s failed: %s", HookType.PRE_CREATE, record.id, reason)
+    return HookUnavailable(explanation=reason)
 
 
 def _note(request: RequestContext | None, response: HookResponse | None) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from tusd_py.contracts.storage import SizeLimits
 from tusd_py.core.durability import Durability
+from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.outbox import EventType
 
 SizeKind: TypeAlias = Literal["declared", "deferred", "final"]
@@ -40,6 +41,7 @@ class UploadOptions:
     concatenation_repeats: int = 10  # maximum number of times that it may name the same one
     storage: SizeLimits = field(default_factory=SizeLimits)
     sinks: tuple[SinkOptions, ...] = ()  # of stored events
+    metadata_limits: MetadataLimits = field(default_factory=MetadataLimits)  # of the metadata that a hook sets
 
     def largest(self, kind: SizeKind = "declared") -> int | None:
         """Return the largest size of an upload of this kind; None if it is not limited."""
