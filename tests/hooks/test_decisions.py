@@ -29,8 +29,8 @@ REJECTED = HookAnswer(HookResponse(422, {"X-Reason": "size"}, "no such project")
 
 
 @contextmanager
-def serving(path: Path, hooks: object) -> Iterator[TestClient]:
-    tus = TusServer(upload_dir=path / "uploads", hooks=hooks, sweep_interval=0, progress_hooks_interval=0)
+def serving(path: Path, hooks: object, **options: Any) -> Iterator[TestClient]:
+    tus = TusServer(upload_dir=path / "uploads", hooks=hooks, sweep_interval=0, progress_hooks_interval=0, **options)
     app = Starlette(routes=[tus.route("/files")], lifespan=tus.lifespan)
     app.state.tus = tus
     with TestClient(app) as client:
@@ -181,6 +181,35 @@ def test_metadata_of_a_hook_are_bounded_as_those_of_a_client(tmp_path: Path) -> 
     assert statuses == [503, 503, 201]
 
 
+@pytest.mark.parametrize("after", [0, 3600])
+@pytest.mark.parametrize("concatenation", [{}, {"Upload-Concat": "partial"}])
+def test_appends_do_not_change_an_expiry_of_the_hook(
+    tmp_path: Path, after: int, concatenation: Mapping[str, str]
+) -> None:
+    given = time.time() + 100
+    hooks = Creating(pre_create=HookAnswer(changes=UploadChanges(expires_at=given)))
+    with serving(tmp_path, hooks, expires_after=after) as client:
+        url = create(client, 300_004, concatenation).headers["Location"]
+        portal, tus = client.portal, client.app.state.tus  # type: ignore[attr-defined]
+        assert portal is not None
+        expiries = []
+        for offset, data in ((0, b"ab"), (2, bytes(300_000)), (300_002, b"cd")):
+            expiries.append(portal.call(tus.uploads.get, url.rpartition("/")[2]).expires_at)
+            assert patch(client, url, data, offset).status_code == 204
+        complete = portal.call(tus.uploads.get, url.rpartition("/")[2])
+
+    assert expiries == [given] * 3
+    assert complete.expires_at == (given if concatenation else None)
+
+
+def test_an_expiry_of_the_hook_ends_an_upload_that_has_begun(tmp_path: Path) -> None:
+    hooks = Creating(pre_create=HookAnswer(changes=UploadChanges(expires_at=time.time() + 1)))
+    with serving(tmp_path, hooks, expires_after=3600) as client:
+        url = create(client).headers["Location"]
+        patch(client, url, b"ab")
+        wait_until(lambda: head(client, url).status_code == 404)
+
+
 def test_a_hook_that_holds_the_event_loop_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Slow:
         async def pre_create(self, call: HookCall) -> None:
@@ -220,6 +249,30 @@ def test_a_completed_upload_is_not_decided_about_again_by_an_older_record(tmp_pa
 
     assert (found.status_code, found.headers.get("Upload-Offset")) == (200, "4")
     assert content == b"abcd"
+
+
+@pytest.mark.parametrize("answer", [None, REJECTED])
+def test_a_complete_partial_upload_is_decided_about_again_by_an_older_record(
+    tmp_path: Path, answer: HookAnswer | None
+) -> None:
+    hooks = Finishing()
+    with serving(tmp_path, hooks) as client:
+        url = create(client, 4, {"Upload-Concat": "partial"}).headers["Location"]
+        assert patch(client, url).status_code == 204
+        service = client.app.state.tus.service  # type: ignore[attr-defined]
+
+        async def go_back() -> None:
+            complete = await service.get(url.rpartition("/")[2])
+            older = replace(complete, status=Status.FINISHING, completed_at=None)
+            await service.state.update(complete, older, complete.token)
+
+        client.portal.call(go_back)  # type: ignore[union-attr]
+        hooks.answers["pre_finish"] = answer
+        head(client, url)
+        found = head(client, url)
+
+    assert hooks.types() == ["pre-finish", "pre-finish"]
+    assert found.status_code == (200 if answer is None else 404)
 
 
 @pytest.mark.parametrize("is_final", [False, True])

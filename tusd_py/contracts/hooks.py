@@ -62,7 +62,7 @@ class UploadChanges:
         id: the id, which must not exist yet.
         metadata: replaces all pairs.
         path: the place of the bytes: a path below the upload directory; not for partial uploads.
-        expires_at: seconds since the epoch, until the first append sets the expiry anew; not for final uploads.
+        expires_at: seconds since the epoch, when the upload expires unless it is complete; not for final uploads.
         owner: the principal that the upload belongs to.
         max_size: bytes that the upload may have at most, where the server allows more.
     """

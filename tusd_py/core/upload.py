@@ -79,6 +79,7 @@ class Upload:
     owner: str = ""  # the principal that created the upload; empty without authentication
     event_sequence: int = 0  # number of events of the upload that were stored in the outbox
     max_size: int | None = None  # bytes that the application allows; None: as many as the server does
+    given_expiry: float | None = None  # expiry that the application set, which no append changes; None: it set none
 
     @property
     def decoded_metadata(self) -> dict[str, str]:

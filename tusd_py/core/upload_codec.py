@@ -40,11 +40,12 @@ PARSERS: Mapping[str, Any] = {
     "token": int,
     "event_sequence": int,
     "max_size": int,
+    "given_expiry": float,
 }
 COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
     **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location", "owner"), (str,)),
     **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
-    **dict.fromkeys(("expires_at", "completed_at"), (float, type(None))),
+    **dict.fromkeys(("expires_at", "completed_at", "given_expiry"), (float, type(None))),
     "created_at": (float,),
     **dict.fromkeys(("length", "max_size"), (int, type(None))),
 }
@@ -81,6 +82,7 @@ def encode_upload(upload: Upload) -> dict[str, str]:
         "owner": upload.owner or None,
         "event_sequence": upload.event_sequence or None,
         "max_size": upload.max_size,
+        "given_expiry": upload.given_expiry,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 

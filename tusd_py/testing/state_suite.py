@@ -35,6 +35,9 @@ FULL = Upload(
     storage_state="100:7 200:9",
     location="2026/01/31",
     token=17,
+    owner="ann",
+    max_size=2000,
+    given_expiry=1_700_000_600.654321,
 )
 
 RECORDS: dict[str, Upload] = {

@@ -73,7 +73,7 @@ class Decisions:
             new,
             id=changes.id,
             metadata=metadata,
-            expires_at=changes.expires_at,
+            expires_at=None if changes.expires_at is None else float(changes.expires_at),
             owner=changes.owner,
             max_size=changes.max_size,
             path=changes.path,

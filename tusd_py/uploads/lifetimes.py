@@ -23,7 +23,9 @@ class Lifetimes:
         return now + self._options.expires_after if self._options.expires_after else None
 
     def extended(self, upload: Upload) -> float | None:
-        """Return the expiry of an upload after a write: never earlier than before."""
+        """Return the expiry of an upload after a write: as the application set it, or not earlier than before."""
+        if upload.given_expiry is not None:
+            return upload.given_expiry
         expires_at = self.of_unfinished(self._clock.wall())
         if expires_at is None or upload.expires_at is None:
             return expires_at

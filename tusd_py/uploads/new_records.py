@@ -97,4 +97,5 @@ class NewRecords:
             expires_at=self._lifetimes.of_unfinished(now) if new.expires_at is None else new.expires_at,
             owner=owner_of(new.context) if new.owner is None else new.owner,
             max_size=new.max_size,
+            given_expiry=new.expires_at,
         )
