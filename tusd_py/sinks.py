@@ -9,6 +9,7 @@ from tusd_py.contracts.outbox import Outbox, Sink, SupportsOutbox
 from tusd_py.contracts.state import StateStore
 from tusd_py.hooks.make import Hooks
 from tusd_py.hooks.signing import read_secrets
+from tusd_py.hooks.tls import make_context
 from tusd_py.outbox.cloudevents import render
 from tusd_py.outbox.delivery import Delivery
 from tusd_py.outbox.sink_worker import DeliveryOptions
@@ -39,19 +40,23 @@ def sink_options(settings: Settings, hooks: Hooks) -> tuple[SinkOptions, ...]:
 
 
 def build_sinks(settings: Settings) -> list[Sink]:
-    """Build the sinks of events, without network. Blocks: reads the secrets.
+    """Build the sinks of events, without network. Blocks: reads the secrets and the files of TLS.
 
     Raises:
-        InvalidSettings: the package of a broker is missing, or the secrets cannot be used.
+        InvalidSettings: the package of a broker is missing, or the secrets or the files of TLS cannot be used.
     """
     render_event = partial(render, source=settings.public_url or settings.base_path)
     try:
         secrets = read_secrets(settings.hooks.http_secret_file) if settings.hooks.http_secret_file else ()
-        return [make_sink(address, render_event, secrets) for address in settings.events.addresses]
+    except ValueError as error:
+        raise InvalidSettings(f"hooks_http_secret_file: {error}") from error
+    try:
+        context = None if settings.hooks.tls is None else make_context(settings.hooks.tls)
+        return [make_sink(address, render_event, secrets, context) for address in settings.events.addresses]
     except MissingPackage as error:
         raise InvalidSettings(str(error)) from error
     except ValueError as error:
-        raise InvalidSettings(f"hooks_http_secret_file: {error}") from error
+        raise InvalidSettings(f"hooks_http: {error}") from error
 
 
 def build_delivery(

@@ -112,15 +112,16 @@ class _Host:
 class HttpClient:
     """POST requests over connections that are kept while the receiver keeps them."""
 
-    def __init__(self, *, allow_private: bool = True) -> None:
+    def __init__(self, *, allow_private: bool = True, context: ssl.SSLContext | None = None) -> None:
         """Make a client without any connection.
 
         Args:
             allow_private: whether addresses that are not of the public internet may be called.
+            context: of connections with TLS; None for one that trusts the authorities of the system.
         """
         self._allow_private = allow_private
         self._hosts: dict[tuple[bool, str, int], _Host] = defaultdict(_Host)
-        self._context: ssl.SSLContext | None = None
+        self._context = context
         self._closed = False
 
     async def post(

@@ -16,6 +16,7 @@ from tusd_py.hooks.http_client import HttpClient, endpoint_name, parse_http_url
 from tusd_py.hooks.http_hooks import HttpHookOptions, HttpHooks, HttpHookSink
 from tusd_py.hooks.python_hooks import PythonHooks, PythonHookSink, Reader, check_hooks, method_of
 from tusd_py.hooks.signing import read_secrets
+from tusd_py.hooks.tls import make_context
 
 
 def load_object(place: str) -> object:
@@ -50,6 +51,7 @@ class Hooks:
         if config.dir is not None and not config.dir.is_dir():
             raise ValueError(f"there is no directory {config.dir}")
         secrets = read_secrets(config.http_secret_file) if config.http_secret_file else ()
+        self._context = None if config.tls is None else make_context(config.tls)
         self._options = HttpHookOptions(
             config.http_timeout, config.http_retry, config.http_backoff, config.http_forward_headers, secrets
         )
@@ -57,9 +59,9 @@ class Hooks:
     def blocking(self) -> BlockingHooks | None:
         """Return the hooks that decide; None if there are none."""
         config = self._config
-        client = HttpClient(allow_private=not config.http_refuse_private)
+        client = HttpClient(allow_private=not config.http_refuse_private, context=self._context)
         chain: list[AsksHooks] = [] if self._object is None else [PythonHooks(self._object)]
-        chain += [HttpHooks(url, client, self._options, config.enabled) for url in config.http]
+        chain += [HttpHooks(url, client, self._options, enabled) for url, enabled in config.endpoints]
         if config.dir is not None:
             chain.append(CommandHooks(Commands(config.dir, config.dir_timeout), config.enabled))
         hooks = HookChain(chain, client)
@@ -73,7 +75,7 @@ class Hooks:
         if self._object is not None:
             methods = [hook for hook in EVENT_OF if getattr(self._object, method_of(hook), None) is not None]
             found.append(("hooks", events_of(methods)))
-        found += [(_name_of(url), wanted) for url in config.http]
+        found += [(_name_of(url), events_of(enabled)) for url, enabled in config.endpoints]
         if config.dir is not None:
             found.append(("hooks-dir", wanted))
         return [(name, types) for name, types in found if types]
@@ -81,9 +83,9 @@ class Hooks:
     def sinks(self, read: Reader) -> list[Sink]:
         """Return the sinks of the events; `read` yields the bytes of complete uploads."""
         config = self._config
-        client = HttpClient(allow_private=not config.http_refuse_private)
+        client = HttpClient(allow_private=not config.http_refuse_private, context=self._context)
         sinks: list[Sink] = [] if self._object is None else [PythonHookSink("hooks", self._object, read)]
-        sinks += [HttpHookSink(_name_of(url), url, client, self._options) for url in config.http]
+        sinks += [HttpHookSink(_name_of(url), url, client, self._options) for url, _ in config.endpoints]
         if config.dir is not None:
             sinks.append(CommandHookSink("hooks-dir", Commands(config.dir, config.dir_timeout)))
         names = {name for name, _ in self.events()}

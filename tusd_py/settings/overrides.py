@@ -84,6 +84,9 @@ class SettingsOverrides(TypedDict, total=False):
     hooks_http_retry: int
     hooks_http_backoff: Duration
     hooks_http_forward_headers: Names
+    hooks_http_ca_file: Path | str | None
+    hooks_http_cert_file: Path | str | None
+    hooks_http_key_file: Path | str | None
     hooks_http_refuse_private: bool
     hooks_dir: Path | str | None
     hooks_dir_timeout: Duration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,12 +20,18 @@ TIMEOUT = 15.0  # seconds for one request
 class HttpSink:
     """A sink that posts every event to an endpoint; any 2xx is success, whatever its body."""
 
-    def __init__(self, address: SinkAddress, render: Callable[[OutboxEvent], bytes], secrets: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        address: SinkAddress,
+        render: Callable[[OutboxEvent], bytes],
+        secrets: Sequence[bytes],
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.name = address.name
         self._url = parse_http_url(address.url)
         self._render = render
         self._secrets = secrets
-        self._client = HttpClient()
+        self._client = HttpClient(context=context)
 
     async def open(self) -> None:
         """Connect with the first event."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
@@ -23,19 +24,25 @@ class MissingPackage(Exception):
     """The client library of a broker is not installed; the text is one sentence that names it."""
 
 
-def make_sink(address: SinkAddress, render: Callable[[OutboxEvent], bytes], secrets: Sequence[bytes]) -> Sink:
+def make_sink(
+    address: SinkAddress,
+    render: Callable[[OutboxEvent], bytes],
+    secrets: Sequence[bytes],
+    context: ssl.SSLContext | None = None,
+) -> Sink:
     """Return the sink of an address.
 
     Args:
         address: the endpoint or broker.
         render: returns the bytes of an event as they are sent.
         secrets: sign the requests to endpoints.
+        context: of connections to endpoints with TLS; None for one that trusts the authorities of the system.
 
     Raises:
         MissingPackage: the client library of the broker is not installed.
     """
     if address.kind == "http":
-        return HttpSink(address, render, secrets)
+        return HttpSink(address, render, secrets, context)
     place, broker, package = BROKERS[address.kind]
     module, _, name = place.partition(":")
     try:
