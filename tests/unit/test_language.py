@@ -6,8 +6,10 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -34,12 +36,6 @@ SOURCES = [
 ]
 
 
-def docstrings(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node) or ""
-
-
 def comments(source: str) -> Iterator[str]:
     """Yield the comments of a source; comment lines that follow each other are one."""
     block: list[str] = []
@@ -55,26 +51,37 @@ def comments(source: str) -> Iterator[str]:
     yield " ".join(block)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_sentence_of_prose_begins_without_its_actor(path: Path) -> None:
+class Summary(NamedTuple):
+    """The docstring of a class or function, but for those of tests."""
+
+    name: str
+    first_word: str
+    returns_a_result: bool  # as a function that is called for its result
+
+
+class Prose(NamedTuple):
+    """The prose of one source."""
+
+    docstrings: Sequence[str]
+    comments: Sequence[str]
+    summaries: Sequence[Summary]
+
+
+@cache  # for all rules
+def prose(path: Path) -> Prose:
     source = path.read_text()
-    assert [match[1] for text in (*docstrings(source), *comments(source)) for match in NO_ACTOR.finditer(text)] == []
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_docstring_begins_with_a_pronoun(path: Path) -> None:
-    """A pronoun in front has nothing before it to stand for."""
-    beginnings = [text.split(maxsplit=1)[0] for text in docstrings(path.read_text()) if text]
-    assert {"Its", "They", "Their", "Them"}.isdisjoint(beginnings)
-
-
-def summaries(source: str) -> Iterator[tuple[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, str]]:
-    """Yield each class and function with the first word of its docstring, but for those of tests."""
+    docstrings, summaries = [], []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and not node.name.lower().startswith("test"):
-                yield node, text.split(maxsplit=1)[0].rstrip(":,")
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        text = ast.get_docstring(node)
+        if not text:
+            continue
+        docstrings.append(text)
+        if not isinstance(node, ast.Module) and not node.name.lower().startswith("test"):
+            is_called = not isinstance(node, ast.ClassDef) and returns_a_result(node)
+            summaries.append(Summary(node.name, text.split(maxsplit=1)[0].rstrip(":,"), is_called))
+    return Prose(docstrings, list(comments(source)), summaries)
 
 
 def returns_a_result(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -85,16 +92,29 @@ def returns_a_result(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_sentence_of_prose_begins_without_its_actor(path: Path) -> None:
+    texts = (*prose(path).docstrings, *prose(path).comments)
+    assert [match[1] for text in texts for match in NO_ACTOR.finditer(text)] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_begins_with_a_pronoun(path: Path) -> None:
+    """A pronoun in front has nothing before it to stand for."""
+    beginnings = [text.split(maxsplit=1)[0] for text in prose(path).docstrings]
+    assert {"Its", "They", "Their", "Them"}.isdisjoint(beginnings)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_summary_of_a_class_or_function_begins_with_a_verb_in_the_third_person(path: Path) -> None:
-    assert [node.name for node, word in summaries(path.read_text()) if VERB.match(word)] == []
+    assert [summary.name for summary in prose(path).summaries if VERB.match(summary.first_word)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_summary_of_a_function_with_a_result_is_a_noun_phrase(path: Path) -> None:
     """Such a summary begins with "Return", or with the verb of what the function does first."""
     found = [
-        node.name
-        for node, word in summaries(path.read_text())
-        if not isinstance(node, ast.ClassDef) and word in NOUN_PHRASES and returns_a_result(node)
+        summary.name
+        for summary in prose(path).summaries
+        if summary.first_word in NOUN_PHRASES and summary.returns_a_result
     ]
     assert found == []
