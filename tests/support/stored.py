@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ class Stored:
 
 def stored(server: ServerProcess) -> Stored:
     folder = Path(server.upload_dir)
-    files = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and ".tusd-py" not in path.parts
-    }
+    files = {}
+    for place, folders, names in os.walk(folder):
+        if ".tusd-py" in folders:
+            folders.remove(".tusd-py")
+        for name in names:
+            path = os.path.join(place, name)
+            with contextlib.suppress(FileNotFoundError):
+                files[os.path.relpath(path, folder)] = os.stat(path).st_size
     database = f"file:{folder / '.tusd-py' / 'uploads.sqlite3'}?mode=ro"
     with contextlib.closing(sqlite3.connect(database, uri=True)) as connection:
         rows = connection.execute("SELECT id, length, offset, status, metadata, concat_header FROM uploads").fetchall()
