@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -45,6 +45,14 @@ CREDENTIALS = {
     "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
     "AWS_REGION": "us-east-1",
 }
+
+
+_making_clients = threading.Lock()
+
+
+@cache
+def _session() -> Any:
+    return boto3.session.Session()
 
 
 def free_ports(count: int) -> list[int]:
@@ -79,12 +87,13 @@ class S3Server:
 
     def client(self) -> Any:
         """Return a client of boto3, to inspect the bucket."""
-        os.environ.update(CREDENTIALS)
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint,
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, read_timeout=20),
-        )
+        with _making_clients:
+            os.environ.update(CREDENTIALS)
+            return _session().client(
+                "s3",
+                endpoint_url=self.endpoint,
+                config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, read_timeout=20),
+            )
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys of the objects below a prefix."""
