@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,11 @@ from tests.support.asgi_calls import TUS, Call, create, http_scope
 from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.s3_server import s3_server
 from tests.support.s3_uploads import Place
-from tusd_py import PartialFinished, TusServer, UploadFinished, create_app
+from tusd_py import PartialFinished, Status, TusServer, UploadFinished, create_app
 from tusd_py.application import with_direct_uploads
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.core.errors import StorageBehind
+from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.http.cors import EXPOSED_HEADERS
 
 
@@ -349,3 +352,28 @@ async def test_finished_is_told_of_what_a_user_calls_an_upload_and_never_of_its_
         assert finished == ids
         assert len(pieces) == 2
         assert b"tusd_uploads_finished 4.0" in tus.metrics.render()
+
+
+class _FirstSyncFails(DiskStorage):
+    """A storage whose first completion meets a failed sync."""
+
+    failed = False
+
+    async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+        if not self.failed:
+            self.failed = True
+            raise StorageBehind(0)
+        return await super().finish(upload, parts, sync=sync)
+
+
+async def test_upload_without_bytes_whose_sync_fails_is_refused_for_now_and_completed_later(tmp_path: Path) -> None:
+    tus = TusServer(upload_dir=tmp_path, storage=_FirstSyncFails(tmp_path))
+    async with tus.lifespan():
+        app = mounted(tus)
+        created = await call(app, "POST", "/files", {**TUS, "upload-length": "0"})
+        (upload,) = (await tus.uploads.list()).uploads
+        asked = await call(app, "HEAD", f"/files/{upload.id}", TUS)
+        (completed,) = (await tus.uploads.list()).uploads
+
+    assert (created.status, upload.status) == (500, Status.FINISHING)
+    assert (asked.status, completed.status) == (200, Status.COMPLETE)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tusd_py.contracts.hooks import HookType
-from tusd_py.core.errors import OffsetMismatch, PartBehind, PartialLost, StorageBehind, UploadError
+from tusd_py.core.errors import OffsetMismatch, PartBehind, PartialLost, StorageBehind, StorageUnavailable, UploadError
 from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadPart
@@ -168,6 +168,7 @@ class Completion:
             HookRejected: the application does not want the upload, which has been removed.
             HookUnavailable: the application could not be asked.
             OffsetMismatch: bytes were lost; the upload is active again at the offset where they end.
+            StorageUnavailable: an upload without bytes could not be made safe.
         """
         try:
             finished = await (
@@ -176,6 +177,8 @@ class Completion:
                 else self._finish_in_storage(upload, token, request)
             )
         except StorageBehind as error:
+            if error.stored == upload.offset == 0:  # no byte is lost: the sweeper tries again
+                raise StorageUnavailable from error
             back = replace(upload.at(error.stored), status=Status.ACTIVE, expires_at=self._lifetimes.extended(upload))
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
