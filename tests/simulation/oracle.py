@@ -233,5 +233,7 @@ class Oracle:
             upload.floor = 0
         if records and upload.floor == 0 and not upload.complete:
             upload.may_be_gone = True
+        if records and upload.was_removed:
+            upload.floor, upload.complete, upload.may_be_gone = 0, False, True
         if records:
-            upload.is_gone = False  # its removal may be undone
+            upload.is_gone = False  # its removal may be undone, of its record without its bytes

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from random import Random
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import tusd_py.core.clock
@@ -25,8 +25,6 @@ from tests.simulation.loop import PROCESS
 from tests.simulation.machine import FIRST_DESCRIPTOR
 from tests.simulation.system_calls import FcntlModule, OsModule
 from tests.simulation.threads import QueueModule, Scheduler, ThreadingModule, use
-from tusd_py.asyncutil.ttl_set import TTLSet
-from tusd_py.http.empty_patches import EmptyPatches
 
 
 class TimeModule:
@@ -146,15 +144,12 @@ class Modules:
         for name, module in list(sys.modules.items()):
             if name == "tusd_py" or name.startswith("tusd_py."):
                 _replace(module, replaced)
+                _replace_defaults(module, {time.monotonic: self.time.monotonic, time.time: self.time.time})
         paths = {id(os): self.os, id(io): IoModule(self.os)}
         for name, module in list(sys.modules.items()):
             if name == "pathlib" or name.startswith("pathlib.") or module in (posixpath, genericpath):
                 _replace(module, paths)
         tusd_py.core.clock._boot_id = _boot_id  # type: ignore[assignment]
-        for kind in (TTLSet, EmptyPatches):
-            defaults = kind.__init__.__defaults__
-            assert defaults == (time.monotonic,)
-            kind.__init__.__defaults__ = (self.time.monotonic,)
 
     def use(self, scheduler: Scheduler, rng: Random) -> None:
         """Have the modules belong to a world."""
@@ -167,6 +162,23 @@ def _replace(module: ModuleType, stand_ins: dict[int, Any]) -> None:
     for name, value in list(vars(module).items()):
         if isinstance(value, ModuleType) and id(value) in stand_ins:
             setattr(module, name, stand_ins[id(value)])
+
+
+def _replace_defaults(module: ModuleType, stand_ins: dict[Any, Any]) -> None:
+    """Replace clocks that are the defaults of parameters of the functions and methods of a module."""
+    for value in list(vars(module).values()):
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        for function in (value, *vars(value).values()) if isinstance(value, type) else (value,):
+            if isinstance(function, FunctionType):
+                defaults = function.__defaults__ or ()
+                function.__defaults__ = tuple(_stand_in(default, stand_ins) for default in defaults)
+                named = function.__kwdefaults__ or {}
+                function.__kwdefaults__ = {name: _stand_in(value, stand_ins) for name, value in named.items()}
+
+
+def _stand_in(value: Any, stand_ins: dict[Any, Any]) -> Any:
+    return stand_ins[value] if isinstance(value, BuiltinFunctionType) and value in stand_ins else value
 
 
 def _boot_id() -> str:
