@@ -31,6 +31,13 @@ def test_simulation_runs_the_same_seed_twice_in_the_same_way(world: str) -> None
     assert "digest" in first.stdout, first.stderr
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_simulation_runs_seeds_twice_in_one_process_in_the_same_way(world: str) -> None:
+    run = simulate("--world", world, "--seeds", "12", "--jobs", "1", "--twice")
+
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("world", WORLDS)
 def test_seeds_of_the_simulation_meet_no_violation(world: str) -> None:
