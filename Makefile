@@ -57,7 +57,7 @@ simulate-defects: $(INSTALLED)
 # The branches that the simulation alone takes in the code that stores uploads; docs/testing.md explains the others.
 simulate-coverage: $(INSTALLED)
 	$(BIN)/coverage erase
-	for world in disk s3; do PYTHONHASHSEED=0 $(BIN)/coverage run --parallel-mode -m tests.simulation \
+	for world in $(or $(WORLD),disk s3 redis); do PYTHONHASHSEED=0 $(BIN)/coverage run --parallel-mode -m tests.simulation \
 		--world $$world --seeds $(or $(SEEDS),300) --jobs 1 $(ARGS) || exit 1; done
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report

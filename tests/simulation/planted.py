@@ -59,6 +59,8 @@ async def soon(*_: Any, **__: Any) -> None: ...
 
 @plant
 def locker_closed_before_storage() -> None:
+    """A shutdown gives the locks up while a write that stalls goes on: the next server is overwritten."""
+
     async def close_service(service: Any, timeout: float = 30.0) -> bool:
         if isinstance(service.storage, SupportsConcatenation):
             service.storage.interrupt()
@@ -134,6 +136,7 @@ def names_not_synced() -> None:
 
 @plant
 def sync_retried() -> None:
+    """A failed sync counts as a success the second time, although the pages are gone."""
 
     def again(descriptor: int) -> None:
         system: Any = syncs.os  # type: ignore[attr-defined]
@@ -291,11 +294,13 @@ def lost_bytes_not_noticed() -> None:
 
 @plant
 def absence_proves_something() -> None:
+    """A directory that is not mounted throws offsets away: missing bytes are taken for lost ones."""
     change(identity.IdentityFile, "check", nothing)
 
 
 @plant
 def location_follows_the_setting() -> None:
+    """Another setting at the next start looks for old uploads in another folder, and finds them at 0."""
     real = storage.DiskStorage.path
     change(storage.DiskStorage, "path", lambda self, upload: real(self, replace(upload, location=self.locate(upload))))
 
@@ -307,6 +312,7 @@ def empty_appends_trust_the_record() -> None:
 
 @plant
 def expiry_by_a_wrong_clock() -> None:
+    """The wall clock alone judges records: a clock that jumps ahead removes uploads that are in use."""
     change(clock.SteadyClock, "steady", lambda self: self._clock.wall())
 
 

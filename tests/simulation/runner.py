@@ -28,7 +28,7 @@ from tests.simulation.world import Outcome
 from tests.simulation.worlds import DISK, world_of
 from tusd_py.uploads.options import UploadOptions
 
-COLLECT_EVERY = 10  # runs
+COLLECT_EVERY = 25  # runs
 
 _modules: Modules | None = None
 

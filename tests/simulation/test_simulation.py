@@ -18,7 +18,7 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "tests.simulation", *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         env={**os.environ, "PYTHONHASHSEED": "0"},
     )
 
