@@ -426,6 +426,18 @@ def test_a_final_upload_has_the_size_limit_of_the_hook(tmp_path: Path) -> None:
     assert refused.status_code == 413
 
 
+def test_a_final_upload_that_was_not_created_has_no_location(tmp_path: Path) -> None:
+    hooks = Creating()
+    with serving(tmp_path, hooks) as client:
+        part = create(client, headers={"Upload-Concat": "partial"}).headers["Location"]
+        patch(client, part)
+        hooks.answers = {"pre_create": HookAnswer(changes=UploadChanges(path="../elsewhere"))}
+        refused = client.post("/files", headers={**TUS, "Upload-Concat": f"final;{part}"})
+
+    assert refused.status_code == 503
+    assert "Location" not in refused.headers
+
+
 def test_an_unavailable_completion_of_a_final_upload_tells_its_location(tmp_path: Path) -> None:
     hooks = Finishing()
     with serving(tmp_path, hooks) as client:

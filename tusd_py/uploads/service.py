@@ -269,11 +269,7 @@ class UploadService:
         async def make(lock: Lock) -> Upload:
             return await self._concatenate(new, lock)
 
-        try:
-            final = await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, make)
-        except HookUnavailable as error:
-            error.created = upload_id
-            raise
+        final = await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, make)
         await self.events.delivered(upload_id)
         return final
 
@@ -282,7 +278,7 @@ class UploadService:
         if existing is not None and existing.partial_ids != new.partial_ids:  # the application chose its id
             raise UploadExists
         if existing is not None and not existing.is_gone(self.clock.steady()):
-            return await self._recovery.recover(existing, lock.token, new.context)
+            return await self._recover_created(existing, lock, new.context)
         partials = [await self.get(partial_id) for partial_id in new.partial_ids]
         upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
         if existing is not None:
@@ -290,7 +286,14 @@ class UploadService:
         upload = await self._new_records.located(new, replace(upload, token=lock.token))
         upload = await self._new_records.add(new, upload)
         self.events.publish(UploadCreated(upload, new.context))
-        return await self._recovery.recover(upload, lock.token, new.context)
+        return await self._recover_created(upload, lock, new.context)
+
+    async def _recover_created(self, final: Upload, lock: Lock, context: RequestContext | None) -> Upload:
+        try:
+            return await self._recovery.recover(final, lock.token, context)
+        except HookUnavailable as error:
+            error.created = final.id
+            raise
 
     def partial_ended(self, event: PartialFinished | UploadTerminated | UploadExpired) -> None:
         """Resume the final uploads that waited for this partial one, or remove those that have lost it."""
