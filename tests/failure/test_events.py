@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 from tests.faults.clocks import DAY, PreloadedClock
 from tests.support.event_receiver import EventReceiver, check_received
 from tests.support.harness import ROOT, ServerProcess
+from tests.support.hook_endpoint import NO_OPINION, Asked, HookEndpoint, Reply
 from tests.support.hosts import counted, seeded_random, several_hosts
 from tests.support.process_memory import resident_size
 from tests.support.redis_server import RedisServer, shared_redis_url
@@ -261,6 +263,35 @@ def check_events(uploads: Uploads, receiver: EventReceiver, port: int) -> None:
     assert uploads.created <= set(told)
 
 
+class Application:
+    """An endpoint that is asked before completions, and takes its time, so that kills come before its answers."""
+
+    def __init__(self, endpoint: HookEndpoint, seed: int) -> None:
+        self.endpoint = endpoint
+        self.options: dict[str, Any] = {"hooks_http": f"{endpoint.url}#pre-finish", "hooks_http_backoff": "50ms"}
+        chance = random.Random(seed)
+
+        def reply(_: Asked) -> Reply:
+            time.sleep(chance.uniform(0, 0.1))
+            return chance.choice([NO_OPINION, NO_OPINION, NO_OPINION, Reply(b"", 500)])
+
+        endpoint.reply = reply
+
+    def finish(self, uploads: Uploads, receiver: EventReceiver, server: ServerProcess) -> None:
+        """Have every upload completed that has all bytes, also those whose clients do not know of them."""
+        self.endpoint.reply = NO_OPINION
+        for key in check_received(receiver.received()):
+            head_of = partial(request, server.port, "HEAD", f"/files/{key}", patch_headers(0), timeout=5)
+            uploads.again(head_of, {200})
+        wait_until_empty(server)
+
+    def check(self, receiver: EventReceiver) -> None:
+        """Assert that every finished upload was asked about."""
+        asked = {one.payload["Event"]["Upload"]["ID"] for one in self.endpoint.asked}
+        told = check_received(receiver.received())
+        assert {key for key, events in told.items() if events[-1]["type"] == "tus.upload.finished"} <= asked
+
+
 def report(receiver: EventReceiver, uploads: Uploads, kills: dict[str, int]) -> None:
     events = receiver.received()
     repeated = len(events) - len({event["id"] for event in events})
@@ -269,13 +300,15 @@ def report(receiver: EventReceiver, uploads: Uploads, kills: dict[str, int]) -> 
 
 @pytest.mark.long
 @pytest.mark.timeout(120 + UPLOADS * 5)
-def test_every_finished_upload_is_told_of_whatever_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asks", [False, True], ids=["", "with hooks"])
+def test_every_finished_upload_is_told_of_whatever_is_killed(tmp_path: Path, asks: bool) -> None:
     chance = seeded_random()
     killed = {"server": 0, "receiver": 0}
-    with (
-        EventReceiver(tmp_path) as receiver,
-        ServerProcess(tmp_path / "uploads", events_to=receiver.url) as server,
-    ):
+    with ExitStack() as stack:
+        application = Application(stack.enter_context(HookEndpoint()), chance.randrange(1000)) if asks else None
+        options: dict[str, Any] = application.options if application is not None else {}
+        receiver = stack.enter_context(EventReceiver(tmp_path))
+        server = stack.enter_context(ServerProcess(tmp_path / "uploads", events_to=receiver.url, **options))
 
         def kill_server() -> None:
             killed["server"] += 1
@@ -291,18 +324,24 @@ def test_every_finished_upload_is_told_of_whatever_is_killed(tmp_path: Path) -> 
         upload_and_kill(uploads, [kill_server, kill_receiver], chance)
         receiver.restart("take")
         wait_until_empty(server)
+        if application is not None:
+            application.finish(uploads, receiver, server)
+            application.check(receiver)
         report(receiver, uploads, killed)
         check_events(uploads, receiver, server.port)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(120 + UPLOADS * 5)
-def test_every_finished_upload_is_told_of_by_several_hosts(tmp_path: Path, redis: RedisServer) -> None:
+@pytest.mark.parametrize("asks", [False, True], ids=["", "with hooks"])
+def test_every_finished_upload_is_told_of_by_several_hosts(tmp_path: Path, redis: RedisServer, asks: bool) -> None:
     chance = seeded_random()
     killed = {"hosts": 0, "receiver": 0, "Redis": 0}
     with ExitStack() as stack:
+        application = Application(stack.enter_context(HookEndpoint()), chance.randrange(1000)) if asks else None
+        options: dict[str, Any] = application.options if application is not None else {}
         receiver = stack.enter_context(EventReceiver(tmp_path))
-        hosts = stack.enter_context(several_hosts(tmp_path, redis.url, events_to=receiver.url))
+        hosts = stack.enter_context(several_hosts(tmp_path, redis.url, events_to=receiver.url, **options))
 
         def kill_host() -> None:
             killed["hosts"] += 1
@@ -325,6 +364,9 @@ def test_every_finished_upload_is_told_of_by_several_hosts(tmp_path: Path, redis
         upload_and_kill(uploads, [kill_host, kill_host, kill_receiver, kill_receiver, kill_redis], chance)
         receiver.restart("take")
         wait_until_empty(hosts[0])
+        if application is not None:
+            application.finish(uploads, receiver, hosts[0])
+            application.check(receiver)
         report(receiver, uploads, killed)
         check_events(uploads, receiver, hosts[0].port)
 
