@@ -1,6 +1,7 @@
 """The command line of the benchmark. Every server listens on 127.0.0.1 and is ended with the benchmark."""
 
 import argparse
+import dataclasses
 import datetime
 import re
 import shlex
@@ -81,7 +82,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
     plan = QUICK if options.quick else Plan()
     if not options.size:
         return plan
-    return Plan(options.size, plan.small_uploads, plan.heads, plan.slow_bytes)
+    return dataclasses.replace(plan, size=options.size)
 
 
 def check_room(directory: Path, plan: Plan, servers: int) -> None:

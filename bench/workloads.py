@@ -35,6 +35,7 @@ SLOW_BYTES_PER_SECOND = 1 << 20
 SLOW_TICK_SECONDS = 0.05
 SINK_BYTES = 4 << 20
 LIMIT_SECONDS = 60
+DOWNLOADS = 4  # of the same upload in one measurement, so that it lasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,15 +252,17 @@ def download(target: Target, plan: Plan, payload: Payload, meter: Meter) -> Work
         upload = Upload(create(connection, target.creation_path, plan.size), 0, plan.size)
         send_patch(connection, payload, upload, 0, plan.size)
         with meter:
-            received = sum(len(piece) for piece in connection.download(build("GET", upload.path), sink))
+            received = sum(
+                len(piece) for _ in range(DOWNLOADS) for piece in connection.download(build("GET", upload.path), sink)
+            )
         position = 0
         for piece in connection.download(build("GET", upload.path), sink):
             if payload.bytes[position : position + len(piece)] != piece:
                 raise BenchError("the download differs from what was uploaded")
             position += len(piece)
-    if received != plan.size or position != plan.size:
-        raise BenchError(f"the download has {received} bytes instead of {plan.size}")
-    return Work(received, 1, uploads=[upload])
+    if received != DOWNLOADS * plan.size or position != plan.size:
+        raise BenchError(f"{DOWNLOADS} downloads have {received} bytes, one of {plan.size} has {position}")
+    return Work(received, DOWNLOADS, uploads=[upload])
 
 
 def slow(target: Target, size: int, payload: Payload, meter: Meter) -> Work:
@@ -324,7 +327,7 @@ def catalogue(plan: Plan) -> dict[str, Workload]:
         Workload("parallel", f"{PARALLEL} parallel uploads of {part}", "bulk", parallel),
         Workload("many", f"{MANY} parallel uploads of {part}", "bulk", many),
         Workload("checksum", f"{size} in PATCHes of 8 MiB with sha256", "chunks", checksummed, "checksum", "sha256"),
-        Workload("download", f"Download of {size}", "bulk", download),
+        Workload("download", f"{DOWNLOADS} downloads of {size}", "bulk", download),
         Workload("small", f"{plan.small_uploads} uploads of 1 KiB: POST, PATCH", "small", small),
         Workload(
             "creation",

@@ -13,10 +13,11 @@ import pytest
 from tests.support.harness import ServerProcess, serving
 from tests.support.timing import wait_until
 from tests.support.wire.connection import Closed, Connection
-from tests.support.wire.messages import KIBI, MEBI, payload
+from tests.support.wire.messages import KIBI, MEBI, payload, sha256
 from tests.support.wire.requests import content, create, head, patch, request
+from tusd_py.http.app import FILE_PIECE
 
-DATA = payload(20 * MEBI)  # more than one piece
+DATA = payload(20 * MEBI)  # more than one call of the kernel
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,13 @@ def test_a_range_has_exactly_its_bytes(site: ServerProcess, path: str, start: in
     assert answer.status == 206
     assert answer["Content-Length"] == str(end - start)
     assert answer.body == DATA[start:end]
+
+
+def test_a_file_longer_than_a_piece_is_sent_whole(site: ServerProcess) -> None:
+    data = (DATA * 4)[: FILE_PIECE + 12345]
+    path = create(site.port, len(data))
+    assert patch(site.port, path, 0, data).status == 204
+    assert sha256(content(site.port, path)) == sha256(data)
 
 
 def test_downloads_follow_each_other_on_one_connection(site: ServerProcess, path: str) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from tusd_py.asyncutil.threads import Threads
 from tusd_py.uvicorn_server.connections import Connections
-from tusd_py.uvicorn_server.file_sender import FileSender, can_send_files
+from tusd_py.uvicorn_server.file_sender import LONG, SHORT, FileSender, FileThreads, Patience, Turn, can_send_files
 
 SIZE = 8 << 20
 
@@ -43,7 +42,7 @@ async def pair() -> AsyncIterator[Pair]:
     client.setblocking(False)
     transport: Any
     transport, _ = await loop.create_connection(asyncio.Protocol, sock=server)
-    threads = Threads(1, "send")
+    threads = FileThreads(1)
     watched: list[str] = []
     sender = FileSender(transport, threads, lambda: watched.append("watch"), lambda: watched.append("stop"))
     pair = Pair(sender, transport, client)
@@ -68,6 +67,18 @@ async def test_a_range_is_sent_after_what_was_written(pair: Pair, file: Path) ->
         assert await pair.receive(SIZE - 6) == b"head" + os.pread(opened.fileno(), SIZE - 10, 5)
         await sending
     assert pair.watched == ["watch", "stop"] * (len(pair.watched) // 2)
+
+
+async def test_ranges_follow_each_other(pair: Pair, file: Path) -> None:
+    with file.open("rb") as opened:
+
+        async def send() -> None:
+            for start in (0, 5, SIZE - 5):
+                await pair.sender.send(opened.fileno(), start, 5)
+
+        sending = asyncio.create_task(send())
+        assert await pair.receive(15) == os.pread(opened.fileno(), 10, 0) + os.pread(opened.fileno(), 5, SIZE - 5)
+        await sending
 
 
 @contextlib.asynccontextmanager
@@ -108,6 +119,32 @@ async def test_a_cancelled_sender_keeps_no_descriptor(pair: Pair, file: Path) ->
         with pytest.raises(asyncio.CancelledError):
             await sending
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_half_of_the_threads_stay_with_a_client_for_long_and_the_others_come_back_soon() -> None:
+    threads, released = FileThreads(4), threading.Event()
+    assert threads.patience() is LONG
+    turns = [threads.run(released.wait)]
+    assert threads.patience() is LONG
+    turns.append(threads.run(released.wait))
+    assert threads.patience() is SHORT
+    released.set()
+    await asyncio.gather(*turns)
+    assert threads.patience() is LONG
+    assert await asyncio.to_thread(threads.close, 60)
+
+
+def test_a_turn_that_nobody_waits_for_ends_before_its_time(file: Path) -> None:
+    server, client = socket.socketpair()
+    with server, client, file.open("rb") as opened:
+        server.setblocking(False)
+        turn = Turn(server.fileno(), opened.fileno(), 0, SIZE, Patience(3600, 10))
+        thread = threading.Thread(target=turn.run)
+        thread.start()
+        client.recv(1)
+        turn.is_ended = True
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 async def test_a_file_that_is_too_short_is_an_error(pair: Pair, file: Path) -> None:

@@ -54,7 +54,7 @@ MAX_DRAIN_BYTES = 64 << 10  # bytes of a refused body that are read and dropped 
 LINGERING_CLOSE_TIMEOUT = 2.0  # seconds of reading and dropping a refused body before the connection is closed
 LAST_ANSWER_TIMEOUT = 1.0  # seconds of sending the answer to a request that was cancelled at the shutdown
 REQUEST_ID_LENGTH = 64
-FILE_PIECE = 16 << 20  # bytes of a file that the server sends at a time
+FILE_PIECE = 64 << 20  # bytes of a file that the server sends at a time, and counts as sent
 NGINX_HEADER_LIMIT = 3500  # bytes of metadata and concat header that nginx passes on by default (4 KiB for all)
 
 

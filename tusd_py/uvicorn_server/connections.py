@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tusd_py.asyncutil.threads import Threads
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
+from tusd_py.uvicorn_server.file_sender import FileThreads
 
 FILE_THREADS = 4  # that send files
 MAX_WAITING_BYTES = 32 << 20  # bytes of incomplete heads and of pipelined requests, of all connections together
@@ -37,7 +37,7 @@ class Connections:
     idle_timeout: float = 60.0
     min_rate: float = 1024.0
     instrumentation: Instrumentation = NO_INSTRUMENTATION
-    file_threads: Threads = field(default_factory=lambda: Threads(FILE_THREADS, "tusd-py-send"))
+    file_threads: FileThreads = field(default_factory=lambda: FileThreads(FILE_THREADS))
     waiting: int = 0  # bytes that are not part of a started request
     _idle: dict[IdleConnection, float] = field(default_factory=dict)  # -> monotonic time, the longest idle first
     _waiting: dict[WaitingConnection, int] = field(default_factory=dict)  # -> bytes, the longest waiting first
