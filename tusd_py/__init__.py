@@ -20,8 +20,10 @@ Example::
 __version__ = "0.1.0"
 
 from tusd_py.application import create_app
+from tusd_py.contracts.auth import Action, Decision, InvalidCredentials, Principal
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
+    AuthenticationUnavailable,
     BrokenRecord,
     ChecksumMismatch,
     ClientDisconnected,
@@ -83,18 +85,22 @@ from tusd_py.server import TusServer
 from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides
 
 __all__ = [
+    "Action",
     "AppendEnded",
     "AppendStarted",
+    "AuthenticationUnavailable",
     "BrokenRecord",
     "ChecksumMismatch",
     "ClientDisconnected",
     "CodedError",
+    "Decision",
     "Durability",
     "FinalUploadModified",
     "HookRejected",
     "HookUnavailable",
     "IncompleteBody",
     "InvalidConcatenation",
+    "InvalidCredentials",
     "InvalidLength",
     "InvalidSettings",
     "JobFinished",
@@ -110,6 +116,7 @@ __all__ = [
     "PartialLost",
     "PartialUnfinished",
     "PathTaken",
+    "Principal",
     "ReadTimeout",
     "RequestContext",
     "RequestFinished",

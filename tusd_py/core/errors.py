@@ -256,6 +256,13 @@ class NotReady(UploadError):
     code = "ERR_NOT_READY"
 
 
+class AuthenticationUnavailable(UploadError):
+    """The sender of a request cannot be found out now: an issuer of tokens, or the application, is away. Try again."""
+
+    default_message = "the server cannot tell now who you are; try again"
+    code = "ERR_AUTHENTICATION_UNAVAILABLE"
+
+
 class ClientDisconnected(UploadError):
     """The client closed the connection; the bytes received until then are kept."""
 

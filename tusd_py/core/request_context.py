@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tusd_py.core.hook_response import HookResponse
 
@@ -29,6 +30,9 @@ class RequestContext:
         query: the query of the URL, without `?`. There may be credentials in it.
         port: the port of the client; 0 if only a proxy knows it.
         answers: collects what hooks want the client to be told.
+        scopes: the rights of the authenticated sender.
+        scope: the ASGI scope, with what middlewares of the application add to it, such as `session` or `user`. Not to
+            be changed.
     """
 
     method: str
@@ -39,6 +43,8 @@ class RequestContext:
     query: str = field(default="", repr=False)
     port: int = 0
     answers: list[HookResponse] = field(default_factory=list, repr=False, compare=False)
+    scopes: frozenset[str] = frozenset()
+    scope: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def uri(self) -> str:

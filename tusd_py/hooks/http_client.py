@@ -1,4 +1,4 @@
-"""A client for POST requests to the application: kept connections, bounded answers, no redirects."""
+"""A client for requests to other services: kept connections, bounded answers, no redirects."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class _Host:
 
 
 class HttpClient:
-    """POST requests over connections that are kept while the receiver keeps them."""
+    """Requests over connections that are kept while the receiver keeps them."""
 
     def __init__(self, *, allow_private: bool = True, context: ssl.SSLContext | None = None) -> None:
         """Make a client without any connection.
@@ -139,7 +139,13 @@ class HttpClient:
         Raises:
             HttpFailure: there is no answer in time, or it is no HTTP; the text says why.
         """
-        request = _request(url, headers, body)
+        return await self._send(url, _request("POST", url, headers, body), timeout, max_body)
+
+    async def get(self, url: HttpUrl, headers: Mapping[str, str], timeout: float, *, max_body: int) -> HttpAnswer:
+        """Ask for a document and return the answer, whatever its status; arguments and errors are those of `post`."""
+        return await self._send(url, _request("GET", url, headers), timeout, max_body)
+
+    async def _send(self, url: HttpUrl, request: bytes, timeout: float, max_body: int) -> HttpAnswer:
         try:
             async with asyncio.timeout(timeout):
                 host = self._hosts[url.secure, url.host, url.port]
@@ -229,13 +235,14 @@ def _distrust(host: _Host) -> None:
         host.idle.pop().close()
 
 
-def _request(url: HttpUrl, headers: Mapping[str, str], body: bytes) -> bytes:
+def _request(method: str, url: HttpUrl, headers: Mapping[str, str], body: bytes | None = None) -> bytes:
     fields = {"Host": url.host_header, "User-Agent": "tusd-py", **headers}
     if url.credentials:
         fields.setdefault("Authorization", url.credentials)
-    fields["Content-Length"] = str(len(body))
+    if body is not None:
+        fields["Content-Length"] = str(len(body))
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"POST {url.target} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
+    return f"{method} {url.target} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + (body or b"")
 
 
 async def _ask(connection: _Connection, request: bytes, parser: ResponseParser) -> HttpAnswer:

@@ -66,6 +66,7 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.IncompleteBody: (400, False, True),
     errors.ServerShutdown: (503, True, True),
     errors.NotReady: (503, True, False),
+    errors.AuthenticationUnavailable: (503, True, False),
     errors.StorageFull: (507, True, False),
     errors.StateFull: (507, True, False),
     errors.StorageUnavailable: (500, True, False),

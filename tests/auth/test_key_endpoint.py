@@ -1,0 +1,208 @@
+"""The keys of a JWKS endpoint: fetched once for all, rotated without a refused request, kept through every fault."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.auth.issuer import KeyServer, SigningKey, claims_of, handmade, key_set
+from tusd_py.auth import key_endpoint
+from tusd_py.auth.claims import ClaimRules
+from tusd_py.auth.key_endpoint import KeyEndpoint, lifetime_of
+from tusd_py.auth.signed_token_verifier import SignedTokenVerifier
+from tusd_py.contracts.auth import InvalidCredentials
+from tusd_py.core.errors import AuthenticationUnavailable
+
+
+@pytest.fixture
+def first() -> SigningKey:
+    return SigningKey(kid="first")
+
+
+@pytest.fixture
+def server(first: SigningKey) -> Iterator[KeyServer]:
+    with KeyServer(first) as server:
+        yield server
+
+
+@pytest.fixture
+async def endpoint(server: KeyServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KeyEndpoint]:
+    monkeypatch.setattr(key_endpoint, "RETRY_INTERVAL", 0.0)
+    endpoint = KeyEndpoint(server.url)
+    yield endpoint
+    await endpoint.close()
+
+
+async def until_asked(server: KeyServer, times: int) -> None:
+    while server.requests < times:  # noqa: ASYNC110 - it is counted in another thread
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def verifier(endpoint: KeyEndpoint) -> SignedTokenVerifier:
+    return SignedTokenVerifier(endpoint, ClaimRules())
+
+
+async def test_keys_are_fetched_once_for_all_who_need_them(
+    server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey
+) -> None:
+    server.go.clear()
+    tokens = [first.sign(claims_of(number)) for number in range(20)]
+    asking = [asyncio.ensure_future(verifier.principal_of(token)) for token in tokens]
+    await until_asked(server, 1)
+    server.go.set()
+    assert [principal.owner for principal in await asyncio.gather(*asking)] == [str(number) for number in range(20)]
+    assert server.requests == 1
+
+
+async def test_rotation_refuses_no_token(server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey) -> None:
+    current = first
+    for number in range(5):
+        await verifier.principal_of(current.sign(claims_of()))
+        following = SigningKey(kid=f"key {number}")
+        server.body = key_set(current, following)
+        await asyncio.gather(*(verifier.principal_of(following.sign(claims_of(owner))) for owner in range(5)))
+        await verifier.principal_of(current.sign(claims_of()))
+        current = following
+    assert server.requests == 6
+
+
+async def test_rotation_during_a_fetch_refuses_no_token(
+    server: KeyServer, endpoint: KeyEndpoint, verifier: SignedTokenVerifier, first: SigningKey
+) -> None:
+    """The answer of a fetch that had begun before the rotation lacks the new key."""
+    await endpoint.refresh()
+    server.go.clear()
+    stranger = asyncio.ensure_future(verifier.principal_of(SigningKey(kid="unknown").sign(claims_of())))
+    await until_asked(server, 2)
+    following = SigningKey(kid="following")
+    asking = asyncio.ensure_future(verifier.principal_of(following.sign(claims_of())))
+    server.body = key_set(first, following)
+    server.go.set()
+    assert (await asking).owner == "ann"
+    with pytest.raises(InvalidCredentials):
+        await stranger
+
+
+async def test_key_that_has_gone_verifies_nothing(
+    server: KeyServer, endpoint: KeyEndpoint, verifier: SignedTokenVerifier, first: SigningKey
+) -> None:
+    token = first.sign(claims_of())
+    await verifier.principal_of(token)
+    second = SigningKey(kid="second")
+    server.body = key_set(second)
+    await verifier.principal_of(second.sign(claims_of()))
+    with pytest.raises(InvalidCredentials):
+        await verifier.principal_of(token)
+
+
+async def test_old_keys_are_renewed_beside_requests(
+    server: KeyServer, endpoint: KeyEndpoint, verifier: SignedTokenVerifier, first: SigningKey
+) -> None:
+    await verifier.principal_of(first.sign(claims_of()))
+    endpoint._fresh_until = 0.0
+    server.go.clear()
+    await verifier.principal_of(first.sign(claims_of("bob")))  # does not wait
+    server.go.set()
+    await until_asked(server, 2)
+
+
+FAULTS: dict[str, tuple[int, bytes, dict[str, str]]] = {
+    "500": (500, b"", {}),
+    "404": (404, b"{}", {}),
+    "redirect": (302, b"", {"Location": "/other"}),
+    "permanent redirect": (308, b"", {"Location": "http://127.0.0.1:1/keys"}),
+    "text": (200, b"<html>", {}),
+    "list": (200, b"[]", {}),
+    "no keys": (200, b'{"keys": []}', {}),
+    "no list": (200, b'{"keys": 5}', {}),
+    "nested": (200, b'{"keys":' + b"[" * 60_000, {}),
+    "symmetric": (200, json.dumps({"keys": [{"kty": "oct", "k": "AAAA"}]}).encode(), {}),
+    "encryption": (200, json.dumps({"keys": [SigningKey().entry(use="enc")]}).encode(), {}),
+    "huge": (200, b'{"keys": [' + b" " * (1 << 20) + b"]}", {}),
+    "empty": (200, b"", {}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_faulty_endpoint_is_no_reason_to_refuse_a_token(
+    server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey, fault: str
+) -> None:
+    good = server.body
+    server.status, server.body, server.headers = FAULTS[fault]
+    with pytest.raises(AuthenticationUnavailable):
+        await verifier.principal_of(first.sign(claims_of()))
+    server.status, server.body, server.headers = 200, good, {}
+    assert (await verifier.principal_of(first.sign(claims_of()))).owner == "ann"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_fetched_keys_outlive_a_faulty_endpoint(
+    server: KeyServer, endpoint: KeyEndpoint, verifier: SignedTokenVerifier, first: SigningKey, fault: str
+) -> None:
+    await endpoint.refresh()
+    server.status, server.body, server.headers = FAULTS[fault]
+    endpoint._fresh_until = 0.0
+    for number in range(3):
+        assert (await verifier.principal_of(first.sign(claims_of(number)))).owner == str(number)
+    with pytest.raises(AuthenticationUnavailable):
+        await verifier.principal_of(SigningKey(kid="new").sign(claims_of()))
+
+
+async def test_silent_endpoint_is_given_up(
+    server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_endpoint, "FETCH_TIMEOUT", 0.1)
+    server.go.clear()
+    with pytest.raises(AuthenticationUnavailable):
+        await verifier.principal_of(first.sign(claims_of()))
+
+
+async def test_absent_endpoint_is_not_asked_by_every_request(
+    server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_endpoint, "RETRY_INTERVAL", 3600.0)
+    server.status = 500
+    for number in range(10):
+        with pytest.raises(AuthenticationUnavailable):
+            await verifier.principal_of(first.sign(claims_of(number)))
+    assert server.requests == 1
+
+
+async def test_forged_tokens_cause_few_fetches(
+    server: KeyServer, endpoint: KeyEndpoint, verifier: SignedTokenVerifier, first: SigningKey
+) -> None:
+    attacker = SigningKey(kid="first")
+    await endpoint.refresh()
+    for header in ({"alg": "none"}, {"alg": "HS256", "kid": "unknown"}):
+        with pytest.raises(InvalidCredentials):
+            await verifier.principal_of(handmade(header, claims_of(), b"signature"))
+    with pytest.raises(InvalidCredentials):
+        await verifier.principal_of(attacker.sign(claims_of()))
+    assert server.requests == 1
+    for number in range(50):
+        with pytest.raises(InvalidCredentials):
+            await verifier.principal_of(attacker.sign(claims_of(), kid=f"key {number}"))
+    assert server.requests <= 1 + key_endpoint.MAX_EXTRA_FETCHES + 1
+    assert (await verifier.principal_of(first.sign(claims_of()))).owner == "ann"
+
+
+@pytest.mark.parametrize(
+    ("field", "seconds"),
+    [
+        ("", 300),
+        ("no-cache", 300),
+        ("max-age=5", 300),
+        ("public, max-age=3600, must-revalidate", 3600),
+        ("Max-Age=3600", 3600),
+        ('max-age="3600"', 3600),
+        ("s-max-age=3600", 300),
+        ("max-age=999999999", 86400),
+        ("max-age=-1", 300),
+    ],
+)
+def test_lifetime_of_keys_is_bounded(field: str, seconds: float) -> None:
+    assert lifetime_of(field) == seconds

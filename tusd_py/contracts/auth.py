@@ -1,0 +1,158 @@
+"""The contract of authentication: who sent a request, and which uploads its sender may use.
+
+Example, of an application that knows its users by their sessions::
+
+    class BySession:
+        async def authenticate(self, context: RequestContext) -> Principal | None:
+            user = context.scope["session"].get("user")
+            return Principal(user) if user else None
+
+    tus = TusServer(upload_dir="uploads", authenticator=BySession())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+
+from tusd_py.core.request_context import RequestContext
+from tusd_py.core.upload import Upload
+
+ADMIN_SCOPE = "uploads:admin"
+READ_SCOPE = "uploads:read"
+WRITE_SCOPE = "uploads:write"
+DELETE_SCOPE = "uploads:delete"
+MAX_OWNER_LENGTH = 255  # characters
+
+
+class Action(StrEnum):
+    """The purpose of a request. `docs/security.md` has an example of an authenticator."""
+
+    CREATE = "create"
+    INSPECT = "inspect"
+    APPEND = "append"
+    DOWNLOAD = "download"
+    TERMINATE = "terminate"
+    CONCATENATE = "concatenate"  # use of a partial upload for a final one
+
+
+class Decision(StrEnum):
+    """The answer to the question whether a principal may do something with an upload.
+
+    Example::
+
+        async def authorize(self, context: RequestContext, action: Action, upload: Upload | None) -> Decision:
+            if upload is None or upload.owner == context.principal:
+                return Decision.ALLOW
+            return Decision.HIDE
+    """
+
+    ALLOW = "allow"
+    HIDE = "hide"  # answered as if there was no such upload
+    FORBID = "forbid"  # answered 403: the sender may know of the upload
+
+
+# The scopes of which each action needs one. Other scopes of a principal neither give nor take a right.
+NEEDED_SCOPES: Mapping[Action, tuple[str, ...]] = {
+    Action.CREATE: (WRITE_SCOPE,),
+    Action.INSPECT: (READ_SCOPE, WRITE_SCOPE),
+    Action.APPEND: (WRITE_SCOPE,),
+    Action.DOWNLOAD: (READ_SCOPE,),
+    Action.TERMINATE: (DELETE_SCOPE,),
+    Action.CONCATENATE: (WRITE_SCOPE,),
+}
+RESTRICTING_SCOPES = frozenset({READ_SCOPE, WRITE_SCOPE, DELETE_SCOPE})
+KNOWN_SCOPES = RESTRICTING_SCOPES | {ADMIN_SCOPE}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The authenticated sender of a request. `docs/security.md` has an example.
+
+    Attributes:
+        owner: the name that uploads of this principal are kept under, never empty.
+        scopes: its rights. `uploads:admin` may do everything with every upload; one of `uploads:read`,
+            `uploads:write` and `uploads:delete` restricts a principal to those it has.
+        max_size: bytes that an upload of this principal may have at most, where the server allows more.
+        claims: what else is known of the principal, such as the claims of a token.
+    """
+
+    owner: str
+    scopes: frozenset[str] = frozenset()
+    max_size: int | None = None
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not is_owner(self.owner):
+            raise ValueError(f"the owner of a principal must be 1 to {MAX_OWNER_LENGTH} printable characters")
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the principal may do everything with every upload."""
+        return ADMIN_SCOPE in self.scopes
+
+
+class InvalidCredentials(Exception):
+    """A request has credentials that are not accepted; the text says why, for the log, and holds no secret.
+
+    Example::
+
+        async def authenticate(self, context: RequestContext) -> Principal | None:
+            token = context.headers.get("x-token")
+            if token is not None and token not in self.tokens:
+                raise InvalidCredentials("the token is not known")
+            return None if token is None else Principal(self.tokens[token])
+    """
+
+
+@runtime_checkable
+class Authenticator(Protocol):
+    """The authentication of requests, given as `TusServer(authenticator=...)`."""
+
+    async def authenticate(self, context: RequestContext) -> Principal | None:
+        """Return the sender of a request, before any byte of its body is read; None for an unknown one.
+
+        Runs in the event loop, for every request but OPTIONS, so that it must not block. The client is told to try
+        again after an exception, and if there is no answer within ten seconds (one second for HEAD).
+
+        Args:
+            context: the request; `context.scope` has what middlewares of the application know of it.
+
+        Raises:
+            InvalidCredentials: the credentials are wrong or have expired.
+            AuthenticationUnavailable: the sender cannot be found out now.
+        """
+
+
+@runtime_checkable
+class SupportsAuthorization(Protocol):
+    """An authenticator that decides who may use an upload, in place of `decide_by_owner`."""
+
+    async def authorize(self, context: RequestContext, action: Action, upload: Upload | None) -> Decision:
+        """Decide whether a request may be carried out. Runs as `authenticate` does.
+
+        Args:
+            context: the request; `context.principal` and `context.scopes` tell of its sender.
+            action: the purpose of the request.
+            upload: the upload of the request, which may have ended; None for a creation.
+        """
+
+
+def decide_by_owner(context: RequestContext, action: Action, upload: Upload | None) -> Decision:
+    """Decide that an upload is for its owner, within the scopes of the owner, and for principals with `uploads:admin`.
+
+    An upload without an owner, made before there was authentication, is for the latter alone.
+    """
+    if ADMIN_SCOPE in context.scopes:
+        return Decision.ALLOW
+    if not context.principal or (upload is not None and upload.owner != context.principal):
+        return Decision.HIDE
+    has_right = context.scopes.isdisjoint(RESTRICTING_SCOPES) or not context.scopes.isdisjoint(NEEDED_SCOPES[action])
+    return Decision.ALLOW if has_right else Decision.FORBID
+
+
+def is_owner(text: str) -> bool:
+    """Return whether a text can be the owner of an upload."""
+    return 0 < len(text) <= MAX_OWNER_LENGTH and text.isprintable() and text == text.strip()
