@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tusd_py.contracts.auth import Authenticator
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
@@ -38,6 +39,7 @@ def create_app(
     storage: Storage | None = None,
     state: StateStore | None = None,
     locker: Locker | None = None,
+    authenticator: Authenticator | None = None,
     **overrides: Unpack[SettingsOverrides],
 ) -> Starlette:
     """Build the application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz and /metrics.
@@ -53,7 +55,7 @@ def create_app(
     Raises:
         InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
     """
-    server = TusServer(settings, storage=storage, state=state, locker=locker, **overrides)
+    server = TusServer(settings, storage=storage, state=state, locker=locker, authenticator=authenticator, **overrides)
     pages = ServicePages(server)
     routes: list[BaseRoute] = [
         server.route(server.settings.base_path),

@@ -1,4 +1,4 @@
-"""The command line: `tusd-py serve | sweep | migrate | import-tusd | events | config | version`."""
+"""The command line: `tusd-py serve | sweep | migrate | import-tusd | events | token | config | version`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from typing import Any, NoReturn
 
 from tusd_py import __version__
 from tusd_py.commands.events import CommandError, run_events
-from tusd_py.composition import build_service, opened
+from tusd_py.commands.token import run_token
+from tusd_py.composition import build_authenticator, build_service, opened
+from tusd_py.contracts.auth import KNOWN_SCOPES
 from tusd_py.core.errors import UploadError
 from tusd_py.core.redaction import without_secrets
 from tusd_py.events.bus import EventBus
@@ -64,12 +66,16 @@ EVENTS = {
     "drop": "remove events without delivering them",
 }
 EVENTS_USAGE = {"list": "", "show": "ID ", "retry": "(ID... | --all) ", "drop": "ID... "}
+TOKEN = "make tokens for programs"
+NEW_TOKEN = "print a new token, and its line for the file of --api-tokens-file"
+SCOPES = sorted(KNOWN_SCOPES)
 UNITS = (
     "Sizes are bytes, or numbers with KB, MB, GB, TB, KiB, MiB, GiB or TiB; times are seconds, or numbers with ms, s,"
     " m, h or d. Each setting is also a variable, --max-size as TUSD_PY_MAX_SIZE, and a key of the TOML file;"
     " flags win over variables, and variables over the file."
 )
 OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy", "action", "ids", "everything", "as_json")
+OTHER_FLAGS = ["--config", "--help", "--version", "--dry-run", "--all", "--json", "--scope"]
 USAGE_ERROR = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE  # the exit code that a shell gives to a program ended by this signal
 
@@ -89,6 +95,8 @@ def run_command(arguments: Sequence[str] | None) -> int:
     """Parse the arguments, load the settings and run the command; return the exit code."""
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
+    if command == "token":
+        return run_token_command(options["name"], options["scope"])
     if command == "version":
         print(f"tusd-py {__version__}")
         return 0
@@ -132,8 +140,8 @@ def _meant(message: str) -> str:
     """Return a hint for a message of argparse that names an unknown flag or command; empty if there is none."""
     command = re.search(r"argument COMMAND: invalid choice: '([^']*)'", message)
     if command:
-        return did_you_mean(command[1], [*COMMANDS, "version", *EVENTS])
-    flags = [flag_name(name) for name in FIELDS] + ["--config", "--help", "--version", "--dry-run", "--all", "--json"]
+        return did_you_mean(command[1], [*COMMANDS, "version", "token", *EVENTS, "new"])
+    flags = [flag_name(name) for name in FIELDS] + OTHER_FLAGS
     for word in message.removeprefix("unrecognized arguments: ").split():
         flag = word.partition("=")[0].rstrip(":")
         if flag.startswith("-") and flag not in flags:
@@ -154,6 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
             add_events(commands.add_parser(name, help=text, description=text))
         else:
             add_command(commands, name, text, f"{name} {USAGE.get(name, '')}", partial(add_own_options, name))
+    add_token(commands.add_parser("token", help=TOKEN, description=TOKEN))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -195,6 +204,14 @@ def add_event_options(name: str, action: argparse.ArgumentParser) -> None:
     if name != "list":
         count: Any = {"show": 1, "retry": "*", "drop": "+"}[name]
         action.add_argument("ids", nargs=count, metavar="ID", help="the id of an event, as `list` prints it")
+
+
+def add_token(parser: argparse.ArgumentParser) -> None:
+    """Add the command that makes API tokens."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    new = actions.add_parser("new", help=NEW_TOKEN, description=NEW_TOKEN)
+    new.add_argument("name", metavar="NAME", help="the owner of the uploads that are made with the token")
+    new.add_argument("--scope", action="append", default=[], metavar="SCOPE", help=f"one of {', '.join(SCOPES)}")
 
 
 def add_own_options(name: str, command: argparse.ArgumentParser) -> None:
@@ -271,6 +288,7 @@ def check(settings: Settings) -> None:
     """
     service = build_service(settings, EventBus())
     build_sinks(settings)
+    build_authenticator(settings)
 
     async def open_and_close() -> None:
         async with opened(service, settings):
@@ -362,6 +380,15 @@ def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool
         return fail(error.message, 1)
     print(f"{summary.copied} {'to import' if dry_run else 'imported'}, {summary.skipped} there already")
     return fail(f"{summary.refused} not imported", 1) if summary.refused else 0
+
+
+def run_token_command(name: str, scopes: Sequence[str]) -> int:
+    """Print a new API token; return the exit code."""
+    try:
+        run_token(name, scopes)
+    except ValueError as error:
+        return fail(f"token new: {error}")
+    return 0
 
 
 def run_events_command(settings: Settings, *, action: str, ids: Sequence[str], everything: bool, as_json: bool) -> int:

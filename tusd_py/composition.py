@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from tusd_py.auth.make import make_authenticator
 from tusd_py.backends.disk.files import Modes
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.contracts.auth import Authenticator
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.outbox import Outbox
@@ -26,6 +28,7 @@ from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
 from tusd_py.hooks.make import Hooks
+from tusd_py.http.access import AccessControl
 from tusd_py.http.app import UploadApp
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.offload import DownloadOffload
@@ -171,8 +174,36 @@ async def opened_outbox(settings: Settings) -> AsyncIterator[Outbox]:
         await state.close()
 
 
-def build_application(settings: Settings, service: UploadService, events: EventBus, urls: UrlBuilder) -> UploadApp:
-    """Build the ASGI application of tus for a service."""
+def build_authenticator(settings: Settings, given: Authenticator | None = None) -> Authenticator | None:
+    """Build what finds the senders of requests; None if everybody may do everything. Blocks: reads the files with keys.
+
+    `given` is an authenticator of the application in place of that of the settings. Raises `InvalidSettings`.
+    """
+    cross_origin = CrossOrigin(settings.cors_origins, credentials=settings.cors_credentials)
+    try:
+        chosen = make_authenticator(settings.jwt, settings.api_tokens_file, settings.auth_cookie, cross_origin.allows)
+    except ValueError as error:
+        raise InvalidSettings(f"authentication: {error}") from error
+    if given is None:
+        return chosen
+    if chosen is not None:
+        raise InvalidSettings("authenticator takes the place of jwt_*, jwks_url and api_tokens_file: give one of them")
+    if not isinstance(given, Authenticator):
+        raise InvalidSettings("the given authenticator lacks the method authenticate")
+    return given
+
+
+def build_application(
+    settings: Settings,
+    service: UploadService,
+    events: EventBus,
+    urls: UrlBuilder,
+    authenticator: Authenticator | None = None,
+) -> UploadApp:
+    """Build the ASGI application of tus for a service; without an authenticator everybody may do everything."""
+    access = None
+    if authenticator is not None:
+        access = AccessControl(authenticator, service, public_downloads=settings.public_downloads)
     features = Features(
         creation_with_upload=not settings.disable_creation_with_upload,
         creation_defer_length=not settings.disable_creation_defer_length,
@@ -192,6 +223,7 @@ def build_application(settings: Settings, service: UploadService, events: EventB
         idle_timeout=settings.idle_timeout,
         min_rate=settings.min_rate,
         is_draining=lambda: service.is_draining,
+        access=access,
     )
 
 

@@ -13,14 +13,17 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
+from tusd_py.auth.token_authenticator import TokenAuthenticator
 from tusd_py.composition import (
     GivenComponents,
     build_application,
+    build_authenticator,
     build_service,
     close_service,
     open_service,
     refuse_two_choices,
 )
+from tusd_py.contracts.auth import Authenticator
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
@@ -86,6 +89,7 @@ class TusServer:
         storage: Storage | None = None,
         state: StateStore | None = None,
         locker: Locker | None = None,
+        authenticator: Authenticator | None = None,
         **overrides: Unpack[SettingsOverrides],
     ) -> None:
         """Build every component, without I/O.
@@ -99,6 +103,8 @@ class TusServer:
             state: keeps the records, in place of SQLite in the upload directory or Redis.
             locker: decides who may write, in place of file locks in the upload directory or Redis. A state store
                 that several hosts share needs a locker that they share too.
+            authenticator: finds the senders of requests, and may decide what they may do (`docs/security.md`), in place
+                of the tokens that the settings choose.
             **overrides: single settings (`docs/configuration.md`); one that is not given comes from its variable
                 TUSD_PY_*, if that is set. `hooks` may be an object with async methods `pre_create`, `post_finish` and
                 so on (`docs/hooks.md`).
@@ -113,6 +119,7 @@ class TusServer:
             overrides["hooks"], given_hooks = given_hooks, None
         self.settings = _effective(settings, overrides)
         self._hooks = build_hooks(self.settings, given_hooks)
+        self._authenticator = build_authenticator(self.settings, authenticator)
         for group, component in ((STORAGES, storage), (STATE_STORES, state), (LOCKERS, locker)):
             if component is not None:
                 check_component(group, component, "the given component")
@@ -133,7 +140,7 @@ class TusServer:
             self.settings, self.events, self.metrics, given=self._given_components, hooks=self._hooks
         )
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
-        self._application = build_application(self.settings, self.service, self.events, self.urls)
+        self._application = build_application(self.settings, self.service, self.events, self.urls, self._authenticator)
         self._delivery = build_delivery(self.settings, self.service, self._hooks, self.metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle_lock = asyncio.Lock()  # held while the server starts or shuts down
@@ -354,6 +361,8 @@ class TusServer:
             if self._scheduler is not None:
                 await self._scheduler.stop()
             self._signals.stop()
+            if isinstance(self._authenticator, TokenAuthenticator):
+                await self._authenticator.close()
             await self.events.close(max(0.0, self._grace_deadline() - asyncio.get_running_loop().time()))
             if self._delivery is not None:
                 await self._delivery.stop(self._grace_deadline() - asyncio.get_running_loop().time())

@@ -78,6 +78,7 @@ def test_every_flag_in_the_documents_exists() -> None:
     switches = {flag.replace("--", "--no-", 1) for flag in flags}
     others = {"--help", "--version", "--config", "--dry-run", "--workers", "--write", "--tusd", "--only", "--baseline"}
     others |= {"--json", "--all"}  # of `tusd-py events`
+    others |= {"--scope"}  # of `tusd-py token`
     text = "".join(document.read_text() for document in DOCUMENTS if document.name != "performance.md")
     mentioned = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", text))
     assert mentioned <= flags | switches | others
@@ -178,6 +179,8 @@ def test_operations_page_names_every_field_of_the_lines_of_requests_and_uploads(
         offset_after=3,
         client="127.0.0.1",
         request_id="1",
+        principal="ann",
+        refusal="another owner",
     )
     with caplog.at_level(logging.INFO):
         events.publish(request)

@@ -46,7 +46,7 @@ def test_metric_named_in_alert_exists() -> None:
     [
         (
             "Each request is one line",
-            RequestFinished("PATCH", "/files/a", 423, 1.0, "ERR", "a", 1, 1, 0, 1, "::1", "r"),
+            RequestFinished("PATCH", "/files/a", 423, 1.0, "ERR", "a", 1, 1, 0, 1, "::1", "r", "ann", "another owner"),
         ),
         (
             "Each finished upload is one line",

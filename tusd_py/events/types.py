@@ -151,6 +151,8 @@ class RequestFinished:
     offset_after: int | None = None
     client: str = ""
     request_id: str = ""
+    principal: str = ""  # the authenticated sender
+    refusal: str = ""  # why the request was not let in
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from tusd_py.core.errors import (
 from tusd_py.core.upload import is_upload_id
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished
+from tusd_py.http.access import AccessControl
 from tusd_py.http.body import RequestBody
 from tusd_py.http.body_extension import body_extension_of
 from tusd_py.http.cors import CrossOrigin, RawHeaders
@@ -86,8 +87,13 @@ class UploadApp:
         idle_timeout: float,
         min_rate: float,
         is_draining: Callable[[], bool],
+        access: AccessControl | None = None,
     ) -> None:
-        """Take the timeout in seconds, the rate in bytes a second, and whether the server is about to end."""
+        """Take the timeout in seconds, the rate in bytes a second, and whether the server is about to end.
+
+        `access` decides about requests; without it all are let in.
+        """
+        self._access = access
         self._is_draining = is_draining
         self._protocol = protocol
         self._events = events
@@ -142,7 +148,10 @@ class UploadApp:
         """Run the handler of a request and return its response, or None if the client has disconnected."""
         try:
             request.body.declared_size = declared_size(request.headers)
-            return await self._route(request)(request)
+            handler = self._route(request)
+            if self._access is not None:
+                await self._access.admit(request)
+            return await handler(request)
         except ClientDisconnected:
             return None
         except CodedError as error:
@@ -316,6 +325,8 @@ def _finished(request: Request, status: int, code: str, seconds: float) -> Reque
         offset_after=request.offset_after,
         client=request.client,
         request_id=request.headers.get("x-request-id", "")[:REQUEST_ID_LENGTH],
+        principal="" if request.principal is None else request.principal.owner,
+        refusal=request.refusal,
     )
 
 

@@ -29,6 +29,7 @@ EXPOSED_HEADERS = (
     "Tus-Max-Size",
     "Tus-Checksum-Algorithm",
     "Retry-After",
+    "WWW-Authenticate",
     "X-Request-ID",
 )
 NEEDED_METHODS = ("POST", "HEAD", "PATCH", "DELETE")
@@ -56,6 +57,11 @@ class CrossOrigin:
         )
         self._is_explicit = credentials or not any_origin
         self._is_enabled = bool(origins)
+        self._origins = tuple(origins)
+
+    def allows(self, origin: str) -> bool:
+        """Return whether pages of an origin are named among those that may upload; `*` names none."""
+        return "*" not in self._origins and self._rules.is_allowed_origin(origin)
 
     def preflight(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
         """Return the response to a preflight request; None for any other request."""
@@ -115,7 +121,8 @@ def _missing_arguments(methods: Iterable[str], headers: Iterable[str], exposed: 
     allowed = {name.lower() for name in headers}
     if "*" not in allowed and not {name.lower() for name in NEEDED_HEADERS} <= allowed:
         missing.append('allow_headers=["*"]')
+    needed = set(EXPOSED_HEADERS) - {"WWW-Authenticate"}
     exposed_names = {name.lower() for name in exposed or ()}  # the middleware replaces the list of this server by them
-    if exposed_names and "*" not in exposed_names and not {name.lower() for name in EXPOSED_HEADERS} <= exposed_names:
+    if exposed_names and "*" not in exposed_names and not {name.lower() for name in needed} <= exposed_names:
         missing.append(f"no expose_headers, or with {', '.join(EXPOSED_HEADERS)}")
     return ", ".join(missing)

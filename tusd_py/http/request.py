@@ -10,9 +10,11 @@ from urllib.parse import unquote
 
 from starlette.types import Scope, Send
 
+from tusd_py.contracts.auth import Principal
 from tusd_py.contracts.storage import OpenFile
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.request_context import RequestContext
+from tusd_py.core.upload import Upload
 from tusd_py.http.body import RequestBody
 from tusd_py.http.body_extension import BODY_EXTENSION
 from tusd_py.http.cors import CrossOrigin, RawHeaders
@@ -39,6 +41,9 @@ class Request:
         self.body = body
         self.headers = headers
         self.sends_files = False  # whether the response may be a file
+        self.principal: Principal | None = None  # the authenticated sender
+        self.may_use: Callable[[Upload], Awaitable[bool]] | None = None  # see `NewUpload`
+        self.refusal = ""  # why the request was not let in, for the log
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream
         self.offset_before: int | None = None
@@ -56,17 +61,26 @@ class Request:
         """Whether the client waits for `100 Continue` before it sends the body (RFC 9110, section 10.1.1)."""
         return self.headers.get("expect", "").lower() == "100-continue" and not self.body.started
 
+    @property
+    def is_plain_head(self) -> bool:
+        """Whether a client that does not speak tus asks for the header fields of a download (`curl -I`)."""
+        return "tus-resumable" not in self.headers and self.scope["method"] == "HEAD" and self.method == "HEAD"
+
     def context(self) -> RequestContext:
         """Return the request context for the service and the events."""
         scope = self.scope
         query, peer = scope.get("query_string"), scope.get("client")
+        principal = self.principal
         return RequestContext(
             self.method,
             self.path,
             self.headers,
             self.client,
+            None if principal is None else principal.owner,
             query=query.decode("latin-1") if query else "",
             port=(peer[1] or 0) if peer and peer[0] == self.client else 0,
+            scopes=frozenset() if principal is None else principal.scopes,
+            scope=scope,
         )
 
     def integer(self, name: str, code: str) -> int | None:

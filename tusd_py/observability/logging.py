@@ -70,6 +70,8 @@ def _log_request(event: RequestFinished) -> None:
         "duration_ms": round(event.seconds * 1000, 1),
         "bytes": event.bytes_received or event.bytes_sent,
         "client": event.client,
+        "principal": event.principal,
+        "refusal": event.refusal,
         "upload": event.upload_id,
         "offset_before": event.offset_before,
         "offset_after": event.offset_after,

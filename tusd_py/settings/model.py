@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from tusd_py.auth.config import JwtConfig
 from tusd_py.backends.redis.config import RedisConfig
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.core.durability import Durability
@@ -25,6 +26,7 @@ from tusd_py.outbox.config import EventsConfig
 from tusd_py.settings.overrides import SettingsOverrides
 from tusd_py.settings.parsing import (
     check_base_path,
+    check_cookie_name,
     check_directory,
     check_directory_mode,
     check_file_mode,
@@ -42,6 +44,7 @@ GROUPS: Mapping[str, type[BaseModel]] = {
     "s3": S3Config,
     "events": EventsConfig,
     "hooks": HooksConfig,
+    "jwt": JwtConfig,
 }
 
 
@@ -49,6 +52,7 @@ UNUSUAL_NAMES = {
     ("redis", "lock_ttl"): "lock_ttl",
     ("hooks", "python"): "hooks",
     ("hooks", "progress_interval"): "progress_hooks_interval",
+    ("jwt", "jwks_url"): "jwks_url",
 }
 
 
@@ -62,8 +66,8 @@ class Settings(BaseSettings):
 
     A setting that is not given comes from its variable (`TUSD_PY_MAX_SIZE` for `max_size`), else it has its default.
     docs/configuration.md describes each; the keyword arguments of `TusServer` have the same names. Those of
-    Redis, S3, events and hooks are given by names that begin with `redis_`, `s3_`, `events_` and `hooks_`, and read as
-    `settings.redis`, `settings.s3`, `settings.events` and `settings.hooks`, the configurations that these parts take.
+    Redis, S3, events, hooks and tokens are given by names that begin with `redis_`, `s3_`, `events_`, `hooks_` and
+    `jwt_`, and read as `settings.redis` and so on, the configurations that these parts take.
 
     Example::
 
@@ -194,6 +198,14 @@ class Settings(BaseSettings):
     shutdown_grace: Seconds = Field(default=10, gt=0, description="time that running requests have to end at shutdown")
     events: EventsConfig = EventsConfig()
     hooks: HooksConfig = HooksConfig()
+    jwt: JwtConfig = JwtConfig()
+    api_tokens_file: Path | None = Field(
+        default=None, description="file with API tokens, one a line: name:SHA-256 of the token in hex[:scope,...]"
+    )
+    auth_cookie: Annotated[str, AfterValidator(check_cookie_name)] = Field(
+        default="", description="name of a cookie that may hold a token in place of Authorization"
+    )
+    public_downloads: bool = Field(default=False, description="let anybody download finished uploads")
     log_format: Literal["text", "json"] = Field(default="text", description="format of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log lines to write"

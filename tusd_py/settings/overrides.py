@@ -92,6 +92,17 @@ class SettingsOverrides(TypedDict, total=False):
     hooks_dir_timeout: Duration
     hooks_enabled_events: Names
     progress_hooks_interval: Duration
+    jwt_secret_file: Path | str | None
+    jwt_key_file: Path | str | None
+    jwks_url: str | None
+    jwt_issuer: str | None
+    jwt_audience: str | None
+    jwt_leeway: Duration
+    jwt_owner_claim: str
+    jwt_scope_claim: str
+    api_tokens_file: Path | str | None
+    auth_cookie: str
+    public_downloads: bool
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
     disable_malloc_tuning: bool

@@ -16,6 +16,7 @@ PUBLIC_URL = re.compile(
     r"https?://(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%-]+)*"
 )
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?/?")
+COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 HOST = re.compile(r"[^\s/?#@\[\]]+|\[[0-9A-Fa-f:.%]+[^\s\[\]]*\]")
 PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 RESERVED_PATHS = ("/healthz", "/readyz", "/metrics")
@@ -51,6 +52,13 @@ def check_base_path(value: str) -> str:
     if path in RESERVED_PATHS:
         raise ValueError(f"another path than {', '.join(RESERVED_PATHS)}")
     return path
+
+
+def check_cookie_name(value: str) -> str:
+    """Return the name of a cookie; empty for none."""
+    if value and not COOKIE_NAME.fullmatch(value):
+        raise ValueError("the name of a cookie, such as session")
+    return value
 
 
 def check_offload_prefix(value: str) -> str:

@@ -34,6 +34,7 @@ PLAIN_REASONS = {
 }  # instead of texts of pydantic
 URL_LISTS = ("hooks_http", "events_to")  # settings that are lists of URLs with tokens
 EXCLUSIVE = (("storage_plugin", "s3_bucket"), ("state_plugin", "redis_url"), ("locker_plugin", "redis_url"))
+TOKEN_KEYS = ("jwt_secret_file", "jwt_key_file", "jwks_url")  # of which one makes the server accept JSON Web Tokens
 REQUIRED_SETTINGS = ("s3_bucket", "redis_url")  # each enables the other settings with the same first word
 
 
@@ -109,6 +110,7 @@ def cross_check(
         if value_of(settings, plugin) and value_of(settings, other):
             raise InvalidSettings(f"{where(plugin)} takes the place of {name_of(other)}: give one of them")
     _check_offload(settings, where, name_of)
+    _check_authentication(settings, where, name_of)
     if settings.cors_credentials and any(_is_anyone(origin) for origin in settings.cors_origins):
         raise InvalidSettings(
             f"{where('cors_credentials')} needs {name_of('cors_origins')} that names the origins:"
@@ -125,6 +127,25 @@ def _check_offload(settings: Settings, where: Callable[[str], str], name_of: Cal
     name = "download_offload_prefix"
     if value_of(settings, name) != default_of(name) and settings.download_offload != "x-accel-redirect":
         raise InvalidSettings(f"{where(name)} needs {name_of('download_offload')}=x-accel-redirect")
+
+
+def _check_authentication(settings: Settings, where: Callable[[str], str], name_of: Callable[[str], str]) -> None:
+    used = [name for name in TOKEN_KEYS if value_of(settings, name)]
+    if len(used) > 1:
+        raise InvalidSettings(f"{where(used[1])} takes the place of {name_of(used[0])}: give one of them")
+    for name in FIELDS:
+        if name.startswith("jwt_") and not used and value_of(settings, name) != default_of(name):
+            raise InvalidSettings(f"{where(name)} needs one of {', '.join(map(name_of, TOKEN_KEYS))}")
+    if not settings.auth_cookie:
+        return
+    if not used and settings.api_tokens_file is None:
+        needed = ", ".join(map(name_of, (*TOKEN_KEYS, "api_tokens_file")))
+        raise InvalidSettings(f"{where('auth_cookie')} needs one of {needed}")
+    if not settings.cors_origins or any(_is_anyone(origin) for origin in settings.cors_origins):
+        raise InvalidSettings(
+            f"{where('auth_cookie')} needs {name_of('cors_origins')} that names the origins of the pages with the"
+            " cookie: any other site could act for those who are logged in"
+        )
 
 
 def _is_anyone(origin: str) -> bool:

@@ -75,7 +75,7 @@ class Decisions:
             metadata=metadata,
             expires_at=None if changes.expires_at is None else float(changes.expires_at),
             owner=changes.owner,
-            max_size=changes.max_size,
+            max_size=min((size for size in (new.max_size, changes.max_size) if size is not None), default=None),
             path=changes.path,
         )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.errors import UploadExists, UploadGone, UploadNotFound
-from tusd_py.core.upload import Status, Upload
+from tusd_py.core.upload import Status, Upload, new_upload_id
 from tusd_py.uploads.components import Components
 
 
@@ -39,6 +39,18 @@ class RecordReader:
         if await self._has_ended(upload) and not await self._was_finished(upload):
             raise UploadGone if self._options.gone_for else UploadNotFound
         return upload
+
+    async def find(self, upload_id: str) -> Upload | None:
+        """Return the record as committed, also of an upload that has ended; None if there is none."""
+        upload = self.get_at_once(upload_id) or await self._state.get(upload_id)
+        if upload is None:
+            with contextlib.suppress(UploadNotFound):
+                return await self._restore(upload_id)
+        return upload
+
+    async def miss(self) -> None:
+        """Look for the completion record of an upload that does not exist, as `find` does for every unknown one."""
+        await self.load_completion_record(new_upload_id())
 
     def get_at_once(self, upload_id: str) -> Upload | None:
         """Return the record as committed, if that takes no waiting and no other lookup; otherwise None."""

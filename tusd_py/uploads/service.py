@@ -147,6 +147,25 @@ class UploadService:
         """Return the record as committed, see `RecordReader.get`; raises `UploadNotFound` or `UploadGone`."""
         return await self._records.get(upload_id, lock)
 
+    async def find(self, upload_id: str) -> Upload | None:
+        """Return the record of an upload, also of one that has ended; None if there is none.
+
+        Raises `BrokenRecord`, `StateUnavailable`.
+        """
+        return await self._records.find(upload_id)
+
+    async def miss(self) -> None:
+        """Take the time that `find` takes for an unknown upload, beyond that of reading a record."""
+        await self._records.miss()
+
+    async def is_complete(self, upload_id: str) -> bool:
+        """Return whether an upload exists and can be read."""
+        try:
+            await self.get_completed(upload_id)
+        except (UploadNotFound, UploadGone):
+            return False
+        return True
+
     async def get_completed(self, upload_id: str) -> Upload:
         """Return the record of a complete upload; raises `UploadNotFound` for any other."""
         upload = await self.get(upload_id)
@@ -261,7 +280,7 @@ class UploadService:
         if self._decisions.asks(HookType.PRE_CREATE):
             existing = await self.state.get(upload_id)
             if existing is None or existing.is_gone(self.clock.steady()):
-                partials = [await self.get(partial_id) for partial_id in new.partial_ids]
+                partials = await self._partials_of(new)
                 preview = new_final(upload_id, new, partials, self.options, self.clock.wall())
                 new = await self._decisions.on_creation(new, preview)
                 upload_id = new.id or upload_id
@@ -278,8 +297,9 @@ class UploadService:
         if existing is not None and existing.partial_ids != new.partial_ids:  # the application chose its id
             raise UploadExists
         if existing is not None and not existing.is_gone(self.clock.steady()):
+            await _refuse_stranger(new, existing)
             return await self._recover_created(existing, lock, new.context)
-        partials = [await self.get(partial_id) for partial_id in new.partial_ids]
+        partials = await self._partials_of(new)
         upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
         if existing is not None:
             await self.state.delete(lock.upload_id, lock.token)
@@ -294,6 +314,19 @@ class UploadService:
         except HookUnavailable as error:
             error.created = final.id
             raise
+
+    async def _partials_of(self, new: NewUpload) -> Sequence[Upload]:
+        """Return the partial uploads of a final one; one of another principal is as one that does not exist."""
+        partials = []
+        for partial_id in new.partial_ids:
+            try:
+                partial = await self.get(partial_id)
+            except UploadGone:
+                await _refuse_stranger(new, await self.find(partial_id))
+                raise
+            await _refuse_stranger(new, partial)
+            partials.append(partial)
+        return partials
 
     def partial_ended(self, event: PartialFinished | UploadTerminated | UploadExpired) -> None:
         """Resume the final uploads that waited for this partial one, or remove those that have lost it."""
@@ -444,3 +477,9 @@ class UploadService:
     async def close(self) -> None:
         """Refuse all work from now on, and wait until no work is left."""
         await self._work.close()
+
+
+async def _refuse_stranger(new: NewUpload, upload: Upload | None) -> None:
+    """Raise `UploadNotFound` unless the sender of a request for a new upload may use another one."""
+    if new.may_use is not None and (upload is None or not await new.may_use(upload)):
+        raise UploadNotFound

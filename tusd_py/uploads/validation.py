@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from tusd_py.core.errors import FinalUploadModified, InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
@@ -24,12 +25,14 @@ class NewUpload:
     concat_header: str | None = None
     partial_ids: tuple[str, ...] = ()
     context: RequestContext | None = None
-    # Choices of the application, in place of those of the server.
+    # Choices of the application or of the authentication, in place of those of the server.
     id: str | None = None
     expires_at: float | None = None
     owner: str | None = None
     max_size: int | None = None
     path: str | None = None
+    # Whether the sender may use a partial upload, or be given a final one again; None: anybody may.
+    may_use: Callable[[Upload], Awaitable[bool]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

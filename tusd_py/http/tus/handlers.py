@@ -133,6 +133,8 @@ class TusHandlers:
             concat_header=request.headers.get("upload-concat"),
             partial_ids=partial_ids,
             context=request.context(),
+            max_size=None if request.principal is None else request.principal.max_size,
+            may_use=request.may_use,
         )
 
     def _concatenation(self, request: Request) -> tuple[UploadKind, tuple[str, ...]]:
@@ -203,10 +205,9 @@ class TusHandlers:
         return TrailingChecksum(trailing_checksum)
 
     async def head(self, request: Request) -> Response:
-        is_plain_http = "tus-resumable" not in request.headers and request.scope["method"] == "HEAD"
         no_store = {"Cache-Control": "no-store"}
         try:
-            if is_plain_http and self._features.download:
+            if request.is_plain_head and self._features.download:
                 return await self._describe(request)
             check_version(request)
             upload = await self._service.inspect(request.upload_id)

@@ -1,0 +1,170 @@
+"""Authenticators of applications: the example of docs/security.md, rules of their own, and their failures."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from tests.support.harness import ROOT
+from tusd_py import (
+    Action,
+    AuthenticationUnavailable,
+    Decision,
+    InvalidCredentials,
+    InvalidSettings,
+    Principal,
+    RequestContext,
+    TusServer,
+    Upload,
+    create_app,
+)
+from tusd_py.http import access
+
+TUS = {"Tus-Resumable": "1.0.0"}
+BYTES = {**TUS, "Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+
+
+class ByHeader:
+    """An authenticator that knows senders by the field X-User, and raises what the test wants."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.asked: list[RequestContext] = []
+
+    async def authenticate(self, context: RequestContext) -> Principal | None:
+        self.asked.append(context)
+        if self.error is not None:
+            raise self.error
+        user = context.headers.get("x-user")
+        return Principal(user) if user else None
+
+
+class ByRules(ByHeader):
+    """An authenticator with rules of its own: everybody may look, and only bob may remove."""
+
+    def __init__(self, decision: Decision = Decision.FORBID) -> None:
+        super().__init__()
+        self.decision = decision
+        self.questions: list[tuple[str | None, Action, str]] = []
+
+    async def authorize(self, context: RequestContext, action: Action, upload: Upload | None) -> Decision:
+        self.questions.append((context.principal, action, upload.owner if upload else ""))
+        if action in (Action.CREATE, Action.INSPECT, Action.APPEND, Action.CONCATENATE):
+            return Decision.ALLOW
+        return Decision.ALLOW if context.principal == "bob" else self.decision
+
+
+def as_user(name: str, **headers: str) -> dict[str, str]:
+    return {**TUS, "X-User": name, **{key.replace("_", "-"): value for key, value in headers.items()}}
+
+
+def app_with(authenticator: Any, folder: Path) -> Starlette:
+    return create_app(upload_dir=folder / "uploads", authenticator=authenticator)
+
+
+def test_senders_are_those_of_the_application(tmp_path: Path) -> None:
+    authenticator = ByHeader()
+    with TestClient(app_with(authenticator, tmp_path)) as client:
+        assert client.post("/files", headers={**TUS, "Upload-Length": "4"}).status_code == 401
+        created = client.post("/files", headers=as_user("ann", Upload_Length="4"))
+        assert created.status_code == 201
+        url = created.headers["Location"]
+        assert client.patch(url, headers=BYTES | as_user("bob"), content=b"four").status_code == 404
+        assert client.patch(url, headers=BYTES | as_user("ann"), content=b"four").status_code == 204
+        assert client.get(url, headers=as_user("ann")).content == b"four"
+        assert client.get("/healthz").status_code == 200
+    assert [context.method for context in authenticator.asked] == ["POST", "POST", "PATCH", "PATCH", "GET"]
+    assert all(context.scope["type"] == "http" for context in authenticator.asked)
+
+
+@pytest.mark.parametrize(("decision", "status"), [(Decision.FORBID, 403), (Decision.HIDE, 404)])
+def test_rules_are_those_of_the_application(tmp_path: Path, decision: Decision, status: int) -> None:
+    authenticator = ByRules(decision)
+    with TestClient(app_with(authenticator, tmp_path)) as client:
+        url = client.post("/files", headers=as_user("ann", Upload_Length="0")).headers["Location"]
+        assert client.head(url, headers=as_user("eve")).status_code == 200
+        assert client.delete(url, headers=as_user("ann")).status_code == status
+        assert client.delete(url, headers=as_user("bob")).status_code == 204
+    assert authenticator.questions == [
+        ("ann", Action.CREATE, ""),
+        ("eve", Action.INSPECT, "ann"),
+        ("ann", Action.TERMINATE, "ann"),
+        ("bob", Action.TERMINATE, "ann"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "head"),
+    [
+        (InvalidCredentials("expired"), 401, 401),
+        (AuthenticationUnavailable(), 503, 423),
+        (RuntimeError("a defect"), 503, 423),
+        (KeyError("user"), 503, 423),
+    ],
+)
+def test_nobody_is_let_in_without_an_answer(tmp_path: Path, error: Exception, status: int, head: int) -> None:
+    authenticator = ByHeader()
+    with TestClient(app_with(authenticator, tmp_path)) as client:
+        url = client.post("/files", headers=as_user("ann", Upload_Length="4")).headers["Location"]
+        authenticator.error = error
+        assert client.post("/files", headers=as_user("ann", Upload_Length="4")).status_code == status
+        assert client.patch(url, headers=BYTES | as_user("ann"), content=b"four").status_code == status
+        assert client.head(url, headers=as_user("ann")).status_code == head
+        authenticator.error = None
+        assert client.head(url, headers=as_user("ann")).headers["Upload-Offset"] == "0"
+
+
+def test_answer_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "TIMEOUT", 0.1)
+    monkeypatch.setattr(access, "HEAD_TIMEOUT", 0.1)
+
+    class Silent:
+        async def authenticate(self, context: RequestContext) -> Principal | None:
+            await asyncio.Event().wait()
+            return None
+
+    with TestClient(app_with(Silent(), tmp_path)) as client:
+        assert client.post("/files", headers={**TUS, "Upload-Length": "4"}).status_code == 503
+        assert client.head("/files/unknown", headers=TUS).status_code == 423
+
+
+def test_authenticator_needs_its_method_and_takes_the_place_of_the_settings(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="lacks the method authenticate"):
+        TusServer(upload_dir=tmp_path, authenticator=object())  # type: ignore[arg-type]
+    (tmp_path / "secret").write_text("a secret")
+    with pytest.raises(InvalidSettings, match="give one of them"):
+        TusServer(upload_dir=tmp_path, authenticator=ByHeader(), jwt_secret_file=tmp_path / "secret")
+
+
+@pytest.mark.parametrize("owner", ["", " ann", "a\n", "a" * 256])
+def test_principal_needs_an_owner_that_a_record_can_name(owner: str) -> None:
+    with pytest.raises(ValueError, match="printable"):
+        Principal(owner)
+
+
+def test_example_of_the_page_knows_users_by_their_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "security.md").read_text(), re.DOTALL)[0]
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, "security.md", "exec", dont_inherit=True), names)
+
+    async def log_in(request: Request) -> PlainTextResponse:
+        request.session["user"] = "ann"
+        return PlainTextResponse("welcome")
+
+    names["app"].router.routes.append(Route("/login", log_in, methods=["POST"]))
+    with TestClient(names["app"]) as client:
+        assert client.post("/files", headers={**TUS, "Upload-Length": "4"}).status_code == 401
+        client.post("/login")
+        created = client.post("/files", headers={**TUS, "Upload-Length": "4"})
+        assert created.status_code == 201
+        assert client.head(created.headers["Location"], headers=TUS).status_code == 200
