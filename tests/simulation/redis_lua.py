@@ -13,7 +13,7 @@ from tests.simulation.redis_wire import Double, Map, RedisError, Status, Verbati
 
 PRELUDE = b"""
 local call, decode = ...
-redis = {call = call, pcall = call}
+redis = {call = call, pcall = call, error_reply = function(text) return {err = text} end}
 cjson = {decode = decode}
 return function(source)
   local script = assert(loadstring(source))
@@ -102,6 +102,8 @@ class _Runtime:
         if isinstance(value, float):
             return int(value)
         if lua_type(value) == "table":
+            if value[b"err"] is not None:
+                raise RedisError(value[b"err"].decode())
             if value[b"ok"] is not None:
                 return Status(value[b"ok"].decode())
             items: list[Any] = []

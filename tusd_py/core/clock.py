@@ -55,16 +55,23 @@ class RemoteClock:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._offset: float | None = None  # other wall clock minus monotonic clock of this host
+        self._error = 0.0  # seconds that this clock may be ahead of the other one
 
     def synchronize(self, wall: float, asked_at: float) -> None:
         """Set this clock to the answer `wall` of the other one; `asked_at` is the monotonic time of the question."""
-        self._offset = wall - (asked_at + self._clock.monotonic()) / 2
+        now = self._clock.monotonic()
+        self._offset = wall - (asked_at + now) / 2
+        self._error = (now - asked_at) / 2
 
     def wall(self) -> float:
         """Return the seconds since the epoch on the other machine."""
         if self._offset is None:
             return self._clock.wall()
         return self._clock.monotonic() + self._offset
+
+    def earliest(self) -> float:
+        """Return the time on the other machine at the earliest, however long its last answer was on the way."""
+        return self.wall() - self._error
 
     def monotonic(self) -> float:
         """Return the monotonic time of this host, in seconds."""

@@ -58,6 +58,7 @@ VERSION = re.compile(r"redis_version'?: ?'?([0-9]+)\.([0-9]+)")
 MEMORY_POLICY = re.compile(r"maxmemory_policy'?: ?'?([a-z-]+)")
 MEMORY_LIMIT = re.compile(r"maxmemory'?: ?'?([0-9]+)")
 SCAN_COUNT = 500
+LATE = "LATE"  # the code of a refusal, see `deadline.lua`
 # Errors of redis-py, which raises RedisClusterException for clusters, and of the network.
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 # Errors that another attempt would repeat.
@@ -140,15 +141,36 @@ class RedisConnection:
         self, script: Script, keys: Sequence[str], arguments: Sequence[Any], timeout: float = RETRY_DEADLINE
     ) -> Any:
         """Run a script and return its result. `timeout` is the time for all attempts, in seconds."""
-        count = len(keys)
+        words = (len(keys), *keys, *arguments)
+        if not script.has_deadline:
+            return await self._call(script.name, lambda deadline: self._send_script(script, words, deadline), timeout)
+        return await self._call(script.name, lambda deadline: self._run_before(script, words, deadline), timeout)
 
-        async def call(deadline: float) -> Any:
+    async def _run_before(self, script: Script, words: Sequence[Any], deadline: float) -> Any:
+        """Run a script that Redis refuses after the deadline, by its clock as this process knows it.
+
+        A refusal tells the time: the clock may have jumped, or that of another node is needed.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            if now >= deadline:
+                raise TimeoutError("too late")
+            asked_at = self.clock.monotonic()
+            last_moment = int((self.clock.earliest() + deadline - now) * 1e6)
             try:
-                return await self._send(("EVALSHA", script.digest, count, *keys, *arguments), deadline)
-            except NoScriptError:
-                return await self._send(("EVAL", script.source, count, *keys, *arguments), deadline)
+                return await self._send_script(script, (*words, last_moment), deadline)
+            except ResponseError as error:
+                code, *time_there = str(error).split(" ")
+                if code != LATE:
+                    raise
+                self.clock.synchronize(seconds_of(time_there), asked_at)
 
-        return await self._call(script.name, call, timeout)
+    async def _send_script(self, script: Script, words: Sequence[Any], deadline: float) -> Any:
+        try:
+            return await self._send(("EVALSHA", script.digest, *words), deadline)
+        except NoScriptError:
+            return await self._send(("EVAL", script.source, *words), deadline)
 
     async def ask_for_time(self) -> None:
         """Set the clock to that of Redis."""

@@ -290,7 +290,7 @@ class RedisState:
         if after.status in ENDED_STATUSES:
             await self._redis.run(NOTE_DUE, [self._keys.due], [score, after.id])
         else:
-            await self._redis.command("ZADD", self._keys.due, score, after.id)
+            await self._redis.command("ZADD", self._keys.due, "LT", score, after.id)  # it may arrive late
 
     async def _correct(self, upload_id: str, score: float, upload: Upload | None) -> None:
         """Move an entry of the index of due uploads to the time in the record, or remove it."""

@@ -1,13 +1,14 @@
 """Lua scripts that Redis runs, one file each; `schema.py` lists the keys and fields that they use.
 
-A script runs as a whole or not at all. All of them are harmless to repeat: the reply of a call may be lost.
+A script runs as a whole or not at all. All of them are harmless to repeat: the reply of a call may be lost. A call that
+its sender has given up, and maybe repeated, can still be on its way: Redis refuses it then (`deadline.lua`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 
@@ -22,21 +23,24 @@ class Script:
         name: the name of the call in metrics.
         text: the Lua code.
         allow_oom: whether it runs although Redis has reached `maxmemory`; for scripts that add little and make room.
+        has_deadline: whether Redis refuses it after the deadline that ends its arguments.
     """
 
     name: str
     text: str
     allow_oom: bool = False
+    has_deadline: bool = True
 
     @cached_property
     def source(self) -> str:
         """The text as it is sent to Redis."""
-        return f"#!lua flags=allow-oom\n{self.text}" if self.allow_oom else self.text
+        flags = "#!lua flags=allow-oom\n" if self.allow_oom else ""
+        return f"{flags}{DEADLINE if self.has_deadline else ''}{self.text}"
 
     @cached_property
     def with_events(self) -> Script:
         """The script that makes the change of this one, and stores events in the same step, see `with_events.lua`."""
-        return Script(self.name, WITH_EVENTS.replace("--CHANGE", self.text), self.allow_oom)
+        return replace(self, text=WITH_EVENTS.replace("--CHANGE", self.text))
 
     @cached_property
     def digest(self) -> str:
@@ -50,17 +54,18 @@ def read(file: str) -> str:
     return INCLUDE.sub(lambda line: read(line[1]), text)
 
 
-def _load(file: str, name: str, *, allow_oom: bool = False) -> Script:
-    return Script(name, read(file), allow_oom)
+def _load(file: str, name: str, *, allow_oom: bool = False, has_deadline: bool = True) -> Script:
+    return Script(name, read(file), allow_oom, has_deadline)
 
 
+DEADLINE = read("deadline")
 WITH_EVENTS = read("with_events")
 
 ACQUIRE = _load("acquire", "acquire")
 # For removing or inspecting an upload: Redis grants this lease even when it has reached `maxmemory`.
 ACQUIRE_WITHOUT_ROOM = _load("acquire", "acquire", allow_oom=True)
 RENEW = _load("renew", "renew", allow_oom=True)
-RELEASE = _load("release", "release", allow_oom=True)
+RELEASE = _load("release", "release", allow_oom=True, has_deadline=False)  # right whenever it arrives
 REQUEST_COMMIT = _load("request_commit", "commit", allow_oom=True)
 ADD_IDS = _load("add_ids", "add", allow_oom=True)  # the sweeper has to go on when Redis is full
 CREATE = _load("create", "create")
