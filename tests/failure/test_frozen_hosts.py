@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from dataclasses import replace
@@ -181,6 +182,30 @@ def test_a_killed_writer_blocks_nobody_for_longer_than_its_lease(tmp_path: Path,
         assert len(files_of(second, path)) == 1
         first.restart()
         assert_content(first.port, path, OLD[:MEBI] + NEW[MEBI:])
+
+
+def test_an_offset_whose_bytes_a_host_took_along_is_told_by_nobody(tmp_path: Path, redis: RedisServer) -> None:
+    """A host lost its power, and with it what was in its memory only; its lease goes on for a moment."""
+    with several_hosts(tmp_path, redis.url, 2) as (first, second):
+        path = create(first.port, len(OLD))
+        told: set[int | None] = set()
+
+        def offset_is_known() -> bool:
+            refused, asked = patch(second.port, path, 0, NEW[:KIBI]), head(second.port, path)
+            assert (refused.status, asked.status) in [(423, 423), (423, 200), (409, 200)], (refused, asked)
+            told.update(answer.offset for answer in (refused, asked) if answer.status != 423)
+            return asked.status == 200
+
+        with stalled_patch(first.port, path, OLD, MEBI):
+            assert offset_of(second.port, path) == MEBI
+            first.kill()
+            (file,) = files_of(second, path)
+            os.truncate(file, KIBI)
+            wait_until(offset_is_known, "the lease has ended", RECOVERY)
+        assert told == {KIBI}
+        complete(second.port, path, OLD[:KIBI] + NEW[KIBI:])
+        assert_content(second.port, path, OLD[:KIBI] + NEW[KIBI:])
+        first.restart()
 
 
 def test_an_upload_whose_writer_was_killed_can_be_terminated(tmp_path: Path, redis: RedisServer) -> None:

@@ -144,7 +144,12 @@ class Appending:
         try:
             return await self._work.acquire(upload_id, holder, 0)
         except LockTimeout:
-            refuse_hopeless(await self._records.get(upload_id), append_request, self._options)
+            record = await self._records.get(upload_id)
+            try:
+                refuse_hopeless(record, append_request, self._options)
+            except OffsetMismatch:  # right only if the storage has the bytes: the holder may be dead, and they with it
+                if record.is_complete or not await self._recovery.lacks_bytes(record):
+                    raise
         return await self._work.acquire(upload_id, holder, self._options.lock_timeout)
 
     async def _refuse_if_ended(self, upload_id: str) -> None:
@@ -177,7 +182,7 @@ class Appending:
             return record, False
         try:
             return await self._append(record, append_request, lock, holder), True
-        except StorageAhead as error:
+        except (StorageAhead, OffsetMismatch) as error:  # the offset of the record is told if the storage has its bytes
             record = await self._recovery.recover(
                 await self._records.get(lock.upload_id), lock.token, append_request.context
             )

@@ -66,8 +66,20 @@ class Inspection:
             return await self._recovery.resume(upload.id)
         if not held and await self._disagrees_with_storage(upload):
             return await self._recovery.resume(upload.id)
-        if held and not answered and await self._has_completion_record(upload):
+        if held and not answered:
+            return await self._inspect_unanswered(upload)
+        return upload
+
+    async def _inspect_unanswered(self, upload: Upload) -> Upload:
+        """Return an upload whose lock holder does not answer, and may have died with bytes that only it had.
+
+        Raises:
+            LockTimeout: the storage lacks bytes; the offset goes back as soon as nobody holds the lock.
+        """
+        if await self._has_completion_record(upload):
             return await self._recovery.resume(upload.id)
+        if await self._recovery.lacks_bytes(upload):
+            raise LockTimeout
         return upload
 
     # Record and storage.

@@ -29,6 +29,7 @@ from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.removal import Removal
 from tusd_py.uploads.waiting_finals import WaitingFinals
 
+LOOK_TIMEOUT = 0.2  # seconds for the size of an upload that another request has locked
 RESUME_TIMEOUT = 1.5  # seconds that a recovery waits for the lock; a HEAD waits twice as long for the recovery
 
 
@@ -52,6 +53,16 @@ class Recovery:
         self._removal = removal
         self._waiting = waiting
         self._work = work
+
+    async def lacks_bytes(self, upload: Upload) -> bool:
+        """Return whether the storage has fewer bytes than the record; False if that takes too long to find out.
+
+        The offset of such a record is no answer: whoever gets the lock next takes it back.
+        """
+        with contextlib.suppress(TimeoutError, UploadError):
+            async with asyncio.timeout(LOOK_TIMEOUT):
+                return await self._storage.stored_size(upload) < upload.offset
+        return False
 
     async def resume(self, upload_id: str) -> Upload:
         """Recover an upload under its lock; return it. The recovery continues after the wait of the caller.
