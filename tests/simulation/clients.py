@@ -341,6 +341,7 @@ class Client:
         else:
             self._refused(answer, "PATCH")
             upload.given_up = answer.status == 413 and 413 in self._refusals(upload)
+            self.world.oracle.refused(upload, answer.offset, losses)
             await asyncio.sleep(self.rng.random() * 0.1)
 
     async def _ask_nonsense(self, upload: Expected) -> None:

@@ -12,6 +12,7 @@ from tests.simulation.faults import MAX_CHANGES, Fault
 from tests.simulation.hosts_oracle import HostsOracle
 from tests.simulation.machine import EPOCH
 from tests.simulation.patches import Modules
+from tests.simulation.profiles import CAREFUL, Profile
 from tests.simulation.redis_server import RedisServer
 from tests.simulation.servers import Host
 from tests.simulation.world import TOP, World
@@ -57,6 +58,7 @@ class HostsWorld(World):
 
     kinds = KINDS
     most_faults = 8
+    profiles = (Profile("careful", most_faults=8, habits=CAREFUL),)
     machine_names = ("host-a", "host-b", "host-c")
     process_counts = (2, 2, 3, 4)
 

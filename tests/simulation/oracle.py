@@ -131,6 +131,9 @@ class Oracle:
             self._wrong(upload, f"PATCH answers offset {offset} after {len(attempt.content)} at {attempt.start}")
         self.acknowledged(upload, offset, attempt, "PATCH", since)
 
+    def refused(self, upload: Expected, offset: int | None, since: int) -> None:
+        """A PATCH was refused, with this offset or none; there had been `since` losses when it was sent."""
+
     def _identify(self, upload: Expected, offset: int, source: str) -> None:
         """Find out whose bytes were kept: they must be those of attempts, in their order."""
         held = len(upload.known)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.simulation.planted import change, nothing
+from tests.simulation.planted import change
 from tusd_py.backends.redis import connection, locker, pipeline, scripts
 from tusd_py.core import clock
 from tusd_py.core.errors import StateUnavailable
@@ -26,13 +26,16 @@ def edit(script: scripts.Script, old: str, new: str) -> None:
     object.__setattr__(script, "text", script.text.replace(old, new))
 
 
+CHANGING = (scripts.UPDATE, scripts.END)
+
+
 # Fencing.
 
 
 @plant
 def update_without_fencing_and_comparison() -> None:
     """One of both alone does no harm: a stale holder is stopped by the other."""
-    for script in (scripts.UPDATE, scripts.END):
+    for script in CHANGING:
         edit(script, "if tonumber(latest_token or 0) > token or tonumber(record_token or 0) > token", "if false")
         edit(script, "if offset ~= arguments.offset or status ~= arguments.status", "if false")
 
@@ -47,6 +50,9 @@ def tokens_follow_the_clock_of_the_host() -> None:
         return expires_in
 
     change(locker.RedisLocker, "_try_acquire", try_acquire)
+
+
+# Repetition of calls whose answer was lost.
 
 
 @plant
@@ -103,6 +109,8 @@ def scripts_not_sent_again() -> None:
         name = "EVAL" if script.digest not in sent else "EVALSHA"
         sent.add(script.digest)
         words = (name, word, len(keys), *keys, *arguments)
+        if script.has_deadline:
+            words = (*words, int((self.clock.earliest() + 1) * 1e6))
         return await self._call(script.name, lambda deadline: self._send(words, deadline), timeout)
 
     sent: set[str] = set()
@@ -111,4 +119,9 @@ def scripts_not_sent_again() -> None:
 
 @plant
 def clock_of_the_host_instead_of_that_of_redis() -> None:
-    change(clock.RemoteClock, "synchronize", nothing)
+    def earliest(self: Any) -> float:  # which alone follows Redis, or nothing would be done
+        return real(self) - self._error  # type: ignore[no-any-return]
+
+    real = clock.RemoteClock.wall
+    change(clock.RemoteClock, "earliest", earliest)
+    change(clock.RemoteClock, "wall", lambda self: self._clock.wall())
