@@ -332,6 +332,7 @@ def main() -> int:
     if request is None:
         return 0
     enter_server_process(request)
+    sys.modules["__main__"].__spec__ = module.__spec__  # so that worker processes import it as their main module
     code: int = module.run(request.arguments)
     return code
 

@@ -84,10 +84,9 @@ class ServerProcess:
     def _forker(self, environment: dict[str, str]) -> Forker | None:
         """Return the process that has imported everything, if a fork of it can replace a new interpreter.
 
-        Worker processes import their main module again, and variables such as PYTHONOPTIMIZE take effect in a new
-        interpreter only.
+        Variables such as PYTHONOPTIMIZE take effect in a new interpreter only.
         """
-        if self.options.get("workers", 1) != 1 or self.descriptors is not None or not self.may_fork:
+        if self.descriptors is not None or not self.may_fork:
             return None
         return FORKERS.find(COMMAND, environment)
 
