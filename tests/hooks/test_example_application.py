@@ -250,6 +250,7 @@ def outbox_is_empty(server: ServerProcess) -> None:
 
     def count() -> int:
         with closing(sqlite3.connect(server.upload_dir / PRIVATE_FOLDER / RECORDS, timeout=TIMEOUT)) as records:
-            return int(records.execute("SELECT count(*) FROM deliveries").fetchone()[0])
+            counts = [f"(SELECT count(*) FROM {table})" for table in ("deliveries", "new_deliveries")]
+            return int(records.execute(f"SELECT {' + '.join(counts)}").fetchone()[0])
 
     wait_until(lambda: count() == 0, "the outbox is empty", seconds=60)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from tusd_py.core.request_context import RequestContext
@@ -16,7 +17,7 @@ from tusd_py.core.upload import Upload
 # Credentials of clients, which are neither stored nor sent to anybody.
 SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 MAX_HEADER_LENGTH = 4096  # characters of one value; a longer one is left out
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` would make an encoder for each document
+_text = encode_basestring_ascii
 MAX_HEADERS_LENGTH = 16 << 10  # characters of all together; those beyond are left out
 
 
@@ -72,32 +73,30 @@ def document_of(upload: Upload, storage: Mapping[str, str], context: RequestCont
         storage: where its bytes are.
         context: the request that causes the change, if there is one.
     """
-    values = {
-        "id": upload.id,
-        "status": upload.status,
-        "offset": upload.offset,
-        "length": upload.length,
-        "deferred": upload.deferred,
-        "metadata": upload.metadata,
-        "owner": upload.owner,
-        "concatenation": upload.concatenation,
-        "partial_ids": upload.partial_ids,
-        "created_at": upload.created_at,
-        "storage": storage,
-        "request": None if context is None else _values_of(request_of(context)),
-    }
-    return _encode(values)
+    # Written by hand, since every upload has two documents: an encoder of dictionaries takes longer.
+    return (
+        f'{{"id":{_text(upload.id)},"status":{_text(upload.status)},"offset":{upload.offset},'
+        f'"length":{"null" if upload.length is None else upload.length},'
+        f'"deferred":{"true" if upload.deferred else "false"},'
+        f'"metadata":{"null" if upload.metadata is None else _text(upload.metadata)},'
+        f'"owner":{_text(upload.owner)},"concatenation":{_text(upload.concatenation)},'
+        f'"partial_ids":[{",".join(map(_text, upload.partial_ids))}],"created_at":{upload.created_at!r},'
+        f'"storage":{_texts(storage)},"request":{_request(context)}}}'
+    )
 
 
-def _values_of(request: EventRequest) -> dict[str, object]:
-    """Return the fields as a dictionary; `asdict` would copy the headers."""
-    return {
-        "method": request.method,
-        "path": request.path,
-        "client": request.client,
-        "headers": request.headers,
-        "port": request.port,
-    }
+def _request(context: RequestContext | None) -> str:
+    if context is None:
+        return "null"
+    request = request_of(context)
+    return (
+        f'{{"method":{_text(request.method)},"path":{_text(request.path)},"client":{_text(request.client)},'
+        f'"headers":{_texts(request.headers)},"port":{request.port}}}'
+    )
+
+
+def _texts(values: Mapping[str, str]) -> str:
+    return f"{{{','.join([f'{_text(name)}:{_text(value)}' for name, value in values.items()])}}}"
 
 
 def request_of(context: RequestContext) -> EventRequest:

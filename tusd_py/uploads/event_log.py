@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from tusd_py.core.event_document import document_of
 from tusd_py.core.outbox import EventType, OutboxEvent, new_event_id
@@ -44,7 +43,7 @@ class EventLog:
         sinks = self._sinks.get(kind)
         if sinks is None:
             return upload, ()
-        upload = replace(upload, event_sequence=upload.event_sequence + 1)
+        upload = upload.with_next_event()
         document, now = document_of(upload, self._place(upload), request), self._clock.wall()
         event = OutboxEvent(new_event_id(now), upload.id, kind, upload.event_sequence, now, document, sinks)
         return upload, (event,)

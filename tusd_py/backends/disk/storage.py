@@ -68,6 +68,7 @@ class DiskStorage:
     ) -> None:
         """Create a storage that keeps completion records in the folder `completion_records`, if one is given."""
         self._directory = directory
+        self._prefix = str(directory / "_")[:-1]  # of the paths of files in the directory
         self._completion_records = CompletionRecords(completion_records) if completion_records else None
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
@@ -110,6 +111,10 @@ class DiskStorage:
 
     def path(self, upload: Upload) -> Path:
         """Return the file of an upload, which is below the directory for any id; raises `StoredElsewhere`."""
+        return Path(self._file(upload))
+
+    def _file(self, upload: Upload) -> str:
+        """Return the path of the file of an upload."""
         if not self._can_read(upload.storage_state):
             raise StoredElsewhere
         location = upload.location or self.locate(upload)
@@ -117,16 +122,15 @@ class DiskStorage:
             place = place_of(location)
             if not place:
                 raise StoredElsewhere
-            return self._directory / place
+            return str(self._directory / place)
         if not upload.id or "/" in upload.id or upload.id.startswith("."):
             raise UploadNotFound
-        folder = self._directory if location == TOP else self._directory / location
-        return folder / upload.id
+        return f"{self._prefix}{upload.id}" if location == TOP else f"{self._prefix}{location}/{upload.id}"
 
     def describe(self, upload: Upload) -> Mapping[str, str]:
         """See `DescribesPlaces.describe`."""
         try:
-            return {"type": "filestore", "path": str(self.path(upload))}
+            return {"type": "filestore", "path": self._file(upload)}
         except (StoredElsewhere, UploadNotFound):  # the record names another storage
             return {}
 

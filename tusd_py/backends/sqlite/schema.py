@@ -38,6 +38,12 @@ CREATE TABLE IF NOT EXISTS deliveries (
 CREATE UNIQUE INDEX IF NOT EXISTS deliveries_by_event ON deliveries (event_id, sink);
 CREATE INDEX IF NOT EXISTS deliveries_by_time ON deliveries (sink, dead, next_at);
 CREATE INDEX IF NOT EXISTS deliveries_by_upload ON deliveries (upload_id, sink) WHERE dead = 0;
+CREATE TABLE IF NOT EXISTS new_deliveries (
+    number INTEGER PRIMARY KEY, sink TEXT NOT NULL, event_id TEXT NOT NULL, upload_id TEXT NOT NULL,
+    sequence INTEGER NOT NULL, type TEXT NOT NULL, time REAL NOT NULL, document TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS new_deliveries_by_event ON new_deliveries (event_id);
+CREATE INDEX IF NOT EXISTS new_deliveries_by_sink ON new_deliveries (sink);
 """
 # Columns that files of earlier versions lack. Those versions too synced the bytes of uploads of unknown length before
 # every response.
