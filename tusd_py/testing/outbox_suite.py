@@ -144,6 +144,26 @@ class OutboxSuite:
         [delivery] = await other_state.outbox.due_deliveries(SINK, NOW + 60, 10)
         assert delivery == Delivery(replace(first, sinks=(SINK,)), SINK, 3, NOW + 60, error="it answered 500")
 
+    async def test_events_held_back_follow_in_order(
+        self, state: StateStoreWithOutbox, other_state: StateStoreWithOutbox
+    ) -> None:
+        first, second, third = (event("a", number) for number in (1, 2, 3))
+        upload = await create(state, "a", first, second)
+        await state.outbox.bury(SINK, first.id, 1, "it answered 410")
+        await state.outbox.postpone(SINK, second.id, 1, NOW + 60, "it answered 500")
+        await state.update(upload, upload.at(10), 1, events=[third])
+        elsewhere = event("b", 1)
+        await create(state, "b", elsewhere)
+        assert await due(other_state) == [elsewhere.id]
+        await other_state.outbox.retry([first.id])
+        assert sorted(await due(state)) == sorted([first.id, elsewhere.id])
+        fourth = event("a", 4)
+        await state.update(upload.at(10), upload.at(20), 1, events=[fourth])
+        for delivery in (first, second, third, fourth):
+            assert sorted(await due(other_state, now=NOW + 60)) == sorted([delivery.id, elsewhere.id])
+            await state.outbox.delivered(SINK, [delivery.id])
+        assert await due(state) == [elsewhere.id]
+
     async def test_an_event_far_ahead_is_due_since_a_clock_went_back(self, state: StateStoreWithOutbox) -> None:
         first = event("a", 1)
         await create(state, "a", first)

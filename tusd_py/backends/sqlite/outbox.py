@@ -28,7 +28,8 @@ SELECT_DUE = (
 )
 SELECT_NEW = f"SELECT {COLUMNS}, {STATE_OF_NEW} FROM new_deliveries WHERE sink = ? ORDER BY number"
 WAITS = "SELECT 1 FROM deliveries WHERE upload_id = ? AND sink = ? AND dead = 0"
-SELECT_NUMBER = "SELECT number, upload_id FROM new_deliveries WHERE event_id = ? AND sink = ?"
+# The signs before `sink` keep SQLite from the index of the sink, which all new deliveries may share.
+SELECT_NUMBER = "SELECT number, upload_id FROM new_deliveries WHERE event_id = ? AND +sink = ?"
 UP_TO = "FROM new_deliveries WHERE sink = ? AND number <= ? AND upload_id = ?"
 MOVE = f"INSERT INTO deliveries ({COLUMNS}) SELECT {COLUMNS} {UP_TO} ORDER BY number"
 DELETE_MOVED = f"DELETE {UP_TO}"
@@ -37,11 +38,13 @@ SELECT_AFTER = " UNION ALL ".join(
     f"SELECT {COLUMNS}, {state} FROM {table} WHERE (event_id, sink) > (?1, ?2)" for table, state in TABLES
 )
 SELECT_AFTER += " ORDER BY event_id, sink LIMIT ?3"
-SELECT_EVENT = " UNION ALL ".join(f"SELECT {COLUMNS}, {state} FROM {table} WHERE event_id = ?1" for table, state in TABLES)
+SELECT_EVENT = " UNION ALL ".join(
+    f"SELECT {COLUMNS}, {state} FROM {table} WHERE event_id = ?1" for table, state in TABLES
+)
 SELECT_EVENT += " ORDER BY sink"
 SELECT_IDS = "SELECT event_id FROM deliveries UNION SELECT event_id FROM new_deliveries ORDER BY event_id"
 IS_NEW = "SELECT 1 FROM new_deliveries WHERE event_id = ?"
-DELETE_DELIVERY = [f"DELETE FROM {table} WHERE event_id = ? AND sink = ?" for table, _ in reversed(TABLES)]
+DELETE_DELIVERY = [f"DELETE FROM {table} WHERE event_id = ? AND +sink = ?" for table, _ in reversed(TABLES)]
 DELETE_EVENT = [f"DELETE FROM {table} WHERE event_id = ?" for table, _ in TABLES]
 UPDATE = "UPDATE deliveries SET attempts = ?, next_at = ?, dead = ?, error = ? WHERE event_id = ? AND sink = ?"
 RETRY = "UPDATE deliveries SET next_at = 0, dead = 0 WHERE event_id = ?"
