@@ -55,7 +55,7 @@ async def service(settings: dict[str, Any], os_faults: OSFaults) -> AsyncIterato
 
 
 @pytest.fixture
-def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def slow_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the uploads that `Append` has worked on."""
     ids: list[str] = []
     run = Append.run

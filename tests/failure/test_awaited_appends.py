@@ -46,8 +46,8 @@ def fail_calls(monkeypatch: pytest.MonkeyPatch, service: UploadService, script: 
     return failed
 
 
-async def test_small_bodies_one_after_the_other_complete_an_upload_the_short_way(
-    service: UploadService, tmp_path: Path, long_ways: list[str]
+async def test_small_bodies_one_after_the_other_complete_an_upload_on_the_fast_path(
+    service: UploadService, tmp_path: Path, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(8))
     upload = await service.append(upload.id, small_append(b"some"))
@@ -59,11 +59,11 @@ async def test_small_bodies_one_after_the_other_complete_an_upload_the_short_way
     assert content(tmp_path, upload.id) == b"somedata"
     assert completion_records(tmp_path) == [upload.id]
     assert not await service.locker.is_held(upload.id)
-    assert long_ways == []
+    assert slow_paths == []
 
 
 async def test_bytes_that_were_never_committed_are_not_overwritten(
-    service: UploadService, tmp_path: Path, long_ways: list[str]
+    service: UploadService, tmp_path: Path, slow_paths: list[str]
 ) -> None:
     """Another host may have the file open: the bytes go to a file of their own, and are joined at the completion."""
     upload = await service.create(NewUpload(8))
@@ -75,11 +75,11 @@ async def test_bytes_that_were_never_committed_are_not_overwritten(
     assert upload.storage_state == ""
     assert content(tmp_path, upload.id) == b"somedata"
     assert completion_records(tmp_path) == [upload.id]
-    assert long_ways == []
+    assert slow_paths == []
 
 
-async def test_an_upload_in_several_files_is_appended_to_the_long_way(
-    service: UploadService, tmp_path: Path, long_ways: list[str]
+async def test_an_upload_in_several_files_is_appended_to_on_the_slow_path(
+    service: UploadService, tmp_path: Path, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(12))
     await service.append(upload.id, small_append(b"some"))
@@ -90,7 +90,7 @@ async def test_an_upload_in_several_files_is_appended_to_the_long_way(
     upload = await service.append(upload.id, small_append(b"data", 8))
     assert upload.is_complete
     assert content(tmp_path, upload.id) == b"somemoredata"
-    assert long_ways == [upload.id]
+    assert slow_paths == [upload.id]
 
 
 async def test_a_full_disk_is_told_of_and_the_upload_goes_on_later(
@@ -108,7 +108,7 @@ async def test_a_full_disk_is_told_of_and_the_upload_goes_on_later(
 @pytest.mark.parametrize("durability", ["complete"])
 @pytest.mark.parametrize("fast", [False, True])
 async def test_a_failed_sync_is_final_and_takes_the_offset_back(
-    service: UploadService, tmp_path: Path, os_faults: OSFaults, long_ways: list[str], fast: bool
+    service: UploadService, tmp_path: Path, os_faults: OSFaults, slow_paths: list[str], fast: bool
 ) -> None:
     if fast:
         make_fast(service)
@@ -122,8 +122,8 @@ async def test_a_failed_sync_is_final_and_takes_the_offset_back(
     assert record is not None
     assert (record.status, record.offset) == (Status.ACTIVE, 0)
     assert not await service.locker.is_held(upload.id)
-    assert long_ways == []
-    await service.append(upload.id, small_append(b"somedata"))  # the long way: bytes that were lost may come back
+    assert slow_paths == []
+    await service.append(upload.id, small_append(b"somedata"))  # the slow path: bytes that were lost may come back
     assert content(tmp_path, upload.id) == b"somedata"
 
 
@@ -178,8 +178,8 @@ async def test_the_change_of_a_holder_that_another_one_has_replaced_is_refused(
         assert b"".join([bytes(piece) async for piece in read]) == b"data"
 
 
-async def test_the_append_of_a_holder_after_one_that_vanished_goes_the_long_way(
-    service: UploadService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_ways: list[str]
+async def test_the_append_of_a_holder_after_one_that_vanished_takes_the_slow_path(
+    service: UploadService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(8))
     with monkeypatch.context() as patched:
@@ -187,11 +187,11 @@ async def test_the_append_of_a_holder_after_one_that_vanished_goes_the_long_way(
         await service.append(upload.id, small_append(b"some"))
     connection = service.state._redis  # type: ignore[attr-defined]
     await connection.command("DEL", service.locker._keys.lock(upload.id))  # type: ignore[attr-defined]
-    assert long_ways == []
+    assert slow_paths == []
     upload = await service.append(upload.id, small_append(b"data", 4))
     assert upload.is_complete
     assert content(tmp_path, upload.id) == b"somedata"
-    assert long_ways == [upload.id]
+    assert slow_paths == [upload.id]
 
 
 async def test_the_lock_outlasts_a_request_that_is_cancelled_while_its_bytes_are_written(

@@ -1,4 +1,4 @@
-"""Small bodies on either short way, with records in SQLite and in Redis: the same answers, and nothing is lost."""
+"""Small bodies on either fast path, with records in SQLite and in Redis: the same answers, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def records(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     return records_in_redis(tmp_path) if request.param == "redis" else {}
 
 
-async def test_the_short_way_tells_the_same_as_the_long_one(service: UploadService) -> None:
+async def test_the_fast_path_tells_the_same_as_the_slow_one(service: UploadService) -> None:
     told: list[object] = []
     for kind in KINDS:
         service.events.observe(kind, told.append)
@@ -63,15 +63,15 @@ async def test_bytes_that_the_storage_lost_take_the_offset_back(service: UploadS
     assert content(tmp_path, upload.id) == b"somedata"
 
 
-async def test_a_failed_write_of_the_short_way_is_made_good_by_the_long_one(
-    service: UploadService, tmp_path: Path, os_faults: OSFaults, long_ways: list[str]
+async def test_a_failed_write_of_the_fast_path_is_made_good_by_the_slow_one(
+    service: UploadService, tmp_path: Path, os_faults: OSFaults, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(4))
     os_faults.fail("pwritev", f"*/{upload.id}", errno.EIO, times=1)
     upload = await service.append(upload.id, small_append(b"data"))
     assert upload.is_complete
     assert content(tmp_path, upload.id) == b"data"
-    assert long_ways == [upload.id]
+    assert slow_paths == [upload.id]
 
 
 @pytest.mark.parametrize("durability", ["complete"])

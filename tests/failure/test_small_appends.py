@@ -31,8 +31,8 @@ from tusd_py.uploads.validation import AppendRequest, NewUpload
 HEAD_LIMIT = 2.0  # seconds, as promised
 
 
-async def test_a_small_body_completes_an_upload_the_short_way(
-    service: UploadService, tmp_path: Path, long_ways: list[str]
+async def test_a_small_body_completes_an_upload_on_the_fast_path(
+    service: UploadService, tmp_path: Path, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(4))
     upload = await service.append(upload.id, small_append(b"data"))
@@ -41,11 +41,11 @@ async def test_a_small_body_completes_an_upload_the_short_way(
     assert content(tmp_path, upload.id) == b"data"
     assert completion_records(tmp_path) == [upload.id]
     assert not await service.locker.is_held(upload.id)
-    assert long_ways == []
+    assert slow_paths == []
 
 
-async def test_a_storage_that_hosts_share_is_written_to_the_long_way(
-    service: UploadService, tmp_path: Path, long_ways: list[str]
+async def test_a_storage_that_hosts_share_is_written_to_on_the_slow_path(
+    service: UploadService, tmp_path: Path, slow_paths: list[str]
 ) -> None:
     shared = SharedDiskStorage(tmp_path / "shared")
     await shared.open()
@@ -56,12 +56,12 @@ async def test_a_storage_that_hosts_share_is_written_to_the_long_way(
     upload = await other.create(NewUpload(4))
     upload = await other.append(upload.id, small_append(b"data"))
     assert upload.is_complete
-    assert long_ways == [upload.id]
+    assert slow_paths == [upload.id]
     await shared.close()
 
 
 async def test_small_bodies_one_after_the_other_complete_an_upload(
-    service: UploadService, tmp_path: Path, long_ways: list[str]
+    service: UploadService, tmp_path: Path, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(8))
     upload = await service.append(upload.id, small_append(b"some"))
@@ -70,11 +70,11 @@ async def test_small_bodies_one_after_the_other_complete_an_upload(
     upload = await service.append(upload.id, small_append(b"data", 4))
     assert (upload.status, upload.offset) == (Status.COMPLETE, 8)
     assert content(tmp_path, upload.id) == b"somedata"
-    assert long_ways == []
+    assert slow_paths == []
 
 
 async def test_bytes_that_were_never_committed_are_cut_off(
-    service: UploadService, tmp_path: Path, long_ways: list[str]
+    service: UploadService, tmp_path: Path, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(8))
     await service.append(upload.id, small_append(b"some"))
@@ -82,12 +82,12 @@ async def test_bytes_that_were_never_committed_are_cut_off(
         file.write(b"garbage")
     await service.append(upload.id, small_append(b"data", 4))
     assert content(tmp_path, upload.id) == b"somedata"
-    assert long_ways == []
+    assert slow_paths == []
 
 
 @pytest.mark.parametrize("durability", ["complete"])
 async def test_a_failed_sync_is_final_and_takes_the_offset_back(
-    service: UploadService, tmp_path: Path, os_faults: OSFaults, long_ways: list[str]
+    service: UploadService, tmp_path: Path, os_faults: OSFaults, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(8))
     await service.append(upload.id, small_append(b"some"))
@@ -102,7 +102,7 @@ async def test_a_failed_sync_is_final_and_takes_the_offset_back(
     assert not await service.locker.is_held(upload.id)
     await service.append(upload.id, small_append(b"somedata"))
     assert content(tmp_path, upload.id) == b"somedata"
-    assert long_ways == []
+    assert slow_paths == []
 
 
 @pytest.mark.parametrize("durability", ["complete"])
@@ -135,8 +135,8 @@ async def test_a_full_disk_is_told_of_and_the_upload_goes_on_later(
     assert content(tmp_path, upload.id) == b"data"
 
 
-async def test_a_failed_change_of_the_record_is_made_good_by_the_long_way(
-    service: UploadService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_ways: list[str]
+async def test_a_failed_change_of_the_record_is_made_good_by_the_slow_path(
+    service: UploadService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_paths: list[str]
 ) -> None:
     upload = await service.create(NewUpload(4))
     transact = SQLiteWriter._transact
@@ -149,7 +149,7 @@ async def test_a_failed_change_of_the_record_is_made_good_by_the_long_way(
     upload = await service.append(upload.id, small_append(b"data"))
     assert upload.is_complete
     assert content(tmp_path, upload.id) == b"data"
-    assert long_ways == [upload.id]
+    assert slow_paths == [upload.id]
 
 
 async def test_the_lock_outlasts_a_request_that_is_cancelled_while_its_bytes_are_written(
@@ -304,7 +304,7 @@ async def test_a_disk_that_stalls_for_many_uploads_holds_no_creation_and_no_read
 
 @pytest.mark.parametrize("durability", ["complete"])
 async def test_a_failed_sync_of_a_fast_disk_is_final_for_its_upload_alone(
-    service: UploadService, os_faults: OSFaults, long_ways: list[str]
+    service: UploadService, os_faults: OSFaults, slow_paths: list[str]
 ) -> None:
     make_fast(service)
     failing, other = [await service.create(NewUpload(4)) for _ in range(2)]
@@ -316,5 +316,5 @@ async def test_a_failed_sync_of_a_fast_disk_is_final_for_its_upload_alone(
     assert outcomes[0].offset == 0
     assert not isinstance(outcomes[1], BaseException)
     assert outcomes[1].is_complete
-    assert long_ways == []
+    assert slow_paths == []
     assert (await service.append(failing.id, small_append(b"data"))).is_complete

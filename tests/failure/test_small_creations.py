@@ -108,7 +108,7 @@ async def test_one_job_tells_the_same_as_two(service: UploadService) -> None:
     ids=["deferred", "partial", "checksum", "not arrived"],
 )
 @pytest.mark.parametrize("durability", ["complete"])
-async def test_special_cases_go_the_long_way(
+async def test_special_cases_take_the_slow_path(
     service: UploadService,
     created_apart: list[str],
     new: NewUpload,
@@ -172,7 +172,7 @@ async def test_bytes_and_their_name_are_synced_before_the_record_tells_of_them(
     assert (upload.status, upload.synced) == (Status.COMPLETE, 4)
 
 
-async def test_a_failed_write_is_made_good_by_the_long_way(
+async def test_a_failed_write_is_made_good_by_the_slow_path(
     service: UploadService, tmp_path: Path, os_faults: OSFaults, created: list[Upload]
 ) -> None:
     os_faults.fail("pwritev", "*/uploads/*", errno.EIO, times=1)
@@ -223,7 +223,7 @@ async def test_a_record_that_cannot_be_added_leaves_nothing(
     assert await service.storage.close(scaled(30)), "a step that was never taken must not be waited for"
 
 
-async def test_without_a_lock_the_long_way_is_taken(
+async def test_without_a_lock_the_slow_path_is_taken(
     service: UploadService, monkeypatch: pytest.MonkeyPatch, created_apart: list[str]
 ) -> None:
     acquire = LocalLocker.acquire

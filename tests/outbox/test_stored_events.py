@@ -26,7 +26,7 @@ from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 SINK = "http://127.0.0.1:9/events"
-SMALL, LARGE = b"x" * 1000, b"y" * 300_000  # the short way of small appends, and the long one
+SMALL, LARGE = b"x" * 1000, b"y" * 300_000  # the fast path of small appends, and the slow one
 REQUEST = RequestContext(
     "PATCH", "/files/x", {"user-agent": "test", "authorization": "Bearer secret", "cookie": "a=b"}, "192.0.2.1"
 )

@@ -71,13 +71,13 @@ class Appending:
         self._pace = Pace(syncs=components.syncs_completion)
         self._threaded: ThreadedCompletion | None = None
         self._small: SmallAppends | None = None
-        self._short_way: SmallAppends | AwaitedAppends | None = None
+        self._fast_path: SmallAppends | AwaitedAppends | None = None
         if components.in_threads is not None:
             self._threaded = ThreadedCompletion(components.in_threads, completion, syncs=components.syncs_completion)
             self._small = SmallAppends(components, lifetimes, self._threaded, work, self._slots, self._pace)
-            self._short_way = self._small
+            self._fast_path = self._small
         elif components.stores_in_threads is not None:
-            self._short_way = AwaitedAppends(components, components.stores_in_threads, completion, work, self._pace)
+            self._fast_path = AwaitedAppends(components, components.stores_in_threads, completion, work, self._pace)
 
     async def append(self, upload_id: str, append_request: AppendRequest) -> tuple[Upload, bool]:
         """Append the bytes of the source; return the upload as committed, and whether the append was made.
@@ -165,9 +165,9 @@ class Appending:
         self, lock: Lock, append_request: AppendRequest, holder: DeferredHolder
     ) -> tuple[Upload, bool]:
         """Append under the lock, see `append`."""
-        if self._short_way is not None:
+        if self._fast_path is not None:
             try:
-                upload = await self._short_way.append(lock, append_request)
+                upload = await self._fast_path.append(lock, append_request)
             except SyncFailedError as failure:
                 rewound = await self._rewind(failure, append_request, lock)
                 raise OffsetMismatch(rewound.offset) from failure.error

@@ -25,7 +25,7 @@ logger = logging.getLogger("tusd_py.uploads")
 
 
 class AwaitedAppends:
-    """The short way of small appends to a storage in threads. Every special case is left to `Append`."""
+    """The fast path of small appends to a storage in threads. Every special case is left to `Append`."""
 
     def __init__(
         self, components: Components, storage: StoresInThreads, completion: Completion, work: LockedWork, pace: Pace
@@ -57,8 +57,8 @@ class AwaitedAppends:
             snapshot = await self._store(record, body, lock)
         except SyncFailedError:
             raise
-        except Exception as error:  # whatever it is, the long way meets it too
-            logger.debug("upload %s is appended to the long way: %s", record.id, error)
+        except Exception as error:  # whatever it is, the slow path meets it too
+            logger.debug("upload %s takes the slow path: %s", record.id, error)
             return None
         finally:
             self._budget.release(len(body))

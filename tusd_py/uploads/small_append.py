@@ -48,7 +48,7 @@ class SyncFailedError(Exception):
 
 
 class SmallAppends:
-    """The short way of small appends. Every special case is left to `Append`, as if it came just now.
+    """The fast path of small appends. Every special case is left to `Append`, as if it came just now.
 
     The thread of the records writes the bytes of all that came together, and syncs them while that is fast. Syncs that
     take their time are made in the threads of the storage, side by side, and so are all steps while one is stalled.
@@ -111,14 +111,14 @@ class SmallAppends:
         step = self._step(lock, 0, body, RecordChange(lock.token, request.context, new, events))
         try:
             upload = await self._threaded.storage.run_external(step.commit_with_others, step.store_while_fast)
-        except Exception as error:  # of the bytes, which the long way then reports, or of the record
+        except Exception as error:  # of the bytes, which the slow path then reports, or of the record
             if not step.has_begun:
                 raise
             log.notify()
             self._events.publish(UploadCreated(new, request.context))
             if isinstance(error, SyncFailedError):
                 raise
-            logger.debug("the first bytes of upload %s are appended the long way: %s", new.id, error)
+            logger.debug("the first bytes of upload %s take the slow path: %s", new.id, error)
             return None
         finally:
             self._budget.release(len(body))
@@ -143,8 +143,8 @@ class SmallAppends:
             before, upload = await self._store(lock, request, body)
         except SyncFailedError:
             raise
-        except Exception as error:  # whatever it is, the long way meets it too
-            logger.debug("upload %s is appended to the long way: %s", lock.upload_id, error)
+        except Exception as error:  # whatever it is, the slow path meets it too
+            logger.debug("upload %s takes the slow path: %s", lock.upload_id, error)
             return None
         finally:
             self._budget.release(len(body))
@@ -261,7 +261,7 @@ class _Step:
 
 
 def is_small(request: AppendRequest, options: UploadOptions) -> bool:
-    """Return whether an append may go a short way, as far as its request tells."""
+    """Return whether an append may take a fast path, as far as its request tells."""
     body = request.source.arrived
     return (
         body is not None
