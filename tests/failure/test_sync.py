@@ -140,6 +140,51 @@ def test_a_process_that_dies_right_after_a_failed_sync_leaves_nothing_to_believe
         complete(server.port, path, DATA)
 
 
+def test_bytes_of_a_process_that_died_between_a_failed_sync_and_the_cut_are_stored_again(place: Place) -> None:
+    """The pages can be read and are clean: a sync alone would succeed and write nothing."""
+    with place.server() as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
+        place.faults.fail(SYNC, pattern(server, path), times=1)
+        killed = place.faults.kill("unlink,ftruncate", pattern(server, path))
+        with pytest.raises(ConnectionError):
+            patch(server.port, path, MIDDLE, DATA[MIDDLE:])
+        assert killed.hits
+        place.faults.clear()
+        again = place.faults.slow("pwrite", pattern(server, path), 0)
+        server.restart()
+        offset = true_offset(server, path)
+        assert offset >= MIDDLE
+        complete(server.port, path, DATA)
+        assert again.hits
+        assert_content(server.port, path, DATA)
+        assert not list(server.upload_dir.rglob(".*.sync"))
+
+
+def test_bytes_that_cannot_be_stored_again_after_a_death_during_a_sync_do_not_count(place: Place) -> None:
+    if "redis_url" in place.options:
+        pytest.skip("bytes of other hosts are copied")
+    with place.server() as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:MIDDLE]).status == 204
+        place.faults.kill(SYNC, pattern(server, path))
+        with pytest.raises(ConnectionError):
+            patch(server.port, path, MIDDLE, DATA[MIDDLE:])
+        place.faults.clear()
+        server.restart()
+        offset = true_offset(server, path)
+        failing = place.faults.fail("pwrite", pattern(server, path), times=1)
+        assert patch(server.port, path, offset, DATA[offset:]).status == 500
+        assert failing.hits
+        assert true_offset(server, path) == offset  # a write that fails changes nothing
+        place.faults.fail("fdatasync", pattern(server, path), times=1)
+        answer = patch(server.port, path, offset, DATA[offset:])
+        assert (answer.status, answer.offset) == (409, 0)
+        complete(server.port, path, DATA)
+        assert_content(server.port, path, DATA)
+        assert not list(server.upload_dir.rglob(".*.sync"))
+
+
 def test_a_process_that_dies_before_the_sync_has_the_next_one_sync(place: Place) -> None:
     with place.server() as server:
         path = create(server.port, len(DATA))

@@ -51,7 +51,6 @@ class File(Inode):
     durable: bytearray = field(default_factory=bytearray)
     pending: list[FileChange] = field(default_factory=list)
     locks: list[tuple[int, int, bool, object]] = field(default_factory=list)
-    doubtful: bool = False  # a sync failed, and the file was not cut off since
     failed: int = 0  # number of the last failed sync: the next sync of who had the file open reports it (Linux, errseq)
 
     def write(self, position: int, content: bytes) -> None:
@@ -61,7 +60,6 @@ class File(Inode):
     def cut(self, size: int) -> None:
         _apply(self.data, (size, None))
         self.pending.append((size, None))
-        self.doubtful = False
 
     def sync(self) -> None:
         for change in self.pending:
@@ -70,7 +68,6 @@ class File(Inode):
 
     def fail_sync(self) -> None:
         """Clean the pages without writing them."""
-        self.doubtful = True
         self.pending = [change for change in self.pending if change[1] is None]
 
     def power_cut(self, rng: Random) -> None:
@@ -89,7 +86,6 @@ class File(Inode):
             if content:
                 _apply(self.durable, (position, content))
         self.pending.clear()
-        self.doubtful = False
         self.locks.clear()
         self.data = bytearray(self.durable)
 
@@ -255,10 +251,6 @@ class FileSystem:
         finally:
             self.is_away = away
         return bytes(found.data) if isinstance(found, File) else None
-
-    def doubtful_names(self) -> list[str]:
-        """Return the names of files whose sync has failed, and that were not cut off since."""
-        return [name for name, inode in self._walk(self.mounted, "") if isinstance(inode, File) and inode.doubtful]
 
     def names(self) -> list[str]:
         """Return the paths of all files of the mounted file system, relative to its top."""

@@ -51,7 +51,6 @@ class Expected:
     is_ending: bool = False  # its bytes may be removed at any moment
     was_removed: bool = False  # a DELETE was answered 204
     has_expired: bool = False
-    is_excused: bool = False  # its bytes may be wrong: see `Oracle.excuse`
 
     @property
     def path(self) -> str:
@@ -88,7 +87,7 @@ class Oracle:
         """The server has said that it has so many bytes; there had been `since` losses when it was asked."""
         if upload.is_gone:
             self._wrong(upload, f"{source} answers offset {offset} after it was removed")
-        if offset < upload.floor and not upload.is_excused:
+        if offset < upload.floor:
             self._wrong(upload, f"{source} answers offset {offset}, although {upload.floor} bytes were acknowledged")
         if offset > upload.length:
             self._wrong(upload, f"{source} answers offset {offset} of {upload.length}")
@@ -171,7 +170,7 @@ class Oracle:
 
     def check_stored(self, upload: Expected, source: str) -> None:
         """Compare what the storage has with what was acknowledged."""
-        if upload.kind == "final" or not upload.known or upload.is_excused or upload.is_ending:
+        if upload.kind == "final" or not upload.known or upload.is_ending:
             return
         if self.durability == "never" and self.losses:
             return
@@ -208,19 +207,13 @@ class Oracle:
         """Judge the answer to a GET of a complete upload."""
         self.note_expiry(upload)
         if answer.status == 200:
-            if answer.body != upload.known and not upload.is_excused:
+            if answer.body != upload.known:
                 self._wrong(upload, f"the download has {len(answer.body)} other bytes than {len(upload.known)} sent")
         elif answer.status in (404, 410):
             if not upload.may_be_gone:
                 self._wrong(upload, f"the download answers {answer.status}")
         elif answer.status not in (500, 503, 423):
             self._wrong(upload, f"the download answers {answer.status}")
-
-    def excuse(self, name: str) -> None:
-        """Expect nothing of an upload whose file failed a sync in a process that died before it cut the file off."""
-        for upload in self.uploads:
-            if upload.id == name:
-                upload.is_excused = upload.may_be_gone = True
 
     def lost_unsynced(self, *, records: bool) -> None:
         """A power cut, or a failed sync: from now on only what was synced before its acknowledgement must be there."""

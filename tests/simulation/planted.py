@@ -155,6 +155,11 @@ def sync_retried() -> None:
 
 
 @plant
+def unfinished_sync_of_a_dead_process_trusted() -> None:
+    change(syncs.Syncs, "_store_again", nothing)
+
+
+@plant
 def failed_sync_of_the_log_forgotten() -> None:
     real = sqlite_writer.SQLiteWriter._handle_error
 

@@ -303,6 +303,12 @@ class OsModule:
         self._wait(self._opened(descriptor).files, 0.1)
         return bytes(file.data[position : position + count])
 
+    def lseek(self, descriptor: int, position: int, whence: int) -> int:
+        if descriptor < FIRST_DESCRIPTOR:
+            return os.lseek(descriptor, position, whence)
+        assert whence == os.SEEK_HOLE
+        return len(self._file(descriptor).data)
+
     def write(self, descriptor: int, content: Any) -> int:
         if descriptor < FIRST_DESCRIPTOR:
             return os.write(descriptor, content)

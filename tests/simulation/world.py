@@ -271,7 +271,6 @@ class World:
     def _apply(self, fault: Fault) -> None:
         host = self.hosts[fault.target % len(self.hosts)]
         if fault.kind == "kill":
-            self._excuse_doubtful()
             host.kill()
             self._start_later(host, fault.seconds)
         elif fault.kind == "power cut":
@@ -304,14 +303,6 @@ class World:
         elif fault.kind == "away":
             self._unmount(fault.seconds)
 
-    def _excuse_doubtful(self) -> None:
-        """Excuse the uploads whose file is about to be cut off, after a failed sync, when a process dies.
-
-        Nobody is left then who knows of the failed sync, and the next sync proves nothing: see docs/testing.md.
-        """
-        for name in self.machine.files.doubtful_names():
-            self.oracle.excuse(name.rpartition("/")[2])
-
     def _unmount(self, seconds: float) -> None:
         """Show an empty folder in place of the files; only while the servers run, whose records are open."""
         self.machine.files.is_away = True
@@ -320,7 +311,6 @@ class World:
     def power_cut(self, seconds: float) -> None:
         """Take the power from all machines and their disk."""
         files = self.machine.files
-        self._excuse_doubtful()
         for host in self.hosts:
             host.kill()
             host.end_lingering()
@@ -458,7 +448,7 @@ class World:
     def _check_remains(self, upload: Expected, names: set[str]) -> None:
         if upload.is_gone and not self.orphans_possible and upload.id in names:
             self.complain(f"upload {upload.number} was removed, and its file is still there")
-        is_sure = upload.complete and not (upload.may_be_gone or upload.is_excused)
+        is_sure = upload.complete and not upload.may_be_gone
         if is_sure and (self._stored(upload.id) or b"") != bytes(upload.known):
             self.complain(f"upload {upload.number} is complete, and its file is not what was sent")
 

@@ -247,9 +247,9 @@ def _check_regular(status: os.stat_result, path: AnyPath) -> None:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
-def copy_range(target: int, source: int, start: int, end: int) -> int:
+def copy_range(target: int, source: int, start: int, end: int, *, in_kernel: bool = True) -> int:
     """Append the bytes of a file from `start` up to but not including `end`; return the position reached."""
-    position = _copy_in_kernel(source, target, start, end)
+    position = _copy_in_kernel(source, target, start, end) if in_kernel else start
     while position < end:
         data = memoryview(os.pread(source, min(READ_SIZE, end - position), position))
         if not data:

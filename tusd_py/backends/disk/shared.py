@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tusd_py.backends.disk.claims import OWN_FOLDER
@@ -22,7 +23,8 @@ from tusd_py.backends.disk.copying import FileRange
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.segment_map import PRIMARY_FILE, STORAGE_STATE, Segment, segments, storage_state_of
 from tusd_py.backends.disk.storage import DiskStorage
-from tusd_py.backends.disk.syncs import sync_file
+from tusd_py.backends.disk.sync_marks import read_steps, write_at
+from tusd_py.backends.disk.syncs import SyncUnproven, sync_file
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Observer, Orphan, UploadRecords
 from tusd_py.core.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
@@ -84,7 +86,7 @@ class SharedDiskStorage(DiskStorage):
         path = self.path(upload)
         held = segments(upload.storage_state, upload.offset)
 
-        def finish() -> bool:
+        def finish() -> tuple[bool, bool]:
             with file_errors():
                 stored = self._contiguous(path, held)
                 if stored < upload.offset:
@@ -94,20 +96,20 @@ class SharedDiskStorage(DiskStorage):
                     with self.files.opened(path, os.O_WRONLY | os.O_CREAT):
                         pass
                 whole = len(held) == 1 and stored == upload.offset
-                if sync:
-                    self.sync_segments(path, held, upload.synced, names=whole)
-                return whole
+                return whole, not sync or self.sync_segments(path, held, upload.synced, names=whole)
 
-        if not await self.run_to_completion(finish):
-            await self._join_segments(path, held, sync=sync)
+        whole, proven = await self.run_to_completion(finish)
+        if not (whole and proven):
+            await self._join_segments(path, held, sync=sync, in_kernel=proven)
         return ""
 
-    async def _join_segments(self, path: Path, held: Sequence[Segment], *, sync: bool) -> None:
+    async def _join_segments(self, path: Path, held: Sequence[Segment], *, sync: bool, in_kernel: bool) -> None:
         ranges = [FileRange(segment_path(path, segment.token), segment.start, segment.end) for segment in held]
         try:
-            await self.assemble(_unique_name(path), path, ranges, sync=sync)
+            await self.assemble(_unique_name(path), path, ranges, sync=sync, in_kernel=in_kernel)
         except (UploadNotFound, PartBehind) as error:  # another host has joined them, or HEAD finds the loss
             raise StorageUnavailable from error
+        await self.run_to_completion(lambda: self.syncs.marks.remove(path))
 
     async def discard_superseded(self, upload: Upload) -> None:
         await self._remove_segments(upload)
@@ -120,6 +122,7 @@ class SharedDiskStorage(DiskStorage):
             with file_errors():
                 for segment in path.parent.glob(f"{path.name}.*"):  # no character of an id has a meaning in a glob
                     self.files.unlink(segment)
+                    self.syncs.marks.remove(segment)
 
         if upload.storage_state:
             await self.run_to_completion(remove)
@@ -130,12 +133,29 @@ class SharedDiskStorage(DiskStorage):
         await self.assemble(_unique_name(path), path, ranges, sync=sync)
         return ""
 
-    def sync_segments(self, path: Path, held: Sequence[Segment], synced: int, *, names: bool) -> None:
-        """Sync every file of an upload, also files that are copied: a failed sync, not a read, reports a lost page."""
+    def sync_segments(self, path: Path, held: Sequence[Segment], synced: int, *, names: bool) -> bool:
+        """Sync every file of an upload, also files that are copied: a failed sync, not a read, reports a lost page.
+
+        Returns False if that proves nothing, since an earlier sync of a file may have lost bytes. These have to be
+        copied: stored again in place, they could be cut off by a writer that wakes up.
+        """
+        proven = True
         for segment in held:
             file = segment_path(path, segment.token)
             with contextlib.suppress(FileNotFoundError), self.files.opened(file, os.O_RDWR) as descriptor:
-                self.syncs.sync(descriptor, file, min(synced, segment.end), start=segment.start, names=names)
+                try:
+                    self.syncs.sync(
+                        descriptor,
+                        file,
+                        min(synced, segment.end),
+                        start=segment.start,
+                        acknowledged=segment.end,
+                        names=names,
+                        stores_again=False,
+                    )
+                except SyncUnproven:
+                    proven = False
+        return proven
 
     async def delete(self, upload: Upload) -> None:
         await super().delete(upload)
@@ -160,6 +180,7 @@ class SharedDiskStorage(DiskStorage):
         def remove() -> None:
             with file_errors():
                 self.files.unlink(Path(orphan.name))
+                self.syncs.marks.remove(Path(orphan.name))
 
         try:
             async with records.locked(orphan.upload_id) as upload:
@@ -203,6 +224,7 @@ class SharedDiskWriter(DiskWriter):
         self._token = token
         self._unreleased_predecessors = unreleased_predecessors
         self._primary_path = path
+        self._file_token = PRIMARY_FILE
         self._held = segments(upload.storage_state, upload.offset)
         self._storage_state = storage_state_of(self._held)
 
@@ -210,7 +232,7 @@ class SharedDiskWriter(DiskWriter):
         last = self._held[-1]
         path = segment_path(self._path, last.token)
         if not self._unreleased_predecessors and self._open_if_own(path):
-            self._path, self._file_start = path, last.start
+            self._path, self._file_start, self._file_token = path, last.start, last.token
             return
         size = self._shared.file_size(path)
         if size < self._start:
@@ -222,7 +244,7 @@ class SharedDiskWriter(DiskWriter):
             raise StorageAhead
         path = segment_path(self._path, self._token)
         self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        self._path, self._file_start = path, self._start
+        self._path, self._file_start, self._file_token = path, self._start, self._token
         self._storage_state = storage_state_of([*self._held, Segment(self._token, self._start, self._start)])
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
@@ -232,8 +254,28 @@ class SharedDiskWriter(DiskWriter):
         if synced < self._file_start:
             self._synced = synced
             earlier = [segment for segment in self._held if segment.start < segment.end <= self._file_start]
-            self._shared.sync_segments(self._primary_path, earlier, synced, names=True)
-            self._synced = self._stored
+            if self._shared.sync_segments(self._primary_path, earlier, synced, names=True):
+                self._synced = self._stored
+            else:
+                self._copy_unproven(earlier)
+                super()._sync(names=names, with_call=with_call)
+
+    def _copy_unproven(self, earlier: Sequence[Segment]) -> None:
+        """Copy what earlier files hold beyond the last good sync to the file of this writer, which then begins there.
+
+        No other writer can have this file open, and nobody reads what it holds before its start.
+        """
+        begin = self._synced
+        with file_errors():
+            for segment in earlier:
+                if segment.end > begin:
+                    path = segment_path(self._primary_path, segment.token)
+                    with self._shared.files.opened(path, os.O_RDONLY) as source:
+                        for position, data in read_steps(source, max(begin, segment.start), segment.end):
+                            write_at(self._descriptor, data, position)
+        self._held = [replace(segment, end=min(segment.end, begin)) for segment in earlier if segment.start < begin]
+        self._file_start = begin
+        self._storage_state = storage_state_of([*self._held, Segment(self._file_token, begin, begin)])
 
     def _open_if_own(self, path: Path) -> bool:
         """Open the file if it ends at the offset of this writer; return whether it does."""

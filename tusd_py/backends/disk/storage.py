@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,8 +73,8 @@ class DiskStorage:
         self._completion_records = CompletionRecords(completion_records) if completion_records else None
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
-        self.syncs = Syncs(self.files, shared=self.is_shared)
         self._identity = IdentityFile(directory)
+        self.syncs = Syncs(self.files, self.check_identity, shared=self.is_shared)
         self._reader = FileReader(self)
         self._claims = Claims(directory, directory / PRIVATE_FOLDER / "places", self.files)
         self._external_steps = ExternalSteps()
@@ -216,6 +217,7 @@ class DiskStorage:
                 if held < upload.offset:
                     self.check_identity()
                     held = self.bytes_held(path)  # the file system may have been mounted in between
+                    self.syncs.forget_cut(path, upload.synced)
                 return held
 
         return await self.run(size)
@@ -233,7 +235,7 @@ class DiskStorage:
                 if os.fstat(descriptor).st_size > length:
                     os.ftruncate(descriptor, length)
                 if sync:
-                    self.syncs.sync(descriptor, path, upload.synced, names=True)
+                    self.syncs.sync(descriptor, path, upload.synced, acknowledged=length, names=True)
 
         await self.run_to_completion(finish)
         return ""
@@ -287,6 +289,7 @@ class DiskStorage:
                     return
                 self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
+                self.syncs.marks.remove(path)
                 if place and upload.has_ended:
                     self._claims.remove(place, upload.id)
 
@@ -299,9 +302,12 @@ class DiskStorage:
         await self.assemble(_unfinished(path), path, ranges, sync=sync)
         return ""
 
-    async def assemble(self, new: Path, path: Path, ranges: Sequence[FileRange], *, sync: bool) -> None:
-        """Concatenate ranges of files in the file `new`, which then replaces `path`."""
-        tools = CopyTools(file_errors, self._create, self.copy, self.files, self.syncs)
+    async def assemble(
+        self, new: Path, path: Path, ranges: Sequence[FileRange], *, sync: bool, in_kernel: bool = True
+    ) -> None:
+        """Concatenate ranges of files in the file `new`, which then replaces `path`; see `copy` for `in_kernel`."""
+        copy = partial(self.copy, in_kernel=in_kernel)
+        tools = CopyTools(file_errors, self._create, copy, self.files, self.syncs)
         await self._copier.run(self._copier.steps(new, path, ranges, tools, sync=sync))
 
     def _create(self, path: Path) -> int:
@@ -309,11 +315,14 @@ class DiskStorage:
         self.files.unlink(path)  # a file that a crash left may have doubtful pages
         return self.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
-    def copy(self, target: int, source: Path, start: int, end: int) -> None:
-        """Append a range of another file; raises `UploadNotFound`, `PartBehind`. Blocks."""
+    def copy(self, target: int, source: Path, start: int, end: int, *, in_kernel: bool = True) -> None:
+        """Append a range of another file; raises `UploadNotFound`, `PartBehind`. Blocks.
+
+        A copy `in_kernel` may share what is on the device, where pages that a failed sync has lost are missing.
+        """
         try:
             with self.files.opened(source, os.O_RDONLY) as descriptor:
-                held = copy_range(target, descriptor, start, end)
+                held = copy_range(target, descriptor, start, end, in_kernel=in_kernel)
         except FileNotFoundError:
             self.check_identity()
             raise UploadNotFound("a partial upload is no longer there") from None

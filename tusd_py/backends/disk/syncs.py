@@ -3,6 +3,7 @@
 After a failed fsync the kernel has dropped the bytes, or keeps them as if they were stored: the next fsync succeeds and
 proves nothing. Bytes that were not synced before are therefore cut off at once, in the thread of the sync and before
 any request is answered: the file itself then shows to every process, and after every crash, how many bytes it has.
+Bytes of a process that died in between have a mark (`sync_marks.py`), and are stored again before they are synced.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.files import FULL_DISK_ERRORS, FileTree
+from tusd_py.backends.disk.sync_marks import SyncMarks, has_hole, read_steps, write_at
 from tusd_py.core.errors import StorageBehind, StorageUnavailable
 
 Inode: TypeAlias = tuple[int, int]
@@ -26,6 +29,7 @@ logger = logging.getLogger("tusd_py.storage")
 
 BLOCK_SIZE = 4096  # bytes that a device writes, or loses, together
 SUSPICION = 60.0  # seconds after a failed sync during which `check` fails
+PROBE_SIZE = 64 << 10  # bytes
 UNSUPPORTED = (
     errno.EINVAL,
     errno.ENOTSUP,
@@ -55,16 +59,26 @@ def sync_data(descriptor: int) -> None:
         sync_file(descriptor)
 
 
+class SyncUnproven(StorageUnavailable):
+    """A sync would prove nothing: an earlier one was under way when its process died, or may still be."""
+
+
 class Syncs:
     """The syncs of one storage. Every method blocks."""
 
-    def __init__(self, files: FileTree, *, shared: bool = False) -> None:
-        """Sync files of `files`; `shared` tells that other hosts may replace a file that is being synced."""
+    def __init__(self, files: FileTree, check_identity: Callable[[], None], *, shared: bool = False) -> None:
+        """Sync files of `files`, whose directory `check_identity` proves before a mark is made.
+
+        `shared` tells that other hosts may replace a file that is being synced.
+        """
         self._files = files
+        self._check_identity = check_identity
+        self.marks = SyncMarks(files)
         self._shared = shared
         self._failed_at: float | None = None  # monotonic time of the last failed sync
         self._distrusted: dict[Path, int] = {}  # files that could not be cut off -> position of the cut
         self._syncs_folders = True
+        self._holes_are_losses = True
         self.limitations: list[str] = []
 
     def sync(
@@ -74,18 +88,79 @@ class Syncs:
         kept: int,
         *,
         start: int = 0,
+        acknowledged: int = 0,
         names: bool,
         with_call: Callable[[int], None] = sync_file,
+        stores_again: bool = True,
     ) -> None:
         """Sync a file, and with `names` the folders that lead to it.
 
-        `start` is the position of the first byte of the file, `kept` the end of the last good sync. After a failure the
-        file is cut off there, and this raises `StorageBehind`.
+        After a failure the file is cut off at the end of the last good sync.
+
+        Args:
+            descriptor: the open file.
+            path: its path.
+            kept: end of the last good sync.
+            start: position of the first byte of the file.
+            acknowledged: end of the bytes of the file that a record may count.
+            names: whether to sync the folders too.
+            with_call: the call that syncs.
+            stores_again: whether bytes that an unfinished sync may have lost are stored again here.
+
+        Raises:
+            StorageBehind: the sync has failed.
+            SyncUnproven: the outcome of an earlier sync is unknown, and `stores_again` is not set.
+            StorageFull, StorageUnavailable: nothing was synced.
         """
+        kept = max(kept, start)
+        endangers = acknowledged > kept
+        if endangers and not self._mark(path):
+            self._store_again(descriptor, path, kept, acknowledged, start=start, may_write=stores_again)
         try:
             with_call(descriptor)
+            if endangers:
+                self.marks.remove(path)
             if names:
                 self.sync_folders(path)
+        except OSError as error:
+            self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
+
+    def sync_whole(self, path: Path, size: int) -> None:
+        """Sync a file of this size, and the folders that lead to it, without a cut if that fails; raises `OSError`.
+
+        After a failure, or the death of the process, the next attempt stores the bytes again.
+        """
+        if not self.marks.make(path):
+            with self._files.opened(path, os.O_RDWR) as descriptor:
+                for position, data in read_steps(descriptor, 0, size):
+                    write_at(descriptor, data, position)
+        with self._files.opened(path, os.O_RDONLY) as descriptor:
+            sync_file(descriptor)
+        self.marks.remove(path)
+        self.sync_folders(path)
+
+    def _mark(self, path: Path) -> bool:
+        """Make the mark of a file; return False if it has one. Raises `StorageFull`, `StorageUnavailable`."""
+        self._check_identity()
+        with file_errors():
+            return self.marks.make(path)
+
+    def _store_again(self, descriptor: int, path: Path, kept: int, end: int, *, start: int, may_write: bool) -> None:
+        """Write the bytes from `kept` to `end` once more, since an earlier sync of them may have failed.
+
+        Reading tells no lost page from a stored one, but a page that is written again is stored by the next sync, or
+        makes that fail. Raises `StorageBehind`, `SyncUnproven`, `StorageFull`, `StorageUnavailable`.
+        """
+        try:
+            if self._holes_are_losses and has_hole(descriptor, kept, end):
+                raise OSError(errno.EIO, "stored bytes are missing")
+            if not may_write:
+                raise SyncUnproven
+            logger.warning("the bytes of %s from %d to %d are stored again after an unfinished sync", path, kept, end)
+            for position, data in read_steps(descriptor, kept, end):
+                with file_errors():  # of a full disk, for example: the bytes are as they were
+                    write_at(descriptor, data, position)
+                sync_data(descriptor)  # after each step, or dirty pages would pile up
         except OSError as error:
             self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
 
@@ -109,10 +184,12 @@ class Syncs:
                     if inode_of(descriptor) == inode:  # otherwise the next lock holder has finished the upload
                         _cut(descriptor, kept)
         except FileNotFoundError:
-            pass
+            self.marks.remove(path)
         except OSError as failure:
             logger.error("%s could not be cut off: %s", path, failure.strerror)
-            self._distrusted[path] = kept
+            self._distrusted[path] = kept  # later processes find the mark
+        else:
+            self.marks.remove(path)
         raise StorageBehind(kept) from error
 
     def trusted_size(self, path: Path, size: int) -> int:
@@ -123,6 +200,12 @@ class Syncs:
         """Record that a file was cut off at the offset of its upload, so that all of its bytes count again."""
         if self._distrusted:
             self._distrusted.pop(path, None)
+
+    def forget_cut(self, path: Path, synced: int) -> None:
+        """Remove the mark of a file that was cut off where its last good sync ended, by a process that died then."""
+        with contextlib.suppress(OSError):
+            if (self._files.size(path) or 0) <= synced:
+                self.marks.remove(path)
 
     def sync_folders(self, path: Path) -> None:
         """Sync the folders that hold the name of a file; raises `OSError`."""
@@ -150,8 +233,9 @@ class Syncs:
         path = self._files.top / ".probe"  # always the same, so that the next probe removes what a crash has left
         try:
             with self._files.opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
-                os.write(descriptor, b"probe")
+                written = os.write(descriptor, bytes(PROBE_SIZE))
                 _sync_probe(descriptor)
+                self._holes_are_losses = not has_hole(descriptor, 0, written)  # ZFS stores zeros as holes
             self._sync_folder(self._files.top)
         finally:
             with contextlib.suppress(OSError):

@@ -38,9 +38,12 @@ class DiskWriter:
         self._jobs = SerialTask()
         self._stored = upload.offset
         self._synced = min(upload.synced, upload.offset)
+        self._acknowledged = upload.offset  # end of the bytes that a record may count
+        self._stores_again = True
         self._storage_state = ""
 
     def snapshot(self) -> WriterSnapshot:
+        self._acknowledged = self._stored
         return WriterSnapshot(self._stored, self._synced, self._storage_state)
 
     def committed(self, snapshot: WriterSnapshot) -> None:
@@ -69,6 +72,7 @@ class DiskWriter:
         return not self._storage_state
 
     def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        self._stores_again = False  # that could take long, in a thread of other components
         try:
             self._finish(buffers, sync)
         finally:
@@ -142,12 +146,14 @@ class DiskWriter:
             descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
             self._storage.check_identity()
+            self._storage.syncs.forget_cut(self._path, self._synced)
             raise StorageBehind(self._storage.bytes_held(self._path)) from None
         try:
             size = os.fstat(descriptor).st_size
             trusted_size = self._storage.syncs.trusted_size(self._path, size)
             if trusted_size < self._start:
                 self._storage.check_identity()
+                self._storage.syncs.forget_cut(self._path, self._synced)
                 raise StorageBehind(trusted_size)
             if size > self._start:  # bytes that were never committed, unless the record is older than they are
                 if self._storage.read_completion_record(self._upload_id) is not None:
@@ -166,8 +172,16 @@ class DiskWriter:
         such as those of a wrong checksum, in place of those that were sent and acknowledged after them.
         """
         os.ftruncate(descriptor, end)
-        kept = min(self._synced, end)
-        self._storage.syncs.sync(descriptor, self._path, kept, start=self._file_start, names=False, with_call=sync_data)
+        self._storage.syncs.sync(
+            descriptor,
+            self._path,
+            min(self._synced, end),
+            start=self._file_start,
+            acknowledged=min(self._acknowledged, end),
+            names=False,
+            with_call=sync_data,
+            stores_again=self._stores_again,
+        )
 
     def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
@@ -185,7 +199,14 @@ class DiskWriter:
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:
         self._storage.syncs.sync(
-            self._descriptor, self._path, self._synced, start=self._file_start, names=names, with_call=with_call
+            self._descriptor,
+            self._path,
+            self._synced,
+            start=self._file_start,
+            acknowledged=min(self._acknowledged, self._stored),
+            names=names,
+            with_call=with_call,
+            stores_again=self._stores_again,
         )
         self._synced = self._stored
 

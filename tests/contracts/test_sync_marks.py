@@ -1,0 +1,252 @@
+"""Marks of syncs that were under way when their process died."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.faults.stalls import OSFaults
+from tusd_py.backends.disk.shared import SharedDiskStorage
+from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.disk.sync_marks import STEP_SIZE, mark_of
+from tusd_py.backends.disk.syncs import SyncUnproven
+from tusd_py.core.errors import StorageBehind, StorageFull
+from tusd_py.core.upload import Upload
+
+UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=10)
+INHERITED = replace(UPLOAD, offset=3)
+FILE = "*/uploads/upload"
+
+
+@pytest.fixture
+async def storage(tmp_path: Path) -> AsyncIterator[DiskStorage]:
+    storage = DiskStorage(tmp_path / "uploads")
+    await storage.open()
+    yield storage
+    await storage.close()
+
+
+@pytest.fixture
+async def shared(tmp_path: Path) -> AsyncIterator[SharedDiskStorage]:
+    storage = SharedDiskStorage(tmp_path / "uploads")
+    await storage.open()
+    yield storage
+    await storage.close()
+
+
+async def leave(storage: DiskStorage, data: bytes) -> Path:
+    """Leave bytes that are committed, and a mark, as a process does that dies in the sync after them."""
+    writer = storage.writer(UPLOAD, 1)
+    await writer.flush([data], sync=False)
+    await writer.close()
+    path = storage.path(UPLOAD)
+    mark_of(path).touch()
+    return path
+
+
+async def test_a_sync_that_endangers_acknowledged_bytes_has_a_mark_while_it_runs(storage: DiskStorage) -> None:
+    path = storage.path(UPLOAD)
+    marked: list[bool] = []
+    real = os.fsync
+    writer = storage.writer(UPLOAD, 1)
+    await writer.flush([b"012"], sync=False)
+    writer.snapshot()  # which may be committed
+    with pytest.MonkeyPatch.context() as patched:
+
+        def fsync(descriptor: int) -> None:
+            marked.append(mark_of(path).exists())
+            real(descriptor)
+
+        patched.setattr(os, "fsync", fsync)
+        await writer.finish([b"3456789"], sync=True)
+    await writer.close()
+    assert marked[0]
+    assert not mark_of(path).exists()
+
+
+@pytest.mark.parametrize("ends", ["at once", "after bytes that were synced"])
+async def test_a_sync_that_endangers_no_acknowledged_byte_has_no_mark(
+    storage: DiskStorage, os_faults: OSFaults, ends: str
+) -> None:
+    opened = os_faults.fail("open", "*.sync")
+    writer = storage.writer(UPLOAD, 1)
+    if ends != "at once":
+        await writer.flush([b"012"], sync=True)
+        writer.snapshot()
+        await writer.flush([b"345"], sync=True)
+    await writer.finish([b"6789"], sync=True)
+    assert not opened.hits
+
+
+async def test_bytes_with_a_mark_are_written_again_before_they_count_as_synced(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    path = await leave(storage, b"012")
+    again = os_faults.fail("pwrite", FILE, errno.EIO, times=1)
+    writer = storage.writer(INHERITED, 2)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - any: nothing was synced
+        await writer.flush([b"345"], sync=True)
+    assert again.hits
+    assert writer.snapshot().synced == 0
+    assert mark_of(path).exists()
+    await writer.close()
+
+    writer = storage.writer(INHERITED, 3)
+    await writer.flush([b"345"], sync=True)
+    assert writer.snapshot().synced == 6
+    await writer.close()
+    assert path.read_bytes() == b"012345"
+    assert not mark_of(path).exists()
+
+
+async def test_many_bytes_with_a_mark_are_written_again_in_steps(storage: DiskStorage, os_faults: OSFaults) -> None:
+    data = os.urandom(2 * STEP_SIZE + 5)
+    path = await leave(storage, data)
+    syncs = os_faults.fail("fdatasync", FILE, skip=3)
+    await storage.finish(replace(UPLOAD, offset=len(data), length=len(data)), sync=True)
+    assert not syncs.hits
+    assert path.read_bytes() == data
+    assert not mark_of(path).exists()
+
+
+async def test_a_sync_of_bytes_that_are_written_again_fails_for_good(storage: DiskStorage, os_faults: OSFaults) -> None:
+    path = await leave(storage, b"0123456789")
+    os_faults.fail("fdatasync", FILE, times=1)
+    with pytest.raises(StorageBehind) as behind:
+        await storage.finish(replace(UPLOAD, offset=10, synced=4), sync=True)
+    assert behind.value.stored == 4
+    assert path.read_bytes() == b"0123"
+    assert not mark_of(path).exists()
+
+
+async def test_a_full_disk_takes_no_byte_that_is_to_be_written_again(storage: DiskStorage, os_faults: OSFaults) -> None:
+    path = await leave(storage, b"0123456789")
+    os_faults.fail("pwrite", FILE, errno.ENOSPC, times=1)
+    complete = replace(UPLOAD, offset=10)
+    with pytest.raises(StorageFull):
+        await storage.finish(complete, sync=True)
+    assert mark_of(path).exists()
+    await storage.finish(complete, sync=True)
+    assert path.read_bytes() == b"0123456789"
+    assert not mark_of(path).exists()
+
+
+async def test_a_mark_that_finds_no_room_stops_the_sync(storage: DiskStorage, os_faults: OSFaults) -> None:
+    path = await leave(storage, b"0123456789")
+    mark_of(path).unlink()
+    os_faults.fail("open", "*.sync", errno.ENOSPC, times=1)
+    with pytest.raises(StorageFull):
+        await storage.finish(replace(UPLOAD, offset=10), sync=True)
+    assert path.read_bytes() == b"0123456789"
+
+
+async def test_bytes_with_a_mark_that_never_reached_the_device_do_not_count(storage: DiskStorage) -> None:
+    path = await leave(storage, b"")
+    with path.open("wb") as file:
+        file.truncate(1 << 20)  # one hole
+    if os.stat(path).st_blocks:
+        pytest.skip("the file system makes no holes")
+    with pytest.raises(StorageBehind) as behind:
+        await storage.finish(replace(UPLOAD, offset=1 << 20, length=1 << 20), sync=True)
+    assert behind.value.stored == 0
+
+
+async def test_holes_tell_nothing_where_zeros_are_stored_as_holes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "lseek", lambda descriptor, position, whence: position)
+    storage = DiskStorage(tmp_path / "uploads")
+    await storage.open()
+    path = await leave(storage, b"0123456789")
+    await storage.finish(replace(UPLOAD, offset=10), sync=True)
+    await storage.close()
+    assert path.read_bytes() == b"0123456789"
+
+
+async def test_the_short_way_leaves_bytes_with_a_mark_to_the_long_one(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    path = await leave(storage, b"012")
+    writes = os_faults.fail("pwrite", FILE)
+    with pytest.raises(SyncUnproven):
+        await storage.run(lambda: storage.writer(INHERITED, 2).finish_in_thread((b"3456789",), sync=True))
+    assert not writes.hits
+    assert mark_of(path).exists()
+
+
+async def test_a_mark_is_removed_with_its_upload(storage: DiskStorage) -> None:
+    path = await leave(storage, b"012")
+    await storage.delete(INHERITED)
+    assert not list(path.parent.glob(".*.sync"))
+
+
+async def test_a_mark_of_a_process_that_died_after_the_cut_is_removed(storage: DiskStorage) -> None:
+    path = await leave(storage, b"012")
+    path.unlink()
+    assert await storage.stored_size(INHERITED) == 0
+    assert not mark_of(path).exists()
+
+
+async def test_a_failed_cut_leaves_a_mark_to_the_next_process(storage: DiskStorage, os_faults: OSFaults) -> None:
+    path = await leave(storage, b"0123456789")
+    mark_of(path).unlink()
+    os_faults.fail("fsync", FILE, times=1)
+    os_faults.fail("unlink", FILE, times=1)
+    with pytest.raises(StorageBehind):
+        await storage.finish(replace(UPLOAD, offset=10), sync=True)
+    assert await storage.stored_size(replace(UPLOAD, offset=10)) == 0
+    assert mark_of(path).exists()
+
+
+async def test_the_next_writer_of_a_shared_file_with_a_mark_copies_its_bytes(shared: SharedDiskStorage) -> None:
+    """The earlier one may wake up in its sync, and cut its file off."""
+    path = await leave(shared, b"012")
+    writer = shared.writer(INHERITED, 6, unreleased_predecessors=1)
+    await writer.flush([b"345"], sync=True)
+    done = writer.snapshot()
+    await writer.close()
+    assert (done.offset, done.synced, done.storage_state) == (6, 6, "0:6")
+    os.truncate(path, 0)  # by the earlier writer
+
+    upload = replace(UPLOAD, offset=6, synced=6, storage_state="0:6")
+    assert await shared.stored_size(upload) == 6
+    writer = shared.writer(upload, 7)
+    await writer.finish([b"6789"], sync=True)
+    await writer.close()
+    upload = replace(upload, offset=10, storage_state=writer.snapshot().storage_state)
+    await shared.finish(upload, sync=True)
+    await shared.discard_superseded(upload)
+    assert path.read_bytes() == b"0123456789"
+    assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["upload"]
+
+
+async def test_only_what_is_not_synced_of_shared_files_with_a_mark_is_copied(shared: SharedDiskStorage) -> None:
+    path = await leave(shared, b"012")
+    writer = shared.writer(INHERITED, 6, unreleased_predecessors=1)
+    await writer.flush([b"345"], sync=False)
+    await writer.close()
+    upload = replace(UPLOAD, offset=6, synced=2, storage_state=writer.snapshot().storage_state)
+    assert upload.storage_state == "3:6"
+    writer = shared.writer(upload, 7, unreleased_predecessors=1)
+    await writer.flush([b"678"], sync=True)
+    done = writer.snapshot()
+    await writer.close()
+    assert (done.offset, done.synced, done.storage_state) == (9, 9, "2:7")
+    assert path.with_name("upload.7").read_bytes()[2:] == b"2345678"
+
+
+async def test_a_whole_shared_file_with_a_mark_is_replaced_by_a_copy(
+    shared: SharedDiskStorage, os_faults: OSFaults
+) -> None:
+    path = await leave(shared, b"0123456789")
+    os_faults.fail("copy_file_range", "*")  # which could share blocks that were never written
+    number = path.stat().st_ino
+    await shared.finish(replace(UPLOAD, offset=10), sync=True)
+    assert path.read_bytes() == b"0123456789"
+    assert path.stat().st_ino != number
+    assert not mark_of(path).exists()

@@ -1,0 +1,80 @@
+"""Marks of syncs under way, which outlive their process.
+
+The kernel reports a failed sync once, to the process that made it. If that process is killed before it has cut off the
+lost bytes, their pages can still be read, and every later sync succeeds without writing them. So a sync that could lose
+acknowledged bytes has a mark: an empty file beside the file of the upload, made before the sync, and removed after the
+sync has succeeded or its bytes were cut off. A process that finds a mark does not know the outcome of a sync, and must
+not rely on another one.
+
+A mark has to survive its process only, and is not synced: after a power cut there are no pages to be deceived by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tusd_py.backends.disk.files import FileTree
+
+STEP_SIZE = 4 << 20  # bytes that are read, written and synced at a time
+
+
+class SyncMarks:
+    """The marks of one storage. Every method blocks."""
+
+    def __init__(self, files: FileTree) -> None:
+        self._files = files
+
+    def make(self, path: Path) -> bool:
+        """Make the mark of a file; return False if it has one. Raises `OSError`."""
+        try:
+            os.close(self._files.open(mark_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def remove(self, path: Path) -> None:
+        """Remove the mark of a file, if there is one; one that stays has bytes stored again without need."""
+        with contextlib.suppress(OSError):
+            self._files.unlink(mark_of(path))
+
+
+def mark_of(path: Path) -> Path:
+    """Return the mark of a file; no upload id starts with a dot."""
+    return path.with_name(f".{path.name}.sync")
+
+
+def has_hole(descriptor: int, start: int, end: int) -> bool:
+    """Return whether the file system says that a part of a range was never written; False if it cannot tell.
+
+    Blocks that did not reach the device are a hole once their pages have left the page cache.
+    """
+    try:
+        return os.lseek(descriptor, start, os.SEEK_HOLE) < end
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
+        return False
+
+
+def read_steps(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the bytes of a range with their positions, at most `STEP_SIZE` at a time; raises `OSError`."""
+    position = start
+    while position < end:
+        data = os.pread(descriptor, min(STEP_SIZE, end - position), position)
+        if not data:
+            raise OSError(errno.EIO, f"{position} and following bytes are missing")
+        yield position, data
+        position += len(data)
+
+
+def write_at(descriptor: int, data: bytes, position: int) -> None:
+    """Write all bytes at a position; raises `OSError`."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, position)
+        position += written
+        rest = rest[written:]
