@@ -124,6 +124,46 @@ async def test_a_sync_of_bytes_that_are_written_again_fails_for_good(storage: Di
     assert not mark_of(path).exists()
 
 
+async def test_the_removal_of_a_file_after_a_failed_sync_is_synced_before_bytes_follow(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    """A power cut could bring the file back otherwise, with bytes that were taken back."""
+    path = await leave(storage, b"0123456789")
+    os_faults.fail("fsync", FILE, times=1)
+    folder = os_faults.fail("fsync", str(path.parent), times=1)
+    with pytest.raises(StorageBehind) as behind:
+        await storage.finish(replace(UPLOAD, offset=10), sync=True)
+    assert behind.value.stored == 0
+    assert folder.hits
+    writer = storage.writer(UPLOAD, 2)
+    await writer.finish([b"9876543210"], sync=True)
+    assert await storage.stored_size(replace(UPLOAD, offset=10)) == 10
+    assert path.read_bytes() == b"9876543210"
+
+
+async def test_a_cut_after_a_failed_sync_is_synced_before_bytes_follow(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    path = await leave(storage, b"0123456789")
+    mark_of(path).unlink()
+    os_faults.fail("fsync,fdatasync", FILE, times=2)
+    with pytest.raises(StorageBehind) as behind:
+        await storage.finish(replace(UPLOAD, offset=10, synced=4), sync=True)
+    assert behind.value.stored == 4
+    left = replace(UPLOAD, offset=4, synced=4)
+    again = os_faults.fail("fdatasync", FILE, times=1)
+    writer = storage.writer(left, 3)
+    with pytest.raises(StorageBehind):
+        await writer.flush([b"xxx"], sync=False)
+    await writer.close()
+    assert again.hits
+    writer = storage.writer(left, 4)
+    await writer.flush([b"456"], sync=False)
+    await writer.close()
+    assert path.read_bytes() == b"0123456"
+    assert await storage.stored_size(left.at(7)) == 7
+
+
 async def test_a_full_disk_takes_no_byte_that_is_to_be_written_again(storage: DiskStorage, os_faults: OSFaults) -> None:
     path = await leave(storage, b"0123456789")
     os_faults.fail("pwrite", FILE, errno.ENOSPC, times=1)

@@ -283,8 +283,7 @@ class SharedDiskWriter(DiskWriter):
             descriptor = self._shared.files.open(path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
             return False
-        size = os.fstat(descriptor).st_size
-        if size == self._start == self._shared.syncs.trusted_size(path, size):
+        if os.fstat(descriptor).st_size == self._start and not self._shared.syncs.is_distrusted(path):
             self._descriptor = descriptor
             return True
         os.close(descriptor)

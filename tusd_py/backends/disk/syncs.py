@@ -76,7 +76,7 @@ class Syncs:
         self.marks = SyncMarks(files)
         self._shared = shared
         self._failed_at: float | None = None  # monotonic time of the last failed sync
-        self._distrusted: dict[Path, int] = {}  # files that could not be cut off -> position of the cut
+        self._distrusted: dict[Path, int] = {}  # files that could not be cut off for good -> position of the cut
         self._syncs_folders = True
         self._holes_are_losses = True
         self.limitations: list[str] = []
@@ -179,14 +179,16 @@ class Syncs:
         try:
             if kept == start and not self._shared:
                 self._files.unlink(path)  # later bytes go to a new file without doubtful pages
+                self._sync_folder(path.parent)  # a power cut could bring the old one back in its place
             else:
                 with self._files.opened(path, os.O_RDWR) as descriptor:
                     if inode_of(descriptor) == inode:  # otherwise the next lock holder has finished the upload
                         _cut(descriptor, kept)
+                        sync_data(descriptor)  # a power cut could undo it, and count old bytes in place of later ones
         except FileNotFoundError:
             self.marks.remove(path)
         except OSError as failure:
-            logger.error("%s could not be cut off: %s", path, failure.strerror)
+            logger.error("%s could not be cut off for good: %s", path, failure.strerror)
             self._distrusted[path] = kept  # later processes find the mark
         else:
             self.marks.remove(path)
@@ -196,8 +198,12 @@ class Syncs:
         """Return the number of bytes that count in a file of this size: fewer if a failed cut left more."""
         return min(size, self._distrusted.get(path, size)) if self._distrusted else size
 
+    def is_distrusted(self, path: Path) -> bool:
+        """Return whether a cut of a file has failed, or would not outlive a power cut."""
+        return path in self._distrusted
+
     def clear_distrust(self, path: Path) -> None:
-        """Record that a file was cut off at the offset of its upload, so that all of its bytes count again."""
+        """Record that a file is new, or cut off for good at the offset of its upload: all of its bytes count again."""
         if self._distrusted:
             self._distrusted.pop(path, None)
 

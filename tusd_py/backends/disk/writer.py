@@ -141,6 +141,7 @@ class DiskWriter:
         if self._start == 0:
             with contextlib.suppress(FileExistsError):
                 self._descriptor = self._storage.files.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                self._storage.syncs.clear_distrust(self._path)
                 return
         try:
             descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
@@ -158,6 +159,8 @@ class DiskWriter:
             if size > self._start:  # bytes that were never committed, unless the record is older than they are
                 if self._storage.read_completion_record(self._upload_id) is not None:
                     raise StorageAhead
+                self._cut(descriptor, self._start)
+            elif self._storage.syncs.is_distrusted(self._path):
                 self._cut(descriptor, self._start)
             self._storage.syncs.clear_distrust(self._path)
         except BaseException:
