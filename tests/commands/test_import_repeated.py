@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.stalls import OSFaults
 from tests.support.harness import serving
 from tests.support.tusd_directory import (
     CONTENT,
@@ -75,6 +76,25 @@ def test_import_after_crash_before_a_record_was_written_completes(
         assert summary == Summary(copied=1, skipped=COUNT - 1)
         assert number == COUNT - 1
     assert asyncio.run(import_tusd(settings, directory, copy=copy)) == Summary(skipped=COUNT)
+    assert_served(tmp_path)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_import_after_a_failed_sync_stores_the_bytes_again(
+    tmp_path: Path, tusd: Path, os_faults: OSFaults, in_place: bool
+) -> None:
+    """The pages of the failed sync can be read and are clean: another sync would write nothing."""
+    uploads = tusd.rename(tmp_path / "uploads") if in_place else tmp_path / "uploads"
+    directory = uploads if in_place else tusd
+    settings = settings_of(upload_dir=uploads)
+    failing = os_faults.fail("fsync", f"*/uploads/{WHOLE}", times=1)
+    assert asyncio.run(import_tusd(settings, directory)) == Summary(copied=COUNT - 1, refused=1)
+    assert failing.hits
+    again = os_faults.fail("pwrite", f"*/uploads/{WHOLE}", times=1)
+    assert asyncio.run(import_tusd(settings, directory)) == Summary(skipped=COUNT - 1, refused=1)
+    assert again.hits
+    assert asyncio.run(import_tusd(settings, directory)) == Summary(copied=1, skipped=COUNT - 1)
+    assert not list(uploads.glob(".*.sync"))
     assert_served(tmp_path)
 
 

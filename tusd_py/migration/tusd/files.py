@@ -221,9 +221,7 @@ def place(data: Data, upload: Upload, storage: DiskStorage, *, link: bool) -> No
             _copy(data, target, storage.files)
     elif not _is_copy(data, target):
         raise UploadRefused(f"would replace {target}, another file")
-    with _regular(target) as descriptor:
-        os.fsync(descriptor)
-    storage.syncs.sync_folders(target)
+    storage.syncs.sync_whole(target, data.size)
 
 
 def _linked(source: Path, target: Path) -> bool:
