@@ -62,7 +62,7 @@ class DiskWorld(World):
     def _is_finished(self, upload: Expected) -> bool:
         self.oracle.note_expiry(upload)
         is_whole = upload.complete and upload.kind != "partial"
-        return is_whole and not (upload.may_be_gone or upload.is_excused or self.oracle.retention)
+        return is_whole and not (upload.may_be_gone or self.oracle.retention)
 
     def _has_completion_record(self, upload: Expected) -> bool:
         return self.machine.files.read(f"{TOP}/.tusd-py/finished/{upload.id[:2]}/{upload.id}.json") is not None

@@ -91,7 +91,7 @@ class EventLedger:
     def _wanted(self, upload: Expected) -> set[EventType]:
         """Return the kinds of events that every sink must have."""
         is_lasting = not self.oracle.losses or (upload.complete and not upload.may_be_gone)
-        if not is_lasting or upload.is_excused:
+        if not is_lasting:
             return set()
         wanted = {EventType.CREATED}
         if upload.complete and upload.id not in self.oracle.ended:

@@ -67,7 +67,7 @@ class HostsOracle(Oracle):
             return
         if self.durability == "never" and self.losses:
             return
-        if since != self.losses or upload.is_ending or upload.is_excused or upload.is_gone or upload.kind == "final":
+        if since != self.losses or upload.is_ending or upload.is_gone or upload.kind == "final":
             return
         try:
             stored = self.look(upload.id)

@@ -227,6 +227,8 @@ class Oracle:
             upload.complete = False
         elif not (self.durability == "always" or upload.deferred or upload.complete):
             upload.floor = 0
+        if records and upload.is_ending:
+            upload.floor = 0  # the record may come back, and its bytes not
         if records and upload.floor == 0 and not upload.complete:
             upload.may_be_gone = True
         if records and upload.was_removed:
