@@ -61,6 +61,7 @@ class HostsWorld(World):
     profiles = (Profile("careful", most_faults=8, habits=CAREFUL),)
     machine_names = ("host-a", "host-b", "host-c")
     process_counts = (2, 2, 3, 4)
+    redis_was_set_back = False  # a lease of a dead process ends late, unless somebody wants it
 
     def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
         super().__init__(seed, modules, without)
@@ -111,18 +112,22 @@ class HostsWorld(World):
             case "restart":
                 self._lose(redis.restart(fault.seconds, min(1.0, fault.amount * 1.5)))
             case "failover":
-                redis.store.epoch += (fault.amount - 0.5) * 10 ** (fault.seconds % 4)
+                self._set_clock(redis, (fault.amount - 0.5) * 10 ** (fault.seconds % 4))
                 self._lose(redis.restart(fault.seconds / 4, fault.amount * 3))
             case "full":
                 redis.commands.is_full = True
                 self.loop.call_later(fault.seconds, setattr, redis.commands, "is_full", False)
             case "clock":
-                redis.store.epoch += (fault.amount - 0.5) * 10 ** (1 + fault.seconds % 6)
+                self._set_clock(redis, (fault.amount - 0.5) * 10 ** (1 + fault.seconds % 6))
             case "evicts":
                 self.log(f"Redis evicts {redis.evict()!r}")
             case "loses indexes":
                 for key in (self.keys.due, self.keys.ids)[: 1 + int(fault.amount * 2)]:
                     redis.store.put(key.encode(), None)
+
+    def _set_clock(self, redis: RedisServer, seconds: float) -> None:
+        redis.store.epoch += seconds
+        self.redis_was_set_back = self.redis_was_set_back or seconds < 0
 
     def _lose(self, changes: int) -> None:
         """Tell the oracle that Redis has gone back in time."""
@@ -208,6 +213,8 @@ class HostsWorld(World):
             words = record.storage_state.split() if record is not None else []
             named |= {f"{upload_id}.{word.partition(':')[2]}" for word in words}
         super()._look_for_remains(named)
+        if self.redis_was_set_back:
+            return
         soon = self.redis.store.milliseconds() + SETTLE * 1000
         for key, entry in sorted(self.redis.store.entries.items()):
             if key.endswith(b":lock") and self.redis.store.entry(key) is not None and (entry.expires_at or 0) < soon:
