@@ -186,7 +186,8 @@ class Appending:
             record = await self._recovery.recover(
                 await self._records.get(lock.upload_id), lock.token, append_request.context
             )
-            raise OffsetMismatch(record.offset) from error
+            # A client at a wrong offset is no failure of the server, which would be logged with its cause.
+            raise OffsetMismatch(record.offset) from (None if isinstance(error, OffsetMismatch) else error)
 
     async def _append(
         self, record: Upload, append_request: AppendRequest, lock: Lock, holder: DeferredHolder
