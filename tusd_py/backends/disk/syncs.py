@@ -62,6 +62,8 @@ def sync_data(descriptor: int) -> None:
 class SyncUnproven(StorageUnavailable):
     """A sync would prove nothing: an earlier one was under way when its process died, or may still be."""
 
+    default_message = StorageUnavailable.default_message
+
 
 class Syncs:
     """The syncs of one storage. Every method blocks."""
