@@ -106,11 +106,13 @@ class PausedCopy:
         self._reached, self._may_go_on = threading.Event(), threading.Event()
         copy = DiskStorage.copy
 
-        def paused(storage: DiskStorage, target: int, source: Path, start: int, end: int) -> None:
+        def paused(
+            storage: DiskStorage, target: int, source: Path, start: int, end: int, *, in_kernel: bool = True
+        ) -> None:
             if source.name == self._name and not self._reached.is_set():
                 self._reached.set()
                 assert self._may_go_on.wait(TIMEOUT)
-            copy(storage, target, source, start, end)
+            copy(storage, target, source, start, end, in_kernel=in_kernel)
 
         monkeypatch.setattr(DiskStorage, "copy", paused)
 

@@ -242,7 +242,7 @@ async def test_an_upload_that_another_host_has_just_made_is_there_although_the_c
         async def ask_for_time() -> None:
             one.state.clock.synchronize(other.state.clock.wall(), clock.monotonic())  # type: ignore[attr-defined]
 
-        other.state.clock.synchronize(clock.wall() - 2 * DAY, clock.monotonic())  # type: ignore[attr-defined]
+        one.state.clock.synchronize(clock.wall() + 2 * DAY, clock.monotonic())  # type: ignore[attr-defined]
         monkeypatch.setattr(one.state, "refresh_clock", ask_for_time)
         upload = await other.create(NewUpload(100, None))
         assert (await one.inspect(upload.id)).id == upload.id
