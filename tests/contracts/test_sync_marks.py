@@ -15,7 +15,7 @@ from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.disk.sync_marks import STEP_SIZE, mark_of
 from tusd_py.backends.disk.syncs import SyncUnproven
-from tusd_py.core.errors import StorageBehind, StorageFull
+from tusd_py.core.errors import StorageBehind, StorageFull, StorageUnavailable
 from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=10)
@@ -290,3 +290,46 @@ async def test_a_whole_shared_file_with_a_mark_is_replaced_by_a_copy(
     assert path.read_bytes() == b"0123456789"
     assert path.stat().st_ino != number
     assert not mark_of(path).exists()
+
+
+# Errors that are no failed sync.
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ENOENT])
+async def test_a_folder_that_cannot_be_opened_takes_no_bytes_along(
+    storage: DiskStorage, os_faults: OSFaults, error: int
+) -> None:
+    """The file is synced; nothing is known to be lost, so nothing is cut off."""
+    writer = storage.writer(UPLOAD, 1)
+    await writer.flush([b"012"], sync=False)
+    fault = os_faults.fail("open", "*/uploads", error)
+    with pytest.raises(StorageUnavailable):
+        await writer.finish([b"3456789"], sync=True)
+    fault.lift()
+    await writer.close()
+    assert storage.path(UPLOAD).read_bytes() == b"0123456789"
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.ENOMEM])
+async def test_inherited_bytes_that_cannot_be_read_now_are_neither_cut_off_nor_believed(
+    storage: DiskStorage, os_faults: OSFaults, error: int
+) -> None:
+    path = await leave(storage, b"0123456789")
+    fault = os_faults.fail("pread", FILE, error)
+    with pytest.raises(StorageUnavailable):
+        await storage.finish(replace(UPLOAD, offset=10, synced=4), sync=True)
+    assert mark_of(path).exists()
+    fault.lift()
+    await storage.finish(replace(UPLOAD, offset=10, synced=4), sync=True)
+    assert path.read_bytes() == b"0123456789"
+    assert not mark_of(path).exists()
+
+
+async def test_folders_that_may_not_be_opened_are_not_synced(storage: DiskStorage, os_faults: OSFaults) -> None:
+    writer = storage.writer(UPLOAD, 1)
+    await writer.flush([b"012"], sync=False)
+    os_faults.fail("open", "*/uploads", errno.EACCES)
+    await writer.finish([b"3456789"], sync=True)
+    os_faults.clear()
+    await writer.close()
+    assert any("cannot sync directories" in text for text in storage.limitations)

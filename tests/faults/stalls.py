@@ -22,6 +22,7 @@ import pytest
 
 # Position of the argument that names the file: a descriptor or a path.
 CALLS = {
+    "pread": 0,
     "pwritev": 0,
     "pwrite": 0,
     "write": 0,

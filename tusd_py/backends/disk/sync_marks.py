@@ -22,6 +22,13 @@ from tusd_py.backends.disk.files import FileTree
 STEP_SIZE = 4 << 20  # bytes that are read, written and synced at a time
 
 
+class MissingBytes(OSError):
+    """Bytes that were stored are no longer there."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "stored bytes are missing")
+
+
 class SyncMarks:
     """The marks of one storage. Every method blocks."""
 
@@ -61,12 +68,17 @@ def has_hole(descriptor: int, start: int, end: int) -> bool:
 
 
 def read_steps(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the bytes of a range with their positions, at most `STEP_SIZE` at a time; raises `OSError`."""
+    """Yield the bytes of a range with their positions, at most `STEP_SIZE` at a time.
+
+    Raises:
+        MissingBytes: the file ends before them.
+        OSError: they cannot be read.
+    """
     position = start
     while position < end:
         data = os.pread(descriptor, min(STEP_SIZE, end - position), position)
         if not data:
-            raise OSError(errno.EIO, f"{position} and following bytes are missing")
+            raise MissingBytes
         yield position, data
         position += len(data)
 

@@ -14,13 +14,13 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.files import FULL_DISK_ERRORS, FileTree
-from tusd_py.backends.disk.sync_marks import SyncMarks, has_hole, read_steps, write_at
+from tusd_py.backends.disk.sync_marks import MissingBytes, SyncMarks, has_hole, read_steps, write_at
 from tusd_py.core.errors import StorageBehind, StorageUnavailable
 
 Inode: TypeAlias = tuple[int, int]
@@ -120,12 +120,22 @@ class Syncs:
             self._store_again(descriptor, path, kept, acknowledged, start=start, may_write=stores_again)
         try:
             with_call(descriptor)
-            if endangers:
-                self.marks.remove(path)
-            if names:
-                self.sync_folders(path)
         except OSError as error:
             self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
+        if endangers:
+            self.marks.remove(path)
+        if names:
+            self._sync_names(descriptor, path, kept, start)
+
+    def _sync_names(self, descriptor: int, path: Path, kept: int, start: int) -> None:
+        """Sync the folders of a file that is synced; an error before their syncs, of opening them, proves no loss."""
+        with contextlib.ExitStack() as stack:
+            with file_errors():
+                folders = self._open_folders(path, stack)
+            try:
+                self._sync_open_folders(folders)
+            except OSError as error:
+                self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
 
     def sync_whole(self, path: Path, size: int) -> None:
         """Sync a file of this size, and the folders that lead to it, without a cut if that fails; raises `OSError`.
@@ -151,15 +161,19 @@ class Syncs:
         """Write the bytes from `kept` to `end` once more, since an earlier sync of them may have failed.
 
         Reading tells no lost page from a stored one, but a page that is written again is stored by the next sync, or
-        makes that fail. Raises `StorageBehind`, `SyncUnproven`, `StorageFull`, `StorageUnavailable`.
+        makes that fail. An error of reading may pass, and proves no loss.
+
+        Raises `StorageBehind`, `SyncUnproven`, `StorageFull`, `StorageUnavailable`.
         """
         try:
-            if self._holes_are_losses and has_hole(descriptor, kept, end):
-                raise OSError(errno.EIO, "stored bytes are missing")
+            with file_errors():
+                lacks_bytes = self._holes_are_losses and has_hole(descriptor, kept, end)
+            if lacks_bytes:
+                raise MissingBytes
             if not may_write:
                 raise SyncUnproven
             logger.warning("the bytes of %s from %d to %d are stored again after an unfinished sync", path, kept, end)
-            for position, data in read_steps(descriptor, kept, end):
+            for position, data in _read_or_later(descriptor, kept, end):
                 with file_errors():  # of a full disk, for example: the bytes are as they were
                     write_at(descriptor, data, position)
                 sync_data(descriptor)  # after each step, or dirty pages would pile up
@@ -217,24 +231,47 @@ class Syncs:
 
     def sync_folders(self, path: Path) -> None:
         """Sync the folders that hold the name of a file; raises `OSError`."""
-        if not self._syncs_folders:
-            return
+        with contextlib.ExitStack() as stack:
+            self._sync_open_folders(self._open_folders(path, stack))
+
+    def _open_folders(self, path: Path, stack: contextlib.ExitStack) -> list[int]:
+        """Open the folders that hold the name of a file, if they can be synced; raises `OSError`."""
+        folders = self._files.folders(path) if self._syncs_folders else ()
         try:
-            for folder in self._files.folders(path):
-                self._sync_folder(folder)
+            return [stack.enter_context(self._files.opened_folder(folder)) for folder in folders]
+        except OSError as error:
+            self._note_unsupported(error)
+            return []
+
+    def _sync_open_folders(self, descriptors: Sequence[int]) -> None:
+        try:
+            for descriptor in descriptors:
+                self._sync_open_folder(descriptor)
         except OSError:
             self._failed_at = time.monotonic()
             raise
 
     def _sync_folder(self, folder: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(self._files.opened_folder(folder))
+            except OSError as error:
+                self._note_unsupported(error)
+            else:
+                self._sync_open_folder(descriptor)
+
+    def _sync_open_folder(self, descriptor: int) -> None:
         try:
-            with self._files.opened_folder(folder) as descriptor:
-                sync_file(descriptor)
+            sync_file(descriptor)
         except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            self._syncs_folders = False
-            self.limitations.append(NO_FOLDER_SYNC)
+            self._note_unsupported(error)
+
+    def _note_unsupported(self, error: OSError) -> None:
+        """Sync no folders from now on; raises `error` if it does not tell that this is impossible here."""
+        if error.errno not in UNSUPPORTED:
+            raise error
+        self._syncs_folders = False
+        self.limitations.append(NO_FOLDER_SYNC)
 
     def probe(self) -> None:
         """Find out what the file system supports; raises `OSError` if it cannot store bytes."""
@@ -303,3 +340,18 @@ def _cut(descriptor: int, end: int) -> None:
     tail = os.pread(descriptor, end - begin, begin)
     os.ftruncate(descriptor, end)
     os.pwrite(descriptor, tail, begin)
+
+
+def _read_or_later(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield as `read_steps` does; raises `MissingBytes`, and `StorageUnavailable` for an error of reading."""
+    steps = read_steps(descriptor, start, end)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration:
+            return
+        except MissingBytes:
+            raise
+        except OSError as error:
+            raise StorageUnavailable from error
+        yield step
