@@ -26,6 +26,21 @@ E = TypeVar("E", bound=HookRejected)
 logger = logging.getLogger("tusd_py.hooks")
 
 
+class naming_created:
+    """A context of a creation whose upload exists: `HookUnavailable` names it."""
+
+    __slots__ = ("_upload_id",)
+
+    def __init__(self, upload_id: str) -> None:
+        self._upload_id = upload_id
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, HookUnavailable):
+            error.created = self._upload_id
+
+
 class Decisions:
     """The questions to the application. Without hooks nothing is asked, and nothing is refused."""
 

@@ -33,7 +33,7 @@ from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.concatenation import check_partial_ids, new_final
-from tusd_py.uploads.decisions import Decisions
+from tusd_py.uploads.decisions import Decisions, naming_created
 from tusd_py.uploads.downloads import Downloads
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.expiration import Expiration, SweepResult
@@ -109,11 +109,8 @@ class UploadService:
         upload, context = await self._new_records.add(new, record), new.context
         self.events.publish(UploadCreated(upload, context))
         if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
-            try:
+            with naming_created(upload.id):
                 upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, context))
-            except HookUnavailable as error:
-                error.created = upload.id
-                raise
         await self._wait_for_deliveries(upload.id)
         return upload
 
@@ -132,11 +129,9 @@ class UploadService:
             await self._wait_for_deliveries(upload.id)
             return upload
         try:
-            return await self.append(upload.id, append_request)
-        except HookUnavailable as error:
-            error.created = upload.id
-            raise
-        except (ClientDisconnected, HookRejected):
+            with naming_created(upload.id):
+                return await self.append(upload.id, append_request)
+        except (ClientDisconnected, HookRejected, HookUnavailable):
             raise
         except CodedError:
             return await self.get(upload.id)
@@ -309,11 +304,8 @@ class UploadService:
         return await self._recover_created(upload, lock, new.context)
 
     async def _recover_created(self, final: Upload, lock: Lock, context: RequestContext | None) -> Upload:
-        try:
+        with naming_created(final.id):
             return await self._recovery.recover(final, lock.token, context)
-        except HookUnavailable as error:
-            error.created = final.id
-            raise
 
     async def _partials_of(self, new: NewUpload) -> Sequence[Upload]:
         """Return the partial uploads of a final one; one of another principal is as one that does not exist."""

@@ -13,13 +13,14 @@ from dataclasses import replace
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability
-from tusd_py.core.errors import HookUnavailable, StorageBehind
+from tusd_py.core.errors import StorageBehind
 from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadCreated, UploadProgressed
 from tusd_py.uploads.completion import RecordChange, ThreadedCompletion
 from tusd_py.uploads.components import Components
+from tusd_py.uploads.decisions import naming_created
 from tusd_py.uploads.last_step import MAX_SMALL_BODY as MAX_SMALL_BODY
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.locked_work import LockedWork
@@ -125,11 +126,8 @@ class SmallAppends:
         await request.source.read()  # returns at once: the body is used now
         log.notify()
         self._events.publish(UploadCreated(new, request.context))
-        try:
+        with naming_created(new.id):
             return await self._conclude(new, upload, lock, request.context)
-        except HookUnavailable as error:
-            error.created = new.id
-            raise
 
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
         """Append, while the caller holds the lock; None if that was not to be, and nothing has changed.
