@@ -6,16 +6,15 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwk, jws
+
+from tests.support.http_endpoint import EndpointHandler, HTTPEndpoint
 
 ALGORITHMS = ("RS256", "PS256", "ES256", "ES384", "ES512", "Ed25519", "EdDSA")
 CURVES: Mapping[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
@@ -80,51 +79,29 @@ def key_set(*keys: SigningKey) -> bytes:
     return json.dumps({"keys": [key.entry() for key in keys]}).encode()
 
 
-class KeyServer:
+class KeyServer(HTTPEndpoint):
     """A JWKS endpoint in threads of this process; use as a context manager."""
 
     def __init__(self, *keys: SigningKey) -> None:
+        super().__init__()
         self.body = key_set(*keys)
         self.status = 200
         self.headers: dict[str, str] = {"Content-Type": "application/json"}
-        self.go = threading.Event()  # while it is clear, nothing is answered
-        self.go.set()
         self.requests = 0
-
-    def __enter__(self) -> KeyServer:
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"keys": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.go.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/keys"
+        return f"http://127.0.0.1:{self.port}/keys"
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: the server under test has closed the connection."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    keys: KeyServer
+class _Handler(EndpointHandler):
+    endpoint: KeyServer
 
     def do_GET(self) -> None:
-        keys = self.keys
+        keys = self.endpoint
         body = keys.body  # as it was when the request came
         keys.requests += 1
-        keys.go.wait(120)
+        keys.hold.wait(120)
         self.send_response(keys.status)
         for name, value in keys.headers.items():
             self.send_header(name, value)
@@ -132,5 +109,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing."""
+
+KeyServer.handler = _Handler

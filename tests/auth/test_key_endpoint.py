@@ -49,11 +49,11 @@ def verifier(endpoint: KeyEndpoint) -> SignedTokenVerifier:
 async def test_keys_are_fetched_once_for_all_who_need_them(
     server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey
 ) -> None:
-    server.go.clear()
+    server.hold.clear()
     tokens = [first.sign(claims_of(number)) for number in range(20)]
     asking = [asyncio.ensure_future(verifier.principal_of(token)) for token in tokens]
     await until_asked(server, 1)
-    server.go.set()
+    server.hold.set()
     assert [principal.owner for principal in await asyncio.gather(*asking)] == [str(number) for number in range(20)]
     assert server.requests == 1
 
@@ -75,13 +75,13 @@ async def test_rotation_during_a_fetch_refuses_no_token(
 ) -> None:
     """The answer of a fetch that had begun before the rotation lacks the new key."""
     await endpoint.refresh()
-    server.go.clear()
+    server.hold.clear()
     stranger = asyncio.ensure_future(verifier.principal_of(SigningKey(kid="unknown").sign(claims_of())))
     await until_asked(server, 2)
     following = SigningKey(kid="following")
     asking = asyncio.ensure_future(verifier.principal_of(following.sign(claims_of())))
     server.body = key_set(first, following)
-    server.go.set()
+    server.hold.set()
     assert (await asking).owner == "ann"
     with pytest.raises(InvalidCredentials):
         await stranger
@@ -104,9 +104,9 @@ async def test_old_keys_are_renewed_beside_requests(
 ) -> None:
     await verifier.principal_of(first.sign(claims_of()))
     endpoint._fresh_until = 0.0
-    server.go.clear()
+    server.hold.clear()
     await verifier.principal_of(first.sign(claims_of("bob")))  # does not wait
-    server.go.set()
+    server.hold.set()
     await until_asked(server, 2)
 
 
@@ -156,7 +156,7 @@ async def test_silent_endpoint_is_given_up(
     server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_endpoint, "FETCH_TIMEOUT", 0.1)
-    server.go.clear()
+    server.hold.clear()
     with pytest.raises(AuthenticationUnavailable):
         await verifier.principal_of(first.sign(claims_of()))
 

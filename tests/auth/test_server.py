@@ -179,9 +179,9 @@ def test_rotated_keys_refuse_no_request_and_outlive_their_endpoint(tmp_path: Pat
 def test_silent_key_endpoint_makes_head_wait_no_longer_than_promised(tmp_path: Path) -> None:
     key = SigningKey(kid="1")
     with KeyServer(key) as keys, serving(tmp_path, jwks_url=keys.url) as server:
-        keys.go.clear()
+        keys.hold.clear()
         assert ask(server, key.sign(claims_of()), "HEAD", "/files/unknown").status == 423
-        keys.go.set()
+        keys.hold.set()
         wait_until(lambda: ask(server, key.sign(claims_of()), "HEAD", "/files/unknown").status == 404)
 
 

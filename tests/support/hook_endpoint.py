@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
+
+from tests.support.http_endpoint import EndpointHandler, HTTPEndpoint
 
 JSON = {"Content-Type": "application/json"}
 
@@ -45,32 +44,13 @@ class Asked:
         return str(self.payload["Type"])
 
 
-class HookEndpoint:
+class HookEndpoint(HTTPEndpoint):
     """An endpoint in threads of this process; use as a context manager."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.reply: Reply | Callable[[Asked], Reply] = NO_OPINION
-        self.hold = threading.Event()  # while it is clear, nothing is answered
-        self.hold.set()
         self.asked: list[Asked] = []
-
-    def __enter__(self) -> HookEndpoint:
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"endpoint": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.hold.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
 
     @property
     def url(self) -> str:
@@ -80,15 +60,7 @@ class HookEndpoint:
         return [asked for asked in list(self.asked) if asked.type == hook]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None: ...
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(EndpointHandler):
     protocol_version = "HTTP/1.1"
     endpoint: HookEndpoint
 
@@ -113,4 +85,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(reply.body)
 
-    def log_message(self, format: str, *args: object) -> None: ...
+
+HookEndpoint.handler = _Handler
