@@ -149,7 +149,7 @@ def test_random_kills_during_parallel_uploads(tmp_path: Path) -> None:
         running = [executor.submit(uploader.run) for uploader in uploaders]
         try:
             deadline = time.monotonic() + KILLING_TIME
-            while time.monotonic() < deadline and not any(one.done() for one in running):
+            while (time.monotonic() < deadline or kills < 3) and not any(one.done() for one in running):
                 time.sleep(chance.uniform(0.01, MAX_LIFE))
                 server.restart()
                 kills += 1

@@ -212,15 +212,16 @@ def test_a_kill_at_the_row_of_an_upload_leaves_one_row(tmp_path: Path, after_com
 
 @pytest.mark.long
 def test_kills_of_the_application_and_the_server_leave_one_row_for_each_upload(tmp_path: Path) -> None:
-    chosen = random.Random(os.environ.get("HOOK_SEED", "hooks"))
+    seed = os.environ.get("HOOK_SEED", "hooks")
+    chosen, pauses = random.Random(seed), random.Random(seed)  # one for each thread
     with running(tmp_path) as (application, server):
         tokens = {"ann": application.login("ann", "apple"), "bob": application.login("bob", "banana")}
         done = threading.Event()
         kills = [0]
 
         def kill_again_and_again() -> None:
-            while not done.wait(chosen.uniform(0.0, 0.5)):
-                application.kill()
+            while kills[0] == 0 or not done.wait(pauses.uniform(0.0, 0.5)):
+                application.kill()  # the first time at once: all uploads may need less than a pause
                 application.start()
                 kills[0] += 1
 
