@@ -21,6 +21,7 @@ from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.request import Request
+from tusd_py.uploads.admission import admission_to
 
 logger = logging.getLogger("tusd_py.auth")
 
@@ -129,6 +130,7 @@ class AccessControl:
             return
         upload = await self._record_of(request)
         await self._decide(request, context, action, upload)
+        request.admission = admission_to(upload)
 
     async def _authenticate(self, request: Request, context: RequestContext) -> Principal:
         if sum(name == b"authorization" for name, _ in request.scope["headers"]) > 1:

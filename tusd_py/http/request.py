@@ -19,6 +19,7 @@ from tusd_py.http.body import RequestBody
 from tusd_py.http.body_extension import BODY_EXTENSION
 from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.tus.headers import parse_integer
+from tusd_py.uploads.admission import ANY_UPLOAD
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in the value of a header field
 FILE_SENDING = "http.response.zerocopysend"  # ASGI message and scope extension
@@ -43,6 +44,7 @@ class Request:
         self.sends_files = False  # whether the response may be a file
         self.principal: Principal | None = None  # the authenticated sender
         self.may_use: Callable[[Upload], Awaitable[bool]] | None = None  # see `NewUpload`
+        self.admission = ANY_UPLOAD  # the upload that the request was let in to
         self.refusal = ""  # why the request was not let in, for the log
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream

@@ -27,6 +27,7 @@ from tusd_py.core.errors import (
 from tusd_py.core.outbox import EventType
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed
+from tusd_py.uploads.admission import Admission
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.awaited_append import AwaitedAppends
 from tusd_py.uploads.completion import Completion, RecordChange, ThreadedCompletion
@@ -93,7 +94,7 @@ class Appending:
             await append_request.source.feed(work)
             return work.result()
         except (LockLost, LockTimeout, UploadInterrupted):
-            await self._refuse_if_ended(upload_id)
+            await self._refuse_if_ended(upload_id, append_request.admission)
             raise
 
     def suits_creation(self, new: NewUpload, append_request: AppendRequest) -> bool:
@@ -144,7 +145,7 @@ class Appending:
         try:
             return await self._work.acquire(upload_id, holder, 0)
         except LockTimeout:
-            record = await self._records.get(upload_id)
+            record = await self._records.get(upload_id, admission=append_request.admission)
             try:
                 refuse_hopeless(record, append_request, self._options)
             except OffsetMismatch:  # right only if the storage has the bytes: the holder may be dead, and they with it
@@ -152,14 +153,14 @@ class Appending:
                     raise
         return await self._work.acquire(upload_id, holder, self._options.lock_timeout)
 
-    async def _refuse_if_ended(self, upload_id: str) -> None:
+    async def _refuse_if_ended(self, upload_id: str, admission: Admission) -> None:
         """Raise `UploadNotFound` or `UploadGone` if the upload has ended; wait for the end if it is about to."""
         deadline = time.monotonic() + self._options.lock_timeout
         with contextlib.suppress(StateUnavailable, StorageUnavailable):  # the error of the caller tells more
             while await self._work.is_ending(upload_id) and time.monotonic() < deadline:
-                await self._records.get(upload_id)
+                await self._records.get(upload_id, admission=admission)
                 await asyncio.sleep(ENDING_POLL)
-            await self._records.get(upload_id)
+            await self._records.get(upload_id, admission=admission)
 
     async def _append_under(
         self, lock: Lock, append_request: AppendRequest, holder: DeferredHolder
@@ -173,7 +174,7 @@ class Appending:
                 raise OffsetMismatch(rewound.offset) from failure.error
             if upload is not None:
                 return upload, True
-        record = await self._records.get(lock.upload_id, lock)
+        record = await self._records.get(lock.upload_id, lock, append_request.admission)
         if record.is_final:
             raise FinalUploadModified
         if record.status is Status.FINISHING:

@@ -68,7 +68,7 @@ class AwaitedAppends:
     def _suits(self, record: Upload, body: Buffer, lock: Lock, request: AppendRequest) -> bool:
         return (
             is_small(request, self._options)
-            and is_simple(record, lock, request.offset, len(body), self._clock.steady())
+            and is_simple(record, lock, request, len(body), self._clock.steady())
             and not record.storage_state
             and not lock.unreleased_predecessors
             and not (self._syncs and record.deferred)  # a recording: every acknowledgement comes after a sync

@@ -14,13 +14,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tusd_py.contracts.hooks import HookType
-from tusd_py.core.errors import OffsetMismatch, PartBehind, PartialLost, StorageBehind, StorageUnavailable, UploadError
+from tusd_py.core.errors import (
+    OffsetMismatch,
+    PartBehind,
+    PartialLost,
+    StorageBehind,
+    StorageUnavailable,
+    UploadError,
+    UploadNotFound,
+)
 from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.types import finish_event
 from tusd_py.uploads.components import Components, ThreadPair
-from tusd_py.uploads.concatenation import with_length
+from tusd_py.uploads.concatenation import is_part, with_length
 from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
@@ -202,7 +210,7 @@ class Completion:
         """
         concatenation = self._components.concatenation
         assert concatenation is not None
-        found = {partial_id: await self._records.get(partial_id) for partial_id in dict.fromkeys(final.partial_ids)}
+        found = {partial_id: await self._part_of(final, partial_id) for partial_id in dict.fromkeys(final.partial_ids)}
         partials = [found[partial_id] for partial_id in final.partial_ids]
         stored, final = final, with_length(final, partials, self._components.options)
         await self._decisions.on_completion(stored, final, token, request)
@@ -213,6 +221,12 @@ class Completion:
             raise PartialLost(error.upload_id, error.stored) from error
         await self._limit_lifetimes(list(found.values()))
         return replace(final, storage_state=storage_state)
+
+    async def _part_of(self, final: Upload, partial_id: str) -> Upload:
+        partial = await self._records.get(partial_id)
+        if not is_part(final, partial):
+            raise UploadNotFound
+        return partial
 
     async def _limit_lifetimes(self, partials: Sequence[Upload]) -> None:
         """Let the partial uploads of a final one expire after the setting `partial_retention`."""

@@ -53,6 +53,15 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
     )
 
 
+def is_part(final: Upload, partial: Upload) -> bool:
+    """Return whether a partial upload can be the one of its id that a final one was accepted with.
+
+    The id may have been used again since. An upload of another owner that is younger than the final one is not what
+    the sender of the final one was allowed to use.
+    """
+    return partial.owner == final.owner or partial.created_at <= final.created_at
+
+
 def with_length(final: Upload, partials: Sequence[Upload], options: UploadOptions) -> Upload:
     """Return the final upload with the length of its partial ones; raises `PartialUnfinished`, `MaxSizeExceeded`."""
     for partial in partials:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.errors import UploadExists, UploadGone, UploadNotFound
 from tusd_py.core.upload import Status, Upload, new_upload_id
+from tusd_py.uploads.admission import ANY_UPLOAD, Admission
 from tusd_py.uploads.components import Components
 
 
@@ -22,11 +23,11 @@ class RecordReader:
         self._completion_records = components.completion_records
         self._locations = components.locations
 
-    async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
+    async def get(self, upload_id: str, lock: Lock | None = None, admission: Admission = ANY_UPLOAD) -> Upload:
         """Return the record as committed, as the lock brought it if it did.
 
         Raises:
-            UploadNotFound: there is no such upload, or it has ended.
+            UploadNotFound: there is no such upload, it has ended, or the admission is to another one.
             UploadGone: it has ended, within the time of the setting `gone_for`.
         """
         upload = (lock and lock.upload) or await self._state.get(upload_id)
@@ -34,6 +35,13 @@ class RecordReader:
             await lock.raise_token(upload.token)
         if upload is None:
             upload = await self._restore(upload_id)
+        if not admission.fits(upload):
+            await self.miss()  # the answer takes as long as one about an unknown upload
+            raise UploadNotFound
+        return await self.usable(upload)
+
+    async def usable(self, upload: Upload) -> Upload:
+        """Return a record that was found, with its location; raises as `get` does if the upload has ended."""
         if not upload.location:
             upload = await self._located(upload)
         if await self._has_ended(upload) and not await self._was_finished(upload):

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from dataclasses import replace
 
-from tusd_py.core.errors import BrokenRecord, StateFull, StoredElsewhere, UploadNotFound
+from tusd_py.core.errors import StateFull, StoredElsewhere, UploadNotFound
 from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
@@ -58,14 +58,11 @@ class Removal:
         if not kept_for:
             await self._state.delete(ended.id, token)
 
-    async def remove_broken(self, error: BrokenRecord, token: int) -> Upload:
-        """Remove an upload whose record cannot be read, with all that `error.remains` names; return the remains."""
-        remains = error.remains
-        assert isinstance(remains, Upload)
+    async def remove_broken(self, remains: Upload, token: int) -> None:
+        """Remove an upload whose record cannot be read, with all that the remains of the record name."""
         with contextlib.suppress(StoredElsewhere):  # the location or the storage state is broken too
             await self._storage.delete(remains)
         await self._state.delete(remains.id, token)
-        return remains
 
     async def is_kept(self, upload: Upload) -> bool:
         """Return whether the storage may hold a finished upload that this expired record does not know of.

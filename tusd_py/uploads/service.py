@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from tusd_py.contracts.hooks import BlockingHooks, HookType
-from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.storage import Buffer, OpenFile
 from tusd_py.core.errors import (
     BrokenRecord,
@@ -19,7 +17,6 @@ from tusd_py.core.errors import (
     HookRejected,
     HookUnavailable,
     StorageUnavailable,
-    UploadExists,
     UploadGone,
     UploadNotFound,
     UploadStopped,
@@ -27,31 +24,31 @@ from tusd_py.core.errors import (
 )
 from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.request_context import RequestContext
-from tusd_py.core.upload import Status, Upload, final_upload_id
-from tusd_py.events.types import PartialFinished, UploadCreated, UploadExpired, UploadProgressed, UploadTerminated
+from tusd_py.core.upload import Status, Upload
+from tusd_py.events.types import UploadCreated, UploadProgressed
+from tusd_py.uploads.admission import ANY_UPLOAD, Admission, admission_to
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
-from tusd_py.uploads.concatenation import check_partial_ids, new_final
 from tusd_py.uploads.decisions import Decisions, naming_created
 from tusd_py.uploads.downloads import Downloads
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.expiration import Expiration, SweepResult
+from tusd_py.uploads.final_uploads import FinalUploads
 from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
-from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.new_records import NewRecords
 from tusd_py.uploads.progress_hooks import ProgressHooks
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.removal import Removal
+from tusd_py.uploads.termination import Termination
 from tusd_py.uploads.validation import AppendRequest, NewUpload, check_size, verify_no_more_bytes
 from tusd_py.uploads.waiting_finals import WaitingFinals
 
 T = TypeVar("T")
 
-FINALS_TIMEOUT = 3.0  # seconds that a request waits for the final uploads of a partial one
 IDENTITY_TIMEOUT = 1.5  # seconds that a health check waits for the identity of the storage
 
 
@@ -69,32 +66,35 @@ class UploadService:
         self.clock = components.clock
         self.can_concatenate = components.concatenation is not None
         self._downloads = Downloads()
-        self._final_tasks: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
         self._work = LockedWork(self.locker, self.events)
         self._lifetimes = Lifetimes(self.options, self.clock)
         self._records = RecordReader(components)
         self._event_log = EventLog(components)
-        self._removal = Removal(components, self._event_log)
-        self._waiting = WaitingFinals(self.state, self.clock)
+        removal = Removal(components, self._event_log)
+        waiting = WaitingFinals(self.state, self.clock)
         self.hooks = hooks
-        self._decisions = Decisions(components, hooks, self._removal)
+        self._decisions = Decisions(components, hooks, removal)
         self._new_records = NewRecords(
             components, self._lifetimes, self._records, self._decisions, self._event_log, self._work
         )
         completion = Completion(components, self._lifetimes, self._records, self._event_log, self._decisions)
-        self._recovery = Recovery(components, self._records, completion, self._removal, self._waiting, self._work)
+        self._recovery = Recovery(components, self._records, completion, removal, waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
         self._appending = Appending(components, self._lifetimes, self._records, completion, self._recovery, self._work)
-        self._expiration = Expiration(
-            components, self._lifetimes, self._records, self._recovery, self._removal, self._work
+        self._termination = Termination(
+            components, self._records, removal, self._decisions, self._appending, self._work
         )
-        self._progress = ProgressHooks(self._decisions, self._work, self.options.progress_interval, self._stop)
+        self._finals = FinalUploads(
+            components, self._records, self._new_records, self._decisions, self._recovery, waiting, self._work
+        )
+        self._expiration = Expiration(components, self._lifetimes, self._records, self._recovery, removal, self._work)
+        self._progress = ProgressHooks(
+            self._decisions, self._work, self.options.progress_interval, self._termination.stop
+        )
         if self._decisions.asks(HookType.POST_RECEIVE):
             self.events.observe(UploadProgressed, self._progress.progressed)
         if self.options.concatenation_unfinished:
-            self.events.observe(PartialFinished, self.partial_ended)
-            self.events.observe(UploadTerminated, self.partial_ended)
-            self.events.observe(UploadExpired, self.partial_ended)
+            self._finals.observe()
 
     # Creating.
 
@@ -128,19 +128,20 @@ class UploadService:
         if appended:
             await self._wait_for_deliveries(upload.id)
             return upload
+        admission = admission_to(upload)
         try:
             with naming_created(upload.id):
-                return await self.append(upload.id, append_request)
+                return await self.append(upload.id, replace(append_request, admission=admission))
         except (ClientDisconnected, HookRejected, HookUnavailable):
             raise
         except CodedError:
-            return await self.get(upload.id)
+            return await self._records.get(upload.id, admission=admission)
 
     # Reading.
 
-    async def get(self, upload_id: str, lock: Lock | None = None) -> Upload:
+    async def get(self, upload_id: str) -> Upload:
         """Return the record as committed, see `RecordReader.get`; raises `UploadNotFound` or `UploadGone`."""
-        return await self._records.get(upload_id, lock)
+        return await self._records.get(upload_id)
 
     async def find(self, upload_id: str) -> Upload | None:
         """Return the record of an upload, also of one that has ended; None if there is none.
@@ -241,17 +242,19 @@ class UploadService:
         try:
             upload, done = await self._appending.append(upload_id, append_request)
         except UploadStopped:
-            await self._remove_stopped(upload_id, append_request.context)
+            await self._termination.remove_stopped(upload_id, append_request.context, append_request.admission)
             raise
         if not done:
             return await verify_no_more_bytes(upload, append_request, self.options)
         await self._wait_for_deliveries(upload_id)
         return upload
 
-    async def expires_at(self, upload_id: str) -> float | None:
+    async def expires_at(self, upload_id: str, admission: Admission = ANY_UPLOAD) -> float | None:
         """Return the expiry of an upload in seconds since the epoch; None if it has none, or does not exist."""
         upload = await self.state.get(upload_id)
-        return None if upload is None or upload.is_gone(self.clock.steady()) else upload.announced_expiry
+        if upload is None or upload.is_gone(self.clock.steady()) or not admission.fits(upload):
+            return None
+        return upload.announced_expiry
 
     @property
     def is_draining(self) -> bool:
@@ -270,125 +273,28 @@ class UploadService:
         Raises `UploadNotFound`, `InvalidConcatenation`, `PartialUnfinished`, `MaxSizeExceeded`.
         """
         self.refuse_when_draining()
-        check_partial_ids(new.partial_ids, self.options)
-        upload_id = final_upload_id(new.partial_ids, new.metadata)
-        if self._decisions.asks(HookType.PRE_CREATE):
-            existing = await self.state.get(upload_id)
-            if existing is None or existing.is_gone(self.clock.steady()):
-                partials = await self._partials_of(new)
-                preview = new_final(upload_id, new, partials, self.options, self.clock.wall())
-                new = await self._decisions.on_creation(new, preview)
-                upload_id = new.id or upload_id
-
-        async def make(lock: Lock) -> Upload:
-            return await self._concatenate(new, lock)
-
-        final = await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, make)
-        await self.events.delivered(upload_id)
-        return final
-
-    async def _concatenate(self, new: NewUpload, lock: Lock) -> Upload:
-        existing = await self._records.get_under(lock)
-        if existing is not None and existing.partial_ids != new.partial_ids:  # the application chose its id
-            raise UploadExists
-        if existing is not None and not existing.is_gone(self.clock.steady()):
-            await _refuse_stranger(new, existing)
-            return await self._recover_created(existing, lock, new.context)
-        partials = await self._partials_of(new)
-        upload = new_final(lock.upload_id, new, partials, self.options, self.clock.wall())
-        if existing is not None:
-            await self.state.delete(lock.upload_id, lock.token)
-        upload = await self._new_records.located(new, replace(upload, token=lock.token))
-        upload = await self._new_records.add(new, upload)
-        self.events.publish(UploadCreated(upload, new.context))
-        return await self._recover_created(upload, lock, new.context)
-
-    async def _recover_created(self, final: Upload, lock: Lock, context: RequestContext | None) -> Upload:
-        with naming_created(final.id):
-            return await self._recovery.recover(final, lock.token, context)
-
-    async def _partials_of(self, new: NewUpload) -> Sequence[Upload]:
-        """Return the partial uploads of a final one; one of another principal is as one that does not exist."""
-        partials = []
-        for partial_id in new.partial_ids:
-            try:
-                partial = await self.get(partial_id)
-            except UploadGone:
-                await _refuse_stranger(new, await self.find(partial_id))
-                raise
-            await _refuse_stranger(new, partial)
-            partials.append(partial)
-        return partials
-
-    def partial_ended(self, event: PartialFinished | UploadTerminated | UploadExpired) -> None:
-        """Resume the final uploads that waited for this partial one, or remove those that have lost it."""
-        partial_id = event.upload.id
-        if event.upload.is_partial and not self._work.is_draining:
-            making = self._work.start_unlocked(self._waiting.partial_ended(partial_id, self._resume))
-            self._final_tasks[partial_id] = making
-            making.add_done_callback(lambda _: self._final_tasks.pop(partial_id, None))
-
-    async def _resume(self, final_id: str) -> None:
-        self.refuse_when_draining()
-        await self._recovery.resume_now(final_id)
+        return await self._finals.concatenate(new)
 
     async def _wait_for_deliveries(self, upload_id: str) -> None:
         """Return when waiting final uploads and subscribers have heard of an upload, or have had the time to."""
-        making = self._final_tasks.get(upload_id)
-        if making is not None:
-            await asyncio.wait((making,), timeout=FINALS_TIMEOUT)
+        await self._finals.made_of(upload_id)
         await self.events.delivered(upload_id)
 
     # Ending.
 
-    async def terminate(self, upload_id: str, context: RequestContext | None = None) -> None:
+    async def terminate(
+        self, upload_id: str, context: RequestContext | None = None, admission: Admission = ANY_UPLOAD
+    ) -> None:
         """Remove an upload with its bytes and its record, also one whose record cannot be read.
 
-        A running append is told that its upload has ended. `context` is the request to name in the event.
+        A running append is told that its upload has ended. `context` is the request to name in the event. No other
+        upload than that of `admission` is removed.
         """
         # A subscriber that waits for itself would never return.
         may_be_a_subscriber = self.events.is_delivering(upload_id)
-        try:
-            await self._decisions.on_termination(await self.get(upload_id), context)
-        except BrokenRecord as error:
-            await self._decisions.on_termination(cast(Upload, error.remains), context)
-            await self.carry_out(self._terminate(upload_id, context, error))
-        else:
-            await self.carry_out(self._terminate(upload_id, context))
+        await self._termination.terminate(upload_id, context, admission)
         if not may_be_a_subscriber:
             await self._wait_for_deliveries(upload_id)
-
-    async def _terminate(
-        self,
-        upload_id: str,
-        context: RequestContext | None,
-        broken: BrokenRecord | None = None,
-        *,
-        unless_complete: bool = False,
-    ) -> None:
-        async def remove(lock: Lock) -> None:
-            if broken is not None:
-                remains = await self._removal.remove_broken(broken, lock.token)
-                self.events.publish(UploadTerminated(remains, context))
-                return
-            upload = await self.get(upload_id, lock)
-            if upload.is_complete and unless_complete:
-                return
-            await self._removal.remove(upload, lock.token, Status.TERMINATED, context)
-            self.events.publish(UploadTerminated(upload, context))
-
-        async with self._work.ending(upload_id):
-            await self._work.run(upload_id, NonInterruptibleHolder(), self.options.lock_timeout, remove, to_remove=True)
-
-    async def _stop(self, upload: Upload, reason: UploadStopped, context: RequestContext | None) -> None:
-        """End an upload that the application stops; a running append ends with the reason first."""
-        self._appending.stop(upload.id, reason)
-        await self._remove_stopped(upload.id, context)
-
-    async def _remove_stopped(self, upload_id: str, context: RequestContext | None) -> None:
-        with contextlib.suppress(UploadNotFound, UploadGone):  # it has ended meanwhile
-            if not (await self.get(upload_id)).is_complete:
-                await self.carry_out(self._terminate(upload_id, context, unless_complete=True))
 
     def is_over(self, upload: Upload) -> bool:
         """Return whether the sweeper removes this upload."""
@@ -439,9 +345,7 @@ class UploadService:
     def unobserve_events(self) -> None:
         """Stop observing events, before another service replaces this one."""
         self.events.unobserve(UploadProgressed, self._progress.progressed)
-        self.events.unobserve(PartialFinished, self.partial_ended)
-        self.events.unobserve(UploadTerminated, self.partial_ended)
-        self.events.unobserve(UploadExpired, self.partial_ended)
+        self._finals.unobserve()
 
     def open(self) -> None:
         """Accept requests, again after `close`."""
@@ -469,9 +373,3 @@ class UploadService:
     async def close(self) -> None:
         """Refuse all work from now on, and wait until no work is left."""
         await self._work.close()
-
-
-async def _refuse_stranger(new: NewUpload, upload: Upload | None) -> None:
-    """Raise `UploadNotFound` unless the sender of a request for a new upload may use another one."""
-    if new.may_use is not None and (upload is None or not await new.may_use(upload)):
-        raise UploadNotFound

@@ -109,7 +109,7 @@ class SmallAppends:
         log = self._threaded.completion.event_log
         new, events = log.recorded(EventType.CREATED, replace(new, token=lock.token), request.context)
         await self._budget.reserve(len(body))
-        step = self._step(lock, 0, body, RecordChange(lock.token, request.context, new, events))
+        step = self._step(lock, request, body, RecordChange(lock.token, request.context, new, events))
         try:
             upload = await self._threaded.storage.run_external(step.commit_with_others, step.store_while_fast)
         except Exception as error:  # of the bytes, which the slow path then reports, or of the record
@@ -152,7 +152,7 @@ class SmallAppends:
     async def _store(self, lock: Lock, request: AppendRequest, body: Buffer) -> tuple[Upload, Upload]:
         """Store the body and change the record; return the record before and the one after."""
         self._work.refuse_when_draining()
-        step = self._step(lock, request.offset, body, RecordChange(lock.token, request.context))
+        step = self._step(lock, request, body, RecordChange(lock.token, request.context))
         after = await self._store_with_others(step)
         if after is None:
             async with self._slots:
@@ -160,8 +160,8 @@ class SmallAppends:
         assert step.before is not None
         return step.before, after
 
-    def _step(self, lock: Lock, offset: int, body: Buffer, change: RecordChange) -> _Step:
-        return _Step(self._threaded, self._lifetimes, self._pace, lock, offset, body, change, now=self._clock.steady())
+    def _step(self, lock: Lock, request: AppendRequest, body: Buffer, change: RecordChange) -> _Step:
+        return _Step(self._threaded, self._lifetimes, self._pace, lock, request, body, change, now=self._clock.steady())
 
     async def _store_with_others(self, step: _Step) -> Upload | None:
         """Store and commit in the thread of the records; return the record, or None if the storage is too slow."""
@@ -189,7 +189,7 @@ class _Step:
         lifetimes: Lifetimes,
         pace: Pace,
         lock: Lock,
-        offset: int,
+        request: AppendRequest,
         body: Buffer,
         change: RecordChange,
         *,
@@ -200,7 +200,7 @@ class _Step:
         self._lifetimes = lifetimes
         self._pace = pace
         self._lock = lock
-        self._offset = offset
+        self._request = request
         self._body = body
         self._change = change
         self._now = now
@@ -231,7 +231,7 @@ class _Step:
 
     def _read(self) -> Upload:
         record = self._threaded.state.get_in_thread(self._lock.upload_id)
-        if record is None or not is_simple(record, self._lock, self._offset, len(self._body), self._now):
+        if record is None or not is_simple(record, self._lock, self._request, len(self._body), self._now):
             raise NotSimpleError
         if self._threaded.syncs and record.deferred:  # a recording: every acknowledgement comes after a sync
             raise NotSimpleError
@@ -251,7 +251,7 @@ class _Step:
             self._pace.end(self, counts=stored and sync == self._threaded.syncs)
 
     def _reached(self, before: Upload) -> Upload:
-        offset, token = self._offset + len(self._body), self._lock.token
+        offset, token = self._request.offset + len(self._body), self._lock.token
         if offset == before.length:
             synced = offset if self._threaded.syncs else before.synced  # it counts only if the sync succeeds
             return self._threaded.completion.ended(before, token, offset=offset, synced=synced)
@@ -270,15 +270,16 @@ def is_small(request: AppendRequest, options: UploadOptions) -> bool:
     )
 
 
-def is_simple(record: Upload, lock: Lock, offset: int, size: int, now: float) -> bool:
-    """Return whether the append needs nothing but its bytes."""
+def is_simple(record: Upload, lock: Lock, request: AppendRequest, size: int, now: float) -> bool:
+    """Return whether the append needs nothing but its `size` bytes."""
     return (
         record.status is Status.ACTIVE
         and not record.is_final
         and not record.is_gone(now)
         and bool(record.location)
-        and record.offset == offset
+        and record.offset == request.offset
         and record.length is not None
-        and offset + size <= record.length
+        and request.offset + size <= record.length
         and record.token < lock.token
+        and request.admission.fits(record)
     )

@@ -9,6 +9,7 @@ from tusd_py.core.errors import FinalUploadModified, InvalidLength, MaxSizeExcee
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.transfer.body_source import BodySource
+from tusd_py.uploads.admission import ANY_UPLOAD, Admission
 from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.options import SizeKind, UploadOptions
 
@@ -37,13 +38,17 @@ class NewUpload:
 
 @dataclass(frozen=True, slots=True)
 class AppendRequest:
-    """A request for an append at `offset`; `length` declares the length of a deferred upload."""
+    """A request for an append at `offset`; `length` declares the length of a deferred upload.
+
+    The append is made to no other upload than that of `admission`.
+    """
 
     offset: int
     source: BodySource
     length: int | None = None
     verification: Verification | None = None
     context: RequestContext | None = None
+    admission: Admission = ANY_UPLOAD
 
 
 def check_append(upload: Upload, append_request: AppendRequest, options: UploadOptions) -> Upload:

@@ -210,7 +210,7 @@ class TusHandlers:
             if request.is_plain_head and self._features.download:
                 return await self._describe(request)
             check_version(request)
-            upload = await self._service.inspect(request.upload_id)
+            upload = _admitted(request, await self._service.inspect(request.upload_id))
         except HookRejected as error:  # of the completion: the upload was removed
             return Response(404, no_store, error_code=error.code)
         except (UploadNotFound, UploadGone) as error:
@@ -248,13 +248,15 @@ class TusHandlers:
         if offset is None:
             raise InvalidHeader("Upload-Offset is missing", "ERR_INVALID_OFFSET")
         length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")
-        append_request = AppendRequest(offset, request.body, length, self._verification(request), request.context())
+        append_request = AppendRequest(
+            offset, request.body, length, self._verification(request), request.context(), request.admission
+        )
         request.offset_before = offset
         try:
             upload = await self._service.append(request.upload_id, append_request)
         except CodedError:
             # The protocol wants Upload-Expires on every answer to a PATCH.
-            request.expires_at = await self._service.expires_at(request.upload_id)
+            request.expires_at = await self._service.expires_at(request.upload_id, request.admission)
             raise
         request.offset_after = upload.offset
         if upload.offset > offset:
@@ -266,14 +268,14 @@ class TusHandlers:
     async def delete(self, request: Request) -> Response:
         check_version(request)
         context = request.context()
-        await self._service.terminate(request.upload_id, context)
+        await self._service.terminate(request.upload_id, context, request.admission)
         return answered(Response(204), context)
 
     async def get(self, request: Request) -> Response:
         return await self._download(request, body=True)
 
     async def _download(self, request: Request, *, body: bool) -> Response:
-        upload = await self._service.get_completed(request.upload_id)
+        upload = _admitted(request, await self._service.get_completed(request.upload_id))
         selection = select(upload, request.headers, ranges=body)
         headers = describe(upload)
         if selection.status in (304, 412):
@@ -338,6 +340,13 @@ def _wrong_version(received: str) -> HTTPError:
 
 def _wrong_content_type() -> HTTPError:
     return HTTPError(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/offset+octet-stream")
+
+
+def _admitted(request: Request, upload: Upload) -> Upload:
+    """Return the upload; raises `UploadNotFound` unless the request was let in to it."""
+    if not request.admission.fits(upload):
+        raise UploadNotFound
+    return upload
 
 
 async def _has_bytes(request: Request) -> bool:
