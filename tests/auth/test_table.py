@@ -349,6 +349,9 @@ def test_size_of_a_claim_binds_the_upload(site: ServerProcess) -> None:
     create(site, token, 8)
     path = create(site, token, None, b"four")
     assert patch(site, jwt_of("ann"), path, 4, b"12345").status == 413
+    with unchanged(site):
+        headers = {"Upload-Defer-Length": "1", "Content-Type": OFFSET_STREAM}
+        assert ask(site, token, "POST", "/files", headers, b"123456789").status == 413
     assert patch(site, jwt_of("ann"), path, 4, b"1234").status == 204
 
 

@@ -218,9 +218,12 @@ class UploadService:
         """The largest size of a new upload in bytes; None if it is not limited."""
         return self.options.largest()
 
-    def check_size(self, size: int, *, deferred: bool) -> None:
-        """Raise `MaxSizeExceeded` if a new upload of `size` bytes is too large; `deferred` tells of its length."""
-        check_size(size, self.options, "deferred" if deferred else "declared")
+    def check_size(self, size: int, *, deferred: bool, max_size: int | None = None) -> None:
+        """Raise `MaxSizeExceeded` if a new upload of `size` bytes is too large.
+
+        `deferred` tells of its length, and `max_size` is the most that its sender may upload.
+        """
+        check_size(size, self.options.limited_to(max_size), "deferred" if deferred else "declared")
 
     async def inspect(self, upload_id: str) -> Upload:
         """Return the upload with the offset of the next append, within two seconds even if a component hangs.

@@ -183,7 +183,7 @@ class TusHandlers:
         size = request.body.declared_size or 0
         if new.length is not None and size > new.length:
             raise HTTPError(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
-        self._service.check_size(max(size, new.length or 0), deferred=new.length is None)
+        self._service.check_size(max(size, new.length or 0), deferred=new.length is None, max_size=new.max_size)
         return AppendRequest(0, request.body, verification=self._verification(request), context=new.context)
 
     def _verification(self, request: Request) -> Verification | None:
