@@ -32,7 +32,7 @@ from tusd_py.core.upload import Upload
 from tusd_py.embedding import UploadReader, Uploads, open_reader
 from tusd_py.events.bus import EventBus, Subscriber
 from tusd_py.events.types import Event
-from tusd_py.http.app import NOT_READY, UNROUTED
+from tusd_py.http.app import ARRIVED_AT, NOT_READY, UNROUTED
 from tusd_py.http.cors import missing_in_middleware
 from tusd_py.http.mount import TusMount
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
@@ -240,8 +240,10 @@ class TusServer:
         self._warn_about_cors_middleware(scope.get("app"))
         self._rebuild_after_closed_loop()
         timeout = HEAD_TIMEOUT if scope["method"] == "HEAD" else START_TIMEOUT
-        if not self._started and await self.start_error(timeout) is not None:
-            scope = {**scope, NOT_READY: True}
+        if not self._started:
+            scope = {**scope, ARRIVED_AT: asyncio.get_running_loop().time()}
+            if await self.start_error(timeout) is not None:
+                scope[NOT_READY] = True
         await self._application(scope, receive, send)
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -96,10 +96,32 @@ def test_finished_upload_is_public_and_nothing_else(site: ServerProcess) -> None
     assert ask(site, None, "GET", path, {"Range": "bytes=1-2"}).body == b"ou"
     for method in ("HEAD", "PATCH", "DELETE"):
         assert ask(site, None, method, path).status == 401
+    part = create(site, OWNER, 4, b"four", {"Upload-Concat": "partial"})
+    assert ask(site, None, "GET", part).status == 401
+    assert ask(site, OTHER, "GET", part).status == 404
+    assert ask(site, OWNER, "GET", part).body == b"four"
     unfinished = create(site, OWNER, 8, b"four")
     assert ask(site, None, "GET", unfinished).status == 401
     assert ask(site, OTHER, "GET", unfinished).status == 404
     assert ask(site, None, "GET", "/files/unknown").status == 401
+
+
+def test_line_of_a_public_download_names_its_sender_if_that_is_known(site: ServerProcess) -> None:
+    path = create(site, OWNER, 4, b"four")
+    for token in (OWNER, OTHER, "wrong", None):
+        assert ask(site, token, "GET", path).status == 200
+
+    def lines() -> list[dict[str, object]]:
+        entries = [json.loads(line) for line in site.log if line.startswith("{")]
+        return [entry for entry in entries if entry.get("path") == path]
+
+    wait_until(lambda: len(lines()) >= 4)
+    assert [(line.get("principal"), line.get("refusal")) for line in lines()] == [
+        ("ann", None),
+        ("bob", None),
+        (None, None),
+        (None, None),
+    ]
 
 
 # The log.

@@ -175,7 +175,9 @@ def test_upload_is_for_its_owner(
         assert without_date(hidden) == unknown(OTHER, name)
         for token, scope in ((READER, "read"), (WRITER, "write")):
             if scope not in verb.needs:
-                assert send(site, token, verb, path).status == 403
+                forbidden = send(site, token, verb, path)
+                assert forbidden.status == 403
+                assert forbidden["WWW-Authenticate"] == 'Bearer error="insufficient_scope"'
     for token in (OWNER, ADMIN):
         answer = send(site, token, verb, path if token == OWNER else SITUATIONS[situation](site))
         assert answer.status != 401

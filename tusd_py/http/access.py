@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -21,12 +22,13 @@ from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.request import Request
-from tusd_py.uploads.admission import admission_to
+from tusd_py.uploads.admission import admission_to, remains_of
 
 logger = logging.getLogger("tusd_py.auth")
 
 TIMEOUT = 10.0  # seconds for the decision
 HEAD_TIMEOUT = 1.0  # seconds for that of HEAD, which the server answers within two seconds
+PUBLIC_TIMEOUT = 0.5  # seconds to find out the sender of a request that anybody may send
 ACTIONS = {
     "POST": Action.CREATE,
     "HEAD": Action.INSPECT,
@@ -48,10 +50,11 @@ class Unauthorized(HTTPError):
 
 
 class Forbidden(HTTPError):
-    """A request that its sender has no right for."""
+    """A request that its sender has no right for, by the scopes or by the rules of the application."""
 
-    def __init__(self, action: Action) -> None:
-        super().__init__(403, "ERR_FORBIDDEN", f"you have no right to {action} uploads")
+    def __init__(self, action: Action, *, by_scopes: bool) -> None:
+        headers = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'} if by_scopes else {}
+        super().__init__(403, "ERR_FORBIDDEN", f"you have no right to {action} uploads", headers)
 
 
 class FindsUploads(Protocol):
@@ -63,8 +66,8 @@ class FindsUploads(Protocol):
     async def miss(self) -> None:
         """Take the time that `find` takes for an unknown upload, beyond that of reading a record."""
 
-    async def is_complete(self, upload_id: str) -> bool:
-        """Return whether an upload exists and can be read."""
+    async def find_finished(self, upload_id: str) -> Upload | None:
+        """Return the record of a finished upload; None for a partial one, any other, and if it cannot be read now."""
 
 
 class AccessControl:
@@ -82,12 +85,10 @@ class AccessControl:
         Args:
             authenticator: finds the sender of a request.
             uploads: the records.
-            public_downloads: whether anybody may download complete uploads.
+            public_downloads: whether anybody may download finished uploads.
         """
         self._authenticator = authenticator
-        self._authorize = decide_by_owner_later
-        if isinstance(authenticator, SupportsAuthorization):
-            self._authorize = authenticator.authorize
+        self._rules = authenticator if isinstance(authenticator, SupportsAuthorization) else None
         self._uploads = uploads
         self._public_downloads = public_downloads
 
@@ -107,37 +108,64 @@ class AccessControl:
             return
         action = Action.DOWNLOAD if request.is_plain_head else ACTIONS[request.method]
         try:
-            async with asyncio.timeout(HEAD_TIMEOUT if request.method == "HEAD" else TIMEOUT):
+            async with asyncio.timeout_at(_deadline(request)):
                 await self._admit(request, action)
         except TimeoutError:
             request.refusal = "no decision in time"
             raise AuthenticationUnavailable from None
 
     async def _admit(self, request: Request, action: Action) -> None:
-        is_public = action is Action.DOWNLOAD and self._public_downloads
-        if is_public and await self._uploads.is_complete(request.upload_id):
+        if action is Action.DOWNLOAD and self._public_downloads and await self._admit_anybody(request):
             return
         try:
-            principal = await self._authenticate(request, request.context())
+            request.principal = await self._authenticate(request)
         except Unauthorized as error:
             request.refusal = error.reason
             raise
-        request.principal = principal
-        context = request.context()  # which knows its sender now
-        request.may_use = self._may_use(context)
-        if not request.upload_id:
-            await self._decide(request, context, action, None)
+        if request.upload_id:
+            await self._admit_to_upload(request, action)
             return
-        upload = await self._record_of(request)
-        await self._decide(request, context, action, upload)
+        await self._decide(request, action, None)
+        if action is Action.CREATE and "upload-concat" in request.headers:
+            request.may_use = self._may_use(request)
+
+    async def _admit_anybody(self, request: Request) -> bool:
+        """Admit a request to a finished upload whoever sends it, and find out its sender for the log alone."""
+        upload = await self._uploads.find_finished(request.upload_id)
+        if upload is None:
+            return False
+        request.admission = admission_to(upload)
+        if "authorization" in request.headers or "cookie" in request.headers:
+            with contextlib.suppress(CodedError, TimeoutError):
+                async with asyncio.timeout(PUBLIC_TIMEOUT):
+                    request.principal = await self._authenticate(request)
+            request.refusal = ""
+        return True
+
+    async def _admit_to_upload(self, request: Request, action: Action) -> None:
+        """Admit a request whose sender is known to its upload; a broken record is judged by what can be read of it."""
+        broken: BrokenRecord | None = None
+        try:
+            upload = await self._uploads.find(request.upload_id)
+        except BrokenRecord as error:
+            broken, upload = error, remains_of(error)
+        if upload is None:
+            request.refusal = "no such upload"
+            raise UploadNotFound
+        try:
+            await self._decide(request, action, upload)
+        except UploadNotFound:
+            if broken is not None and not upload.owner and request.is_head:
+                raise broken from None  # the client of an owner who cannot be read would begin again
+            raise
         request.admission = admission_to(upload)
 
-    async def _authenticate(self, request: Request, context: RequestContext) -> Principal:
+    async def _authenticate(self, request: Request) -> Principal:
         if sum(name == b"authorization" for name, _ in request.scope["headers"]) > 1:
             request.refusal = "two fields Authorization"
             raise HTTPError(400, "ERR_INVALID_AUTHORIZATION", "Authorization may be there once")
         try:
-            principal = await self._authenticator.authenticate(context)
+            principal = await self._authenticator.authenticate(request.context())
         except InvalidCredentials as error:
             raise Unauthorized(str(error), had_credentials=True) from None
         except CodedError:
@@ -149,21 +177,8 @@ class AccessControl:
             raise Unauthorized("no token", had_credentials=False)
         return principal
 
-    async def _record_of(self, request: Request) -> Upload:
-        try:
-            upload = await self._uploads.find(request.upload_id)
-        except BrokenRecord as error:
-            remains = error.remains
-            if not isinstance(remains, Upload) or not remains.owner:
-                raise  # whoever owns it must not be told that it is gone
-            upload = remains
-        if upload is None:
-            request.refusal = "no such upload"
-            raise UploadNotFound
-        return upload
-
-    async def _decide(self, request: Request, context: RequestContext, action: Action, upload: Upload | None) -> None:
-        decision = await self._answer(context, action, upload)
+    async def _decide(self, request: Request, action: Action, upload: Upload | None) -> None:
+        decision = await self._answer(request.context(), action, upload)
         if decision is Decision.ALLOW:
             return
         if decision is Decision.HIDE and upload is not None:
@@ -171,26 +186,33 @@ class AccessControl:
             request.refusal = "another owner"
             raise UploadNotFound
         request.refusal = f"no right to {action}"
-        raise Forbidden(action)
+        raise Forbidden(action, by_scopes=self._rules is None)
 
     async def _answer(self, context: RequestContext, action: Action, upload: Upload | None) -> Decision:
+        if self._rules is None:
+            return decide_by_owner(context, action, upload)
         try:
-            return await self._authorize(context, action, upload)
+            return await self._rules.authorize(context, action, upload)
         except CodedError:
             raise
         except Exception as error:  # as above
             logger.exception("the authenticator of the application has failed")
             raise AuthenticationUnavailable from error
 
-    def _may_use(self, context: RequestContext) -> Callable[[Upload], Awaitable[bool]]:
+    def _may_use(self, request: Request) -> Callable[[Upload], Awaitable[bool]]:
         """Return whether the sender may make a final upload of a partial one, or be given a final one again."""
 
         async def may_use(upload: Upload) -> bool:
-            return await self._answer(context, Action.CONCATENATE, upload) is Decision.ALLOW
+            if await self._answer(request.context(), Action.CONCATENATE, upload) is Decision.ALLOW:
+                return True
+            await self._uploads.miss()  # as above
+            request.refusal = "a partial upload of another owner"
+            return False
 
         return may_use
 
 
-async def decide_by_owner_later(context: RequestContext, action: Action, upload: Upload | None) -> Decision:
-    """Decide as `decide_by_owner` does."""
-    return decide_by_owner(context, action, upload)
+def _deadline(request: Request) -> float:
+    """Return when the decision about a request has to be made, in the time of the event loop."""
+    now = asyncio.get_running_loop().time()
+    return min(now + HEAD_TIMEOUT, request.deadline) if request.is_head else now + TIMEOUT

@@ -51,9 +51,11 @@ logger = logging.getLogger("tusd_py.http")
 
 UNROUTED = "tusd_py.unrouted"  # scope key of a request that is answered 404, whatever its path
 NOT_READY = "tusd_py.not_ready"  # scope key of a request that came before the server could start
+ARRIVED_AT = "tusd_py.arrived_at"  # scope key of the arrival of a request that waited, in the time of the event loop
 MAX_DRAIN_BYTES = 64 << 10  # bytes of a refused body that are read and dropped so that the connection can be kept
 LINGERING_CLOSE_TIMEOUT = 2.0  # seconds of reading and dropping a refused body before the connection is closed
 LAST_ANSWER_TIMEOUT = 1.0  # seconds of sending the answer to a request that was cancelled at the shutdown
+HEAD_TIMEOUT = 1.95  # seconds until a HEAD is told to ask later
 REQUEST_ID_LENGTH = 64
 FILE_PIECE = 64 << 20  # bytes of a file that the server sends at a time, and counts as sent
 NGINX_HEADER_LIMIT = 3500  # bytes of metadata and concat header that nginx passes on by default (4 KiB for all)
@@ -125,6 +127,8 @@ class UploadApp:
         )
         request = Request(scope, "", body, headers, method_of(scope, headers), self._urls.client(scope, headers))
         request.sends_files = sends_files(scope, send)
+        if request.is_head:
+            request.deadline = scope.get(ARRIVED_AT, asyncio.get_running_loop().time()) + HEAD_TIMEOUT
         status, code = 0, "ERR_CLIENT_DISCONNECTED"
         response: Response | None = None
         try:

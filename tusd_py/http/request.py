@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,12 @@ class Request:
         self.offset_after: int | None = None
         self.location = ""  # of an upload that a failed request has created
         self.expires_at: float | None = None  # Upload-Expires of an error response, seconds since the epoch
+        self.deadline = math.inf  # of the answer to a HEAD, in the time of the event loop
+
+    @property
+    def is_head(self) -> bool:
+        """Whether this is a HEAD, by its method or by the one that X-HTTP-Method-Override gives it."""
+        return self.method == "HEAD" or self.scope["method"] == "HEAD"
 
     @property
     def has_body(self) -> bool:

@@ -46,13 +46,13 @@ class Inspection:
         self._work = work
         self._looked_up: set[str] = set()  # complete uploads whose completion records need no second look
 
-    async def inspect(self, upload_id: str) -> Upload:
+    async def inspect(self, upload_id: str, deadline: float | None = None) -> Upload:
         """See `UploadService.inspect`."""
         upload = self._records.get_at_once(upload_id)
         if upload is not None and upload.is_complete and not self._may_lack_completion_record(upload):
             return upload
         try:
-            async with asyncio.timeout(READER_TIMEOUT):
+            async with asyncio.timeout_at(_within(READER_TIMEOUT) if deadline is None else deadline):
                 return await self._inspect(upload or await self._records.get(upload_id))
         except TimeoutError:
             raise LockTimeout from None
@@ -184,3 +184,8 @@ class Inspection:
 
         if await self._records.load_completion_record(upload_id) is None:
             await self._work.run(upload_id, NonInterruptibleHolder(), 0, save)
+
+
+def _within(seconds: float) -> float:
+    """Return a moment in the time of the event loop."""
+    return asyncio.get_running_loop().time() + seconds

@@ -50,7 +50,7 @@ class RecordReader:
 
     async def find(self, upload_id: str) -> Upload | None:
         """Return the record as committed, also of an upload that has ended; None if there is none."""
-        upload = self.get_at_once(upload_id) or await self._state.get(upload_id)
+        upload = await self._state.get(upload_id)
         if upload is None:
             with contextlib.suppress(UploadNotFound):
                 return await self._restore(upload_id)

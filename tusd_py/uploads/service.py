@@ -17,7 +17,7 @@ from tusd_py.core.errors import (
     HookRejected,
     HookUnavailable,
     StorageUnavailable,
-    UploadGone,
+    UploadError,
     UploadNotFound,
     UploadStopped,
     WrongStorage,
@@ -154,13 +154,13 @@ class UploadService:
         """Take the time that `find` takes for an unknown upload, beyond that of reading a record."""
         await self._records.miss()
 
-    async def is_complete(self, upload_id: str) -> bool:
-        """Return whether an upload exists and can be read."""
+    async def find_finished(self, upload_id: str) -> Upload | None:
+        """Return the record of a finished upload; None for a partial one, any other, and if it cannot be read now."""
         try:
-            await self.get_completed(upload_id)
-        except (UploadNotFound, UploadGone):
-            return False
-        return True
+            upload = await self._records.find(upload_id)
+        except UploadError:
+            return None
+        return upload if upload is not None and upload.is_complete and not upload.is_partial else None
 
     async def get_completed(self, upload_id: str) -> Upload:
         """Return the record of a complete upload; raises `UploadNotFound` for any other."""
@@ -225,12 +225,20 @@ class UploadService:
         """
         check_size(size, self.options.limited_to(max_size), "deferred" if deferred else "declared")
 
-    async def inspect(self, upload_id: str) -> Upload:
-        """Return the upload with the offset of the next append, within two seconds even if a component hangs.
+    async def inspect(self, upload_id: str, deadline: float | None = None) -> Upload:
+        """Return the upload with the offset of the next append, even if a component hangs.
 
-        A running append is asked to commit its bytes. Raises `LockTimeout` while a completion is under way.
+        A running append is asked to commit its bytes.
+
+        Args:
+            upload_id: the id.
+            deadline: in the time of the event loop; within two seconds without it.
+
+        Raises:
+            LockTimeout: a completion is under way, or something hangs.
+            UploadNotFound, UploadGone: there is no such upload.
         """
-        return await self._inspection.inspect(upload_id)
+        return await self._inspection.inspect(upload_id, deadline)
 
     # Appending.
 

@@ -51,7 +51,7 @@ class TusProtocol:
         Clients start a new upload at byte 0 when HEAD answers 5xx: HEAD answers 423 instead.
         """
         answer = INTERNAL_ERROR if error is None else error_response_for(error)
-        if request.method == "HEAD" and answer.status >= 500:
+        if request.is_head and answer.status >= 500:
             answer = TRY_LATER
         content_type, body = render(answer, request.headers.get("accept", ""))
         headers = {"Content-Type": content_type, "Content-Length": str(len(body)), "Cache-Control": "no-store"}

@@ -208,15 +208,17 @@ class TusHandlers:
         no_store = {"Cache-Control": "no-store"}
         try:
             if request.is_plain_head and self._features.download:
-                return await self._describe(request)
+                async with asyncio.timeout_at(request.deadline):
+                    return await self._describe(request)
             check_version(request)
-            upload = _admitted(request, await self._service.inspect(request.upload_id))
+            upload = _admitted(request, await self._service.inspect(request.upload_id, request.deadline))
         except HookRejected as error:  # of the completion: the upload was removed
             return Response(404, no_store, error_code=error.code)
         except (UploadNotFound, UploadGone) as error:
             return Response(error_response_for(error).status, no_store, error_code=error.code)
-        except UploadError as error:
-            return Response(TRY_LATER.status, {**no_store, "Retry-After": RETRY_AFTER}, error_code=error.code)
+        except (UploadError, TimeoutError) as error:
+            code = error.code if isinstance(error, UploadError) else TRY_LATER.code
+            return Response(TRY_LATER.status, {**no_store, "Retry-After": RETRY_AFTER}, error_code=code)
         request.offset_after = upload.offset
         headers = no_store
         expiry = upload.announced_expiry
