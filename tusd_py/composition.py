@@ -16,7 +16,7 @@ from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.contracts.auth import Authenticator
+from tusd_py.contracts.auth import Authenticator, NamesSecretHeaders
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.outbox import Outbox
@@ -191,6 +191,8 @@ def build_authenticator(settings: Settings, given: Authenticator | None = None) 
     if not isinstance(given, Authenticator):
         raise InvalidSettings("the given authenticator lacks the method authenticate")
     return given
+    if isinstance(given, NamesSecretHeaders) and isinstance(given.secret_headers, str):
+        raise InvalidSettings("secret_headers of the given authenticator is one text: give a collection of names")
 
 
 def build_application(

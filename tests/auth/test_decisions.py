@@ -14,10 +14,12 @@ import pytest
 from tests.support.asgi_calls import Call, ask, create, offset_stream
 from tusd_py import (
     AuthenticationUnavailable,
+    InvalidSettings,
     Principal,
     RequestContext,
     RequestFinished,
     TusServer,
+    UploadCreated,
 )
 from tusd_py.core.upload import Upload
 from tusd_py.http import app
@@ -28,6 +30,8 @@ UNKNOWN = "/0123456789abcdef0123456789abcdef"
 
 class ByHeader:
     """An authenticator that knows senders by the field X-User; `root` is an administrator."""
+
+    secret_headers = ("X-User", "X-Session")
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -234,3 +238,25 @@ async def test_head_is_told_to_ask_later_whichever_way_it_is_one(server: TusServ
     authenticator_of(server).error = AuthenticationUnavailable()
     headers = by("ann", **({"X-HTTP-Method-Override": override} if override else {}))
     assert (await ask(server, method, UNKNOWN, headers)).status == 423
+
+
+# Fields with credentials of the application.
+
+
+async def test_fields_that_an_authenticator_names_are_known_as_secret(server: TusServer) -> None:
+    named: list[frozenset[str]] = []
+
+    @server.on(UploadCreated)
+    async def created(event: UploadCreated) -> None:
+        assert event.request is not None
+        named.append(event.request.secret_headers)
+
+    await create(server, 4, **by("ann"))
+    assert named == [frozenset({"x-user", "x-session"})]
+
+
+def test_names_of_secret_fields_are_a_collection(tmp_path: Path) -> None:
+    authenticator = ByHeader()
+    authenticator.secret_headers = "X-User"  # type: ignore[assignment]
+    with pytest.raises(InvalidSettings, match="a collection of names"):
+        TusServer(upload_dir=tmp_path, authenticator=authenticator)

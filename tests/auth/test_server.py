@@ -224,12 +224,17 @@ def test_refreshed_token_goes_on_where_the_expired_one_was_refused(tmp_path: Pat
 
 def test_hooks_and_events_know_the_owner_and_events_no_token(tmp_path: Path) -> None:
     with HookEndpoint() as endpoint, EventReceiver(tmp_path) as receiver:
-        options = {"hooks_http": endpoint.url, "events_to": receiver.url}
+        options = {"hooks_http": f"{endpoint.url}#pre-create+pre-terminate", "events_to": receiver.url}
         with serving(tmp_path, **token_files(tmp_path), **options) as server:
-            create(server, OWNER, 4, b"four")
-            receiver.wait_for(2)
+            path = create(server, OWNER, 4, b"four", {"X-Amzn-Oidc-Data": OWNER})
+            assert ask(server, ADMIN, "DELETE", path).status == 204
+            receiver.wait_for(3)
             assert ask(server, None, "POST", "/files", {"Upload-Length": "4"}).status == 401
         assert {event["data"]["owner"] for event in receiver.received()} == {"ann"}
+        assert {event["data"]["request"]["principal"] for event in receiver.received()} == {"ann", "root"}
+        (terminating,) = endpoint.of_type("pre-terminate")
+        assert terminating.payload["Event"]["Upload"]["Owner"] == "ann"
+        assert terminating.payload["Event"]["HTTPRequest"]["Principal"] == "root"
         assert OWNER not in receiver.log.read_text()
         assert len(endpoint.of_type("pre-create")) == 1
 

@@ -51,6 +51,16 @@ def test_a_blocking_hook_sees_the_credentials_of_the_client() -> None:
     assert header == {"Authorization": ["Bearer x"], "Cookie": ["a=b"]}
 
 
+def test_question_and_notification_name_owner_and_principal_if_there_are_any() -> None:
+    upload = Upload("f1", 0.0, length=100, owner="ann")
+    request = RequestContext("DELETE", "/files/f1", {}, principal="root")
+    told = json.loads(notification(HookType.POST_TERMINATE, parse_document(document_of(upload, {}, request))))
+
+    for payload in (sent(HookCall(HookType.PRE_TERMINATE, upload, request)), told):
+        assert payload["Event"]["Upload"]["Owner"] == "ann"
+        assert payload["Event"]["HTTPRequest"]["Principal"] == "root"
+
+
 def test_a_notification_has_the_same_form_without_the_credentials() -> None:
     upload = Upload("f1", 0.0, length=100, offset=100, concatenation=UploadKind.FINAL, partial_ids=("a", "b"))
     request = RequestContext("POST", "/files/", {"authorization": "Bearer x", "host": "h"})

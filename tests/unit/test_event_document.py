@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,45 @@ def test_document_is_parsed_as_it_was_made(
     names = set(EventDocument.__slots__) - {"storage", "request"}
     values = {name: getattr(upload, name) for name in names}
     assert parse_document(text) == EventDocument(**values, storage=storage, request=request)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "authorization",
+        "Proxy-Authorization",
+        "cookie",
+        "x-token",
+        "x-auth-request-access-token",
+        "x-forwarded-access-token",
+        "x-csrf-token",
+        "x-amzn-oidc-data",
+        "cf-access-jwt-assertion",
+        "X-API-Key",
+        "apikey",
+        "x-client-secret",
+        "x-password",
+        f"x-{'a' * 100}-token",
+    ],
+)
+def test_field_with_credentials_is_in_no_document(name: str) -> None:
+    context = RequestContext("GET", "/", {name: "secret", "user-agent": "a client"})
+    assert request_of(context).headers == {"user-agent": "a client"}
+
+
+def test_field_that_the_authenticator_names_is_in_no_document() -> None:
+    fields = {"x-session": "secret", "upload-metadata": "token c2VjcmV0", "x-key": "1"}
+    context = RequestContext("GET", "/", fields, secret_headers=frozenset({"x-session"}))
+    assert request_of(context).headers == {"upload-metadata": "token c2VjcmV0", "x-key": "1"}
+
+
+def test_document_of_an_earlier_version_names_no_principal() -> None:
+    document = parse_document(document_of(PLAIN, {}, REQUEST))
+    assert document.request is not None
+    assert document.request.principal == ""
+    named = parse_document(document_of(PLAIN, {}, replace(REQUEST, principal='"ann"')))
+    assert named.request is not None
+    assert named.request.principal == '"ann"'
 
 
 def test_upload_with_next_event_differs_in_the_number_alone() -> None:

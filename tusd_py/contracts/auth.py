@@ -12,7 +12,7 @@ Example, of an application that knows its users by their sessions::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -138,6 +138,15 @@ class SupportsAuthorization(Protocol):
             action: the purpose of the request.
             upload: the upload of the request, which may have ended; None for a creation.
         """
+
+
+@runtime_checkable
+class NamesSecretHeaders(Protocol):
+    """An authenticator whose credentials come in header fields of its own."""
+
+    @property
+    def secret_headers(self) -> Collection[str]:
+        """The names of these fields, whose values are left out of stored events, in any case."""
 
 
 def decide_by_owner(context: RequestContext, action: Action, upload: Upload | None) -> Decision:

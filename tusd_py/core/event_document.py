@@ -6,16 +6,22 @@ A document holds an upload as it was when the event happened, the place of its b
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 
-# Credentials of clients, which are neither stored nor sent to anybody.
-SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
+# Names of header fields with credentials, of clients and of the proxies in front: their values are neither stored nor
+# sent to anybody.
+SECRET_HEADER = re.compile(
+    "authorization|cookie|token|secret|passw|credential|assertion|jwt|api-?key|oidc-data", re.IGNORECASE
+)
+MAX_KNOWN_NAME = 64  # characters of a name whose classification is remembered
 MAX_HEADER_LENGTH = 4096  # characters of one value; a longer one is left out
 _text = encode_basestring_ascii
 MAX_HEADERS_LENGTH = 16 << 10  # characters of all together; those beyond are left out
@@ -23,13 +29,17 @@ MAX_HEADERS_LENGTH = 16 << 10  # characters of all together; those beyond are le
 
 @dataclass(frozen=True, slots=True)
 class EventRequest:
-    """The request that caused an event, without credentials; see `RequestContext`."""
+    """The request that caused an event, without credentials; see `RequestContext`.
+
+    `principal` is empty without authentication.
+    """
 
     method: str
     path: str
     client: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     port: int = 0
+    principal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +99,10 @@ def _request(context: RequestContext | None) -> str:
     if context is None:
         return "null"
     request = request_of(context)
+    principal = f',"principal":{_text(request.principal)}' if request.principal else ""
     return (
         f'{{"method":{_text(request.method)},"path":{_text(request.path)},"client":{_text(request.client)},'
-        f'"headers":{_texts(request.headers)},"port":{request.port}}}'
+        f'"headers":{_texts(request.headers)},"port":{request.port}{principal}}}'
     )
 
 
@@ -104,10 +115,23 @@ def request_of(context: RequestContext) -> EventRequest:
     headers, room = {}, MAX_HEADERS_LENGTH
     for name, value in context.headers.items():
         size = len(name) + len(value)
-        if name.lower() not in SECRET_HEADERS and len(value) <= MAX_HEADER_LENGTH and size <= room:
+        if len(value) > MAX_HEADER_LENGTH or size > room:
+            continue
+        if not is_secret_header(name) and name not in context.secret_headers:
             headers[name] = value
             room -= size
-    return EventRequest(context.method, context.path[:MAX_HEADER_LENGTH], context.client, headers, context.port)
+    path = context.path[:MAX_HEADER_LENGTH]
+    return EventRequest(context.method, path, context.client, headers, context.port, context.principal or "")
+
+
+def is_secret_header(name: str) -> bool:
+    """Return whether the name of a header field tells of credentials."""
+    return _is_secret(name) if len(name) <= MAX_KNOWN_NAME else SECRET_HEADER.search(name) is not None
+
+
+@lru_cache(maxsize=1000)
+def _is_secret(name: str) -> bool:
+    return SECRET_HEADER.search(name) is not None
 
 
 def parse_document(text: str) -> EventDocument:

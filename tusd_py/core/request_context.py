@@ -33,6 +33,7 @@ class RequestContext:
         scopes: the rights of the authenticated sender.
         scope: the ASGI scope, with what middlewares of the application add to it, such as `session` or `user`. Not to
             be changed.
+        secret_headers: names, in lower case, of header fields whose values no stored event has.
     """
 
     method: str
@@ -45,6 +46,7 @@ class RequestContext:
     answers: list[HookResponse] = field(default_factory=list, repr=False, compare=False)
     scopes: frozenset[str] = frozenset()
     scope: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    secret_headers: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     @property
     def uri(self) -> str:

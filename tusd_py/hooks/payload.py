@@ -1,4 +1,7 @@
-"""The wire format of tusd 2.x for hooks: questions out, answers in. Pure functions."""
+"""The wire format of tusd 2.x for hooks: questions out, answers in. Pure functions.
+
+With authentication, questions have `Owner` and `Principal` beside the fields of tusd.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ def question(call: HookCall) -> bytes:
         storage=call.storage,
         request=None
         if request is None
-        else EventRequest(request.method, request.uri, request.client, request.headers, request.port),
+        else EventRequest(
+            request.method, request.uri, request.client, request.headers, request.port, request.principal or ""
+        ),
     )
     return notification(call.type, document)
 
@@ -67,6 +72,7 @@ def _upload(document: EventDocument) -> Json:
         "IsFinal": document.concatenation == "final",
         "PartialUploads": list(document.partial_ids) or None,
         "Storage": _storage(document.storage),
+        **({"Owner": document.owner} if document.owner else {}),
     }
 
 
@@ -83,6 +89,7 @@ def _request(request: EventRequest | None) -> Json:
         "URI": request.path,
         "RemoteAddr": _address(request.client, request.port),
         "Header": {canonical_name(name): [value] for name, value in request.headers.items()},
+        **({"Principal": request.principal} if request.principal else {}),
     }
 
 

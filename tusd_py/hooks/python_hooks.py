@@ -152,6 +152,13 @@ def _call(hook: HookType, document: EventDocument, read: Reader) -> HookCall:
     context = (
         None
         if request is None
-        else RequestContext(request.method, request.path, request.headers, request.client, port=request.port)
+        else RequestContext(
+            request.method,
+            request.path,
+            request.headers,
+            request.client,
+            request.principal or None,
+            port=request.port,
+        )
     )
     return HookCall(hook, upload, context, document.storage, partial(read, upload))

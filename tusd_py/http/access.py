@@ -13,6 +13,7 @@ from tusd_py.contracts.auth import (
     Authenticator,
     Decision,
     InvalidCredentials,
+    NamesSecretHeaders,
     Principal,
     SupportsAuthorization,
     decide_by_owner,
@@ -88,6 +89,9 @@ class AccessControl:
             public_downloads: whether anybody may download finished uploads.
         """
         self._authenticator = authenticator
+        self._secret_headers = frozenset[str]()
+        if isinstance(authenticator, NamesSecretHeaders):
+            self._secret_headers = frozenset(name.lower() for name in authenticator.secret_headers)
         self._rules = authenticator if isinstance(authenticator, SupportsAuthorization) else None
         self._uploads = uploads
         self._public_downloads = public_downloads
@@ -106,6 +110,7 @@ class AccessControl:
         """
         if request.method == "OPTIONS":
             return
+        request.secret_headers = self._secret_headers
         action = Action.DOWNLOAD if request.is_plain_head else ACTIONS[request.method]
         try:
             async with asyncio.timeout_at(_deadline(request)):

@@ -46,6 +46,7 @@ class Request:
         self.principal: Principal | None = None  # the authenticated sender
         self.may_use: Callable[[Upload], Awaitable[bool]] | None = None  # see `NewUpload`
         self.admission = ANY_UPLOAD  # the upload that the request was let in to
+        self.secret_headers: frozenset[str] = frozenset()  # see `RequestContext`
         self.refusal = ""  # why the request was not let in, for the log
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream
@@ -108,6 +109,7 @@ def requested_path(scope: Scope) -> str:
 
 
 def method_of(scope: Scope, headers: Mapping[str, str]) -> str:
+            secret_headers=self.secret_headers,
     """Return the method of a request, which X-HTTP-Method-Override may replace."""
     method: str = scope["method"]
     override = headers.get("x-http-method-override", "").strip()

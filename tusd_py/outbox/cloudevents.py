@@ -68,6 +68,7 @@ def _request(request: EventRequest, source: str) -> dict[str, Any]:
         "url": f"{source}{path}" if "://" in source else path,
         "client": request.client or None,
         "headers": dict(request.headers),
+        **({"principal": request.principal} if request.principal else {}),
     }
 
 
