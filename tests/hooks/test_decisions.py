@@ -132,6 +132,9 @@ FAULTY_ANSWERS = [
     HookAnswer(changes=UploadChanges(id=5)),  # type: ignore[arg-type]
     HookAnswer(changes=UploadChanges(owner=5)),  # type: ignore[arg-type]
     HookAnswer(changes=UploadChanges(owner="a\nb")),
+    HookAnswer(changes=UploadChanges(owner="")),
+    HookAnswer(changes=UploadChanges(owner=" ann")),
+    HookAnswer(changes=UploadChanges(owner="a" * 256)),
     HookAnswer(changes=UploadChanges(metadata={"a": 1})),  # type: ignore[dict-item]
     HookAnswer(changes=UploadChanges(max_size=1.5)),  # type: ignore[arg-type]
     HookAnswer(changes=UploadChanges(expires_at=float("nan"))),

@@ -63,7 +63,7 @@ class UploadChanges:
         metadata: replaces all pairs.
         path: the place of the bytes: a path below the upload directory; not for partial uploads.
         expires_at: seconds since the epoch, when the upload expires unless it is complete; not for final uploads.
-        owner: the principal that the upload belongs to.
+        owner: the principal that the upload belongs to, never empty.
         max_size: bytes that the upload may have at most, where the server allows more.
     """
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from tusd_py.contracts.auth import MAX_OWNER_LENGTH, is_owner
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookResponse, HookType, UploadChanges
 from tusd_py.core.event_document import EventDocument, EventRequest
 from tusd_py.core.metadata import decode_metadata
@@ -18,7 +19,6 @@ from tusd_py.core.upload import RESERVED_IDS, UPLOAD_ID
 from tusd_py.core.upload_codec import LATEST
 
 MAX_ANSWER = 64 << 10  # bytes
-MAX_OWNER = 1024  # characters
 MAX_SIZE = (1 << 63) - 1  # bytes; the largest number of a record
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
 FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -216,8 +216,10 @@ def check_changes(changes: UploadChanges) -> None:
         raise InvalidAnswer("the id in the answer is not 1 to 128 of the characters A-Z, a-z, 0-9, _ and -")
     if changes.id in RESERVED_IDS:
         raise InvalidAnswer(f"the id in the answer is one of {', '.join(sorted(RESERVED_IDS))}, which are pages")
-    if changes.owner is not None and not (changes.owner.isprintable() and len(changes.owner) <= MAX_OWNER):
-        raise InvalidAnswer(f"the owner in the answer is not up to {MAX_OWNER} printable characters")
+    if changes.owner is not None and not is_owner(changes.owner):
+        raise InvalidAnswer(
+            f"the owner in the answer is not 1 to {MAX_OWNER_LENGTH} printable characters without spaces around them"
+        )
     if changes.max_size is not None and not 0 <= changes.max_size <= MAX_SIZE:
         raise InvalidAnswer(f"the largest size in the answer is not a number from 0 to {MAX_SIZE}")
     if changes.expires_at is not None and not 0 <= changes.expires_at < LATEST:
