@@ -285,7 +285,7 @@ class TusServer:
         if self._cors_middleware_checked or app is None:
             return
         self._cors_middleware_checked = True
-        missing = missing_in_middleware(app)
+        missing = missing_in_middleware(app, authenticates=self._authenticator is not None)
         if missing:
             logger.warning("browsers cannot upload through the CORSMiddleware of this application: give it %s", missing)
 

@@ -5,10 +5,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tusd_py.http.cors import EXPOSED_HEADERS, METHODS, CrossOrigin, origin_pattern
+from tusd_py.http.cors import (
+    EXPOSED_HEADERS,
+    METHODS,
+    NEEDED_HEADERS,
+    CrossOrigin,
+    missing_in_middleware,
+    origin_pattern,
+)
 from tusd_py.http.tus.headers import single_values
 
 ORIGIN = "https://app.example.org"
@@ -185,3 +195,13 @@ async def test_preflight_that_asks_for_no_private_network_is_told_of_none() -> N
     asked = {name: value for name, value in PRIVATE_NETWORK.items() if "Private" not in name}
     status, headers = await answer(application("*"), "OPTIONS", asked)
     assert (status, "access-control-allow-private-network" in headers) == (200, False)
+
+
+def test_middleware_has_to_allow_authorization_where_the_server_authenticates() -> None:
+    app = Starlette(middleware=[Middleware(CORSMiddleware, allow_methods=["*"], allow_headers=NEEDED_HEADERS)])
+    assert missing_in_middleware(app, authenticates=False) == ""
+    assert missing_in_middleware(app, authenticates=True) == 'allow_headers=["*"]'
+    app = Starlette(
+        middleware=[Middleware(CORSMiddleware, allow_methods=["*"], allow_headers=[*NEEDED_HEADERS, "authorization"])]
+    )
+    assert missing_in_middleware(app, authenticates=True) == ""

@@ -98,28 +98,32 @@ def origin_pattern(origins: Sequence[str]) -> str:
     return "|".join(f"(?:{alternative})" for alternative in alternatives)
 
 
-def missing_in_middleware(app: object) -> str:
+def missing_in_middleware(app: object, *, authenticates: bool) -> str:
     """Return the arguments that a CORSMiddleware of the application lacks; empty if browsers can upload through it.
 
-    Such a middleware answers preflights itself, so that no request of this server shows that it lacks something.
+    Such a middleware answers preflights itself, so that no request of this server shows that it lacks something. Where
+    the server authenticates requests, pages send Authorization too.
     """
     for middleware in getattr(app, "user_middleware", ()):
         if isinstance(middleware.cls, type) and issubclass(middleware.cls, CORSMiddleware):
             given = (
                 inspect.signature(CORSMiddleware).bind_partial(None, *middleware.args, **middleware.kwargs).arguments
             )
+            needed = (*NEEDED_HEADERS, "Authorization") if authenticates else NEEDED_HEADERS
             return _missing_arguments(
-                given.get("allow_methods", ()), given.get("allow_headers", ()), given.get("expose_headers")
+                given.get("allow_methods", ()), given.get("allow_headers", ()), given.get("expose_headers"), needed
             )
     return ""
 
 
-def _missing_arguments(methods: Iterable[str], headers: Iterable[str], exposed: Iterable[str] | None) -> str:
+def _missing_arguments(
+    methods: Iterable[str], headers: Iterable[str], exposed: Iterable[str] | None, needed_headers: Iterable[str]
+) -> str:
     missing = []
     if "*" not in methods and not set(NEEDED_METHODS) <= set(methods):
         missing.append('allow_methods=["*"]')
     allowed = {name.lower() for name in headers}
-    if "*" not in allowed and not {name.lower() for name in NEEDED_HEADERS} <= allowed:
+    if "*" not in allowed and not {name.lower() for name in needed_headers} <= allowed:
         missing.append('allow_headers=["*"]')
     needed = set(EXPOSED_HEADERS) - {"WWW-Authenticate"}
     exposed_names = {name.lower() for name in exposed or ()}  # the middleware replaces the list of this server by them
