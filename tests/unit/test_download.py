@@ -17,7 +17,7 @@ from tusd_py.http.tus.headers import format_date
 
 COMPLETED = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT
 UPLOAD = Upload("abc", 784000000.0, length=10, offset=10, status=Status.COMPLETE, completed_at=COMPLETED + 0.75)
-TAG = '"abc-10"'
+TAG = '"abc-10-2c90b39810000"'
 BEFORE, AT, AFTER = (format_date(COMPLETED + seconds) for seconds in (-1, 0, 1))
 
 
@@ -29,6 +29,10 @@ def described(**metadata: str) -> dict[str, str]:
 def selected(**headers: str) -> tuple[int, int, int]:
     selection = select(UPLOAD, {name.replace("_", "-"): value for name, value in headers.items()})
     return selection.status, selection.start, selection.end
+
+
+def test_tag_is_of_one_upload_though_its_id_and_length_are_used_again() -> None:
+    assert entity_tag(replace(UPLOAD, created_at=UPLOAD.created_at + 0.001)) != entity_tag(UPLOAD)
 
 
 # Ranges.

@@ -52,8 +52,8 @@ def describe(upload: Upload) -> dict[str, str]:
 
 
 def entity_tag(upload: Upload) -> str:
-    """Return the entity tag of a complete upload, which never changes and whose id is never used again."""
-    return f'"{upload.id}-{upload.length}"'
+    """Return the entity tag of a complete upload, which never changes; its id may be used again after its end."""
+    return f'"{upload.id}-{upload.length}-{round(upload.created_at * 1e6):x}"'
 
 
 def select(upload: Upload, headers: Mapping[str, str], *, ranges: bool = True) -> Selection:
