@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from tusd_py.auth.make import make_authenticator
+from tusd_py.auth.token_authenticator import TokenAuthenticator
 from tusd_py.backends.disk.files import Modes
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
@@ -190,9 +191,9 @@ def build_authenticator(settings: Settings, given: Authenticator | None = None) 
         raise InvalidSettings("authenticator takes the place of jwt_*, jwks_url and api_tokens_file: give one of them")
     if not isinstance(given, Authenticator):
         raise InvalidSettings("the given authenticator lacks the method authenticate")
-    return given
     if isinstance(given, NamesSecretHeaders) and isinstance(given.secret_headers, str):
         raise InvalidSettings("secret_headers of the given authenticator is one text: give a collection of names")
+    return given
 
 
 def build_application(
@@ -205,7 +206,8 @@ def build_application(
     """Build the ASGI application of tus for a service; without an authenticator everybody may do everything."""
     access = None
     if authenticator is not None:
-        access = AccessControl(authenticator, service, public_downloads=settings.public_downloads)
+        known = authenticator.known if isinstance(authenticator, TokenAuthenticator) else None
+        access = AccessControl(authenticator, service, public_downloads=settings.public_downloads, known=known)
     features = Features(
         creation_with_upload=not settings.disable_creation_with_upload,
         creation_defer_length=not settings.disable_creation_defer_length,

@@ -56,19 +56,20 @@ class Site:
         self.server = server
         self.hooks = hooks
 
-    async def create(self, user: str, length: int | None = 8, body: bytes = b"", **headers: str) -> None:
+    async def create(self, user: str, length: int | None = 8, body: bytes = b"", kind: str = "") -> None:
+        concat = {"Upload-Concat": kind} if kind else {}
         size = {"Upload-Defer-Length": "1"} if length is None else {"Upload-Length": str(length)}
         content = offset_stream(0) if body else {}
-        answer = await ask(self.server, "POST", "/", {"X-User": user, **size, **content, **headers}, body)
+        answer = await ask(self.server, "POST", "/", {"X-User": user, **size, **content, **concat}, body)
         assert answer.status == 201, answer.body
 
-    async def use_again(self, length: int | None = 8, lock: Lock | None = None, **headers: str) -> Upload:
+    async def use_again(self, length: int | None = 8, lock: Lock | None = None, kind: str = "") -> Upload:
         """Remove the upload, and make another one of its id, which belongs to bob; return that."""
         if lock is None:
             await self.server.uploads.terminate(ID)
         else:
             await self.server.service.state.delete(ID, lock.token)
-        await self.create("bob", length, **headers)
+        await self.create("bob", length, kind=kind)
         return await self.upload()
 
     async def upload(self) -> Upload:
@@ -139,11 +140,13 @@ async def test_patch_that_waits_for_the_lock_appends_nothing_to_an_upload_that_t
 
 
 @pytest.mark.parametrize("body", [b"four", LARGE], ids=["small", "large"])
-async def test_append_under_the_lock_is_for_the_admitted_upload(site: Site, body: bytes) -> None:
+async def test_append_under_the_lock_is_for_the_admitted_upload(
+    site: Site, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await site.create("bob", len(LARGE))
     other = await site.upload()
     headers = {"X-User": "ann", **offset_stream(0)}
-    site.server.service.find = returning(replace(other, owner="ann"))  # type: ignore[method-assign]
+    monkeypatch.setattr(site.server.service, "find", returning(replace(other, owner="ann")))
     answer = await ask(site.server, "PATCH", PATH, headers, body)
     assert answer.status == 404
     assert await site.upload() == other
@@ -159,10 +162,12 @@ def returning(upload: Upload) -> Callable[[str], Any]:
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-async def test_nothing_of_an_upload_that_took_the_id_is_told(site: Site, method: str) -> None:
+async def test_nothing_of_an_upload_that_took_the_id_is_told(
+    site: Site, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await site.create("bob", 4, b"mine")
     other = await site.upload()
-    site.server.service.find = returning(replace(other, owner="ann"))  # type: ignore[method-assign]
+    monkeypatch.setattr(site.server.service, "find", returning(replace(other, owner="ann")))
     answer = await ask(site.server, method, PATH, {"X-User": "ann"})
     assert answer.status == 404
     assert b"mine" not in answer.body
@@ -174,12 +179,14 @@ async def test_final_upload_that_waited_is_not_made_of_a_part_that_took_the_id(t
     settings: dict[str, Any] = {"upload_dir": tmp_path / "uploads", "sweep_interval": 0}
     server = TusServer(authenticator=ByHeader(), hooks=hooks, concatenation_unfinished=True, **settings)
     async with server.lifespan():
-        site, part = Site(server, hooks), {"Upload-Concat": "partial"}
-        await site.create("ann", 4, **part)
+        site = Site(server, hooks)
+        await site.create("ann", 4, kind="partial")
         answer = await ask(server, "POST", "/", {"X-User": "ann", "Upload-Concat": f"final;{PATH}"})
         assert answer.status == 201
         final = "/" + answer.headers["location"].rpartition("/")[2]
-        await site.use_again(4, **part)
+        lock = await server.service.locker.acquire(ID, Holder(), 0)
+        await site.use_again(4, lock, "partial")
+        await lock.release()
         headers = {"X-User": "bob", **offset_stream(0)}
         assert (await ask(server, "PATCH", PATH, headers, b"mine")).status == 204
         assert (await ask(server, "HEAD", final, {"X-User": "ann"})).status == 404

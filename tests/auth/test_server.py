@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -14,7 +15,7 @@ from tests.auth.issuer import KeyServer, SigningKey, claims_of, key_set
 from tests.auth.site import ADMIN, OTHER, OWNER, READER, ask, create, jwt_of, patch, token_files
 from tests.support.event_receiver import EventReceiver
 from tests.support.harness import ServerProcess, serving
-from tests.support.hook_endpoint import HookEndpoint
+from tests.support.hook_endpoint import HookEndpoint, told
 from tests.support.stored import unchanged
 from tests.support.timing import wait_until
 from tests.support.wire.messages import creation_headers, patch_headers
@@ -237,6 +238,19 @@ def test_hooks_and_events_know_the_owner_and_events_no_token(tmp_path: Path) -> 
         assert terminating.payload["Event"]["HTTPRequest"]["Principal"] == "root"
         assert OWNER not in receiver.log.read_text()
         assert len(endpoint.of_type("pre-create")) == 1
+
+
+@pytest.mark.parametrize("body", [b"four", bytes(200 << 10)], ids=["small", "large"])
+def test_owner_hears_why_a_hook_has_removed_the_upload(tmp_path: Path, body: bytes) -> None:
+    with HookEndpoint() as endpoint, contextlib.ExitStack() as stack:
+        options = token_files(tmp_path) | {"hooks_http": f"{endpoint.url}#pre-finish"}
+        server = stack.enter_context(serving(tmp_path, **options))
+        endpoint.reply = told(RejectUpload=True, HTTPResponse={"StatusCode": 422, "Body": "a virus"})
+        for token in (OWNER, jwt_of("ann"), jwt_of("ann")):
+            path = create(server, token, len(body))
+            refused = patch(server, token, path, 0, body)
+            assert (refused.status, refused.body) == (422, b"a virus")
+            assert ask(server, token, "HEAD", path).status == 404
 
 
 # Settings.

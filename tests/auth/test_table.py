@@ -349,12 +349,38 @@ def test_size_of_a_claim_binds_the_upload(site: ServerProcess) -> None:
     token = jwt_of("ann", tus_max_size=8)
     assert ask(site, token, "POST", "/files", {"Upload-Length": "9"}).status == 413
     create(site, token, 8)
-    path = create(site, token, None, b"four")
-    assert patch(site, jwt_of("ann"), path, 4, b"12345").status == 413
     with unchanged(site):
         headers = {"Upload-Defer-Length": "1", "Content-Type": OFFSET_STREAM}
         assert ask(site, token, "POST", "/files", headers, b"123456789").status == 413
+    path = create(site, token, None, b"four")
+    assert patch(site, jwt_of("ann"), path, 4, b"12345").status == 413
     assert patch(site, jwt_of("ann"), path, 4, b"1234").status == 204
+
+
+@pytest.mark.parametrize("token", [OTHER, jwt_of("bob")], ids=["API token", "JWT"])
+@pytest.mark.parametrize("name", ["PATCH small", "PATCH empty", "PATCH at 0", "DELETE", "HEAD"])
+def test_stranger_does_not_disturb_a_running_patch(site: ServerProcess, token: str, name: str) -> None:
+    path = create(site, OWNER, 8)
+    headers = TUS | bearer(OWNER) | {"Content-Type": OFFSET_STREAM, "Upload-Offset": "0", "Content-Length": "8"}
+    with Connection(site.port) as connection:
+        connection.send_head("PATCH", path, headers)
+        connection.send(b"four")
+        connection.wait_until_read()
+        for _ in range(2):  # the second time the token is known
+            assert send(site, token, VERBS[name], path).status == 404
+        connection.send(b"more")
+        answer = connection.answer()
+    assert (answer.status, answer.offset) == (204, 8)
+
+
+def test_errors_of_an_append_are_told_to_the_owner_alone(site: ServerProcess) -> None:
+    path, token = active(site), jwt_of("ann", scope="uploads:write")
+    wrong_offset = ask(site, token, "PATCH", path, BYTES | {"Upload-Offset": "5"}, SMALL)
+    assert (wrong_offset.status, wrong_offset.offset) == (409, 4)
+    assert "Upload-Expires" in wrong_offset
+    too_long = ask(site, token, "PATCH", path, BYTES | {"Upload-Length": "5"}, SMALL)
+    assert too_long.status == 400
+    assert ask(site, token, "PATCH", complete(site), BYTES, SMALL).status == 413
 
 
 def test_body_goes_on_although_its_token_expires(site: ServerProcess) -> None:

@@ -43,6 +43,11 @@ class KeyEndpoint:
         self.keys: KeySet = ()
         self.changes = 0
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether there are keys that need not be renewed yet."""
+        return bool(self.keys) and time.monotonic() < self._fresh_until
+
     async def refresh(self) -> None:
         """Have keys: wait for the first ones, and begin to renew old ones.
 

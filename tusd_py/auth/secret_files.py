@@ -45,9 +45,14 @@ class SecretFile(Generic[T]):
         self.changes = 0
         self._version, self.value = self._read()
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the last look was less than a second ago, so that `refresh` has nothing to do."""
+        return self._reading is None and time.monotonic() - self._looked_at < LOOK_INTERVAL
+
     async def refresh(self) -> None:
         """Read the file again if it has changed since the last look, a second ago or more."""
-        if self._reading is None and time.monotonic() - self._looked_at < LOOK_INTERVAL:
+        if self.is_fresh:
             return
         if self._reading is None or self._reading.get_loop() is not asyncio.get_running_loop():
             self._reading = asyncio.create_task(self._look())

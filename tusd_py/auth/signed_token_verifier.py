@@ -29,6 +29,10 @@ class KeySource(Protocol):
     def changes(self) -> int:
         """A number that differs once the keys do."""
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the keys are new enough, so that `refresh` has nothing to do."""
+
     async def refresh(self) -> None:
         """Have keys that are new enough; raises `AuthenticationUnavailable` if there are none."""
 
@@ -55,6 +59,11 @@ class KeyFile:
     def changes(self) -> int:
         """The number of times that the file has changed."""
         return self._file.changes
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the file was looked at just now."""
+        return self._file.is_fresh
 
     async def refresh(self) -> None:
         """Read the file again if it has changed."""
@@ -85,7 +94,7 @@ class SignedTokenVerifier:
         if self._changes != self._source.changes:  # a key may have gone
             self._accepted.clear()
             self._changes = self._source.changes
-        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        digest = _digest(token)
         known = self._accepted.get(digest)
         if known is None:
             known = await self._verify(token)
@@ -94,6 +103,13 @@ class SignedTokenVerifier:
             self._accepted.pop(digest, None)
             raise InvalidCredentials("the token has expired")
         return known.principal
+
+    def known(self, token: str) -> Principal | None:
+        """Return the principal of a token that was accepted before; None if keys or token have to be looked at."""
+        if not self._source.is_fresh or self._changes != self._source.changes:
+            return None
+        known = self._accepted.get(_digest(token))
+        return known.principal if known is not None and self._now() < known.expires_at else None
 
     async def _verify(self, token: str) -> VerifiedToken:
         for _ in range(MAX_RENEWALS):
@@ -118,3 +134,7 @@ class SignedTokenVerifier:
     async def close(self) -> None:
         """Close every connection."""
         await self._source.close()
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,9 @@ class VerifiesTokens(Protocol):
             InvalidCredentials: the token is not accepted.
             AuthenticationUnavailable: the keys are away.
         """
+
+    def known(self, token: str) -> Principal | None:
+        """Return the principal of a token that was accepted before; None if it has to be looked at again."""
 
     async def close(self) -> None:
         """Close every connection."""
@@ -68,6 +71,19 @@ class TokenAuthenticator:
         if self._signed_tokens is None:
             raise InvalidCredentials("the token is not known")
         return await self._signed_tokens.principal_of(token)
+
+    def known(self, headers: Mapping[str, str]) -> Principal | None:
+        """Return the sender of a request with a token that was accepted before; None if there is more to look at."""
+        token = bearer_token(headers)
+        if token is None:
+            return None
+        if self._api_tokens is not None:
+            if not self._api_tokens.is_fresh:
+                return None
+            principal = principal_of(token, self._api_tokens.value)
+            if principal is not None:
+                return principal
+        return None if self._signed_tokens is None else self._signed_tokens.known(token)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, TypeAlias
 
 from tusd_py.contracts.auth import (
     Action,
@@ -23,7 +24,7 @@ from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.request import Request
-from tusd_py.uploads.admission import admission_to, remains_of
+from tusd_py.uploads.admission import Admission, admission_to, remains_of
 
 logger = logging.getLogger("tusd_py.auth")
 
@@ -58,11 +59,17 @@ class Forbidden(HTTPError):
         super().__init__(403, "ERR_FORBIDDEN", f"you have no right to {action} uploads", headers)
 
 
+KnownSender: TypeAlias = Callable[[Mapping[str, str]], Principal | None]
+
+
 class FindsUploads(Protocol):
     """The records, as the decision needs them."""
 
     async def find(self, upload_id: str) -> Upload | None:
         """Return the record of an upload, also of one that has ended; None if there is none."""
+
+    def find_at_once(self, upload_id: str) -> Upload | None:
+        """Return the record of an upload that has not ended, if that takes no waiting; otherwise None."""
 
     async def miss(self) -> None:
         """Take the time that `find` takes for an unknown upload, beyond that of reading a record."""
@@ -80,6 +87,7 @@ class AccessControl:
         uploads: FindsUploads,
         *,
         public_downloads: bool = False,
+        known: KnownSender | None = None,
     ) -> None:
         """Take what the decision needs to know.
 
@@ -87,6 +95,7 @@ class AccessControl:
             authenticator: finds the sender of a request.
             uploads: the records.
             public_downloads: whether anybody may download finished uploads.
+            known: returns the sender of a request, by its header fields, if that is known without waiting.
         """
         self._authenticator = authenticator
         self._secret_headers = frozenset[str]()
@@ -95,6 +104,7 @@ class AccessControl:
         self._rules = authenticator if isinstance(authenticator, SupportsAuthorization) else None
         self._uploads = uploads
         self._public_downloads = public_downloads
+        self._known = known
 
     async def admit(self, request: Request) -> None:
         """Return if a request may be carried out; set its sender.
@@ -112,6 +122,8 @@ class AccessControl:
             return
         request.secret_headers = self._secret_headers
         action = Action.DOWNLOAD if request.is_plain_head else ACTIONS[request.method]
+        if self._admit_known(request, action):
+            return
         try:
             async with asyncio.timeout_at(_deadline(request)):
                 await self._admit(request, action)
@@ -119,20 +131,65 @@ class AccessControl:
             request.refusal = "no decision in time"
             raise AuthenticationUnavailable from None
 
+    def _admit_known(self, request: Request, action: Action) -> bool:
+        """Admit a request if all of the decision is known without waiting; return whether it was admitted.
+
+        Nothing is refused here, but the sender is set if its token is known. Requests whose URLs have a query take the
+        long way.
+        """
+        if self._known is None or self._rules is not None or request.scope.get("query_string"):
+            return False
+        principal = self._known(request.headers)
+        if principal is None:
+            return False
+        request.principal = principal
+        if request.upload_id:
+            return self._leaves_to_append(request, action) or self._admit_to_known_upload(request, action)
+        if decide_by_owner(request.context(), action, None) is not Decision.ALLOW:
+            return False
+        self._admit_to_creation(request)
+        return True
+
+    def _admit_to_known_upload(self, request: Request, action: Action) -> bool:
+        try:
+            upload = self._uploads.find_at_once(request.upload_id)
+        except BrokenRecord:
+            return False
+        if upload is None or decide_by_owner(request.context(), action, upload) is not Decision.ALLOW:
+            return False
+        request.admission = admission_to(upload)
+        return True
+
+    def _leaves_to_append(self, request: Request, action: Action) -> bool:
+        """Leave the question of the owner to the append under the lock, if the whole body is in memory.
+
+        The append then has nothing to wait for, and compares the owner before it asks a holder of the lock for it, and
+        before the first byte is stored. Any error of it is told to whom `request.decide` lets in.
+        """
+        if action is not Action.APPEND or self._rules is not None or request.body.arrived is None:
+            return False
+        principal, context = request.principal, request.context()
+        if principal is None or principal.is_admin or decide_by_owner(context, action, None) is not Decision.ALLOW:
+            return False
+        request.admission = Admission(principal.owner)
+        request.decide = partial(self._admit_to_upload, request, action)
+        return True
+
     async def _admit(self, request: Request, action: Action) -> None:
         if action is Action.DOWNLOAD and self._public_downloads and await self._admit_anybody(request):
             return
-        try:
-            request.principal = await self._authenticate(request)
-        except Unauthorized as error:
-            request.refusal = error.reason
-            raise
+        if request.principal is None:
+            try:
+                request.principal = await self._authenticate(request)
+            except Unauthorized as error:
+                request.refusal = error.reason
+                raise
         if request.upload_id:
-            await self._admit_to_upload(request, action)
+            if not self._leaves_to_append(request, action):
+                await self._admit_to_upload(request, action)
             return
         await self._decide(request, action, None)
-        if action is Action.CREATE and "upload-concat" in request.headers:
-            request.may_use = self._may_use(request)
+        self._admit_to_creation(request)
 
     async def _admit_anybody(self, request: Request) -> bool:
         """Admit a request to a finished upload whoever sends it, and find out its sender for the log alone."""
@@ -140,7 +197,8 @@ class AccessControl:
         if upload is None:
             return False
         request.admission = admission_to(upload)
-        if "authorization" in request.headers or "cookie" in request.headers:
+        has_credentials = "authorization" in request.headers or "cookie" in request.headers
+        if request.principal is None and has_credentials:
             with contextlib.suppress(CodedError, TimeoutError):
                 async with asyncio.timeout(PUBLIC_TIMEOUT):
                     request.principal = await self._authenticate(request)
@@ -204,8 +262,8 @@ class AccessControl:
             logger.exception("the authenticator of the application has failed")
             raise AuthenticationUnavailable from error
 
-    def _may_use(self, request: Request) -> Callable[[Upload], Awaitable[bool]]:
-        """Return whether the sender may make a final upload of a partial one, or be given a final one again."""
+    def _admit_to_creation(self, request: Request) -> None:
+        """Leave it to a creation to ask about the partial uploads of a final one, and about that one itself."""
 
         async def may_use(upload: Upload) -> bool:
             if await self._answer(request.context(), Action.CONCATENATE, upload) is Decision.ALLOW:
@@ -214,7 +272,8 @@ class AccessControl:
             request.refusal = "a partial upload of another owner"
             return False
 
-        return may_use
+        if "upload-concat" in request.headers:
+            request.may_use = may_use
 
 
 def _deadline(request: Request) -> float:

@@ -43,10 +43,13 @@ class Request:
         self.body = body
         self.headers = headers
         self.sends_files = False  # whether the response may be a file
-        self.principal: Principal | None = None  # the authenticated sender
+        self._principal: Principal | None = None
+        self._context: RequestContext | None = None
         self.may_use: Callable[[Upload], Awaitable[bool]] | None = None  # see `NewUpload`
-        self.admission = ANY_UPLOAD  # the upload that the request was let in to
         self.secret_headers: frozenset[str] = frozenset()  # see `RequestContext`
+        self.admission = ANY_UPLOAD  # the upload that the request was let in to
+        # Makes the decision about an upload that is left to the append under the lock, should that fail.
+        self.decide: Callable[[], Awaitable[None]] | None = None
         self.refusal = ""  # why the request was not let in, for the log
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream
@@ -55,6 +58,16 @@ class Request:
         self.location = ""  # of an upload that a failed request has created
         self.expires_at: float | None = None  # Upload-Expires of an error response, seconds since the epoch
         self.deadline = math.inf  # of the answer to a HEAD, in the time of the event loop
+
+    @property
+    def principal(self) -> Principal | None:
+        """The authenticated sender."""
+        return self._principal
+
+    @principal.setter
+    def principal(self, principal: Principal | None) -> None:
+        self._principal = principal
+        self._context = None  # which names the sender
 
     @property
     def is_head(self) -> bool:
@@ -77,10 +90,15 @@ class Request:
         return "tus-resumable" not in self.headers and self.scope["method"] == "HEAD" and self.method == "HEAD"
 
     def context(self) -> RequestContext:
-        """Return the request context for the service and the events."""
+        """Return the request context for the service and the events, one and the same while the sender is the same."""
+        if self._context is None:
+            self._context = self._new_context()
+        return self._context
+
+    def _new_context(self) -> RequestContext:
         scope = self.scope
         query, peer = scope.get("query_string"), scope.get("client")
-        principal = self.principal
+        principal = self._principal
         return RequestContext(
             self.method,
             self.path,
@@ -91,6 +109,7 @@ class Request:
             port=(peer[1] or 0) if peer and peer[0] == self.client else 0,
             scopes=frozenset() if principal is None else principal.scopes,
             scope=scope,
+            secret_headers=self.secret_headers,
         )
 
     def integer(self, name: str, code: str) -> int | None:
@@ -109,7 +128,6 @@ def requested_path(scope: Scope) -> str:
 
 
 def method_of(scope: Scope, headers: Mapping[str, str]) -> str:
-            secret_headers=self.secret_headers,
     """Return the method of a request, which X-HTTP-Method-Override may replace."""
     method: str = scope["method"]
     override = headers.get("x-http-method-override", "").strip()

@@ -150,6 +150,13 @@ class UploadService:
         """
         return await self._records.find(upload_id)
 
+    def find_at_once(self, upload_id: str) -> Upload | None:
+        """Return the record of an upload that has not ended, if that takes no waiting; otherwise None.
+
+        Raises `BrokenRecord`.
+        """
+        return self._records.get_at_once(upload_id)
+
     async def miss(self) -> None:
         """Take the time that `find` takes for an unknown upload, beyond that of reading a record."""
         await self._records.miss()

@@ -243,6 +243,16 @@ class TusHandlers:
         return await self._download(request, body=False)
 
     async def patch(self, request: Request) -> Response:
+        try:
+            return await self._patch(request)
+        except (HookRejected, HookUnavailable):  # the application was asked, so that the sender has a right to know
+            raise
+        except CodedError:
+            if request.decide is not None:
+                await request.decide()  # whoever may not know of the upload learns nothing from the error
+            raise
+
+    async def _patch(self, request: Request) -> Response:
         check_version(request)
         if not is_offset_content_type(request.headers.get("content-type", "")):
             raise _wrong_content_type()
