@@ -5,7 +5,8 @@ makes the changes of a file durable, one of a folder those of its names. At a po
 changes of every file and folder has reached the device; the last write of them may be torn; writes over bytes that
 the device already had reach it in any order, block by block (ext4 and XFS in ordered mode, without their barriers).
 
-A failed sync leaves the pages clean: they can be read, and never reach the device.
+A failed sync leaves the pages clean: they can be read, and never reach the device. Blocks that it should have added to
+a file stay unwritten, which the file system can tell.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import TypeAlias
 from tests.simulation.moments import Moments
 
 # Abilities that a file system may lack: syncs of folders, whose names are then safe at once, copies by the kernel, hard
-# links, and the removal of a file that has bytes while the disk is full.
-ABILITIES = ("folder syncs", "copies", "links", "removal when full")
+# links, the removal of a file that has bytes while the disk is full, and the answer which blocks were never written.
+ABILITIES = ("folder syncs", "copies", "links", "removal when full", "extents")
 BLOCK = 512  # bytes that are written, or lost, together
 
 FileChange: TypeAlias = tuple[int, bytes | None]  # bytes at a position, or a cut at it
@@ -51,6 +52,7 @@ class File(Inode):
     durable: bytearray = field(default_factory=bytearray)
     pending: list[FileChange] = field(default_factory=list)
     locks: list[tuple[int, int, bool, object]] = field(default_factory=list)
+    unwritten: set[int] = field(default_factory=set)  # numbers of blocks
     failed: int = 0  # number of the last failed sync: the next sync of who had the file open reports it (Linux, errseq)
 
     def write(self, position: int, content: bytes) -> None:
@@ -62,13 +64,27 @@ class File(Inode):
         self.pending.append((size, None))
 
     def sync(self) -> None:
-        for change in self.pending:
-            _apply(self.durable, change)
+        for position, content in self.pending:
+            _apply(self.durable, (position, content))
+            if content is None:
+                self.unwritten = {block for block in self.unwritten if block * BLOCK < position}
+            else:
+                self.unwritten.difference_update(_blocks(position, content))
         self.pending.clear()
 
     def fail_sync(self) -> None:
         """Clean the pages without writing them."""
+        written = -(-len(self.durable) // BLOCK)
+        for position, content in self.pending:
+            if content is not None:
+                self.unwritten.update(block for block in _blocks(position, content) if block >= written)
         self.pending = [change for change in self.pending if change[1] is None]
+
+    def extents(self, start: int, end: int) -> list[tuple[int, int, bool]]:
+        """Write the dirty pages; return position and size of every block of a range, and whether it was written."""
+        self.sync()
+        blocks = range(start // BLOCK, -(-min(end, len(self.data)) // BLOCK))
+        return [(block * BLOCK, BLOCK, block not in self.unwritten) for block in blocks]
 
     def power_cut(self, rng: Random) -> None:
         written = len(self.durable)
@@ -87,6 +103,7 @@ class File(Inode):
                 _apply(self.durable, (position, content))
         self.pending.clear()
         self.locks.clear()
+        self.unwritten = {block for block in self.unwritten if block * BLOCK < len(self.durable)}
         self.data = bytearray(self.durable)
 
 
@@ -120,6 +137,11 @@ class Folder(Inode):
             _rename(self.durable, changes)
         self.pending.clear()
         self.entries = dict(self.durable)
+
+
+def _blocks(position: int, content: bytes) -> range:
+    """Return the numbers of the blocks that a write touches."""
+    return range(position // BLOCK, -(-(position + len(content)) // BLOCK))
 
 
 def _apply(data: bytearray, change: FileChange) -> None:

@@ -15,6 +15,7 @@ from tests.simulation.filesystem import File, FileSystem, Folder, Inode, Link, e
 from tests.simulation.loop import PROCESS
 from tests.simulation.machine import FIRST_DESCRIPTOR, OpenFile, Process, release_locks
 from tests.simulation.moments import CHANGE, CUT, FAILED_SYNC, HANG
+from tusd_py.backends.disk.extents import EXTENT, FS_IOC_FIEMAP, REQUEST, UNWRITTEN
 
 FLOCK = struct.Struct("hhqqi4x")
 LAST = (1 << 63) - 1
@@ -303,12 +304,6 @@ class OsModule:
         self._wait(self._opened(descriptor).files, 0.1)
         return bytes(file.data[position : position + count])
 
-    def lseek(self, descriptor: int, position: int, whence: int) -> int:
-        if descriptor < FIRST_DESCRIPTOR:
-            return os.lseek(descriptor, position, whence)
-        assert whence == os.SEEK_HOLE
-        return len(self._file(descriptor).data)
-
     def write(self, descriptor: int, content: Any) -> int:
         if descriptor < FIRST_DESCRIPTOR:
             return os.write(descriptor, content)
@@ -350,7 +345,9 @@ class OsModule:
     def ftruncate(self, descriptor: int, size: int) -> None:
         files = self._opened(descriptor).files
         self._wait(files)
-        self._file(descriptor, writing=True).cut(size)
+        file = self._file(descriptor, writing=True)
+        file.cut(size)
+        files.touch(file, process_now().machine.loop.now)
         self._note(files, CUT)
         self._note(files, CHANGE)
 
@@ -413,6 +410,23 @@ class FcntlModule:
         for name in dir(fcntl):
             if name not in dir(self):
                 setattr(self, name, getattr(fcntl, name))
+
+    def ioctl(self, descriptor: int, request: int, argument: bytearray, mutate: bool) -> int:
+        """Answer FIEMAP as `extents.first_gap` asks it, with the flag to write dirty pages first."""
+        assert request == FS_IOC_FIEMAP
+        opened = self._system._opened(descriptor)
+        assert isinstance(opened.inode, File)
+        if "extents" in opened.files.lacks:
+            raise error(errno.EOPNOTSUPP)
+        start, length, _, _, room, _ = REQUEST.unpack_from(argument)
+        found = opened.inode.extents(start, start + length)[:room]
+        REQUEST.pack_into(argument, 0, start, length, 0, len(found), room, 0)
+        for number, (position, size, is_written) in enumerate(found):
+            flags = 0 if is_written else UNWRITTEN
+            EXTENT.pack_into(
+                argument, REQUEST.size + number * EXTENT.size, position, position, size, 0, 0, flags, 0, 0, 0
+            )
+        return 0
 
     def fcntl(self, descriptor: int, command: int, argument: Any = 0) -> Any:
         if descriptor < FIRST_DESCRIPTOR:

@@ -54,19 +54,6 @@ def mark_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.sync")
 
 
-def has_hole(descriptor: int, start: int, end: int) -> bool:
-    """Return whether the file system says that a part of a range was never written; False if it cannot tell.
-
-    Blocks that did not reach the device are a hole once their pages have left the page cache.
-    """
-    try:
-        return os.lseek(descriptor, start, os.SEEK_HOLE) < end
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise
-        return False
-
-
 def read_steps(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Yield the bytes of a range with their positions, at most `STEP_SIZE` at a time.
 

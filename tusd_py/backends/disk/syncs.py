@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tusd_py.backends.disk.errors import file_errors
+from tusd_py.backends.disk.extents import first_gap, tells_gaps
 from tusd_py.backends.disk.files import FULL_DISK_ERRORS, FileTree
-from tusd_py.backends.disk.sync_marks import MissingBytes, SyncMarks, has_hole, read_steps, write_at
+from tusd_py.backends.disk.sync_marks import MissingBytes, SyncMarks, read_steps, write_at
 from tusd_py.core.errors import StorageBehind, StorageUnavailable
 
 Inode: TypeAlias = tuple[int, int]
@@ -80,7 +81,7 @@ class Syncs:
         self._failed_at: float | None = None  # monotonic time of the last failed sync
         self._distrusted: dict[Path, int] = {}  # files that could not be cut off for good -> position of the cut
         self._syncs_folders = True
-        self._holes_are_losses = True
+        self._tells_gaps: dict[int, bool] = {}  # device -> whether the gaps of its files are lost bytes
         self.limitations: list[str] = []
 
     def sync(
@@ -167,7 +168,7 @@ class Syncs:
         """
         try:
             with file_errors():
-                lacks_bytes = self._holes_are_losses and has_hole(descriptor, kept, end)
+                lacks_bytes = self._has_gap(descriptor, path, kept, end)
             if lacks_bytes:
                 raise MissingBytes
             if not may_write:
@@ -187,6 +188,14 @@ class Syncs:
         except OSError as error:
             self._record_failure(path, error, 0)
             raise
+
+    def _has_gap(self, descriptor: int, path: Path, start: int, end: int) -> bool:
+        """Return whether the file system tells that a part of a range never reached the device; raises `OSError`."""
+        device = os.fstat(descriptor).st_dev
+        if device not in self._tells_gaps:
+            self._tells_gaps[device] = tells_gaps(path)
+        gap = first_gap(descriptor, start, end) if self._tells_gaps[device] else None
+        return gap is not None and gap < end
 
     def lost(self, path: Path, kept: int, error: OSError, *, start: int = 0, inode: Inode) -> None:
         """Cut off the bytes of a file that a failed sync may have lost; raises `StorageBehind`."""
@@ -278,9 +287,8 @@ class Syncs:
         path = self._files.top / ".probe"  # always the same, so that the next probe removes what a crash has left
         try:
             with self._files.opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
-                written = os.write(descriptor, bytes(PROBE_SIZE))
+                os.write(descriptor, bytes(PROBE_SIZE))
                 _sync_probe(descriptor)
-                self._holes_are_losses = not has_hole(descriptor, 0, written)  # ZFS stores zeros as holes
             self._sync_folder(self._files.top)
         finally:
             with contextlib.suppress(OSError):
