@@ -147,7 +147,7 @@ class DirectoryImport:
         data = await asyncio.to_thread(find_data, info, path, written_at)
         times = {"created_at": written_at, "modified_at": data.modified_at, "now": self._state.clock.wall()}
         upload = to_upload(info, data.size, **times, settings=self._settings)
-        upload = replace(upload, location=self._storage.locate(upload))
+        upload = replace(upload, location=self._storage.locate(upload), synced=upload.offset)
         if not self._dry_run:
             # An unfinished upload must not share its file with the original, which would be written to as well.
             link = upload.is_complete and not self._copy
