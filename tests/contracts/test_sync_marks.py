@@ -35,6 +35,15 @@ async def storage(tmp_path: Path) -> AsyncIterator[DiskStorage]:
 
 
 @pytest.fixture
+async def other(tmp_path: Path, storage: DiskStorage) -> AsyncIterator[DiskStorage]:
+    """The storage as another worker process has it open."""
+    other = DiskStorage(tmp_path / "uploads")
+    await other.open()
+    yield other
+    await other.close()
+
+
+@pytest.fixture
 async def shared(tmp_path: Path) -> AsyncIterator[SharedDiskStorage]:
     storage = SharedDiskStorage(tmp_path / "uploads")
     await storage.open()
@@ -291,11 +300,43 @@ async def test_a_mark_is_removed_with_its_upload(storage: DiskStorage) -> None:
     assert not list(path.parent.glob(".*.sync"))
 
 
-async def test_a_mark_of_a_process_that_died_after_the_cut_is_removed(storage: DiskStorage) -> None:
+async def test_a_mark_of_a_process_that_died_after_the_cut_is_removed_by_a_writer_only(storage: DiskStorage) -> None:
+    """A look without the lock may see the mark of a later sync."""
     path = await leave(storage, b"012")
     path.unlink()
     assert await storage.stored_size(INHERITED) == 0
+    assert mark_of(path).exists()
+    writer = storage.writer(INHERITED, 2)
+    with pytest.raises(StorageBehind) as behind:
+        await writer.flush([b"345"], sync=False)
+    await writer.close()
+    assert behind.value.stored == 0
     assert not mark_of(path).exists()
+
+
+@pytest.mark.parametrize("left", ["no file", "a shorter file"])
+async def test_a_cut_of_a_process_that_died_then_is_synced_before_the_offset_goes_back(
+    storage: DiskStorage, os_faults: OSFaults, left: str
+) -> None:
+    """A power cut could undo it otherwise, and count old bytes in place of those sent after them."""
+    path = await leave(storage, b"012")
+    if left == "no file":
+        path.unlink()
+        fault = os_faults.fail("fsync", str(path.parent))
+    else:
+        os.truncate(path, 1)
+        fault = os_faults.fail("fdatasync", FILE)
+    record = replace(INHERITED, synced=1)
+    for ask in (storage.stored_size(record), storage.finish(record, sync=True)):
+        with pytest.raises(StorageUnavailable):
+            await ask
+    writer = storage.writer(record, 2)
+    with pytest.raises(StorageUnavailable):
+        await writer.flush([b"345"], sync=False)
+    await writer.close()
+    assert len(fault.hits) == 3
+    fault.lift()
+    assert await storage.stored_size(record) == (0 if left == "no file" else 1)
 
 
 async def test_a_failed_cut_leaves_a_mark_to_the_next_process(storage: DiskStorage, os_faults: OSFaults) -> None:
@@ -307,6 +348,89 @@ async def test_a_failed_cut_leaves_a_mark_to_the_next_process(storage: DiskStora
         await storage.finish(replace(UPLOAD, offset=10), sync=True)
     assert await storage.stored_size(replace(UPLOAD, offset=10)) == 0
     assert mark_of(path).exists()
+
+
+@pytest.mark.parametrize("fails", ["sync of the cut", "sync of the removal"])
+async def test_a_cut_that_is_not_synced_is_made_again_by_other_processes(
+    storage: DiskStorage, other: DiskStorage, os_faults: OSFaults, fails: str
+) -> None:
+    path = await leave(storage, b"0123456789")
+    mark_of(path).unlink()
+    os_faults.fail("fsync", FILE, times=1)
+    kept = 4 if fails == "sync of the cut" else 0
+    fault = os_faults.fail("fdatasync", FILE) if kept else os_faults.fail("fsync", str(path.parent))
+    with pytest.raises(StorageBehind):
+        await storage.finish(replace(UPLOAD, offset=10, synced=kept), sync=True)
+    left = replace(UPLOAD, offset=kept, synced=kept)
+    writer = other.writer(left, 2)
+    failed = len(fault.hits)
+    with pytest.raises((StorageBehind, StorageUnavailable)):
+        await writer.flush([b"xxx"], sync=False)
+    await writer.close()
+    assert len(fault.hits) > failed
+    fault.lift()
+    writer = other.writer(left, 3)
+    await writer.flush([b"456"], sync=False)
+    await writer.close()
+    assert path.read_bytes() == b"0123456789"[:kept] + b"456"
+
+
+async def test_a_refusal_of_bytes_whose_cut_is_not_synced_is_cut_again(
+    storage: DiskStorage, other: DiskStorage, os_faults: OSFaults
+) -> None:
+    """No room for the mark: nothing tells of the cut but the size of the file."""
+    path = await leave(storage, b"0123456789")
+    mark_of(path).unlink()
+    os_faults.fail("open", "*.sync", errno.ENOSPC, times=1)
+    writer = storage.writer(INHERITED, 2)
+    with pytest.raises(StorageFull):
+        await writer.flush([b"xxx"], sync=False)
+    await writer.close()
+    fault = os_faults.fail("fdatasync", FILE)
+    writer = other.writer(INHERITED, 3)
+    with pytest.raises((StorageBehind, StorageUnavailable)):
+        await writer.flush([b"xxx"], sync=False)
+    await writer.close()
+    assert fault.hits
+
+
+@pytest.mark.parametrize("fault", ["fdatasync", "ftruncate"])
+async def test_a_failed_cut_concerns_no_byte_that_another_process_has_stored_since(
+    storage: DiskStorage, other: DiskStorage, os_faults: OSFaults, fault: str
+) -> None:
+    path = await leave(storage, b"0123456789")
+    mark_of(path).unlink()
+    os_faults.fail("fsync", FILE, times=1)
+    cut = os_faults.fail(fault, FILE)
+    with pytest.raises(StorageBehind):
+        await storage.finish(replace(UPLOAD, offset=10, synced=4), sync=True)
+    assert await storage.stored_size(replace(UPLOAD, offset=10, synced=4)) == 4
+    assert cut.hits
+    cut.lift()
+    left = replace(UPLOAD, offset=4, synced=4)
+    writer = other.writer(left, 2)
+    await writer.finish([b"cdefgh"], sync=True)
+    await writer.close()
+    complete = replace(UPLOAD, offset=10, synced=10)
+    assert await storage.stored_size(complete) == 10
+    await storage.finish(complete, sync=True)
+    assert path.read_bytes() == b"0123cdefgh"
+    assert not mark_of(path).exists()
+
+
+async def test_an_upload_that_is_removed_leaves_no_distrust_to_a_later_one(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    path = await leave(storage, b"0123456789")
+    mark_of(path).unlink()
+    os_faults.fail("fsync", FILE, times=1)
+    os_faults.fail("unlink", FILE, times=1)
+    complete = replace(UPLOAD, offset=10)
+    with pytest.raises(StorageBehind):
+        await storage.finish(complete, sync=True)
+    await storage.delete(complete)
+    path.write_bytes(b"0123456789")
+    assert await storage.stored_size(complete) == 10
 
 
 async def test_the_next_writer_of_a_shared_file_with_a_mark_copies_its_bytes(shared: SharedDiskStorage) -> None:

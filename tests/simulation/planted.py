@@ -291,8 +291,8 @@ def finishing_without_all_bytes() -> None:
 
 @plant
 def lost_bytes_not_noticed() -> None:
-    def believed(self: Any, path: Any, size: int) -> int:
-        return max(size, 1 << 30)
+    def believed(self: Any, path: Any, status: Any) -> int:
+        return max(int(status.st_size), 1 << 30)
 
     change(syncs.Syncs, "trusted_size", believed)
 

@@ -92,8 +92,12 @@ class FileTree:
             descriptor = os.open(name, flags | SAFE_FLAGS, self._modes.file, dir_fd=folder)
             if not flags & os.O_EXCL:
                 return _regular(descriptor, path)
-            if self._modes.exact:
-                os.fchmod(descriptor, self._modes.file)
+            try:
+                if self._modes.exact:
+                    os.fchmod(descriptor, self._modes.file)
+            except OSError:
+                os.close(descriptor)
+                raise
             return descriptor
 
     @contextlib.contextmanager
@@ -104,15 +108,20 @@ class FileTree:
         finally:
             os.close(descriptor)
 
-    def size(self, path: AnyPath) -> int | None:
-        """Return the size of a file in bytes; None if it is missing."""
+    def status(self, path: AnyPath) -> os.stat_result | None:
+        """Return the status of a file; None if it is missing."""
         try:
             with self._folder(path) as (name, folder):
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return None
         _check_regular(status, path)
-        return status.st_size
+        return status
+
+    def size(self, path: AnyPath) -> int | None:
+        """Return the size of a file in bytes; None if it is missing."""
+        status = self.status(path)
+        return None if status is None else status.st_size
 
     def is_occupied(self, path: AnyPath) -> bool:
         """Return whether a name is that of a file with bytes, or of something else than a file."""

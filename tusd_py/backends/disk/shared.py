@@ -78,7 +78,7 @@ class SharedDiskStorage(DiskStorage):
         """
         try:
             with self.files.opened_folder(path.parent), self.files.opened(path, os.O_RDONLY) as descriptor:
-                return self.syncs.trusted_size(path, os.fstat(descriptor).st_size)
+                return self.syncs.trusted_size(path, os.fstat(descriptor))
         except FileNotFoundError:
             return 0
 
@@ -283,7 +283,8 @@ class SharedDiskWriter(DiskWriter):
             descriptor = self._shared.files.open(path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
             return False
-        if os.fstat(descriptor).st_size == self._start and not self._shared.syncs.is_distrusted(path):
+        status = os.fstat(descriptor)
+        if status.st_size == self._start and not self._shared.syncs.is_distrusted(path, status):
             self._descriptor = descriptor
             return True
         os.close(descriptor)

@@ -217,14 +217,15 @@ class DiskStorage:
                 if held < upload.offset:
                     self.check_identity()
                     held = self.bytes_held(path)  # the file system may have been mounted in between
-                    self.syncs.forget_cut(path, upload.synced)
+                    if held < upload.offset:
+                        self.syncs.settle_cut(path, held)
                 return held
 
         return await self.run(size)
 
     def file_size(self, path: Path) -> int:
         """Return the number of bytes of a file that count; 0 if there is no file. Blocks."""
-        return self.syncs.trusted_size(path, self.files.size(path) or 0)
+        return self.bytes_held(path)
 
     async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         path = self.path(upload)
@@ -242,8 +243,8 @@ class DiskStorage:
 
     def bytes_held(self, path: Path) -> int:
         """Return the number of bytes of a file that count, by its status; 0 if there is no file. Blocks."""
-        size = self.files.size(path)
-        return 0 if size is None else self.syncs.trusted_size(path, size)
+        status = self.files.status(path)
+        return 0 if status is None else self.syncs.trusted_size(path, status)
 
     def _has_no_file(self, path: Path) -> bool:
         try:
@@ -260,11 +261,13 @@ class DiskStorage:
             descriptor = self.files.open(path, os.O_RDWR | (os.O_CREAT if length == 0 else 0))
         except FileNotFoundError:
             self.check_identity()
+            self.syncs.settle_cut(path, 0)
             raise StorageBehind(0) from None
         try:
-            size = self.syncs.trusted_size(path, os.fstat(descriptor).st_size)
+            size = self.syncs.trusted_size(path, os.fstat(descriptor))
             if size < length:
                 self.check_identity()
+                self.syncs.settle_cut(path, size)
                 raise StorageBehind(size)
             yield descriptor
         finally:
@@ -289,6 +292,7 @@ class DiskStorage:
                     return
                 self.files.unlink(path)
                 self.files.unlink(_unfinished(path))
+                self.syncs.clear_distrust(path)
                 self.syncs.marks.remove(path)
                 if place and upload.has_ended:
                     self._claims.remove(place, upload.id)

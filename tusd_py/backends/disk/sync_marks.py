@@ -43,6 +43,10 @@ class SyncMarks:
             return False
         return True
 
+    def exists(self, path: Path) -> bool:
+        """Return whether a file has a mark. Raises `OSError`."""
+        return self._files.size(mark_of(path)) is not None
+
     def remove(self, path: Path) -> None:
         """Remove the mark of a file, if there is one; one that stays has bytes stored again without need."""
         with contextlib.suppress(OSError):

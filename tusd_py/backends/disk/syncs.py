@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.extents import first_gap, tells_gaps
+from tusd_py.backends.disk.failed_cuts import FailedCuts
 from tusd_py.backends.disk.files import FULL_DISK_ERRORS, FileTree
 from tusd_py.backends.disk.sync_marks import MissingBytes, SyncMarks, read_steps, write_at
 from tusd_py.core.errors import StorageBehind, StorageUnavailable
@@ -79,9 +80,9 @@ class Syncs:
         self.marks = SyncMarks(files)
         self._shared = shared
         self._failed_at: float | None = None  # monotonic time of the last failed sync
-        self._distrusted: dict[Path, int] = {}  # files that could not be cut off for good -> position of the cut
-        self._syncs_folders = True
+        self._failed_cuts = FailedCuts()
         self._tells_gaps: dict[int, bool] = {}  # device -> whether the gaps of its files are lost bytes
+        self._syncs_folders = True
         self.limitations: list[str] = []
 
     def sync(
@@ -203,40 +204,71 @@ class Syncs:
         self._record_failure(path, error, kept)
         try:
             if kept == start and not self._shared:
-                self._files.unlink(path)  # later bytes go to a new file without doubtful pages
-                self._sync_folder(path.parent)  # a power cut could bring the old one back in its place
+                self._remove(path)  # later bytes go to a new file without doubtful pages
             else:
                 with self._files.opened(path, os.O_RDWR) as descriptor:
                     if inode_of(descriptor) == inode:  # otherwise the next lock holder has finished the upload
-                        _cut(descriptor, kept)
-                        sync_data(descriptor)  # a power cut could undo it, and count old bytes in place of later ones
+                        _cut_for_good(descriptor, kept)
         except FileNotFoundError:
             self.marks.remove(path)
         except OSError as failure:
             logger.error("%s could not be cut off for good: %s", path, failure.strerror)
-            self._distrusted[path] = kept  # later processes find the mark
+            self._distrust(path, kept)  # later processes find the mark
         else:
             self.marks.remove(path)
         raise StorageBehind(kept) from error
 
-    def trusted_size(self, path: Path, size: int) -> int:
-        """Return the number of bytes that count in a file of this size: fewer if a failed cut left more."""
-        return min(size, self._distrusted.get(path, size)) if self._distrusted else size
+    def _remove(self, path: Path) -> None:
+        """Remove a file for good: a power cut could bring it back in place of a later one. Raises `OSError`."""
+        self._files.unlink(path)
+        try:
+            self._sync_folder(path.parent)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            with (
+                contextlib.suppress(OSError),
+                self._files.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor,
+            ):
+                have_cut_again(descriptor, 0)
+            raise
 
-    def is_distrusted(self, path: Path) -> bool:
-        """Return whether a cut of a file has failed, or would not outlive a power cut."""
-        return path in self._distrusted
+    def _distrust(self, path: Path, end: int) -> None:
+        """Note that the bytes of a file from `end` on do not count, as long as nobody changes the file."""
+        try:
+            status = self._files.status(path)
+        except OSError:
+            self._failed_cuts.add(path, end, None)
+        else:
+            if status is not None:
+                self._failed_cuts.add(path, end, status)
+
+    def trusted_size(self, path: Path, status: os.stat_result) -> int:
+        """Return the number of bytes that count in a file with this status: fewer if a failed cut left more."""
+        end = self._failed_cuts.end(path, status)
+        return status.st_size if end is None else min(status.st_size, end)
+
+    def is_distrusted(self, path: Path, status: os.stat_result) -> bool:
+        """Return whether a cut of a file has failed, or would not outlive a power cut, and nobody changed it since."""
+        return self._failed_cuts.end(path, status) is not None
 
     def clear_distrust(self, path: Path) -> None:
-        """Record that a file is new, or cut off for good at the offset of its upload: all of its bytes count again."""
-        if self._distrusted:
-            self._distrusted.pop(path, None)
+        """Record that a file is new, removed, or cut off for good at the offset of its upload."""
+        self._failed_cuts.remove(path)
 
-    def forget_cut(self, path: Path, synced: int) -> None:
-        """Remove the mark of a file that was cut off where its last good sync ended, by a process that died then."""
-        with contextlib.suppress(OSError):
-            if (self._files.size(path) or 0) <= synced:
-                self.marks.remove(path)
+    def settle_cut(self, path: Path, end: int) -> None:
+        """Sync the end of a file that has a mark, whose bytes count up to `end`, short of its record; raises `OSError`.
+
+        The process that cut it off may have died before that was synced. Until it is, the record must not follow:
+        nothing would tell the next writer. A file that is longer than `end` is cut off by that writer. Needs no lock,
+        and leaves the mark to a caller that has it.
+        """
+        if not self.marks.exists(path) or (self._files.size(path) or 0) > end:
+            return
+        with contextlib.suppress(FileNotFoundError), self._files.opened(path, os.O_RDWR) as descriptor:
+            sync_data(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            self._sync_folder(path.parent)
 
     def sync_folders(self, path: Path) -> None:
         """Sync the folders that hold the name of a file; raises `OSError`."""
@@ -340,14 +372,28 @@ def inode_of(descriptor: int) -> Inode:
     return status.st_dev, status.st_ino
 
 
-def _cut(descriptor: int, end: int) -> None:
-    """Truncate a file, and write the block around its new end again, since it was part of the failed sync."""
-    if os.fstat(descriptor).st_size < end:
-        return
-    begin = end - end % BLOCK_SIZE
-    tail = os.pread(descriptor, end - begin, begin)
-    os.ftruncate(descriptor, end)
-    os.pwrite(descriptor, tail, begin)
+def _cut_for_good(descriptor: int, end: int) -> None:
+    """Truncate a file, and sync that: a power cut could undo it, and count old bytes in place of later ones.
+
+    The block around the new end is written again, since it was part of the failed sync. Raises `OSError`.
+    """
+    if os.fstat(descriptor).st_size >= end:
+        begin = end - end % BLOCK_SIZE
+        tail = os.pread(descriptor, end - begin, begin)
+        os.ftruncate(descriptor, end)
+        write_at(descriptor, tail, begin)
+    try:
+        sync_data(descriptor)
+    except OSError:
+        have_cut_again(descriptor, end)
+        raise
+
+
+def have_cut_again(descriptor: int, end: int) -> None:
+    """Make a file whose cut at `end` is not synced one byte longer: whoever opens it for its record cuts it again."""
+    with contextlib.suppress(OSError):
+        if os.fstat(descriptor).st_size == end:
+            os.ftruncate(descriptor, end + 1)
 
 
 def _read_or_later(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:

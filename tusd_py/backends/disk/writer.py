@@ -7,13 +7,13 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from tusd_py.asyncutil.serial_task import SerialTask
 from tusd_py.backends.disk.errors import file_errors
-from tusd_py.backends.disk.syncs import inode_of, sync_data, sync_file
+from tusd_py.backends.disk.syncs import have_cut_again, inode_of, sync_data, sync_file
 from tusd_py.contracts.storage import Buffer, Observer, WriterSnapshot
-from tusd_py.core.errors import StorageAhead, StorageBehind
+from tusd_py.core.errors import StorageAhead, StorageBehind, StorageUnavailable
 from tusd_py.core.upload import Upload
 
 if TYPE_CHECKING:
@@ -146,27 +146,39 @@ class DiskWriter:
         try:
             descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
-            self._storage.check_identity()
-            self._storage.syncs.forget_cut(self._path, self._synced)
-            raise StorageBehind(self._storage.bytes_held(self._path)) from None
+            self._refuse_short_file()
         try:
-            size = os.fstat(descriptor).st_size
-            trusted_size = self._storage.syncs.trusted_size(self._path, size)
+            status = os.fstat(descriptor)
+            trusted_size = self._storage.syncs.trusted_size(self._path, status)
             if trusted_size < self._start:
-                self._storage.check_identity()
-                self._storage.syncs.forget_cut(self._path, self._synced)
-                raise StorageBehind(trusted_size)
-            if size > self._start:  # bytes that were never committed, unless the record is older than they are
+                self._refuse_short_file()
+            if status.st_size > self._start:
+                # Bytes that were never committed, unless the record is older than they are.
                 if self._storage.read_completion_record(self._upload_id) is not None:
                     raise StorageAhead
-                self._cut(descriptor, self._start)
-            elif self._storage.syncs.is_distrusted(self._path):
-                self._cut(descriptor, self._start)
+                self._cut_at_start(descriptor)
+            elif self._storage.syncs.is_distrusted(self._path, status):
+                self._cut_at_start(descriptor)
             self._storage.syncs.clear_distrust(self._path)
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
+
+    def _refuse_short_file(self) -> NoReturn:
+        """Raise `StorageBehind` for a file that has fewer bytes than the record, once a cut of it is durable."""
+        self._storage.check_identity()
+        held = self._storage.bytes_held(self._path)
+        self._storage.syncs.settle_cut(self._path, held)
+        if (self._storage.files.size(self._path) or 0) <= self._synced:  # no byte is left that could be in doubt
+            self._storage.syncs.marks.remove(self._path)
+        raise StorageBehind(held)
+
+    def _cut_at_start(self, descriptor: int) -> None:
+        """Cut the file off at the offset of the record, see `_cut`."""
+        self._cut(descriptor, self._start)
+        if self._start <= self._synced:
+            self._storage.syncs.marks.remove(self._path)  # of an earlier process: the bytes that it concerned are gone
 
     def _cut(self, descriptor: int, end: int) -> None:
         """Cut the file off, for good before other bytes follow; raises `StorageBehind` if the sync fails.
@@ -175,16 +187,22 @@ class DiskWriter:
         such as those of a wrong checksum, in place of those that were sent and acknowledged after them.
         """
         os.ftruncate(descriptor, end)
-        self._storage.syncs.sync(
-            descriptor,
-            self._path,
-            min(self._synced, end),
-            start=self._file_start,
-            acknowledged=min(self._acknowledged, end),
-            names=False,
-            with_call=sync_data,
-            stores_again=self._stores_again,
-        )
+        try:
+            self._storage.syncs.sync(
+                descriptor,
+                self._path,
+                min(self._synced, end),
+                start=self._file_start,
+                acknowledged=min(self._acknowledged, end),
+                names=end <= self._file_start,  # the file may stand for one whose removal was not synced
+                with_call=sync_data,
+                stores_again=self._stores_again,
+            )
+        except StorageBehind:
+            raise
+        except BaseException:
+            have_cut_again(descriptor, end)
+            raise
 
     def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
         if buffers:
@@ -219,6 +237,10 @@ class DiskWriter:
         try:
             os.close(descriptor)
         except OSError as error:  # NFS stores bytes, and reports failures, when a file is closed
+            if min(self._acknowledged, self._stored) > self._synced:
+                with contextlib.suppress(OSError, StorageUnavailable):  # for other processes, in case the cut fails too
+                    self._storage.check_identity()
+                    self._storage.syncs.marks.make(self._path)
             self._storage.syncs.lost(self._path, self._synced, error, start=self._file_start, inode=inode)
 
     def _truncate(self, offset: int) -> None:
