@@ -24,6 +24,7 @@ from tusd_py.contracts.outbox import Outbox
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
+from tusd_py.core.durability import Durability
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
@@ -320,6 +321,10 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
             if adopt:
                 await identity.adopt()
             await identity.settle(records_inside=records_inside)
+        undo.push_async_callback(service.power_cuts.leave, CLOSE_MARGIN)
+        if settings.durability is not Durability.NEVER:
+            with errors_at(state):
+                await service.power_cuts.settle()
         if service.hooks is not None:
             await service.hooks.open()
         undo.pop_all()
@@ -386,6 +391,7 @@ async def close_service(service: UploadService, timeout: float = CLOSE_TIMEOUT) 
         return False
     if closed is False:
         return False
+    await service.power_cuts.leave(max(deadline - time.monotonic(), CLOSE_MARGIN))
     if service.hooks is not None:
         await service.hooks.close()
     await _logging_errors(service.locker, service.locker.close())

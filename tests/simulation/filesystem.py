@@ -4,6 +4,7 @@ Model: a file has its bytes as processes see them, those on the device, and the 
 makes the changes of a file durable, one of a folder those of its names. At a power cut a random beginning of the
 changes of every file and folder has reached the device; the last write of them may be torn; writes over bytes that
 the device already had reach it in any order, block by block (ext4 and XFS in ordered mode, without their barriers).
+The size of a file may have reached the device before its bytes, which are zeros then.
 
 A failed sync leaves the pages clean: they can be read, and never reach the device. Blocks that it should have added to
 a file stay unwritten, which the file system can tell.
@@ -101,6 +102,9 @@ class File(Inode):
                 content = content if rng.random() < 0.5 else content[: rng.randrange(len(content) // BLOCK + 1) * BLOCK]
             if content:
                 _apply(self.durable, (position, content))
+        if self.pending and rng.random() < 0.3:
+            size = rng.randrange(len(self.data) + 1)
+            self.durable.extend(bytes(max(0, size - len(self.durable))))
         self.pending.clear()
         self.locks.clear()
         self.unwritten = {block for block in self.unwritten if block * BLOCK < len(self.durable)}

@@ -19,6 +19,7 @@ from random import Random
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import tusd_py.backends.disk.file_system_sync
 import tusd_py.backends.disk.syncs
 import tusd_py.core.clock
 from tests.simulation import sqlite
@@ -151,6 +152,7 @@ class Modules:
             if name == "pathlib" or name.startswith("pathlib.") or module in (posixpath, genericpath):
                 _replace(module, paths)
         tusd_py.core.clock._boot_id = _boot_id  # type: ignore[assignment]
+        tusd_py.backends.disk.file_system_sync.sync_file_system = self.os.sync_file_system
         vars(tusd_py.backends.disk.syncs)["tells_gaps"] = lambda path: True
 
     def use(self, scheduler: Scheduler, rng: Random) -> None:

@@ -30,6 +30,7 @@ from tusd_py.uploads import (
     event_log,
     lifetimes,
     locked_work,
+    power_cuts,
     record_reader,
     removal,
     small_append,
@@ -157,6 +158,16 @@ def sync_retried() -> None:
 @plant
 def unfinished_sync_of_a_dead_process_trusted() -> None:
     change(syncs.Syncs, "_store_again", nothing)
+
+
+@plant
+def length_of_a_file_believed_after_a_power_cut() -> None:
+    change(power_cuts.PowerCuts, "_go_back", soon)
+
+
+@plant
+def stop_without_a_sync_called_clean() -> None:
+    change(power_cuts, "_run", soon)
 
 
 @plant

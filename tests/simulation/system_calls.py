@@ -375,6 +375,19 @@ class OsModule:
 
     fdatasync = fsync
 
+    def sync_file_system(self, descriptor: int) -> None:
+        """Do what `syncfs` does."""
+        opened = self._opened(descriptor)
+        self._wait(opened.files, 0.7)
+        self._hang(opened.files)
+        process_now()
+        if opened.errors_seen < opened.files.failed_syncs:
+            opened.errors_seen = opened.files.failed_syncs
+            raise error(errno.EIO)
+        for inode in opened.files.inodes:
+            inode.sync()
+        self._note(opened.files, CHANGE)
+
 
 def _status(inode: Inode) -> os.stat_result:
     size = len(inode.data) if isinstance(inode, File) else 0

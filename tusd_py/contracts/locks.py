@@ -15,7 +15,7 @@ larger than all before it, and the state store refuses changes with an older one
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tusd_py.core.upload import Upload
 
@@ -127,3 +127,14 @@ class Locker(Protocol):
 
     async def is_held(self, upload_id: str) -> bool:
         """Return whether any process holds the lock now."""
+
+
+@runtime_checkable
+class CountsServers(Protocol):
+    """A locker that knows whether other servers use the same locks."""
+
+    def leave(self) -> bool:
+        """Stop counting as a server, unless no other one is there; return whether none is. Blocks, but never long.
+
+        Invariant: of servers that call this one after the other, and start no more, the last one is told so.
+        """

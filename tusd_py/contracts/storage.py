@@ -58,8 +58,10 @@ from tusd_py.contracts.storage_abilities import (
     SupportsOrphanCleanup as SupportsOrphanCleanup,
     SupportsSizeLimits as SupportsSizeLimits,
     SupportsWholeFiles as SupportsWholeFiles,
+    SyncsAll as SyncsAll,
     TakesPlaces as TakesPlaces,
     UploadRecords as UploadRecords,
+    WholeSync as WholeSync,
 )
 from tusd_py.contracts.writer import (
     Observer as Observer,

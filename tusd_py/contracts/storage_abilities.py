@@ -304,3 +304,21 @@ class SupportsConcatenation(Protocol):
             PartBehind: the storage has fewer bytes of a partial upload than its record says.
             ServerShutdown: `interrupt` was called.
         """
+
+
+class WholeSync(Protocol):
+    """A sync of everything that is written to a storage from now on. Every method blocks, and works in any thread."""
+
+    def run(self) -> None:
+        """Sync; raises `StorageUnavailable` if any byte may be missing on the device."""
+
+    def close(self) -> None:
+        """Release the resources; a second call has no effect."""
+
+
+@runtime_checkable
+class SyncsAll(Protocol):
+    """A storage that can sync the bytes of all uploads at once, whoever wrote them."""
+
+    def whole_sync(self) -> WholeSync | None:
+        """Return a new sync; None if that is not possible here. Blocks. Raises `StorageUnavailable`."""

@@ -39,6 +39,7 @@ from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.new_records import NewRecords
+from tusd_py.uploads.power_cuts import PowerCuts
 from tusd_py.uploads.progress_hooks import ProgressHooks
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
@@ -68,6 +69,7 @@ class UploadService:
         self._downloads = Downloads()
         self._work = LockedWork(self.locker, self.events)
         self._lifetimes = Lifetimes(self.options, self.clock)
+        self.power_cuts = PowerCuts(self.state, self.locker, self.storage, self._lifetimes)
         self._records = RecordReader(components)
         self._event_log = EventLog(components)
         removal = Removal(components, self._event_log)

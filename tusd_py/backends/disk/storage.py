@@ -27,6 +27,7 @@ from tusd_py.backends.disk.claims import MARK, OWN_FOLDER as LOCATION, Claims, o
 from tusd_py.backends.disk.completion_records import CompletionRecords
 from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.errors import file_errors
+from tusd_py.backends.disk.file_system_sync import FileSystemSync
 from tusd_py.backends.disk.files import FileTree, Modes, copy_range
 from tusd_py.backends.disk.identity import IdentityFile
 from tusd_py.backends.disk.reader import FileReader
@@ -419,6 +420,10 @@ class DiskStorage:
         return await self.run(lambda: self.read_completion_record(upload_id))
 
     # Running.
+
+    def whole_sync(self) -> FileSystemSync | None:
+        """See `SyncsAll.whole_sync`; the last server of a directory that hosts share cannot be known."""
+        return None if self.is_shared else FileSystemSync(self._directory)
 
     async def check(self) -> None:
         """Raise `StorageUnavailable` if bytes cannot be stored safely now."""

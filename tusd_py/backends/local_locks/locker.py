@@ -160,6 +160,16 @@ class LocalLocker:
         for waiters in self._external_waiters.values():
             _wake_all(waiters)
 
+    def leave(self) -> bool:
+        """Stop counting as a server, unless it is the last one, see `CountsServers.leave`."""
+        try:
+            if not is_locked_elsewhere(self._counter_file, SERVER_PRESENCE):
+                return True
+            unlock(self._counter_file, SERVER_PRESENCE)
+        except OSError as error:
+            raise StateUnavailable from error
+        return False
+
     def _lock_place(self, upload_id: str) -> tuple[int, int]:
         """Return descriptor and position of the lock of an upload; raises `StateUnavailable` after `close`."""
         if not self._lock_files:

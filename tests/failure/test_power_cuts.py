@@ -1,0 +1,275 @@
+"""Power cuts: after the next boot only bytes that were synced count, and a clean stop proves all of them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import ServerProcess
+from tests.support.wire.messages import MEBI, payload
+from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch
+from tusd_py.backends.disk import file_system_sync
+from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.core import clock
+from tusd_py.core.upload import Status, Upload, UploadKind
+from tusd_py.events.bus import EventBus
+from tusd_py.settings.sources import from_arguments
+from tusd_py.uploads.power_cuts import BOOT, SYNCED
+from tusd_py.uploads.service import UploadService
+
+DATA = payload(3 * MEBI + 77)
+HALF = len(DATA) // 2
+ERA = clock.SystemClock().era()
+UPLOAD = Upload(id="unfinished", created_at=1_700_000_000.0, length=10, offset=5, location=".")
+
+pytestmark = pytest.mark.skipif(not ERA, reason="the system has no id of its boot")
+
+
+def read(uploads: Path) -> str | None:
+    with closing(sqlite3.connect(uploads / ".tusd-py" / "uploads.sqlite3")) as connection:
+        row = connection.execute("SELECT value FROM metadata WHERE name = ?", (BOOT,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def come_from_an_earlier_boot(uploads: Path) -> None:
+    """Have the records tell that servers of an earlier boot did not stop cleanly."""
+    with closing(sqlite3.connect(uploads / ".tusd-py" / "uploads.sqlite3")) as connection, connection:
+        changed = connection.execute("UPDATE metadata SET value = 'an earlier boot' WHERE name = ?", (BOOT,))
+        assert changed.rowcount == 1
+
+
+@pytest.mark.parametrize("durability", ["complete", "always", "never"])
+def test_an_unfinished_upload_goes_back_to_its_synced_bytes_after_a_power_cut(tmp_path: Path, durability: str) -> None:
+    uploads = tmp_path / "uploads"
+    with ServerProcess(uploads, durability="complete") as server:  # which accounts for its boot
+        path = create(server.port, len(DATA))
+    with ServerProcess(uploads, durability=durability) as server:
+        assert patch(server.port, path, 0, DATA[:HALF]).status == 204
+        server.kill()
+    come_from_an_earlier_boot(uploads)
+    if durability == "complete":
+        file = uploads / path.rpartition("/")[2]
+        with file.open("r+b") as damaged:  # the size of the file was stored, and its last bytes were not
+            damaged.seek(HALF - 100)
+            damaged.write(bytes(100))
+    with ServerProcess(uploads, durability=durability) as server:
+        assert offset_of(server.port, path) == (0 if durability == "complete" else HALF)
+        complete(server.port, path, DATA)
+        assert_content(server.port, path, DATA)
+
+
+def test_a_recording_keeps_every_acknowledged_byte_over_a_power_cut(tmp_path: Path) -> None:
+    uploads = tmp_path / "uploads"
+    with ServerProcess(uploads) as server:
+        path = create(server.port, None)
+        assert patch(server.port, path, 0, DATA[:HALF]).status == 204
+        server.kill()
+    come_from_an_earlier_boot(uploads)
+    with ServerProcess(uploads) as server:
+        assert offset_of(server.port, path) == HALF
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_server_that_is_killed_takes_no_byte_back_in_the_same_boot(tmp_path: Path, workers: int) -> None:
+    with ServerProcess(tmp_path / "uploads", workers=workers) as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:HALF]).status == 204
+        server.kill()
+        server.restart()
+        assert offset_of(server.port, path) == HALF
+        assert read(server.upload_dir) == ERA
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_server_that_is_stopped_cleanly_takes_no_byte_back_after_the_next_boot(tmp_path: Path, workers: int) -> None:
+    uploads = tmp_path / "uploads"
+    with ServerProcess(uploads, workers=workers) as server:
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA[:HALF]).status == 204
+    assert read(uploads) == SYNCED
+    with ServerProcess(uploads, workers=workers) as server:
+        assert head(server.port, path).offset == HALF
+        assert read(uploads) == ERA
+
+
+# The account of one boot, with services in this process.
+
+
+class Hosts:
+    """Services on one directory, as in several processes, and the id of the boot that they see."""
+
+    def __init__(self, uploads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.uploads = uploads
+        self._monkeypatch = monkeypatch
+        self._services: list[UploadService] = []
+        self.settings = from_arguments({"upload_dir": uploads})
+
+    def boot(self, name: str) -> None:
+        self._monkeypatch.setattr(clock, "_boot_id", lambda: name)
+
+    async def start(self) -> UploadService:
+        service = build_service(self.settings, EventBus())
+        await open_service(service, self.settings)
+        self._services.append(service)
+        return service
+
+    async def stop(self, service: UploadService) -> None:
+        self._services.remove(service)
+        assert await close_service(service)
+
+    async def stop_all(self) -> None:
+        for service in list(self._services):
+            await self.stop(service)
+
+
+@pytest.fixture
+async def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hosts]:
+    hosts = Hosts(tmp_path / "uploads", monkeypatch)
+    hosts.boot("first")
+    yield hosts
+    await hosts.stop_all()
+
+
+async def dies(hosts: Hosts, service: UploadService) -> None:
+    """Stop a service without its farewell, as a power cut does."""
+
+    async def leave(timeout: float) -> None: ...
+
+    service.power_cuts.leave = leave  # type: ignore[method-assign]
+    await hosts.stop(service)
+
+
+async def test_every_unfinished_upload_goes_back_and_no_other(hosts: Hosts) -> None:
+    service = await hosts.start()
+    kept = {
+        "synced": replace(UPLOAD, id="synced", synced=5),
+        "complete": replace(UPLOAD, id="complete", offset=10, status=Status.COMPLETE, completed_at=1.0),
+        "final": replace(
+            UPLOAD,
+            id="final",
+            offset=10,
+            status=Status.FINISHING,
+            concatenation=UploadKind.FINAL,
+            partial_ids=("complete",),
+        ),
+        "ended": replace(UPLOAD, id="ended", status=Status.TERMINATED),
+    }
+    back = {
+        "unfinished": UPLOAD,
+        "partly": replace(UPLOAD, id="partly", synced=3, expires_at=5e9),
+        "finishing": replace(UPLOAD, id="finishing", offset=10, synced=2, status=Status.FINISHING),
+        "of a newer token": replace(UPLOAD, id="newer", token=5_000_000),
+    }
+    for upload in (*kept.values(), *back.values()):
+        await service.state.create(upload)
+    await dies(hosts, service)
+    hosts.boot("second")
+    service = await hosts.start()
+    for upload in kept.values():
+        assert await service.state.get(upload.id) == upload
+    for upload in back.values():
+        found = await service.state.get(upload.id)
+        assert found is not None
+        assert (found.offset, found.synced, found.status) == (upload.synced, upload.synced, Status.ACTIVE)
+        assert found.token >= upload.token
+    partly = await service.state.get("partly")
+    assert partly is not None
+    assert partly.expires_at == 5e9
+    assert await service.state.read_metadata(BOOT) == "second"
+
+
+async def test_the_last_server_that_stops_cleanly_proves_all_bytes(hosts: Hosts) -> None:
+    first, second = await hosts.start(), await hosts.start()
+    await first.state.create(UPLOAD)
+    await hosts.stop(first)
+    assert await second.state.read_metadata(BOOT) == "first"
+    await hosts.stop(second)
+    hosts.boot("second")
+    service = await hosts.start()
+    assert await service.state.get(UPLOAD.id) == UPLOAD
+
+
+async def test_a_server_that_dies_first_is_covered_by_the_last_one(hosts: Hosts) -> None:
+    first, second = await hosts.start(), await hosts.start()
+    await dies(hosts, first)
+    await hosts.stop(second)
+    assert read(hosts.uploads) == SYNCED
+
+
+@pytest.mark.parametrize("reason", ["the sync fails", "it takes too long", "a mount below"])
+async def test_a_stop_that_could_not_sync_proves_nothing(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, reason: str, request: pytest.FixtureRequest
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(5, os.strerror(5))
+
+    service = await hosts.start()
+    await service.state.create(UPLOAD)
+    if reason == "the sync fails":
+        monkeypatch.setattr(file_system_sync, "sync_file_system", fail)
+    elif reason == "a mount below":
+        monkeypatch.setattr(file_system_sync, "has_mount_below", lambda folder, mounts: True)
+    else:
+        request.addfinalizer(stuck(monkeypatch))
+        await service.power_cuts.leave(0.05)
+    await hosts.stop(service)
+    assert read(hosts.uploads) == "first"
+
+
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Have syncs of the file system wait until the returned function is called."""
+    goes_on, ended = threading.Event(), threading.Event()
+
+    def wait(descriptor: int) -> None:
+        goes_on.wait(60)
+        ended.set()
+
+    def end() -> None:
+        goes_on.set()
+        ended.wait(60)
+
+    monkeypatch.setattr(file_system_sync, "sync_file_system", wait)
+    return end
+
+
+async def test_nothing_is_synced_at_the_end_if_everything_is(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(file_system_sync, "sync_file_system", refuse)
+    service = await hosts.start()
+    await service.state.create(replace(UPLOAD, synced=UPLOAD.offset))
+    await hosts.stop(service)
+    assert read(hosts.uploads) == SYNCED
+
+
+async def test_without_syncs_there_is_no_account(hosts: Hosts) -> None:
+    hosts.settings = from_arguments({"upload_dir": hosts.uploads, "durability": "never"})
+    service = await hosts.start()
+    await hosts.stop(service)
+    assert read(hosts.uploads) is None
+
+
+def test_the_sync_of_a_file_system_writes_a_dirty_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    sync = file_system_sync.FileSystemSync(tmp_path)
+    sync.run()
+    sync.close()
+    sync.close()
+
+
+async def test_a_locker_counts_the_servers_that_have_not_left(tmp_path: Path) -> None:
+    lockers = [LocalLocker(tmp_path / "locks") for _ in range(3)]
+    for locker in lockers:
+        await locker.open()
+    assert [locker.leave() for locker in lockers] == [False, False, True]
+    for locker in lockers:
+        await locker.close()

@@ -1,0 +1,162 @@
+"""Power cuts: bytes that were acknowledged without a sync are proven by nothing once the machine has gone down.
+
+A file system may store the size of a file before its bytes, so that a file as long as its record can have zeros at any
+place after the last sync, and no look at it tells. While servers run, the id of the boot therefore stands beside the
+records; the last one that stops cleanly syncs everything and takes it away. A server that finds the id of an earlier
+boot sets every unfinished upload back to the bytes that were synced, before it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from tusd_py.asyncutil.futures import settle
+from tusd_py.contracts.locks import CountsServers, Lock, Locker, named_lock
+from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.storage import Storage, SyncsAll, WholeSync
+from tusd_py.core.errors import LockLost, LockTimeout, StateFull, StateUnavailable, UploadError
+from tusd_py.core.upload import Status, Upload
+from tusd_py.uploads.lifetimes import Lifetimes
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
+
+logger = logging.getLogger("tusd_py.storage")
+
+BOOT = "boot"  # name of the metadata with the id of the boot whose servers may have left bytes that are not synced
+SYNCED = "synced"  # its value after a clean stop
+SETTLE_TIMEOUT = 60.0  # seconds to wait for another server that sets uploads back
+LEAVE_TIMEOUT = 1.0  # seconds to wait for another server that starts or stops
+MAX_LOOKED_AT = 1000  # records that are read to find out whether there is anything to sync
+
+
+class PowerCuts:
+    """The account of one server of whether bytes may have been lost by a power cut.
+
+    Does nothing where several machines share the records, or the system has no id of its boot.
+    """
+
+    def __init__(self, state: StateStore, locker: Locker, storage: Storage, lifetimes: Lifetimes) -> None:
+        self._state = state
+        self._locker = locker
+        self._storage = storage
+        self._lifetimes = lifetimes
+        self._sync: WholeSync | None = None  # while this server counts
+
+    async def settle(self) -> None:
+        """Note that this server may leave bytes that are not synced, after the account of an earlier boot is settled.
+
+        Raises:
+            StateUnavailable: the records cannot be changed now.
+        """
+        era = await asyncio.to_thread(self._state.clock.era)
+        if not era or not isinstance(self._storage, SyncsAll) or not isinstance(self._locker, CountsServers):
+            return
+        sync = await asyncio.to_thread(self._storage.whole_sync)
+        if sync is None:
+            return
+        try:
+            async with self._locked(SETTLE_TIMEOUT) as lock:
+                await self._settle(era, lock)
+        except BaseException as error:
+            sync.close()
+            if isinstance(error, LockTimeout):
+                raise StateUnavailable("another server is setting uploads back after a power cut") from None
+            raise
+        self._sync = sync
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, timeout: float) -> AsyncIterator[Lock]:
+        lock = await self._locker.acquire(named_lock(BOOT), NonInterruptibleHolder(), timeout, to_remove=True)
+        try:
+            yield lock
+        finally:
+            await lock.release()
+
+    async def _settle(self, era: str, lock: Lock) -> None:
+        before = await self._state.read_metadata(BOOT)
+        if before == era:
+            return
+        is_unclean = before not in (None, SYNCED)
+        if is_unclean:
+            await self._go_back(lock)
+        try:
+            await self._state.write_metadata(BOOT, era, before=before)
+        except StateFull:
+            if is_unclean:  # the next server would set back what was uploaded since
+                raise
+            logger.warning("the disk is full: bytes that a power cut takes from unfinished uploads may go unnoticed")
+
+    async def _go_back(self, lock: Lock) -> None:
+        unproven = [upload async for upload in self._state.all() if _is_unproven(upload)]
+        count = 0
+        for upload in unproven:
+            if lock.token < upload.token:
+                await lock.raise_token(upload.token)
+            with contextlib.suppress(LockLost):  # another program has changed or removed it
+                await self._state.update(upload, self._at_synced(upload), lock.token)
+                count += 1
+        if count:
+            logger.warning("after a power cut %d unfinished uploads go back to the bytes that were synced", count)
+
+    def _at_synced(self, upload: Upload) -> Upload:
+        expires_at = self._lifetimes.extended(upload) if upload.status is Status.FINISHING else upload.expires_at
+        return replace(upload.at(upload.synced), status=Status.ACTIVE, expires_at=expires_at)
+
+    async def leave(self, timeout: float) -> None:
+        """Sync everything if this server, which writes nothing more, is the last one; for `timeout` seconds at most.
+
+        If that fails, or takes longer, uploads go back after the next boot, and only then. Raises nothing.
+        """
+        sync, self._sync = self._sync, None
+        if sync is None:
+            return
+        assert isinstance(self._locker, CountsServers)
+        try:
+            async with self._locked(LEAVE_TIMEOUT):
+                if self._locker.leave():
+                    if await self._may_have_unproven():
+                        await _run(sync, timeout)
+                    await self._state.write_metadata(BOOT, SYNCED, before=await self._state.read_metadata(BOOT))
+        except (UploadError, TimeoutError) as error:
+            logger.info("not everything is synced at the end: %s", error or type(error).__name__)
+        finally:
+            sync.close()
+
+    async def _may_have_unproven(self) -> bool:
+        """Return whether an upload has bytes that are not synced, or there are too many to look at."""
+        looked = 0
+        async for upload in self._state.all():
+            looked += 1
+            if looked > MAX_LOOKED_AT or _is_unproven(upload):
+                return True
+        return False
+
+
+def _is_unproven(upload: Upload) -> bool:
+    is_unfinished = upload.status in (Status.ACTIVE, Status.FINISHING) and not upload.is_final
+    return is_unfinished and upload.offset > upload.synced
+
+
+async def _run(sync: WholeSync, timeout: float) -> None:
+    """Sync everything; raises `TimeoutError` if that takes too long, and `StorageUnavailable`.
+
+    Runs in a thread that nothing waits for, since a device may take minutes.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            sync.run()
+        except UploadError as failure:
+            error = failure
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, done, None, error)
+
+    threading.Thread(target=run, name="tusd-py-last-sync", daemon=True).start()
+    await asyncio.wait_for(done, timeout)
