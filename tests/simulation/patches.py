@@ -70,6 +70,9 @@ class RandomModule:
     def random(self) -> float:
         return self.rng.random()
 
+    def getrandbits(self, count: int) -> int:
+        return self.rng.getrandbits(count)
+
     def token_hex(self, count: int = 16) -> str:
         return self.rng.randbytes(count).hex()
 
