@@ -396,10 +396,10 @@ def event_of_a_completion_lost() -> None:
         stored = await self._state.update(before, after, token, parts=parts, durable=durable)
         if kind is None:
             return stored
-        after, events = self.recorded(kind, stored, request)
+        events = self.events_of(kind, stored, request)
         if not events:
             return stored
-        stored = await self._outbox.update(stored, after, token, events=events)
+        stored = await self._outbox.update(stored, stored, token, events=events)
         self.notify()
         return stored
 
@@ -410,18 +410,18 @@ def event_of_a_completion_lost() -> None:
 @plant
 def event_published_before_the_commit() -> None:
     """Sinks get an event from memory at once, whether or not its change is committed."""
-    real = event_log.EventLog.recorded
+    real = event_log.EventLog.events_of
 
-    def recorded(self: Any, kind: Any, upload: Any, request: Any) -> Any:
-        upload, events = real(self, kind, upload, request)
+    def events_of(self: Any, kind: Any, upload: Any, request: Any) -> Any:
+        events = real(self, kind, upload, request)
         for event in events:
             for observer in self._observers:
                 delivery = getattr(observer, "__self__", None)
                 for sink in getattr(delivery, "_sinks", ()):
                     sink._application.ledger.take(sink.name, event)
-        return upload, events
+        return events
 
-    change(event_log.EventLog, "recorded", recorded)
+    change(event_log.EventLog, "events_of", events_of)
 
 
 @plant

@@ -6,9 +6,8 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from operator import attrgetter
 
 from tusd_py.core.metadata import decode_metadata
 
@@ -139,17 +138,6 @@ class Upload:
     def at(self, offset: int) -> Upload:
         """Return the upload at another offset."""
         return replace(self, offset=offset, synced=min(self.synced, offset))
-
-    def with_next_event(self) -> Upload:
-        """Return the upload with one more stored event, by position, which takes two thirds of `replace`."""
-        values = list(_values_of(self))
-        values[_EVENT_SEQUENCE] += 1
-        return Upload(*values)
-
-
-_ATTRIBUTES = [attribute.name for attribute in fields(Upload)]
-_EVENT_SEQUENCE = _ATTRIBUTES.index("event_sequence")
-_values_of = attrgetter(*_ATTRIBUTES)
 
 
 @dataclass(frozen=True, slots=True)

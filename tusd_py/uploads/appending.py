@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.storage import Writer
@@ -219,7 +220,9 @@ class Appending:
         log = self._completion.event_log
         if upload.status is Status.ACTIVE and log.stores(EventType.INTERRUPTED):
             with contextlib.suppress(UploadError):  # the reason of the interruption is raised
-                await log.update(upload, upload, lock.token, EventType.INTERRUPTED, append_request.context)
+                kind = EventType.INTERRUPTED
+                after = replace(upload, event_sequence=log.number(kind, upload.event_sequence))
+                await log.update(upload, after, lock.token, kind, append_request.context)
 
     def _new_append(self, upload: Upload, append_request: AppendRequest, lock: Lock) -> Append:
         sync = self._options.durability is Durability.ALWAYS or (

@@ -72,7 +72,8 @@ class Completion:
             synced: its number of synced bytes, if that is another one once it is complete.
 
         Returns:
-            The record of a complete upload, or of one in `finishing` if the application is to be asked first.
+            The record of a complete upload, which counts the event of its completion, or of one in `finishing` if the
+            application is to be asked first.
         """
         if self.asks_first:
             return replace(
@@ -90,6 +91,7 @@ class Completion:
             completed_at=now,
             expires_at=self._lifetimes.of_complete(upload, now),
             token=token,
+            event_sequence=self.event_log.number(EventType.FINISHED, upload.event_sequence),
         )
 
     def advanced(self, upload: Upload, before: Upload, token: int) -> Upload:
@@ -278,7 +280,7 @@ class ThreadedCompletion:
 
     def commit(self, before: Upload, after: Upload, change: RecordChange) -> Upload:
         """Replace the record `before`, which exists, by `after`. Blocks."""
-        after, events = self._with_event(after, change.request)
+        events = self._events_of(after, change.request)
         durable = self.syncs and after.is_complete
         upload = self.state.update_in_thread(before, after, change.token, durable=durable, events=events)
         self._save_completion_record(upload)
@@ -290,12 +292,12 @@ class ThreadedCompletion:
         The new record of the change, if there is one, is added before that.
         """
 
-        def store_with_event() -> tuple[Upload, Upload, Sequence[OutboxEvent]]:
+        def store_and_tell() -> tuple[Upload, Upload, Sequence[OutboxEvent]]:
             before, after = store()
-            return before, *self._with_event(after, change.request)
+            return before, after, self._events_of(after, change.request)
 
         return self.state.update_after(
-            store_with_event,
+            store_and_tell,
             change.token,
             self._save_completion_record,
             new=change.new,
@@ -303,11 +305,9 @@ class ThreadedCompletion:
             durable=self.syncs,
         )
 
-    def _with_event(self, after: Upload, request: RequestContext | None) -> tuple[Upload, Sequence[OutboxEvent]]:
-        """Return the record with the event of its completion, if it is complete and a sink gets such events."""
-        if not after.is_complete:
-            return after, ()
-        return self.completion.event_log.recorded(EventType.FINISHED, after, request)
+    def _events_of(self, after: Upload, request: RequestContext | None) -> Sequence[OutboxEvent]:
+        """Return the event of the completion of a record, if it is complete and a sink gets such events."""
+        return self.completion.event_log.events_of(EventType.FINISHED, after, request) if after.is_complete else ()
 
     def _save_completion_record(self, upload: Upload) -> None:
         if upload.is_complete and not upload.is_partial:

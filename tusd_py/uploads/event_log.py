@@ -30,27 +30,32 @@ class EventLog:
         """Return whether a sink wants events of this kind."""
         return kind in self._sinks
 
-    def recorded(
-        self, kind: EventType, upload: Upload, request: RequestContext | None
-    ) -> tuple[Upload, Sequence[OutboxEvent]]:
-        """Return the record with the number of its new event, and the event, to be stored in the same step.
+    def number(self, kind: EventType | None, stored: int = 0) -> int:
+        """Return the `event_sequence` of a record that is changed with an event of a kind.
+
+        Args:
+            kind: the kind of the event; None for a change without one.
+            stored: the `event_sequence` before the change; 0 for a new record.
+        """
+        return stored + (kind in self._sinks)
+
+    def events_of(self, kind: EventType, upload: Upload, request: RequestContext | None) -> Sequence[OutboxEvent]:
+        """Return the event to be stored in the same step as a change; nothing if no sink wants it.
 
         Args:
             kind: the kind of the event.
-            upload: the record as the change leaves it.
+            upload: the record as the change leaves it, with the `number` of the event.
             request: the request that causes the change, if there is one.
         """
         sinks = self._sinks.get(kind)
         if sinks is None:
-            return upload, ()
-        upload = upload.with_next_event()
+            return ()
         document, now = document_of(upload, self._place(upload), request), self._clock.wall()
-        event = OutboxEvent(new_event_id(now), upload.id, kind, upload.event_sequence, now, document, sinks)
-        return upload, (event,)
+        return (OutboxEvent(new_event_id(now), upload.id, kind, upload.event_sequence, now, document, sinks),)
 
     async def create(self, upload: Upload, request: RequestContext | None) -> Upload:
-        """Add a record and its event of the kind `CREATED`; return the record."""
-        upload, events = self.recorded(EventType.CREATED, upload, request)
+        """Add a record, with the `number` of its event, and its event of the kind `CREATED`; return the record."""
+        events = self.events_of(EventType.CREATED, upload, request)
         if not events or self._outbox is None:
             await self._state.create(upload)
             return upload
@@ -69,8 +74,11 @@ class EventLog:
         parts: Sequence[UploadPart] = (),
         durable: bool = False,
     ) -> Upload:
-        """Replace a record as `StateStore.update` does, with an event of a kind, unless `kind` is None."""
-        after, events = (after, ()) if kind is None else self.recorded(kind, after, request)
+        """Replace a record as `StateStore.update` does, with an event of a kind, unless `kind` is None.
+
+        The record `after` has the `number` of the event.
+        """
+        events = () if kind is None else self.events_of(kind, after, request)
         if not events or self._outbox is None:
             return await self._state.update(before, after, token, parts=parts, durable=durable)
         stored = await self._outbox.update(before, after, token, parts=parts, durable=durable, events=events)

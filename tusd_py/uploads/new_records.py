@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tusd_py.contracts.hooks import HookType
 from tusd_py.core.errors import UploadExists, UploadNotFound
+from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import owner_of
 from tusd_py.core.upload import Status, Upload, new_upload_id
 from tusd_py.uploads.chosen_places import ChosenPlaces
@@ -48,7 +49,7 @@ class NewRecords:
         """
         record = self._record_of(new)
         if not self._decisions.asks(HookType.PRE_CREATE):
-            return new, replace(record, location=self._storage.locate(record))
+            return new, self._numbered(record)
         new = await self._decisions.on_creation(new, record)
         return new, await self.located(new, self._record_of(new))
 
@@ -57,10 +58,15 @@ class NewRecords:
 
         Raises `UploadExists` if the application chose an id of which there are bytes.
         """
-        record = replace(record, location=self._storage.locate(record))
+        record = self._numbered(record)
         if new.id is not None:
             await self._refuse_stored_bytes(record)
         return record
+
+    def _numbered(self, record: Upload) -> Upload:
+        """Return the record of a new upload with its location, and the number of the event of its creation."""
+        number = self._event_log.number(EventType.CREATED)
+        return replace(record, location=self._storage.locate(record), event_sequence=number)
 
     async def add(self, new: NewUpload, record: Upload) -> Upload:
         """Add the record of a new upload, at the place that the application chose, if it did; return the record.

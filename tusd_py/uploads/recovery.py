@@ -119,8 +119,10 @@ class Recovery:
 
         The event of the completion may be lost with the newer record, so that it is stored once more.
         """
-        finished = replace(finished, event_sequence=max(finished.event_sequence, upload.event_sequence))
-        return await self._completion.event_log.update(upload, finished, token, EventType.FINISHED, request)
+        log = self._completion.event_log
+        number = log.number(EventType.FINISHED, max(finished.event_sequence, upload.event_sequence))
+        finished = replace(finished, event_sequence=number)
+        return await log.update(upload, finished, token, EventType.FINISHED, request)
 
     async def _recover_final(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
         while True:

@@ -47,8 +47,9 @@ class Removal:
         # kept is due at once: the clock that judges it may be behind for a while.
         kept_for = self._options.gone_for if keep_record else 0.0
         gone_until = self._clock.wall() + kept_for if kept_for else 0.0
-        ended = replace(upload, status=status, expires_at=gone_until)
         kind = None if upload.status in EVENT_OF_END else EVENT_OF_END[status]
+        number = self._event_log.number(kind, upload.event_sequence)
+        ended = replace(upload, status=status, expires_at=gone_until, event_sequence=number)
         try:
             ended = await self._event_log.update(upload, ended, token, kind, request)
         except StateFull:  # the bytes make room; if the record stays, the upload counts as one with lost bytes

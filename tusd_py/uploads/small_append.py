@@ -107,7 +107,8 @@ class SmallAppends:
         body = request.source.arrived
         assert body is not None
         log = self._threaded.completion.event_log
-        new, events = log.recorded(EventType.CREATED, replace(new, token=lock.token), request.context)
+        new = replace(new, token=lock.token)
+        events = log.events_of(EventType.CREATED, new, request.context)
         await self._budget.reserve(len(body))
         step = self._step(lock, request, body, RecordChange(lock.token, request.context, new, events))
         try:
