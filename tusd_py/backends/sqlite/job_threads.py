@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tusd_py.asyncutil.futures import settle
+from tusd_py.core.outbox import OutboxEvent
 
 MAX_JOBS_IN_A_TRANSACTION = 256
 TIMEOUT = 0.02  # seconds that jobs wait for a step of another one
@@ -40,6 +41,8 @@ class Job:
     removes: bool = False  # whether the work frees space, or is a step to that
     begin: Callable[[sqlite3.Connection], object] | None = None  # in an earlier transaction, which is not synced
     prepare: Callable[[], object] | None = None  # called between the transactions
+    begin_events: Sequence[OutboxEvent] = ()  # to store in the transaction of `begin`
+    events: Sequence[OutboxEvent] = ()  # to store in the transaction of `work`
     conclude: Callable[[Any], object] | None = None  # called with the result after the transaction
     committed: bool = False
     result: Any = None
@@ -138,7 +141,7 @@ class JobThreads:
 
     def _begin(self, jobs: Sequence[Job]) -> None:
         """Take the step `begin` of all jobs in one transaction."""
-        beginnings = [Job(job.begin, False, None, job.compound) for job in jobs if job.begin is not None]
+        beginnings = [Job(job.begin, False, None, events=job.begin_events) for job in jobs if job.begin is not None]
         if beginnings:
             self._commit(beginnings)
         for job, beginning in zip(jobs, beginnings, strict=True):

@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS new_deliveries (
     number INTEGER PRIMARY KEY, sink TEXT NOT NULL, event_id TEXT NOT NULL, upload_id TEXT NOT NULL,
     sequence INTEGER NOT NULL, type TEXT NOT NULL, time REAL NOT NULL, document TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS new_deliveries_by_event ON new_deliveries (event_id);
+DROP INDEX IF EXISTS new_deliveries_by_event;
 CREATE INDEX IF NOT EXISTS new_deliveries_by_sink ON new_deliveries (sink);
 """
 # Columns that files of earlier versions lack. Those versions too synced the bytes of uploads of unknown length before

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tusd_py.backends.sqlite.job_threads import Job
-from tusd_py.backends.sqlite.outbox import SQLiteOutbox, add_events
+from tusd_py.backends.sqlite.outbox import SQLiteOutbox
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
@@ -90,7 +90,7 @@ class SQLiteState:
 
     async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
         """Add a record, see `StateStoreWithOutbox.create`."""
-        await self._submit(partial(_insert_record, upload=upload, events=events), durable, compound=bool(events))
+        await self._submit(partial(_insert_record, upload=upload), durable, events=events)
 
     async def get(self, upload_id: str) -> Upload | None:
         """Return a record, see `StateStore.get`."""
@@ -132,7 +132,7 @@ class SQLiteState:
         stored = after if after.token == token else replace(after, token=token)
 
         def change(connection: sqlite3.Connection) -> Upload:
-            _replace_record(connection, before, stored, events)
+            _replace_record(connection, before, stored)
             if parts:
                 rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
                 connection.executemany(INSERT_PART, rows)
@@ -142,8 +142,8 @@ class SQLiteState:
 
         drop_parts = bool(before.storage_state) and stored.is_complete
         removes = stored.status in ENDED_STATUSES
-        compound = bool(parts) or bool(events) or drop_parts
-        result: Upload = await self._submit(change, durable, compound=compound, removes=removes)
+        compound = bool(parts) or drop_parts
+        result: Upload = await self._submit(change, durable, compound=compound, removes=removes, events=events)
         return result
 
     def update_in_thread(
@@ -160,11 +160,11 @@ class SQLiteState:
             raise StateUnavailable
         stored = after if after.token == token else replace(after, token=token)
         job = Job(
-            partial(_replace_record, before=before, after=stored, events=events),
+            partial(_replace_record, before=before, after=stored),
             durable,
             None,
-            compound=bool(events),
             removes=stored.status in ENDED_STATUSES,
+            events=events,
         )
         self._writer.run_now(job)
         return stored
@@ -184,15 +184,14 @@ class SQLiteState:
             raise StateUnavailable
 
         def prepare() -> None:
-            before, after, events = store()
+            before, after, job.events = store()
             stored = after if after.token == token else replace(after, token=token)
-            job.work = partial(_replace_record, before=before, after=stored, events=events)
-            job.compound = bool(events)
+            job.work = partial(_replace_record, before=before, after=stored)
             job.durable = durable and stored.is_complete
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        begin = None if new is None else partial(_insert_record, upload=new, events=new_events)
-        job = Job(_no_op, False, done, bool(new_events), begin=begin, prepare=prepare, conclude=conclude)
+        begin = None if new is None else partial(_insert_record, upload=new)
+        job = Job(_no_op, False, done, begin=begin, prepare=prepare, conclude=conclude, begin_events=new_events)
         self._writer.submit(job)
         return done
 
@@ -310,37 +309,34 @@ class SQLiteState:
         *,
         compound: bool = False,
         removes: bool = False,
+        events: Sequence[OutboxEvent] = (),
     ) -> asyncio.Future[Any]:
         if self._writer is None:
             raise StateUnavailable
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._writer.submit(Job(work, durable, done, compound, removes))
+        self._writer.submit(Job(work, durable, done, compound, removes, events=events))
         return done
 
 
 def _no_op(connection: sqlite3.Connection) -> None: ...
 
 
-def _insert_record(connection: sqlite3.Connection, upload: Upload, events: Sequence[OutboxEvent] = ()) -> None:
-    """Add a record and events; raises `UploadExists`."""
+def _insert_record(connection: sqlite3.Connection, upload: Upload) -> None:
+    """Add a record; raises `UploadExists`."""
     try:
         connection.execute(INSERT, encode_row(upload))
     except sqlite3.IntegrityError:
         raise UploadExists from None
-    add_events(connection, events)
 
 
-def _replace_record(
-    connection: sqlite3.Connection, before: Upload, after: Upload, events: Sequence[OutboxEvent] = ()
-) -> Upload:
-    """Replace a record, add events, and return the new one.
+def _replace_record(connection: sqlite3.Connection, before: Upload, after: Upload) -> Upload:
+    """Replace a record, and return the new one.
 
     Raises `LockLost` if the record has changed, or has a newer token.
     """
     condition = (before.id, after.token, before.offset, before.status)
     if connection.execute(UPDATE, (*encode_row(after), *condition)).rowcount == 0:
         raise LockLost
-    add_events(connection, events)
     return after
 
 

@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tusd_py.backends.sqlite.job_threads import Job, JobThreads
+from tusd_py.backends.sqlite.outbox import add_events
 from tusd_py.backends.sqlite.reserve import Reserve
 from tusd_py.backends.sqlite.schema import prepare
 from tusd_py.core.errors import StateFull, StateUnavailable, UploadError
+from tusd_py.core.outbox import OutboxEvent
 
 T = TypeVar("T")
 
@@ -254,8 +256,12 @@ class SQLiteWriter:
 
 
 def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
-    """Run the jobs in one transaction; a single statement is a transaction by itself."""
-    together = len(jobs) > 1 or jobs[0].compound
+    """Run the jobs in one transaction; a single statement is a transaction by itself.
+
+    The events of all jobs are stored together: each statement lets go of the interpreter lock.
+    """
+    events: list[OutboxEvent] = []
+    together = len(jobs) > 1 or jobs[0].compound or bool(jobs[0].events)
     if together:
         connection.execute("BEGIN IMMEDIATE")
     for job in jobs:
@@ -266,6 +272,10 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
             raise
         except Exception as error:  # of this job alone, which changed nothing: a lost lock, an invalid value
             job.error = error
+        else:
+            events += job.events
+    if events:
+        add_events(connection, events)
     if together:
         connection.execute("COMMIT")
 
