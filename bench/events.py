@@ -66,16 +66,21 @@ def pair_cost(target: Target, payload: Payload) -> float:
     return cost
 
 
-def measure(home: Path, options: tuple[str, ...], rounds: int) -> dict[str, list[float]]:
-    """Return the milliseconds of each round by the kind of server."""
+def options(number: int, sink: str, redis: str) -> list[str]:
+    """Return the options of the server with this number; its records have a place of their own in Redis."""
+    events = ["--events-to", sink] if sink else []
+    records = ["--redis-url", redis, "--redis-prefix", f"server-{number}:"] if redis else []
+    return ["--durability", "never", *events, *records]
+
+
+def measure(home: Path, redis: str, rounds: int) -> dict[str, list[float]]:
+    """Return the milliseconds of each round by the kind of server; `redis` is the URL of the records, if not empty."""
     with contextlib.ExitStack() as stack:
         sinks = {"without events": "", "stored, sink away": AWAY, "stored and sent": stack.enter_context(receiver())}
         payload = stack.enter_context(payload_file(home / "payload", 2 * PAIRS * SMALL_BYTES))
         targets = {}
         for number, (name, sink) in enumerate(sinks.items()):
-            recipe = ours(
-                f"server-{number}", "--durability", "never", *(("--events-to", sink) if sink else ()), *options
-            )
+            recipe = ours(f"server-{number}", *options(number, sink, redis))
             targets[name] = stack.enter_context(running(recipe, home))
         costs: dict[str, list[float]] = {name: [] for name in targets}
         for _ in range(rounds):
@@ -97,7 +102,7 @@ def main() -> None:
         contextlib.ExitStack() as stack,
     ):
         url = stack.enter_context(RedisServer()).url if arguments.redis else ""
-        costs = measure(Path(name), ("--redis-url", url) if url else (), arguments.rounds)
+        costs = measure(Path(name), url, arguments.rounds)
     base = costs["without events"]
     rows = [["", "CPU ms, best", "of that without", "CPU ms, median", "of that without"]]
     for kind, found in costs.items():
