@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,38 @@ def test_a_hook_that_holds_the_event_loop_is_named_in_the_log(tmp_path: Path, ca
         assert create(client).status_code == 201
 
     assert "hook pre-create held the event loop for" in caplog.text
+
+
+def test_a_hook_that_holds_the_event_loop_now_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = re.compile(r"hook pre-create has held the event loop for [0-9]+\.[0-9] s")
+
+    class Blocking:
+        async def pre_create(self, call: HookCall) -> None:
+            wait_until(lambda: line.search(caplog.text) is not None, seconds=60)
+
+    with serving(tmp_path, Blocking()) as client:
+        assert create(client).status_code == 201
+
+
+def test_a_hook_that_goes_on_after_its_time_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = re.compile(r"hook pre-create has not ended [0-9]+\.[0-9] s after its call although it was cancelled")
+
+    class Stubborn:
+        async def pre_create(self, call: HookCall) -> None:
+            deadline = time.monotonic() + 60
+            while not line.search(caplog.text):
+                assert time.monotonic() < deadline
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(PythonHooks.__init__, "__defaults__", (0.05,))
+    monkeypatch.setattr("tusd_py.hooks.held_loop.LATE_AFTER", 0.05)
+    with serving(tmp_path, Stubborn()) as client:
+        assert create(client).status_code == 201
 
 
 @pytest.mark.parametrize("how", ["head", "patch", "sweep"])

@@ -18,7 +18,7 @@ from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.hooks.event_names import hook_of
-from tusd_py.hooks.held_loop import Watched
+from tusd_py.hooks.held_loop import LoopWatch, Watched
 from tusd_py.hooks.payload import InvalidAnswer, check_changes, check_response
 
 logger = logging.getLogger("tusd_py.hooks")
@@ -54,6 +54,7 @@ class PythonHooks:
         """Give each method `timeout` seconds."""
         self._hooks = hooks
         self._timeout = timeout
+        self._watch = LoopWatch()
 
     def handles(self, hook: HookType) -> bool:
         """Return whether the object has the method."""
@@ -63,7 +64,7 @@ class PythonHooks:
         """Call the method; None as its answer is no opinion."""
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await Watched(getattr(self._hooks, method_of(call.type))(call), call.type)
+                answer = await Watched(getattr(self._hooks, method_of(call.type))(call), call.type, self._watch)
             return _checked(answer)
         except TimeoutError:
             logger.warning("hook %s for upload %s took more than %g s", call.type, call.upload.id, self._timeout)
@@ -108,6 +109,7 @@ class PythonHookSink:
         self._hooks = hooks
         self._read = read
         self._timeout = timeout
+        self._watch = LoopWatch()
 
     async def open(self) -> None:
         """Do nothing."""
@@ -123,7 +125,7 @@ class PythonHookSink:
             return
         try:
             async with asyncio.timeout(self._timeout):
-                await Watched(method(_call(hook, parse_document(event.document), self._read)), hook)
+                await Watched(method(_call(hook, parse_document(event.document), self._read)), hook, self._watch)
         except TimeoutError:
             raise DeliveryError(f"{method_of(hook)} took more than {self._timeout:g} s") from None
         except asyncio.CancelledError as error:
