@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +117,93 @@ def test_claim_without_a_sync_of_its_folder_is_made_only_where_folders_cannot_be
             claims.make("a", "upload")
 
     assert claims.is_of("a", "upload") == (error == errno.EINVAL)
+
+
+def claims_of(path: Path) -> Claims:
+    return Claims(path, path / "claims", FileTree(path, Modes()))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("ann", "ann/x"), ("ann/x", "ann"), ("ann/x/y", "ann"), ("a/b", "a/b/c/d")]
+)
+def test_a_place_and_one_below_it_are_not_claimed_both_although_the_file_is_gone(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    claims = claims_of(tmp_path)
+    claims.make(first, "one")
+    os.unlink(tmp_path / first)
+    for folder in (tmp_path / first).parents:
+        if folder != tmp_path and tmp_path in folder.parents:
+            folder.rmdir()
+
+    with pytest.raises(PathTaken):
+        claims.make(second, "two")
+
+    assert not claims.is_of(second, "two")
+    claims.remove(first, "one")
+    claims.make(second, "two")
+    claims.remove(second, "two")
+    assert os.listdir(tmp_path / "claims") == []
+
+
+def test_places_side_by_side_are_claimed(tmp_path: Path) -> None:
+    claims = claims_of(tmp_path)
+    for place in ("ann/x", "ann/y", "ann/z/x", "bob"):
+        claims.make(place, "one")
+    claims.remove("ann/x", "one")
+    with pytest.raises(PathTaken):
+        claims.make("ann", "two")
+
+
+@pytest.mark.parametrize(("first", "second"), [("ann", "ann/x"), ("ann/x", "ann")])
+def test_a_place_claimed_in_the_middle_of_a_claim_below_or_above_it_is_refused_or_refuses_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    """The other claim is made, and its file moved away, before each step of the claim in turn."""
+    for moment in itertools.count():
+        folder = tmp_path / str(moment)
+        claims, other, steps = claims_of(folder), claims_of(folder), itertools.count()
+        made: list[str] = []
+
+        def interleave(real: Callable[..., Any], *arguments: Any) -> Any:
+            if next(steps) == moment:  # noqa: B023 - called within the iteration
+                with suppress(PathTaken):
+                    other.make(second, "two")  # noqa: B023
+                    made.append("two")  # noqa: B023
+                    os.unlink(folder / second)  # noqa: B023
+                    if "/" in second:
+                        os.rmdir((folder / second).parent)  # noqa: B023
+            return real(*arguments)
+
+        with monkeypatch.context() as patched:
+            for name in ("link_text", "read_link", "opened_folder", "open"):
+                real = getattr(FileTree, name)
+                for tree in (claims._claims, claims._files):
+                    patched.setattr(tree, name, partial(interleave, partial(real, tree)))
+            with suppress(PathTaken):
+                claims.make(first, "one")
+                made.append("one")
+
+        assert len(made) == 1
+        if next(steps) <= moment:
+            break
+    assert moment > 3
+
+
+def test_of_simultaneous_claims_of_a_place_and_one_below_it_at_most_one_is_made(tmp_path: Path) -> None:
+    claims = claims_of(tmp_path)
+
+    def claim(place: str) -> bool:
+        try:
+            claims.make(place, "one")
+        except PathTaken:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as threads:
+        for number in range(100):
+            made = list(threads.map(claim, (f"{number}", f"{number}/x")))
+            assert sum(made) <= 1
 
 
 def test_an_upload_has_its_bytes_where_the_hook_wants_them(site: ServerProcess, endpoint: HookEndpoint) -> None:

@@ -1,12 +1,14 @@
 """Places in the upload directory that the application chose for the bytes of uploads.
 
 A place belongs to an upload from its creation to its removal, whatever happens to the file there: no other upload gets
-the place meanwhile. A claim is a symbolic link in a folder of its own, named by a digest of the place, to the id of the
-upload; one call makes the claim with its content.
+the place meanwhile, nor one that it leads through, nor one below it. A claim is a symbolic link in a folder of its own,
+named by a digest of the place, to the id of the upload; one call makes the claim with its content. For each folder on
+the way to the place there is such a link too, in a folder named by its digest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -24,6 +26,7 @@ OWN_NAME = re.compile(rf"{UPLOAD_ID.pattern}(\.[0-9a-f]+)?")  # of the files in 
 MARK = "="  # first character of the location of an upload with a chosen place
 LOCATION = re.compile(rf"{MARK}(?:[^./\0][^/\0]*/)*[^./\0][^/\0]*")
 MAX_NAME, MAX_PLACE = 200, 1024  # bytes
+ATTEMPTS = 10  # to enter a folder that others leave
 
 
 def parse_place(directory: Path, text: str) -> str:
@@ -76,23 +79,62 @@ class Claims:
         self._claims = FileTree(folder, PRIVATE)
 
     def make(self, place: str, upload_id: str) -> None:
-        """Claim a place for an upload, and create its file; raises `PathTaken`."""
+        """Claim a place for an upload, and create its file; raises `PathTaken`.
+
+        Of two claims at the same time for a place and for one below it, each is made before it looks for the other: one
+        of them is refused, or both are.
+        """
         path = self._directory / place
-        # Their files may have been moved away, and would then be folders on the way to this place.
-        if any(self._claims.read_link(self._name_of(above)) for above in _above(place)):
-            raise PathTaken
         try:
             self._claims.link_text(upload_id, self._name_of(place))
         except FileExistsError:
             raise PathTaken(holder=self._claims.read_link(self._name_of(place))) from None
         try:
+            self._enter_folders(place, upload_id)
+            # The files may have been moved away, and their folders removed: the directory does not tell.
+            if self._leads_through_claim(place) or self._has_claims_below(place):
+                raise PathTaken
             self._sync()
             os.close(self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except PathTaken:
+            self.remove(place, upload_id)
+            raise
         except OSError as error:
             self.remove(place, upload_id)
             if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
                 raise PathTaken from None
             raise
+
+    def _leads_through_claim(self, place: str) -> bool:
+        return any(self._claims.read_link(self._name_of(above)) for above in _above(place))
+
+    def _has_claims_below(self, place: str) -> bool:
+        try:
+            with self._claims.opened_folder(self._folder_of(place)) as descriptor:
+                return bool(os.listdir(descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _enter_folders(self, place: str, upload_id: str) -> None:
+        """Note in each folder on the way to a place that it is one."""
+        for above in _above(place):
+            for attempt in range(ATTEMPTS):
+                try:
+                    self._claims.link_text(upload_id, self._folder_of(above) / _digest(place))
+                except FileExistsError:  # a crash has left it
+                    pass
+                except FileNotFoundError:  # another upload has just left the folder
+                    if attempt == ATTEMPTS - 1:
+                        raise
+                    continue
+                break
+
+    def _leave_folders(self, place: str) -> None:
+        for above in _above(place):
+            folder = self._folder_of(above)
+            self._claims.unlink(folder / _digest(place))
+            with contextlib.suppress(OSError):  # others are in it, or nothing is left of it
+                os.rmdir(folder)
 
     def _sync(self) -> None:
         """Sync the folder of the claims, if its file system can."""
@@ -110,6 +152,7 @@ class Claims:
     def remove(self, place: str, upload_id: str) -> None:
         """Give a place up, if it belongs to the upload."""
         if self.is_of(place, upload_id):
+            self._leave_folders(place)
             self._claims.unlink(self._name_of(place))
 
     def give_up(self, place: str, upload_id: str) -> None:
@@ -120,5 +163,12 @@ class Claims:
             self.remove(place, upload_id)
 
     def _name_of(self, place: str) -> str:
-        digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
-        return f"{self._claims.top}/{digest}"
+        return f"{self._claims.top}/{_digest(place)}"
+
+    def _folder_of(self, place: str) -> Path:
+        """Return the folder with the claims of places below a place."""
+        return self._claims.top / f"{_digest(place)}.below"
+
+
+def _digest(place: str) -> str:
+    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
