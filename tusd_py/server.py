@@ -43,7 +43,7 @@ from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_component
 from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross_check, from_arguments
 from tusd_py.signal_watch import SignalWatch
-from tusd_py.sinks import build_delivery, build_hooks
+from tusd_py.sinks import build_hooks, build_relay
 from tusd_py.start_attempts import StartAttempts
 from tusd_py.uploads.service import UploadService
 
@@ -141,7 +141,7 @@ class TusServer:
         )
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
         self._application = build_application(self.settings, self.service, self.events, self.urls, self._authenticator)
-        self._delivery = build_delivery(self.settings, self.service, self._hooks, self.metrics)
+        self._relay = build_relay(self.settings, self.service, self._hooks, self.metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle_lock = asyncio.Lock()  # held while the server starts or shuts down
         self._started = False
@@ -309,8 +309,8 @@ class TusServer:
             if self.settings.sweep_interval:
                 self._scheduler = scheduler_of(self.service, self.settings.sweep_interval)
                 self._scheduler.start()
-            if self._delivery is not None:
-                self._delivery.start()
+            if self._relay is not None:
+                self._relay.start()
             self._signals.start()
             self._shutdown_called = asyncio.Event()
             self._close_with_loop_task = asyncio.create_task(self._close_with_loop(self._shutdown_called))
@@ -366,8 +366,8 @@ class TusServer:
             if isinstance(self._authenticator, TokenAuthenticator):
                 await self._authenticator.close()
             await self.events.close(max(0.0, self._grace_deadline() - asyncio.get_running_loop().time()))
-            if self._delivery is not None:
-                await self._delivery.stop(self._grace_deadline() - asyncio.get_running_loop().time())
+            if self._relay is not None:
+                await self._relay.stop(self._grace_deadline() - asyncio.get_running_loop().time())
             timeout = self._grace_deadline() - asyncio.get_running_loop().time()
             if not await close_service(self.service, timeout):
                 logger.error(

@@ -11,7 +11,7 @@ from tusd_py.hooks.make import Hooks
 from tusd_py.hooks.signing import read_secrets
 from tusd_py.hooks.tls import make_context
 from tusd_py.outbox.cloudevents import render
-from tusd_py.outbox.delivery import Delivery
+from tusd_py.outbox.relay import OutboxRelay
 from tusd_py.outbox.sink_worker import DeliveryOptions
 from tusd_py.outbox.sinks.make import MissingPackage, make_sink
 from tusd_py.settings import InvalidSettings, Settings
@@ -34,7 +34,7 @@ def build_hooks(settings: Settings, given: object | None = None) -> Hooks:
 
 
 def sink_options(settings: Settings, hooks: Hooks) -> tuple[SinkOptions, ...]:
-    """Return the names of the sinks that `build_delivery` makes, each with the events that it gets."""
+    """Return the names of the sinks that `build_relay` makes, each with the events that it gets."""
     named = [SinkOptions(address.name) for address in settings.events.addresses]
     return (*named, *(SinkOptions(name, kinds) for name, kinds in hooks.events()))
 
@@ -59,13 +59,13 @@ def build_sinks(settings: Settings) -> list[Sink]:
         raise InvalidSettings(f"hooks_http: {error}") from error
 
 
-def build_delivery(
+def build_relay(
     settings: Settings,
     service: UploadService,
     hooks: Hooks,
     instrumentation: Instrumentation = NO_INSTRUMENTATION,
-) -> Delivery | None:
-    """Build the delivery of the events of a service to the sinks of its settings and of its hooks.
+) -> OutboxRelay | None:
+    """Build the relay of the events of a service to the sinks of its settings and of its hooks.
 
     Returns None without sinks. Raises `InvalidSettings`.
     """
@@ -75,9 +75,9 @@ def build_delivery(
     send_timeout = max(SEND_TIMEOUT, settings.hooks.longest_call + SEND_MARGIN)
     options = DeliveryOptions(give_up=settings.events.give_up, send_timeout=send_timeout)
     outbox = outbox_of(service.state)
-    delivery = Delivery(sinks, outbox, service.locker, service.clock, options, instrumentation)
-    service.observe_stored_events(delivery.wake)
-    return delivery
+    relay = OutboxRelay(sinks, outbox, service.locker, service.clock, options, instrumentation)
+    service.observe_stored_events(relay.wake)
+    return relay
 
 
 def outbox_of(state: StateStore, need: str = "events_to needs") -> Outbox:

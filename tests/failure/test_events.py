@@ -39,7 +39,7 @@ WAITING = int(os.environ.get("EVENTS_WAITING", "1000"))
 MEBI = 1 << 20
 
 
-def outbox_of(server: ServerProcess) -> list[dict[str, Any]]:
+def stored_events(server: ServerProcess) -> list[dict[str, Any]]:
     """Return the answer of `tusd-py events list --json`, beside the running server or without one."""
     arguments = ["events", "list", "--json", "--upload-dir", str(server.upload_dir)]
     if "redis_url" in server.options:
@@ -75,7 +75,7 @@ def test_events_of_an_upload_outlive_a_kill_before_their_delivery(tmp_path: Path
     with ServerProcess(tmp_path / "uploads", events_to=receiver.url) as server:
         upload_id = upload(server.port)
         server.kill()
-        listed = sorted(outbox_of(server), key=lambda one: int(one["sequence"]))
+        listed = sorted(stored_events(server), key=lambda one: int(one["sequence"]))
         assert [(one["upload"], one["type"]) for one in listed] == [
             (upload_id, "tus.upload.created"),
             (upload_id, "tus.upload.finished"),
@@ -87,7 +87,7 @@ def test_events_of_an_upload_outlive_a_kill_before_their_delivery(tmp_path: Path
             events = receiver.wait_for(2)
         assert [event["id"] for event in events] == [one["id"] for one in listed]
         assert [event["type"] for event in events] == [one["type"] for one in listed]
-        wait_until(lambda: outbox_of(server) == [], "the outbox is empty")
+        wait_until(lambda: stored_events(server) == [], "the outbox is empty")
 
 
 def test_event_comes_again_with_its_id_after_a_kill_before_the_answer(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_event_comes_again_with_its_id_after_a_kill_before_the_answer(tmp_path: 
         events = receiver.wait_for(3)
         assert [event["id"] for event in events[:2]] == [first["id"], first["id"]]
         assert list(check_received(events)) == [upload_id]
-        wait_until(lambda: outbox_of(server) == [], "the outbox is empty")
+        wait_until(lambda: stored_events(server) == [], "the outbox is empty")
 
 
 def test_event_comes_again_after_a_kill_of_the_receiver_before_its_answer(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_full_redis_stores_the_event_of_a_deletion_and_delivers(tmp_path: Path
         assert request(server.port, "DELETE", f"/files/{upload_id}").status == 204
         with receiver:
             told = check_received(receiver.wait_for(3))
-            wait_until(lambda: outbox_of(server) == [], "the outbox is empty")
+            wait_until(lambda: stored_events(server) == [], "the outbox is empty")
         types = [event["type"].rpartition(".")[2] for event in told[upload_id]]
         assert types == ["created", "finished", "terminated"]
 
@@ -166,7 +166,7 @@ def test_hosts_with_wrong_clocks_deliver_by_the_clock_of_redis(
             host = ServerProcess(tmp_path / "uploads", env=clock.env, **options)
             hosts.append(stack.enter_context(host))
         uploads = {upload(host.port) for host in hosts}
-        wait_until(lambda: any(one["attempts"] for one in outbox_of(hosts[0])), "an attempt has failed")
+        wait_until(lambda: any(one["attempts"] for one in stored_events(hosts[0])), "an attempt has failed")
         receiver.restart("take")
         told = check_received(receiver.wait_for(4))
         assert set(told) == uploads
@@ -243,7 +243,7 @@ def upload_and_kill(uploads: Uploads, kills: Sequence[Callable[[], None]], chanc
 
 def wait_until_empty(server: ServerProcess) -> None:
     deadline = time.monotonic() + scaled(120)
-    while listed := outbox_of(server):
+    while listed := stored_events(server):
         assert time.monotonic() < deadline, listed[:5]
         time.sleep(0.5)
 

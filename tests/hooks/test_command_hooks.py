@@ -20,7 +20,7 @@ from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.hooks.command_hooks import MAX_PROCESSES, CommandHooks, CommandHookSink, Commands
 from tusd_py.settings import from_arguments
-from tusd_py.sinks import build_delivery, build_hooks
+from tusd_py.sinks import build_hooks, build_relay
 
 REJECTS = "#!/bin/sh\necho '{\"RejectUpload\": true}'\n"
 CALL = HookCall(HookType.PRE_CREATE, Upload("", 0.0, length=1), RequestContext("POST", "/files", {}))
@@ -90,10 +90,10 @@ async def test_a_hook_that_is_away_takes_no_event(directory: Path, how: str) -> 
 async def test_an_event_has_the_time_that_its_hook_is_given(directory: Path, hooks: dict[str, Any]) -> None:
     settings = from_arguments({"upload_dir": directory.parent / "uploads", "hooks_dir": directory, **hooks})
     async with running_service({"upload_dir": settings.upload_dir}) as service:
-        delivery = build_delivery(settings, service, build_hooks(settings))
+        relay = build_relay(settings, service, build_hooks(settings))
 
-    assert delivery is not None
-    assert delivery.options.send_timeout > 300
+    assert relay is not None
+    assert relay.options.send_timeout > 300
 
 
 async def test_a_missing_executable_has_no_opinion(directory: Path) -> None:

@@ -416,8 +416,8 @@ def event_published_before_the_commit() -> None:
         events = real(self, kind, upload, request)
         for event in events:
             for observer in self._observers:
-                delivery = getattr(observer, "__self__", None)
-                for sink in getattr(delivery, "_sinks", ()):
+                relay = getattr(observer, "__self__", None)
+                for sink in getattr(relay, "_sinks", ()):
                     sink._application.ledger.take(sink.name, event)
         return events
 

@@ -15,7 +15,7 @@ from tusd_py.contracts.outbox import DeliveryError
 from tusd_py.core.clock import SteadyClock, SystemClock
 from tusd_py.core.outbox import DeliveryStatus, OutboxEvent
 from tusd_py.outbox.backoff import AWAY_AFTER
-from tusd_py.outbox.delivery import Delivery
+from tusd_py.outbox.relay import OutboxRelay
 from tusd_py.outbox.sink_worker import DeliveryOptions
 
 WEEK = 7 * 86400.0
@@ -31,8 +31,8 @@ async def delivering(
     concurrency: int = 16,
     send_timeout: float = 30.0,
     measured: NoInstrumentation | None = None,
-) -> AsyncIterator[Delivery]:
-    delivery = Delivery(
+) -> AsyncIterator[OutboxRelay]:
+    relay = OutboxRelay(
         sinks,
         outbox,
         locker or MemoryLocker(),
@@ -40,11 +40,11 @@ async def delivering(
         DeliveryOptions(give_up=give_up, concurrency=concurrency, send_timeout=send_timeout, poll_interval=0.05),
         measured or NoInstrumentation(),
     )
-    delivery.start()
+    relay.start()
     try:
-        yield delivery
+        yield relay
     finally:
-        await delivery.stop(scaled(10))
+        await relay.stop(scaled(10))
 
 
 async def until(condition: Callable[[], bool], what: str = "the condition holds") -> None:
@@ -70,10 +70,10 @@ async def test_events_of_an_upload_arrive_in_order_and_leave_the_outbox() -> Non
 
 async def test_event_that_is_stored_while_delivering_is_sent_when_woken() -> None:
     outbox, sink = MemoryOutbox(), FakeSink()
-    async with delivering(outbox, [sink]) as delivery:
+    async with delivering(outbox, [sink]) as relay:
         await until(lambda: outbox.reads > 0)
         outbox.add(event_of("a"))
-        delivery.wake()
+        relay.wake()
         await until(lambda: sink.taken == ["a-1"])
 
 
@@ -216,9 +216,9 @@ async def test_sink_that_is_away_delays_no_other_sink() -> None:
 
     first.behave = hang
     outbox.add(*(event_of(f"upload{number}", sinks=(first.name, second.name)) for number in range(30)))
-    async with delivering(outbox, [first, second]) as delivery:
+    async with delivering(outbox, [first, second]) as relay:
         await until(lambda: len(second.taken) == 30)
-        await delivery.stop(0)
+        await relay.stop(0)
     assert first.taken == []
 
 
@@ -275,9 +275,9 @@ async def test_shutdown_waits_for_attempts_under_way_and_begins_none() -> None:
 
     sink.behave = wait
     outbox.add(event_of("a", 1), event_of("a", 2))
-    async with delivering(outbox, [sink]) as delivery:
+    async with delivering(outbox, [sink]) as relay:
         await going.wait()
-        stopping = asyncio.create_task(delivery.stop(scaled(10)))
+        stopping = asyncio.create_task(relay.stop(scaled(10)))
         await asyncio.sleep(0.05)
         assert not stopping.done()
         release.set()
@@ -297,19 +297,19 @@ async def test_shutdown_cuts_off_an_attempt_that_outlasts_the_grace() -> None:
 
     sink.behave = hang
     outbox.add(event_of("a"))
-    async with delivering(outbox, [sink]) as delivery:
+    async with delivering(outbox, [sink]) as relay:
         await going.wait()
-        await delivery.stop(0)
+        await relay.stop(0)
     kept = outbox.deliveries_of[SINK, "a-1"]
     assert (kept.attempts, kept.error) == (0, "")
 
 
 async def test_delivery_that_was_stopped_starts_again() -> None:
     outbox, sink = MemoryOutbox(), FakeSink()
-    async with delivering(outbox, [sink]) as delivery:
-        await delivery.stop(1)
+    async with delivering(outbox, [sink]) as relay:
+        await relay.stop(1)
         outbox.add(event_of("a"))
-        delivery.start()
+        relay.start()
         await until(lambda: sink.taken == ["a-1"])
 
 

@@ -22,7 +22,7 @@ CANCEL_INTERVAL = 0.5  # seconds until a cancelled task that still runs is cance
 MIN_STOP_TIME = 0.5  # seconds that attempts have at least at a shutdown
 
 
-class Delivery:
+class OutboxRelay:
     """The delivery of events to all sinks, each on its own: one that is away delays only its own events.
 
     Of all processes that share the records one delivers to a sink, the holder of the lock of the sink; it hears of
