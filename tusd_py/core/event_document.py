@@ -1,6 +1,9 @@
 """The neutral document of a stored event, from which every format of it is made. Pure functions.
 
 A document holds an upload as it was when the event happened, the place of its bytes, and the request that caused it.
+
+Every upload has two documents, so that they are made with few calls: all texts are lines of one, which is escaped at
+once. Where a text has line breaks of its own, the document is an object.
 """
 
 from __future__ import annotations
@@ -21,10 +24,15 @@ from tusd_py.core.upload import Upload
 SECRET_HEADER = re.compile(
     "authorization|cookie|token|secret|passw|credential|assertion|jwt|api-?key|oidc-data", re.IGNORECASE
 )
-MAX_KNOWN_NAME = 64  # characters of a name whose classification is remembered
+MAX_KNOWN_NAMES = 1024  # characters of the names of a request whose classification is remembered
 MAX_HEADER_LENGTH = 4096  # characters of one value; a longer one is left out
-_text = encode_basestring_ascii
 MAX_HEADERS_LENGTH = 16 << 10  # characters of all together; those beyond are left out
+
+
+# Fields of a document that are those of the upload.
+OF_UPLOAD = (
+    "id", "status", "offset", "length", "deferred", "metadata", "owner", "concatenation", "partial_ids", "created_at",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,61 +91,81 @@ def document_of(upload: Upload, storage: Mapping[str, str], context: RequestCont
         storage: where its bytes are.
         context: the request that causes the change, if there is one.
     """
-    # Written by hand, since every upload has two documents: an encoder of dictionaries takes longer.
+    texts = [upload.id, upload.status, upload.concatenation, upload.owner, upload.metadata or "", *storage]
+    texts += storage.values()
+    headers: Mapping[str, str] = {}
+    if context is not None:
+        headers = told_headers(context)
+        texts += (context.method, context.path[:MAX_HEADER_LENGTH], context.client, context.principal or "")
+        texts += headers
+        texts += headers.values()
+    text = "\n".join(texts)
+    if text.count("\n") != len(texts) - 1:
+        return _object_of(upload, storage, context, headers)
     return (
-        f'{{"id":{_text(upload.id)},"status":{_text(upload.status)},"offset":{upload.offset},'
+        f'{{"texts":{encode_basestring_ascii(text)},"storage":{len(storage)},'
+        f'"port":{"null" if context is None else context.port},"offset":{upload.offset},'
         f'"length":{"null" if upload.length is None else upload.length},'
         f'"deferred":{"true" if upload.deferred else "false"},'
-        f'"metadata":{"null" if upload.metadata is None else _text(upload.metadata)},'
-        f'"owner":{_text(upload.owner)},"concatenation":{_text(upload.concatenation)},'
-        f'"partial_ids":[{",".join(map(_text, upload.partial_ids))}],"created_at":{upload.created_at!r},'
-        f'"storage":{_texts(storage)},"request":{_request(context)}}}'
+        f'"has_metadata":{"false" if upload.metadata is None else "true"},'
+        f'"partial_ids":{json.dumps(upload.partial_ids, separators=(",", ":")) if upload.partial_ids else "[]"},'
+        f'"created_at":{upload.created_at!r}}}'
     )
 
 
-def _request(context: RequestContext | None) -> str:
-    if context is None:
-        return "null"
-    request = request_of(context)
-    principal = f',"principal":{_text(request.principal)}' if request.principal else ""
-    return (
-        f'{{"method":{_text(request.method)},"path":{_text(request.path)},"client":{_text(request.client)},'
-        f'"headers":{_texts(request.headers)},"port":{request.port}{principal}}}'
-    )
+def _object_of(
+    upload: Upload, storage: Mapping[str, str], context: RequestContext | None, headers: Mapping[str, str]
+) -> str:
+    document = {name: getattr(upload, name) for name in OF_UPLOAD} | {"storage": dict(storage), "request": None}
+    if context is not None:
+        document["request"] = {
+            "method": context.method,
+            "path": context.path[:MAX_HEADER_LENGTH],
+            "client": context.client,
+            "headers": dict(headers),
+            "port": context.port,
+            "principal": context.principal or "",
+        }
+    return json.dumps(document, separators=(",", ":"))
 
 
-def _texts(values: Mapping[str, str]) -> str:
-    return f"{{{','.join([f'{_text(name)}:{_text(value)}' for name, value in values.items()])}}}"
-
-
-def request_of(context: RequestContext) -> EventRequest:
-    """Return what an event tells of a request: no credentials, and a bounded number of bytes."""
-    headers, room = {}, MAX_HEADERS_LENGTH
-    for name, value in context.headers.items():
+def told_headers(context: RequestContext) -> Mapping[str, str]:
+    """Return the header fields of a request that an event tells: no credentials, and a bounded number of bytes."""
+    headers = context.headers
+    names = "\n".join(headers)
+    if (
+        len(names) + sum(map(len, headers.values())) <= MAX_HEADER_LENGTH
+        and not has_secret_header(names)
+        and context.secret_headers.isdisjoint(headers)
+    ):
+        return headers
+    told, room = {}, MAX_HEADERS_LENGTH
+    for name, value in headers.items():
         size = len(name) + len(value)
         if len(value) > MAX_HEADER_LENGTH or size > room:
             continue
-        if not is_secret_header(name) and name not in context.secret_headers:
-            headers[name] = value
+        if not has_secret_header(name) and name not in context.secret_headers:
+            told[name] = value
             room -= size
-    path = context.path[:MAX_HEADER_LENGTH]
-    return EventRequest(context.method, path, context.client, headers, context.port, context.principal or "")
+    return told
 
 
-def is_secret_header(name: str) -> bool:
-    """Return whether the name of a header field tells of credentials."""
-    return _is_secret(name) if len(name) <= MAX_KNOWN_NAME else SECRET_HEADER.search(name) is not None
+def has_secret_header(names: str) -> bool:
+    """Return whether one of these names of header fields, a line each, tells of credentials."""
+    return _is_secret(names) if len(names) <= MAX_KNOWN_NAMES else SECRET_HEADER.search(names) is not None
 
 
 @lru_cache(maxsize=1000)
-def _is_secret(name: str) -> bool:
-    return SECRET_HEADER.search(name) is not None
+def _is_secret(names: str) -> bool:
+    return SECRET_HEADER.search(names) is not None
 
 
 def parse_document(text: str) -> EventDocument:
     """Return the content of an event; raises `ValueError` for a text that is no document."""
     try:
         values: dict[str, Any] = json.loads(text)
+        if "texts" in values:
+            values = _expanded(**values)
         request = values.pop("request")
         return EventDocument(
             **values | {"partial_ids": tuple(values["partial_ids"])},
@@ -145,3 +173,28 @@ def parse_document(text: str) -> EventDocument:
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"no document of an event: {error}") from error
+
+
+def _expanded(texts: str, storage: int, port: int | None, has_metadata: bool, **values: Any) -> dict[str, Any]:
+    """Return a document with lines as an object."""
+    lines = texts.split("\n")
+    for name, line in zip(("id", "status", "concatenation", "owner", "metadata"), lines, strict=False):
+        values[name] = line
+    if not has_metadata:
+        values["metadata"] = None
+    place, lines = lines[5 : 5 + 2 * storage], lines[5 + 2 * storage :]
+    values["storage"] = dict(zip(place[:storage], place[storage:], strict=True))
+    values["request"] = None
+    if port is not None:
+        method, path, client, principal, *fields = lines
+        count = len(fields) // 2
+        headers = dict(zip(fields[:count], fields[count:], strict=True))
+        values["request"] = {
+            "method": method,
+            "path": path,
+            "client": client,
+            "principal": principal,
+            "headers": headers,
+            "port": port,
+        }
+    return values

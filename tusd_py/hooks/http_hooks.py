@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookType
 from tusd_py.contracts.outbox import DeliveryError
 from tusd_py.core.errors import HookUnavailable
-from tusd_py.core.event_document import is_secret_header, parse_document
+from tusd_py.core.event_document import has_secret_header, parse_document
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.hooks.event_names import hook_of
 from tusd_py.hooks.http_client import HttpClient, parse_http_url
@@ -155,7 +155,7 @@ class HttpHookSink:
         document = parse_document(event.document)
         body = notification(hook_of(event.type), document)
         request = {} if document.request is None else document.request.headers
-        names = [name for name in self._options.forward if not is_secret_header(name)]
+        names = [name for name in self._options.forward if not has_secret_header(name)]
         headers = {
             **forwarded(names, request),
             "Content-Type": "application/json",

@@ -120,7 +120,7 @@ class DiskStorage:
         if not self._can_read(upload.storage_state):
             raise StoredElsewhere
         location = upload.location or self.locate(upload)
-        if not LOCATION.fullmatch(location):
+        if location != TOP and not LOCATION.fullmatch(location):
             place = place_of(location)
             if not place:
                 raise StoredElsewhere
