@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.auth.issuer import claims_of, with_secret
 from tests.support.harness import ServerProcess
 from tests.support.wire.messages import TUS, Answer, creation_headers, patch_headers, path_of
 from tests.support.wire.requests import request
+from tusd_py.auth import secret_files
 
 SECRET = b"a secret of at least thirty-two bytes"
 OWNER, OTHER, ADMIN, READER, WRITER = "token-of-ann", "token-of-bob", "token-of-root", "read-of-ann", "write-of-ann"
@@ -33,6 +36,12 @@ def token_files(folder: Path) -> dict[str, Any]:
     (folder / "tokens").write_text("\n".join(lines))
     (folder / "secret").write_bytes(SECRET + b"\n")
     return {"api_tokens_file": folder / "tokens", "jwt_secret_file": folder / "secret"}
+
+
+def look_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every call of `SecretFile.refresh` look at the file, and wait for what it finds."""
+    for name, seconds in {"LOOK_INTERVAL": 0.0, "WAIT_AFTER": 0.0, "SETTLING_TIME": 0.0, "LOOK_TIMEOUT": 60.0}.items():
+        monkeypatch.setattr(secret_files, name, seconds)
 
 
 def jwt_of(owner: object, **claims: Any) -> str:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tusd_py.auth import secret_files
-from tusd_py.auth.api_tokens import new_token, parse_api_tokens, principal_of
+from tests.auth.site import look_every_time
+from tusd_py.auth.api_tokens import (
+    ApiTokens,
+    new_token,
+    parse_api_tokens,
+    parse_changed_api_tokens,
+    principal_of,
+)
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.contracts.auth import Principal
 
@@ -19,7 +26,16 @@ DIGEST = hashlib.sha256(b"secret").hexdigest()
 
 @pytest.fixture(autouse=True)
 def _looks_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(secret_files, "LOOK_INTERVAL", 0.0)
+    look_every_time(monkeypatch)
+
+
+def written(path: Path, content: bytes = f"ann:{DIGEST}\n".encode()) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def token_file(path: Path) -> SecretFile[ApiTokens]:
+    return SecretFile(path, parse_api_tokens, parse_changed_api_tokens)
 
 
 def test_token_is_found_by_its_digest() -> None:
@@ -82,10 +98,16 @@ def test_new_token_needs_a_name(name: str) -> None:
         new_token(name)
 
 
+@pytest.mark.parametrize("text", [b"", b"\n"])
+@pytest.mark.parametrize("letters", [str.lower, str.upper])
+def test_digest_of_no_token_is_refused(text: bytes, letters: Callable[[str], str]) -> None:
+    with pytest.raises(ValueError, match="line 2: this is the SHA-256 of no token"):
+        parse_api_tokens(f"ann:{DIGEST}\nci:{letters(hashlib.sha256(text).hexdigest())}:uploads:admin".encode())
+
+
 async def test_changed_file_is_read_again(tmp_path: Path) -> None:
-    path = tmp_path / "tokens"
-    path.write_text(f"ann:{DIGEST}\n")
-    file = SecretFile(path, parse_api_tokens)
+    path = written(tmp_path / "tokens")
+    file = token_file(path)
     assert principal_of("secret", file.value) == Principal("ann")
     path.write_text(f"robert:{DIGEST}\n")
     await file.refresh()
@@ -93,18 +115,54 @@ async def test_changed_file_is_read_again(tmp_path: Path) -> None:
     assert file.changes == 1
 
 
-@pytest.mark.parametrize("change", ["malformed", "empty", "removed", "a folder"])
+@pytest.mark.parametrize("content", ["", "\n", f"#ann:{DIGEST}\n"])
+async def test_token_that_is_taken_out_last_is_revoked(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path / "tokens")
+    file = token_file(path)
+    path.write_text(content)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            await file.refresh()
+    assert principal_of("secret", file.value) is None
+    assert [record.message for record in caplog.records] == [
+        f"{path}: there is no token in it any more, so that none is accepted"
+    ]
+
+
+@pytest.mark.parametrize(
+    "fault", [b"bob", b"bob:secret", b"bob:" + DIGEST[:-1].encode(), b"\xff:" + DIGEST.encode()], ids=range(4)
+)
+async def test_token_is_revoked_beside_a_malformed_line(
+    tmp_path: Path, fault: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = hashlib.sha256(b"of eve").hexdigest()
+    path = written(tmp_path / "tokens", f"ann:{DIGEST}\nbob:{'a' * 64}\neve:{other}\n".encode())
+    file = token_file(path)
+    path.write_bytes(fault + f"\neve:{other}\n".encode())
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            await file.refresh()
+    assert principal_of("secret", file.value) is None
+    assert principal_of("of eve", file.value) == Principal("eve")
+    assert len(caplog.records) == 1
+    assert "line 1: " in caplog.text
+    assert "the lines that are well formed are in effect" in caplog.text
+    assert DIGEST[:20] not in caplog.text
+
+
+@pytest.mark.parametrize("change", ["malformed", "removed", "a folder"])
 async def test_unreadable_change_leaves_the_file_as_it_was(
     tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "tokens"
-    path.write_text(f"ann:{DIGEST}\n")
-    file = SecretFile(path, parse_api_tokens)
+    path = written(tmp_path / "tokens")
+    file = token_file(path)
     path.unlink()
     if change == "a folder":
         path.mkdir()
-    elif change != "removed":
-        path.write_text("" if change == "empty" else "nonsense")
+    elif change == "malformed":
+        path.write_text("nonsense")
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             await file.refresh()
@@ -114,9 +172,8 @@ async def test_unreadable_change_leaves_the_file_as_it_was(
 
 
 async def test_file_that_is_repaired_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "tokens"
-    path.write_text(f"ann:{DIGEST}\n")
-    file = SecretFile(path, parse_api_tokens)
+    path = written(tmp_path / "tokens")
+    file = token_file(path)
     path.write_text("nonsense")
     await file.refresh()
     replacement = tmp_path / "new"

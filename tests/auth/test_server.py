@@ -165,6 +165,8 @@ def test_changed_token_file_counts_at_once(tmp_path: Path) -> None:
         assert ask(server, "new", "HEAD", path).status == 200
         (tmp_path / "tokens").write_text(kept)
         wait_until(lambda: ask(server, OWNER, "HEAD", path).status == 200)
+        (tmp_path / "tokens").write_text("")
+        wait_until(lambda: ask(server, OWNER, "HEAD", path).status == 401)
 
 
 def head(server: ServerProcess, path: str) -> int:

@@ -21,7 +21,8 @@ from tests.auth.issuer import (
     signed_by_hand,
     with_secret,
 )
-from tusd_py.auth import secret_files
+from tests.auth.site import look_every_time
+from tusd_py.auth import signed_tokens
 from tusd_py.auth.claims import ClaimRules, accept
 from tusd_py.auth.keys import KeySet, VerificationKey, parse_key_file, parse_key_set, parse_secret
 from tusd_py.auth.secret_files import SecretFile
@@ -365,7 +366,7 @@ class Clock:
 
 @pytest.fixture
 def secret_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SecretFile[KeySet]:
-    monkeypatch.setattr(secret_files, "LOOK_INTERVAL", 0.0)
+    look_every_time(monkeypatch)
     (tmp_path / "secret").write_bytes(SECRET)
     return SecretFile(tmp_path / "secret", parse_secret)
 

@@ -12,7 +12,10 @@ from tusd_py.contracts.auth import KNOWN_SCOPES, MAX_OWNER_LENGTH, Principal, is
 
 DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 TOKEN_BYTES = 32  # random bytes in a token
+MAX_TOLD_FAULTS = 5  # malformed lines that are named in the log
 PREFIX = "tus_"
+# The digests of no token at all, which a script with an unset variable makes: of an empty text, and of a newline.
+EMPTY = frozenset(hashlib.sha256(text).hexdigest() for text in (b"", b"\n"))
 
 ApiTokens: TypeAlias = Mapping[str, Principal]  # by the SHA-256 of the token in hex
 
@@ -25,20 +28,47 @@ def parse_api_tokens(content: bytes) -> ApiTokens:
     Raises:
         ValueError: there is no token, or a line is malformed; the text names the line and no digest.
     """
-    tokens: dict[str, Principal] = {}
-    for number, line in enumerate(content.decode().splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        try:
-            digest, principal = parse_line(line.strip())
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
-        if digest in tokens:
-            raise ValueError(f"line {number}: this token is in an earlier line too")
-        tokens[digest] = principal
+    tokens, faults = read_lines(content)
+    if faults:
+        raise ValueError(faults[0])
     if not tokens:
         raise ValueError("there is no token in it, a line such as name:SHA-256 of the token in hex")
     return tokens
+
+
+def parse_changed_api_tokens(content: bytes) -> tuple[ApiTokens, str]:
+    """Return the principals of a file that has changed, and a sentence about what is wrong with it, or an empty text.
+
+    A token whose line has gone is no longer accepted, also if another line is malformed or none is left.
+
+    Raises:
+        ValueError: all lines are malformed, as those of another file would be.
+    """
+    tokens, faults = read_lines(content)
+    if faults and not tokens:
+        raise ValueError(faults[0])
+    if faults:
+        return tokens, f"{'; '.join(faults[:MAX_TOLD_FAULTS])}; the lines that are well formed are in effect"
+    return tokens, "" if tokens else "there is no token in it any more, so that none is accepted"
+
+
+def read_lines(content: bytes) -> tuple[ApiTokens, list[str]]:
+    """Return the principals of the lines that are well formed, and a sentence about each other line."""
+    tokens: dict[str, Principal] = {}
+    faults: list[str] = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            text = line.decode().strip()
+            if text and not text.startswith("#"):
+                digest, principal = parse_line(text)
+                if digest in tokens:
+                    raise ValueError("this token is in an earlier line too")
+                tokens[digest] = principal
+        except UnicodeDecodeError:
+            faults.append(f"line {number}: this is not UTF-8")
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+    return tokens, faults
 
 
 def parse_line(line: str) -> tuple[str, Principal]:
@@ -47,6 +77,8 @@ def parse_line(line: str) -> tuple[str, Principal]:
     digest, colon, listed = rest.partition(":")
     if not DIGEST.fullmatch(digest):
         raise ValueError("the SHA-256 of the token, 64 hex digits, has to follow the name and a colon")
+    if digest.lower() in EMPTY:
+        raise ValueError("this is the SHA-256 of no token, of an empty text or of a newline")
     return digest.lower(), Principal(check_name(name), check_scopes(listed.split(",") if colon else ()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tusd_py.auth.api_tokens import ApiTokens, parse_api_tokens
+from tusd_py.auth.api_tokens import ApiTokens, parse_api_tokens, parse_changed_api_tokens
 from tusd_py.auth.config import JwtConfig
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.token_authenticator import CookieRule, TokenAuthenticator, VerifiesTokens
@@ -29,7 +29,7 @@ def make_authenticator(
         return None
     api_tokens: SecretFile[ApiTokens] | None = None
     if api_tokens_file is not None:
-        api_tokens = SecretFile(api_tokens_file, parse_api_tokens)
+        api_tokens = SecretFile(api_tokens_file, parse_api_tokens, parse_changed_api_tokens)
     rule = CookieRule(cookie, is_allowed_origin) if cookie else None
     return TokenAuthenticator(api_tokens, _make_verifier(jwt) if jwt.is_used else None, rule)
 

@@ -63,6 +63,8 @@ class TokenAuthenticator:
         return None if token is None else await self._principal_of(token)
 
     async def _principal_of(self, token: str) -> Principal:
+        if not token:
+            raise InvalidCredentials("the token is empty")
         if self._api_tokens is not None:
             await self._api_tokens.refresh()
             principal = principal_of(token, self._api_tokens.value)
