@@ -34,7 +34,7 @@ class SigningKey:
             private, kind = ed25519.Ed25519PrivateKey.generate(), jwk.OKPKey
         else:
             private, kind = rsa.generate_private_key(65537, 2048), jwk.RSAKey
-        self.pem: bytes = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        self.pem = public_pem(private)
         self.private = kind.import_key(private)
 
     def sign(self, claims: Mapping[str, Any], **header: Any) -> str:
@@ -45,6 +45,11 @@ class SigningKey:
         """Return the public key as an entry of a key set."""
         kid = {} if self.kid is None else {"kid": self.kid}
         return {**self.private.as_dict(private=False), "use": "sig", **kid, **changes}
+
+
+def public_pem(private: Any) -> bytes:
+    public: bytes = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return public
 
 
 def signed(key: Any, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:

@@ -140,7 +140,7 @@ def test_answer_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch
 def test_authenticator_needs_its_method_and_takes_the_place_of_the_settings(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="lacks the method authenticate"):
         TusServer(upload_dir=tmp_path, authenticator=object())  # type: ignore[arg-type]
-    (tmp_path / "secret").write_text("a secret")
+    (tmp_path / "secret").write_text("a secret of at least thirty-two bytes")
     with pytest.raises(InvalidSettings, match="give one of them"):
         TusServer(upload_dir=tmp_path, authenticator=ByHeader(), jwt_secret_file=tmp_path / "secret")
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.auth.issuer import KeyServer, SigningKey, claims_of, key_set
+from tests.auth.issuer import KeyServer, SigningKey, claims_of, key_set, public_pem
 from tests.auth.site import ADMIN, OTHER, OWNER, READER, ask, create, jwt_of, patch, token_files
 from tests.support.event_receiver import EventReceiver
 from tests.support.harness import ServerProcess, serving
@@ -276,6 +277,10 @@ def test_owner_hears_why_a_hook_has_removed_the_upload(tmp_path: Path, body: byt
         (["--jwt-secret-file", "empty"], "empty: the file is empty"),
         (["--api-tokens-file", "empty"], "empty: there is no token in it"),
         (["--jwt-owner-claim", "", "--jwt-secret-file", "secret"], "the name of a claim"),
+        (["--jwt-secret-file", "secret"], "secret: a secret needs 14 bytes"),
+        (["--jwt-key-file", "odd"], "odd: a public key is malformed"),
+        (["--api-tokens-file", "unset"], "unset: line 1: this is the SHA-256 of no token"),
+        (["--auth-cookie", "a", "--api-tokens-file", "t", "--cors-origins", "https://*.com"], "needs --cors-origins"),
     ],
 )
 def test_wrong_setting_ends_the_start_with_a_sentence(
@@ -288,6 +293,8 @@ def test_wrong_setting_ends_the_start_with_a_sentence(
     monkeypatch.chdir(tmp_path)
     Path("empty").touch()
     Path("secret").write_text("a secret")
+    Path("odd").write_bytes(public_pem(ec.generate_private_key(ec.SECP224R1())))
+    Path("unset").write_text(f"ci:{hashlib.sha256(b'').hexdigest()}")
     assert main(["serve", "--port", "0", *arguments]) == 2
     error = capsys.readouterr().err
     assert reason in error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
 from joserfc import jwk
 
 from tests.auth.issuer import (
@@ -17,6 +21,7 @@ from tests.auth.issuer import (
     claims_of,
     handmade,
     key_set,
+    public_pem,
     signed,
     signed_by_hand,
     with_secret,
@@ -24,10 +29,12 @@ from tests.auth.issuer import (
 from tests.auth.site import look_every_time
 from tusd_py.auth import signed_tokens
 from tusd_py.auth.claims import ClaimRules, accept
+from tusd_py.auth.config import JwtConfig
 from tusd_py.auth.keys import KeySet, VerificationKey, parse_key_file, parse_key_set, parse_secret
+from tusd_py.auth.make import make_authenticator
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.signed_token_verifier import KeyFile, SignedTokenVerifier
-from tusd_py.auth.signed_tokens import verified_claims
+from tusd_py.auth.signed_tokens import MAX_TRIED_KEYS, UnknownKey, verified_claims
 from tusd_py.contracts.auth import InvalidCredentials, Principal
 
 pytestmark = pytest.mark.filterwarnings("ignore::joserfc.errors.SecurityWarning")  # of keys and names made here
@@ -75,6 +82,23 @@ def test_spaces_of_a_secret_count() -> None:
 def test_what_is_no_secret_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"empty|no secret"):
         parse_secret(content)
+
+
+def test_secret_that_can_be_tried_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="14 bytes, better 32 random ones, not 13"):
+        parse_secret(b"thirteen byte\n")
+    parse_secret(b"fourteen bytes\n")
+
+
+@pytest.mark.parametrize(("secret", "warnings"), [(b"fourteen bytes\n", 1), (SECRET[:31] + b"\n", 1), (SECRET[:32], 0)])
+def test_short_secret_is_warned_of_without_the_secret(
+    tmp_path: Path, secret: bytes, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(secret)
+    make_authenticator(JwtConfig(secret_file=path), None, "", lambda origin: False)
+    assert caplog.text.count(f"{path}: the secret has less than 32 bytes") == len(caplog.records) == warnings
+    assert secret.decode() not in caplog.text
 
 
 def test_several_keys_in_pem_verify(keys: dict[str, SigningKey]) -> None:
@@ -127,13 +151,87 @@ def test_unusable_key_of_a_set_is_passed_over(keys: dict[str, SigningKey], chang
     assert [key.algorithms for key in found] == [parse_key_file(good.pem)[0].algorithms]
 
 
-def test_weak_rsa_key_is_refused() -> None:
-    from cryptography.hazmat.primitives.asymmetric import rsa
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    public = rsa.generate_private_key(65537, 1024).public_key()
+def test_weak_rsa_key_is_refused(keys: dict[str, SigningKey]) -> None:
+    weak = rsa.generate_private_key(65537, 1024)
     with pytest.raises(ValueError, match="2048 bits"):
-        parse_key_file(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        parse_key_file(public_pem(weak))
+    entry = jwk.RSAKey.import_key(weak).as_dict(private=False)
+    content = json.dumps({"keys": [entry, keys["ES256"].entry()]}).encode()
+    assert len(parse_key_set(content)) == 1
+
+
+def test_verification_neither_warns_nor_changes_the_filters_of_warnings(
+    keys: dict[str, SigningKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filters belong to the whole process, also to other threads of an application."""
+    weak = jwk.RSAKey.import_key(rsa.generate_private_key(65537, 1024)).as_dict(private=False)
+    content = json.dumps({"keys": [weak, *(key.entry() for key in keys.values())]}).encode()
+    tokens = [key.sign(claims_of()) for key in keys.values()]
+    with monkeypatch.context() as patch:
+        warnings.simplefilter("error")
+        patch.setattr(warnings, "catch_warnings", None)
+        known = parse_key_file(content)
+        for token in tokens:
+            verified_claims(token, known)
+        verified_claims(with_secret(SECRET, claims_of()), parse_secret(SECRET))
+
+
+ODD_KEYS = {
+    "secp224r1": lambda: public_pem(ec.generate_private_key(ec.SECP224R1())),
+    "brainpoolP256r1": lambda: public_pem(ec.generate_private_key(ec.BrainpoolP256R1())),
+    "secp256k1": lambda: public_pem(ec.generate_private_key(ec.SECP256K1())),
+    "X25519": lambda: public_pem(x25519.X25519PrivateKey.generate()),
+    "of an algorithm that no package knows": lambda: (
+        b"-----BEGIN PUBLIC KEY-----\n"
+        + base64.b64encode(bytes.fromhex("3014300b0609608648016503040312030500") + b"\x00\x00\x00\x00")
+        + b"\n-----END PUBLIC KEY-----\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_KEYS)
+def test_public_key_that_verifies_no_token_is_refused_with_a_sentence(keys: dict[str, SigningKey], kind: str) -> None:
+    odd = ODD_KEYS[kind]()
+    for content in (odd, odd + keys["ES256"].pem, keys["ES256"].pem + odd):
+        with pytest.raises(ValueError, match="a public key is malformed, or neither RSA"):
+            parse_key_file(content)
+
+
+@pytest.mark.parametrize("curve", [ec.SECP224R1(), ec.BrainpoolP256R1(), ec.SECP256K1()], ids=lambda curve: curve.name)
+def test_key_of_an_odd_curve_in_a_set_is_passed_over(keys: dict[str, SigningKey], curve: ec.EllipticCurve) -> None:
+    point = ec.generate_private_key(curve).public_key().public_numbers()
+    x, y = (base64.urlsafe_b64encode(number.to_bytes(32, "big")).rstrip(b"=").decode() for number in (point.x, point.y))
+    for name in (curve.name, "P-256"):
+        odd = {"kty": "EC", "crv": name, "x": x, "y": y, "kid": "odd"}
+        content = json.dumps({"keys": [odd, keys["ES256"].entry()]}).encode()
+        assert len(parse_key_set(content)) == 1
+
+
+def test_key_that_the_packages_refuse_in_this_build_is_passed_over(
+    keys: dict[str, SigningKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build for FIPS, for example, knows no Ed448 and raises `UnsupportedAlgorithm` for it."""
+    imported = jwk.import_key
+
+    def import_key(entry: Any) -> Any:
+        if entry["kty"] == "OKP":
+            raise UnsupportedAlgorithm("not in this build")
+        return imported(entry)
+
+    monkeypatch.setattr(jwk, "import_key", import_key)
+    assert len(parse_key_set(key_set(keys["Ed25519"], keys["ES256"]))) == 1
+
+
+def test_signature_that_the_packages_refuse_in_this_build_is_none(
+    keys: dict[str, SigningKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = parse_key_file(keys["ES256"].pem)
+
+    def verify(*arguments: Any) -> bool:
+        raise UnsupportedAlgorithm("not in this build")
+
+    monkeypatch.setattr(signed_tokens.ALGORITHMS["ES256"], "verify", verify)
+    assert_refused(keys["ES256"].sign(claims_of()), known)
 
 
 def test_symmetric_key_of_a_set_verifies_nothing() -> None:
@@ -250,6 +348,27 @@ def test_changed_token_is_refused() -> None:
 def test_many_keys_without_names_are_tried_up_to_a_bound(keys: dict[str, SigningKey]) -> None:
     strangers: list[VerificationKey] = list(parse_key_file(keys["ES256"].pem)) * 100
     assert_refused(SigningKey("ES256").sign(claims_of()), tuple(strangers))
+
+
+def test_last_of_the_keys_that_are_tried_verifies(keys: dict[str, SigningKey]) -> None:
+    strangers = parse_key_file(keys["ES256"].pem) * (MAX_TRIED_KEYS - 1)
+    other = SigningKey("ES256")
+    verified_claims(other.sign(claims_of()), strangers + parse_key_file(other.pem))
+
+
+def test_key_among_too_many_is_not_looked_for_elsewhere(keys: dict[str, SigningKey]) -> None:
+    strangers = parse_key_file(keys["ES256"].pem) * (MAX_TRIED_KEYS + 1)
+    with pytest.raises(InvalidCredentials, match="whose kid leaves others open") as refusal:
+        verified_claims(SigningKey("ES256").sign(claims_of()), strangers)
+    assert not isinstance(refusal.value, UnknownKey)
+
+
+def test_long_header_and_long_signature_are_verified() -> None:
+    chain = ["A" * 1000] * 3
+    verified_claims(with_secret(SECRET, claims_of(), x5c=chain), parse_secret(SECRET))
+    private = rsa.generate_private_key(65537, 8192)
+    token = signed(jwk.RSAKey.import_key(private), {"alg": "RS256"}, claims_of())
+    verified_claims(token, parse_key_file(public_pem(private)))
 
 
 # Claims.
@@ -395,6 +514,19 @@ async def test_changed_key_ends_the_tokens_of_the_earlier_one(secret_file: Secre
     with pytest.raises(InvalidCredentials):
         await verifier.principal_of(token)
     await verifier.principal_of(with_secret(SECRET + b", and more", claims_of()))
+
+
+async def test_odd_key_in_a_changed_file_leaves_the_earlier_ones_in_effect(
+    keys: dict[str, SigningKey], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    look_every_time(monkeypatch)
+    path = tmp_path / "keys.pem"
+    path.write_bytes(keys["ES256"].pem)
+    verifier = SignedTokenVerifier(KeyFile(SecretFile(path, parse_key_file)), RULES)
+    path.write_bytes(keys["ES256"].pem + ODD_KEYS["secp224r1"]())
+    for number in range(3):
+        assert (await verifier.principal_of(keys["ES256"].sign(claims_of(number)))).owner == str(number)
+    assert [record.message.endswith("stays in effect") for record in caplog.records] == [True]
 
 
 async def test_memory_of_tokens_is_bounded(secret_file: SecretFile[KeySet], monkeypatch: pytest.MonkeyPatch) -> None:

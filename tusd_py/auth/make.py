@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from tusd_py.auth.api_tokens import ApiTokens, parse_api_tokens, parse_changed_a
 from tusd_py.auth.config import JwtConfig
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.token_authenticator import CookieRule, TokenAuthenticator, VerifiesTokens
+
+logger = logging.getLogger("tusd_py.auth")
 
 
 def make_authenticator(
@@ -37,11 +40,21 @@ def make_authenticator(
 def _make_verifier(jwt: JwtConfig) -> VerifiesTokens:
     try:
         from tusd_py.auth.key_endpoint import KeyEndpoint
-        from tusd_py.auth.keys import parse_key_file, parse_secret
+        from tusd_py.auth.keys import GOOD_SECRET_SIZE, KeySet, parse_key_file, parse_secret, secret_of
         from tusd_py.auth.signed_token_verifier import KeyFile, KeySource, SignedTokenVerifier
     except ModuleNotFoundError as error:
         raise ValueError("JSON Web Tokens need the package joserfc: pip install 'tusd-py[jwt]'") from error
     from tusd_py.auth.claims import ClaimRules
+
+    def read_secret(content: bytes) -> KeySet:
+        keys = parse_secret(content)
+        if len(secret_of(content)) < GOOD_SECRET_SIZE:
+            logger.warning(
+                "%s: the secret has less than %d bytes; whoever has a token can try to find it",
+                jwt.secret_file,
+                GOOD_SECRET_SIZE,
+            )
+        return keys
 
     source: KeySource
     if jwt.jwks_url is not None:
@@ -50,6 +63,6 @@ def _make_verifier(jwt: JwtConfig) -> VerifiesTokens:
         source = KeyFile(SecretFile(jwt.key_file, parse_key_file))
     else:
         assert jwt.secret_file is not None
-        source = KeyFile(SecretFile(jwt.secret_file, parse_secret))
+        source = KeyFile(SecretFile(jwt.secret_file, read_secret))
     rules = ClaimRules(jwt.issuer, jwt.audience, jwt.leeway, jwt.owner_claim, jwt.scope_claim)
     return SignedTokenVerifier(source, rules)
