@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from tests.auth.issuer import KeyServer, SigningKey, claims_of, handmade, key_se
 from tusd_py.auth import key_endpoint
 from tusd_py.auth.claims import ClaimRules
 from tusd_py.auth.key_endpoint import KeyEndpoint, lifetime_of
+from tusd_py.auth.keys import KeySet
 from tusd_py.auth.signed_token_verifier import SignedTokenVerifier
 from tusd_py.contracts.auth import InvalidCredentials
 from tusd_py.core.errors import AuthenticationUnavailable
@@ -110,6 +113,30 @@ async def test_old_keys_are_renewed_beside_requests(
     await until_asked(server, 2)
 
 
+async def test_defect_of_a_package_keeps_the_keys_that_were_fetched(
+    server: KeyServer,
+    endpoint: KeyEndpoint,
+    verifier: SignedTokenVerifier,
+    first: SigningKey,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def parse(body: bytes) -> KeySet:
+        raise LookupError("not in this build")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(key_endpoint, "parse_key_set", parse)
+        with pytest.raises(AuthenticationUnavailable):
+            await verifier.principal_of(first.sign(claims_of()))
+    await verifier.principal_of(first.sign(claims_of()))
+    server.body = key_set(first, SigningKey(kid="second"))
+    monkeypatch.setattr(key_endpoint, "parse_key_set", parse)
+    with pytest.raises(AuthenticationUnavailable):
+        await verifier.principal_of(SigningKey(kid="second").sign(claims_of()))
+    assert (await verifier.principal_of(first.sign(claims_of("bob")))).owner == "bob"
+    assert "could not be fetched: LookupError" in caplog.text
+
+
 FAULTS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "500": (500, b"", {}),
     "404": (404, b"{}", {}),
@@ -161,6 +188,38 @@ async def test_silent_endpoint_is_given_up(
         await verifier.principal_of(first.sign(claims_of()))
 
 
+async def test_slow_endpoint_is_given_up(first: SigningKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that never ends keeps nobody waiting, although bytes come all the time."""
+    monkeypatch.setattr(key_endpoint, "FETCH_TIMEOUT", 0.2)
+    ended = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.005)
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as slow:
+        endpoint = KeyEndpoint(f"http://127.0.0.1:{slow.sockets[0].getsockname()[1]}/keys")
+        with pytest.raises(AuthenticationUnavailable):
+            await SignedTokenVerifier(endpoint, ClaimRules()).principal_of(first.sign(claims_of()))
+        await endpoint.close()
+        await ended.wait()
+
+
+async def test_endpoint_that_is_away_refuses_no_token(first: SigningKey) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # where nobody listens
+        endpoint = KeyEndpoint(f"http://127.0.0.1:{unused.getsockname()[1]}/keys")
+        with pytest.raises(AuthenticationUnavailable):
+            await SignedTokenVerifier(endpoint, ClaimRules()).principal_of(first.sign(claims_of()))
+        await endpoint.close()
+
+
 async def test_absent_endpoint_is_not_asked_by_every_request(
     server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,14 +239,67 @@ async def test_forged_tokens_cause_few_fetches(
     for header in ({"alg": "none"}, {"alg": "HS256", "kid": "unknown"}):
         with pytest.raises(InvalidCredentials):
             await verifier.principal_of(handmade(header, claims_of(), b"signature"))
-    with pytest.raises(InvalidCredentials):
-        await verifier.principal_of(attacker.sign(claims_of()))
     assert server.requests == 1
-    for number in range(50):
-        with pytest.raises(InvalidCredentials):
-            await verifier.principal_of(attacker.sign(claims_of(), kid=f"key {number}"))
+    for kid in ("first", *(f"key {number}" for number in range(50))):
+        with pytest.raises((InvalidCredentials, AuthenticationUnavailable)):
+            await verifier.principal_of(attacker.sign(claims_of(), kid=kid))
     assert server.requests <= 1 + key_endpoint.MAX_EXTRA_FETCHES + 1
     assert (await verifier.principal_of(first.sign(claims_of()))).owner == "ann"
+
+
+async def test_forged_token_causes_one_fetch(
+    server: KeyServer, endpoint: KeyEndpoint, verifier: SignedTokenVerifier
+) -> None:
+    await endpoint.refresh()
+    for number in range(key_endpoint.MAX_EXTRA_FETCHES):
+        with pytest.raises(InvalidCredentials):
+            await verifier.principal_of(SigningKey(kid=f"key {number}").sign(claims_of()))
+        assert server.requests == 1 + number + 1
+
+
+async def test_rotation_under_a_flood_of_forged_tokens_refuses_no_token(
+    server: KeyServer, endpoint: KeyEndpoint, verifier: SignedTokenVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_endpoint, "EXTRA_FETCH_INTERVAL", 3600.0)
+    attacker, second = SigningKey(), SigningKey(kid="second")
+    await endpoint.refresh()
+    forged = 0
+    while True:
+        forged += 1
+        try:
+            await verifier.principal_of(attacker.sign(claims_of(), kid=f"key {forged}"))
+        except InvalidCredentials:
+            continue
+        except AuthenticationUnavailable:
+            break
+    assert forged == key_endpoint.MAX_EXTRA_FETCHES + 1
+    server.body = key_set(second)
+    with pytest.raises(AuthenticationUnavailable):
+        await verifier.principal_of(second.sign(claims_of()))
+    monkeypatch.setattr(key_endpoint, "EXTRA_FETCH_INTERVAL", 1e-9)
+    assert (await verifier.principal_of(second.sign(claims_of()))).owner == "ann"
+
+
+async def test_new_key_under_a_known_name_refuses_no_token(
+    server: KeyServer, verifier: SignedTokenVerifier, first: SigningKey
+) -> None:
+    token = first.sign(claims_of())
+    await verifier.principal_of(token)
+    second = SigningKey(kid=first.kid)
+    server.body = key_set(second)
+    assert (await verifier.principal_of(second.sign(claims_of()))).owner == "ann"
+    with pytest.raises(InvalidCredentials):
+        await verifier.principal_of(token)
+
+
+async def test_same_keys_again_forget_no_token(
+    server: KeyServer, endpoint: KeyEndpoint, verifier: SignedTokenVerifier, first: SigningKey
+) -> None:
+    await verifier.principal_of(first.sign(claims_of()))
+    with pytest.raises(InvalidCredentials):
+        await verifier.principal_of(SigningKey(kid="unknown").sign(claims_of()))
+    assert server.requests == 2
+    assert (endpoint.changes, len(verifier._accepted)) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
+from dataclasses import dataclass
 
 from tusd_py.auth.keys import KeySet, parse_key_set
 from tusd_py.core.errors import AuthenticationUnavailable
@@ -23,6 +25,14 @@ EXTRA_FETCH_INTERVAL = 10.0  # seconds after which one more of them is allowed
 MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?([0-9]{1,9})", re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A key set, and the seconds that it counts as fresh."""
+
+    body: bytes
+    lifetime: float
+
+
 class KeyEndpoint:
     """The keys of a JWKS endpoint. Keys that were fetched stay in use until there are others.
 
@@ -36,6 +46,8 @@ class KeyEndpoint:
         self._url = parse_http_url(url)
         self._fetching: asyncio.Task[bool] | None = None
         self._fresh_until = 0.0  # in the time of the monotonic clock, as all others
+        self._asked_at = -math.inf  # when the fetch began that the keys are of
+        self._answer: bytes | None = None  # the body of that answer
         self._failed_at: float | None = None
         self._failure = ""
         self._extra = float(MAX_EXTRA_FETCHES)  # fetches for unknown keys that are left
@@ -61,21 +73,23 @@ class KeyEndpoint:
         if self._has_just_failed() or not await self._fetch():
             raise AuthenticationUnavailable
 
-    async def renew_for_unknown_key(self) -> bool:
-        """Fetch the keys on behalf of a token that none of them verifies; return whether they were fetched.
+    async def renew_for_unknown_key(self, since: float) -> bool:
+        """Have keys that were asked for after `since`, on behalf of a token that no known key verifies.
 
-        Such tokens cost anybody nothing to make: after a number of fetches there is one every ten seconds.
+        Such tokens cost anybody nothing to make: after a number of fetches there is one every ten seconds, and until
+        then nobody knows whether such a token is good.
+
+        Returns:
+            True.
 
         Raises:
-            AuthenticationUnavailable: they cannot be fetched now.
+            AuthenticationUnavailable: the keys cannot be fetched now.
         """
-        if self._fetching is None:
-            if self._has_just_failed():
+        while self._asked_at < since:  # again after a fetch that had begun before
+            if self._fetching is None and (self._has_just_failed() or not self._may_fetch_again()):
                 raise AuthenticationUnavailable
-            if not self._may_fetch_again():
-                return False
-        if not await self._fetch():
-            raise AuthenticationUnavailable
+            if not await self._fetch():
+                raise AuthenticationUnavailable
         return True
 
     def _has_just_failed(self) -> bool:
@@ -102,24 +116,34 @@ class KeyEndpoint:
         return fetching
 
     async def _fetch_once(self) -> bool:
+        asked_at = time.monotonic()
         try:
-            keys, lifetime = await self._ask()
+            answer = await self._ask()
+            keys = self.keys if answer.body == self._answer else parse_key_set(answer.body)
         except (HttpFailure, ValueError) as error:
-            self._failed_at = time.monotonic()
-            if str(error) != self._failure:
-                self._failure = str(error)
-                logger.error("the keys of %s could not be fetched: %s", endpoint_name(self._url), error)
+            self._note_failure(str(error))
+            return False
+        except Exception as error:  # a key that the packages cannot take: those that were fetched stay in use
+            self._note_failure(type(error).__name__)
             return False
         finally:
             self._fetching = None
         self._failed_at, self._failure = None, ""
-        self._fresh_until = time.monotonic() + lifetime
-        self.keys = keys
-        self.changes += 1
+        self._asked_at = asked_at
+        self._fresh_until = time.monotonic() + answer.lifetime
+        if keys is not self.keys:
+            self._answer, self.keys = answer.body, keys
+            self.changes += 1
         return True
 
-    async def _ask(self) -> tuple[KeySet, float]:
-        """Return the keys and the seconds that they are fresh for; raises `HttpFailure`, `ValueError`."""
+    def _note_failure(self, reason: str) -> None:
+        self._failed_at = time.monotonic()
+        if reason != self._failure:
+            self._failure = reason
+            logger.error("the keys of %s could not be fetched: %s", endpoint_name(self._url), reason)
+
+    async def _ask(self) -> _Answer:
+        """Return the answer of the endpoint; raises `HttpFailure`."""
         headers = {"Accept": "application/jwk-set+json, application/json"}
         client = HttpClient()
         try:
@@ -130,7 +154,7 @@ class KeyEndpoint:
             raise HttpFailure(f"the status of the answer is {answer.status}")
         if answer.body is None:
             raise HttpFailure(f"the answer has more than {MAX_KEY_SET_SIZE >> 10} KiB")
-        return parse_key_set(answer.body), lifetime_of(answer.headers.get("cache-control", ""))
+        return _Answer(answer.body, lifetime_of(answer.headers.get("cache-control", "")))
 
     async def close(self) -> None:
         """End a fetch that is under way."""

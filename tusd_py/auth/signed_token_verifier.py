@@ -15,7 +15,6 @@ from tusd_py.auth.signed_tokens import UnknownKey, verified_claims
 from tusd_py.contracts.auth import InvalidCredentials, Principal
 
 MAX_REMEMBERED = 10_000  # accepted tokens
-MAX_RENEWALS = 2  # fetches of keys for one token: the first may have begun before the key was made
 
 
 class KeySource(Protocol):
@@ -36,8 +35,11 @@ class KeySource(Protocol):
     async def refresh(self) -> None:
         """Have keys that are new enough; raises `AuthenticationUnavailable` if there are none."""
 
-    async def renew_for_unknown_key(self) -> bool:
-        """Look for keys that are not known yet; return whether there may be some. Raises as `refresh` does."""
+    async def renew_for_unknown_key(self, since: float) -> bool:
+        """Have keys that were asked for after `since`, in the time of the monotonic clock.
+
+        Returns whether there may be others than before. Raises as `refresh` does.
+        """
 
     async def close(self) -> None:
         """Close every connection."""
@@ -69,8 +71,8 @@ class KeyFile:
         """Read the file again if it has changed."""
         await self._file.refresh()
 
-    async def renew_for_unknown_key(self) -> bool:
-        """Return False: the file was looked at just now."""
+    async def renew_for_unknown_key(self, since: float) -> bool:
+        """Return False: the file is looked at every second."""
         return False
 
     async def close(self) -> None:
@@ -112,12 +114,12 @@ class SignedTokenVerifier:
         return known.principal if known is not None and self._now() < known.expires_at else None
 
     async def _verify(self, token: str) -> VerifiedToken:
-        for _ in range(MAX_RENEWALS):
-            try:
-                return self._accept(token)
-            except UnknownKey:
-                if not await self._source.renew_for_unknown_key():
-                    raise
+        since = time.monotonic()
+        try:
+            return self._accept(token)
+        except UnknownKey:
+            if not await self._source.renew_for_unknown_key(since):
+                raise
         return self._accept(token)
 
     def _accept(self, token: str) -> VerifiedToken:
