@@ -20,7 +20,7 @@ Example::
 __version__ = "0.1.0"
 
 from tusd_py.application import create_app
-from tusd_py.contracts.auth import Action, Decision, InvalidCredentials, Principal
+from tusd_py.contracts.auth import Action, Decision, ExpiredCredentials, InvalidCredentials, Principal
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
     AuthenticationUnavailable,
@@ -95,6 +95,7 @@ __all__ = [
     "CodedError",
     "Decision",
     "Durability",
+    "ExpiredCredentials",
     "FinalUploadModified",
     "HookRejected",
     "HookUnavailable",

@@ -19,6 +19,7 @@ from tusd_py import (
     Action,
     AuthenticationUnavailable,
     Decision,
+    ExpiredCredentials,
     InvalidCredentials,
     InvalidSettings,
     Principal,
@@ -105,7 +106,8 @@ def test_rules_are_those_of_the_application(tmp_path: Path, decision: Decision, 
 @pytest.mark.parametrize(
     ("error", "status", "head"),
     [
-        (InvalidCredentials("expired"), 401, 401),
+        (InvalidCredentials("not known"), 401, 401),
+        (ExpiredCredentials("expired"), 401, 423),
         (AuthenticationUnavailable(), 503, 423),
         (RuntimeError("a defect"), 503, 423),
         (KeyError("user"), 503, 423),

@@ -143,7 +143,7 @@ def test_line_of_a_request_names_principal_and_reason_and_no_token(site: ServerP
     refused = [(line.get("principal"), line["refusal"], line["client"], line["status"]) for line in lines()]
     assert refused == [
         (None, "this is no JSON Web Token", "127.0.0.1", 401),
-        (None, "the token has expired", "127.0.0.1", 401),
+        (None, "the token has expired", "127.0.0.1", 423),
         ("bob", "another owner", "127.0.0.1", 404),
     ]
     log = "".join(site.log)

@@ -35,7 +35,7 @@ from tusd_py.auth.make import make_authenticator
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.signed_token_verifier import KeyFile, SignedTokenVerifier
 from tusd_py.auth.signed_tokens import MAX_TRIED_KEYS, UnknownKey, verified_claims
-from tusd_py.contracts.auth import InvalidCredentials, Principal
+from tusd_py.contracts.auth import ExpiredCredentials, InvalidCredentials, Principal
 
 pytestmark = pytest.mark.filterwarnings("ignore::joserfc.errors.SecurityWarning")  # of keys and names made here
 
@@ -428,6 +428,18 @@ def test_claims_are_refused(claims: dict[str, Any]) -> None:
         accept(claims, RULES, NOW)
 
 
+def test_token_that_is_good_but_for_its_end_has_expired() -> None:
+    rules = ClaimRules(issuer="me", audience="you")
+    expired = {"sub": "ann", "iss": "me", "aud": "you", "exp": NOW - 31}
+    with pytest.raises(ExpiredCredentials):
+        accept(expired, rules, NOW)
+    faults = {"sub": "", "iss": "other", "aud": "other", "nbf": NOW + 31, "tus_max_size": -1}
+    for name, value in faults.items():
+        with pytest.raises(InvalidCredentials) as refusal:
+            accept(expired | {name: value}, rules, NOW)
+        assert not isinstance(refusal.value, ExpiredCredentials)
+
+
 @pytest.mark.parametrize("issuer", [None, "", "https://issuer", "https://issuer.example/", ["https://issuer.example"]])
 def test_token_of_another_issuer_is_refused(issuer: object) -> None:
     rules = ClaimRules(issuer="https://issuer.example")
@@ -502,7 +514,7 @@ async def test_token_is_verified_once_and_expires(
     clock.now += 129
     assert await verifier.principal_of(token) == Principal("ann")
     clock.now += 1
-    with pytest.raises(InvalidCredentials, match="expired"):
+    with pytest.raises(ExpiredCredentials):
         await verifier.principal_of(token)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.auth.site import ask, create, jwt_of, token_files
 from tests.clients.support import KIBI, MEBI, Sent, downloaded, head, payload, run_node, sent, sha256
-from tests.support.harness import ServerProcess
+from tests.support.harness import ServerProcess, serving
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,21 @@ class Client:
         hold_after: int | None = None,
         ending: str = "wait",
         on_event: Callable[[Mapping[str, Any]], None] | None = None,
+        tokens: Sequence[tuple[str, int]] | None = None,
         **options: object,
     ) -> Run:
-        """Upload the file; `hold_after` stops the body there until it is stored, `ending` tells what to do then."""
+        """Upload the file.
+
+        `hold_after` stops the body there until it is stored, `ending` tells what to do then. Each of `tokens` is sent
+        with so many requests, the last one with all that follow.
+        """
         self.path.write_bytes(data)
         scenario = {
             "path": str(self.path),
             "source": source,
             "hold_after": hold_after,
             "ending": ending,
+            "tokens": tokens,
             "options": options,
         }
         result = run_node("tus_js.mjs", "tus-js-client", scenario, on_event)
@@ -262,3 +269,63 @@ def test_upload_over_the_maximum_is_refused_at_once(tmp_path: Path, client: Clie
     assert [(one.method, one.status) for one in run.requests] == [("POST", 413)]
     assert run.error is not None
     assert "413" in run.error
+
+
+# Tokens that expire.
+
+
+@pytest.mark.parametrize("refusals", [1, 3])
+def test_token_that_expires_in_the_middle_is_renewed_and_the_upload_goes_on(
+    tmp_path: Path, client: Client, refusals: int
+) -> None:
+    data = payload(500 * KIBI)
+    tokens = [(jwt_of("ann"), 3), (jwt_of("ann", exp=1), refusals), (jwt_of("ann"), 0)]
+    with serving(tmp_path, **token_files(tmp_path)) as server:
+        run = client.upload(data, endpoint=server.url, chunkSize=100 * KIBI, retryDelays=[0] * 5, tokens=tokens)
+        assert run.error is None
+        assert [(one.method, one.status) for one in run.requests] == [
+            ("POST", 201),
+            ("PATCH", 204),
+            ("PATCH", 204),
+            ("PATCH", 401),
+            *[("HEAD", 423)] * (refusals - 1),
+            ("HEAD", 200),
+            *[("PATCH", 204)] * 3,
+        ]
+        assert run.patched_offsets == [offset * 100 * KIBI for offset in (0, 1, 2, 2, 3, 4)]
+        assert ask(server, jwt_of("ann"), "GET", run.url.removeprefix(server.origin)).body == data
+
+
+def test_large_request_with_an_expired_token_is_sent_again_from_its_beginning_only(
+    tmp_path: Path, client: Client
+) -> None:
+    data = payload(16 * MEBI)
+    tokens = [(jwt_of("ann"), 1), (jwt_of("ann", exp=1), 2), (jwt_of("ann"), 0)]
+    with serving(tmp_path, **token_files(tmp_path)) as server:
+        run = client.upload(data, endpoint=server.url, retryDelays=[0] * 5, tokens=tokens)
+        assert run.error is None
+        created, refused, *others = run.requests
+        assert (created.method, created.status) == ("POST", 201)
+        assert refused.status in (401, None)  # None: the connection ended under the body before the answer was read
+        assert [(one.method, one.status) for one in others] == [("HEAD", 423), ("HEAD", 200), ("PATCH", 204)]
+        assert ask(server, jwt_of("ann"), "GET", run.url.removeprefix(server.origin)).body == data
+
+
+def test_client_that_comes_back_with_an_expired_token_goes_on_where_it_was(tmp_path: Path, client: Client) -> None:
+    data = payload(300 * KIBI)
+    with serving(tmp_path, **token_files(tmp_path)) as server:
+        path = create(server, jwt_of("ann"), len(data), data[: 100 * KIBI])
+        options: dict[str, Any] = {"endpoint": server.url, "uploadUrl": server.origin + path, "retryDelays": [0] * 3}
+        refused = client.upload(data, tokens=[(jwt_of("ann", exp=1), 0)], **options)
+        assert refused.error is not None
+        assert [(one.method, one.status) for one in refused.requests] == [("HEAD", 423)] * 4
+        assert refused.url == server.origin + path
+        run = client.upload(data, tokens=[(jwt_of("ann", exp=1), 2), (jwt_of("ann"), 0)], **options)
+        assert run.error is None
+        assert [(one.method, one.status) for one in run.requests] == [
+            *[("HEAD", 423)] * 2,
+            ("HEAD", 200),
+            ("PATCH", 204),
+        ]
+        assert run.patched_offsets == [100 * KIBI]
+        assert ask(server, jwt_of("ann"), "GET", path).body == data

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.auth.site import ask, jwt_of, token_files
 from tests.clients.support import KIBI, MEBI, Sent, downloaded, head, payload, run_node, sent, sha256
 from tests.conftest import require
-from tests.support.harness import ServerProcess
+from tests.support.harness import ServerProcess, serving
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,29 @@ class Browser:
         self.path = path
         self.chromium = require("chromium")
 
-    def upload(self, data: bytes, *, pause_after: int | None = None, cancel: bool = False, **options: object) -> Run:
-        """Upload a file; `pause_after` pauses after so many bytes on a slow network, then resumes or cancels."""
+    def upload(
+        self,
+        data: bytes,
+        *,
+        pause_after: int | None = None,
+        cancel: bool = False,
+        slow: bool = False,
+        tokens: Sequence[tuple[str, int]] | None = None,
+        **options: object,
+    ) -> Run:
+        """Upload a file.
+
+        `pause_after` pauses after so many bytes on a slow network, then resumes or cancels; `slow` is for a slow
+        network to the end. Each of `tokens` is sent with so many requests, the last one with all that follow.
+        """
         self.path.write_bytes(data)
         scenario = {
             "chromium": self.chromium,
             "path": str(self.path),
             "pause_after": pause_after,
-            "bytes_per_second": 2 * MEBI,
+            "bytes_per_second": 2 * MEBI if slow or pause_after else None,
             "cancel": cancel,
+            "tokens": tokens,
             "options": {"retryDelays": []} | options,
         }
         result = run_node("uppy.mjs", "uppy", scenario)
@@ -125,3 +141,33 @@ def test_origin_that_is_not_allowed_fails_before_anything_is_created(tmp_path: P
     assert run.urls == []
     assert len(run.errors) == 1
     assert run.steps == [("POST", None)]  # the preflight's answer forbids it, it is never sent
+
+
+def test_token_that_expires_in_the_middle_is_renewed_and_the_upload_goes_on(tmp_path: Path, browser: Browser) -> None:
+    data = payload(2 * MEBI + 5)
+    tokens = [(jwt_of("ann"), 2), (jwt_of("ann", exp=1), 3), (jwt_of("ann"), 0)]
+    with serving(tmp_path, **token_files(tmp_path)) as server:
+        run = browser.upload(data, endpoint=server.url, chunkSize=1 * MEBI, retryDelays=[0] * 5, tokens=tokens)
+        assert run.errors == []
+        assert run.steps == [
+            ("POST", 201),
+            ("PATCH", 204),
+            ("PATCH", 401),
+            *[("HEAD", 423)] * 2,
+            ("HEAD", 200),
+            *[("PATCH", 204)] * 2,
+        ]
+        assert [request.offset for request in run.requests if request.status == 204] == [0, 1 * MEBI, 2 * MEBI]
+        assert ask(server, jwt_of("ann"), "GET", run.urls[0].removeprefix(server.origin)).body == data
+
+
+def test_large_request_with_an_expired_token_makes_no_second_upload(tmp_path: Path, browser: Browser) -> None:
+    """The body takes longer than the server reads a refused one, so that the page may see the connection end only."""
+    data = payload(8 * MEBI)
+    tokens = [(jwt_of("ann"), 1), (jwt_of("ann", exp=1), 2), (jwt_of("ann"), 0)]
+    with serving(tmp_path, **token_files(tmp_path)) as server:
+        run = browser.upload(data, slow=True, endpoint=server.url, retryDelays=[0] * 5, tokens=tokens)
+        assert run.errors == []
+        assert [method for method, _ in run.steps] == ["POST", "PATCH", "HEAD", "HEAD", "PATCH"]
+        assert run.steps[2:] == [("HEAD", 423), ("HEAD", 200), ("PATCH", 204)]
+        assert ask(server, jwt_of("ann"), "GET", run.urls[0].removeprefix(server.origin)).body == data

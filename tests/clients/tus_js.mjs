@@ -48,6 +48,34 @@ function recorder(requests) {
   }
 }
 
+/**
+ * Options of a page whose tokens expire: each of `tokens`, [token, number of requests], is sent so often, the last one
+ * for ever. A refusal is tried again, as docs/security.md advises.
+ */
+function renewal(tokens) {
+  const left = tokens.map(([token, requests]) => ({ token, requests }))
+  return {
+    async onBeforeRequest(request) {
+      await delay(1) // to ask the application for a token takes time
+      if (left.length > 1 && left[0].requests === 0) left.shift()
+      left[0].requests -= 1
+      request.setHeader('Authorization', `Bearer ${left[0].token}`)
+    },
+    onShouldRetry(error) {
+      const status = error.originalResponse ? error.originalResponse.getStatus() : 0
+      return status === 0 || status === 401 || status === 409 || status === 423 || status >= 500
+    },
+  }
+}
+
+/** Both callbacks before a request, one after the other. */
+function both(first, second) {
+  return async (request) => {
+    await first(request)
+    await second(request)
+  }
+}
+
 /** A file reader whose body stops once when `bytes` of the file were given: the request stays open, nothing follows. */
 class HeldReader {
   constructor(bytes) {
@@ -103,11 +131,17 @@ let onCreated
 const created = new Promise((resolve) => {
   onCreated = resolve
 })
+const recording = recorder(requests)
+const renewing = scenario.tokens == null ? {} : renewal(scenario.tokens)
+if (renewing.onBeforeRequest) {
+  recording.onBeforeRequest = both(recording.onBeforeRequest, renewing.onBeforeRequest)
+}
 const finished = new Promise((resolve) => {
   upload = new tus.Upload(openSource(scenario.source, scenario.path), {
     retryDelays: null,
     ...scenario.options,
-    ...recorder(requests),
+    ...renewing,
+    ...recording,
     ...(holding ? { fileReader: holding } : {}),
     onUploadUrlAvailable: () => onCreated(),
     onSuccess: () => resolve(null),

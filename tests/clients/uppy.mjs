@@ -80,8 +80,8 @@ async function run(browser, origin, scenario) {
     page.waitForEvent('requestfinished', (request) => request.method() === method && !request.url().startsWith(origin))
 
   await page.goto(origin)
-  const speedUp = scenario.pause_after ? await slowDown(page, scenario.bytes_per_second) : null
-  await page.evaluate((options) => window.begin(options), scenario.options)
+  const speedUp = scenario.bytes_per_second ? await slowDown(page, scenario.bytes_per_second) : null
+  await page.evaluate(({ options, tokens }) => window.begin(options, tokens), scenario)
 
   const result = { urls: [], errors: [], stored_at_pause: null, requests_at_pause: null }
   if (scenario.pause_after) {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tusd_py.contracts.auth import InvalidCredentials, Principal, is_owner
+from tusd_py.contracts.auth import ExpiredCredentials, InvalidCredentials, Principal, is_owner
 
 MAX_SIZE_CLAIM = "tus_max_size"
 MAX_INTEGER = (1 << 63) - 1
@@ -50,10 +50,9 @@ def accept(claims: Mapping[str, Any], rules: ClaimRules, now: float) -> Verified
 
     Raises:
         InvalidCredentials: a claim is missing, malformed or refused.
+        ExpiredCredentials: the token is good but for its `exp`.
     """
     expires_at = _time(claims, "exp", math.inf) + rules.leeway
-    if now >= expires_at:
-        raise InvalidCredentials("the token has expired")
     if now < _time(claims, "nbf", -math.inf) - rules.leeway:
         raise InvalidCredentials("the token is not valid yet")
     if rules.issuer is not None and claims.get("iss") != rules.issuer:
@@ -66,6 +65,8 @@ def accept(claims: Mapping[str, Any], rules: ClaimRules, now: float) -> Verified
         max_size=max_size_of(claims.get(MAX_SIZE_CLAIM)),
         claims=claims,
     )
+    if now >= expires_at:
+        raise ExpiredCredentials("the token has expired")
     return VerifiedToken(principal, expires_at)
 
 

@@ -12,7 +12,7 @@ from tusd_py.auth.claims import ClaimRules, VerifiedToken, accept
 from tusd_py.auth.keys import KeySet
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.signed_tokens import UnknownKey, verified_claims
-from tusd_py.contracts.auth import InvalidCredentials, Principal
+from tusd_py.contracts.auth import ExpiredCredentials, Principal
 
 MAX_REMEMBERED = 10_000  # accepted tokens
 
@@ -103,7 +103,7 @@ class SignedTokenVerifier:
             self._remember(digest, known)
         if self._now() >= known.expires_at:
             self._accepted.pop(digest, None)
-            raise InvalidCredentials("the token has expired")
+            raise ExpiredCredentials("the token has expired")
         return known.principal
 
     def known(self, token: str) -> Principal | None:

@@ -107,6 +107,21 @@ class InvalidCredentials(Exception):
     """
 
 
+class ExpiredCredentials(InvalidCredentials):
+    """A request has credentials that were good and have expired: the client is to renew them and to go on.
+
+    HEAD is answered 423 in place of 401, after which clients would begin the upload again at its first byte.
+
+    Example::
+
+        async def authenticate(self, context: RequestContext) -> Principal | None:
+            session = self.sessions[context.headers["x-session"]]
+            if session.expires_at < time.time():
+                raise ExpiredCredentials("the session has expired")
+            return Principal(session.user)
+    """
+
+
 @runtime_checkable
 class Authenticator(Protocol):
     """The authentication of requests, given as `TusServer(authenticator=...)`."""
@@ -121,7 +136,8 @@ class Authenticator(Protocol):
             context: the request; `context.scope` has what middlewares of the application know of it.
 
         Raises:
-            InvalidCredentials: the credentials are wrong or have expired.
+            InvalidCredentials: the credentials are wrong.
+            ExpiredCredentials: they were good, and have expired.
             AuthenticationUnavailable: the sender cannot be found out now.
         """
 

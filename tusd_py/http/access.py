@@ -13,6 +13,7 @@ from tusd_py.contracts.auth import (
     Action,
     Authenticator,
     Decision,
+    ExpiredCredentials,
     InvalidCredentials,
     NamesSecretHeaders,
     Principal,
@@ -22,7 +23,8 @@ from tusd_py.contracts.auth import (
 from tusd_py.core.errors import AuthenticationUnavailable, BrokenRecord, CodedError, UploadNotFound
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
-from tusd_py.http.errors import HTTPError
+from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError
+from tusd_py.http.failure_log import FailureLog, WrongAnswer
 from tusd_py.http.request import Request
 from tusd_py.uploads.admission import Admission, admission_to, remains_of
 
@@ -49,6 +51,19 @@ class Unauthorized(HTTPError):
         challenge = 'Bearer error="invalid_token"' if had_credentials else "Bearer"
         super().__init__(401, "ERR_UNAUTHORIZED", sentence, {"WWW-Authenticate": challenge})
         self.reason = reason
+
+
+class ExpiredOnHead(Unauthorized):
+    """A HEAD with credentials that are good but have expired.
+
+    Clients begin a new upload at its first byte when HEAD answers 401. After 423 they send it again, and may have
+    renewed their credentials by then.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, had_credentials=True)
+        self.status = TRY_LATER.status
+        self.headers = {**self.headers, "Retry-After": RETRY_AFTER}
 
 
 class Forbidden(HTTPError):
@@ -230,6 +245,8 @@ class AccessControl:
         try:
             principal = await self._authenticator.authenticate(request.context())
         except InvalidCredentials as error:
+            if isinstance(error, ExpiredCredentials) and request.method == "HEAD" and not request.is_plain_head:
+                raise ExpiredOnHead(str(error)) from None
             raise Unauthorized(str(error), had_credentials=True) from None
         except CodedError:
             raise
