@@ -199,6 +199,24 @@ def test_token_that_is_none_is_refused_with_a_challenge(site: ServerProcess, kin
     assert refused.text.startswith("ERR_UNAUTHORIZED: ")
 
 
+def test_head_with_a_token_that_has_expired_is_told_to_try_again(site: ServerProcess) -> None:
+    refused = send(site, EXPIRED, VERBS["HEAD"], active(site))
+    challenge = 'Bearer error="invalid_token"'
+    assert (refused.status, refused["WWW-Authenticate"], refused["Retry-After"]) == (423, challenge, "1")
+    forged = EXPIRED[:-4] + ("AAAA" if EXPIRED[-4:] != "AAAA" else "BBBB")
+    for token in (forged, jwt_of("", exp=1), "wrong", "", None):
+        assert send(site, token, VERBS["HEAD"], active(site)).status == 401
+
+
+@pytest.mark.parametrize("scope", ["uploads:readonly", "uploads:Write", ["uploads:"], "openid uploads:admins"])
+def test_scope_that_means_nothing_here_gives_no_right(site: ServerProcess, scope: object) -> None:
+    token, path = jwt_of("ann", scope=scope), active(site)
+    with unchanged(site):
+        assert send(site, token, CREATIONS["empty"], "/files").status == 403
+        for name in ("HEAD", "PATCH small", "DELETE"):
+            assert send(site, token, VERBS[name], path).status == 403
+
+
 @pytest.mark.parametrize("scope", [None, "openid", "uploads:read uploads:administrator", ["uploads:admin openid"]])
 def test_other_owner_with_a_jwt_sees_nothing(site: ServerProcess, scope: object) -> None:
     assert send(site, jwt_of("bob", scope=scope), VERBS["HEAD"], active(site)).status == 404

@@ -12,7 +12,7 @@ Example, of an application that knows its users by their sessions::
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -54,7 +54,7 @@ class Decision(StrEnum):
     FORBID = "forbid"  # answered 403: the sender may know of the upload
 
 
-# The scopes of which each action needs one. Other scopes of a principal neither give nor take a right.
+# The scopes of which each action needs one.
 NEEDED_SCOPES: Mapping[Action, tuple[str, ...]] = {
     Action.CREATE: (WRITE_SCOPE,),
     Action.INSPECT: (READ_SCOPE, WRITE_SCOPE),
@@ -63,8 +63,8 @@ NEEDED_SCOPES: Mapping[Action, tuple[str, ...]] = {
     Action.TERMINATE: (DELETE_SCOPE,),
     Action.CONCATENATE: (WRITE_SCOPE,),
 }
-RESTRICTING_SCOPES = frozenset({READ_SCOPE, WRITE_SCOPE, DELETE_SCOPE})
-KNOWN_SCOPES = RESTRICTING_SCOPES | {ADMIN_SCOPE}
+RESTRICTING_PREFIX = "uploads:"  # of scopes that restrict a principal to them; others neither give nor take a right
+KNOWN_SCOPES = frozenset({READ_SCOPE, WRITE_SCOPE, DELETE_SCOPE, ADMIN_SCOPE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class Principal:
 
     Attributes:
         owner: the name that uploads of this principal are kept under, never empty.
-        scopes: its rights. `uploads:admin` may do everything with every upload; one of `uploads:read`,
-            `uploads:write` and `uploads:delete` restricts a principal to those it has.
+        scopes: its rights. `uploads:admin` may do everything with every upload; a scope that begins with `uploads:`
+            restricts a principal to those of `uploads:read`, `uploads:write` and `uploads:delete` that it has.
         max_size: bytes that an upload of this principal may have at most, where the server allows more.
         claims: what else is known of the principal, such as the claims of a token.
     """
@@ -174,8 +174,14 @@ def decide_by_owner(context: RequestContext, action: Action, upload: Upload | No
         return Decision.ALLOW
     if not context.principal or (upload is not None and upload.owner != context.principal):
         return Decision.HIDE
-    has_right = context.scopes.isdisjoint(RESTRICTING_SCOPES) or not context.scopes.isdisjoint(NEEDED_SCOPES[action])
-    return Decision.ALLOW if has_right else Decision.FORBID
+    return Decision.ALLOW if has_right(context.scopes, action) else Decision.FORBID
+
+
+def has_right(scopes: Set[str], action: Action) -> bool:
+    """Return whether scopes give a right to own uploads: one that it needs, or none that restricts to some rights."""
+    return not scopes.isdisjoint(NEEDED_SCOPES[action]) or not any(
+        scope.startswith(RESTRICTING_PREFIX) for scope in scopes
+    )
 
 
 def is_owner(text: str) -> bool:
