@@ -19,7 +19,8 @@ from tests.support.harness import ServerProcess, serving
 from tests.support.hook_endpoint import HookEndpoint, told
 from tests.support.stored import unchanged
 from tests.support.timing import wait_until
-from tests.support.wire.messages import creation_headers, patch_headers
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import TUS, Headers, creation_headers, patch_headers
 from tusd_py.cli import main
 
 PAGE = "https://page.example"
@@ -30,6 +31,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("site")
     options = {"auth_cookie": "session", "cors_origins": f"{PAGE},https://*.example.org", "public_downloads": True}
     with serving(folder, **token_files(folder), **options, log_format="json") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def private_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("private_site")
+    options = {"auth_cookie": "session", "cors_origins": PAGE, "cors_credentials": True}
+    with serving(folder, **token_files(folder), **options) as server:
         yield server
 
 
@@ -75,6 +84,56 @@ def test_page_of_another_origin_cannot_act_with_the_cookie(
         assert answer.status == 401, answer
 
 
+EMBEDDED: dict[str, str] = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+LINK = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({}, 200),
+        (EMBEDDED, 401),
+        (EMBEDDED | {"Sec-Fetch-Dest": "video"}, 401),
+        (EMBEDDED | {"Sec-Fetch-Site": "same-site"}, 200),
+        (EMBEDDED | {"Sec-Fetch-Site": "same-origin"}, 200),
+        (EMBEDDED | {"Origin": PAGE, "Sec-Fetch-Mode": "cors"}, 200),  # crossorigin="use-credentials"
+        (EMBEDDED | {"Origin": "https://evil.example", "Sec-Fetch-Mode": "cors"}, 401),
+        (LINK, 200),
+        (LINK | {"Sec-Fetch-Site": "none"}, 200),
+        (LINK | {"Sec-Fetch-Dest": "iframe"}, 401),
+        (LINK | {"Sec-Fetch-Dest": "object"}, 401),
+    ],
+)
+def test_page_of_another_site_cannot_embed_what_a_cookie_shows(
+    private_site: ServerProcess, fields: dict[str, str], status: int
+) -> None:
+    path = create(private_site, OWNER, 4, b"four")
+    for method in ("GET", "HEAD"):
+        assert ask(private_site, None, method, path, cookie(OWNER) | fields).status == status
+        assert ask(private_site, OWNER, method, path, fields).status == 200
+
+
+def test_cookie_in_several_fields_is_found(site: ServerProcess) -> None:
+    """As HTTP/2 may divide them."""
+    path = create(site, OWNER, 8)
+    for fields in (("a=b", f"session={OWNER}", "c=d"), (f"session={OWNER}", "c=d"), ("a=b", f"session={OWNER}")):
+        headers: Headers = {**TUS, "Cookie": fields}
+        with Connection(site.port) as connection:
+            connection.send_request("HEAD", path, headers)
+            assert connection.answer(method="HEAD").status == 200
+
+
+@pytest.mark.parametrize("field", ["theme=a,session={1}; session={0}", "session={0}; theme=a,session={1}"])
+def test_value_of_another_cookie_is_no_cookie(site: ServerProcess, field: str) -> None:
+    path = create(site, OWNER, 8)
+    assert ask(site, None, "HEAD", path, {"Cookie": field.format(OWNER, OTHER)}).status == 200
+
+
+def test_cookie_decides_beside_the_credentials_of_a_proxy(site: ServerProcess) -> None:
+    path = create(site, OWNER, 8)
+    assert ask(site, None, "HEAD", path, cookie(OWNER, Authorization="Basic dTpw")).status == 200
+
+
 def test_authorization_decides_beside_a_cookie(site: ServerProcess) -> None:
     path = create(site, OWNER, 8)
     assert ask(site, OTHER, "HEAD", path, cookie(OWNER)).status == 404
@@ -82,7 +141,9 @@ def test_authorization_decides_beside_a_cookie(site: ServerProcess) -> None:
     assert ask(site, OWNER, "DELETE", path, cookie("wrong")).status == 204
 
 
-@pytest.mark.parametrize("field", ["session={0}; session={1}", "session=", "sessions={0}", "x=session={0}"])
+@pytest.mark.parametrize(
+    "field", ["session={0}; session={1}", "session=", "sessions={0}", "x=session={0}", "a=b,session={0}"]
+)
 def test_cookie_that_is_not_clear_is_no_token(site: ServerProcess, field: str) -> None:
     path = create(site, OWNER, 8)
     assert ask(site, None, "HEAD", path, {"Cookie": field.format(OWNER, OTHER)}).status == 401

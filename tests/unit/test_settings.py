@@ -467,7 +467,24 @@ def test_settings_do_not_show_their_password_in_a_debugger() -> None:
     assert "hunter2" not in repr(load({"redis_url": "redis://:hunter2@localhost"}).settings)
 
 
-@pytest.mark.parametrize("origins", ["*", "https://*", "http://*:*", "https://a.example,*", "null"])
+@pytest.mark.parametrize(
+    "origins",
+    [
+        "*",
+        "https://*",
+        "http://*:*",
+        "https://a.example,*",
+        "null",
+        "https://*.*",
+        "https://*.com",
+        "https://*.com:8443",
+        "https://*example.org",
+        "https://app.example.*",
+        "https://app.example.org*",
+        "https://*.example.org.*",
+        "https://a.example,https://*.org",
+    ],
+)
 def test_credentials_for_every_origin_are_refused(capsys: pytest.CaptureFixture[str], origins: str) -> None:
     assert main(["config", "--cors-credentials", "--cors-origins", origins]) == 2
     assert_one_line(capsys, "--cors-credentials needs --cors-origins that names the origins", origins)
@@ -475,7 +492,19 @@ def test_credentials_for_every_origin_are_refused(capsys: pytest.CaptureFixture[
         from_arguments({"cors_credentials": True, "cors_origins": origins})
 
 
-@pytest.mark.parametrize("origins", ["https://a.example", "https://*.a.example,http://localhost:*", ""])
+@pytest.mark.parametrize(
+    "origins",
+    [
+        "https://a.example",
+        "https://*.a.example,http://localhost:*",
+        "",
+        "https://pr-*.a.example:8443",
+        "https://*.*.a.example/",
+        "http://*.localhost:*",
+        "http://127.0.0.1:*,http://[::1]:*",
+        "capacitor://localhost",
+    ],
+)
 def test_credentials_for_named_origins_are_accepted(origins: str) -> None:
     assert load({"cors_credentials": True, "cors_origins": origins}).settings.cors_credentials
 

@@ -27,7 +27,10 @@ from tusd_py.settings.model import (
     variable_name,
 )
 
-ANY_HOST = re.compile(r"[^:]+://\*+(?::.*)?/?")  # an origin that leaves the host open
+# An origin whose host is known up to its last two labels at least: everything under them is of one owner.
+NAMED_ORIGIN = re.compile(
+    r"[^:/*]+://(?:[^/:]*\*(?:\.[^./:*]+){2,}|\*\.localhost|[^/:*]+|\[[0-9A-Fa-f:.]+\])(?::(?:\d+|\*))?/?"
+)
 PLAIN_REASONS = {
     "a valid integer": "a whole number",
     "a valid boolean": "true or false",
@@ -149,7 +152,8 @@ def _check_authentication(settings: Settings, where: Callable[[str], str], name_
 
 
 def _is_anyone(origin: str) -> bool:
-    return origin in ("*", "null") or ANY_HOST.fullmatch(origin) is not None
+    """Return whether an origin leaves open whose pages it stands for, such as `*`, `null` and `https://*.com`."""
+    return NAMED_ORIGIN.fullmatch(origin) is None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -101,7 +101,8 @@ def _format_second(seconds: int) -> str:
 def single_values(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
     """Return header fields by lower-case name.
 
-    The values of a repeated field are joined to a list (RFC 9110, section 5.2), which no parser of an integer accepts.
+    The values of a repeated field are joined to a list (RFC 9110, section 5.2), which no parser of an integer accepts,
+    and those of Cookie to one of cookies (RFC 9113, section 8.2.3), whose values may hold commas.
     """
     # Not every parser strips the values (RFC 9110, section 5.5).
     pairs = [(name.decode("latin-1"), value.decode("latin-1").strip(" \t")) for name, value in headers]
@@ -109,5 +110,6 @@ def single_values(headers: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
     if len(values) < len(pairs):
         values = {}
         for name, value in pairs:
-            values[name] = f"{values[name]}, {value}" if name in values else value
+            separator = "; " if name == "cookie" else ", "
+            values[name] = f"{values[name]}{separator}{value}" if name in values else value
     return values
