@@ -28,7 +28,7 @@ from tusd_py import (
     Upload,
     create_app,
 )
-from tusd_py.http import access
+from tusd_py.http import access, failure_log
 
 TUS = {"Tus-Resumable": "1.0.0"}
 BYTES = {**TUS, "Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
@@ -137,6 +137,59 @@ def test_answer_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch
     with TestClient(app_with(Silent(), tmp_path)) as client:
         assert client.post("/files", headers={**TUS, "Upload-Length": "4"}).status_code == 503
         assert client.head("/files/unknown", headers=TUS).status_code == 423
+
+
+def test_failure_is_logged_once_a_second_without_what_may_be_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class ByToken:
+        async def authenticate(self, context: RequestContext) -> Principal | None:
+            users: dict[str, str] = {}
+            return Principal(users[context.headers["x-token"]])
+
+    headers = {**TUS, "X-Token": "hunter2", "Upload-Length": "4"}
+    monkeypatch.setattr(failure_log, "LOG_INTERVAL", 3600.0)
+    with TestClient(app_with(ByToken(), tmp_path)) as client:
+        for _ in range(3):
+            assert client.post("/files", headers=headers).status_code == 503
+        failures = [record.getMessage() for record in caplog.records if record.name == "tusd_py.auth"]
+        assert len(failures) == 1
+        assert failures[0].startswith("the authenticator of the application has failed: KeyError\n")
+        assert 'users[context.headers["x-token"]]' in failures[0]
+        monkeypatch.setattr(failure_log, "LOG_INTERVAL", 0.0)
+        client.post("/files", headers=headers)
+    assert sum(record.name == "tusd_py.auth" for record in caplog.records) == 2
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize("answer", ["hunter2", {"user": "hunter2"}, True, 5])
+def test_answer_of_another_type_lets_nobody_in(tmp_path: Path, answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(ByHeader):
+        async def authenticate(self, context: RequestContext) -> Principal | None:
+            return answer if "x-wrong" in context.headers else await super().authenticate(context)
+
+    with TestClient(app_with(Wrong(), tmp_path)) as client:
+        url = client.post("/files", headers=as_user("ann", Upload_Length="4")).headers["Location"]
+        wrong = as_user("ann", X_Wrong="1")
+        assert client.post("/files", headers=wrong | {"Upload-Length": "4"}).status_code == 503
+        assert client.patch(url, headers=BYTES | wrong, content=b"four").status_code == 503
+        assert client.head(url, headers=wrong).status_code == 423
+        assert client.head(url, headers=as_user("ann")).headers["Upload-Offset"] == "0"
+    assert f"authenticate returned {type(answer).__name__}, not Principal" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize("answer", [True, None, "allow"])
+def test_decision_of_another_type_lets_nobody_in(tmp_path: Path, answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(ByHeader):
+        async def authorize(self, context: RequestContext, action: Action, upload: Upload | None) -> Decision:
+            return Decision.ALLOW if action is Action.CREATE else answer
+
+    with TestClient(app_with(Wrong(), tmp_path)) as client:
+        url = client.post("/files", headers=as_user("ann", Upload_Length="4")).headers["Location"]
+        assert client.patch(url, headers=BYTES | as_user("ann"), content=b"four").status_code == 503
+        assert client.head(url, headers=as_user("ann")).status_code == 423
+    assert f"authorize returned {type(answer).__name__}, not Decision" in caplog.text
 
 
 def test_authenticator_needs_its_method_and_takes_the_place_of_the_settings(tmp_path: Path) -> None:

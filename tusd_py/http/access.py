@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol, TypeAlias
@@ -27,8 +26,6 @@ from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError
 from tusd_py.http.failure_log import FailureLog, WrongAnswer
 from tusd_py.http.request import Request
 from tusd_py.uploads.admission import Admission, admission_to, remains_of
-
-logger = logging.getLogger("tusd_py.auth")
 
 TIMEOUT = 10.0  # seconds for the decision
 HEAD_TIMEOUT = 1.0  # seconds for that of HEAD, which the server answers within two seconds
@@ -120,6 +117,7 @@ class AccessControl:
         self._uploads = uploads
         self._public_downloads = public_downloads
         self._known = known
+        self._failures = FailureLog()
 
     async def admit(self, request: Request) -> None:
         """Return if a request may be carried out; set its sender.
@@ -243,7 +241,7 @@ class AccessControl:
             request.refusal = "two fields Authorization"
             raise HTTPError(400, "ERR_INVALID_AUTHORIZATION", "Authorization may be there once")
         try:
-            principal = await self._authenticator.authenticate(request.context())
+            principal: object = await self._authenticator.authenticate(request.context())
         except InvalidCredentials as error:
             if isinstance(error, ExpiredCredentials) and request.method == "HEAD" and not request.is_plain_head:
                 raise ExpiredOnHead(str(error)) from None
@@ -251,10 +249,13 @@ class AccessControl:
         except CodedError:
             raise
         except Exception as error:  # of an authenticator of the application: nobody is let in without its answer
-            logger.exception("the authenticator of the application has failed")
-            raise AuthenticationUnavailable from error
+            self._failures.tell(error)
+            raise AuthenticationUnavailable from None
         if principal is None:
             raise Unauthorized("no token", had_credentials=False)
+        if not isinstance(principal, Principal):
+            self._failures.tell(WrongAnswer(f"authenticate returned {type(principal).__name__}, not Principal"))
+            raise AuthenticationUnavailable
         return principal
 
     async def _decide(self, request: Request, action: Action, upload: Upload | None) -> None:
@@ -272,12 +273,16 @@ class AccessControl:
         if self._rules is None:
             return decide_by_owner(context, action, upload)
         try:
-            return await self._rules.authorize(context, action, upload)
+            decision: object = await self._rules.authorize(context, action, upload)
         except CodedError:
             raise
         except Exception as error:  # as above
-            logger.exception("the authenticator of the application has failed")
-            raise AuthenticationUnavailable from error
+            self._failures.tell(error)
+            raise AuthenticationUnavailable from None
+        if not isinstance(decision, Decision):
+            self._failures.tell(WrongAnswer(f"authorize returned {type(decision).__name__}, not Decision"))
+            raise AuthenticationUnavailable
+        return decision
 
     def _admit_to_creation(self, request: Request) -> None:
         """Leave it to a creation to ask about the partial uploads of a final one, and about that one itself."""
