@@ -12,7 +12,8 @@ NOT_REPEATED = tests/clients/test_hosts.py tests/clients/test_s3.py tests/client
 	s3_outages ownership identity broken_records locations backup clocks copies events sync small_appends \
 	small_creations awaited_appends short_ways)
 DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/failure/test_*.py \
-	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py tests/server/test_workers.py
+	tests/wire/test_*.py)) tests/auth/test_table.py tests/unit/test_block_receiver.py tests/server/test_property.py \
+	tests/server/test_workers.py
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 

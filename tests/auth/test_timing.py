@@ -1,0 +1,83 @@
+"""The time of answers about uploads of others: no longer and no shorter than about uploads that do not exist."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from tests.auth.site import OTHER, OWNER, bearer, create, token_files
+from tests.support.harness import ServerProcess, serving
+from tests.support.wire.connection import Connection
+from tests.support.wire.messages import OFFSET_STREAM, TUS, Headers
+
+ROUNDS = 150  # of each kind in one measurement
+ATTEMPTS = 6  # measurements, one of which has to show no difference: other processes only add to a time
+TOLERANCE = 0.12  # of the time of an answer; the lookup that the answers have in common takes more
+
+Request = tuple[str, str, Headers, bytes | None]  # method, path, header fields, body
+
+
+def by_method(method: str) -> Callable[[str], Request]:
+    def request(path: str) -> Request:
+        headers = TUS | bearer(OTHER)
+        if method == "PATCH":
+            return method, path, headers | {"Upload-Offset": "4", "Content-Type": OFFSET_STREAM}, b"more"
+        return method, path, headers, None
+
+    return request
+
+
+def in_a_final_upload(path: str) -> Request:
+    return "POST", "/files", TUS | bearer(OTHER) | {"Upload-Concat": f"final;{path}"}, b""
+
+
+REQUESTS = {method: by_method(method) for method in ("HEAD", "GET", "PATCH", "DELETE")}
+REQUESTS["inside Concat"] = in_a_final_upload
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("site")
+    with serving(folder, **token_files(folder)) as server:
+        yield server
+
+
+def seconds(connection: Connection, request: Request) -> float:
+    method, path, headers, body = request
+    started = time.perf_counter()
+    connection.send_request(method, path, headers, body)
+    answer = connection.answer(method=method)
+    took = time.perf_counter() - started
+    assert answer.status == 404, answer
+    return took
+
+
+def lower_quartile(times: Sequence[float]) -> float:
+    return sorted(times)[len(times) // 4]
+
+
+def difference(site: ServerProcess, request: Callable[[str], Request], foreign: str) -> float:
+    """Return by which part of its time the answer about an upload of another takes longer than about none."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    with Connection(site.port) as connection:
+        for number in range(ROUNDS):
+            for is_foreign in (True, False) if number % 2 else (False, True):
+                path = foreign if is_foreign else f"/files/{secrets.token_hex(16)}"
+                times[is_foreign].append(seconds(connection, request(path)))
+    there, nowhere = lower_quartile(times[True]), lower_quartile(times[False])
+    return abs(there - nowhere) / nowhere
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_answer_about_an_upload_of_another_takes_as_long_as_about_none(site: ServerProcess, name: str) -> None:
+    headers = {"Upload-Concat": "partial"} if "Concat" in name else {}
+    foreign = create(site, OWNER, 4 if headers else 8, b"four", headers)
+    found = []
+    for _ in range(ATTEMPTS):
+        found.append(difference(site, REQUESTS[name], foreign))
+        if found[-1] <= TOLERANCE:
+            return
+    pytest.fail(f"the times differ by {', '.join(f'{part:.0%}' for part in found)}")
