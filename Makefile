@@ -9,7 +9,7 @@ RUNNABLE := $(VENV)/.runnable
 # the body. The long run with all faults of S3 is.
 NOT_REPEATED = tests/clients/test_hosts.py tests/clients/test_s3.py tests/clients/test_uppy.py \
 	$(patsubst %, tests/failure/test_%.py, chaos hosts_chaos redis_memory redis_loss s3_parts s3_completion s3_leftovers \
-	s3_outages ownership identity broken_records locations backup clocks copies events sync small_appends \
+	s3_outages ownership identity broken_records locations backup clocks copies events sync sync_distance small_appends \
 	small_creations awaited_appends short_ways)
 DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/failure/test_*.py \
 	tests/wire/test_*.py)) tests/auth/test_table.py tests/unit/test_block_receiver.py tests/server/test_property.py \

@@ -253,6 +253,8 @@ class Client:
             if any(part.given_up and not part.complete for part in upload.parts):
                 upload.given_up = True  # it waits for a part that its client does not finish
                 return
+            for part in upload.parts:
+                await self._upload(part)  # a part that a failover of Redis took back, while the final upload waits
             if abandons and (self._draws(0.5) or self.world.is_calm):
                 self._log(f"abandons upload {upload.number}")
                 upload.abandoned = upload.given_up = True

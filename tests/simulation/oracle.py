@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from tests.simulation.exchange import Answer
 
+SYNC_DISTANCE = 1500  # bytes in place of 64 MiB
+
 
 class Unreadable(Exception):
     """The stored bytes cannot be looked at now."""
@@ -226,7 +228,7 @@ class Oracle:
             upload.floor = 0
             upload.complete = False
         elif not (self.durability == "always" or upload.deferred or upload.complete):
-            upload.floor = 0
+            upload.floor = max(0, upload.floor - SYNC_DISTANCE)
         if records and upload.is_ending:
             upload.floor = 0  # the record may come back, and its bytes not
         if records and upload.floor == 0 and not upload.complete:

@@ -21,8 +21,10 @@ import tusd_py.backends.redis.state
 import tusd_py.backends.sqlite.reserve
 import tusd_py.backends.sqlite.state
 import tusd_py.composition
+import tusd_py.core.durability
 import tusd_py.http.empty_patches
 import tusd_py.transfer.budget
+from tests.simulation.oracle import SYNC_DISTANCE
 from tests.simulation.patches import Modules
 from tests.simulation.world import Outcome
 from tests.simulation.worlds import DISK, world_of
@@ -57,6 +59,7 @@ def prepare() -> Modules:
         _modules.install()
         options = functools.partial(UploadOptions, commit_bytes=4096)
         vars(tusd_py.composition)["UploadOptions"] = options
+        tusd_py.core.durability.SYNC_DISTANCE = SYNC_DISTANCE
         tusd_py.transfer.budget.MIN_BATCH_SIZE = 512
         tusd_py.transfer.budget.MAX_BATCH_SIZE = 2048
         tusd_py.backends.disk.copying.SLICE_SIZE = 4096

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tusd_py.contracts.storage import Writer, WriterSnapshot
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.durability import Durability
+from tusd_py.core.durability import Durability, must_sync
 from tusd_py.core.errors import (
     ChecksumMismatch,
     CodedError,
@@ -36,9 +36,9 @@ IDLE_STEP = 0.25  # seconds between the moments at which the timers of idle appe
 FLUSH_INTERVAL = 10.0  # seconds after which all bytes are stored even where that costs extra
 MAX_SILENCE = 1.0  # seconds without a byte after which a request for a commit ends the append
 
-# Commits the second record, and these parts, in place of the first; the flag says that the upload is finished: the
-# storage has nothing left to do for it.
-Commit = Callable[[Upload, Upload, Sequence[UploadPart], bool], Awaitable[Upload]]
+# Commits the second record, and these parts, in place of the first. The first flag says that the upload is finished:
+# the storage has nothing left to do for it; the second that a power cut must not take the record back.
+Commit = Callable[[Upload, Upload, Sequence[UploadPart], bool, bool], Awaitable[Upload]]
 
 
 class Append:
@@ -58,7 +58,6 @@ class Append:
         commit: Commit,
         stored_size: Callable[[Upload], Awaitable[int]],
         *,
-        sync: bool,
         verification: Verification | None,
         last_step: LastStep | None = None,
     ) -> None:
@@ -71,7 +70,9 @@ class Append:
         self._options = options.limited_to(upload.max_size)
         self._commit_record = commit
         self._stored_size = stored_size  # of the storage
-        self._sync = sync
+        self._syncs_always = must_sync(options.durability, deferred=upload.deferred, unsynced=0)
+        self._synced = upload.synced  # end of the bytes that the storage was last asked to sync
+        self._has_synced = False  # since the last commit
         self._verification = verification
         self._limit = _limit(upload, self._options)
         self._start = upload.offset
@@ -198,12 +199,23 @@ class Append:
         now = time.monotonic()
         if everything or requested or now - self._flushed_at >= FLUSH_INTERVAL:
             self._flushed_at = now
-            await self._batches.flush(sync=self._sync and self._verification is None)
+            await self._flush(self._batches.flush)
         else:
-            await self._batches.flush_available(sync=self._sync and self._verification is None)
+            await self._flush(self._batches.flush_available)
         if self._verification is not None:  # unverified, so that not even a declared length may be committed
             return await self._answer_commit_request(requested)
         return await self._commit_snapshot(requested)
+
+    async def _flush(self, flush: Callable[..., Awaitable[None]]) -> None:
+        """Store the received bytes, and sync them if they are verified and it is time to."""
+        sync = self._verification is None and self._must_sync()
+        await flush(sync=sync)
+        if sync:
+            self._synced, self._has_synced = self._position, True
+
+    def _must_sync(self) -> bool:
+        deferred, unsynced = self.upload.deferred, self._position - self._synced
+        return must_sync(self._options.durability, deferred=deferred, unsynced=unsynced)
 
     async def _refuse_lost_bytes(self) -> None:
         """Raise `StorageBehind` if the storage has lost bytes. Before the first byte only: then the writer looks."""
@@ -217,7 +229,7 @@ class Append:
         if requested:
             before = self._stored_record
             after = replace(before, commit_requests_served=before.commit_requests_served + 1)
-            self._stored_record = await self._commit_record(before, after, (), False)
+            self._stored_record = await self._commit_record(before, after, (), False, self._syncs_always)
             self.upload = replace(
                 self.upload,
                 commit_requests_served=self._stored_record.commit_requests_served,
@@ -249,7 +261,9 @@ class Append:
             self.upload = replace(self.upload, commit_requests_served=before.commit_requests_served + 1)
         if self.upload == before and not self.upload.has_all_bytes:
             return False
-        self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, finished)
+        sync = self._syncs_always or self._has_synced
+        self.upload = self._stored_record = await self._commit_record(before, self.upload, parts, finished, sync)
+        self._has_synced = False
         return True
 
     async def _finish(self) -> Upload:
@@ -298,11 +312,11 @@ class Append:
                 self._batches.committed(snapshot)
             return
         try:
-            await self._batches.flush(sync=self._sync)
+            await self._flush(self._batches.flush)
         except StorageBehind:
             raise
         except UploadError:  # of the storage; the snapshot tells how many bytes it has stored
-            if self._sync:
+            if self._syncs_always:
                 return  # bytes that are not synced do not count
         await self._commit_snapshot(self._commit_requested)
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.storage import Writer
-from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
     ClientDisconnected,
     FinalUploadModified,
@@ -225,15 +224,13 @@ class Appending:
                 await log.update(upload, after, lock.token, kind, append_request.context)
 
     def _new_append(self, upload: Upload, append_request: AppendRequest, lock: Lock) -> Append:
-        sync = self._options.durability is Durability.ALWAYS or (
-            self._options.durability is Durability.COMPLETE and upload.deferred
-        )
-
         def committed(before: Upload, after: Upload) -> None:
             received = max(0, after.offset - before.offset)
             self._events.publish(UploadProgressed(after, received, append_request.context))
 
-        async def commit(before: Upload, after: Upload, parts: Sequence[UploadPart], finished: bool) -> Upload:
+        async def commit(
+            before: Upload, after: Upload, parts: Sequence[UploadPart], finished: bool, sync: bool
+        ) -> Upload:
             after = await self._completion.commit(
                 before, after, lock.token, parts, finished=finished, sync=sync, request=append_request.context
             )
@@ -249,7 +246,6 @@ class Appending:
             self._options,
             commit,
             self._storage.stored_size,
-            sync=sync,
             verification=append_request.verification,
             last_step=last_step,
         )

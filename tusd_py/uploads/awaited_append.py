@@ -18,7 +18,7 @@ from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.locked_work import LockedWork
 from tusd_py.uploads.pace import Pace
-from tusd_py.uploads.small_append import SyncFailedError, is_simple, is_small
+from tusd_py.uploads.small_append import SyncFailedError, is_simple, is_small, is_sync_due
 from tusd_py.uploads.validation import AppendRequest
 
 logger = logging.getLogger("tusd_py.uploads")
@@ -71,7 +71,7 @@ class AwaitedAppends:
             and is_simple(record, lock, request, len(body), self._clock.steady())
             and not record.storage_state
             and not lock.unreleased_predecessors
-            and not (self._syncs and record.deferred)  # a recording: every acknowledgement comes after a sync
+            and not (self._syncs and is_sync_due(record, len(body)))
         )
 
     async def _store(self, record: Upload, body: Buffer, lock: Lock) -> WriterSnapshot:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.durability import Durability
+from tusd_py.core.durability import Durability, must_sync
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import RequestContext
@@ -234,7 +234,7 @@ class _Step:
         record = self._threaded.state.get_in_thread(self._lock.upload_id)
         if record is None or not is_simple(record, self._lock, self._request, len(self._body), self._now):
             raise NotSimpleError
-        if self._threaded.syncs and record.deferred:  # a recording: every acknowledgement comes after a sync
+        if self._threaded.syncs and is_sync_due(record, len(self._body)):
             raise NotSimpleError
         return record
 
@@ -284,3 +284,8 @@ def is_simple(record: Upload, lock: Lock, request: AppendRequest, size: int, now
         and record.token < lock.token
         and request.admission.fits(record)
     )
+
+
+def is_sync_due(record: Upload, size: int) -> bool:
+    """Return whether the append syncs although the upload may go on after it, which the fast paths do not."""
+    return must_sync(Durability.COMPLETE, deferred=record.deferred, unsynced=record.offset + size - record.synced)
