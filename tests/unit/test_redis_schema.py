@@ -12,7 +12,7 @@ from tusd_py.backends.redis.schema import Keys, LockField
 from tusd_py.core.upload_codec import FIELDS
 
 FILES = sorted(Path(scripts.__file__).parent.glob("*.lua"))
-LOADED = {scripts.DEADLINE, scripts.WITH_EVENTS, scripts.read("replication_id")}
+LOADED = {scripts.DEADLINE, scripts.WITH_EVENTS, scripts.read("replication_id"), scripts.read("tally")}
 LOADED |= {script.text for script in vars(scripts).values() if isinstance(script, scripts.Script)}
 OF_A_RECORD = re.compile(r"redis\.call\('(?:HMGET|HGET|HSET|HDEL|HINCRBY)', KEYS\[[0-9]\], ([^)]*)\)")
 

@@ -24,6 +24,7 @@ from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord
 from tusd_py.core.listing import EVERYTHING, Page, UploadFilter
 from tusd_py.core.outbox import OutboxEvent
+from tusd_py.core.quotas import Usage
 from tusd_py.core.upload import Upload, UploadPart
 
 
@@ -212,6 +213,29 @@ class ReadsAtOnce(Protocol):
 
         Raises:
             BrokenRecord: the record cannot be read.
+        """
+
+
+@runtime_checkable
+class SupportsQuotas(Protocol):
+    """A state store that counts what each owner has, and refuses what exceeds a quota.
+
+    `create` raises `QuotaExceeded` for a record that is over a quota that it names (`Upload.quota_bytes`,
+    `Upload.quota_uploads`), and `update` for one that grows over its quota (`core.quotas.growth`): nothing changes.
+    An update that completes a final upload sets `Upload.uncounted` of its partial uploads in the same step
+    (`core.quotas.replaces_partials`); only what the final one has beyond those of its owner counts as growth.
+
+    Invariant: what is counted of each owner is the sum over its records (`core.quotas.counted_bytes`, `is_open`),
+    also after a process has died. Records without a quota are counted too.
+    """
+
+    enforces_quotas: bool  # whether they refuse anything; records that are copied have been admitted before
+
+    async def usage_of(self, owner: str) -> Usage:
+        """Return what an owner has now.
+
+        The first call may count all records. Raises `StateUnavailable`, for good if the store cannot count with its
+        configuration.
         """
 
 

@@ -91,6 +91,16 @@ class MaxSizeExceeded(UploadError):
     code = "ERR_MAX_SIZE_EXCEEDED"
 
 
+class QuotaExceeded(UploadError):
+    """The owner of an upload has no room for it: the setting `quota_bytes` or `quota_uploads`, or the claim of a token.
+
+    Raised by `StateStore.create` and `StateStore.update` of a store that counts (`SupportsQuotas`).
+    """
+
+    default_message = "the quota of the owner is exhausted"
+    code = "ERR_QUOTA_EXCEEDED"
+
+
 class InvalidLength(UploadError):
     """A declared length contradicts the record."""
 

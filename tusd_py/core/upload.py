@@ -80,6 +80,9 @@ class Upload:
     event_sequence: int = 0  # number of events of the upload that were stored in the outbox
     max_size: int | None = None  # bytes that the application allows; None: as many as the server does
     given_expiry: float | None = None  # expiry that the application set, which no append changes; None: it set none
+    uncounted: bool = False  # counts no more: its final upload does, or it has expired and is kept for the operator
+    quota_bytes: int | None = None  # bytes that its owner may have altogether, as of the creation; None: any number
+    quota_uploads: int | None = None  # unfinished uploads that its owner may have, as of the creation
 
     @property
     def decoded_metadata(self) -> dict[str, str]:

@@ -41,17 +41,22 @@ PARSERS: Mapping[str, Any] = {
     "event_sequence": int,
     "max_size": int,
     "given_expiry": float,
+    "uncounted": lambda text: text == "1",
+    "quota_bytes": int,
+    "quota_uploads": int,
 }
 COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
     **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location", "owner"), (str,)),
     **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
     **dict.fromkeys(("expires_at", "completed_at", "given_expiry"), (float, type(None))),
     "created_at": (float,),
-    **dict.fromkeys(("length", "max_size"), (int, type(None))),
+    **dict.fromkeys(("length", "max_size", "quota_bytes", "quota_uploads"), (int, type(None))),
 }
 _VALUES = attrgetter(*ATTRIBUTES)
 _NAMES = tuple(zip(FIELDS, ATTRIBUTES, strict=True))
-_DEFERRED, _STATUS, _KIND, _PARTIAL_IDS = map(FIELDS.index, ("deferred", "status", "concatenation", "partial_ids"))
+_DEFERRED, _STATUS, _KIND, _PARTIAL_IDS, _UNCOUNTED = map(
+    FIELDS.index, ("deferred", "status", "concatenation", "partial_ids", "uncounted")
+)
 _STATUSES = {status.value: status for status in Status}  # calling the class takes longer
 _KINDS = {kind.value: kind for kind in UploadKind}
 _known_types: set[tuple[type, ...]] = set()  # types of rows whose every column holds a type of `COLUMN_TYPES`
@@ -83,6 +88,9 @@ def encode_upload(upload: Upload) -> dict[str, str]:
         "event_sequence": upload.event_sequence or None,
         "max_size": upload.max_size,
         "given_expiry": upload.given_expiry,
+        "uncounted": int(upload.uncounted) or None,
+        "quota_bytes": upload.quota_bytes,
+        "quota_uploads": upload.quota_uploads,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 
@@ -117,6 +125,7 @@ def decode_row(row: Sequence[Any]) -> Upload:
             _known_types.add(types)
         values = list(row)
         values[_DEFERRED] = bool(values[_DEFERRED])
+        values[_UNCOUNTED] = bool(values[_UNCOUNTED])
         values[_STATUS] = _member(_STATUSES, values[_STATUS])
         values[_KIND] = _member(_KINDS, values[_KIND])
         values[_PARTIAL_IDS] = tuple(values[_PARTIAL_IDS].split())

@@ -54,6 +54,7 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.OffsetMismatch: (409, False, False),
     errors.SizeExceeded: (413, False, False),
     errors.MaxSizeExceeded: (413, False, False),
+    errors.QuotaExceeded: (413, False, False),
     errors.InvalidLength: (400, False, False),
     errors.FinalUploadModified: (403, False, False),
     errors.ChecksumMismatch: (460, False, False),

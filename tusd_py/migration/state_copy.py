@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.local_locks.locker import servers_excluded
 from tusd_py.composition import LOCKS, RECORDS, build_state, build_storage
-from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.state import StateStore, SupportsQuotas
 from tusd_py.contracts.storage import Storage, SupportsCompletionRecords
 from tusd_py.core.errors import StateUnavailable, StorageBehind, StoredElsewhere
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
@@ -222,6 +222,8 @@ async def opened_state(settings: Settings, kind: StateKind, *, scratch: bool = F
                 settings = settings.model_copy(update={"upload_dir": Path(elsewhere)})
             await asyncio.to_thread(make_private_folder, settings)
         state = build_state(settings, kind)
+        if isinstance(state, SupportsQuotas):
+            state.enforces_quotas = False  # the uploads were admitted before
         try:
             with errors_at(redis(settings) if kind == "redis" else upload_directory(settings)):
                 await state.open()

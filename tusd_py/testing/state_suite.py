@@ -38,6 +38,9 @@ FULL = Upload(
     owner="ann",
     max_size=2000,
     given_expiry=1_700_000_600.654321,
+    uncounted=True,
+    quota_bytes=1 << 40,
+    quota_uploads=100,
 )
 
 RECORDS: dict[str, Upload] = {

@@ -11,6 +11,16 @@ from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
+from tusd_py.core.quotas import (
+    Usage,
+    check_growth,
+    check_new,
+    counted_bytes,
+    growth,
+    has_quota,
+    is_open,
+    replaces_partials,
+)
 from tusd_py.core.upload import Status, Upload, UploadPart
 
 
@@ -38,6 +48,7 @@ class MemoryState:
     def __init__(self, records: MemoryRecords | None = None, clock: Clock | None = None) -> None:
         """Keep the records in `records` if given; stores with the same object have the same records."""
         self._records = MemoryRecords() if records is None else records
+        self.enforces_quotas = True
         self.clock: Clock = clock or SystemClock()
 
     async def ping(self) -> None:
@@ -61,6 +72,8 @@ class MemoryState:
         """See `StateStoreWithOutbox.create`."""
         if upload.id in self._records.uploads:
             raise UploadExists
+        if self.enforces_quotas and has_quota(upload):
+            check_new(upload, self._usage_of(upload.owner))
         self._records.uploads[upload.id] = upload
         self._records.outbox.add(events)
 
@@ -84,13 +97,32 @@ class MemoryState:
             raise LockLost
         if (found.offset, found.status) != (before.offset, before.status):
             raise LockLost
-        self._records.uploads[before.id] = stored = replace(after, token=token)
+        partials = self._partials_of(after) if replaces_partials(before, after) else []
+        grows = growth(before, after) - sum(counted_bytes(one) for one in partials if one.owner == after.owner)
+        if grows > 0 and self.enforces_quotas:
+            check_growth(after, grows, self._usage_of(after.owner))
+        for partial in partials:
+            self._records.uploads[partial.id] = replace(partial, uncounted=True)
+        stored = replace(after, token=token, uncounted=after.uncounted or found.uncounted)
+        self._records.uploads[before.id] = stored
         if stored.is_complete:
             self._records.parts.pop(before.id, None)
         elif parts:
             self._records.parts.setdefault(before.id, {}).update((part.number, part) for part in parts)
         self._records.outbox.add(events)
         return stored
+
+    async def usage_of(self, owner: str) -> Usage:
+        """See `SupportsQuotas.usage_of`. Adds up all records, which a store of many records must not."""
+        return self._usage_of(owner)
+
+    def _usage_of(self, owner: str) -> Usage:
+        uploads = [upload for upload in self._records.uploads.values() if upload.owner == owner]
+        return Usage(sum(map(counted_bytes, uploads)), sum(map(is_open, uploads)))
+
+    def _partials_of(self, final: Upload) -> list[Upload]:
+        found = [self._records.uploads.get(partial_id) for partial_id in dict.fromkeys(final.partial_ids)]
+        return [partial for partial in found if partial is not None and partial.is_partial]
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         """See `StateStore.parts`."""

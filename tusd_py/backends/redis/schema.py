@@ -14,6 +14,7 @@ Keys of all uploads below one prefix:
 
     {prefix}due             sorted set: upload id by the time when the sweeper has to look at it (`due_index.py`)
     {prefix}ids             sorted set: upload ids, all with the score 0 (`id_index.py`)
+    {prefix}usage           hash: what each owner has, and the generation of the count (`usage.py`)
     {prefix}metadata        hash: texts that are kept beside the records
     {prefix}{:outbox}:...   the indexes of the stored events, in one hash slot (`outbox_index.py`)
     {prefix}wishes          channel: "release <id> <lease id>", "commit <id> <lease id>", "released <id> -"
@@ -36,6 +37,7 @@ class LockField(StrEnum):
     LAST_RELEASED_TOKEN = "released"  # the token of the last holder that released the lease itself
     REPLICATION_ID = "replid"  # of the Redis that gave out the latest token; empty if it is not known
     UNRELEASED_HOLDERS = "suspect"  # number of earlier holders that may still write
+    COUNTED = "counted"  # the share of the upload in the usage of its owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,11 @@ class Keys:
     def ids(self) -> str:
         """The index of all upload ids."""
         return f"{self.prefix}ids"
+
+    @property
+    def usage(self) -> str:
+        """The usage of each owner."""
+        return f"{self.prefix}usage"
 
     @property
     def metadata(self) -> str:

@@ -31,10 +31,21 @@ from tusd_py.backends.redis.scripts import (
     WRITE_METADATA,
     Script,
 )
+from tusd_py.backends.redis.usage import ATTEMPTS, NO_CLUSTER, OwnerUsage
 from tusd_py.core.clock import Clock
-from tusd_py.core.errors import BrokenRecord, LockLost, UploadExists
+from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
+from tusd_py.core.quotas import (
+    Usage,
+    bytes_exceeded,
+    growth,
+    has_quota,
+    is_open,
+    needed_bytes,
+    replaces_partials,
+    uploads_exceeded,
+)
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload, encode_upload
 
@@ -64,6 +75,8 @@ class RedisState:
         self._due_index = DueIndex(connection, self._keys, self._id_index)
         self._broken = BrokenRecords()
         self.outbox = RedisOutbox(connection, self._keys)
+        self._usage = OwnerUsage(connection, self._keys)
+        self.enforces_quotas = True
 
     @property
     def clock(self) -> Clock:
@@ -76,6 +89,7 @@ class RedisState:
 
     async def open(self) -> None:
         """Connect, unless another user of the connection has done so."""
+        self._usage = OwnerUsage(self._redis, self._keys)
         await self._redis.open()
 
     async def close(self) -> None:
@@ -87,22 +101,37 @@ class RedisState:
         await self._redis.command("EXISTS", self._keys.metadata)
 
     def _upload_keys(self, upload_id: str) -> list[str]:
-        return [self._keys.record(upload_id), self._keys.parts(upload_id)]
+        """Return the keys of the scripts that change a record, with the usage unless that is in another slot."""
+        keys = [self._keys.record(upload_id), self._keys.parts(upload_id)]
+        return keys if self._redis.is_cluster else [*keys, self._keys.usage]
 
     async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
         """Add a record, see `StateStoreWithOutbox.create`."""
         values = encode_upload(upload)
-        arguments = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
+        arguments: list[Any] = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
         record = self._keys.record(upload.id)
         if self._redis.is_cluster:  # the indexes are in other slots than the record
+            if self.enforces_quotas and has_quota(upload):
+                raise StateUnavailable(NO_CLUSTER)
             await self._index_new(upload)
             added = await self._change(CREATE, [record], arguments, events)
         else:
             when = _score(_due_at(upload), self.clock.wall())
-            keys = [record, self._keys.ids, self._keys.due]
-            added = await self._change(CREATE_INDEXED, keys, [upload.id, when or "", *arguments], events)
+            keys = [record, self._keys.ids, self._keys.due, self._keys.usage]
+            arguments = [*self._quota_of(upload), upload.id, when or "", *arguments]
+            added = await self._counted_change(upload, CREATE_INDEXED, keys, arguments, events)
         if not added:
             raise UploadExists
+
+    def _quota_of(self, upload: Upload) -> list[Any]:
+        """Return the arguments of `CREATE_INDEXED` that it judges the usage by."""
+        limits = (upload.quota_bytes, upload.quota_uploads) if self.enforces_quotas else (None, None)
+        words = ["" if limit is None else limit for limit in limits]
+        return [*words, needed_bytes(upload), int(is_open(upload)), upload.owner]
+
+    async def usage_of(self, owner: str) -> Usage:
+        """Return what an owner has, see `SupportsQuotas.usage_of`."""
+        return await self._usage.of(owner)
 
     async def get(self, upload_id: str) -> Upload | None:
         """Return a record, see `StateStore.get`."""
@@ -137,12 +166,39 @@ class RedisState:
             "retreats": stored.offset < before.offset,
             "parts": [(part.number, json.dumps((part.end, part.etag, part.checksum))) for part in parts],
             "complete": bool(before.storage_state) and stored.is_complete,
+            "grows": growth(before, stored) if self.enforces_quotas and not self._redis.is_cluster else 0,
+            "quota": str(stored.quota_bytes),
         }
+        keys = self._upload_keys(before.id)
+        if replaces_partials(before, stored) and not self._redis.is_cluster:
+            keys += [self._keys.record(partial_id) for partial_id in dict.fromkeys(stored.partial_ids)]
         await self._update_due_index(before, stored)
         script = END if stored.status in ENDED_STATUSES else UPDATE
-        if not await self._change(script, self._upload_keys(before.id), [json.dumps(arguments)], events, self._timeout):
+        words = [json.dumps(arguments)]
+        if not await self._counted_change(stored, script, keys, words, events, self._timeout):
             raise LockLost
         return stored
+
+    async def _counted_change(
+        self,
+        upload: Upload,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Any],
+        events: Sequence[OutboxEvent],
+        timeout: float = RETRY_DEADLINE,
+    ) -> Any:
+        """Run the script of a change that a quota may forbid, after all records have been counted if need be."""
+        for _ in range(ATTEMPTS):
+            result = await self._change(script, keys, arguments, events, timeout)
+            if result == "bytes":
+                raise bytes_exceeded(upload)
+            if result == "uploads":
+                raise uploads_exceeded(upload)
+            if result != "count":
+                return result
+            await self._usage.count()
+        raise StateUnavailable
 
     def _change(
         self,

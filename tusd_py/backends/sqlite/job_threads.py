@@ -141,7 +141,9 @@ class JobThreads:
 
     def _begin(self, jobs: Sequence[Job]) -> None:
         """Take the step `begin` of all jobs in one transaction."""
-        beginnings = [Job(job.begin, False, None, events=job.begin_events) for job in jobs if job.begin is not None]
+        beginnings = [
+            Job(job.begin, False, None, job.compound, events=job.begin_events) for job in jobs if job.begin is not None
+        ]
         if beginnings:
             self._commit(beginnings)
         for job, beginning in zip(jobs, beginnings, strict=True):

@@ -15,7 +15,8 @@ CREATE TABLE IF NOT EXISTS uploads (
     partial_ids TEXT NOT NULL, expires_at REAL, completed_at REAL, checkpoint INTEGER NOT NULL,
     layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL, synced INTEGER NOT NULL DEFAULT 0,
     location TEXT NOT NULL DEFAULT '', owner TEXT NOT NULL DEFAULT '',
-    event_sequence INTEGER NOT NULL DEFAULT 0, max_size INTEGER, given_expiry REAL
+    event_sequence INTEGER NOT NULL DEFAULT 0, max_size INTEGER, given_expiry REAL,
+    uncounted INTEGER NOT NULL DEFAULT 0, quota_bytes INTEGER, quota_uploads INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
@@ -54,6 +55,9 @@ ADD_COLUMNS = {
     "event_sequence": ("ALTER TABLE uploads ADD COLUMN event_sequence INTEGER NOT NULL DEFAULT 0",),
     "max_size": ("ALTER TABLE uploads ADD COLUMN max_size INTEGER",),
     "given_expiry": ("ALTER TABLE uploads ADD COLUMN given_expiry REAL",),
+    "uncounted": ("ALTER TABLE uploads ADD COLUMN uncounted INTEGER NOT NULL DEFAULT 0",),
+    "quota_bytes": ("ALTER TABLE uploads ADD COLUMN quota_bytes INTEGER",),
+    "quota_uploads": ("ALTER TABLE uploads ADD COLUMN quota_uploads INTEGER",),
     "synced": (
         "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
         "UPDATE uploads SET synced = offset WHERE deferred",

@@ -16,11 +16,13 @@ from typing import Any
 
 from tusd_py.backends.sqlite.job_threads import Job
 from tusd_py.backends.sqlite.outbox import SQLiteOutbox
+from tusd_py.backends.sqlite.quotas import admit_change, admit_new, join_partials, read_usage
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
+from tusd_py.core.quotas import Usage, growth, has_quota, replaces_partials
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.core.upload_codec import FIELDS, BrokenRecords, decode_row, encode_row
 
@@ -33,10 +35,9 @@ SELECT_DUE = (
     "AND (expires_at IS NULL OR expires_at > ?) LIMIT ? OFFSET ?"
 )
 INSERT = f"INSERT INTO uploads ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
-UPDATE = (
-    f"UPDATE uploads SET {', '.join(f'{name} = ?' for name in FIELDS)} "
-    "WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
-)
+# The completion of a final upload marks its partial ones without their locks: who read them before must not undo that.
+ASSIGNMENTS = ["uncounted = max(uncounted, ?)" if name == "uncounted" else f"{name} = ?" for name in FIELDS]
+UPDATE = f"UPDATE uploads SET {', '.join(ASSIGNMENTS)} WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
 DELETE = "DELETE FROM uploads WHERE id = ? AND (token <= ? OR typeof(token) <> 'integer')"
 SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
 PAGE_SIZE = 500  # records
@@ -62,6 +63,7 @@ class SQLiteState:
         self._reader: sqlite3.Connection | None = None
         self._broken = BrokenRecords()
         self.outbox = SQLiteOutbox(self._submit)
+        self.enforces_quotas = True
 
     async def open(self) -> None:
         """Open the file, and create or migrate its tables. Raises `StateUnavailable`, `StateFull`."""
@@ -90,7 +92,8 @@ class SQLiteState:
 
     async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
         """Add a record, see `StateStoreWithOutbox.create`."""
-        await self._submit(partial(_insert_record, upload=upload), durable, events=events)
+        insert = partial(_insert_record, upload=upload, enforce=self.enforces_quotas)
+        await self._submit(insert, durable, compound=has_quota(upload), events=events)
 
     async def get(self, upload_id: str) -> Upload | None:
         """Return a record, see `StateStore.get`."""
@@ -132,7 +135,7 @@ class SQLiteState:
         stored = after if after.token == token else replace(after, token=token)
 
         def change(connection: sqlite3.Connection) -> Upload:
-            _replace_record(connection, before, stored)
+            _replace_record(connection, before, stored, enforce=self.enforces_quotas)
             if parts:
                 rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
                 connection.executemany(INSERT_PART, rows)
@@ -142,7 +145,7 @@ class SQLiteState:
 
         drop_parts = bool(before.storage_state) and stored.is_complete
         removes = stored.status in ENDED_STATUSES
-        compound = bool(parts) or drop_parts
+        compound = bool(parts) or drop_parts or _is_compound(before, stored)
         result: Upload = await self._submit(change, durable, compound=compound, removes=removes, events=events)
         return result
 
@@ -160,9 +163,10 @@ class SQLiteState:
             raise StateUnavailable
         stored = after if after.token == token else replace(after, token=token)
         job = Job(
-            partial(_replace_record, before=before, after=stored),
+            partial(_replace_record, before=before, after=stored, enforce=self.enforces_quotas),
             durable,
             None,
+            compound=_is_compound(before, stored),
             removes=stored.status in ENDED_STATUSES,
             events=events,
         )
@@ -186,12 +190,17 @@ class SQLiteState:
         def prepare() -> None:
             before, after, job.events = store()
             stored = after if after.token == token else replace(after, token=token)
-            job.work = partial(_replace_record, before=before, after=stored)
+            job.work = partial(_replace_record, before=before, after=stored, enforce=self.enforces_quotas)
+            job.compound = _is_compound(before, stored)
             job.durable = durable and stored.is_complete
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        begin = None if new is None else partial(_insert_record, upload=new)
-        job = Job(_no_op, False, done, begin=begin, prepare=prepare, conclude=conclude, begin_events=new_events)
+        begin, compound = None, False
+        if new is not None:
+            begin, compound = partial(_insert_record, upload=new, enforce=self.enforces_quotas), has_quota(new)
+        job = Job(
+            _no_op, False, done, compound, begin=begin, prepare=prepare, conclude=conclude, begin_events=new_events
+        )
         self._writer.submit(job)
         return done
 
@@ -201,6 +210,11 @@ class SQLiteState:
             raise StateUnavailable
         rows = self._writer.read_now(partial(_fetch_rows, statement=SELECT_ONE, values=(upload_id,)))
         return decode_row(rows[0]) if rows else None
+
+    async def usage_of(self, owner: str) -> Usage:
+        """Return what an owner has, see `SupportsQuotas.usage_of`."""
+        usage: Usage = await self._submit(partial(read_usage, owner=owner), compound=True)
+        return usage
 
     async def parts(self, upload_id: str) -> Sequence[UploadPart]:
         """Return the part list of an upload, in the order of the numbers."""
@@ -321,22 +335,33 @@ class SQLiteState:
 def _no_op(connection: sqlite3.Connection) -> None: ...
 
 
-def _insert_record(connection: sqlite3.Connection, upload: Upload) -> None:
-    """Add a record; raises `UploadExists`."""
+def _is_compound(before: Upload, after: Upload) -> bool:
+    """Return whether a change of a record takes more than one statement."""
+    return growth(before, after) > 0 or replaces_partials(before, after)
+
+
+def _insert_record(connection: sqlite3.Connection, upload: Upload, *, enforce: bool) -> None:
+    """Add a record; raises `UploadExists`, and `QuotaExceeded` if quotas are to be enforced."""
+    if enforce:
+        admit_new(connection, upload)
     try:
         connection.execute(INSERT, encode_row(upload))
     except sqlite3.IntegrityError:
         raise UploadExists from None
 
 
-def _replace_record(connection: sqlite3.Connection, before: Upload, after: Upload) -> Upload:
+def _replace_record(connection: sqlite3.Connection, before: Upload, after: Upload, *, enforce: bool) -> Upload:
     """Replace a record, and return the new one.
 
-    Raises `LockLost` if the record has changed, or has a newer token.
+    Raises `LockLost` if the record has changed, or has a newer token; `QuotaExceeded` if quotas are to be enforced.
     """
+    if enforce:
+        admit_change(connection, before, after)
     condition = (before.id, after.token, before.offset, before.status)
     if connection.execute(UPDATE, (*encode_row(after), *condition)).rowcount == 0:
         raise LockLost
+    if replaces_partials(before, after):
+        join_partials(connection, after)
     return after
 
 

@@ -1,13 +1,26 @@
 -- Add a record and its entries in the indexes, where no hash slots keep them apart.
 --
--- KEYS: record, ids, due.
--- ARGV: upload id, time when the sweeper has to look at it ('': never), change id, then the fields and values.
--- Returns 1, 2 if this change was made before, or 0 if another record has this id.
+-- KEYS: record, ids, due, usage.
+-- ARGV: quota of bytes and of unfinished uploads of the owner ('': none), bytes that have to be free, whether the upload
+-- is unfinished (1 or 0), owner; upload id, time when the sweeper has to look at it ('': never), change id, then the
+-- fields and values.
+-- Returns 1, 2 if this change was made before, 0 if another record has this id, 'bytes' or 'uploads' if that quota is
+-- exhausted, or 'count' if the usage is to be counted first.
 --INCLUDE replication_id
+--INCLUDE tally
+local quota, quota_open, needed, opens, owner, id, due, change_id = unpack(ARGV, 1, 8)
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  return redis.call('HGET', KEYS[1], 'change') == ARGV[3] and 2 or 0
+  return redis.call('HGET', KEYS[1], 'change') == change_id and 2 or 0
 end
-redis.call('ZADD', KEYS[2], 0, ARGV[1])
-if ARGV[2] ~= '' then redis.call('ZADD', KEYS[3], ARGV[2], ARGV[1]) end
-redis.call('HSET', KEYS[1], 'replid', replication_id(), 'change', unpack(ARGV, 3))
+if quota ~= '' or quota_open ~= '' then
+  local mark, bytes, open = unpack(redis.call('HMGET', KEYS[4], '.', 'b ' .. owner, 'n ' .. owner), 1, 3)
+  if not string.find(mark or '', 'ready') then return 'count' end
+  needed = tonumber(needed)
+  if quota ~= '' and needed > 0 and tonumber(bytes or 0) + needed > tonumber(quota) then return 'bytes' end
+  if quota_open ~= '' and opens == '1' and tonumber(open or 0) >= tonumber(quota_open) then return 'uploads' end
+end
+redis.call('ZADD', KEYS[2], 0, id)
+if due ~= '' then redis.call('ZADD', KEYS[3], due, id) end
+redis.call('HSET', KEYS[1], 'replid', replication_id(), 'change', unpack(ARGV, 8))
+tally(KEYS[1], KEYS[4])
 return 1

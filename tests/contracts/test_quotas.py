@@ -1,0 +1,133 @@
+"""The contract suite of quotas against every state store, and what only one of them can meet."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.parts import prefix_of, redis
+from tests.support.redis_hosts import Host
+from tests.support.redis_server import RedisNodes, RedisServer
+from tusd_py.backends.memory.state import MemoryRecords, MemoryState
+from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.state import RedisState
+from tusd_py.backends.sqlite.state import SQLiteState
+from tusd_py.core.errors import QuotaExceeded, StateUnavailable
+from tusd_py.core.quotas import Usage
+from tusd_py.core.upload import Status
+from tusd_py.testing.quota_suite import QuotaStore, QuotaSuite, assert_exact, upload
+
+
+class TestSQLite(QuotaSuite):
+    def make(self, place: Path) -> QuotaStore:
+        return SQLiteState(place / "records")
+
+
+class TestMemory(QuotaSuite):
+    def setup_method(self) -> None:
+        self.records = MemoryRecords()
+
+    def make(self, place: Path) -> QuotaStore:
+        return MemoryState(self.records)
+
+
+class TestRedis(QuotaSuite):
+    def make(self, place: Path) -> QuotaStore:
+        return RedisState(redis(), prefix_of(place))
+
+
+# SQLite.
+
+
+async def test_file_without_quotas_counts_nothing(tmp_path: Path) -> None:
+    state = SQLiteState(tmp_path / "records")
+    await state.open()
+    await state.create(upload("a", 5, quota_bytes=None))
+    await state.close()
+    with sqlite3.connect(tmp_path / "records") as file:
+        names = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE name LIKE 'usage%'")]
+    file.close()
+    assert names == []
+
+
+async def test_broken_record_leaves_its_owner_able_to_upload(tmp_path: Path) -> None:
+    state = SQLiteState(tmp_path / "records")
+    await state.open()
+    await state.create(upload("a", 60))
+    await state.create(upload("b", 5))
+    with sqlite3.connect(tmp_path / "records") as file:
+        file.execute("UPDATE uploads SET length = 'many', status = 'odd' WHERE id = 'a'")
+    file.close()
+    await state.create(upload("c", 95))
+    await state.delete("a", 1)
+    assert await state.usage_of("ann") == Usage(100, 2)
+    await assert_exact(state)
+    await state.close()
+
+
+# Redis.
+
+
+async def test_lost_usage_is_counted_again(host: Host, other: Host, prefix: str) -> None:
+    state = host.state
+    await state.create(upload("a", 60))
+    growing = upload("b", None)
+    await state.create(growing)
+    for number in range(2):
+        await state._redis.command("DEL", f"{prefix}usage")
+        with pytest.raises(QuotaExceeded):
+            await other.state.create(upload("c", 61))
+        growing = await state.update(growing, growing.at(10 * (number + 1)), 1)
+        await assert_exact(state)
+    await state._redis.command("DEL", f"{prefix}usage")
+    with pytest.raises(QuotaExceeded):
+        await state.update(growing, growing.at(41), 1)
+    await state.delete("a", 1)
+    await assert_exact(other.state)
+
+
+async def test_count_that_was_interrupted_is_resumed(host: Host, other: Host, prefix: str) -> None:
+    await host.state.create(upload("a", 60, quota_bytes=None))
+    await host.state._redis.command("HSET", f"{prefix}usage", ".", "0123abcd counting")
+    await host.state.create(upload("b", 20, quota_bytes=None))
+    with pytest.raises(QuotaExceeded):
+        await other.state.create(upload("c", 21))
+    await assert_exact(host.state)
+
+
+async def test_changes_while_records_are_counted_count_once(host: Host, prefix: str) -> None:
+    state, growing = host.state, upload("a", None, quota_bytes=None)
+    await state.create(growing)
+    await state._redis.command("HSET", f"{prefix}usage", ".", "0123abcd counting")
+    growing = await state.update(growing, growing.at(10), 1)
+    await state._usage.count()
+    growing = await state.update(growing, growing.at(20), 1)
+    await assert_exact(state)
+    await state.update(growing, replace(growing, status=Status.EXPIRED), 1)
+    assert await state.usage_of("ann") == Usage()
+
+
+async def test_flushed_redis_starts_with_an_empty_usage(redis: RedisServer) -> None:
+    async with Host(redis.url, "tus:") as host:
+        await host.state.create(upload("a", 100))
+        await host.state._redis.command("FLUSHALL")
+        await host.state.create(upload("b", 100))
+        await assert_exact(host.state)
+
+
+async def test_cluster_refuses_quotas(tmp_path: Path) -> None:
+    with RedisNodes(tmp_path) as nodes:
+        state = RedisState(RedisConnection(nodes.url), "tus:")
+        await state.open()
+        try:
+            await state.create(upload("a", 5, quota_bytes=None))
+            with pytest.raises(StateUnavailable, match="cluster"):
+                await state.create(upload("b", 5))
+            with pytest.raises(StateUnavailable, match="cluster"):
+                await state.usage_of("ann")
+            await state.delete("a", 1)
+        finally:
+            await state.close()

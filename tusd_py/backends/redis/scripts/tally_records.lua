@@ -1,0 +1,9 @@
+-- Count records that are not counted yet.
+--
+-- KEYS: usage, then records.
+-- Returns 1.
+--INCLUDE tally
+for position = 2, #KEYS do
+  if redis.call('HGET', KEYS[position], 'id') then tally(KEYS[position], KEYS[1]) end
+end
+return 1
