@@ -21,7 +21,7 @@ from tusd_py.contracts.auth import Authenticator, NamesSecretHeaders
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.outbox import Outbox
-from tusd_py.contracts.state import StateStore
+from tusd_py.contracts.state import StateStore, SupportsQuotas
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
 from tusd_py.core.durability import Durability
@@ -103,7 +103,7 @@ def build_service(
         hooks: the hooks of the application; None for those that the settings choose.
 
     Raises:
-        InvalidSettings: a component of another package cannot be made, or the records cannot keep events.
+        InvalidSettings: a component of another package cannot be made, or the records cannot keep events or quotas.
         StorageUnavailable: the package of S3 is not installed.
         StateUnavailable: the package of Redis is not installed.
     """
@@ -111,6 +111,7 @@ def build_service(
     hooks = hooks or build_hooks(settings)
     if settings.events.to or hooks.events():
         outbox_of(state, "events_to needs" if settings.events.to else "hooks need")
+    _refuse_unsupported_quotas(settings, state)
     components = Components.of(
         state=state,
         locker=locker,
@@ -123,6 +124,18 @@ def build_service(
         ),
     )
     return UploadService(components, hooks.blocking())
+
+
+def _refuse_unsupported_quotas(settings: Settings, state: StateStore) -> None:
+    """Raise `InvalidSettings` for quotas that the state store cannot enforce."""
+    if settings.quota_bytes is None and settings.quota_uploads is None:
+        return
+    name = "quota_uploads" if settings.quota_bytes is None else "quota_bytes"
+    if not isinstance(state, SupportsQuotas):
+        kind = type(state).__name__
+        raise InvalidSettings(f"{name} needs records that count per owner: SQLite and Redis do, {kind} does not")
+    if settings.redis.url is not None and "+cluster" in settings.redis.url.partition("://")[0]:
+        raise InvalidSettings(f"{name} needs one Redis, not a cluster")
 
 
 def _choose_state_and_locker(
@@ -143,6 +156,8 @@ def _choose_state_and_locker(
 def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
     return UploadOptions(
         max_size=settings.max_size,
+        quota_bytes=settings.quota_bytes,
+        quota_uploads=settings.quota_uploads,
         expires_after=settings.expires_after,
         durability=settings.durability,
         lock_timeout=settings.lock_timeout,
@@ -314,6 +329,8 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
             undo.push_async_callback(service.state.close)
             with errors_of_other_package(service.state, StateUnavailable):
                 await service.state.open()
+            if _has_quotas(service.options) and isinstance(service.state, SupportsQuotas):
+                await service.state.usage_of("")  # counts the records, which a request should not wait for
             await resume_time(service.state, service.clock)
         with errors_at(storage):
             records_inside = isinstance(service.storage, DiskStorage) and isinstance(service.state, SQLiteState)
@@ -328,6 +345,10 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
         if service.hooks is not None:
             await service.hooks.open()
         undo.pop_all()
+
+
+def _has_quotas(options: UploadOptions) -> bool:
+    return options.quota_bytes is not None or options.quota_uploads is not None
 
 
 @contextlib.contextmanager

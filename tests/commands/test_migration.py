@@ -14,8 +14,8 @@ from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.harness import serving
 from tests.support.redis_server import shared_redis_url
 from tests.support.services import running_service
-from tests.support.wire.messages import identity, payload
-from tests.support.wire.promised import content_of, create, head, offset_of, patch
+from tests.support.wire.messages import creation_headers, identity, payload
+from tests.support.wire.promised import ask, content_of, create, head, offset_of, patch
 from tusd_py.core.upload import Upload
 
 CONTENT = payload(200_000)
@@ -53,6 +53,28 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
+
+
+def test_migration_counts_for_quotas_and_refuses_nothing(site: Site) -> None:
+    with serving(site.folder, quota_bytes=500_000, quota_uploads=2) as server:
+        create(server.url, 400_000)
+        create(server.url, None, body=CONTENT[:100_000])
+        assert refused_by_quota(server.url, None)
+    site.assert_migrated("sqlite", "redis", 2)
+    with serving(site.folder, **site.redis, quota_bytes=500_001, quota_uploads=3) as server:
+        assert refused_by_quota(server.url, 2)
+        create(server.url, 1)
+    site.forget()
+    site.assert_migrated("redis", "sqlite", 3)
+    with serving(site.folder, quota_bytes=500_002, quota_uploads=4) as server:
+        assert refused_by_quota(server.url, 2)
+        create(server.url, 1)
+        assert refused_by_quota(server.url, 0)
+
+
+def refused_by_quota(url: str, length: int | None) -> bool:
+    answer = ask("POST", url, creation_headers(length), b"")
+    return answer.status == 413 and b"ERR_QUOTA_EXCEEDED" in answer.body
 
 
 def test_uploads_continue_after_migration_to_redis_and_back(site: Site) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from tusd_py.contracts.auth import ExpiredCredentials, InvalidCredentials, Principal, is_owner
 
 MAX_SIZE_CLAIM = "tus_max_size"
+QUOTA_CLAIM = "tus_quota_bytes"
 MAX_INTEGER = (1 << 63) - 1
 
 
@@ -62,7 +63,8 @@ def accept(claims: Mapping[str, Any], rules: ClaimRules, now: float) -> Verified
     principal = Principal(
         owner=owner_of(claims.get(rules.owner_claim)),
         scopes=scopes_of(claims.get(rules.scope_claim)),
-        max_size=max_size_of(claims.get(MAX_SIZE_CLAIM)),
+        max_size=size_of(claims, MAX_SIZE_CLAIM),
+        quota_bytes=size_of(claims, QUOTA_CLAIM),
         claims=claims,
     )
     if now >= expires_at:
@@ -89,12 +91,13 @@ def scopes_of(value: object) -> frozenset[str]:
     return frozenset(_texts(value))
 
 
-def max_size_of(value: object) -> int | None:
-    """Return the bytes that a claim allows for an upload; raises `InvalidCredentials` for what is no size."""
+def size_of(claims: Mapping[str, Any], name: str) -> int | None:
+    """Return the bytes that a claim allows, None without it; raises `InvalidCredentials` for what is no size."""
+    value = claims.get(name)
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_INTEGER:
-        raise InvalidCredentials(f"the claim {MAX_SIZE_CLAIM} is no number of bytes")
+        raise InvalidCredentials(f"the claim {name} is no number of bytes")
     return value
 
 

@@ -77,12 +77,14 @@ class Principal:
             restricts a principal to those of `uploads:read`, `uploads:write` and `uploads:delete` that it has.
         max_size: bytes that an upload of this principal may have at most, where the server allows more.
         claims: what else is known of the principal, such as the claims of a token.
+        quota_bytes: bytes that all uploads of this principal may have together, in place of what the server allows.
     """
 
     owner: str
     scopes: frozenset[str] = frozenset()
     max_size: int | None = None
     claims: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    quota_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not is_owner(self.owner):

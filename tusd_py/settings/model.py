@@ -142,6 +142,12 @@ class Settings(BaseSettings):
     max_size: Size | None = Field(
         default=None, description="largest upload that clients may create, in bytes; a larger one is answered 413"
     )
+    quota_bytes: Size | None = Field(
+        default=None, description="bytes that the uploads of one owner may have together; more are answered 413"
+    )
+    quota_uploads: Number | None = Field(
+        default=None, ge=1, description="unfinished uploads that one owner may have; one more is answered 413"
+    )
     expires_after: Seconds = Field(
         default=86400, description="remove unfinished uploads this long after their last byte; 0: never"
     )

@@ -58,6 +58,8 @@ class SettingsOverrides(TypedDict, total=False):
     cors_origins: Names
     cors_credentials: bool
     max_size: Size | None
+    quota_bytes: Size | None
+    quota_uploads: int | None
     expires_after: Duration
     retention: Duration
     gone_for: Duration

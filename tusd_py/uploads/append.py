@@ -18,11 +18,13 @@ from tusd_py.core.errors import (
     LockLost,
     MaxSizeExceeded,
     OffsetMismatch,
+    QuotaExceeded,
     SizeExceeded,
     StorageBehind,
     UploadError,
     UploadInterrupted,
 )
+from tusd_py.core.quotas import bytes_exceeded
 from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.transfer.batch_writer import BatchWriter
 from tusd_py.transfer.body_source import BodySource
@@ -60,7 +62,9 @@ class Append:
         *,
         verification: Verification | None,
         last_step: LastStep | None = None,
+        quota_end: int | None = None,
     ) -> None:
+        """Prepare the append. `quota_end` is the offset that the quota of the owner lets it reach; None: any."""
         self._last_step = last_step
         self.upload = upload  # the upload with all changes to be committed
         self._stored_record = upload  # the record in the state store
@@ -74,7 +78,8 @@ class Append:
         self._synced = upload.synced  # end of the bytes that the storage was last asked to sync
         self._has_synced = False  # since the last commit
         self._verification = verification
-        self._limit = _limit(upload, self._options)
+        self._quota_end = quota_end
+        self._limit = _limit(upload, self._options, quota_end)
         self._start = upload.offset
         self._position = upload.offset  # offset of the next received byte
         self._timer: asyncio.TimerHandle | None = None
@@ -160,6 +165,8 @@ class Append:
         if excess:
             if self.upload.length is not None:
                 raise SizeExceeded
+            if self._limit == self._quota_end:
+                raise bytes_exceeded(self.upload)
             raise MaxSizeExceeded(limit_text(self._options, "deferred"))
 
     def _start_commit_timer(self) -> None:
@@ -275,6 +282,7 @@ class Append:
             self._verification = None
         if self._position != self.upload.length:
             return await self._commit(everything=True)
+        await self._reserve_length()
         sync = self._options.durability is not Durability.NEVER
         last = self._last_step
         size = self._batches.gathered
@@ -284,6 +292,17 @@ class Append:
                 return await self._finish_in_thread(last, slots, sync=sync)
         finished = await self._batches.finish(sync=sync)
         return await self._commit_snapshot(self._commit_requested, finished=finished)
+
+    async def _reserve_length(self) -> None:
+        """Commit the length that a request with a checksum has declared, if a quota may forbid it.
+
+        The last bytes are not stored for good before: they could not be discarded any more.
+        """
+        before = self._stored_record
+        if before.length is None and before.quota_bytes is not None and before.offset != self.upload.length:
+            after = replace(before, length=self.upload.length)
+            self._stored_record = stored = await self._commit_record(before, after, (), False, self._syncs_always)
+            self.upload = replace(self.upload, expires_at=stored.expires_at, token=stored.token)
 
     async def _finish_in_thread(self, last: LastStep, slots: asyncio.Semaphore | None, *, sync: bool) -> Upload:
         """Store and commit the last bytes in one thread, without a return to the event loop in between."""
@@ -304,12 +323,7 @@ class Append:
     async def _commit_received(self) -> None:
         """Commit what had arrived before a failure; with a checksum, none of it."""
         if self._verification is not None:
-            await self._batches.discard(self._stored_record.offset)
-            # A length that the request declared is not committed either; but the storage state may have changed.
-            snapshot = self._batches.snapshot()
-            self.upload = replace(self._stored_record, storage_state=snapshot.storage_state)
-            if await self._commit_upload(self._commit_requested, snapshot.new_parts):
-                self._batches.committed(snapshot)
+            await self._discard_uncommitted()
             return
         try:
             await self._flush(self._batches.flush)
@@ -318,7 +332,18 @@ class Append:
         except UploadError:  # of the storage; the snapshot tells how many bytes it has stored
             if self._syncs_always:
                 return  # bytes that are not synced do not count
-        await self._commit_snapshot(self._commit_requested)
+        try:
+            await self._commit_snapshot(self._commit_requested)
+        except QuotaExceeded:  # other uploads of the owner have taken the room since the append began
+            await self._discard_uncommitted()
+
+    async def _discard_uncommitted(self) -> None:
+        """Drop the bytes that are not committed, and a length that is not; but the storage state may have changed."""
+        await self._batches.discard(self._stored_record.offset)
+        snapshot = self._batches.snapshot()
+        self.upload = replace(self._stored_record, storage_state=snapshot.storage_state)
+        if await self._commit_upload(self._commit_requested, snapshot.new_parts):
+            self._batches.committed(snapshot)
 
     async def _rewind(self, stored: int) -> None:
         """Take the offset back to the bytes that the storage has, after it lost some (a power cut)."""
@@ -332,9 +357,9 @@ class Append:
             await self._batches.close()
 
 
-def _limit(upload: Upload, options: UploadOptions) -> int:
+def _limit(upload: Upload, options: UploadOptions, quota_end: int | None) -> int:
     """Return the largest offset that an append of this upload may reach."""
     if upload.length is not None:
         return upload.length
-    limit = options.largest("deferred")
-    return limit if limit is not None else (1 << 63) - 1
+    limits = [limit for limit in (options.largest("deferred"), quota_end) if limit is not None]
+    return min(limits, default=(1 << 63) - 1)

@@ -37,6 +37,7 @@ from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import DeferredHolder, NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.pace import Pace
+from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.small_append import SmallAppends, SyncFailedError
@@ -58,6 +59,7 @@ class Appending:
         completion: Completion,
         recovery: Recovery,
         work: LockedWork,
+        quotas: Quotas,
     ) -> None:
         self._storage = components.storage
         self._events = components.events
@@ -67,6 +69,7 @@ class Appending:
         self._completion = completion
         self._recovery = recovery
         self._work = work
+        self._quotas = quotas
         self._appends: set[Append] = set()
         self._slots = asyncio.Semaphore(MAX_LAST_STEPS)
         self._pace = Pace(syncs=components.syncs_completion)
@@ -195,7 +198,8 @@ class Appending:
     ) -> Upload:
         upload = check_append(record, append_request, self._options)
         self._work.refuse_when_draining()
-        append = self._new_append(upload, append_request, lock)
+        record, upload, quota_end = await self._quotas.admit_append(record, upload, append_request, lock.token)
+        append = self._new_append(upload, append_request, lock, quota_end)
         holder.target = append
         self._appends.add(append)
         self._events.publish(AppendStarted(upload))
@@ -223,7 +227,9 @@ class Appending:
                 after = replace(upload, event_sequence=log.number(kind, upload.event_sequence))
                 await log.update(upload, after, lock.token, kind, append_request.context)
 
-    def _new_append(self, upload: Upload, append_request: AppendRequest, lock: Lock) -> Append:
+    def _new_append(
+        self, upload: Upload, append_request: AppendRequest, lock: Lock, quota_end: int | None = None
+    ) -> Append:
         def committed(before: Upload, after: Upload) -> None:
             received = max(0, after.offset - before.offset)
             self._events.publish(UploadProgressed(after, received, append_request.context))
@@ -248,6 +254,7 @@ class Appending:
             self._storage.stored_size,
             verification=append_request.verification,
             last_step=last_step,
+            quota_end=quota_end,
         )
 
     def _writer(

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 from tusd_py.contracts.health import ReportsHealth
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.outbox import StateStoreWithOutbox, SupportsOutbox
-from tusd_py.contracts.state import ReadsAtOnce, StateStore, UpdatesInThreads
+from tusd_py.contracts.state import ReadsAtOnce, StateStore, SupportsQuotas, UpdatesInThreads
 from tusd_py.contracts.storage import (
     DescribesPlaces,
     Storage,
@@ -54,6 +54,7 @@ class Components:
     in_threads: ThreadPair | None
     stores_in_threads: StoresInThreads | None
     outbox: StateStoreWithOutbox | None
+    usage: SupportsQuotas | None
     places: DescribesPlaces | None
     chosen_places: TakesPlaces | None
     completion_records: SupportsCompletionRecords | None
@@ -92,6 +93,7 @@ class Components:
             in_threads=_thread_pair(state, storage),
             stores_in_threads=storage if isinstance(storage, StoresInThreads) else None,
             outbox=cast(StateStoreWithOutbox, state) if isinstance(state, SupportsOutbox) else None,
+            usage=state if isinstance(state, SupportsQuotas) else None,
             places=storage if isinstance(storage, DescribesPlaces) else None,
             chosen_places=storage if isinstance(storage, TakesPlaces) else None,
             completion_records=storage if isinstance(storage, SupportsCompletionRecords) else None,

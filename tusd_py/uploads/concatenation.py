@@ -50,6 +50,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
         partial_ids=new.partial_ids,
         owner=owner_of(new.context) if new.owner is None else new.owner,
         max_size=new.max_size,
+        quota_bytes=options.quota_bytes if new.quota_bytes is None else new.quota_bytes,
     )
 
 

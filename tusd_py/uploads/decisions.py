@@ -91,6 +91,8 @@ class Decisions:
             expires_at=None if changes.expires_at is None else float(changes.expires_at),
             owner=changes.owner,
             max_size=min((size for size in (new.max_size, changes.max_size) if size is not None), default=None),
+            # The quota of a token is that of its own principal.
+            quota_bytes=new.quota_bytes if changes.owner in (None, preview.owner) else None,
             path=changes.path,
         )
 

@@ -66,6 +66,8 @@ class Expiration:
         if active and await self._records.load_completion_record(current.id) is not None:
             return _completed(await self._recovery.recover(current, lock.token))
         if await self._removal.is_kept(current):
+            if not current.uncounted:  # its owner cannot remove it
+                await self._state.update(current, replace(current, uncounted=True), lock.token)
             return None
         expired = active or current.is_complete
         status = Status.EXPIRED if expired else current.status

@@ -19,6 +19,7 @@ from tusd_py.uploads.decisions import Decisions, naming_created
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork
 from tusd_py.uploads.new_records import NewRecords
+from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.validation import NewUpload
@@ -39,6 +40,7 @@ class FinalUploads:
         recovery: Recovery,
         waiting: WaitingFinals,
         work: LockedWork,
+        quotas: Quotas,
     ) -> None:
         self._state = components.state
         self._events = components.events
@@ -50,6 +52,7 @@ class FinalUploads:
         self._recovery = recovery
         self._waiting = waiting
         self._work = work
+        self._quotas = quotas
         self._tasks: dict[str, asyncio.Task[None]] = {}  # being made since this partial upload is complete
 
     def observe(self) -> None:
@@ -92,6 +95,7 @@ class FinalUploads:
             return await self._recover_created(existing, lock, new.context)
         partials = await self._partials_of(new)
         upload = new_final(lock.upload_id, new, partials, self._options, self._clock.wall())
+        await self._quotas.admit_final(upload, partials)
         if existing is not None:
             await self._state.delete(lock.upload_id, lock.token)
         upload = await self._new_records.located(new, replace(upload, token=lock.token))

@@ -16,6 +16,7 @@ from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.locked_work import LockedWork
+from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.validation import NewUpload, check_size
 
@@ -31,6 +32,7 @@ class NewRecords:
         decisions: Decisions,
         event_log: EventLog,
         work: LockedWork,
+        quotas: Quotas,
     ) -> None:
         self._storage = components.storage
         self._options = components.options
@@ -41,6 +43,7 @@ class NewRecords:
         self._decisions = decisions
         self._event_log = event_log
         self._places = ChosenPlaces(components, work)
+        self._quotas = quotas
 
     async def make(self, new: NewUpload) -> tuple[NewUpload, Upload]:
         """Return a request for a new upload as the application wants it, and the record that it leads to.
@@ -48,6 +51,7 @@ class NewRecords:
         Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `MaxSizeExceeded`.
         """
         record = self._record_of(new)
+        self._quotas.refuse_unsupported(record)
         if not self._decisions.asks(HookType.PRE_CREATE):
             return new, self._numbered(record)
         new = await self._decisions.on_creation(new, record)
@@ -104,4 +108,6 @@ class NewRecords:
             owner=owner_of(new.context) if new.owner is None else new.owner,
             max_size=new.max_size,
             given_expiry=new.expires_at,
+            quota_bytes=self._options.quota_bytes if new.quota_bytes is None else new.quota_bytes,
+            quota_uploads=self._options.quota_uploads,
         )

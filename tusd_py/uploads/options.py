@@ -27,6 +27,8 @@ class UploadOptions:
     """The options of uploads. Sizes are bytes, times are seconds; a time of zero disables that limit."""
 
     max_size: int | None = None
+    quota_bytes: int | None = None  # of all uploads of an owner together
+    quota_uploads: int | None = None  # unfinished uploads of an owner
     expires_after: float = 0
     durability: Durability = Durability.COMPLETE
     lock_timeout: float = 10

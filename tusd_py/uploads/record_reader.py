@@ -80,7 +80,9 @@ class RecordReader:
         if self._completion_records is None:
             return None
         upload = await self._completion_records.load_completion_record(upload_id)
-        return None if upload is None else replace(upload, token=0)
+        if upload is None:
+            return None
+        return replace(upload, token=0, quota_bytes=None, quota_uploads=None)  # no quota refuses bytes that are there
 
     async def _located(self, upload: Upload) -> Upload:
         return upload if self._locations is None else await self._locations.located(upload)

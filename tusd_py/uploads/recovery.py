@@ -12,6 +12,7 @@ from tusd_py.core.errors import (
     MaxSizeExceeded,
     PartialLost,
     PartialUnfinished,
+    QuotaExceeded,
     StorageFull,
     StorageUnavailable,
     UploadError,
@@ -137,7 +138,7 @@ class Recovery:
             except PartialUnfinished as error:  # `concatenation_unfinished` allowed that at the creation
                 if await self._waiting.wait_for_part(upload, error):
                     return await self._waiting.postpone(upload, token)
-            except (UploadNotFound, UploadGone, MaxSizeExceeded):  # the final upload can never be completed
+            except (UploadNotFound, UploadGone, MaxSizeExceeded, QuotaExceeded):  # it can never be completed
                 await self._removal.remove(upload, token, Status.TERMINATED, request)
                 raise
             except (StorageFull, StorageUnavailable):

@@ -41,6 +41,7 @@ from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.new_records import NewRecords
 from tusd_py.uploads.power_cuts import PowerCuts
 from tusd_py.uploads.progress_hooks import ProgressHooks
+from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.record_reader import RecordReader
 from tusd_py.uploads.recovery import Recovery
 from tusd_py.uploads.removal import Removal
@@ -76,18 +77,28 @@ class UploadService:
         waiting = WaitingFinals(self.state, self.clock)
         self.hooks = hooks
         self._decisions = Decisions(components, hooks, removal)
+        self._quotas = Quotas(components)
         self._new_records = NewRecords(
-            components, self._lifetimes, self._records, self._decisions, self._event_log, self._work
+            components, self._lifetimes, self._records, self._decisions, self._event_log, self._work, self._quotas
         )
         completion = Completion(components, self._lifetimes, self._records, self._event_log, self._decisions)
         self._recovery = Recovery(components, self._records, completion, removal, waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
-        self._appending = Appending(components, self._lifetimes, self._records, completion, self._recovery, self._work)
+        self._appending = Appending(
+            components, self._lifetimes, self._records, completion, self._recovery, self._work, self._quotas
+        )
         self._termination = Termination(
             components, self._records, removal, self._decisions, self._appending, self._work
         )
         self._finals = FinalUploads(
-            components, self._records, self._new_records, self._decisions, self._recovery, waiting, self._work
+            components,
+            self._records,
+            self._new_records,
+            self._decisions,
+            self._recovery,
+            waiting,
+            self._work,
+            self._quotas,
         )
         self._expiration = Expiration(components, self._lifetimes, self._records, self._recovery, removal, self._work)
         self._progress = ProgressHooks(
@@ -103,7 +114,7 @@ class UploadService:
     async def create(self, new: NewUpload) -> Upload:
         """Create an upload and return its record; one of length zero is complete at once.
 
-        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `PathTaken`, `MaxSizeExceeded`.
+        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `PathTaken`, `MaxSizeExceeded`, `QuotaExceeded`.
         """
         return await self._create(*await self._new_records.make(new))
 
@@ -124,6 +135,7 @@ class UploadService:
         """
         made: tuple[Upload, bool] | None = None
         new, record = await self._new_records.make(new)
+        await self._quotas.admit_first_bytes(record, append_request)
         if new.path is None and self._appending.suits_creation(new, append_request):
             made = await self._appending.create(record, append_request)
         upload, appended = (await self._create(new, record), False) if made is None else made

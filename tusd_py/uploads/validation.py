@@ -31,6 +31,7 @@ class NewUpload:
     expires_at: float | None = None
     owner: str | None = None
     max_size: int | None = None
+    quota_bytes: int | None = None
     path: str | None = None
     # Whether the sender may use a partial upload, or be given a final one again; None: anybody may.
     may_use: Callable[[Upload], Awaitable[bool]] | None = None

@@ -134,6 +134,7 @@ class TusHandlers:
             partial_ids=partial_ids,
             context=request.context(),
             max_size=None if request.principal is None else request.principal.max_size,
+            quota_bytes=None if request.principal is None else request.principal.quota_bytes,
             may_use=request.may_use,
         )
 
