@@ -5,71 +5,21 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.harness import ServerProcess
 from tests.support.process_memory import cpu_seconds, resident_size
-from tests.support.timing import TIMEOUT, promptly, scaled, wait_until
+from tests.support.server_connections import HEAD, answered_meanwhile, open_connections, pour
+from tests.support.timing import TIMEOUT, scaled, wait_until
 from tests.support.wire.connection import Connection
-from tests.support.wire.messages import KIBI, MEBI, chunk, metadata, patch_headers, payload
+from tests.support.wire.messages import KIBI, MEBI, chunk, patch_headers, payload
 from tests.support.wire.requests import create, offset_of, patch, request, start_patch
 
 pytestmark = [
     pytest.mark.integrated,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
-
-HEAD = "HEAD {path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\n\r\n"
-
-
-def metric(port: int, name: str) -> float:
-    """Return the sum of a metric over all its labels."""
-    text = request(port, "GET", "/metrics").body.decode()
-    return sum(
-        float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))
-    )
-
-
-def open_connections(port: int) -> int:
-    """Return the number of connections that the server has, without the one that asks."""
-    return round(metric(port, "tusd_connections_open")) - 1
-
-
-def pour(connection: Connection, piece: bytes, most: int) -> int:
-    """Send a piece again and again; returns how many bytes went before the server closed the connection."""
-    sent = 0
-    with contextlib.suppress(ConnectionError):
-        while sent < most:
-            connection.send(piece)
-            sent += len(piece)
-    return sent
-
-
-@contextlib.contextmanager
-def answered_meanwhile(port: int, path: str, seconds: float = 2.0) -> Iterator[None]:
-    """Somebody else asks for an upload all the time, and never waits for longer."""
-    waits: list[float] = []
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set():
-            started = time.monotonic()
-            offset_of(port, path)
-            waits.append(time.monotonic() - started)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    assert max(waits) < seconds, f"a HEAD took {max(waits):.1f} s"
 
 
 # Heads, trailers, and what frames a chunk.
@@ -169,184 +119,6 @@ def test_requests_cut_anywhere_are_the_same_requests(server: ServerProcess, size
             connection.send(requests[start : start + size])
         assert [connection.answer(method="PATCH").offset, connection.answer(method="PATCH").offset] == [6, 12]
         assert connection.answer(method="GET").body == b"\r\n" * 6
-
-
-# Deadlines.
-
-
-def half_a_request_line(port: int) -> Connection:
-    connection = Connection(port)
-    connection.send(b"HEAD /fil")
-    return connection
-
-
-def nothing(port: int) -> Connection:
-    return Connection(port)
-
-
-def idle_after_an_answer(port: int) -> Connection:
-    connection = Connection(port)
-    connection.start("OPTIONS", "/files", {})
-    assert connection.answer().status == 200
-    return connection
-
-
-def half_a_head_after_an_answer(port: int) -> Connection:
-    connection = idle_after_an_answer(port)
-    connection.send(b"HEAD /files/x HTTP/1.1\r\nHost: x\r\n")
-    return connection
-
-
-def answered_before_the_body(port: int) -> Connection:
-    """Send a PATCH for an unknown upload, and one byte of its body after the answer; return the connection."""
-    connection = start_patch(port, "/files/unknown", 0, 10)
-    assert connection.answer().status == 404
-    connection.send(b"x")
-    return connection
-
-
-def answered_before_a_chunked_body(port: int) -> Connection:
-    connection = start_patch(port, "/files/unknown", 0, None)
-    assert connection.answer().status == 404
-    connection.send(b"a\r\nx")
-    return connection
-
-
-def answered_instead_of_continue(port: int) -> Connection:
-    connection = start_patch(port, "/files/unknown", 0, 10, {"Expect": "100-continue"})
-    assert connection.answer().status == 404
-    return connection
-
-
-def continued_without_a_body(port: int) -> Connection:
-    return start_patch(port, create(port, 10), 0, 10, {"Expect": "100-continue"})
-
-
-def half_a_body(port: int) -> Connection:
-    connection = start_patch(port, create(port, 10), 0, 10)
-    connection.send(b"x")
-    return connection
-
-
-def half_a_long_body(port: int) -> Connection:
-    connection = start_patch(port, create(port, 10 * MEBI), 0, 10 * MEBI)
-    connection.send(b"x" * MEBI)
-    return connection
-
-
-def half_a_trailer(port: int) -> Connection:
-    connection = start_patch(port, create(port, 10), 0, None)
-    connection.send(b"1\r\nx\r\n0\r\nX-Trailer: ")
-    return connection
-
-
-def refused_and_not_gone(port: int) -> Connection:
-    connection = Connection(port)
-    connection.send(b"this is not HTTP\r\n\r\n")
-    return connection
-
-
-def pipelined_and_not_read(port: int) -> Connection:
-    # Long answers, else the kernel takes some ten thousand of them before the server has to wait.
-    path = create(port, 1, {"Upload-Metadata": metadata(name="x" * 3000)})
-    connection = Connection(port)
-
-    def pour_until_closed() -> None:
-        with contextlib.suppress(OSError):  # by the server, or by the test at its end
-            pour(connection, HEAD.format(path=path).encode() * 100, 64 * MEBI)
-
-    threading.Thread(target=pour_until_closed).start()
-    return connection
-
-
-def download_not_read(port: int) -> Connection:
-    path = create(port, 16 * MEBI)
-    assert patch(port, path, 0, bytes(16 * MEBI)).status == 204
-    connection = Connection(port)
-    connection.start("GET", path, {})
-    return connection
-
-
-def download_not_read_by_a_client_that_is_done(port: int) -> Connection:
-    connection = download_not_read(port)
-    connection.finish_sending()
-    return connection
-
-
-STATES: tuple[Callable[[int], Connection], ...] = (
-    nothing,
-    half_a_request_line,
-    idle_after_an_answer,
-    half_a_head_after_an_answer,
-    answered_before_the_body,
-    answered_before_a_chunked_body,
-    answered_instead_of_continue,
-    continued_without_a_body,
-    half_a_body,
-    half_a_long_body,
-    half_a_trailer,
-    refused_and_not_gone,
-    pipelined_and_not_read,
-    download_not_read,
-    download_not_read_by_a_client_that_is_done,
-)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("reach", STATES, ids=lambda reach: reach.__name__)
-def test_a_client_that_goes_silent_in_any_state_is_let_go(tmp_path: Path, reach: Callable[[int], Connection]) -> None:
-    uploads = tmp_path / "uploads"
-    with (
-        ServerProcess(uploads, header_timeout="1s", keep_alive_timeout="1s", idle_timeout="1s") as server,
-        reach(server.port),
-    ):
-        wait_until(lambda: open_connections(server.port) == 0, "the server let go of the connection")
-    assert not [line for line in server.log if "Traceback" in line or "ERROR" in line]
-
-
-def test_a_small_pause_between_two_requests_is_fine(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "uploads", keep_alive_timeout="20s", header_timeout="1s")
-    with server, idle_after_an_answer(server.port) as connection:
-        time.sleep(2)
-        connection.start("OPTIONS", "/files", {})
-        assert connection.answer().status == 200
-
-
-def test_silent_clients_that_take_every_descriptor_do_not_stop_the_others(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "uploads")
-    server.descriptors = 256
-    with contextlib.ExitStack() as stack, server:
-        path = create(server.port, 10)
-        for _ in range(300):
-            connection = stack.enter_context(Connection(server.port))
-            connection.start("PATCH", "/files/unknown", patch_headers(0, {"Content-Length": "10"}))
-            connection.send(b"x")
-        with promptly("HEAD", 10):
-            assert offset_of(server.port, path) == 0
-        with promptly("PATCH", 10):
-            assert patch(server.port, path, 0, b"0123456789").status == 204
-    assert not [line for line in server.log if "Traceback" in line]
-
-
-def test_heads_without_end_that_fill_the_memory_for_heads_refuse_nobody_else(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path) as server, contextlib.ExitStack() as stack:
-        path = create(server.port, 10)
-        honest = stack.enter_context(Connection(server.port))
-        honest.send(HEAD.format(path=path).encode()[:30])
-        honest.wait_until_read()
-        for size in [127 * KIBI] * 260 + [8000] * 20 + [1000] * 20 + [100] * 20 + [10] * 20:
-            hostile = stack.enter_context(Connection(server.port))
-            hostile.send(b"GET / HTTP/1.1\r\nX: " + b"a" * size)
-        hostile.wait_until_read()
-        late = stack.enter_context(Connection(server.port))
-        late.send(HEAD.format(path=path).encode()[:30])
-        late.wait_until_read()
-        late.send(HEAD.format(path=path).encode()[30:])
-        assert late.answer().offset == 0
-        honest.send(HEAD.format(path=path).encode()[30:])
-        answer = honest.answer_or_closed()  # it waited longest: its client asks again
-        assert answer is None or answer.offset == 0
-        assert open_connections(server.port) > 250
 
 
 @pytest.mark.parametrize("follows", [b"", HEAD.encode() * 1000], ids=["alone", "pipelined"])
@@ -465,63 +237,3 @@ def test_no_garbage_makes_the_server_complain(server: ServerProcess) -> None:
     wait_until(lambda: open_connections(server.port) == 0, "every connection was closed", 2 * TIMEOUT)
     server.terminate()
     assert complaints(server) == []
-
-
-# As many connections as there are descriptors for.
-
-
-def test_at_the_limit_idle_connections_make_room(tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack, ServerProcess(tmp_path / "uploads", max_connections=20) as server:
-        path = create(server.port, 10)
-        for _ in range(3):
-            for _ in range(20):
-                stack.enter_context(Connection(server.port))
-            with promptly("HEAD", 5):
-                assert offset_of(server.port, path) == 0
-        assert metric(server.port, "tusd_connections_limit") == 20
-        assert metric(server.port, "tusd_connections_ended_total") >= 40
-        assert open_connections(server.port) <= 20
-
-
-def test_at_the_limit_no_running_request_ends_and_a_new_one_waits(tmp_path: Path) -> None:
-    data = payload(100)
-    with contextlib.ExitStack() as stack, ServerProcess(tmp_path / "uploads", max_connections=10) as server:
-        running = []
-        for _ in range(10):
-            path = create(server.port, len(data))
-            connection = stack.enter_context(start_patch(server.port, path, 0, len(data)))
-            connection.send(data[:50])
-            connection.wait_until_read()
-            running.append(connection)
-        waiting = stack.enter_context(Connection(server.port))
-        waiting.start("HEAD", path, {})
-        used = cpu_seconds(server.pid)
-        with pytest.raises(TimeoutError):
-            waiting.answer(2)
-        assert cpu_seconds(server.pid) - used < 1, "the server spins while connections wait"
-        for connection in running:
-            connection.send(data[50:])
-            assert connection.answer().status == 204
-        assert waiting.answer().status == 200
-    assert any("all 10 connections are in use" in line for line in server.log)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_limit_of_connections_is_that_of_all_processes(tmp_path: Path, workers: int) -> None:
-    with ServerProcess(tmp_path / "uploads", max_connections=30, workers=workers) as server:
-        assert metric(server.port, "tusd_connections_limit") == 30
-
-
-def test_the_limit_of_connections_follows_from_the_descriptors(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "uploads")
-    server.descriptors = 264
-    with server:
-        assert metric(server.port, "tusd_connections_limit") == 100
-
-
-def test_more_connections_than_descriptors_are_refused_at_the_start(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "uploads", max_connections=1000)
-    server.descriptors = 256
-    with pytest.raises(RuntimeError, match="--max-connections is too large: 1000 connections need 2064 file desc"):
-        server.start()
-    assert len(server.log) == 1
