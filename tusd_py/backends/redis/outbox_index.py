@@ -86,6 +86,7 @@ class OutboxIndex:
         self._redis = connection
         self._keys = keys
         self._interval = CLUSTER_INTERVAL if connection.is_cluster else COMPARE_INTERVAL
+        self._known: dict[tuple[str, ...], list[str]] = {}  # keys by sinks, of which the settings have few
 
     async def note(self, events: Sequence[OutboxEvent], *, without_room: bool) -> None:
         """Add events that are about to be stored; also to a Redis that is full if `without_room`."""
@@ -105,8 +106,12 @@ class OutboxIndex:
 
     def keys_of(self, sinks: Sequence[str]) -> list[str]:
         """Return the keys that new deliveries to sinks are added to: the names, then two of each sink."""
-        indexes = map(self._keys.of_sink, sinks)
-        return [self._keys.sinks, *(key for index in indexes for key in (index.by_time, index.waiting))]
+        known = self._known.get(tuple(sinks))
+        if known is None:
+            indexes = map(self._keys.of_sink, sinks)
+            known = [self._keys.sinks, *(key for index in indexes for key in (index.by_time, index.waiting))]
+            self._known[tuple(sinks)] = known
+        return known
 
     async def due(self, sink: str, now: float, skip: int, count: int) -> DuePage:
         """Return a page of the entries that are due, the oldest first, after a comparison if it is time for one."""
