@@ -104,7 +104,7 @@ class PreloadedFaults:
     def _add(self, calls: str, pattern: str, action: str, skip: int, times: int) -> Fault:
         self._made += 1
         name = f"f{self._made}"
-        self._rules[name] = f"{name} {calls} {action} {skip} {times} {pattern}\n"
+        self._rules[name] = f"{name} {calls} {action} {int(skip)} {times} {pattern}\n"
         self._write()
         return Fault(self, name)
 
