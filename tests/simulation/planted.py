@@ -157,7 +157,7 @@ def sync_retried() -> None:
 
 @plant
 def unfinished_sync_of_a_dead_process_trusted() -> None:
-    change(syncs.Syncs, "_store_again", nothing)
+    change(syncs.Syncs, "_check_unproven", lambda self, _, unproven: self.marks.remove(unproven.path))
 
 
 @plant

@@ -129,6 +129,17 @@ DISK_PROFILES = (
         clients=(3, 4),
     ),
     Profile(
+        "deaths in syncs",
+        kinds={"sync kills": 6, "power cut": 4, "kill": 1, "sync fails": 1},
+        fewest_faults=3,
+        most_faults=8,
+        moments={ACKNOWLEDGEMENT: 5, CHANGE: 2},
+        habits=Habits(rest=0.2, defers=0.0, concatenates=0.1, removes=0.0, checksum=0.1),
+        processes=(1, 2),
+        durability=("complete",),
+        clients=(2, 3),
+    ),
+    Profile(
         "power cuts",
         kinds={"power cut": 10, "kill": 2, "shutdown": 1, "full": 1, "stall": 1},
         fewest_faults=2,

@@ -15,6 +15,7 @@ import tusd_py.backends.disk.copying
 import tusd_py.backends.disk.files
 import tusd_py.backends.disk.reader
 import tusd_py.backends.disk.storage
+import tusd_py.backends.disk.sync_marks
 import tusd_py.backends.local_locks.locker
 import tusd_py.backends.redis.locker
 import tusd_py.backends.redis.state
@@ -65,6 +66,7 @@ def prepare() -> Modules:
         tusd_py.backends.disk.copying.SLICE_SIZE = 4096
         tusd_py.backends.disk.files.READ_SIZE = 1024
         tusd_py.backends.disk.reader.DOWNLOAD_PIECE = 4096
+        tusd_py.backends.disk.sync_marks.STEP_SIZE = 1024
         tusd_py.backends.local_locks.locker.POLL_INTERVAL = 0.1
         tusd_py.backends.sqlite.reserve.RESERVE_SIZE = 4096
         logger = logging.getLogger("tusd_py")

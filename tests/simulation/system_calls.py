@@ -433,6 +433,8 @@ class FcntlModule:
             raise error(errno.EOPNOTSUPP)
         start, length, _, _, room, _ = REQUEST.unpack_from(argument)
         found = opened.inode.extents(start, start + length)[:room]
+        if not all(is_written for _, _, is_written in found):
+            opened.files.on_failed_sync()  # of a process that died in it: it is noticed only now
         REQUEST.pack_into(argument, 0, start, length, 0, len(found), room, 0)
         for number, (position, size, is_written) in enumerate(found):
             flags = 0 if is_written else UNWRITTEN

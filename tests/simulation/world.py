@@ -18,7 +18,7 @@ from tests.simulation.faults import KINDS, Fault, draw
 from tests.simulation.filesystem import ABILITIES, FileSystem
 from tests.simulation.loop import PROCESS, SimulatedLoop, Stuck
 from tests.simulation.machine import Machine
-from tests.simulation.moments import CHANGE, Moments
+from tests.simulation.moments import CHANGE, FAILED_SYNC, Moments
 from tests.simulation.operators import Operator
 from tests.simulation.oracle import Expected, Oracle
 from tests.simulation.patches import Modules
@@ -179,7 +179,17 @@ class World:
         """Whether the server may have met an error of the storage."""
         return any(
             self.counts.get(kind)
-            for kind in ("sync fails", "record sync fails", "write fails", "full", "away", "stall", "hang", "power cut")
+            for kind in (
+                "sync fails",
+                "sync kills",
+                "record sync fails",
+                "write fails",
+                "full",
+                "away",
+                "stall",
+                "hang",
+                "power cut",
+            )
         )
 
     def host_for(self, rng: Random) -> Host | None:
@@ -280,6 +290,9 @@ class World:
             self.loop.call_later(fault.seconds, host.process.go_on)
         elif fault.kind == "shutdown":
             self._track(asyncio.ensure_future(self._restart(host, fault.seconds)))
+        elif fault.kind == "sync kills":
+            self.machine.files.failing_syncs += 1
+            self._apply_when_due(replace(fault, kind="kill", moment=FAILED_SYNC, changes=0))
         elif fault.kind == "clock":
             host.machine.clock_error += (fault.amount - 0.5) * 10 ** (2 + fault.seconds % 6)
         else:
