@@ -14,7 +14,8 @@ from tests.faults.stalls import OSFaults
 from tests.support.upload_records import FixedRecords
 from tusd_py.backends.disk.segment_map import Segment, segments, storage_state_of
 from tusd_py.backends.disk.shared import SharedDiskStorage
-from tusd_py.core.errors import StorageAhead, StorageBehind
+from tusd_py.backends.disk.sync_marks import mark_of
+from tusd_py.core.errors import StorageAhead, StorageBehind, StorageUnavailable
 from tusd_py.core.upload import Status, Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=10)
@@ -129,6 +130,106 @@ async def test_a_sync_proves_nothing_of_an_earlier_segment_whose_own_fails(
     assert await storage.stored_size(upload) == 0
 
 
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_writer_without_its_lease_takes_nothing_back_that_another_one_has_proved(
+    storage: SharedDiskStorage, os_faults: OSFaults, ends: bool
+) -> None:
+    sleeper = storage.writer(UPLOAD, 5)
+    await sleeper.flush([b"012"], sync=False)
+    sleeper.snapshot()  # committed
+    if ends:  # in place
+        await sleeper.flush([b"3456789"], sync=False)
+        sleeper.snapshot()
+        upload = replace(UPLOAD, offset=10)
+        await storage.finish(upload, sync=True)
+    else:
+        successor = storage.writer(replace(UPLOAD, offset=3), 6, unreleased_predecessors=1)
+        await successor.flush([b"345"], sync=True)
+        done = successor.snapshot()
+        await successor.close()
+        assert done.synced == 6
+        upload = replace(UPLOAD, offset=6, synced=6, storage_state=done.storage_state)
+    os_faults.fail("fsync,fdatasync", "*/uploads/upload", times=1)
+    with pytest.raises(StorageBehind):
+        await sleeper.flush([b"xxx"], sync=True)
+    await sleeper.close()
+    if not ends:
+        assert await storage.stored_size(upload) == 6
+        upload = await append(storage, upload, b"6789", 7, unreleased_predecessors=True)
+        await storage.finish(upload, sync=True)
+        await storage.discard_superseded(upload)
+        assert files(storage) == ["upload"]
+    assert await content(storage, replace(upload, storage_state="")) == b"0123456789"
+
+
+async def test_a_failed_sync_is_known_to_every_host_before_the_record_tells_of_it(
+    storage: SharedDiskStorage, os_faults: OSFaults
+) -> None:
+    writer = storage.writer(UPLOAD, 5)
+    await writer.flush([b"01"], sync=True)
+    await writer.flush([b"2345"], sync=False)
+    upload = replace(UPLOAD, offset=6, synced=writer.snapshot().synced)
+    os_faults.fail("fsync,fdatasync", "*/uploads/upload", times=1)
+    with pytest.raises(StorageBehind):
+        await writer.flush(sync=True)
+    await writer.close()
+
+    other = SharedDiskStorage(storage.path(UPLOAD).parent)
+    await other.open()
+    assert await other.stored_size(upload) == 2
+    for unreleased_predecessors in (0, 1):
+        later = other.writer(upload, 6, unreleased_predecessors=unreleased_predecessors)
+        with pytest.raises(StorageBehind) as behind:
+            await later.flush([b"678"], sync=True)
+        assert behind.value.stored == 2
+        await later.close()
+    complete = replace(upload, offset=6, length=6)
+    with pytest.raises(StorageBehind) as behind:
+        await other.finish(complete, sync=True)
+    assert behind.value.stored == 2
+
+    upload = await append(other, upload.at(2), b"23456789", 7, unreleased_predecessors=False)
+    assert upload.storage_state == "2:7"
+    await other.finish(upload, sync=True)
+    await other.discard_superseded(upload)
+    assert await content(other, replace(upload, storage_state="")) == b"0123456789"
+    assert files(other) == ["upload"]
+    await other.close()
+
+
+@pytest.mark.parametrize(("left", "kept"), [(None, 0), (1, 1)])
+async def test_a_sync_proves_nothing_of_bytes_that_are_missing(
+    storage: SharedDiskStorage, left: int | None, kept: int
+) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
+    later = storage.writer(upload, 6, unreleased_predecessors=True)
+    await later.write([b"345"])
+    if left is None:
+        storage.path(UPLOAD).unlink()
+    else:
+        os.truncate(storage.path(UPLOAD), left)
+    with pytest.raises(StorageBehind) as behind:
+        await later.flush(sync=True)
+    assert behind.value.stored == kept
+    assert later.snapshot().synced == 0
+    await later.close()
+
+
+async def test_a_mark_of_a_later_writer_stops_one_that_wakes_up(
+    storage: SharedDiskStorage, os_faults: OSFaults
+) -> None:
+    sleeper = storage.writer(UPLOAD, 5)
+    await sleeper.flush([b"012"], sync=False)
+    sleeper.snapshot()
+    mark_of(storage.path(UPLOAD)).touch()
+    writes = os_faults.fail("pwrite", "*/uploads/upload")
+    with pytest.raises(StorageUnavailable):
+        await sleeper.flush([b"345"], sync=True)
+    await sleeper.close()
+    assert not writes.hits
+    assert mark_of(storage.path(UPLOAD)).exists()
+
+
 async def test_discarding_what_a_failed_sync_of_another_host_has_cut_off_leaves_no_hole(
     storage: SharedDiskStorage,
 ) -> None:
@@ -231,6 +332,38 @@ async def test_segments_that_no_layout_names_are_removed(storage: SharedDiskStor
         orphans = await storage.clean(records, older_than=86400, dry_run=dry_run)
         assert sorted(Path(orphan.name).name for orphan in orphans) == ["unknown.9", "upload.7"]
     assert files(storage) == ["notes.txt", "upload", "upload.6", "upload.8"]
+
+
+async def test_marks_that_nobody_needs_are_removed(storage: SharedDiskStorage) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
+    upload = await append(storage, upload, b"345", 6, unreleased_predecessors=True)
+    folder = storage.path(UPLOAD).parent
+    needed = [".upload.sync", ".upload.6.sync"]
+    old = time.time() - 100_000
+    for name in (*needed, ".upload.7.sync", ".unknown.sync", ".unknown.9.sync", ".notes.txt.sync", ".upload.8.sync"):
+        (folder / name).touch()
+        os.utime(folder / name, (old, old))
+    os.utime(folder / ".upload.8.sync")
+    orphans = await storage.clean(FixedRecords(upload), older_than=86400)
+    assert sorted(Path(orphan.name).name for orphan in orphans) == [
+        ".unknown.9.sync",
+        ".unknown.sync",
+        ".upload.7.sync",
+    ]
+    assert files(storage) == sorted([*needed, ".notes.txt.sync", ".upload.8.sync", "upload", "upload.6"])
+    complete = replace(upload, status=Status.COMPLETE, storage_state="")
+    await storage.clean(FixedRecords(complete), older_than=86400)
+    assert not set(needed) & set(files(storage))
+
+
+async def test_the_marks_of_segments_are_removed_with_them(storage: SharedDiskStorage) -> None:
+    upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
+    upload = await append(storage, upload, b"3456789", 6, unreleased_predecessors=True)
+    for name in (".upload.6.sync", ".upload.7.sync"):  # of the second the segment is gone
+        storage.path(UPLOAD).with_name(name).touch()
+    await storage.finish(upload, sync=True)
+    await storage.discard_superseded(upload)
+    assert files(storage) == ["upload"]
 
 
 async def test_segments_of_an_upload_in_use_are_kept(storage: SharedDiskStorage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -13,12 +14,14 @@ import pytest
 
 from tests.faults.stalls import OSFaults
 from tusd_py.backends.disk import extents as extents_module, syncs
+from tusd_py.backends.disk.copying import COPY_THREADS
 from tusd_py.backends.disk.extents import tells_gaps
 from tusd_py.backends.disk.shared import SharedDiskStorage
-from tusd_py.backends.disk.storage import DiskStorage
-from tusd_py.backends.disk.sync_marks import STEP_SIZE, mark_of
+from tusd_py.backends.disk.storage import THREADS, DiskStorage
+from tusd_py.backends.disk.sync_marks import STEP_SIZE, Mark, SyncMarks, mark_of
 from tusd_py.backends.disk.syncs import SyncUnproven
-from tusd_py.core.errors import StorageBehind, StorageFull, StorageUnavailable
+from tusd_py.contracts.storage import LastStepRefused
+from tusd_py.core.errors import ServerShutdown, StorageBehind, StorageFull, StorageUnavailable
 from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=10)
@@ -51,12 +54,12 @@ async def shared(tmp_path: Path) -> AsyncIterator[SharedDiskStorage]:
     await storage.close()
 
 
-async def leave(storage: DiskStorage, data: bytes) -> Path:
+async def leave(storage: DiskStorage, data: bytes, upload: Upload = UPLOAD) -> Path:
     """Leave bytes that are committed, and a mark, as a process does that dies in the sync after them."""
-    writer = storage.writer(UPLOAD, 1)
+    writer = storage.writer(upload, 1)
     await writer.flush([data], sync=False)
     await writer.close()
-    path = storage.path(UPLOAD)
+    path = storage.path(upload)
     mark_of(path).touch()
     return path
 
@@ -294,6 +297,100 @@ async def test_the_short_way_leaves_bytes_with_a_mark_to_the_long_one(
     assert mark_of(path).exists()
 
 
+async def test_the_last_step_leaves_bytes_with_a_mark_to_the_long_way(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    path = await leave(storage, b"012")
+    writes = os_faults.fail("pwrite", FILE, times=1)
+    writer = storage.writer(INHERITED, 2)
+    with pytest.raises(LastStepRefused):
+        await writer.finish_by([b"3456789"], storage.run, sync=True)
+    assert not writes.hits
+    os_faults.clear()
+    assert await writer.finish(sync=True)
+    await writer.close()
+    assert path.read_bytes() == b"0123456789"
+    assert not mark_of(path).exists()
+
+
+async def test_bytes_that_are_stored_again_leave_threads_to_other_uploads(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    uploads = [replace(UPLOAD, id=f"upload{number}", offset=10) for number in range(THREADS)]
+    paths = [await leave(storage, b"0123456789", replace(upload, offset=0)) for upload in uploads]
+    stall = os_faults.stall("pwrite", "*/uploads/upload?")
+    finishing = [asyncio.ensure_future(storage.finish(upload, sync=True)) for upload in uploads]
+    await asyncio.to_thread(stall.wait, COPY_THREADS)
+    async with asyncio.timeout(60):
+        assert await storage.stored_size(uploads[0]) == 10
+    assert stall.stalled == COPY_THREADS
+    stall.lift()
+    await asyncio.gather(*finishing)
+    assert not any(mark_of(path).exists() for path in paths)
+
+
+async def test_storing_again_that_a_shutdown_interrupts_goes_on_where_it_was(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    data = os.urandom(2 * STEP_SIZE + 5)
+    path = await leave(storage, data)
+    complete = replace(UPLOAD, offset=len(data), length=len(data))
+    stall = os_faults.stall("pwrite", FILE, skip=1)
+    finishing = asyncio.ensure_future(storage.finish(complete, sync=True))
+    await asyncio.to_thread(stall.wait)
+    storage.interrupt()
+    stall.lift()
+    with pytest.raises(ServerShutdown):
+        await finishing
+    assert mark_of(path).exists()
+
+    later = DiskStorage(path.parent)
+    await later.open()
+    more = os_faults.fail("pwrite", FILE, skip=1)
+    await later.finish(complete, sync=True)
+    await later.close()
+    assert not more.hits
+    assert path.read_bytes() == data
+    assert not mark_of(path).exists()
+
+
+async def test_storing_again_that_fails_keeps_the_bytes_of_earlier_steps(
+    storage: DiskStorage, os_faults: OSFaults
+) -> None:
+    data = os.urandom(2 * STEP_SIZE)
+    path = await leave(storage, data)
+    os_faults.fail("fdatasync", FILE, skip=1, times=1)
+    with pytest.raises(StorageBehind) as behind:
+        await storage.finish(replace(UPLOAD, offset=len(data), length=len(data)), sync=True)
+    assert behind.value.stored == STEP_SIZE
+    assert path.read_bytes() == data[:STEP_SIZE]
+    assert not mark_of(path).exists()
+
+
+async def test_a_cut_forgets_what_a_mark_calls_proven(storage: DiskStorage) -> None:
+    path = await leave(storage, b"0123456789")
+    inode = path.stat().st_ino
+    storage.syncs.marks.note(path, inode, Mark(9))
+    writer = storage.writer(replace(UPLOAD, offset=8), 2)
+    await writer.flush([b"8"], sync=False)
+    await writer.close()
+    assert storage.syncs.marks.read(path, inode) == Mark()
+
+
+def test_the_content_of_a_mark_concerns_one_file_only(storage: DiskStorage) -> None:
+    marks = SyncMarks(storage.files)
+    path = storage.path(UPLOAD)
+    assert marks.read(path, 7) is None
+    assert marks.make(path)
+    assert marks.read(path, 7) == Mark()
+    for mark in (Mark(12), Mark(1 << 40, lost=True), Mark(3)):
+        marks.note(path, 7, mark)
+        assert marks.read(path, 7) == mark
+        assert marks.read(path, 8) == Mark()
+    mark_of(path).write_bytes(b"half of a con")
+    assert marks.read(path, 7) == Mark()
+
+
 async def test_a_mark_is_removed_with_its_upload(storage: DiskStorage) -> None:
     path = await leave(storage, b"012")
     await storage.delete(INHERITED)
@@ -453,6 +550,60 @@ async def test_the_next_writer_of_a_shared_file_with_a_mark_copies_its_bytes(sha
     await shared.discard_superseded(upload)
     assert path.read_bytes() == b"0123456789"
     assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["upload"]
+
+
+async def test_a_failed_sync_of_a_shared_file_with_nothing_left_to_prove_takes_no_later_bytes_back(
+    shared: SharedDiskStorage, os_faults: OSFaults
+) -> None:
+    """The kernel may report late what it has lost of a file whose bytes were copied, or of bytes that do not count."""
+    path = await leave(shared, b"012")
+    writer = shared.writer(INHERITED, 6, unreleased_predecessors=1)
+    await writer.flush([b"345"], sync=True)
+    await writer.finish([b"6789"], sync=True)
+    await writer.close()
+    done = writer.snapshot()
+    upload = replace(UPLOAD, offset=10, synced=done.synced, storage_state=done.storage_state)
+    os_faults.fail("fsync,fdatasync", FILE, times=1)
+    await shared.finish(upload, sync=True)
+    await shared.discard_superseded(upload)
+    assert path.read_bytes() == b"0123456789"
+
+
+async def test_the_end_of_a_shared_upload_copies_the_files_with_a_mark_once(
+    shared: SharedDiskStorage, os_faults: OSFaults
+) -> None:
+    path = await leave(shared, b"012")
+    copies = os_faults.fail("pwrite", "*/uploads/upload*")
+    writer = shared.writer(INHERITED, 6, unreleased_predecessors=1)
+    assert not await writer.finish([b"3456789"], sync=True)
+    done = writer.snapshot()
+    await writer.close()
+    assert done.synced == 0
+    assert not copies.hits
+    upload = replace(UPLOAD, offset=10, storage_state=done.storage_state)
+    await shared.finish(upload, sync=True)
+    await shared.discard_superseded(upload)
+    assert path.read_bytes() == b"0123456789"
+    assert [file.name for file in path.parent.iterdir() if file.is_file()] == ["upload"]
+
+
+async def test_a_copy_of_shared_bytes_with_a_mark_ends_at_a_shutdown(
+    shared: SharedDiskStorage, os_faults: OSFaults
+) -> None:
+    data = os.urandom(2 * STEP_SIZE)
+    await leave(shared, data)
+    upload = replace(UPLOAD, offset=len(data), length=len(data) + 3)
+    stall = os_faults.stall("pwrite", "*/uploads/upload.6")
+    writer = shared.writer(upload, 6, unreleased_predecessors=1)
+    flushing = asyncio.ensure_future(writer.flush([b"345"], sync=True))
+    await asyncio.to_thread(stall.wait)
+    shared.interrupt()
+    stall.lift()
+    with pytest.raises(ServerShutdown):
+        await flushing
+    await writer.close()
+    assert len(stall.hits) == 1
+    assert (writer.snapshot().synced, writer.snapshot().storage_state) == (0, f"{len(data)}:6")
 
 
 async def test_only_what_is_not_synced_of_shared_files_with_a_mark_is_copied(shared: SharedDiskStorage) -> None:

@@ -64,6 +64,7 @@ from tusd_py.contracts.storage_abilities import (
     WholeSync as WholeSync,
 )
 from tusd_py.contracts.writer import (
+    LastStepRefused as LastStepRefused,
     Observer as Observer,
     PieceSize as PieceSize,
     ThreadedWriter as ThreadedWriter,

@@ -131,6 +131,10 @@ class Writer(Protocol):
         """
 
 
+class LastStepRefused(Exception):
+    """The last step would take long for the thread it is in: the buffers are stored, and `finish` does the rest."""
+
+
 class ThreadedWriter(Writer, Protocol):
     """A writer that stores in a thread, in which the commit can follow the last bytes directly.
 
@@ -156,4 +160,7 @@ class ThreadedWriter(Writer, Protocol):
 
         Returns:
             The result of that future; its error is raised.
+
+        Raises:
+            LastStepRefused: the buffers are stored; call `finish` without them.
         """

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from tusd_py.contracts.storage import Writer, WriterSnapshot
+from tusd_py.contracts.storage import LastStepRefused, Writer, WriterSnapshot
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability, must_sync
 from tusd_py.core.errors import (
@@ -288,8 +288,9 @@ class Append:
         size = self._batches.gathered
         slots = last.slots(size) if last is not None else None
         if last is not None and not (slots and slots.locked()) and last.writer.can_finish_by(with_bytes=size > 0):
-            async with slots or contextlib.nullcontext():
-                return await self._finish_in_thread(last, slots, sync=sync)
+            with contextlib.suppress(LastStepRefused):
+                async with slots or contextlib.nullcontext():
+                    return await self._finish_in_thread(last, slots, sync=sync)
         finished = await self._batches.finish(sync=sync)
         return await self._commit_snapshot(self._commit_requested, finished=finished)
 

@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,8 @@ from tusd_py.backends.disk.files import FileTree, Modes, copy_range
 from tusd_py.backends.disk.identity import IdentityFile
 from tusd_py.backends.disk.reader import FileReader
 from tusd_py.backends.disk.steps import ExternalSteps
-from tusd_py.backends.disk.syncs import Syncs
+from tusd_py.backends.disk.storing_again import stored_again
+from tusd_py.backends.disk.syncs import Syncs, SyncUnproven
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Buffer, Observer, OpenFile, PieceSize, largest_piece
 from tusd_py.core.errors import (
@@ -110,6 +111,10 @@ class DiskStorage:
         (`LockedWork`).
         """
         return await self.run(work, brief=brief)
+
+    async def run_steps(self, steps: Generator[None]) -> None:
+        """Run the steps of work that may take long, in turns with copies; see `FileCopier.run`."""
+        await self._copier.run(steps)
 
     def path(self, upload: Upload) -> Path:
         """Return the file of an upload, which is below the directory for any id; raises `StoredElsewhere`."""
@@ -239,7 +244,11 @@ class DiskStorage:
                 if sync:
                     self.syncs.sync(descriptor, path, upload.synced, acknowledged=length, names=True)
 
-        await self.run_to_completion(finish)
+        try:
+            await self.run_to_completion(finish)
+        except SyncUnproven as error:
+            await self.run_steps(stored_again(self.syncs, self.files, error.unproven))
+            await self.run_to_completion(finish)
         return ""
 
     def bytes_held(self, path: Path) -> int:

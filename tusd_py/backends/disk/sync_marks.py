@@ -2,9 +2,10 @@
 
 The kernel reports a failed sync once, to the process that made it. If that process is killed before it has cut off the
 lost bytes, their pages can still be read, and every later sync succeeds without writing them. So a sync that could lose
-acknowledged bytes has a mark: an empty file beside the file of the upload, made before the sync, and removed after the
-sync has succeeded or its bytes were cut off. A process that finds a mark does not know the outcome of a sync, and must
-not rely on another one.
+acknowledged bytes has a mark: a file beside the file of the upload, made before the sync, and removed after the sync
+has succeeded or its bytes were cut off. A process that finds a mark does not know the outcome of a sync, and must not
+rely on another one. The mark is empty, or tells how many bytes are known to be stored all the same, and whether those
+after them are known to be lost.
 
 A mark has to survive its process only, and is not synced: after a power cut there are no pages to be deceived by.
 """
@@ -14,12 +15,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tusd_py.backends.disk.files import FileTree
 
 STEP_SIZE = 4 << 20  # bytes that are read, written and synced at a time
+NAME = re.compile(r"\.(.+)\.sync")
+CONTENT = re.compile(rb"([0-9]{20}) ([0-9]{20}) ([01])\n")  # `proven`, inode number, `lost`
+CONTENT_SIZE = 44  # always, so that one content replaces another whole
 
 
 class MissingBytes(OSError):
@@ -27,6 +33,19 @@ class MissingBytes(OSError):
 
     def __init__(self) -> None:
         super().__init__(errno.EIO, "stored bytes are missing")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The content of a mark.
+
+    Attributes:
+        proven: end of the bytes that are known to be stored; 0 if nothing is known.
+        lost: whether the bytes from there on are known to be lost; nothing is known of them otherwise.
+    """
+
+    proven: int = 0
+    lost: bool = False
 
 
 class SyncMarks:
@@ -47,6 +66,29 @@ class SyncMarks:
         """Return whether a file has a mark. Raises `OSError`."""
         return self._files.size(mark_of(path)) is not None
 
+    def note(self, path: Path, inode: int, mark: Mark) -> None:
+        """Write the content of the mark of a file with this inode number; one that tells of a loss is made.
+
+        Raises `OSError`.
+        """
+        flags = os.O_WRONLY | (os.O_CREAT if mark.lost else 0)
+        with self._files.opened(mark_of(path), flags) as descriptor:
+            write_at(descriptor, b"%020d %020d %d\n" % (mark.proven, inode, mark.lost), 0)
+
+    def read(self, path: Path, inode: int) -> Mark | None:
+        """Return the mark of a file, which tells nothing of a file with another inode number; None if there is none.
+
+        Raises `OSError`.
+        """
+        try:
+            with self._files.opened(mark_of(path), os.O_RDONLY) as descriptor:
+                content = CONTENT.fullmatch(os.pread(descriptor, CONTENT_SIZE, 0))
+        except FileNotFoundError:
+            return None
+        if content is None or int(content[2]) != inode:
+            return Mark()
+        return Mark(int(content[1]), content[3] == b"1")
+
     def remove(self, path: Path) -> None:
         """Remove the mark of a file, if there is one; one that stays has bytes stored again without need."""
         with contextlib.suppress(OSError):
@@ -56,6 +98,12 @@ class SyncMarks:
 def mark_of(path: Path) -> Path:
     """Return the mark of a file; no upload id starts with a dot."""
     return path.with_name(f".{path.name}.sync")
+
+
+def marked_name(name: str) -> str:
+    """Return the name of the file that a mark with this name belongs to; empty if it is no name of a mark."""
+    found = NAME.fullmatch(name)
+    return found[1] if found else ""
 
 
 def read_steps(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:

@@ -4,6 +4,9 @@ After a failed fsync the kernel has dropped the bytes, or keeps them as if they 
 proves nothing. Bytes that were not synced before are therefore cut off at once, in the thread of the sync and before
 any request is answered: the file itself then shows to every process, and after every crash, how many bytes it has.
 Bytes of a process that died in between have a mark (`sync_marks.py`), and are stored again before they are synced.
+
+On a shared directory nothing is cut off: a writer that has lost its lease could cut off what its successor has proved.
+There the mark tells of the loss.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,8 +26,8 @@ from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.extents import first_gap, tells_gaps
 from tusd_py.backends.disk.failed_cuts import FailedCuts
 from tusd_py.backends.disk.files import FULL_DISK_ERRORS, FileTree
-from tusd_py.backends.disk.sync_marks import MissingBytes, SyncMarks, read_steps, write_at
-from tusd_py.core.errors import StorageBehind, StorageUnavailable
+from tusd_py.backends.disk.sync_marks import Mark, MissingBytes, SyncMarks, read_steps, write_at
+from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
 
 Inode: TypeAlias = tuple[int, int]
 
@@ -61,10 +65,24 @@ def sync_data(descriptor: int) -> None:
         sync_file(descriptor)
 
 
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """The bytes of a file, which begins at `start`, that a sync may have lost: from `kept` to before `end`."""
+
+    path: Path
+    start: int
+    kept: int
+    end: int
+
+
 class SyncUnproven(StorageUnavailable):
     """A sync would prove nothing: an earlier one was under way when its process died, or may still be."""
 
     default_message = StorageUnavailable.default_message
+
+    def __init__(self, unproven: Unproven) -> None:
+        super().__init__()
+        self.unproven = unproven
 
 
 class Syncs:
@@ -73,7 +91,7 @@ class Syncs:
     def __init__(self, files: FileTree, check_identity: Callable[[], None], *, shared: bool = False) -> None:
         """Sync files of `files`, whose directory `check_identity` proves before a mark is made.
 
-        `shared` tells that other hosts may replace a file that is being synced.
+        `shared` tells that a writer may have lost its lease without knowing, so that it must not cut off anything.
         """
         self._files = files
         self._check_identity = check_identity
@@ -95,11 +113,11 @@ class Syncs:
         acknowledged: int = 0,
         names: bool,
         with_call: Callable[[int], None] = sync_file,
-        stores_again: bool = True,
+        proves: bool = True,
     ) -> None:
         """Sync a file, and with `names` the folders that lead to it.
 
-        After a failure the file is cut off at the end of the last good sync.
+        After a failure the file is cut off at the end of the last good sync; on a shared directory the mark says so.
 
         Args:
             descriptor: the open file.
@@ -109,27 +127,30 @@ class Syncs:
             acknowledged: end of the bytes of the file that a record may count.
             names: whether to sync the folders too.
             with_call: the call that syncs.
-            stores_again: whether bytes that an unfinished sync may have lost are stored again here.
+            proves: whether the bytes of the file count as synced afterwards; otherwise a mark stays.
 
         Raises:
             StorageBehind: the sync has failed.
-            SyncUnproven: the outcome of an earlier sync is unknown, and `stores_again` is not set.
+            SyncUnproven: the outcome of an earlier sync is unknown; repeat this one after the steps of `stored_again`.
             StorageFull, StorageUnavailable: nothing was synced.
         """
         kept = max(kept, start)
         endangers = acknowledged > kept
-        if endangers and not self._mark(path):
-            self._store_again(descriptor, path, kept, acknowledged, start=start, may_write=stores_again)
+        is_marked = endangers and not self._mark(path)
+        if is_marked and proves:
+            self._check_unproven(descriptor, Unproven(path, start, kept, acknowledged))
+        elif is_marked:
+            self._forget_proven(descriptor, path)
         try:
             with_call(descriptor)
         except OSError as error:
-            self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
-        if endangers:
+            self.lost(path, kept, error, start=start, inode=inode_of(descriptor), acknowledged=acknowledged)
+        if endangers and not is_marked:
             self.marks.remove(path)
         if names:
-            self._sync_names(descriptor, path, kept, start)
+            self._sync_names(descriptor, path, kept, start, acknowledged)
 
-    def _sync_names(self, descriptor: int, path: Path, kept: int, start: int) -> None:
+    def _sync_names(self, descriptor: int, path: Path, kept: int, start: int, acknowledged: int) -> None:
         """Sync the folders of a file that is synced; an error before their syncs, of opening them, proves no loss."""
         with contextlib.ExitStack() as stack:
             with file_errors():
@@ -137,7 +158,7 @@ class Syncs:
             try:
                 self._sync_open_folders(folders)
             except OSError as error:
-                self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
+                self.lost(path, kept, error, start=start, inode=inode_of(descriptor), acknowledged=acknowledged)
 
     def sync_whole(self, path: Path, size: int) -> None:
         """Sync a file of this size, and the folders that lead to it, without a cut if that fails; raises `OSError`.
@@ -159,28 +180,25 @@ class Syncs:
         with file_errors():
             return self.marks.make(path)
 
-    def _store_again(self, descriptor: int, path: Path, kept: int, end: int, *, start: int, may_write: bool) -> None:
-        """Write the bytes from `kept` to `end` once more, since an earlier sync of them may have failed.
+    def _forget_proven(self, descriptor: int, path: Path) -> None:
+        """Have a mark call no bytes proven that the next sync may lose."""
+        inode = inode_of(descriptor)[1]
+        with file_errors():
+            found = self.marks.read(path, inode)
+            if found is not None and found.proven and not found.lost:
+                self.marks.note(path, inode, Mark())
 
-        Reading tells no lost page from a stored one, but a page that is written again is stored by the next sync, or
-        makes that fail. An error of reading may pass, and proves no loss.
-
-        Raises `StorageBehind`, `SyncUnproven`, `StorageFull`, `StorageUnavailable`.
-        """
-        try:
-            with file_errors():
-                lacks_bytes = self._has_gap(descriptor, path, kept, end)
-            if lacks_bytes:
-                raise MissingBytes
-            if not may_write:
-                raise SyncUnproven
-            logger.warning("the bytes of %s from %d to %d are stored again after an unfinished sync", path, kept, end)
-            for position, data in _read_or_later(descriptor, kept, end):
-                with file_errors():  # of a full disk, for example: the bytes are as they were
-                    write_at(descriptor, data, position)
-                sync_data(descriptor)  # after each step, or dirty pages would pile up
-        except OSError as error:
-            self.lost(path, kept, error, start=start, inode=inode_of(descriptor))
+    def _check_unproven(self, descriptor: int, unproven: Unproven) -> None:
+        """Raise `StorageBehind` for a file with a mark that lacks bytes, and `SyncUnproven` for every other one."""
+        path, kept, inode = unproven.path, unproven.kept, inode_of(descriptor)
+        with file_errors():
+            found = self.marks.read(path, inode[1]) or Mark()
+            lacks_bytes = self._has_gap(descriptor, path, kept, unproven.end)
+        if found.lost and max(found.proven, kept) < unproven.end:
+            raise StorageBehind(max(found.proven, kept))
+        if lacks_bytes:
+            self.lost(path, kept, MissingBytes(), start=unproven.start, inode=inode, acknowledged=unproven.end)
+        raise SyncUnproven(unproven)
 
     def sync_copy(self, descriptor: int, path: Path) -> None:
         """Sync a copy, which is copied again after a failure; raises `OSError`."""
@@ -198,17 +216,26 @@ class Syncs:
         gap = first_gap(descriptor, start, end) if self._tells_gaps[device] else None
         return gap is not None and gap < end
 
-    def lost(self, path: Path, kept: int, error: OSError, *, start: int = 0, inode: Inode) -> None:
-        """Cut off the bytes of a file that a failed sync may have lost; raises `StorageBehind`."""
+    def lost(self, path: Path, kept: int, error: OSError, *, start: int = 0, inode: Inode, acknowledged: int) -> None:
+        """Cut off the bytes of a file that a failed sync may have lost; raises `StorageBehind`.
+
+        On a shared directory the file is left alone, and its mark tells of the loss if a record may count the bytes.
+        """
         kept = max(kept, start)
         self._record_failure(path, error, kept)
+        if not self._shared:
+            self._cut_off(path, kept, start)
+        elif acknowledged > kept:
+            self._note_loss(path, kept, inode)
+        raise StorageBehind(kept) from error
+
+    def _cut_off(self, path: Path, kept: int, start: int) -> None:
         try:
-            if kept == start and not self._shared:
+            if kept == start:
                 self._remove(path)  # later bytes go to a new file without doubtful pages
             else:
                 with self._files.opened(path, os.O_RDWR) as descriptor:
-                    if inode_of(descriptor) == inode:  # otherwise the next lock holder has finished the upload
-                        _cut_for_good(descriptor, kept)
+                    _cut_for_good(descriptor, kept)
         except FileNotFoundError:
             self.marks.remove(path)
         except OSError as failure:
@@ -216,7 +243,17 @@ class Syncs:
             self._distrust(path, kept)  # later processes find the mark
         else:
             self.marks.remove(path)
-        raise StorageBehind(kept) from error
+
+    def _note_loss(self, path: Path, kept: int, inode: Inode) -> None:
+        """Write the loss of bytes to the mark of a file; without it the next writer does not rely on them either."""
+        try:
+            self._check_identity()
+            found = self.marks.read(path, inode[1])
+            if found is not None and found.lost:
+                kept = min(kept, found.proven)
+            self.marks.note(path, inode[1], Mark(kept, lost=True))
+        except (OSError, UploadError) as failure:
+            logger.error("the loss of bytes of %s could not be noted: %s", path, failure)
 
     def _remove(self, path: Path) -> None:
         """Remove a file for good: a power cut could bring it back in place of a later one. Raises `OSError`."""
@@ -394,18 +431,3 @@ def have_cut_again(descriptor: int, end: int) -> None:
     with contextlib.suppress(OSError):
         if os.fstat(descriptor).st_size == end:
             os.ftruncate(descriptor, end + 1)
-
-
-def _read_or_later(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Yield as `read_steps` does; raises `MissingBytes`, and `StorageUnavailable` for an error of reading."""
-    steps = read_steps(descriptor, start, end)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration:
-            return
-        except MissingBytes:
-            raise
-        except OSError as error:
-            raise StorageUnavailable from error
-        yield step

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from tusd_py.asyncutil.serial_task import SerialTask
 from tusd_py.backends.disk.errors import file_errors
-from tusd_py.backends.disk.syncs import have_cut_again, inode_of, sync_data, sync_file
-from tusd_py.contracts.storage import Buffer, Observer, WriterSnapshot
+from tusd_py.backends.disk.storing_again import stored_again
+from tusd_py.backends.disk.syncs import SyncUnproven, have_cut_again, inode_of, sync_data, sync_file
+from tusd_py.contracts.storage import Buffer, LastStepRefused, Observer, WriterSnapshot
 from tusd_py.core.errors import StorageAhead, StorageBehind, StorageUnavailable
 from tusd_py.core.upload import Upload
 
@@ -39,7 +40,6 @@ class DiskWriter:
         self._stored = upload.offset
         self._synced = min(upload.synced, upload.offset)
         self._acknowledged = upload.offset  # end of the bytes that a record may count
-        self._stores_again = True
         self._storage_state = ""
 
     def snapshot(self) -> WriterSnapshot:
@@ -57,8 +57,28 @@ class DiskWriter:
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         await self._jobs.settle()
         if buffers or (sync and self._descriptor >= 0):
-            self._jobs.start(self._storage.run(lambda: self._flush(buffers, sync)))
-            await self._jobs.settle()
+            rest = list(buffers)
+            await self._run_proving(lambda: self._flush(rest, sync))
+
+    async def _run_proving(self, work: Callable[[], None]) -> None:
+        """Run a job that syncs; repeat it once, after the steps of `_prove`, if its sync is unproven."""
+        attempt = self._storage.run(work)
+        self._jobs.start(attempt)
+        try:
+            await asyncio.shield(attempt)
+        except SyncUnproven as error:
+            self._jobs.start(self._prove_and_run(error, work))
+        except Exception:  # raised by `settle`
+            pass
+        await self._jobs.settle()
+
+    async def _prove_and_run(self, error: SyncUnproven, work: Callable[[], None]) -> None:
+        await self._storage.run_steps(self._prove(error))
+        await self._storage.run(work)
+
+    def _prove(self, error: SyncUnproven) -> Generator[None]:
+        """Return the steps after which an unproven sync can be repeated."""
+        return stored_again(self._storage.syncs, self._storage.files, error.unproven)
 
     async def flush_available(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
         await self.flush(buffers, sync=sync)
@@ -67,14 +87,13 @@ class DiskWriter:
         await self._jobs.settle()
         if not buffers and self._descriptor < 0:
             return False  # this writer has not opened the file
-        self._jobs.start(self._storage.run(lambda: self._finish(buffers, sync)))
-        await self._jobs.settle()
+        rest = list(buffers)
+        await self._run_proving(lambda: self._finish(rest, sync))
         return not self._storage_state
 
     def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
-        self._stores_again = False  # that could take long, in a thread of other components
         try:
-            self._finish(buffers, sync)
+            self._finish(list(buffers), sync)
         finally:
             if self._descriptor >= 0:
                 with file_errors():
@@ -91,13 +110,18 @@ class DiskWriter:
 
         def store() -> None:
             nonlocal finished
-            self._finish(buffers, sync)
+            self._finish(list(buffers), sync)
             finished = True
 
         result = self._storage.run_external(submit, store)
         self._jobs.start(result)
-        with contextlib.suppress(Exception):  # raised by `result.result()` below
+        try:
             await asyncio.shield(result)
+        except SyncUnproven as error:
+            self._jobs.detach()
+            raise LastStepRefused from error
+        except Exception:  # raised by `result.result()` below
+            pass
         if finished:
             self._jobs.detach()  # a failure after the last byte does not concern the storage
         await self._jobs.settle()
@@ -196,7 +220,7 @@ class DiskWriter:
                 acknowledged=min(self._acknowledged, end),
                 names=end <= self._file_start,  # the file may stand for one whose removal was not synced
                 with_call=sync_data,
-                stores_again=self._stores_again,
+                proves=False,
             )
         except StorageBehind:
             raise
@@ -204,16 +228,20 @@ class DiskWriter:
             have_cut_again(descriptor, end)
             raise
 
-    def _flush(self, buffers: Sequence[Buffer], sync: bool) -> None:
-        if buffers:
-            self._write(buffers)
+    def _write_rest(self, rest: list[Buffer]) -> None:
+        """Write buffers, and take them from the list: the caller may be repeated."""
+        if rest:
+            self._write(rest)
+            rest.clear()
+
+    def _flush(self, rest: list[Buffer], sync: bool) -> None:
+        self._write_rest(rest)
         if sync:
             # Until a sync has included the folders, a power cut can take the name of the file with all its bytes.
             self._sync(names=self._synced <= self._file_start, with_call=sync_data)
 
-    def _finish(self, buffers: Sequence[Buffer], sync: bool) -> None:
-        if buffers:
-            self._write(buffers)
+    def _finish(self, rest: list[Buffer], sync: bool) -> None:
+        self._write_rest(rest)
         if sync:
             self._sync(names=True)
         self._close()
@@ -227,7 +255,6 @@ class DiskWriter:
             acknowledged=min(self._acknowledged, self._stored),
             names=names,
             with_call=with_call,
-            stores_again=self._stores_again,
         )
         self._synced = self._stored
 
@@ -237,11 +264,14 @@ class DiskWriter:
         try:
             os.close(descriptor)
         except OSError as error:  # NFS stores bytes, and reports failures, when a file is closed
-            if min(self._acknowledged, self._stored) > self._synced:
+            acknowledged = min(self._acknowledged, self._stored)
+            if acknowledged > max(self._synced, self._file_start):
                 with contextlib.suppress(OSError, StorageUnavailable):  # for other processes, in case the cut fails too
                     self._storage.check_identity()
                     self._storage.syncs.marks.make(self._path)
-            self._storage.syncs.lost(self._path, self._synced, error, start=self._file_start, inode=inode)
+            self._storage.syncs.lost(
+                self._path, self._synced, error, start=self._file_start, inode=inode, acknowledged=acknowledged
+            )
 
     def _truncate(self, offset: int) -> None:
         with file_errors():
