@@ -13,9 +13,9 @@ from tests.support.harness import ServerProcess, serving
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import OFFSET_STREAM, TUS, Headers
 
-ROUNDS = 150  # of each kind in one measurement
-ATTEMPTS = 6  # measurements, one of which has to show no difference: other processes only add to a time
-TOLERANCE = 0.12  # of the time of an answer; the lookup that the answers have in common takes more
+ROUNDS = 200  # of each kind in one measurement
+ATTEMPTS = 8  # measurements; other processes make one kind seem slower in one of them, and the other kind in the next
+TOLERANCE = 0.15  # of the time of an answer; the lookup that the answers have in common takes a third of it
 
 Request = tuple[str, str, Headers, bytes | None]  # method, path, header fields, body
 
@@ -60,7 +60,7 @@ def lower_quartile(times: Sequence[float]) -> float:
 
 
 def difference(site: ServerProcess, request: Callable[[str], Request], foreign: str) -> float:
-    """Return by which part of its time the answer about an upload of another takes longer than about none."""
+    """Return by which part of its time the answer about an upload of another takes longer than about none, or less."""
     times: dict[bool, list[float]] = {True: [], False: []}
     with Connection(site.port) as connection:
         for number in range(ROUNDS):
@@ -68,16 +68,16 @@ def difference(site: ServerProcess, request: Callable[[str], Request], foreign: 
                 path = foreign if is_foreign else f"/files/{secrets.token_hex(16)}"
                 times[is_foreign].append(seconds(connection, request(path)))
     there, nowhere = lower_quartile(times[True]), lower_quartile(times[False])
-    return abs(there - nowhere) / nowhere
+    return (there - nowhere) / nowhere
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_answer_about_an_upload_of_another_takes_as_long_as_about_none(site: ServerProcess, name: str) -> None:
     headers = {"Upload-Concat": "partial"} if "Concat" in name else {}
     foreign = create(site, OWNER, 4 if headers else 8, b"four", headers)
-    found = []
+    found: list[float] = []
     for _ in range(ATTEMPTS):
         found.append(difference(site, REQUESTS[name], foreign))
-        if found[-1] <= TOLERANCE:
+        if min(found) <= TOLERANCE and max(found) >= -TOLERANCE:  # there is no difference that shows every time
             return
     pytest.fail(f"the times differ by {', '.join(f'{part:.0%}' for part in found)}")
