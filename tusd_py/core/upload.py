@@ -83,6 +83,7 @@ class Upload:
     uncounted: bool = False  # counts no more: its final upload does, or it has expired and is kept for the operator
     quota_bytes: int | None = None  # bytes that its owner may have altogether, as of the creation; None: any number
     quota_uploads: int | None = None  # unfinished uploads that its owner may have, as of the creation
+    reserved_until: float | None = None  # the record stays until then, after the end too, so that its id is taken
 
     @property
     def decoded_metadata(self) -> dict[str, str]:

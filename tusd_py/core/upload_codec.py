@@ -44,11 +44,12 @@ PARSERS: Mapping[str, Any] = {
     "uncounted": lambda text: text == "1",
     "quota_bytes": int,
     "quota_uploads": int,
+    "reserved_until": float,
 }
 COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
     **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location", "owner"), (str,)),
     **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
-    **dict.fromkeys(("expires_at", "completed_at", "given_expiry"), (float, type(None))),
+    **dict.fromkeys(("expires_at", "completed_at", "given_expiry", "reserved_until"), (float, type(None))),
     "created_at": (float,),
     **dict.fromkeys(("length", "max_size", "quota_bytes", "quota_uploads"), (int, type(None))),
 }
@@ -91,6 +92,7 @@ def encode_upload(upload: Upload) -> dict[str, str]:
         "uncounted": int(upload.uncounted) or None,
         "quota_bytes": upload.quota_bytes,
         "quota_uploads": upload.quota_uploads,
+        "reserved_until": upload.reserved_until,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 

@@ -41,6 +41,7 @@ FULL = Upload(
     uncounted=True,
     quota_bytes=1 << 40,
     quota_uploads=100,
+    reserved_until=1_700_000_900.123456,
 )
 
 RECORDS: dict[str, Upload] = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from tusd_py.contracts.hooks import HookType
-from tusd_py.core.errors import UploadExists, UploadNotFound
+from tusd_py.contracts.locks import Lock
+from tusd_py.core.errors import CodedError, HookUnavailable, PathTaken, UploadError, UploadExists, UploadNotFound
 from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import owner_of
 from tusd_py.core.upload import Status, Upload, new_upload_id
@@ -15,10 +17,11 @@ from tusd_py.uploads.components import Components
 from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork
 from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.record_reader import RecordReader
-from tusd_py.uploads.validation import NewUpload, check_size
+from tusd_py.uploads.validation import NewUpload, Reservation, check_size
 
 
 class NewRecords:
@@ -34,6 +37,7 @@ class NewRecords:
         work: LockedWork,
         quotas: Quotas,
     ) -> None:
+        self._state = components.state
         self._storage = components.storage
         self._options = components.options
         self._clock = components.clock
@@ -42,6 +46,7 @@ class NewRecords:
         self._records = records
         self._decisions = decisions
         self._event_log = event_log
+        self._work = work
         self._places = ChosenPlaces(components, work)
         self._quotas = quotas
 
@@ -53,17 +58,17 @@ class NewRecords:
         record = self._record_of(new)
         self._quotas.refuse_unsupported(record)
         if not self._decisions.asks(HookType.PRE_CREATE):
-            return new, self._numbered(record)
+            return new, await self.located(new, record)
         new = await self._decisions.on_creation(new, record)
         return new, await self.located(new, self._record_of(new))
 
     async def located(self, new: NewUpload, record: Upload) -> Upload:
         """Return the record of a new upload with its location, unless the application chooses a place.
 
-        Raises `UploadExists` if the application chose an id of which there are bytes.
+        Raises `UploadExists` if the id is no new one, and there are bytes of it.
         """
         record = self._numbered(record)
-        if new.id is not None:
+        if new.id is not None or new.reservation is not None:
             await self._refuse_stored_bytes(record)
         return record
 
@@ -75,8 +80,56 @@ class NewRecords:
     async def add(self, new: NewUpload, record: Upload) -> Upload:
         """Add the record of a new upload, at the place that the application chose, if it did; return the record.
 
-        Raises `HookUnavailable`, `PathTaken`, `LockTimeout`, and the errors of `StateStore.create`.
+        Raises `HookUnavailable`, `PathTaken`, `LockTimeout`, and the errors of `StateStore.create`, `UploadExists` also
+        if its reservation is taken.
         """
+        if new.reservation is None or record.reserved_until is not None:
+            return await self._add(new, record)
+        await self._take(new.reservation, record)
+        try:
+            return await self._add(new, record)
+        except (HookUnavailable, PathTaken, UploadExists):  # there is no upload; after other errors there may be one
+            await self._state.delete(new.reservation.upload_id, 0)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def giving_back(self, new: NewUpload, record: Upload) -> AsyncIterator[None]:
+        """Have the context create an upload; if that is refused and the upload removed, its reservation is free again.
+
+        A crash in between leaves the reservation taken.
+        """
+        try:
+            yield
+        except CodedError:
+            if new.reservation is not None:
+                with contextlib.suppress(UploadError):  # the client is told of the first error
+                    await self._give_back(new.reservation, record)
+            raise
+
+    async def _give_back(self, reservation: Reservation, record: Upload) -> None:
+        """Remove the record that takes a reservation, if the upload of this request took it and has ended."""
+
+        async def remove(lock: Lock) -> None:
+            found = await self._records.get_under(lock)
+            if found is not None and found.has_ended and found.created_at == record.created_at:
+                await self._state.delete(found.id, lock.token)
+
+        upload_id, timeout = reservation.upload_id, self._options.lock_timeout
+        await self._work.run(upload_id, NonInterruptibleHolder(), timeout, remove, to_remove=True)
+
+    async def _take(self, reservation: Reservation, record: Upload) -> None:
+        """Add a record that takes a reservation for an upload whose id the application chose."""
+        taken = Upload(
+            id=reservation.upload_id,
+            created_at=record.created_at,
+            length=0,
+            status=Status.TERMINATED,
+            expires_at=reservation.until,
+            reserved_until=reservation.until,
+        )
+        await self._state.create(replace(taken, location=self._storage.locate(taken)))
+
+    async def _add(self, new: NewUpload, record: Upload) -> Upload:
         if new.path is None:
             return await self._event_log.create(record, new.context)
         return await self._places.add(record, new.path, lambda placed: self._event_log.create(placed, new.context))
@@ -95,8 +148,9 @@ class NewRecords:
     def _record_of(self, new: NewUpload) -> Upload:
         check_size(new.length, self._options.limited_to(new.max_size))
         now = self._clock.wall()
+        reserved = new.reservation if new.id is None else None
         return Upload(
-            id=new.id or new_upload_id(),
+            id=new.id or (reserved.upload_id if reserved is not None else new_upload_id()),
             created_at=now,
             length=new.length,
             deferred=new.length is None,
@@ -110,4 +164,5 @@ class NewRecords:
             given_expiry=new.expires_at,
             quota_bytes=self._options.quota_bytes if new.quota_bytes is None else new.quota_bytes,
             quota_uploads=self._options.quota_uploads,
+            reserved_until=None if reserved is None else reserved.until,
         )

@@ -41,12 +41,17 @@ class Removal:
     ) -> None:
         """Remove an upload, and its record unless `keep_record` and the setting `gone_for` keep it for a time.
 
+        The record of an upload that took a reservation is kept until that has run out.
+
         `request` is the request to name in the event, if there is one.
         """
         # First the record is changed to "ended", so that the sweeper cleans up after a crash. A record that is not
         # kept is due at once: the clock that judges it may be behind for a while.
+        now = self._clock.wall()
         kept_for = self._options.gone_for if keep_record else 0.0
-        gone_until = self._clock.wall() + kept_for if kept_for else 0.0
+        gone_until = now + kept_for if kept_for else 0.0
+        if upload.reserved_until is not None and upload.reserved_until > now:
+            gone_until = max(gone_until, upload.reserved_until)
         kind = None if upload.status in EVENT_OF_END else EVENT_OF_END[status]
         number = self._event_log.number(kind, upload.event_sequence)
         ended = replace(upload, status=status, expires_at=gone_until, event_sequence=number)
@@ -56,7 +61,7 @@ class Removal:
             await self._storage.delete(upload)
             ended = await self._event_log.update(upload, ended, token, kind, request)
         await self._storage.delete(ended)
-        if not kept_for:
+        if not gone_until:
             await self._state.delete(ended.id, token)
 
     async def remove_broken(self, remains: Upload, token: int) -> None:

@@ -116,7 +116,9 @@ class UploadService:
 
         Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `PathTaken`, `MaxSizeExceeded`, `QuotaExceeded`.
         """
-        return await self._create(*await self._new_records.make(new))
+        new, record = await self._new_records.make(new)
+        async with self._new_records.giving_back(new, record):
+            return await self._create(new, record)
 
     async def _create(self, new: NewUpload, record: Upload) -> Upload:
         upload, context = await self._new_records.add(new, record), new.context
@@ -133,10 +135,15 @@ class UploadService:
         Raises `ClientDisconnected`, `MaxSizeExceeded`, the errors of `create`, and those of a hook that is asked about
         the completion.
         """
-        made: tuple[Upload, bool] | None = None
         new, record = await self._new_records.make(new)
+        async with self._new_records.giving_back(new, record):
+            return await self._create_with(new, record, append_request)
+
+    async def _create_with(self, new: NewUpload, record: Upload, append_request: AppendRequest) -> Upload:
         await self._quotas.admit_first_bytes(record, append_request)
-        if new.path is None and self._appending.suits_creation(new, append_request):
+        made: tuple[Upload, bool] | None = None
+        has_own_id = new.id is None or new.reservation is None
+        if new.path is None and has_own_id and self._appending.suits_creation(new, append_request):
             made = await self._appending.create(record, append_request)
         upload, appended = (await self._create(new, record), False) if made is None else made
         if appended:

@@ -17,6 +17,19 @@ MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes; the largest number of header fields an
 
 
 @dataclass(frozen=True, slots=True)
+class Reservation:
+    """An id that one new upload takes, and none after it, also when the upload has ended.
+
+    Attributes:
+        upload_id: the id.
+        until: seconds since the epoch; nobody asks for the id later.
+    """
+
+    upload_id: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class NewUpload:
     """A request for a new upload; sizes are bytes."""
 
@@ -33,6 +46,7 @@ class NewUpload:
     max_size: int | None = None
     quota_bytes: int | None = None
     path: str | None = None
+    reservation: Reservation | None = None  # that the upload takes, once
     # Whether the sender may use a partial upload, or be given a final one again; None: anybody may.
     may_use: Callable[[Upload], Awaitable[bool]] | None = None
 

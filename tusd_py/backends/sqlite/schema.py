@@ -16,7 +16,8 @@ CREATE TABLE IF NOT EXISTS uploads (
     layout TEXT NOT NULL DEFAULT '', token INTEGER NOT NULL, synced INTEGER NOT NULL DEFAULT 0,
     location TEXT NOT NULL DEFAULT '', owner TEXT NOT NULL DEFAULT '',
     event_sequence INTEGER NOT NULL DEFAULT 0, max_size INTEGER, given_expiry REAL,
-    uncounted INTEGER NOT NULL DEFAULT 0, quota_bytes INTEGER, quota_uploads INTEGER
+    uncounted INTEGER NOT NULL DEFAULT 0, quota_bytes INTEGER, quota_uploads INTEGER,
+    reserved_until REAL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
@@ -58,6 +59,7 @@ ADD_COLUMNS = {
     "uncounted": ("ALTER TABLE uploads ADD COLUMN uncounted INTEGER NOT NULL DEFAULT 0",),
     "quota_bytes": ("ALTER TABLE uploads ADD COLUMN quota_bytes INTEGER",),
     "quota_uploads": ("ALTER TABLE uploads ADD COLUMN quota_uploads INTEGER",),
+    "reserved_until": ("ALTER TABLE uploads ADD COLUMN reserved_until REAL",),
     "synced": (
         "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
         "UPDATE uploads SET synced = offset WHERE deferred",
