@@ -20,6 +20,7 @@ Example::
 __version__ = "0.1.0"
 
 from tusd_py.application import create_app
+from tusd_py.auth.url_signer import UrlSigner
 from tusd_py.contracts.auth import Action, Decision, ExpiredCredentials, InvalidCredentials, Principal
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import (
@@ -154,6 +155,7 @@ __all__ = [
     "UploadStopped",
     "UploadTerminated",
     "Uploads",
+    "UrlSigner",
     "WriteTimeout",
     "WrongStorage",
     "__version__",

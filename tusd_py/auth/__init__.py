@@ -1,1 +1,1 @@
-"""Authentication by API tokens and JSON Web Tokens, and who may use which upload."""
+"""Authentication by API tokens and JSON Web Tokens, signed URLs, and who may use which upload."""

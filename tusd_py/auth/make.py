@@ -9,6 +9,7 @@ from pathlib import Path
 from tusd_py.auth.api_tokens import ApiTokens, parse_api_tokens, parse_changed_api_tokens
 from tusd_py.auth.config import JwtConfig
 from tusd_py.auth.secret_files import SecretFile
+from tusd_py.auth.signing_keys import SigningKeys, parse_signing_keys
 from tusd_py.auth.token_authenticator import CookieRule, TokenAuthenticator, VerifiesTokens
 
 logger = logging.getLogger("tusd_py.auth")
@@ -35,6 +36,11 @@ def make_authenticator(
         api_tokens = SecretFile(api_tokens_file, parse_api_tokens, parse_changed_api_tokens)
     rule = CookieRule(cookie, is_allowed_origin) if cookie else None
     return TokenAuthenticator(api_tokens, _make_verifier(jwt) if jwt.is_used else None, rule)
+
+
+def make_signing_keys(path: Path | None) -> SecretFile[SigningKeys] | None:
+    """Read the keys of capabilities and signed URLs; None without a file. Blocks. Raises `ValueError`."""
+    return None if path is None else SecretFile(path, parse_signing_keys)
 
 
 def _make_verifier(jwt: JwtConfig) -> VerifiesTokens:

@@ -70,6 +70,21 @@ def decode_metadata(text: str) -> dict[str, str]:
     return {key: value.decode("utf-8", "replace") for key, value in pairs.items()}
 
 
+def encode_metadata(pairs: Mapping[str, str]) -> str | None:
+    """Return the Upload-Metadata of pairs; None if there is none."""
+    encoded = [
+        f"{key} {base64.b64encode(value.encode('utf-8', 'replace')).decode()}".rstrip() for key, value in pairs.items()
+    ]
+    return ",".join(encoded) or None
+
+
+def with_pairs(text: str, pairs: Mapping[str, str]) -> str:
+    """Return an Upload-Metadata header, which can be parsed, with other pairs in place of those of the same keys."""
+    kept = [pair.strip(" \t") for pair in text.rstrip(" \t").removesuffix(",").split(",")]
+    kept = [pair for pair in kept if pair and pair.partition(" ")[0] not in pairs]
+    return ",".join(filter(None, (*kept, encode_metadata(pairs))))
+
+
 def readable_metadata(text: str) -> dict[str, str]:
     """Return the pairs that can be read with their values as text; leave out those that are malformed."""
     values: dict[str, bytes] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 QUERY_PASSWORD = re.compile(r"([?&][^=&\s]*passw[^=&\s]*=)[^&\s]*", re.IGNORECASE)
+SIGNATURES = frozenset({"k", "t", "d"})  # parameters of signed URLs
+QUERY_IN_TEXT = re.compile(r"\?([^#\s]*)")
 QUERY = re.compile(r"[A-Za-z0-9_]+=")
 URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
 REDIS_SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "unix")
@@ -34,6 +36,16 @@ def without_secrets(text: str) -> str:
 def without_secrets_within(text: str) -> str:
     """Return a text with `without_secrets` of every URL in it."""
     return URL_IN_TEXT.sub(lambda found: without_secrets(found[0]), text)
+
+
+def without_signatures(query: str) -> str:
+    """Return the query of a URL without capabilities and signatures (`k`, `t`, `d`)."""
+    return "&".join(pair for pair in query.split("&") if pair.partition("=")[0] not in SIGNATURES)
+
+
+def without_signatures_within(text: str) -> str:
+    """Return a text with `without_signatures` of the query of every URL and path in it."""
+    return QUERY_IN_TEXT.sub(lambda found: f"?{query}" if (query := without_signatures(found[1])) else "", text)
 
 
 def without_password(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TypeVar
 from tusd_py.contracts.hooks import BLOCKING, BlockingHooks, HookAnswer, HookCall, HookResponse, HookType
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import HookRejected, HookUnavailable, TerminationRejected, UploadStopped
-from tusd_py.core.metadata import parse_metadata
+from tusd_py.core.metadata import encode_metadata, parse_metadata
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.types import UploadTerminated
@@ -177,14 +176,6 @@ class Decisions:
         now = asyncio.get_running_loop().time()
         for limit in list(self._asking):
             limit.reschedule(now)
-
-
-def encode_metadata(pairs: Mapping[str, str]) -> str | None:
-    """Return the Upload-Metadata of pairs; None if there is none."""
-    encoded = [
-        f"{key} {base64.b64encode(value.encode('utf-8', 'replace')).decode()}".rstrip() for key, value in pairs.items()
-    ]
-    return ",".join(encoded) or None
 
 
 def _rejected(kind: type[E], response: HookResponse | None) -> E:
