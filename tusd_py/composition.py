@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from tusd_py.auth.make import make_authenticator
+from tusd_py.auth.make import make_authenticator, make_signing_keys
+from tusd_py.auth.secret_files import SecretFile
+from tusd_py.auth.signing_keys import SigningKeys
 from tusd_py.auth.token_authenticator import TokenAuthenticator
 from tusd_py.backends.disk.files import Modes
 from tusd_py.backends.disk.shared import SharedDiskStorage
@@ -34,6 +36,7 @@ from tusd_py.http.access import AccessControl
 from tusd_py.http.app import UploadApp
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.offload import DownloadOffload
+from tusd_py.http.signed_access import CapabilitySigner, SignedAccess
 from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
@@ -202,7 +205,8 @@ def build_authenticator(settings: Settings, given: Authenticator | None = None) 
     except ValueError as error:
         raise InvalidSettings(f"authentication: {error}") from error
     if given is None:
-        return chosen
+        # With keys for signed URLs alone, nobody has a token.
+        return TokenAuthenticator(None, None) if chosen is None and settings.signing_key_file is not None else chosen
     if chosen is not None:
         raise InvalidSettings("authenticator takes the place of jwt_*, jwks_url and api_tokens_file: give one of them")
     if not isinstance(given, Authenticator):
@@ -212,18 +216,35 @@ def build_authenticator(settings: Settings, given: Authenticator | None = None) 
     return given
 
 
+def build_signing_keys(settings: Settings) -> SecretFile[SigningKeys] | None:
+    """Read the keys of capabilities and signed URLs; None without them. Blocks. Raises `InvalidSettings`."""
+    try:
+        return make_signing_keys(settings.signing_key_file)
+    except ValueError as error:
+        raise InvalidSettings(f"authentication: {error}") from error
+
+
 def build_application(
     settings: Settings,
     service: UploadService,
     events: EventBus,
     urls: UrlBuilder,
     authenticator: Authenticator | None = None,
+    signing_keys: SecretFile[SigningKeys] | None = None,
 ) -> UploadApp:
     """Build the ASGI application of tus for a service; without an authenticator everybody may do everything."""
-    access = None
+    access, capabilities = None, None
     if authenticator is not None:
         known = authenticator.known if isinstance(authenticator, TokenAuthenticator) else None
-        access = AccessControl(authenticator, service, public_downloads=settings.public_downloads, known=known)
+        access = AccessControl(
+            authenticator,
+            service,
+            public_downloads=settings.public_downloads,
+            known=known,
+            by_signature=None if signing_keys is None else SignedAccess(signing_keys, service),
+        )
+    if signing_keys is not None and settings.capability_urls:
+        capabilities = CapabilitySigner(signing_keys, settings.capability_ttl)
     features = Features(
         creation_with_upload=not settings.disable_creation_with_upload,
         creation_defer_length=not settings.disable_creation_defer_length,
@@ -234,8 +255,9 @@ def build_application(
         concatenation_unfinished=settings.concatenation_unfinished,
         download=not settings.disable_download,
     )
+    limits = service.options.metadata_limits
     return UploadApp(
-        TusProtocol(TusHandlers(service, features, urls, service.options.metadata_limits, _offload(settings))),
+        TusProtocol(TusHandlers(service, features, urls, limits, _offload(settings), capabilities)),
         events,
         urls,
         BufferPool(service.budget),

@@ -19,6 +19,7 @@ from tusd_py.composition import (
     build_application,
     build_authenticator,
     build_service,
+    build_signing_keys,
     close_service,
     open_service,
     refuse_two_choices,
@@ -120,6 +121,7 @@ class TusServer:
         self.settings = _effective(settings, overrides)
         self._hooks = build_hooks(self.settings, given_hooks)
         self._authenticator = build_authenticator(self.settings, authenticator)
+        self._signing_keys = build_signing_keys(self.settings)
         for group, component in ((STORAGES, storage), (STATE_STORES, state), (LOCKERS, locker)):
             if component is not None:
                 check_component(group, component, "the given component")
@@ -140,7 +142,9 @@ class TusServer:
             self.settings, self.events, self.metrics, given=self._given_components, hooks=self._hooks
         )
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
-        self._application = build_application(self.settings, self.service, self.events, self.urls, self._authenticator)
+        self._application = build_application(
+            self.settings, self.service, self.events, self.urls, self._authenticator, self._signing_keys
+        )
         self._relay = build_relay(self.settings, self.service, self._hooks, self.metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifecycle_lock = asyncio.Lock()  # held while the server starts or shuts down

@@ -223,3 +223,25 @@ def test_example_of_the_page_knows_users_by_their_sessions(tmp_path: Path, monke
         created = client.post("/files", headers={**TUS, "Upload-Length": "4"})
         assert created.status_code == 201
         assert client.head(created.headers["Location"], headers=TUS).status_code == 200
+
+
+def test_example_of_the_page_signs_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").write_text("ab" * 32)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "security.md").read_text(), re.DOTALL)[1]
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code.replace("/etc/tusd-py/signing-keys", "keys"), "security.md", "exec", dont_inherit=True), names)
+    site = "https://example.org"
+    with TestClient(names["app"], base_url=site) as client:
+        assert client.post("/files", headers={**TUS, "Upload-Length": "4"}).status_code == 401
+        endpoint = client.post("/upload-urls").json()["endpoint"]
+        length = {**TUS, "Upload-Length": "4"}
+        assert client.post(endpoint, headers=length).status_code == 415
+        created = client.post(endpoint, headers=length | {"Upload-Metadata": "filetype dmlkZW8vd2VibQ=="})
+        assert created.status_code == 201
+        location = created.headers["Location"]
+        assert client.patch(location, headers=BYTES, content=b"four").status_code == 204
+        upload_id = location.partition("?")[0].rpartition("/")[2]
+        url = client.post(f"/download-urls/{upload_id}").json()["url"]
+        assert client.get(url.partition("?")[0]).status_code == 401
+        assert client.get(url).content == b"four"

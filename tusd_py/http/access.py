@@ -42,9 +42,12 @@ ACTIONS = {
 class Unauthorized(HTTPError):
     """A request without credentials, or with credentials that are not accepted."""
 
-    def __init__(self, reason: str, *, had_credentials: bool) -> None:
-        """Take the reason for the log; the client learns only whether its credentials were refused."""
-        sentence = "the token is not accepted" if had_credentials else "a token is needed"
+    def __init__(self, reason: str, *, had_credentials: bool, sentence: str = "") -> None:
+        """Take the reason for the log; the client learns only whether its credentials were refused.
+
+        `sentence` takes the place of that for the client.
+        """
+        sentence = sentence or ("the token is not accepted" if had_credentials else "a token is needed")
         challenge = 'Bearer error="invalid_token"' if had_credentials else "Bearer"
         super().__init__(401, "ERR_UNAUTHORIZED", sentence, {"WWW-Authenticate": challenge})
         self.reason = reason
@@ -90,6 +93,25 @@ class FindsUploads(Protocol):
         """Return the record of a finished upload; None for a partial one, any other, and if it cannot be read now."""
 
 
+class AdmitsBySignature(Protocol):
+    """The decision about requests whose URLs have a signature."""
+
+    def take(self, request: Request) -> None:
+        """Take the signatures out of the URL of a request, so that nothing else sees them: `Request.signatures`."""
+
+    async def admit(self, request: Request, action: Action) -> str | None:
+        """Admit a request by its signatures.
+
+        Returns:
+            None if the request is admitted; otherwise why its signatures count for nothing.
+
+        Raises:
+            Unauthorized: the URL has been used.
+            Forbidden: the signature does not give this right.
+            UploadNotFound: the upload of the signature is gone.
+        """
+
+
 class AccessControl:
     """The authentication and authorization of requests."""
 
@@ -100,6 +122,7 @@ class AccessControl:
         *,
         public_downloads: bool = False,
         known: KnownSender | None = None,
+        by_signature: AdmitsBySignature | None = None,
     ) -> None:
         """Take what the decision needs to know.
 
@@ -108,6 +131,7 @@ class AccessControl:
             uploads: the records.
             public_downloads: whether anybody may download finished uploads.
             known: returns the sender of a request, by its header fields, if that is known without waiting.
+            by_signature: decides about URLs with signatures; None if there are no keys for them.
         """
         self._authenticator = authenticator
         self._secret_headers = frozenset[str]()
@@ -118,6 +142,7 @@ class AccessControl:
         self._public_downloads = public_downloads
         self._known = known
         self._failures = FailureLog()
+        self._by_signature = by_signature
 
     async def admit(self, request: Request) -> None:
         """Return if a request may be carried out; set its sender.
@@ -133,9 +158,11 @@ class AccessControl:
         """
         if request.method == "OPTIONS":
             return
+        if self._by_signature is not None:
+            self._by_signature.take(request)
         request.secret_headers = self._secret_headers
         action = Action.DOWNLOAD if request.is_plain_head else ACTIONS[request.method]
-        if self._admit_known(request, action):
+        if not request.signatures and self._admit_known(request, action):
             return
         try:
             async with asyncio.timeout_at(_deadline(request)):
@@ -189,13 +216,18 @@ class AccessControl:
         return True
 
     async def _admit(self, request: Request, action: Action) -> None:
+        refused: str | None = ""
+        if self._by_signature is not None and request.signatures:
+            refused = await self._by_signature.admit(request, action)
+            if refused is None:
+                return
         if action is Action.DOWNLOAD and self._public_downloads and await self._admit_anybody(request):
             return
         if request.principal is None:
             try:
                 request.principal = await self._authenticate(request)
             except Unauthorized as error:
-                request.refusal = error.reason
+                request.refusal = f"{refused}; {error.reason}" if refused else error.reason
                 raise
         if request.upload_id:
             if not self._leaves_to_append(request, action):

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from starlette.types import Scope, Send
 
+from tusd_py.auth.signatures import CreationGrant
 from tusd_py.contracts.auth import Principal
 from tusd_py.contracts.storage import OpenFile
 from tusd_py.core.buffers import Buffer
@@ -50,6 +51,9 @@ class Request:
         self.admission = ANY_UPLOAD  # the upload that the request was let in to
         # Makes the decision about an upload that is left to the append under the lock, should that fail.
         self.decide: Callable[[], Awaitable[None]] | None = None
+        self.signatures: Mapping[str, str] = {}  # of the URL, by the names of their parameters
+        self.grant: CreationGrant | None = None  # of the URL, for a creation
+        self.by_link = False  # whether a signature in the URL let the request in to a download
         self.refusal = ""  # why the request was not let in, for the log
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream

@@ -211,6 +211,15 @@ class Settings(BaseSettings):
     auth_cookie: Annotated[str, AfterValidator(check_cookie_name)] = Field(
         default="", description="name of a cookie that may hold a token in place of Authorization"
     )
+    signing_key_file: Path | None = Field(
+        default=None, description="file with keys of capabilities and signed URLs, one a line: 64 hex digits"
+    )
+    capability_urls: bool = Field(
+        default=False, description="let Location carry a capability, with which a long upload outlives its token"
+    )
+    capability_ttl: Seconds = Field(
+        default=7 * 86400, gt=0, description="time for which the capability of an upload is good"
+    )
     public_downloads: bool = Field(default=False, description="let anybody download finished uploads")
     log_format: Literal["text", "json"] = Field(default="text", description="format of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -104,6 +104,9 @@ class SettingsOverrides(TypedDict, total=False):
     jwt_scope_claim: str
     api_tokens_file: Path | str | None
     auth_cookie: str
+    signing_key_file: Path | str | None
+    capability_urls: bool
+    capability_ttl: Duration
     public_downloads: bool
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]

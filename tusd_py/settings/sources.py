@@ -139,6 +139,8 @@ def _check_authentication(settings: Settings, where: Callable[[str], str], name_
     for name in FIELDS:
         if name.startswith("jwt_") and not used and value_of(settings, name) != default_of(name):
             raise InvalidSettings(f"{where(name)} needs one of {', '.join(map(name_of, TOKEN_KEYS))}")
+    if settings.capability_urls and settings.signing_key_file is None:
+        raise InvalidSettings(f"{where('capability_urls')} needs {name_of('signing_key_file')}")
     if not settings.auth_cookie:
         return
     if not used and settings.api_tokens_file is None:

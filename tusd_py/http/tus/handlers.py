@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
-from tusd_py.core.errors import CodedError, HookRejected, HookUnavailable, UploadError, UploadGone, UploadNotFound
+from tusd_py.core.errors import (
+    CodedError,
+    HookRejected,
+    HookUnavailable,
+    UploadError,
+    UploadExists,
+    UploadGone,
+    UploadNotFound,
+)
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.download import describe, select
@@ -14,6 +23,8 @@ from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_respons
 from tusd_py.http.hook_answers import answered
 from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.request import FileBody, Handler, Request, Response
+from tusd_py.http.signed_access import CapabilitySigner, UrlUsed
+from tusd_py.http.tus.grants import granted
 from tusd_py.http.tus.headers import (
     InvalidHeader,
     format_date,
@@ -71,7 +82,10 @@ class TusHandlers:
         urls: UrlBuilder,
         metadata_limits: MetadataLimits,
         offload: DownloadOffload | None = None,
+        capabilities: CapabilitySigner | None = None,
     ) -> None:
+        """Without `capabilities` there are none in `Location`."""
+        self._capabilities = capabilities
         self._service = service
         self._features = features
         self._urls = urls
@@ -110,23 +124,39 @@ class TusHandlers:
         except HookUnavailable as error:
             if error.created:
                 request.upload_id = error.created
-                request.location = self._location(request)
+                request.location = await self._location_of_created(request)
+            raise
+        except UploadExists:
+            if request.grant is not None and await self._service.find(request.grant.upload_id) is not None:
+                raise UrlUsed from None
             raise
         request.offset_after = upload.offset
-        return answered(self._created(request, upload), new.context)
+        return answered(await self._created(request, upload), new.context)
 
-    def _created(self, request: Request, upload: Upload) -> Response:
+    async def _created(self, request: Request, upload: Upload) -> Response:
         request.upload_id = upload.id
-        return Response(201, {"Location": self._location(request), **_offset(upload), **_expires(upload)})
+        return Response(201, {"Location": await self._location(request, upload), **_offset(upload), **_expires(upload)})
 
-    def _location(self, request: Request) -> str:
-        return f"{self._urls.base(request.scope, request.headers)}/{request.upload_id}"
+    async def _location(self, request: Request, upload: Upload | None) -> str:
+        """Return the URL of an upload, with a capability if there is one of it."""
+        url = f"{self._urls.base(request.scope, request.headers)}/{request.upload_id}"
+        if self._capabilities is None or upload is None:
+            return url
+        return url + await self._capabilities.query(upload, request)
+
+    async def _location_of_created(self, request: Request) -> str:
+        """Return the URL of the upload that a failed request has created."""
+        upload = None
+        if self._capabilities is not None:
+            with contextlib.suppress(UploadError):  # the client is told of the first error
+                upload = await self._service.find(request.upload_id)
+        return await self._location(request, upload)
 
     def _new_upload(self, request: Request) -> NewUpload:
         concatenation, partial_ids = self._concatenation(request)
         metadata = request.headers.get("upload-metadata", "")
         parse_metadata(metadata, self._metadata_limits)
-        return NewUpload(
+        new = NewUpload(
             length=self._new_length(request, concatenation),
             metadata=metadata or None,
             concatenation=concatenation,
@@ -137,6 +167,7 @@ class TusHandlers:
             quota_bytes=None if request.principal is None else request.principal.quota_bytes,
             may_use=request.may_use,
         )
+        return new if request.grant is None else granted(new, request.grant, self._metadata_limits)
 
     def _concatenation(self, request: Request) -> tuple[UploadKind, tuple[str, ...]]:
         header = request.headers.get("upload-concat")
@@ -291,6 +322,8 @@ class TusHandlers:
         upload = _admitted(request, await self._service.get_completed(request.upload_id))
         selection = select(upload, request.headers, ranges=body)
         headers = describe(upload)
+        if request.by_link:  # a page that is downloaded tells no other site of the signature in its URL
+            headers["Referrer-Policy"] = "no-referrer"
         if selection.status in (304, 412):
             return Response(selection.status, headers)
         if selection.status == 416:
