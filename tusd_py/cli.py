@@ -1,4 +1,4 @@
-"""The command line: `tusd-py serve | sweep | migrate | import-tusd | events | token | config | version`."""
+"""The command line: `tusd-py serve | sweep | migrate | import-tusd | events | token | sign | config | version`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 
 from tusd_py import __version__
 from tusd_py.commands.events import CommandError, run_events
+from tusd_py.commands.sign import SIGN, add_sign, run_sign
 from tusd_py.commands.token import run_token
-from tusd_py.composition import build_authenticator, build_service, opened
+from tusd_py.composition import build_authenticator, build_service, build_signing_keys, opened
 from tusd_py.contracts.auth import KNOWN_SCOPES
 from tusd_py.core.errors import UploadError
 from tusd_py.core.redaction import without_secrets
@@ -75,7 +76,19 @@ UNITS = (
     " flags win over variables, and variables over the file."
 )
 OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy", "action", "ids", "everything", "as_json")
-OTHER_FLAGS = ["--config", "--help", "--version", "--dry-run", "--all", "--json", "--scope"]
+OTHER_FLAGS = [
+    "--config",
+    "--help",
+    "--version",
+    "--dry-run",
+    "--all",
+    "--json",
+    "--scope",
+    "--expires",
+    "--owner",
+    "--types",
+    "--metadata",
+]
 USAGE_ERROR = 2
 OUTPUT_CLOSED = 128 + signal.SIGPIPE  # the exit code that a shell gives to a program ended by this signal
 
@@ -97,6 +110,8 @@ def run_command(arguments: Sequence[str] | None) -> int:
     command = options.pop("command")
     if command == "token":
         return run_token_command(options["name"], options["scope"])
+    if command == "sign":
+        return run_sign_command(options)
     if command == "version":
         print(f"tusd-py {__version__}")
         return 0
@@ -140,7 +155,7 @@ def _meant(message: str) -> str:
     """Return a hint for a message of argparse that names an unknown flag or command; empty if there is none."""
     command = re.search(r"argument COMMAND: invalid choice: '([^']*)'", message)
     if command:
-        return did_you_mean(command[1], [*COMMANDS, "version", "token", *EVENTS, "new"])
+        return did_you_mean(command[1], [*COMMANDS, "version", "token", "sign", *EVENTS, "new", "create", "download"])
     flags = [flag_name(name) for name in FIELDS] + OTHER_FLAGS
     for word in message.removeprefix("unrecognized arguments: ").split():
         flag = word.partition("=")[0].rstrip(":")
@@ -163,6 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             add_command(commands, name, text, f"{name} {USAGE.get(name, '')}", partial(add_own_options, name))
     add_token(commands.add_parser("token", help=TOKEN, description=TOKEN))
+    add_sign(commands.add_parser("sign", help=SIGN, description=SIGN))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -289,6 +305,7 @@ def check(settings: Settings) -> None:
     service = build_service(settings, EventBus())
     build_sinks(settings)
     build_authenticator(settings)
+    build_signing_keys(settings)
 
     async def open_and_close() -> None:
         async with opened(service, settings):
@@ -388,6 +405,15 @@ def run_token_command(name: str, scopes: Sequence[str]) -> int:
         run_token(name, scopes)
     except ValueError as error:
         return fail(f"token new: {error}")
+    return 0
+
+
+def run_sign_command(options: dict[str, Any]) -> int:
+    """Print a signed URL; return the exit code."""
+    try:
+        run_sign(options)
+    except ValueError as error:
+        return fail(f"sign {options['action']}: {error}")
     return 0
 
 
