@@ -181,6 +181,8 @@ def decide_by_owner(context: RequestContext, action: Action, upload: Upload | No
 
 def has_right(scopes: Set[str], action: Action) -> bool:
     """Return whether scopes give a right to own uploads: one that it needs, or none that restricts to some rights."""
+    if not scopes:  # as of most principals
+        return True
     return not scopes.isdisjoint(NEEDED_SCOPES[action]) or not any(
         scope.startswith(RESTRICTING_PREFIX) for scope in scopes
     )
