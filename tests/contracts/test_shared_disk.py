@@ -203,7 +203,7 @@ async def test_a_sync_proves_nothing_of_bytes_that_are_missing(
 ) -> None:
     upload = await append(storage, UPLOAD, b"012", 5, unreleased_predecessors=False)
     later = storage.writer(upload, 6, unreleased_predecessors=True)
-    await later.write([b"345"])
+    await later.flush([b"345"], sync=False)
     if left is None:
         storage.path(UPLOAD).unlink()
     else:
