@@ -126,6 +126,8 @@ def build_service(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
         ),
     )
+    if settings.reserve_disk and components.free_space is None:
+        raise InvalidSettings("reserve_disk: the chosen storage has no free space that could be measured")
     return UploadService(components, hooks.blocking())
 
 
@@ -166,6 +168,7 @@ def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
         lock_timeout=settings.lock_timeout,
         partial_retention=settings.partial_retention,
         retention=settings.retention,
+        reserve=settings.reserve_disk,
         gone_for=settings.gone_for,
         concatenation_unfinished=settings.concatenation_unfinished,
         concatenation_parts=settings.concatenation_parts,

@@ -44,6 +44,7 @@ from typing import Protocol
 
 from tusd_py.contracts.storage_abilities import (
     DescribesPlaces as DescribesPlaces,
+    MeasuresFreeSpace as MeasuresFreeSpace,
     OpenFile as OpenFile,
     Orphan as Orphan,
     SizeLimits as SizeLimits,

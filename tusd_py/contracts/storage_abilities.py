@@ -129,6 +129,14 @@ class SupportsFilePath(Protocol):
 
 
 @runtime_checkable
+class MeasuresFreeSpace(Protocol):
+    """A storage with a limited space, for the setting `reserve_disk`."""
+
+    def free_space(self) -> int:
+        """Return the number of bytes that can still be stored. Blocks; raises `OSError`, `StorageUnavailable`."""
+
+
+@runtime_checkable
 class DescribesPlaces(Protocol):
     """A storage that describes the place of the bytes of an upload, for the receivers of events."""
 

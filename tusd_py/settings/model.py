@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     quota_uploads: Number | None = Field(
         default=None, ge=1, description="unfinished uploads that one owner may have; one more is answered 413"
     )
+    reserve_disk: Size = Field(
+        default=0, description="free space below which new uploads are answered 507, before the disk is full; 0: none"
+    )
     expires_after: Seconds = Field(
         default=86400, description="remove unfinished uploads this long after their last byte; 0: never"
     )

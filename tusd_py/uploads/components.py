@@ -11,6 +11,7 @@ from tusd_py.contracts.outbox import StateStoreWithOutbox, SupportsOutbox
 from tusd_py.contracts.state import ReadsAtOnce, StateStore, SupportsQuotas, UpdatesInThreads
 from tusd_py.contracts.storage import (
     DescribesPlaces,
+    MeasuresFreeSpace,
     Storage,
     StoresInThreads,
     SupportsCompletionRecords,
@@ -61,6 +62,7 @@ class Components:
     concatenation: SupportsConcatenation | None
     redirects: SupportsDownloadRedirect | None
     files: SupportsFilePath | None
+    free_space: MeasuresFreeSpace | None
     file_sending: SupportsFileSending | None
     whole_files: SupportsWholeFiles | None
     locations: SupportsLocations | None
@@ -100,6 +102,7 @@ class Components:
             concatenation=storage if isinstance(storage, SupportsConcatenation) else None,
             redirects=storage if isinstance(storage, SupportsDownloadRedirect) else None,
             files=storage if isinstance(storage, SupportsFilePath) else None,
+            free_space=storage if isinstance(storage, MeasuresFreeSpace) else None,
             file_sending=storage if isinstance(storage, SupportsFileSending) else None,
             whole_files=storage if isinstance(storage, SupportsWholeFiles) else None,
             locations=storage if isinstance(storage, SupportsLocations) else None,

@@ -15,6 +15,7 @@ from tusd_py.core.upload import Status, Upload, new_upload_id
 from tusd_py.uploads.chosen_places import ChosenPlaces
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.decisions import Decisions
+from tusd_py.uploads.disk_reserve import DiskReserve
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
@@ -41,6 +42,9 @@ class NewRecords:
         self._storage = components.storage
         self._options = components.options
         self._clock = components.clock
+        self._reserve = None
+        if self._options.reserve and components.free_space is not None:
+            self._reserve = DiskReserve(components.free_space, self._options.reserve)
         self._chosen_places = components.chosen_places
         self._lifetimes = lifetimes
         self._records = records
@@ -53,8 +57,9 @@ class NewRecords:
     async def make(self, new: NewUpload) -> tuple[NewUpload, Upload]:
         """Return a request for a new upload as the application wants it, and the record that it leads to.
 
-        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `MaxSizeExceeded`.
+        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `MaxSizeExceeded`, `StorageFull`.
         """
+        await self._refuse_if_low()
         record = self._record_of(new)
         self._quotas.refuse_unsupported(record)
         if not self._decisions.asks(HookType.PRE_CREATE):
@@ -62,11 +67,23 @@ class NewRecords:
         new = await self._decisions.on_creation(new, record)
         return new, await self.located(new, self._record_of(new))
 
+    async def _refuse_if_low(self) -> None:
+        """Raise `StorageFull` if the storage has less free space than the setting `reserve_disk`."""
+        if self._reserve is not None:
+            await self._reserve.refuse_if_low()
+
+    async def close(self) -> None:
+        """End the measurements of free space."""
+        if self._reserve is not None:
+            await self._reserve.close()
+
     async def located(self, new: NewUpload, record: Upload) -> Upload:
         """Return the record of a new upload with its location, unless the application chooses a place.
 
-        Raises `UploadExists` if the id is no new one, and there are bytes of it.
+        Raises `UploadExists` if the id is no new one, and there are bytes of it, and `StorageFull` for a final upload.
         """
+        if record.is_final:
+            await self._refuse_if_low()
         record = self._numbered(record)
         if new.id is not None or new.reservation is not None:
             await self._refuse_stored_bytes(record)

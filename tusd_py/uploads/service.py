@@ -412,3 +412,4 @@ class UploadService:
     async def close(self) -> None:
         """Refuse all work from now on, and wait until no work is left."""
         await self._work.close()
+        await self._new_records.close()

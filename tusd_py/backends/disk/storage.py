@@ -141,6 +141,11 @@ class DiskStorage:
         except (StoredElsewhere, UploadNotFound):  # the record names another storage
             return {}
 
+    def free_space(self) -> int:
+        """Return the free bytes of the file system of the directory, see `MeasuresFreeSpace`. Blocks."""
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize
+
     def locate(self, upload: Upload) -> str:
         return _day(upload) if self._date_folders else TOP
 

@@ -1,0 +1,76 @@
+"""The watch over the free space of a storage, below whose reserve no uploads are created."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+from tusd_py.contracts.storage import MeasuresFreeSpace
+from tusd_py.core.errors import StorageFull, UploadError
+
+logger = logging.getLogger("tusd_py.storage")
+
+INTERVAL = 1.0  # seconds between two measurements
+END_TIMEOUT = 1.0  # seconds that the end waits for the thread
+FIRST_TIMEOUT = 5.0  # seconds that the first creation waits for a measurement
+LOW = "the server has too little free space for new uploads; try again later"
+
+
+class DiskReserve:
+    """The free space as a thread of its own measured it last, so that no creation waits for a file system.
+
+    The thread starts with the first creation. A file system that hangs leaves the last measurement in effect.
+    """
+
+    def __init__(self, storage: MeasuresFreeSpace, reserve: int) -> None:
+        """Take the reserve in bytes."""
+        self._storage = storage
+        self._reserve = reserve
+        self._free: int | None = None  # bytes
+        self._thread: threading.Thread | None = None
+        self._measured = threading.Event()
+        self._ended = threading.Event()
+
+    async def refuse_if_low(self) -> None:
+        """Raise `StorageFull` if the storage has less free space than the reserve."""
+        if self._thread is None:
+            self._ended = threading.Event()
+            self._thread = threading.Thread(
+                target=self._measure_repeatedly, args=(self._ended,), name="tusd-py-reserve", daemon=True
+            )
+            self._thread.start()
+        if self._free is None:
+            await asyncio.to_thread(self._measured.wait, FIRST_TIMEOUT)
+        if self._is_low():
+            raise StorageFull(LOW)
+
+    async def close(self) -> None:
+        """End the thread; wait for it, unless the file system hangs."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._ended.set()
+            await asyncio.to_thread(thread.join, END_TIMEOUT)
+
+    def _is_low(self) -> bool:
+        return self._free is not None and self._free < self._reserve
+
+    def _measure_repeatedly(self, ended: threading.Event) -> None:
+        """Measure until the event is set. Runs in a thread of its own."""
+        while True:
+            self._measure()
+            self._measured.set()
+            if ended.wait(INTERVAL):
+                return
+
+    def _measure(self) -> None:
+        was_low = self._is_low()
+        try:
+            self._free = self._storage.free_space()
+        except (OSError, UploadError) as error:
+            logger.debug("the free space could not be measured: %s", error)
+            return
+        if self._is_low() and not was_low:
+            logger.warning("no uploads are created: %d bytes are free, fewer than the reserve", self._free)
+        elif was_low and not self._is_low():
+            logger.info("uploads are created again: %d bytes are free", self._free)
