@@ -168,6 +168,7 @@ def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
         lock_timeout=settings.lock_timeout,
         partial_retention=settings.partial_retention,
         retention=settings.retention,
+        allowed_types=settings.allowed_types,
         reserve=settings.reserve_disk,
         gone_for=settings.gone_for,
         concatenation_unfinished=settings.concatenation_unfinished,

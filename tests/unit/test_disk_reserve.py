@@ -57,13 +57,13 @@ async def refuses(reserve: DiskReserve) -> bool:
 
 async def until_refused(reserve: DiskReserve) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while not await refuses(reserve):
+        while not await refuses(reserve):  # noqa: ASYNC110 - it is measured in another thread
             await asyncio.sleep(0.01)
 
 
 async def until_taken(reserve: DiskReserve) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while await refuses(reserve):
+        while await refuses(reserve):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -122,6 +122,26 @@ class ChecksumMismatch(UploadError):
     code = "ERR_CHECKSUM_MISMATCH"
 
 
+class ContentRefused(UploadError):
+    """The bytes of an upload do not fulfil its conditions; the upload was removed."""
+
+    default_message = "the content of the upload is not accepted; the upload was removed"
+
+
+class DigestMismatch(ContentRefused):
+    """A digest of the whole upload, which its creation named, is not that of its bytes."""
+
+    default_message = "the digest of the upload is another one; the upload was removed"
+    code = "ERR_DIGEST_MISMATCH"
+
+
+class TypeNotAllowed(ContentRefused):
+    """The upload has a media type that is not allowed, as its client declares it or by its first bytes."""
+
+    default_message = "files of this type are not allowed here"
+    code = "ERR_TYPE_NOT_ALLOWED"
+
+
 class InvalidConcatenation(UploadError):
     """The partial uploads that a request names cannot be put together."""
 

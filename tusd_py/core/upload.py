@@ -84,6 +84,7 @@ class Upload:
     quota_bytes: int | None = None  # bytes that its owner may have altogether, as of the creation; None: any number
     quota_uploads: int | None = None  # unfinished uploads that its owner may have, as of the creation
     reserved_until: float | None = None  # the record stays until then, after the end too, so that its id is taken
+    conditions: str = ""  # that its bytes have to fulfil, see `tusd_py.core.conditions`
 
     @property
     def decoded_metadata(self) -> dict[str, str]:
@@ -159,14 +160,14 @@ def new_upload_id() -> str:
     return secrets.token_hex(16)
 
 
-def final_upload_id(partial_ids: Sequence[str], metadata: str | None) -> str:
-    """Return the id of the final upload that these partial uploads make with this metadata.
+def final_upload_id(partial_ids: Sequence[str], metadata: str | None, conditions: str = "") -> str:
+    """Return the id of the final upload that these partial uploads make with this metadata and these conditions.
 
     A client whose connection broke sends the same request again: the same id leads it to the same upload. The id is
     as hard to guess as the ids that it is made of.
     """
     digest = hashlib.sha256()
-    for part in (*partial_ids, "", metadata or ""):
+    for part in (*partial_ids, "", metadata or "", *((conditions,) if conditions else ())):
         digest.update(part.encode("utf-8", "surrogateescape") + b"\n")
     return digest.hexdigest()[:32]
 

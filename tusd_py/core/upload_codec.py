@@ -47,7 +47,9 @@ PARSERS: Mapping[str, Any] = {
     "reserved_until": float,
 }
 COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
-    **dict.fromkeys(("id", "status", "concatenation", "partial_ids", "layout", "location", "owner"), (str,)),
+    **dict.fromkeys(
+        ("id", "status", "concatenation", "partial_ids", "layout", "location", "owner", "conditions"), (str,)
+    ),
     **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
     **dict.fromkeys(("expires_at", "completed_at", "given_expiry", "reserved_until"), (float, type(None))),
     "created_at": (float,),
@@ -93,6 +95,7 @@ def encode_upload(upload: Upload) -> dict[str, str]:
         "quota_bytes": upload.quota_bytes,
         "quota_uploads": upload.quota_uploads,
         "reserved_until": upload.reserved_until,
+        "conditions": upload.conditions or None,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 

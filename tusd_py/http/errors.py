@@ -58,6 +58,8 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.InvalidLength: (400, False, False),
     errors.FinalUploadModified: (403, False, False),
     errors.ChecksumMismatch: (460, False, False),
+    errors.DigestMismatch: (460, False, False),
+    errors.TypeNotAllowed: (415, False, False),
     errors.InvalidConcatenation: (400, False, False),
     errors.PartialUnfinished: (400, False, False),
     errors.LockTimeout: (423, True, False),

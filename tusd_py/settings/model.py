@@ -35,6 +35,7 @@ from tusd_py.settings.parsing import (
     check_origins,
     check_proxies,
     check_public_url,
+    check_types,
 )
 
 ENV_PREFIX = "TUSD_PY_"
@@ -147,6 +148,9 @@ class Settings(BaseSettings):
     )
     quota_uploads: Number | None = Field(
         default=None, ge=1, description="unfinished uploads that one owner may have; one more is answered 413"
+    )
+    allowed_types: Annotated[Names, AfterValidator(check_types)] = Field(
+        default=(), description="media types that uploads may have, as image/*; others are answered 415; empty for all"
     )
     reserve_disk: Size = Field(
         default=0, description="free space below which new uploads are answered 507, before the disk is full; 0: none"

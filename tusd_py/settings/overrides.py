@@ -60,6 +60,7 @@ class SettingsOverrides(TypedDict, total=False):
     max_size: Size | None
     quota_bytes: Size | None
     quota_uploads: int | None
+    allowed_types: Names
     reserve_disk: Size
     expires_after: Duration
     retention: Duration

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tusd_py.core.media_types import parse_patterns
+
 FILE_MODE = re.compile(r"0?[67][0-7]{2}")
 DIRECTORY_MODE = re.compile(r"[0-3]?7[0-7]{2}")
 PUBLIC_URL = re.compile(
@@ -78,6 +80,11 @@ def check_public_url(value: str) -> str:
     except ValueError:
         raise ValueError("a URL such as https://uploads.example.org") from None
     return value.rstrip("/")
+
+
+def check_types(types: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a list of media types and patterns such as `image/*`, in lower case."""
+    return parse_patterns(types)
 
 
 def check_file_mode(value: str) -> str:

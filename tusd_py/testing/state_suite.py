@@ -42,6 +42,7 @@ FULL = Upload(
     quota_bytes=1 << 40,
     quota_uploads=100,
     reserved_until=1_700_000_900.123456,
+    conditions="sha-256=" + "0f" * 32 + " type=image/*",
 )
 
 RECORDS: dict[str, Upload] = {

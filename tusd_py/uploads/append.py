@@ -63,9 +63,15 @@ class Append:
         verification: Verification | None,
         last_step: LastStep | None = None,
         quota_end: int | None = None,
+        arrived: Callable[[Buffer], None] | None = None,
     ) -> None:
-        """Prepare the append. `quota_end` is the offset that the quota of the owner lets it reach; None: any."""
+        """Prepare the append.
+
+        `quota_end` is the offset that the quota of the owner lets it reach; None: any. `arrived` is called with the
+        bytes before they are stored, and may refuse them.
+        """
         self._last_step = last_step
+        self._arrived = arrived
         self.upload = upload  # the upload with all changes to be committed
         self._stored_record = upload  # the record in the state store
         self._source = source
@@ -158,6 +164,8 @@ class Append:
         if excess:
             data = data[:room]
         if data:
+            if self._arrived is not None:
+                self._arrived(data)
             await self._batches.add(data)
             self._position += len(data)
             if self._position - self._bytes_at_commit >= self._options.commit_bytes:

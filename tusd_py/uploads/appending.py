@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
-from tusd_py.contracts.storage import Writer
+from tusd_py.contracts.storage import Buffer, Observer, Writer
 from tusd_py.core.errors import (
     ClientDisconnected,
+    ContentRefused,
     FinalUploadModified,
     LockLost,
     LockTimeout,
@@ -30,8 +31,10 @@ from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed
 from tusd_py.uploads.admission import Admission
 from tusd_py.uploads.append import Append
 from tusd_py.uploads.awaited_append import AwaitedAppends
+from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.completion import Completion, RecordChange, ThreadedCompletion
 from tusd_py.uploads.components import Components
+from tusd_py.uploads.content_checks import AppendChecks
 from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import DeferredHolder, NonInterruptibleHolder
@@ -198,22 +201,29 @@ class Appending:
     ) -> Upload:
         upload = check_append(record, append_request, self._options)
         self._work.refuse_when_draining()
+        checks = self._completion.checks.of_append(upload)
         record, upload, quota_end = await self._quotas.admit_append(record, upload, append_request, lock.token)
-        append = self._new_append(upload, append_request, lock, quota_end)
+        append = self._new_append(upload, append_request, lock, quota_end, checks)
         holder.target = append
         self._appends.add(append)
         self._events.publish(AppendStarted(upload))
         try:
             await append.run(record)
         except Exception as error:
-            upload = await self._append_ended(append, lock, append_request)  # it may be complete: too many bytes came
+            upload = await self._append_ended(append, lock, append_request, checks)  # complete if too many bytes came
             if isinstance(error, INTERRUPTIONS):
                 await self._record_interruption(upload, lock, append_request)
+            if isinstance(error, ContentRefused):
+                await self._completion.checks.remove(upload, lock.token, append_request.context)
             raise
-        return await self._append_ended(append, lock, append_request)
+        return await self._append_ended(append, lock, append_request, checks)
 
-    async def _append_ended(self, append: Append, lock: Lock, append_request: AppendRequest) -> Upload:
+    async def _append_ended(
+        self, append: Append, lock: Lock, append_request: AppendRequest, checks: AppendChecks | None
+    ) -> Upload:
         self._appends.discard(append)
+        if checks is not None:
+            self._completion.checks.append_ended(append.upload, checks)
         self._events.publish(AppendEnded(append.upload))
         append.upload = await self._completion.conclude(append.upload, lock.token, append_request.context)
         return append.upload
@@ -228,7 +238,12 @@ class Appending:
                 await log.update(upload, after, lock.token, kind, append_request.context)
 
     def _new_append(
-        self, upload: Upload, append_request: AppendRequest, lock: Lock, quota_end: int | None = None
+        self,
+        upload: Upload,
+        append_request: AppendRequest,
+        lock: Lock,
+        quota_end: int | None = None,
+        checks: AppendChecks | None = None,
     ) -> Append:
         def committed(before: Upload, after: Upload) -> None:
             received = max(0, after.offset - before.offset)
@@ -243,7 +258,8 @@ class Appending:
             committed(before, after)
             return after
 
-        writer, last_step = self._writer(upload, append_request, lock, committed)
+        observer = _observer(append_request.verification, checks)
+        writer, last_step = self._writer(upload, append_request, lock, committed, observer)
         return Append(
             upload,
             append_request.source,
@@ -255,6 +271,7 @@ class Appending:
             verification=append_request.verification,
             last_step=last_step,
             quota_end=quota_end,
+            arrived=None if checks is None else checks.arrived,
         )
 
     def _writer(
@@ -263,12 +280,28 @@ class Appending:
         append_request: AppendRequest,
         lock: Lock,
         committed: Callable[[Upload, Upload], object],
+        observer: Observer | None,
     ) -> tuple[Writer, LastStep | None]:
         """Return a writer; with it its last step if the storage has threaded writers, else None."""
-        verification, predecessors = append_request.verification, lock.unreleased_predecessors
-        observer = verification.update if verification is not None else None
+        predecessors = lock.unreleased_predecessors
         if self._threaded is None:
             return self._storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors), None
         writer = self._threaded.storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors)
         change = RecordChange(lock.token, append_request.context)
         return writer, LastStep(writer, self._threaded, change, self._slots, self._pace, committed)
+
+
+def _observer(verification: Verification | None, checks: AppendChecks | None) -> Observer | None:
+    """Return what is called with every buffer, in worker threads; None if nothing is to be computed."""
+    seen = None if checks is None else checks.seen
+    if seen is None:
+        return None if verification is None else verification.update
+    if verification is None:
+        return seen.update
+    verify, see = verification.update, seen.update
+
+    def observe(data: Buffer) -> None:
+        verify(data)
+        see(data)
+
+    return observe

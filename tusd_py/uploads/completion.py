@@ -29,6 +29,7 @@ from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.events.types import finish_event
 from tusd_py.uploads.components import Components, ThreadPair
 from tusd_py.uploads.concatenation import is_part, with_length
+from tusd_py.uploads.content_checks import ContentChecks
 from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
@@ -47,8 +48,10 @@ class Completion:
         records: RecordReader,
         event_log: EventLog,
         decisions: Decisions,
+        checks: ContentChecks,
     ) -> None:
         self._decisions = decisions
+        self.checks = checks
         # Whether the application decides about every completion: appends end in `finishing`, and `finish` asks.
         self.asks_first = decisions.asks(HookType.PRE_FINISH)
         self._components = components
@@ -72,10 +75,10 @@ class Completion:
             synced: its number of synced bytes, if that is another one once it is complete.
 
         Returns:
-            The record of a complete upload, which counts the event of its completion, or of one in `finishing` if the
-            application is to be asked first.
+            The record of a complete upload, which counts the event of its completion, or of one in `finishing` if its
+            bytes are to be checked, or the application to be asked first.
         """
-        if self.asks_first:
+        if self.asks_first or self.checks.applies_to(upload):
             return replace(
                 upload, offset=upload.offset if offset is None else offset, status=Status.FINISHING, token=token
             )
@@ -175,6 +178,7 @@ class Completion:
         """Complete an upload in `finishing`, whose bytes are all stored; it stays in `finishing` if that fails.
 
         Raises:
+            ContentRefused: the upload does not fulfil its conditions, and has been removed.
             HookRejected: the application does not want the upload, which has been removed.
             HookUnavailable: the application could not be asked.
             OffsetMismatch: bytes were lost; the upload is active again at the offset where they end.
@@ -198,8 +202,11 @@ class Completion:
         return complete
 
     async def _finish_in_storage(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
+        was_judged = await self.checks.judge_seen(upload, token, request)
         parts = await self._state.parts(upload.id) if upload.storage_state else ()
         finished = replace(upload, storage_state=await self._storage.finish(upload, parts, sync=self._syncs))
+        if not was_judged:
+            await self.checks.judge_stored(upload, finished, token, request)
         await self._decisions.on_completion(upload, finished, token, request, self._storage.read)
         return finished
 
@@ -215,6 +222,7 @@ class Completion:
         found = {partial_id: await self._part_of(final, partial_id) for partial_id in dict.fromkeys(final.partial_ids)}
         partials = [found[partial_id] for partial_id in final.partial_ids]
         stored, final = final, with_length(final, partials, self._components.options)
+        await self.checks.judge_parts(stored, final, partials, token, request)
         await self._decisions.on_completion(stored, final, token, request)
         try:
             storage_state = await concatenation.concatenate(final, partials, sync=self._syncs)

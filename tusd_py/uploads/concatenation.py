@@ -9,6 +9,7 @@ from dataclasses import replace
 from tusd_py.core.errors import InvalidConcatenation, PartialUnfinished
 from tusd_py.core.request_context import owner_of
 from tusd_py.core.upload import Status, Upload, UploadKind
+from tusd_py.uploads.content_checks import refuse_declared_type
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import NewUpload, check_size
 
@@ -30,7 +31,8 @@ def check_partial_ids(partial_ids: Sequence[str], options: UploadOptions) -> Non
 def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], options: UploadOptions, now: float) -> Upload:
     """Return the record of a final upload, which is in `finishing` from the start.
 
-    Raises `InvalidConcatenation`, `MaxSizeExceeded`, and `PartialUnfinished` unless the options allow it to wait.
+    Raises `InvalidConcatenation`, `MaxSizeExceeded`, `TypeNotAllowed`, and `PartialUnfinished` unless the options allow
+    it to wait.
     """
     for partial in partials:
         if not partial.is_partial:
@@ -39,7 +41,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
             raise PartialUnfinished(partial.id)
     length = _total(partials)
     check_size(length, options.limited_to(new.max_size), "final")
-    return Upload(
+    final = Upload(
         id=upload_id,
         created_at=now,
         length=length,
@@ -51,7 +53,10 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
         owner=owner_of(new.context) if new.owner is None else new.owner,
         max_size=new.max_size,
         quota_bytes=options.quota_bytes if new.quota_bytes is None else new.quota_bytes,
+        conditions=new.conditions.encode(),
     )
+    refuse_declared_type(final, options)
+    return final
 
 
 def is_part(final: Upload, partial: Upload) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from tusd_py.contracts.locks import Lock
-from tusd_py.core.errors import HookRejected, LockTimeout, UploadNotFound
+from tusd_py.core.errors import ContentRefused, HookRejected, LockTimeout, UploadNotFound
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.types import UploadExpired
 from tusd_py.uploads.components import Components
@@ -80,7 +80,7 @@ class Expiration:
         """Recover an upload that has all its bytes; remove it like an unfinished one if its bytes are lost."""
         try:
             return _completed(await self._recovery.recover(upload, lock.token))
-        except HookRejected:
+        except (ContentRefused, HookRejected):
             return SweepResult.REMOVED
         except UploadNotFound:
             expires_at = None if upload.is_final else upload.expires_at

@@ -70,7 +70,7 @@ class FinalUploads:
     async def concatenate(self, new: NewUpload) -> Upload:
         """Create a final upload. See `UploadService.concatenate`."""
         check_partial_ids(new.partial_ids, self._options)
-        upload_id = final_upload_id(new.partial_ids, new.metadata)
+        upload_id = final_upload_id(new.partial_ids, new.metadata, new.conditions.encode())
         if self._decisions.asks(HookType.PRE_CREATE):
             existing = await self._state.get(upload_id)
             if existing is None or existing.is_gone(self._clock.steady()):

@@ -14,6 +14,7 @@ from tusd_py.core.request_context import owner_of
 from tusd_py.core.upload import Status, Upload, new_upload_id
 from tusd_py.uploads.chosen_places import ChosenPlaces
 from tusd_py.uploads.components import Components
+from tusd_py.uploads.content_checks import refuse_declared_type
 from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.disk_reserve import DiskReserve
 from tusd_py.uploads.event_log import EventLog
@@ -57,7 +58,7 @@ class NewRecords:
     async def make(self, new: NewUpload) -> tuple[NewUpload, Upload]:
         """Return a request for a new upload as the application wants it, and the record that it leads to.
 
-        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `MaxSizeExceeded`, `StorageFull`.
+        Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `MaxSizeExceeded`, `StorageFull`, `TypeNotAllowed`.
         """
         await self._refuse_if_low()
         record = self._record_of(new)
@@ -166,7 +167,7 @@ class NewRecords:
         check_size(new.length, self._options.limited_to(new.max_size))
         now = self._clock.wall()
         reserved = new.reservation if new.id is None else None
-        return Upload(
+        record = Upload(
             id=new.id or (reserved.upload_id if reserved is not None else new_upload_id()),
             created_at=now,
             length=new.length,
@@ -182,4 +183,7 @@ class NewRecords:
             quota_bytes=self._options.quota_bytes if new.quota_bytes is None else new.quota_bytes,
             quota_uploads=self._options.quota_uploads,
             reserved_until=None if reserved is None else reserved.until,
+            conditions=new.conditions.encode(),
         )
+        refuse_declared_type(record, self._options)
+        return record

@@ -37,6 +37,7 @@ class UploadOptions:
     partial_retention: float = 3600  # concatenated partial uploads live this long
     retention: float = 0  # finished uploads are removed so long after their completion; 0: never
     gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
+    allowed_types: tuple[str, ...] = ()  # media types that uploads may have, see `parse_patterns`; empty: all
     reserve: int = 0  # no uploads are created while the storage has less free space than this
     progress_interval: float = 1.0  # least time between two calls of the hook `post-receive` for an upload
     concatenation_unfinished: bool = False

@@ -14,6 +14,7 @@ from tusd_py.core.errors import (
     BrokenRecord,
     ClientDisconnected,
     CodedError,
+    ContentRefused,
     HookRejected,
     HookUnavailable,
     StorageUnavailable,
@@ -30,6 +31,7 @@ from tusd_py.uploads.admission import ANY_UPLOAD, Admission, admission_to
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
+from tusd_py.uploads.content_checks import ContentChecks
 from tusd_py.uploads.decisions import Decisions, naming_created
 from tusd_py.uploads.downloads import Downloads
 from tusd_py.uploads.event_log import EventLog
@@ -81,7 +83,10 @@ class UploadService:
         self._new_records = NewRecords(
             components, self._lifetimes, self._records, self._decisions, self._event_log, self._work, self._quotas
         )
-        completion = Completion(components, self._lifetimes, self._records, self._event_log, self._decisions)
+        self._checks = ContentChecks(components, removal)
+        completion = Completion(
+            components, self._lifetimes, self._records, self._event_log, self._decisions, self._checks
+        )
         self._recovery = Recovery(components, self._records, completion, removal, waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)
         self._appending = Appending(
@@ -153,7 +158,7 @@ class UploadService:
         try:
             with naming_created(upload.id):
                 return await self.append(upload.id, replace(append_request, admission=admission))
-        except (ClientDisconnected, HookRejected, HookUnavailable):
+        except (ClientDisconnected, ContentRefused, HookRejected, HookUnavailable):
             raise
         except CodedError:
             return await self._records.get(upload.id, admission=admission)
@@ -361,8 +366,9 @@ class UploadService:
     # Running.
 
     def interrupt_hooks(self) -> None:
-        """Go on without the answers of hooks that are being asked."""
+        """Go on without the answers of hooks that are being asked, and end the checks of stored bytes."""
         self._decisions.interrupt()
+        self._checks.interrupt()
 
     async def check(self) -> None:
         """Raise `StateUnavailable`, `StorageUnavailable` or `ServerShutdown` if requests cannot be served now."""
@@ -388,6 +394,7 @@ class UploadService:
 
     def open(self) -> None:
         """Accept requests, again after `close`."""
+        self._checks.resume()
         self._work.open()
 
     async def _check_storage(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.buffers import Buffer
+from tusd_py.core.conditions import NO_CONDITIONS
 from tusd_py.core.durability import Durability, must_sync
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.outbox import EventType
@@ -88,6 +89,7 @@ class SmallAppends:
             and new.concatenation is UploadKind.NONE
             and new.length is not None
             and size <= new.length
+            and new.conditions is NO_CONDITIONS
             and not self._events.has_subscribers(UploadCreated)
         )
 
@@ -268,6 +270,7 @@ def is_small(request: AppendRequest, options: UploadOptions) -> bool:
         and request.verification is None
         and request.length is None
         and options.durability is not Durability.ALWAYS
+        and not options.allowed_types  # whose first bytes are looked at
     )
 
 
@@ -276,6 +279,7 @@ def is_simple(record: Upload, lock: Lock, request: AppendRequest, size: int, now
     return (
         record.status is Status.ACTIVE
         and not record.is_final
+        and not record.conditions
         and not record.is_gone(now)
         and bool(record.location)
         and record.offset == request.offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from tusd_py.core.conditions import NO_CONDITIONS, Conditions
 from tusd_py.core.errors import FinalUploadModified, InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload, UploadKind
@@ -47,6 +48,7 @@ class NewUpload:
     quota_bytes: int | None = None
     path: str | None = None
     reservation: Reservation | None = None  # that the upload takes, once
+    conditions: Conditions = NO_CONDITIONS
     # Whether the sender may use a partial upload, or be given a final one again; None: anybody may.
     may_use: Callable[[Upload], Awaitable[bool]] | None = None
 

@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS uploads (
     location TEXT NOT NULL DEFAULT '', owner TEXT NOT NULL DEFAULT '',
     event_sequence INTEGER NOT NULL DEFAULT 0, max_size INTEGER, given_expiry REAL,
     uncounted INTEGER NOT NULL DEFAULT 0, quota_bytes INTEGER, quota_uploads INTEGER,
-    reserved_until REAL
+    reserved_until REAL, conditions TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
@@ -60,6 +60,7 @@ ADD_COLUMNS = {
     "quota_bytes": ("ALTER TABLE uploads ADD COLUMN quota_bytes INTEGER",),
     "quota_uploads": ("ALTER TABLE uploads ADD COLUMN quota_uploads INTEGER",),
     "reserved_until": ("ALTER TABLE uploads ADD COLUMN reserved_until REAL",),
+    "conditions": ("ALTER TABLE uploads ADD COLUMN conditions TEXT NOT NULL DEFAULT ''",),
     "synced": (
         "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
         "UPDATE uploads SET synced = offset WHERE deferred",

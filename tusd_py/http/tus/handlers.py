@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tusd_py.core.conditions import NO_CONDITIONS, Conditions
 from tusd_py.core.errors import (
     CodedError,
+    ContentRefused,
     HookRejected,
     HookUnavailable,
     UploadError,
@@ -17,6 +20,7 @@ from tusd_py.core.errors import (
 )
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
+from tusd_py.http.digest_fields import digests_of
 from tusd_py.http.download import describe, select
 from tusd_py.http.empty_patches import EmptyPatches
 from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_response_for
@@ -155,7 +159,7 @@ class TusHandlers:
     def _new_upload(self, request: Request) -> NewUpload:
         concatenation, partial_ids = self._concatenation(request)
         metadata = request.headers.get("upload-metadata", "")
-        parse_metadata(metadata, self._metadata_limits)
+        pairs = parse_metadata(metadata, self._metadata_limits)
         new = NewUpload(
             length=self._new_length(request, concatenation),
             metadata=metadata or None,
@@ -166,8 +170,15 @@ class TusHandlers:
             max_size=None if request.principal is None else request.principal.max_size,
             quota_bytes=None if request.principal is None else request.principal.quota_bytes,
             may_use=request.may_use,
+            conditions=self._conditions(request, pairs),
         )
         return new if request.grant is None else granted(new, request.grant, self._metadata_limits)
+
+    def _conditions(self, request: Request, metadata: Mapping[str, bytes]) -> Conditions:
+        if not self._features.checksum:
+            return NO_CONDITIONS
+        digests = digests_of(request.headers, metadata)
+        return Conditions(digests) if digests else NO_CONDITIONS
 
     def _concatenation(self, request: Request) -> tuple[UploadKind, tuple[str, ...]]:
         header = request.headers.get("upload-concat")
@@ -244,7 +255,7 @@ class TusHandlers:
                     return await self._describe(request)
             check_version(request)
             upload = _admitted(request, await self._service.inspect(request.upload_id, request.deadline))
-        except HookRejected as error:  # of the completion: the upload was removed
+        except (ContentRefused, HookRejected) as error:  # of the completion: the upload was removed
             return Response(404, no_store, error_code=error.code)
         except (UploadNotFound, UploadGone) as error:
             return Response(error_response_for(error).status, no_store, error_code=error.code)
