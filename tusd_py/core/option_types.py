@@ -9,12 +9,13 @@ import re
 from decimal import Decimal
 from typing import Annotated, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 SIZE_UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d)?")
+RATE = re.compile(r"([0-9]{1,9})/([smhd])")
 MAX_DURATION = 100 * 366 * 86400.0  # seconds; dates stay within four digits
 DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -43,6 +44,21 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * DURATION_UNITS[match[2] or ""]
 
 
+def parse_rate(text: str) -> tuple[int, float]:
+    """Return the number and the seconds of a rate such as `10/s`; raises `ValueError`."""
+    match = RATE.fullmatch(text.replace(" ", ""))
+    if not match or not int(match[1]):
+        raise ValueError("a number of 1 or more and a unit of time, such as 10/s, 100/m or 1000/h")
+    return int(match[1]), DURATION_UNITS[match[2]]
+
+
+def check_rate(value: str) -> str:
+    """Return a rate without spaces; empty for none."""
+    if value.strip():
+        parse_rate(value)
+    return value.replace(" ", "")
+
+
 def refuse_bool(value: object) -> object:
     """Return the value; refuse true and false of a configuration file, which Python takes for integers."""
     if isinstance(value, bool):
@@ -63,3 +79,4 @@ Seconds: TypeAlias = Annotated[
 ]
 Number: TypeAlias = Annotated[int, BeforeValidator(refuse_bool)]
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(split_list)]
+Rate: TypeAlias = Annotated[str, AfterValidator(check_rate)]

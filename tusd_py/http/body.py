@@ -12,7 +12,7 @@ from starlette.types import Message, Receive
 from tusd_py.core.buffers import Buffer, PooledBuffer
 from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
 from tusd_py.http.body_extension import BodyExtension
-from tusd_py.transfer.budget import BufferPool
+from tusd_py.transfer.budget import BufferPool, SmallBuffers
 
 READ_AHEAD = 128 << 10  # bytes received for a busy reader in advance, under a server without a body extension
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
@@ -93,6 +93,15 @@ class RequestBody:
     def arrived(self) -> Buffer | None:
         """See `transfer.body_source.BodySource.arrived`."""
         return self._extension.whole if self._extension is not None and not self.started else None
+
+    def receive_in_small_buffers(self, most: int) -> None:
+        """Receive at most so many bytes at a time from now on, if the server receives into buffers."""
+        if self._pool is not None:
+            self._pool = SmallBuffers(self._pool, most)
+
+    def forget_silence(self) -> None:
+        """Count the silence of the client from now on: until now the server did not want to receive."""
+        self._silent_since = None
 
     def _start_receiving(self) -> None:
         self.started = True

@@ -20,7 +20,7 @@ from tusd_py.auth.config import JwtConfig
 from tusd_py.backends.redis.config import RedisConfig
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.core.durability import Durability
-from tusd_py.core.option_types import Names, Number, Seconds, Size
+from tusd_py.core.option_types import Names, Number, Rate, Seconds, Size
 from tusd_py.hooks.config import HooksConfig
 from tusd_py.outbox.config import EventsConfig
 from tusd_py.settings.overrides import SettingsOverrides
@@ -204,6 +204,12 @@ class Settings(BaseSettings):
     min_rate: Size = Field(
         default=1 << 10,
         description="minimum upload and download rate in bytes a second, averaged over 60 s; 0: none",
+    )
+    rate_create: Rate = Field(
+        default="", description="most new uploads of an owner, or of an address, as 10/s; more are answered 429"
+    )
+    rate_bytes: Size = Field(
+        default=0, description="most bytes a second of uploads of an owner, or of an address; 0: any number"
     )
     drain_delay: Seconds = Field(
         default=0, le=3600, description="after SIGTERM, go on serving for this time, with /readyz answering 503"

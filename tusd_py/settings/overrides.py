@@ -77,6 +77,8 @@ class SettingsOverrides(TypedDict, total=False):
     max_connections: int | None
     idle_timeout: Duration
     min_rate: Size
+    rate_create: str
+    rate_bytes: Size
     drain_delay: Duration
     shutdown_grace: Duration
     events_to: Names

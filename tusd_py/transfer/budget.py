@@ -35,9 +35,9 @@ class BufferPool:
         self._free: dict[int, list[PooledBuffer]] = {}
         self._free_size = 0
 
-    def acquire(self) -> PooledBuffer:
-        """Lend a buffer of a fair size or of the room that is left, at least `MIN_BATCH_SIZE`."""
-        size = 1 << (self._budget.batch_size().bit_length() - 1)
+    def acquire(self, most: int = MAX_BATCH_SIZE) -> PooledBuffer:
+        """Lend a buffer of a fair size or of the room that is left, at least `MIN_BATCH_SIZE`, and of `most` bytes."""
+        size = 1 << (max(MIN_BATCH_SIZE, min(most, self._budget.batch_size())).bit_length() - 1)
         while size > MIN_BATCH_SIZE and self._lent + size > self._limit:
             size //= 2
         self._lent += size
@@ -71,3 +71,24 @@ class BufferPool:
                 self._free_size -= size
                 return True
         return False
+
+
+class SmallBuffers(BufferPool):
+    """A view of a pool that lends small buffers, to a receiver that has to wait between them."""
+
+    def __init__(self, pool: BufferPool, most: int) -> None:
+        """Lend buffers of `pool` that have `most` bytes, or `MIN_BATCH_SIZE` if that is more."""
+        self._pool = pool
+        self._most = most
+
+    def acquire(self, most: int = MAX_BATCH_SIZE) -> PooledBuffer:
+        """See `BufferPool.acquire`."""
+        return self._pool.acquire(min(most, self._most))
+
+    def detach(self, buffer: PooledBuffer) -> None:
+        """See `BufferPool.detach`."""
+        self._pool.detach(buffer)
+
+    def release(self, buffer: PooledBuffer) -> None:
+        """See `BufferPool.release`."""
+        self._pool.release(buffer)

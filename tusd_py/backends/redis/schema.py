@@ -16,6 +16,7 @@ Keys of all uploads below one prefix:
     {prefix}ids             sorted set: upload ids, all with the score 0 (`id_index.py`)
     {prefix}usage           hash: what each owner has, and the generation of the count (`usage.py`)
     {prefix}metadata        hash: texts that are kept beside the records
+    {prefix}{rate-<digest>}:rate  string: microseconds since the epoch at which a rate is used up; expires then
     {prefix}{:outbox}:...   the indexes of the stored events, in one hash slot (`outbox_index.py`)
     {prefix}wishes          channel: "release <id> <lease id>", "commit <id> <lease id>", "released <id> -"
 
@@ -93,6 +94,10 @@ class Keys:
     def commit_request(self, name: str) -> str:
         """Return the key of a request to the holder of a lease to commit."""
         return f"{self.prefix}{{{name}}}:commit"
+
+    def rate(self, name: str) -> str:
+        """Return the key of a rate, whose name may be a text of any client."""
+        return f"{self.prefix}{{rate-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}}}:rate"
 
     @property
     def due(self) -> str:

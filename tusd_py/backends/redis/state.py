@@ -27,6 +27,7 @@ from tusd_py.backends.redis.scripts import (
     END,
     MOVE_DUE,
     NOTE_DUE,
+    TAKE_RATE,
     UPDATE,
     WRITE_METADATA,
     Script,
@@ -99,6 +100,12 @@ class RedisState:
     async def ping(self) -> None:
         """Read a key, see `StateStore.ping`."""
         await self._redis.command("EXISTS", self._keys.metadata)
+
+    async def take_rate(self, name: str, seconds: float, burst: float, *, refuse: bool) -> float:
+        """Take a share of a rate of all hosts, see `CountsRates.take_rate`."""
+        share = int(seconds * 1e6)  # rounded up, the last share of a burst would be refused
+        arguments = [share, int(burst * 1e6), int(refuse)]
+        return int(await self._redis.run(TAKE_RATE, [self._keys.rate(name)], arguments)) / 1e6
 
     def _upload_keys(self, upload_id: str) -> list[str]:
         """Return the keys of the scripts that change a record, with the usage unless that is in another slot."""

@@ -26,6 +26,7 @@ from tusd_py.http.empty_patches import EmptyPatches
 from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_response_for
 from tusd_py.http.hook_answers import answered
 from tusd_py.http.offload import DownloadOffload
+from tusd_py.http.rates import ByteRate, CreationRate
 from tusd_py.http.request import FileBody, Handler, Request, Response
 from tusd_py.http.signed_access import CapabilitySigner, UrlUsed
 from tusd_py.http.tus.grants import granted
@@ -87,14 +88,18 @@ class TusHandlers:
         metadata_limits: MetadataLimits,
         offload: DownloadOffload | None = None,
         capabilities: CapabilitySigner | None = None,
+        creation_rate: CreationRate | None = None,
+        byte_rate: ByteRate | None = None,
     ) -> None:
-        """Without `capabilities` there are none in `Location`."""
+        """Without `capabilities` there are none in `Location`; without rates creations and bytes are not limited."""
         self._capabilities = capabilities
         self._service = service
         self._features = features
         self._urls = urls
         self._metadata_limits = metadata_limits
         self._offload = offload
+        self._creation_rate = creation_rate
+        self._byte_rate = byte_rate
         self._empty_patches = EmptyPatches()
         self.on_creation_url: dict[str, Handler] = {"OPTIONS": self.options, "POST": self.post}
         self.on_upload: dict[str, Handler] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
@@ -115,6 +120,8 @@ class TusHandlers:
 
     async def post(self, request: Request) -> Response:
         check_version(request)
+        if self._creation_rate is not None:
+            await self._creation_rate.admit(request)
         new = self._new_upload(request)
         is_final = new.concatenation is UploadKind.FINAL
         append_request = None if is_final else await self._first_bytes(request, new)
@@ -227,7 +234,9 @@ class TusHandlers:
         if new.length is not None and size > new.length:
             raise HTTPError(413, "ERR_UPLOAD_SIZE_EXCEEDED", "the request holds more bytes than Upload-Length")
         self._service.check_size(max(size, new.length or 0), deferred=new.length is None, max_size=new.max_size)
-        return AppendRequest(0, request.body, verification=self._verification(request), context=new.context)
+        verification = self._verification(request)
+        source = request.body if self._byte_rate is None else await self._byte_rate.shaped(request)
+        return AppendRequest(0, source, verification=verification, context=new.context)
 
     def _verification(self, request: Request) -> Verification | None:
         if not self._features.checksum:
@@ -303,9 +312,9 @@ class TusHandlers:
         if offset is None:
             raise InvalidHeader("Upload-Offset is missing", "ERR_INVALID_OFFSET")
         length = request.integer("Upload-Length", "ERR_INVALID_UPLOAD_LENGTH")
-        append_request = AppendRequest(
-            offset, request.body, length, self._verification(request), request.context(), request.admission
-        )
+        verification = self._verification(request)
+        source = request.body if self._byte_rate is None else await self._byte_rate.shaped(request)
+        append_request = AppendRequest(offset, source, length, verification, request.context(), request.admission)
         request.offset_before = offset
         try:
             upload = await self._service.append(request.upload_id, append_request)

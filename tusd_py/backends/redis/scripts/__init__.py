@@ -78,6 +78,7 @@ MOVE_DUE = _load("move_due", "move", allow_oom=True)
 NOTE_DUE = _load("note_due", "note", allow_oom=True)
 MARK_COMPARED = _load("mark_compared", "note", allow_oom=True)
 WRITE_METADATA = _load("write_metadata", "write_metadata")
+TAKE_RATE = _load("take_rate", "take_rate")
 NOTE_EVENTS = _load("note_events", "note")
 NOTE_EVENTS_WITHOUT_ROOM = _load("note_events", "note", allow_oom=True)  # before `END`
 # Delivery makes room; the indexes have to be kept right meanwhile.
