@@ -18,12 +18,14 @@ from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import UploadError
 from tusd_py.http.app import with_headers
-from tusd_py.http.tus.adapter import COMMON_HEADERS
+from tusd_py.http.security_headers import TEXT_HEADERS
+from tusd_py.http.tus.handlers import VERSION
 from tusd_py.http.tus.headers import single_values
 from tusd_py.observability.metrics import CONTENT_TYPE
 from tusd_py.server import HEAD_TIMEOUT, TusServer
 from tusd_py.settings import Settings, SettingsOverrides
 
+WELCOME_HEADERS = [(b"tus-resumable", VERSION.encode()), *TEXT_HEADERS]
 WELCOME = """\
 This is a tus server: it takes uploads that can be resumed.
 
@@ -59,15 +61,28 @@ def create_app(
     pages = ServicePages(server)
     routes: list[BaseRoute] = [
         server.route(server.settings.base_path),
-        Route("/healthz", pages.healthz),
-        Route("/readyz", pages.readyz),
+        TextRoute("/healthz", pages.healthz),
+        TextRoute("/readyz", pages.readyz),
     ]
     if not server.settings.disable_metrics:
-        routes.append(Route("/metrics", pages.metrics))
+        routes.append(TextRoute("/metrics", pages.metrics))
     app = Starlette(routes=routes, lifespan=server.lifespan)
     app.router.default = pages.default_page
     app.state.tus = server
     return app
+
+
+class TextRoute(Route):
+    """A route of a text, whose every answer has the header fields of texts, also that to a method it does not take."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request to the path of the route."""
+        send = with_headers(send, TEXT_HEADERS)
+        if self.methods and scope["method"] not in self.methods:
+            allowed = {"Allow": ", ".join(sorted(self.methods))}
+            await PlainTextResponse("Method Not Allowed", 405, allowed)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class ServicePages:
@@ -85,7 +100,7 @@ class ServicePages:
             await server.not_found(scope, receive, send)
             return
         url = server.urls.base(scope, single_values(scope["headers"])) + server.settings.base_path
-        await PlainTextResponse(WELCOME.format(url=url))(scope, receive, with_headers(send, COMMON_HEADERS))
+        await PlainTextResponse(WELCOME.format(url=url))(scope, receive, with_headers(send, WELCOME_HEADERS))
 
     async def healthz(self, request: Request) -> Response:
         """Answer 200 while the process runs."""

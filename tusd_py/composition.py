@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from tusd_py.asyncutil.local_rates import LocalRates
 from tusd_py.auth.make import make_authenticator, make_signing_keys
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.signing_keys import SigningKeys
@@ -24,14 +23,12 @@ from tusd_py.contracts.auth import Authenticator, NamesSecretHeaders
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.outbox import Outbox
-from tusd_py.contracts.rates import CountsRates
 from tusd_py.contracts.state import StateStore, SupportsQuotas
 from tusd_py.contracts.storage import Storage, SupportsConcatenation
 from tusd_py.core.clock import Clock, SteadyClock
 from tusd_py.core.durability import Durability
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
 from tusd_py.core.metadata import MetadataLimits
-from tusd_py.core.option_types import parse_rate
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.events.bus import EventBus
 from tusd_py.hooks.make import Hooks
@@ -39,7 +36,7 @@ from tusd_py.http.access import AccessControl
 from tusd_py.http.app import UploadApp
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.offload import DownloadOffload
-from tusd_py.http.rates import ByteRate, CreationRate
+from tusd_py.http.rates import rates_of
 from tusd_py.http.signed_access import CapabilitySigner, SignedAccess
 from tusd_py.http.tus.adapter import TusProtocol
 from tusd_py.http.tus.handlers import Features, TusHandlers
@@ -264,7 +261,7 @@ def build_application(
         download=not settings.disable_download,
     )
     limits = service.options.metadata_limits
-    rates = _rates(settings, service)
+    rates = rates_of(service.state, settings.rate_create, settings.rate_bytes, lambda: service.is_draining)
     handlers = TusHandlers(service, features, urls, limits, _offload(settings), capabilities, *rates)
     return UploadApp(
         TusProtocol(handlers),
@@ -277,17 +274,6 @@ def build_application(
         is_draining=lambda: service.is_draining,
         access=access,
     )
-
-
-def _rates(settings: Settings, service: UploadService) -> tuple[CreationRate | None, ByteRate | None]:
-    """Build the limits for rates; they are counted by the state store if hosts share it, else by this process."""
-    rates: CountsRates = service.state if isinstance(service.state, CountsRates) else LocalRates()
-    creations = bytes_ = None
-    if settings.rate_create:
-        creations = CreationRate(rates, *parse_rate(settings.rate_create))
-    if settings.rate_bytes:
-        bytes_ = ByteRate(rates, settings.rate_bytes, lambda: service.is_draining)
-    return creations, bytes_
 
 
 def _offload(settings: Settings) -> DownloadOffload | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tusd_py.asyncutil.local_rates import MAX_RATES, LocalRates
 from tusd_py.contracts.rates import CountsRates
 from tusd_py.core.errors import StateUnavailable
+from tusd_py.core.option_types import parse_rate
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.request import Request
 from tusd_py.http.shaped_body import ShapedBody
@@ -129,3 +130,21 @@ class ByteRate:
         until = loop.time() + seconds
         while (left := until - loop.time()) > 0 and not self._is_draining():  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(min(left, CHECK_INTERVAL))
+
+
+def rates_of(
+    state: object, creations: str, bytes_per_second: int, is_draining: Callable[[], bool]
+) -> tuple[CreationRate | None, ByteRate | None]:
+    """Make the limits for rates. A state store that hosts share counts them, else this process does.
+
+    Args:
+        state: the state store.
+        creations: a rate such as `10/s`; empty for no limit.
+        bytes_per_second: zero for no limit.
+        is_draining: tells whether the server is about to end.
+    """
+    rates: CountsRates = state if isinstance(state, CountsRates) else LocalRates()
+    return (
+        CreationRate(rates, *parse_rate(creations)) if creations else None,
+        ByteRate(rates, bytes_per_second, is_draining) if bytes_per_second else None,
+    )

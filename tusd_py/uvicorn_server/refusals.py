@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tusd_py.http.security_headers import SECURITY_HEADERS
 from tusd_py.http.tus.handlers import VERSION
 
 TOO_LARGE = "431 Request Header Fields Too Large"
@@ -19,7 +20,7 @@ def refusal(status: str, text: str) -> bytes:
         "content-length": len(body),
         "connection": "close",
         "tus-resumable": VERSION,
-        "x-content-type-options": "nosniff",
+        **{name.decode(): value.decode() for name, value in SECURITY_HEADERS},
     }
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items()), "", body]
     return "\r\n".join(lines).encode()

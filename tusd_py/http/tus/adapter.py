@@ -9,10 +9,11 @@ from tusd_py.http.cors import RawHeaders
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, HTTPError, error_response_for, render
 from tusd_py.http.hook_answers import rejected, with_fields
 from tusd_py.http.request import Handler, Request, Response
+from tusd_py.http.security_headers import SECURITY_HEADERS
 from tusd_py.http.tus.handlers import VERSION, TusHandlers
 from tusd_py.http.tus.headers import format_date
 
-COMMON_HEADERS: RawHeaders = [(b"tus-resumable", VERSION.encode()), (b"x-content-type-options", b"nosniff")]
+COMMON_HEADERS: RawHeaders = [(b"tus-resumable", VERSION.encode()), *SECURITY_HEADERS]
 CREATION_URL = "give this URL to a tus client (https://tus.io/implementations) as its endpoint; "
 
 

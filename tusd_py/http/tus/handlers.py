@@ -342,8 +342,6 @@ class TusHandlers:
         upload = _admitted(request, await self._service.get_completed(request.upload_id))
         selection = select(upload, request.headers, ranges=body)
         headers = describe(upload)
-        if request.by_link:  # a page that is downloaded tells no other site of the signature in its URL
-            headers["Referrer-Policy"] = "no-referrer"
         if selection.status in (304, 412):
             return Response(selection.status, headers)
         if selection.status == 416:
