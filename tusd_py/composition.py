@@ -14,6 +14,7 @@ from tusd_py.auth.make import make_authenticator, make_signing_keys
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.signing_keys import SigningKeys
 from tusd_py.auth.token_authenticator import TokenAuthenticator
+from tusd_py.backends.clamd.scanner import ClamdScanner
 from tusd_py.backends.disk.files import Modes
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
@@ -48,7 +49,7 @@ from tusd_py.sinks import build_hooks, outbox_of, sink_options
 from tusd_py.transfer.budget import BufferPool, ByteBudget
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.identity import IdentityCheck
-from tusd_py.uploads.options import UploadOptions
+from tusd_py.uploads.options import ScanOptions, UploadOptions
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.timekeeping import resume_time
 
@@ -126,6 +127,7 @@ def build_service(
         clock=SteadyClock(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
         ),
+        scanner=ClamdScanner(settings.clamd) if settings.clamd else None,
     )
     if settings.reserve_disk and components.free_space is None:
         raise InvalidSettings("reserve_disk: the chosen storage has no free space that could be measured")
@@ -161,7 +163,7 @@ def _choose_state_and_locker(
 
 def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
     return UploadOptions(
-        max_size=settings.max_size,
+        max_size=_max_size(settings),
         quota_bytes=settings.quota_bytes,
         quota_uploads=settings.quota_uploads,
         expires_after=settings.expires_after,
@@ -170,6 +172,7 @@ def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
         partial_retention=settings.partial_retention,
         retention=settings.retention,
         allowed_types=settings.allowed_types,
+        scan=ScanOptions(settings.scan_fail == "open", settings.scan_max_size, settings.scan_timeout),
         reserve=settings.reserve_disk,
         gone_for=settings.gone_for,
         concatenation_unfinished=settings.concatenation_unfinished,
@@ -179,6 +182,13 @@ def _options(settings: Settings, hooks: Hooks) -> UploadOptions:
         sinks=sink_options(settings, hooks),
         metadata_limits=MetadataLimits(settings.metadata_size, settings.metadata_pairs),
     )
+
+
+def _max_size(settings: Settings) -> int | None:
+    """Return the largest size of uploads: what cannot be scanned, but has to be, is refused before its first byte."""
+    has_to_be_scanned = settings.clamd and settings.scan_fail == "closed"
+    sizes = (settings.max_size, settings.scan_max_size if has_to_be_scanned else None)
+    return min((size for size in sizes if size is not None), default=None)
 
 
 @contextlib.asynccontextmanager

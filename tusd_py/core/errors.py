@@ -142,6 +142,20 @@ class TypeNotAllowed(ContentRefused):
     code = "ERR_TYPE_NOT_ALLOWED"
 
 
+class MalwareFound(ContentRefused):
+    """A scanner has found malware in the upload."""
+
+    default_message = "the upload holds malware and was removed"
+    code = "ERR_MALWARE_FOUND"
+
+
+class ScanSizeExceeded(ContentRefused):
+    """The upload is too large to be scanned for malware, and must be."""
+
+    default_message = "the upload is too large to be scanned for malware, and was removed"
+    code = "ERR_SCAN_SIZE_EXCEEDED"
+
+
 class InvalidConcatenation(UploadError):
     """The partial uploads that a request names cannot be put together."""
 
@@ -181,6 +195,13 @@ class HookUnavailable(UploadError):
         super().__init__(message)
         self.explanation = explanation or self.message
         self.created = ""  # id of an upload that exists now, although the request that created it has failed
+
+
+class ScanUnavailable(HookUnavailable):
+    """The upload cannot be scanned for malware now, and stays until it can. Try again."""
+
+    default_message = "the upload cannot be scanned for malware now; try again"
+    code = "ERR_SCAN_UNAVAILABLE"
 
 
 class HookRejected(UploadError):

@@ -26,6 +26,7 @@ from tusd_py.outbox.config import EventsConfig
 from tusd_py.settings.overrides import SettingsOverrides
 from tusd_py.settings.parsing import (
     check_base_path,
+    check_clamd,
     check_cookie_name,
     check_directory,
     check_directory_mode,
@@ -152,6 +153,14 @@ class Settings(BaseSettings):
     allowed_types: Annotated[Names, AfterValidator(check_types)] = Field(
         default=(), description="media types that uploads may have, as image/*; others are answered 415; empty for all"
     )
+    clamd: Annotated[str, AfterValidator(check_clamd)] = Field(
+        default="", description="clamd that scans uploads before they are complete: unix:PATH or tcp://HOST:PORT"
+    )
+    scan_fail: Literal["closed", "open"] = Field(
+        default="closed", description="refuse uploads that cannot be scanned, or take them"
+    )
+    scan_max_size: Size | None = Field(default=None, description="largest upload that is scanned, in bytes")
+    scan_timeout: Seconds = Field(default=300, description="time for one scan; 0: any")
     reserve_disk: Size = Field(
         default=0, description="free space below which new uploads are answered 507, before the disk is full; 0: none"
     )

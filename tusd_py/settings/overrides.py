@@ -61,6 +61,10 @@ class SettingsOverrides(TypedDict, total=False):
     quota_bytes: Size | None
     quota_uploads: int | None
     allowed_types: Names
+    clamd: str
+    scan_fail: Literal["closed", "open"]
+    scan_max_size: Size | None
+    scan_timeout: Duration
     reserve_disk: Size
     expires_after: Duration
     retention: Duration

@@ -19,6 +19,7 @@ PUBLIC_URL = re.compile(
 )
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._*-]+|\[[0-9A-Fa-f:.]+\])(?::(?:[0-9]{1,5}|\*))?/?")
 COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
+CLAMD = re.compile(r"unix:/?[^\x00]+|tcp://(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 HOST = re.compile(r"[^\s/?#@\[\]]+|\[[0-9A-Fa-f:.%]+[^\s\[\]]*\]")
 PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 RESERVED_PATHS = ("/healthz", "/readyz", "/metrics")
@@ -54,6 +55,13 @@ def check_base_path(value: str) -> str:
     if path in RESERVED_PATHS:
         raise ValueError(f"another path than {', '.join(RESERVED_PATHS)}")
     return path
+
+
+def check_clamd(value: str) -> str:
+    """Return the address of clamd; empty for none."""
+    if value and not CLAMD.fullmatch(value):
+        raise ValueError("unix:PATH or tcp://HOST:PORT, such as unix:/run/clamav/clamd.ctl or tcp://127.0.0.1:3310")
+    return value
 
 
 def check_cookie_name(value: str) -> str:

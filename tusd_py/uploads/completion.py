@@ -180,7 +180,7 @@ class Completion:
         Raises:
             ContentRefused: the upload does not fulfil its conditions, and has been removed.
             HookRejected: the application does not want the upload, which has been removed.
-            HookUnavailable: the application could not be asked.
+            HookUnavailable: the application could not be asked, or the upload not be scanned.
             OffsetMismatch: bytes were lost; the upload is active again at the offset where they end.
             StorageUnavailable: an upload without bytes could not be made safe.
         """
@@ -207,6 +207,7 @@ class Completion:
         finished = replace(upload, storage_state=await self._storage.finish(upload, parts, sync=self._syncs))
         if not was_judged:
             await self.checks.judge_stored(upload, finished, token, request)
+        await self.checks.scan(upload, finished, token, request)
         await self._decisions.on_completion(upload, finished, token, request, self._storage.read)
         return finished
 

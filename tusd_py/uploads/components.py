@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 from tusd_py.contracts.health import ReportsHealth
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.outbox import StateStoreWithOutbox, SupportsOutbox
+from tusd_py.contracts.scanner import Scanner
 from tusd_py.contracts.state import ReadsAtOnce, StateStore, SupportsQuotas, UpdatesInThreads
 from tusd_py.contracts.storage import (
     DescribesPlaces,
@@ -68,6 +69,7 @@ class Components:
     locations: SupportsLocations | None
     identity: SupportsIdentity | None
     reporting_health: tuple[ReportsHealth, ...]
+    scanner: Scanner | None = None
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class Components:
         budget: ByteBudget,
         options: UploadOptions,
         clock: SteadyClock,
+        scanner: Scanner | None = None,
     ) -> Components:
         """Look up the abilities of the components, which would take 10 us in every request."""
         if isinstance(storage, SupportsSizeLimits):
@@ -108,6 +111,7 @@ class Components:
             locations=storage if isinstance(storage, SupportsLocations) else None,
             identity=storage if isinstance(storage, SupportsIdentity) else None,
             reporting_health=tuple(one for one in (state, storage) if isinstance(one, ReportsHealth)),
+            scanner=scanner,
         )
 
     @property

@@ -23,6 +23,7 @@ from tusd_py.events.types import UploadTerminated
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.removal import Removal
+from tusd_py.uploads.scans import Scans
 from tusd_py.uploads.seen_bytes import SeenBytes, SeenUploads
 
 MAX_READERS = 2  # uploads read at a time: reading and hashing keeps a processor busy
@@ -103,26 +104,32 @@ class ContentChecks:
         self._events = components.events
         self._removal = removal
         self._seen = SeenUploads()
+        self._scans = None if components.scanner is None else Scans(components.scanner, components.options.scan)
+        self._checks_files = bool(self._allowed) or self._scans is not None
         self._readers = asyncio.Semaphore(MAX_READERS)
         self._interrupted = False
 
     def applies_to(self, upload: Upload) -> bool:
         """Return whether the bytes of an upload are checked before it becomes complete."""
-        return bool(upload.conditions) or (bool(self._allowed) and not upload.is_partial)
+        return bool(upload.conditions) or (self._checks_files and not upload.is_partial)
 
     def interrupt(self) -> None:
         """Make checks that read from the storage end with `ServerShutdown`, now and until `resume`."""
         self._interrupted = True
+        if self._scans is not None:
+            self._scans.interrupt()
 
     def resume(self) -> None:
         """Allow checks again."""
         self._interrupted = False
+        if self._scans is not None:
+            self._scans.resume()
 
     # Appends.
 
     def of_append(self, upload: Upload) -> AppendChecks | None:
         """Return the checks of an append that begins at the offset of the upload; None if there are none."""
-        if not self.applies_to(upload):
+        if not (upload.conditions or (self._allowed and not upload.is_partial)):
             return None
         seen = self._seen.take(upload)
         if upload.offset == 0:
@@ -143,7 +150,7 @@ class ContentChecks:
         Raises:
             ContentRefused: the upload does not fulfil its conditions, and has been removed.
         """
-        if not self.applies_to(upload):
+        if not (upload.conditions or (self._allowed and not upload.is_partial)):
             return True
         seen = self._seen.take(upload)
         if seen is None and upload.offset:
@@ -169,12 +176,39 @@ class ContentChecks:
         seen = await self._read(finished, [finished])
         await self._judge(upload, finished, seen, token, request)
 
+    async def scan(self, upload: Upload, finished: Upload, token: int, request: RequestContext | None) -> None:
+        """Have the finished bytes of an upload scanned, where a scanner is configured.
+
+        Raises:
+            ContentRefused: malware was found, or the upload is too large; it has been removed.
+            ScanUnavailable: it could not be scanned; it stays in `finishing`.
+        """
+        if self._scans is not None and not upload.is_partial:
+            await self._scan(self._scans, upload, finished, [finished], token, request)
+
+    async def _scan(
+        self,
+        scans: Scans,
+        stored: Upload,
+        upload: Upload,
+        sources: Sequence[Upload],
+        token: int,
+        request: RequestContext | None,
+    ) -> None:
+        try:
+            await scans.scan(upload, self._pieces(sources, whole=True))
+        except ContentRefused:
+            await self.remove(replace(stored, storage_state=upload.storage_state), token, request)
+            raise
+
     async def judge_parts(
         self, stored: Upload, final: Upload, partials: Sequence[Upload], token: int, request: RequestContext | None
     ) -> None:
-        """Read the partial uploads of a final one, and judge what it would be; raises as `judge_stored`."""
-        if self.applies_to(final):
+        """Read the partial uploads of a final one, and judge what it would be; raises as `judge_stored` and `scan`."""
+        if final.conditions or self._allowed:
             await self._judge(stored, final, await self._read(final, partials), token, request)
+        if self._scans is not None:
+            await self._scan(self._scans, stored, final, partials, token, request)
 
     async def _judge(
         self, stored: Upload, upload: Upload, seen: SeenBytes, token: int, request: RequestContext | None

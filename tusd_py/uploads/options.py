@@ -23,6 +23,21 @@ class SinkOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """The options of scans for malware.
+
+    Attributes:
+        fails_open: whether uploads that cannot be scanned are taken.
+        max_size: bytes of the largest upload that is scanned; None for any.
+        timeout: seconds for one scan; zero for any.
+    """
+
+    fails_open: bool = False
+    max_size: int | None = None
+    timeout: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class UploadOptions:
     """The options of uploads. Sizes are bytes, times are seconds; a time of zero disables that limit."""
 
@@ -38,6 +53,7 @@ class UploadOptions:
     retention: float = 0  # finished uploads are removed so long after their completion; 0: never
     gone_for: float = 0  # ended uploads are remembered (and answered as gone) this long
     allowed_types: tuple[str, ...] = ()  # media types that uploads may have, see `parse_patterns`; empty: all
+    scan: ScanOptions = field(default_factory=ScanOptions)
     reserve: int = 0  # no uploads are created while the storage has less free space than this
     progress_interval: float = 1.0  # least time between two calls of the hook `post-receive` for an upload
     concatenation_unfinished: bool = False

@@ -1,0 +1,1 @@
+"""Scans for malware by clamd, the daemon of ClamAV."""

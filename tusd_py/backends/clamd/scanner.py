@@ -1,0 +1,93 @@
+"""A client of clamd: one connection for each file, whose bytes are sent with the command INSTREAM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+from tusd_py.contracts.scanner import ScanImpossible
+from tusd_py.core.buffers import Buffer
+
+CONNECT_TIMEOUT = 5.0  # seconds
+LAST_WORDS_TIMEOUT = 2.0  # seconds in which clamd says why it closed the connection
+MAX_ANSWER = 4096  # bytes
+FOUND = re.compile(r"stream: (.+) FOUND")
+CLEAN = "stream: OK"
+CUT_OFF = "clamd closed the connection in the middle of the file"
+TOO_LARGE = "size limit exceeded"
+
+
+class ClamdScanner:
+    """Scans by a clamd that listens on a socket (`unix:PATH`) or a port (`tcp://HOST:PORT`)."""
+
+    def __init__(self, address: str) -> None:
+        """Take the address, as `check_clamd` accepts it."""
+        self._address = address
+
+    async def scan(self, pieces: AsyncIterator[Buffer]) -> str:
+        """See `Scanner.scan`."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                reader, writer = await self._connect()
+        except (OSError, TimeoutError) as error:
+            raise ScanImpossible(f"clamd at {self._address} cannot be reached: {error or 'no answer'}") from error
+        try:
+            return _verdict(await _exchange(reader, writer, pieces))
+        finally:
+            writer.transport.abort()  # a clamd that does not read would keep a connection that is closed orderly
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._address.startswith("unix:"):
+            return await asyncio.open_unix_connection(self._address.removeprefix("unix:"), limit=MAX_ANSWER)
+        place = urlsplit(self._address)
+        return await asyncio.open_connection(place.hostname, place.port, limit=MAX_ANSWER)
+
+
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pieces: AsyncIterator[Buffer]) -> str:
+    """Send a file and return the answer.
+
+    clamd closes the connection in the middle of a file that is longer than its StreamMaxLength, and its answer may be
+    lost then.
+    """
+    try:
+        await _send(writer, pieces)
+    except OSError:
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            async with asyncio.timeout(LAST_WORDS_TIMEOUT):
+                return (await reader.readuntil(b"\0")).decode("utf-8", "replace")
+        raise ScanImpossible(CUT_OFF, too_large=True) from None
+    try:
+        return (await reader.readuntil(b"\0")).decode("utf-8", "replace")
+    except ConnectionError:  # bytes that the kernel had taken were not read
+        raise ScanImpossible(CUT_OFF, too_large=True) from None
+    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+        raise ScanImpossible("clamd gave no answer") from error
+
+
+async def _send(writer: asyncio.StreamWriter, pieces: AsyncIterator[Buffer]) -> None:
+    """Send a file; raises `ConnectionError` if clamd closes the connection, and the errors of the pieces."""
+    writer.write(b"zINSTREAM\0")
+    async for piece in pieces:
+        if writer.transport.is_closing():  # uvloop raises RuntimeError for a write then
+            raise ConnectionResetError
+        writer.write(len(piece).to_bytes(4))
+        writer.write(bytes(piece))  # the transport may keep it after the storage has used its buffer again
+        await writer.drain()
+    if writer.transport.is_closing():
+        raise ConnectionResetError
+    writer.write(bytes(4))
+    await writer.drain()
+
+
+def _verdict(answer: str) -> str:
+    answer = answer.rstrip("\0\n")
+    if answer == CLEAN:
+        return ""
+    match = FOUND.fullmatch(answer)
+    if match:
+        return match[1]
+    shown = "".join(letter if letter.isprintable() else "?" for letter in answer[:200])
+    raise ScanImpossible(f"clamd answered {shown!r}", too_large=TOO_LARGE in answer)
