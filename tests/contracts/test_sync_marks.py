@@ -436,6 +436,21 @@ async def test_a_cut_of_a_process_that_died_then_is_synced_before_the_offset_goe
     assert await storage.stored_size(record) == (0 if left == "no file" else 1)
 
 
+async def test_a_mark_that_outlives_its_file_calls_nothing_proven(
+    storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later file of the same name may get the same inode number."""
+    path = await leave(storage, b"0123456789")
+    inode = path.stat().st_ino
+    storage.syncs.marks.note(path, inode, Mark(5))
+    monkeypatch.setattr(storage.syncs, "_has_gap", lambda *_: True)
+    monkeypatch.setattr(storage.syncs.marks, "remove", lambda path: None)  # the process dies before that
+    with pytest.raises(StorageBehind) as behind:
+        await storage.finish(replace(UPLOAD, offset=10), sync=True)
+    assert behind.value.stored == 0
+    assert storage.syncs.marks.read(path, inode) == Mark()
+
+
 async def test_a_failed_cut_leaves_a_mark_to_the_next_process(storage: DiskStorage, os_faults: OSFaults) -> None:
     path = await leave(storage, b"0123456789")
     mark_of(path).unlink()

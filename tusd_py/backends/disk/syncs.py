@@ -224,6 +224,10 @@ class Syncs:
         kept = max(kept, start)
         self._record_failure(path, error, kept)
         if not self._shared:
+            with contextlib.suppress(
+                OSError
+            ):  # there is no mark, or it outlives the file, whose number a later one gets
+                self.marks.note(path, inode[1], Mark())
             self._cut_off(path, kept, start)
         elif acknowledged > kept:
             self._note_loss(path, kept, inode)
