@@ -53,7 +53,6 @@ class Request:
         self.decide: Callable[[], Awaitable[None]] | None = None
         self.signatures: Mapping[str, str] = {}  # of the URL, by the names of their parameters
         self.grant: CreationGrant | None = None  # of the URL, for a creation
-        self.by_link = False  # whether a signature in the URL let the request in to a download
         self.refusal = ""  # why the request was not let in, for the log
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream

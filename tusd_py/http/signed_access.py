@@ -54,7 +54,6 @@ class SignedAccess:
             await self._admit_to(request, action, capability)
         elif action is Action.DOWNLOAD and "d" in signatures:
             verify_download(keys, request.upload_id, signatures["d"], now)
-            request.by_link = True
         elif action is Action.CREATE and not request.upload_id and "t" in signatures:
             request.grant = read_creation(keys, signatures["t"], now)
             await self._admit_creation(request)
