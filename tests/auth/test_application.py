@@ -30,6 +30,7 @@ from tusd_py import (
 )
 from tusd_py.http import access, failure_log
 
+MOVIE = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2"
 TUS = {"Tus-Resumable": "1.0.0"}
 BYTES = {**TUS, "Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
 
@@ -233,15 +234,15 @@ def test_example_of_the_page_signs_urls(tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(code.replace("/etc/tusd-py/signing-keys", "keys"), "security.md", "exec", dont_inherit=True), names)
     site = "https://example.org"
     with TestClient(names["app"], base_url=site) as client:
-        assert client.post("/files", headers={**TUS, "Upload-Length": "4"}).status_code == 401
+        assert client.post("/files", headers={**TUS, "Upload-Length": str(len(MOVIE))}).status_code == 401
         endpoint = client.post("/upload-urls").json()["endpoint"]
-        length = {**TUS, "Upload-Length": "4"}
-        assert client.post(endpoint, headers=length).status_code == 415
-        created = client.post(endpoint, headers=length | {"Upload-Metadata": "filetype dmlkZW8vd2VibQ=="})
+        length = {**TUS, "Upload-Length": str(len(MOVIE))}
+        assert client.post(endpoint, headers=length | {"Upload-Metadata": "filetype dGV4dC9odG1s"}).status_code == 415
+        created = client.post(endpoint, headers=length | {"Upload-Metadata": "filetype dmlkZW8vbXA0"})
         assert created.status_code == 201
         location = created.headers["Location"]
-        assert client.patch(location, headers=BYTES, content=b"four").status_code == 204
+        assert client.patch(location, headers=BYTES, content=MOVIE).status_code == 204
         upload_id = location.partition("?")[0].rpartition("/")[2]
         url = client.post(f"/download-urls/{upload_id}").json()["url"]
         assert client.get(url.partition("?")[0]).status_code == 401
-        assert client.get(url).content == b"four"
+        assert client.get(url).content == MOVIE

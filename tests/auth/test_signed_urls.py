@@ -131,7 +131,7 @@ def test_upload_of_a_grant_is_of_its_owner_and_has_its_metadata(site: ServerProc
         ({"max_size": 0}, {"Upload-Length": "1"}, {"Upload-Length": "0"}, 413),
         (
             {"types": ["image/*"]},
-            {"Upload-Metadata": "a"},
+            {"Upload-Metadata": f"filetype {encoded('text/html')}"},
             {"Upload-Metadata": f"filetype {encoded('image/png')}"},
             415,
         ),
@@ -160,6 +160,13 @@ def test_refused_try_does_not_use_a_grant_up(
             assert answer.status in (status, 412)
     assert ask(site, None, "POST", url, {"Upload-Length": "4"} | accepted).status == 201
     assert ask(site, None, "POST", url, {"Upload-Length": "4"} | accepted).status == 401
+
+
+def test_upload_of_another_type_by_its_bytes_is_refused_and_the_grant_is_free(site: ServerProcess) -> None:
+    url, page = creation(types=["image/*"]), b"<!DOCTYPE html><html></html>"
+    with unchanged(site):
+        assert ask(site, None, "POST", url, creation_headers(len(page), page), page).status == 415
+    assert ask(site, None, "POST", url, creation_headers(8)).status == 201
 
 
 def test_metadata_of_both_stay_within_the_limits(tmp_path: Path) -> None:

@@ -79,15 +79,15 @@ def test_parallel_uploads_are_concatenated_by_their_urls_with_capabilities(
 
 
 def test_url_of_one_creation_is_an_endpoint(server: ServerProcess, client: Client) -> None:
-    data = payload(1 * MEBI + 1)
+    data = b"\x00\x00\x00\x18ftypisom\x00\x00\x02\x00isomiso2" + payload(1 * MEBI + 1)
     endpoint = server.origin + creation(owner="ann", types=["video/*"], metadata={"project": "7"})
     refused = client.upload(data, endpoint=endpoint, metadata={"filetype": "text/plain"})
     assert [(one.method, one.status) for one in refused.requests] == [("POST", 415)]
-    run = client.upload(data, endpoint=endpoint, metadata={"filetype": "video/webm"})
+    run = client.upload(data, endpoint=endpoint, metadata={"filetype": "video/mp4"})
     assert run.error is None
     path = run.url.removeprefix(server.origin).partition("?")[0]
     assert sha256(ask(server, OWNER, "GET", path).body) == sha256(data)
-    again = client.upload(data, endpoint=endpoint, metadata={"filetype": "video/webm"}, retryDelays=[0, 0])
+    again = client.upload(data, endpoint=endpoint, metadata={"filetype": "video/mp4"}, retryDelays=[0, 0])
     assert [(one.method, one.status) for one in again.requests] == [("POST", 401)]
     assert "this URL has created its upload" in (again.error or "")
 
