@@ -149,7 +149,8 @@ def send(server: ServerProcess, token: str | None, verb: Verb, path: str) -> Ans
         else:
             with contextlib.suppress(ConnectionError):  # refused before the end of the body
                 connection.send_request(verb.method, path, headers, verb.body)
-        return connection.answer(method=verb.method)
+        awaited_body = verb.body if verb.awaits_continue and isinstance(verb.body, bytes) else b""
+        return connection.answer(method=verb.method, awaited_body=awaited_body)
 
 
 @pytest.fixture(scope="module")

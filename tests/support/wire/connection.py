@@ -119,10 +119,11 @@ class Connection:
 
     # Receiving.
 
-    def answer(self, timeout: float = TIMEOUT, *, method: str | None = None) -> Answer:
+    def answer(self, timeout: float = TIMEOUT, *, method: str | None = None, awaited_body: bytes = b"") -> Answer:
         """Return the next answer; raises `ConnectionError` if the connection ends within it.
 
-        `method` is that of the request, by default of the one whose head was sent last.
+        `method` is that of the request, by default of the one whose head was sent last. `awaited_body` is sent when
+        the server asks for it (100 Continue).
         """
         self.socket.settimeout(timeout)
         interim: list[int] = []
@@ -131,6 +132,9 @@ class Connection:
             if status >= 200:
                 break
             interim.append(status)
+            if status == 100 and awaited_body:
+                with contextlib.suppress(ConnectionError):  # answered before its end
+                    self.send(awaited_body)
         named = dict(fields)
         if (method or self._method) == "HEAD" or status in (204, 304):
             body = b""
