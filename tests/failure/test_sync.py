@@ -18,7 +18,7 @@ from tests.support.hosts import wait_for_first_sweep
 from tests.support.redis_server import shared_redis_url
 from tests.support.timing import wait_until
 from tests.support.wire.messages import KIBI, MEBI, path_of, payload
-from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch, request
+from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch, request, start_patch
 
 SYNC = "fsync,fdatasync"
 DATA = payload(3 * MEBI + 4321)
@@ -350,3 +350,25 @@ def test_while_syncs_of_the_records_fail_nothing_is_complete_and_everything_goes
         complete(server.port, path, DATA)
         server.restart()
         assert_content(server.port, path, DATA)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])  # the fast path, and the one of bodies that are still coming
+def test_bytes_are_not_cut_off_while_the_log_may_bring_back_the_record_that_has_them(
+    tmp_path: Path, faults: PreloadedFaults, pieces: int
+) -> None:
+    """A commit whose sync fails is in the log of SQLite, and counts for the next process unless another one follows."""
+    with ServerProcess(tmp_path / "uploads", env=faults.env) as server:
+        complete(server.port, create(server.port, 1), b"x")  # from now on a failed sync is one of a commit
+        path = create(server.port, len(DATA))
+        faults.fail(SYNC, RECORDS)
+        assert patch(server.port, path, 0, DATA).status == 503
+        with start_patch(server.port, path, 0, 1000) as connection:
+            for _ in range(pieces):
+                connection.send(b"x" * (1000 // pieces))
+                connection.wait_until_read()
+            assert connection.answer().status == 503
+        server.kill()
+        faults.clear()
+        server.restart()
+        if true_offset(server, path) == len(DATA):
+            assert_content(server.port, path, DATA)

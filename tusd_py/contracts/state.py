@@ -217,6 +217,18 @@ class ReadsAtOnce(Protocol):
 
 
 @runtime_checkable
+class ReadsToChange(Protocol):
+    """A store in which a change whose commit has failed may come back after a crash."""
+
+    async def get_to_change(self, upload_id: str) -> Upload | None:
+        """Return the record as `get` does, once no later one can come back: bytes beyond it may be cut off.
+
+        Raises:
+            StateUnavailable: a later one still can.
+        """
+
+
+@runtime_checkable
 class SupportsQuotas(Protocol):
     """A state store that counts what each owner has, and refuses what exceeds a quota.
 

@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
+from tusd_py.contracts.state import ReadsToChange
 from tusd_py.core.errors import UploadExists, UploadGone, UploadNotFound
 from tusd_py.core.upload import Status, Upload, new_upload_id
 from tusd_py.uploads.admission import ANY_UPLOAD, Admission
@@ -17,6 +18,9 @@ class RecordReader:
 
     def __init__(self, components: Components) -> None:
         self._state = components.state
+        self._get_to_change = self._state.get
+        if isinstance(self._state, ReadsToChange):
+            self._get_to_change = self._state.get_to_change
         self._options = components.options
         self._clock = components.clock
         self._reads_at_once = components.reads_at_once
@@ -30,7 +34,7 @@ class RecordReader:
             UploadNotFound: there is no such upload, it has ended, or the admission is to another one.
             UploadGone: it has ended, within the time of the setting `gone_for`.
         """
-        upload = (lock and lock.upload) or await self._state.get(upload_id)
+        upload = (lock and lock.upload) or await (self._state.get if lock is None else self._get_to_change)(upload_id)
         if lock is not None and upload is not None:
             await lock.raise_token(upload.token)
         if upload is None:
@@ -69,7 +73,7 @@ class RecordReader:
 
     async def get_under(self, lock: Lock) -> Upload | None:
         """Return the record of the upload of a lock, ended or not; None if there is none."""
-        upload = await self._state.get(lock.upload_id)
+        upload = await self._get_to_change(lock.upload_id)
         if upload is None:
             return None
         await lock.raise_token(upload.token)

@@ -100,9 +100,19 @@ class SQLiteState:
         try:
             row = self._read_inline(upload_id)
         except sqlite3.Error:  # the file is busy (a recovery in another process) or broken: wait in the writer's thread
-            rows = await self._submit(lambda connection: _fetch_rows(connection, SELECT_ONE, (upload_id,)))
-            row = rows[0] if rows else None
+            return await self._get_in_turn(upload_id)
         return None if row is None else decode_row(row)
+
+    async def get_to_change(self, upload_id: str) -> Upload | None:
+        """Return a record that no crash takes back, see `ReadsToChange`."""
+        if self._writer is not None and self._writer.is_in_doubt:
+            return await self._get_in_turn(upload_id)
+        return await self.get(upload_id)
+
+    async def _get_in_turn(self, upload_id: str) -> Upload | None:
+        """Return a record that is read in the thread of the writer, between changes."""
+        rows = await self._submit(lambda connection: _fetch_rows(connection, SELECT_ONE, (upload_id,)))
+        return decode_row(rows[0]) if rows else None
 
     def get_at_once(self, upload_id: str) -> Upload | None:
         """Return a record without waiting, see `ReadsAtOnce`."""

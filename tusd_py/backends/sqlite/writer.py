@@ -63,6 +63,14 @@ class SQLiteWriter:
         self._failed_at: float | None = None  # monotonic time of the last failed sync
         self._threads = JobThreads(self._commit, self._maintain, self._end)
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the log may bring back, after a crash, a change whose commit has failed.
+
+        Until the log begins anew the records as they can be read are no reason to cut bytes off.
+        """
+        return self._log_unsynced
+
     def submit(self, job: Job) -> None:
         """Queue a job for the thread of the writer."""
         self._threads.submit(job)
@@ -84,10 +92,13 @@ class SQLiteWriter:
         return job.result
 
     def read_now(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        """Read in the thread of the caller; raises `StateUnavailable`. Blocks."""
+        """Read in the thread of the caller what no crash takes back; raises `StateUnavailable`. Blocks."""
         with self._connection_lock:
             try:
-                return read(self._connected())
+                connection = self._connected()
+                if self._log_unsynced:
+                    self._write_log_back()
+                return read(connection)
             except sqlite3.Error as error:
                 raise _state_error(error) from error
 
