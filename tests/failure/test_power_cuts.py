@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import threading
@@ -37,6 +38,10 @@ def read(uploads: Path) -> str | None:
     with closing(sqlite3.connect(uploads / ".tusd-py" / "uploads.sqlite3")) as connection:
         row = connection.execute("SELECT value FROM metadata WHERE name = ?", (BOOT,)).fetchone()
     return None if row is None else str(row[0])
+
+
+def boot_of(note: str | None) -> str | None:
+    return None if note is None else note.partition(" ")[0]
 
 
 def come_from_an_earlier_boot(uploads: Path) -> None:
@@ -85,7 +90,7 @@ def test_a_server_that_is_killed_takes_no_byte_back_in_the_same_boot(tmp_path: P
         server.kill()
         server.restart()
         assert offset_of(server.port, path) == HALF
-        assert read(server.upload_dir) == ERA
+        assert boot_of(read(server.upload_dir)) == ERA
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -97,7 +102,7 @@ def test_a_server_that_is_stopped_cleanly_takes_no_byte_back_after_the_next_boot
     assert read(uploads) == SYNCED
     with ServerProcess(uploads, workers=workers) as server:
         assert head(server.port, path).offset == HALF
-        assert read(uploads) == ERA
+        assert boot_of(read(uploads)) == ERA
 
 
 # The account of one boot, with services in this process.
@@ -124,6 +129,9 @@ class Hosts:
     async def stop(self, service: UploadService) -> None:
         self._services.remove(service)
         assert await close_service(service)
+
+    def forget(self, service: UploadService) -> None:
+        self._services.remove(service)
 
     async def stop_all(self) -> None:
         for service in list(self._services):
@@ -183,14 +191,14 @@ async def test_every_unfinished_upload_goes_back_and_no_other(hosts: Hosts) -> N
     partly = await service.state.get("partly")
     assert partly is not None
     assert partly.expires_at == 5e9
-    assert await service.state.read_metadata(BOOT) == "second"
+    assert boot_of(await service.state.read_metadata(BOOT)) == "second"
 
 
 async def test_the_last_server_that_stops_cleanly_proves_all_bytes(hosts: Hosts) -> None:
     first, second = await hosts.start(), await hosts.start()
     await first.state.create(UPLOAD)
     await hosts.stop(first)
-    assert await second.state.read_metadata(BOOT) == "first"
+    assert boot_of(await second.state.read_metadata(BOOT)) == "first"
     await hosts.stop(second)
     hosts.boot("second")
     service = await hosts.start()
@@ -204,24 +212,28 @@ async def test_a_server_that_dies_first_is_covered_by_the_last_one(hosts: Hosts)
     assert read(hosts.uploads) == SYNCED
 
 
-@pytest.mark.parametrize("reason", ["the sync fails", "it takes too long", "a mount below"])
+@pytest.mark.parametrize(
+    "reason", ["the sync fails", "the sync is not there", "it takes too long", "a mount below", "of no worth"]
+)
 async def test_a_stop_that_could_not_sync_proves_nothing(
     hosts: Hosts, monkeypatch: pytest.MonkeyPatch, reason: str, request: pytest.FixtureRequest
 ) -> None:
     def fail(descriptor: int) -> None:
-        raise OSError(5, os.strerror(5))
+        raise OSError(5, os.strerror(5)) if reason == "the sync fails" else AttributeError("syncfs")
 
     service = await hosts.start()
     await service.state.create(UPLOAD)
-    if reason == "the sync fails":
+    if reason in ("the sync fails", "the sync is not there"):
         monkeypatch.setattr(file_system_sync, "sync_file_system", fail)
     elif reason == "a mount below":
         monkeypatch.setattr(file_system_sync, "has_mount_below", lambda folder, mounts: True)
+    elif reason == "of no worth":
+        monkeypatch.setattr(file_system_sync, "file_system_type", lambda folder, mounts: "fuse.mergerfs")
     else:
         request.addfinalizer(stuck(monkeypatch))
         await service.power_cuts.leave(0.05)
     await hosts.stop(service)
-    assert read(hosts.uploads) == "first"
+    assert boot_of(read(hosts.uploads)) == "first"
 
 
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
@@ -238,6 +250,49 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     monkeypatch.setattr(file_system_sync, "sync_file_system", wait)
     return end
+
+
+@pytest.mark.parametrize(("before", "after", "is_back"), [("1", "2", True), ("1", "1", False), ("", "2", False)])
+async def test_a_file_system_that_was_mounted_again_has_lost_what_was_not_synced(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, before: str, after: str, is_back: bool
+) -> None:
+    monkeypatch.setattr(file_system_sync.FileSystemSync, "mount_id", lambda self: before)
+    service = await hosts.start()
+    await service.state.create(UPLOAD)
+    await dies(hosts, service)
+    monkeypatch.setattr(file_system_sync.FileSystemSync, "mount_id", lambda self: "")
+    await dies(hosts, await hosts.start())  # which cannot tell, and forgets nothing
+    monkeypatch.setattr(file_system_sync.FileSystemSync, "mount_id", lambda self: after)
+    service = await hosts.start()
+    found = await service.state.get(UPLOAD.id)
+    assert found is not None
+    assert found.offset == (0 if is_back else UPLOAD.offset)
+
+
+async def test_a_server_that_sees_another_boot_beside_a_running_one_takes_nothing_back(hosts: Hosts) -> None:
+    """Containers may have boot ids of their own on one kernel."""
+    first = await hosts.start()
+    await first.state.create(UPLOAD)
+    hosts.boot("second")
+    await hosts.start()
+    assert await first.state.get(UPLOAD.id) == UPLOAD
+
+
+async def test_a_stop_ends_although_the_records_hang(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = await hosts.start()
+    hang: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(service.state, "write_metadata", lambda *_, **__: hang)
+    async with asyncio.timeout(30):
+        await close_service(service, 0.1)
+    hosts.forget(service)
+
+
+async def test_a_note_of_a_stop_that_comes_too_late_does_not_count(hosts: Hosts) -> None:
+    first = await hosts.start()
+    note = read(hosts.uploads)
+    await dies(hosts, first)
+    second = await hosts.start()
+    assert not await second.state.write_metadata(BOOT, SYNCED, before=note)
 
 
 async def test_nothing_is_synced_at_the_end_if_everything_is(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,13 @@ class Locker(Protocol):
 
 @runtime_checkable
 class CountsServers(Protocol):
-    """A locker that knows whether other servers use the same locks."""
+    """A locker that knows whether other servers use the same locks. No method blocks for long."""
+
+    def another_has_settled(self) -> bool:
+        """Return whether another server has called `settled` and not left: the kernel has not gone down since."""
+
+    def settled(self) -> None:
+        """Tell other servers that this one has settled the account of an earlier boot."""
 
     def leave(self) -> bool:
         """Stop counting as a server, unless no other one is there; return whether none is. Blocks, but never long.

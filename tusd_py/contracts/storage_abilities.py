@@ -320,6 +320,9 @@ class WholeSync(Protocol):
     def run(self) -> None:
         """Sync; raises `StorageUnavailable` if any byte may be missing on the device."""
 
+    def mount_id(self) -> str:
+        """Return a word that differs after each mount of the file system; empty if that is unknown."""
+
     def close(self) -> None:
         """Release the resources; a second call has no effect."""
 

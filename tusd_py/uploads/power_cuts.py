@@ -19,18 +19,40 @@ from tusd_py.asyncutil.futures import settle
 from tusd_py.contracts.locks import CountsServers, Lock, Locker, named_lock
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SyncsAll, WholeSync
-from tusd_py.core.errors import LockLost, LockTimeout, StateFull, StateUnavailable, UploadError
+from tusd_py.core.errors import LockLost, LockTimeout, StateFull, StateUnavailable
 from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 
 logger = logging.getLogger("tusd_py.storage")
 
-BOOT = "boot"  # name of the metadata with the id of the boot whose servers may have left bytes that are not synced
+BOOT = "boot"  # name of the metadata with a note of the last server that may have left bytes that are not synced
 SYNCED = "synced"  # its value after a clean stop
+UNKNOWN = "-"  # in a note, in place of the id of a mount
 SETTLE_TIMEOUT = 60.0  # seconds to wait for another server that sets uploads back
 LEAVE_TIMEOUT = 1.0  # seconds to wait for another server that starts or stops
 MAX_LOOKED_AT = 1000  # records that are read to find out whether there is anything to sync
+
+
+def has_lost_pages(note: str | None, era: str, mount: str) -> bool:
+    """Return whether bytes that were not synced may be gone: the machine was down, or the file system was unmounted.
+
+    Args:
+        note: the note of the last server, "BOOT MOUNT TOKEN"; None if there is none.
+        era: the id of this boot.
+        mount: the id of this mount of the file system; empty if it is unknown, which proves nothing.
+    """
+    if note is None or note == SYNCED:
+        return False
+    if note.partition(" ")[0] != era:
+        return True
+    return bool(mount) and _mount_of(note, era) not in (mount, UNKNOWN)
+
+
+def _mount_of(note: str | None, era: str) -> str:
+    """Return the id of the mount in a note of this boot, or `UNKNOWN`."""
+    words = (note or "").split(" ")
+    return words[1] if len(words) == 3 and words[0] == era else UNKNOWN
 
 
 class PowerCuts:
@@ -59,8 +81,9 @@ class PowerCuts:
         if sync is None:
             return
         try:
+            mount = await asyncio.to_thread(sync.mount_id)
             async with self._locked(SETTLE_TIMEOUT) as lock:
-                await self._settle(era, lock)
+                await self._settle(era, mount, lock)
         except BaseException as error:
             sync.close()
             if isinstance(error, LockTimeout):
@@ -76,19 +99,22 @@ class PowerCuts:
         finally:
             await lock.release()
 
-    async def _settle(self, era: str, lock: Lock) -> None:
+    async def _settle(self, era: str, mount: str, lock: Lock) -> None:
+        assert isinstance(self._locker, CountsServers)
         before = await self._state.read_metadata(BOOT)
-        if before == era:
-            return
-        is_unclean = before not in (None, SYNCED)
+        is_unclean = has_lost_pages(before, era, mount) and not self._locker.another_has_settled()
         if is_unclean:
             await self._go_back(lock)
         try:
-            await self._state.write_metadata(BOOT, era, before=before)
+            # With a token that no server had before: the note of one that gave up waiting for it changes nothing then.
+            note = f"{era} {mount or _mount_of(before, era)} {lock.token}"
+            if not await self._state.write_metadata(BOOT, note, before=before):
+                raise StateUnavailable("another server has just stopped; try again")
         except StateFull:
             if is_unclean:  # the next server would set back what was uploaded since
                 raise
             logger.warning("the disk is full: bytes that a power cut takes from unfinished uploads may go unnoticed")
+        self._locker.settled()
 
     async def _go_back(self, lock: Lock) -> None:
         unproven = [upload async for upload in self._state.all() if _is_unproven(upload)]
@@ -116,13 +142,13 @@ class PowerCuts:
             return
         assert isinstance(self._locker, CountsServers)
         try:
-            async with self._locked(LEAVE_TIMEOUT):
+            async with asyncio.timeout(LEAVE_TIMEOUT + timeout), self._locked(LEAVE_TIMEOUT):
                 if self._locker.leave():
                     if await self._may_have_unproven():
                         await _run(sync, timeout)
                     await self._state.write_metadata(BOOT, SYNCED, before=await self._state.read_metadata(BOOT))
-        except (UploadError, TimeoutError) as error:
-            logger.info("not everything is synced at the end: %s", error or type(error).__name__)
+        except Exception as error:  # whatever it is: uploads go back after the next boot, and only then
+            logger.info("not everything is synced at the end: %s", str(error) or type(error).__name__)
         finally:
             sync.close()
 
@@ -153,7 +179,7 @@ async def _run(sync: WholeSync, timeout: float) -> None:
         error: BaseException | None = None
         try:
             sync.run()
-        except UploadError as failure:
+        except Exception as failure:  # raised in `_run`
             error = failure
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(settle, done, None, error)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
 
 from tusd_py.backends.disk.errors import file_errors
-from tusd_py.backends.disk.extents import MOUNTS, has_mount_below
+from tusd_py.backends.disk.extents import MOUNTS, file_system_type, has_mount_below
 from tusd_py.core.errors import StorageUnavailable
+
+# They answer syncfs without having their server store anything.
+UNPROVING = ("fuse", "cifs", "smb3", "ecryptfs", "9p", "vboxsf")
 
 
 def sync_file_system(descriptor: int) -> None:
@@ -33,9 +37,22 @@ class FileSystemSync:
     def run(self) -> None:
         """Sync; raises `StorageUnavailable` if that fails, or if other file systems are mounted below the directory."""
         with file_errors():
-            if has_mount_below(os.path.realpath(self._directory), MOUNTS.read_bytes()):
+            folder, mounts = os.path.realpath(self._directory), MOUNTS.read_bytes()
+            if has_mount_below(folder, mounts):
                 raise StorageUnavailable("other file systems are mounted below the directory")
+            if file_system_type(folder, mounts).startswith(UNPROVING):
+                raise StorageUnavailable("a sync of this kind of file system proves nothing")
             sync_file_system(self._descriptor)
+
+    def mount_id(self) -> str:
+        """Return the number of the entry in sysfs that the kernel makes at each mount; empty if there is none."""
+        device = os.fstat(self._descriptor).st_dev
+        with contextlib.suppress(OSError):
+            name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+            for kind in ("ext4", "xfs", "f2fs"):
+                with contextlib.suppress(OSError):
+                    return str(os.stat(f"/sys/fs/{kind}/{name}").st_ino)
+        return ""
 
     def close(self) -> None:
         """Close the directory; a second call has no effect."""

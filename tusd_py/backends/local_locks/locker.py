@@ -39,6 +39,7 @@ POLL_SHARE = 0.1  # maximum share of the CPU time of the event loop that polls t
 LOCK_FILES = 16  # several, because the kernel searches all locks of a file for each that it sets
 RELEASE_REQUEST, COMMIT_REQUEST = 0, 2  # not adjacent: the kernel would merge their locks
 SERVER_PRESENCE = 64  # the byte of the counter file on which every server holds a read lock
+SETTLED = 66  # the byte of the counter file on which every server holds a read lock that has called `settled`
 EARLIER_LOCKS = 4096  # the byte of the counter file from which on earlier versions lock uploads
 LAST_REQUEST = (1 << 62) + COMMIT_REQUEST
 
@@ -160,12 +161,27 @@ class LocalLocker:
         for waiters in self._external_waiters.values():
             _wake_all(waiters)
 
+    def another_has_settled(self) -> bool:
+        """See `CountsServers.another_has_settled`."""
+        try:
+            return is_locked_elsewhere(self._counter_file, SETTLED)
+        except OSError as error:
+            raise StateUnavailable from error
+
+    def settled(self) -> None:
+        """See `CountsServers.settled`."""
+        try:
+            try_lock(self._counter_file, SETTLED, shared=True)
+        except OSError as error:
+            raise StateUnavailable from error
+
     def leave(self) -> bool:
         """Stop counting as a server, unless it is the last one, see `CountsServers.leave`."""
         try:
             if not is_locked_elsewhere(self._counter_file, SERVER_PRESENCE):
                 return True
             unlock(self._counter_file, SERVER_PRESENCE)
+            unlock(self._counter_file, SETTLED)
         except OSError as error:
             raise StateUnavailable from error
         return False
