@@ -253,14 +253,16 @@ class Client:
             if any(part.given_up and not part.complete for part in upload.parts):
                 upload.given_up = True  # it waits for a part that its client does not finish
                 return
-            for part in upload.parts:
-                await self._upload(part)  # a part that a failover of Redis took back, while the final upload waits
             if abandons and (self._draws(0.5) or self.world.is_calm):
                 self._log(f"abandons upload {upload.number}")
                 upload.abandoned = upload.given_up = True
                 return
             if upload.kind == "final" or self._draws(1 - self.habits.blind) or self.world.is_calm:
                 await self._ask(upload)
+            if upload.kind == "final" and not upload.complete and self.world.is_calm:
+                for part in upload.parts:
+                    await self._upload(part)  # one that a failover of Redis took back, while the final upload waits
+                upload.join_parts()
             if upload.complete or upload.is_gone or upload.kind == "final":
                 if upload.kind == "final":
                     await asyncio.sleep(0.5)

@@ -357,6 +357,8 @@ class SharedDiskWriter(DiskWriter):
 class _EarlierUnproven(SyncUnproven):
     """The sync of an earlier file than that of the writer would prove nothing."""
 
+    default_message = SyncUnproven.default_message
+
 
 def _is_needed(upload: Upload | None, path: Path) -> bool:
     """Return whether the record names a segment, or the file that a mark belongs to and it is not complete."""
