@@ -246,6 +246,13 @@ class Client:
                 self.world.oracle.acknowledged(final, answer.offset, None, "POST", losses)
         return final
 
+    async def _finish_parts(self, final: Expected) -> None:
+        """Finish parts that a failover of Redis took back, while the final upload waits for them."""
+        if self.world.is_calm and not final.complete:
+            for part in final.parts:
+                await self._upload(part)
+            final.join_parts()
+
     async def _upload(self, upload: Expected) -> None:
         """Ask and append until the upload is complete, or gone."""
         abandons = upload.kind == "" and self._draws(self.habits.abandons) and not self.world.is_calm
@@ -259,13 +266,10 @@ class Client:
                 return
             if upload.kind == "final" or self._draws(1 - self.habits.blind) or self.world.is_calm:
                 await self._ask(upload)
-            if upload.kind == "final" and not upload.complete and self.world.is_calm:
-                for part in upload.parts:
-                    await self._upload(part)  # one that a failover of Redis took back, while the final upload waits
-                upload.join_parts()
+            if upload.kind == "final":
+                await self._finish_parts(upload)
+                await asyncio.sleep(0.5)
             if upload.complete or upload.is_gone or upload.kind == "final":
-                if upload.kind == "final":
-                    await asyncio.sleep(0.5)
                 continue
             if self.rng.random() < 0.3 and not self.world.is_calm:
                 await asyncio.sleep(self.rng.random() * self.rng.choice((0.02, 0.3, 3.0)))
