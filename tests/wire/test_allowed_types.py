@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.harness import ServerProcess, serving
 from tests.support.stored import stored, unchanged
-from tests.support.wire.messages import TUS, Answer, creation_headers, metadata, path_of, payload
+from tests.support.wire.messages import TUS, Answer, checksum, creation_headers, metadata, path_of, payload
 from tests.support.wire.requests import assert_content, create, head, offset_of, patch, request, start_patch
 from tusd_py import InvalidSettings, TusServer
 
@@ -74,6 +74,30 @@ def test_bytes_that_are_not_allowed_end_the_upload_and_nothing_stays(
             assert patch(site.port, path, 0, data[:step]).status == 204
         offset = offset_of(site.port, path)
         assert_refused(patch(site.port, path, offset, data[offset:]))
+        assert head(site.port, path).status == 404
+
+
+@pytest.mark.parametrize("before", [0, 4])
+@pytest.mark.parametrize("damaged", [HTML, b"\0" * 3000], ids=["html", "zeros"])
+def test_damaged_bytes_with_a_checksum_are_sent_again_whatever_their_type(
+    site: ServerProcess, before: int, damaged: bytes
+) -> None:
+    data = PNG[:3000]
+    path = create(site.port, len(data), filetype("image/png"))
+    if before:
+        assert patch(site.port, path, 0, data[:before]).status == 204
+    announced, body = checksum(data[before:]), damaged.ljust(len(data))[: len(data) - before]
+    assert patch(site.port, path, before, body, announced).status == 460
+    assert offset_of(site.port, path) == before
+    assert patch(site.port, path, before, data[before:], announced).status == 204
+    assert_content(site.port, path, data)
+
+
+@pytest.mark.parametrize("length", [len(HTML), 10_000])
+def test_wrong_type_with_a_right_checksum_is_refused(site: ServerProcess, length: int) -> None:
+    with unchanged(site):
+        path = create(site.port, length, filetype("image/png"))
+        assert_refused(patch(site.port, path, 0, HTML, checksum(HTML)))
         assert head(site.port, path).status == 404
 
 

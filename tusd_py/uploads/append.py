@@ -30,6 +30,7 @@ from tusd_py.transfer.batch_writer import BatchWriter
 from tusd_py.transfer.body_source import BodySource
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
+from tusd_py.uploads.content_checks import AppendChecks
 from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import limit_text
@@ -63,15 +64,15 @@ class Append:
         verification: Verification | None,
         last_step: LastStep | None = None,
         quota_end: int | None = None,
-        arrived: Callable[[Buffer], None] | None = None,
+        checks: AppendChecks | None = None,
     ) -> None:
         """Prepare the append.
 
-        `quota_end` is the offset that the quota of the owner lets it reach; None: any. `arrived` is called with the
-        bytes before they are stored, and may refuse them.
+        `quota_end` is the offset that the quota of the owner lets it reach; None: any. `checks` may refuse bytes
+        before they are stored, and bytes with a checksum once they are verified.
         """
         self._last_step = last_step
-        self._arrived = arrived
+        self._checks = checks
         self.upload = upload  # the upload with all changes to be committed
         self._stored_record = upload  # the record in the state store
         self._source = source
@@ -164,8 +165,8 @@ class Append:
         if excess:
             data = data[:room]
         if data:
-            if self._arrived is not None:
-                self._arrived(data)
+            if self._checks is not None and self._verification is None:
+                self._checks.arrived(data)
             await self._batches.add(data)
             self._position += len(data)
             if self._position - self._bytes_at_commit >= self._options.commit_bytes:
@@ -287,6 +288,8 @@ class Append:
             await self._batches.flush(sync=False)
             if not self._verification.matches():
                 raise ChecksumMismatch
+            if self._checks is not None:
+                self._checks.verified()
             self._verification = None
         if self._position != self.upload.length:
             return await self._commit(everything=True)

@@ -271,7 +271,7 @@ class Appending:
             verification=append_request.verification,
             last_step=last_step,
             quota_end=quota_end,
-            arrived=None if checks is None else checks.arrived,
+            checks=checks,
         )
 
     def _writer(

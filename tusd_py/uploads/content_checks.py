@@ -88,6 +88,15 @@ class AppendChecks:
             head, self._head = self._head, None
             self._rules.refuse_content(head)
 
+    def verified(self) -> None:
+        """Judge the type after the bytes of a request with a checksum were verified; raises `TypeNotAllowed`.
+
+        Before that nothing is judged: bytes that were damaged on the way are to be sent again.
+        """
+        if self._head is not None and self.seen is not None and len(self.seen.head) >= HEAD_SIZE:
+            self._head = None
+            self._rules.refuse_content(self.seen.head)
+
     def seen_of(self, upload: Upload) -> SeenBytes | None:
         """Return what was seen of the committed bytes, after the append; None if that is not known."""
         return next(
