@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.clamd import Clamd
 from tests.support.redis_server import shared_redis_url
 from tests.support.services import Body, running_service
 from tusd_py.core.conditions import Conditions
@@ -25,6 +27,7 @@ from tusd_py.core.errors import (
 from tusd_py.core.signatures import HEAD_SIZE
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.uploads.checksum import AnnouncedChecksum
+from tusd_py.uploads.expiration import SweepResult
 from tusd_py.uploads.seen_bytes import SeenBytes, SeenUploads
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -222,6 +225,31 @@ async def test_a_head_that_finds_a_wrong_digest_removes_the_upload(
     with pytest.raises(DigestMismatch):
         await service.inspect(upload_id)
     await assert_removed(service, upload_id)
+
+
+@pytest.mark.parametrize("how", ["inspect", "append", "sweep"])
+async def test_complete_upload_is_not_checked_again_by_an_older_record(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    with Clamd() as clamd:
+        async with running_service({**settings, "clamd": clamd.address, "allowed_types": "image/*"}) as service:
+            data = PNG + DATA
+            upload_id = await create(service, digests(data), len(data))
+            complete = await append(service, upload_id, 0, data)
+            assert complete.is_complete
+            older = replace(complete, status=Status.FINISHING, completed_at=None)
+            older = await service.state.update(complete, older, complete.token)
+            clamd.answer = "stream: Late.Signature FOUND"
+            monkeypatch.setattr(service._checks, "_allowed", ("text/plain",))
+            noted = note_reads(service, monkeypatch)
+            if how == "inspect":
+                await service.inspect(upload_id)
+            elif how == "append":
+                await append(service, upload_id, len(data), b"")
+            else:
+                assert await service.sweep(older) is SweepResult.COMPLETED
+            assert (await service.get(upload_id)).is_complete
+            assert (clamd.scanned, noted) == ([len(data)], [])
 
 
 async def test_final_upload_is_read_from_its_parts_and_a_wrong_one_leaves_them(

@@ -53,7 +53,7 @@ class Completion:
         self._decisions = decisions
         self.checks = checks
         # Whether the application decides about every completion: appends end in `finishing`, and `finish` asks.
-        self.asks_first = decisions.asks(HookType.PRE_FINISH)
+        self._asks_first = decisions.asks(HookType.PRE_FINISH)
         self._components = components
         self._state = components.state
         self._storage = components.storage
@@ -62,6 +62,10 @@ class Completion:
         self._lifetimes = lifetimes
         self._records = records
         self.event_log = event_log
+
+    def decides(self, upload: Upload) -> bool:
+        """Return whether an upload with all its bytes may be rejected, by the application or by a check."""
+        return self._asks_first or self.checks.applies_to(upload)
 
     # The records.
 
@@ -78,7 +82,7 @@ class Completion:
             The record of a complete upload, which counts the event of its completion, or of one in `finishing` if its
             bytes are to be checked, or the application to be asked first.
         """
-        if self.asks_first or self.checks.applies_to(upload):
+        if self.decides(upload):
             return replace(
                 upload, offset=upload.offset if offset is None else offset, status=Status.FINISHING, token=token
             )

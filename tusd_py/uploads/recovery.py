@@ -101,8 +101,8 @@ class Recovery:
                 return await self._restore(upload, finished, token, request)
             return await self._recover_final(upload, token, request)
         if upload.status is Status.FINISHING:
-            # The record may be older than the completion: the application, asked once more, could reject it.
-            if self._completion.asks_first and not upload.is_partial:
+            # The record may be older than the completion: the application or a check, asked once more, could reject it.
+            if self._completion.decides(upload) and not upload.is_partial:
                 finished = await self._records.load_completion_record(upload.id)
                 if finished is not None:
                     return await self._restore(upload, finished, token, request)
