@@ -21,6 +21,7 @@ class Clamd:
         answer: the answer to a file; None for that of a scanner that knows `MALWARE`, "" for closing without one.
         most: bytes of a file after which the connection is closed, with an error as clamd sends it.
         says_why: whether that error is sent.
+        cuts: the number of connections that are closed so.
         silent: event that is set while no answer is given.
         scanned: the sizes of the files that came to their end.
     """
@@ -29,6 +30,7 @@ class Clamd:
         self.answer: str | None = None
         self.most = 1 << 60
         self.says_why = True
+        self.cuts = 1 << 60
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.scanned: list[int] = []
@@ -60,7 +62,8 @@ class Clamd:
             size += len(data)
             found = found or MALWARE in tail + data
             tail = data[-len(MALWARE) :]
-            if size > self.most:
+            if size > self.most and self.cuts > 0:
+                self.cuts -= 1
                 if self.says_why:
                     connection.sendall(b"INSTREAM size limit exceeded. ERROR\0")
                 else:  # as a daemon does that closes before it has read everything

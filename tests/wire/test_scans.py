@@ -116,6 +116,27 @@ def test_file_that_clamd_does_not_take_is_removed(site: ServerProcess, clamd: Cl
     assert head(site.port, path).status == 404
 
 
+def test_file_is_scanned_again_after_a_connection_that_clamd_cut_off(site: ServerProcess, clamd: Clamd) -> None:
+    """As a clamd does that is stopped while it reads."""
+    for data, status in ((CLEAN, 204), (BAD, 422)):
+        clamd.most, clamd.says_why, clamd.cuts = 100_000, False, 1
+        path, answer = send(site, data)
+        assert (answer.status, clamd.cuts) == (status, 0)
+        if status == 204:
+            assert_content(site.port, path, data)
+    assert clamd.scanned == [len(CLEAN), len(BAD)]
+
+
+def test_upload_waits_if_clamd_is_away_after_a_cut(site: ServerProcess, clamd: Clamd) -> None:
+    clamd.most, clamd.says_why, clamd.cuts, clamd.answer = 100_000, False, 1, ""
+    path, answer = send(site, CLEAN)
+    assert (code_of(answer), clamd.cuts) == ((503, "ERR_SCAN_UNAVAILABLE"), 0)
+    assert head(site.port, path).status == 423
+    clamd.answer = None
+    assert patch(site.port, path, len(CLEAN), b"").status == 204
+    assert_content(site.port, path, CLEAN)
+
+
 def test_scan_that_takes_too_long_is_given_up(clamd: Clamd, tmp_path: Path) -> None:
     clamd.goes_on.clear()
     with serving(tmp_path, clamd=clamd.address, scan_timeout="2s", sweep_interval="0s") as site:

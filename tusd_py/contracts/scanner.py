@@ -28,7 +28,14 @@ class Scanner(Protocol):
 class ScanImpossible(Exception):
     """A file cannot be scanned; the text says why, for the log."""
 
-    def __init__(self, reason: str, *, too_large: bool = False) -> None:
-        """Take the reason, and whether it is the size of the file, so that another attempt is no use."""
+    def __init__(self, reason: str, *, too_large: bool = False, cut_at: int | None = None) -> None:
+        """Take the reason.
+
+        Args:
+            reason: the reason.
+            too_large: whether it is the size of the file, so that another attempt is no use.
+            cut_at: the number of bytes sent when the scanner closed the connection without a word; None if it did not.
+        """
         super().__init__(reason)
         self.too_large = too_large
+        self.cut_at = cut_at

@@ -205,7 +205,7 @@ class ContentChecks:
         request: RequestContext | None,
     ) -> None:
         try:
-            await scans.scan(upload, self._pieces(sources, whole=True))
+            await scans.scan(upload, lambda: self._pieces(sources, whole=True))
         except ContentRefused:
             await self.remove(replace(stored, storage_state=upload.storage_state), token, request)
             raise

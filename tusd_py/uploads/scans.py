@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from tusd_py.contracts.scanner import ScanImpossible, Scanner
 from tusd_py.core.buffers import Buffer
@@ -16,6 +16,10 @@ from tusd_py.uploads.options import ScanOptions
 logger = logging.getLogger("tusd_py.scan")
 
 MAX_SCANS = 4  # uploads scanned at a time; others wait, each for its time limit at most
+RETRY_AFTER_CUT = 1.0  # seconds; a scanner that is stopped or restarted is away then
+CUT_TOLERANCE = 8 << 20  # bytes that may be in the buffers of a connection when it is closed
+
+OpenPieces = Callable[[], AsyncGenerator[Buffer, None]]  # opens the bytes of a file, from the first on
 
 
 class Scans:
@@ -42,8 +46,8 @@ class Scans:
     def _is_too_large(self, size: int | None) -> bool:
         return size is not None and self._options.max_size is not None and size > self._options.max_size
 
-    async def scan(self, upload: Upload, pieces: AsyncGenerator[Buffer, None]) -> None:
-        """Scan the bytes of an upload.
+    async def scan(self, upload: Upload, open_pieces: OpenPieces) -> None:
+        """Scan the bytes of an upload, which may be opened twice.
 
         Raises:
             MalwareFound: it is to be removed.
@@ -51,19 +55,18 @@ class Scans:
             ScanUnavailable: it cannot be scanned now, and must be.
             ServerShutdown: `interrupt` was called.
         """
-        async with contextlib.aclosing(pieces):
-            try:
-                if self._is_too_large(upload.length):
-                    raise ScanImpossible(f"it has {upload.length} bytes", too_large=True)
-                found = await self._ask(pieces)
-            except ScanImpossible as error:
-                self._judge_unscanned(upload, error)
-                return
+        try:
+            if self._is_too_large(upload.length):
+                raise ScanImpossible(f"it has {upload.length} bytes", too_large=True)
+            found = await self._ask(open_pieces)
+        except ScanImpossible as error:
+            self._judge_unscanned(upload, error)
+            return
         if found:
             logger.warning("upload %s is removed: it holds malware (%s)", upload.id, found)
             raise MalwareFound(f"the upload holds malware ({found}) and was removed")
 
-    async def _ask(self, pieces: AsyncGenerator[Buffer, None]) -> str:
+    async def _ask(self, open_pieces: OpenPieces) -> str:
         if self._interrupted:
             raise ServerShutdown
         try:
@@ -71,13 +74,36 @@ class Scans:
                 self._running.add(limit)
                 try:
                     async with self._turns:
-                        return await self._scanner.scan(pieces)
+                        return await self._scan_again_if_cut(open_pieces)
                 finally:
                     self._running.discard(limit)
         except TimeoutError:
             if self._interrupted:
                 raise ServerShutdown from None
             raise ScanImpossible(f"no answer within {self._options.timeout:g} s") from None
+
+    async def _scan_again_if_cut(self, open_pieces: OpenPieces) -> str:
+        """Scan a file, and once more if the scanner closes the connection in the middle of it.
+
+        A scanner does so at the limit of its size, or because it was stopped: only the limit comes twice at one place.
+        """
+        try:
+            return await self._scan_once(open_pieces)
+        except ScanImpossible as error:
+            if error.cut_at is None:
+                raise
+            first_cut = error.cut_at
+        await asyncio.sleep(RETRY_AFTER_CUT)
+        try:
+            return await self._scan_once(open_pieces)
+        except ScanImpossible as error:
+            if error.cut_at is None or abs(error.cut_at - first_cut) > CUT_TOLERANCE:
+                raise
+            raise ScanImpossible(str(error), too_large=True) from None
+
+    async def _scan_once(self, open_pieces: OpenPieces) -> str:
+        async with contextlib.aclosing(open_pieces()) as pieces:
+            return await self._scanner.scan(pieces)
 
     def _judge_unscanned(self, upload: Upload, error: ScanImpossible) -> None:
         if self._options.fails_open:

@@ -35,7 +35,7 @@ class ClamdScanner:
         except (OSError, TimeoutError) as error:
             raise ScanImpossible(f"clamd at {self._address} cannot be reached: {error or 'no answer'}") from error
         try:
-            return _verdict(await _exchange(reader, writer, pieces))
+            return _verdict(await _Exchange(reader, writer).answer_to(pieces))
         finally:
             writer.transport.abort()  # a clamd that does not read would keep a connection that is closed orderly
 
@@ -46,40 +46,59 @@ class ClamdScanner:
         return await asyncio.open_connection(place.hostname, place.port, limit=MAX_ANSWER)
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pieces: AsyncIterator[Buffer]) -> str:
-    """Send a file and return the answer.
-
-    clamd closes the connection in the middle of a file that is longer than its StreamMaxLength, and its answer may be
-    lost then.
-    """
-    try:
-        await _send(writer, pieces)
-    except OSError:
-        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            async with asyncio.timeout(LAST_WORDS_TIMEOUT):
-                return (await reader.readuntil(b"\0")).decode("utf-8", "replace")
-        raise ScanImpossible(CUT_OFF, too_large=True) from None
-    try:
-        return (await reader.readuntil(b"\0")).decode("utf-8", "replace")
-    except ConnectionError:  # bytes that the kernel had taken were not read
-        raise ScanImpossible(CUT_OFF, too_large=True) from None
-    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-        raise ScanImpossible("clamd gave no answer") from error
+class _ConnectionCut(Exception):
+    """clamd has closed the connection before the end of the file."""
 
 
-async def _send(writer: asyncio.StreamWriter, pieces: AsyncIterator[Buffer]) -> None:
-    """Send a file; raises `ConnectionError` if clamd closes the connection, and the errors of the pieces."""
-    writer.write(b"zINSTREAM\0")
-    async for piece in pieces:
-        if writer.transport.is_closing():  # uvloop raises RuntimeError for a write then
-            raise ConnectionResetError
-        writer.write(len(piece).to_bytes(4))
-        writer.write(bytes(piece))  # the transport may keep it after the storage has used its buffer again
-        await writer.drain()
-    if writer.transport.is_closing():
-        raise ConnectionResetError
-    writer.write(bytes(4))
-    await writer.drain()
+class _Exchange:
+    """One file and its answer, on a connection of its own."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._sent = 0  # bytes of the file
+
+    async def answer_to(self, pieces: AsyncIterator[Buffer]) -> str:
+        """Send a file and return the answer; raises the errors of the pieces.
+
+        clamd closes the connection in the middle of a file that is longer than its StreamMaxLength, and its answer may
+        be lost then.
+        """
+        try:
+            await self._send(pieces)
+        except _ConnectionCut:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(LAST_WORDS_TIMEOUT):
+                    return await self._read_answer()
+            raise ScanImpossible(CUT_OFF, cut_at=self._sent) from None
+        try:
+            return await self._read_answer()
+        except ConnectionError:  # bytes that the kernel had taken were not read
+            raise ScanImpossible(CUT_OFF, cut_at=self._sent) from None
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            raise ScanImpossible("clamd gave no answer") from error
+
+    async def _read_answer(self) -> str:
+        return (await self._reader.readuntil(b"\0")).decode("utf-8", "replace")
+
+    async def _send(self, pieces: AsyncIterator[Buffer]) -> None:
+        """Send a file; raises `_ConnectionCut`, and the errors of the pieces."""
+        await self._write(b"zINSTREAM\0")
+        async for piece in pieces:
+            # The transport may keep the bytes after the storage has used its buffer again.
+            await self._write(len(piece).to_bytes(4), bytes(piece))
+            self._sent += len(piece)
+        await self._write(bytes(4))
+
+    async def _write(self, *data: bytes) -> None:
+        if self._writer.transport.is_closing():  # uvloop raises RuntimeError for a write then
+            raise _ConnectionCut
+        try:
+            for part in data:
+                self._writer.write(part)
+            await self._writer.drain()
+        except OSError:
+            raise _ConnectionCut from None
 
 
 def _verdict(answer: str) -> str:
