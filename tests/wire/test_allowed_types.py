@@ -173,6 +173,13 @@ def test_final_upload_is_judged_by_its_first_bytes(site: ServerProcess) -> None:
     assert_content(site.port, path_of(made), PNG)
 
 
+def test_partial_upload_cannot_be_downloaded(site: ServerProcess) -> None:
+    part = create(site.port, len(HTML), {"Upload-Concat": "partial"} | filetype("image/png"), HTML)
+    assert offset_of(site.port, part) == len(HTML)
+    for method in ("GET", "HEAD"):
+        assert request(site.port, method, part).status == 404
+
+
 def test_partial_upload_with_a_declared_type_that_is_not_allowed_is_refused(site: ServerProcess) -> None:
     assert_refused(post(site, 5, {"Upload-Concat": "partial"} | filetype("video/mp4")))
 

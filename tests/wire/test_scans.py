@@ -84,6 +84,13 @@ def test_final_upload_is_scanned_and_its_parts_are_not(site: ServerProcess, clam
     assert [offset_of(site.port, part) for part in parts] == [half, len(BAD) - half]
 
 
+def test_partial_upload_cannot_be_downloaded(site: ServerProcess) -> None:
+    part = create(site.port, len(BAD), {"Upload-Concat": "partial"}, BAD)
+    assert offset_of(site.port, part) == len(BAD)
+    for method in ("GET", "HEAD"):
+        assert request(site.port, method, part).status == 404
+
+
 @pytest.mark.parametrize("fault", ["UNKNOWN COMMAND", "", "x" * 100_000, "stream: broken ERROR"])
 def test_upload_waits_until_it_can_be_scanned(site: ServerProcess, clamd: Clamd, fault: str) -> None:
     clamd.answer = fault

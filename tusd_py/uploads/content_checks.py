@@ -122,6 +122,11 @@ class ContentChecks:
         """Return whether the bytes of an upload are checked before it becomes complete."""
         return bool(upload.conditions) or (self._checks_files and not upload.is_partial)
 
+    def spares_piece(self, upload: Upload) -> bool:
+        """Return whether a partial upload is not checked in a way in which whole files are here."""
+        types = bool(upload.conditions) and bool(decode_conditions(upload.conditions).types)
+        return upload.is_partial and (self._checks_files or types)
+
     def interrupt(self) -> None:
         """Make checks that read from the storage end with `ServerShutdown`, now and until `resume`."""
         self._interrupted = True

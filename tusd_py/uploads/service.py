@@ -196,12 +196,14 @@ class UploadService:
         return upload if upload is not None and upload.is_complete and not upload.is_partial else None
 
     async def get_completed(self, upload_id: str) -> Upload:
-        """Return the record of a complete upload; raises `UploadNotFound` for any other."""
+        """Return the record of a complete upload that may be downloaded; raises `UploadNotFound` for any other."""
         upload = await self.get(upload_id)
         if not upload.is_complete and await self._records.load_completion_record(upload_id) is not None:
             upload = await self._recovery.resume(upload_id)
         if not upload.is_complete:
             raise UploadNotFound("the upload is not finished yet")
+        if self._checks.spares_piece(upload):
+            raise UploadNotFound("a partial upload is not checked, and cannot be downloaded here")
         return upload
 
     async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
