@@ -30,6 +30,7 @@ from tusd_py.uploads.checksum import AnnouncedChecksum
 from tusd_py.uploads.expiration import SweepResult
 from tusd_py.uploads.seen_bytes import SeenBytes, SeenUploads
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.turns import Turns
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 DATA = bytes(range(256)) * 1024
@@ -283,6 +284,37 @@ async def test_completions_read_beside_each_other_and_all_succeed(
         await append(service, upload_id, 0, DATA[:STEP])
     appends = [append(service, upload_id, STEP, DATA[STEP:]) for upload_id in ids]
     assert all(upload.is_complete for upload in await asyncio.gather(*appends))
+
+
+async def test_owner_reads_one_upload_at_a_time_and_keeps_no_other_waiting() -> None:
+    turns, going_on, running = Turns(2), asyncio.Event(), list[str]()
+
+    async def read(upload: Upload) -> None:
+        async with turns.of(upload):
+            running.append(upload.id)
+            await going_on.wait()
+
+    uploads = [Upload(name, 1.0, 1, owner=name[0]) for name in ("a1", "a2", "a3", "b1")]
+    readers = [asyncio.create_task(read(upload)) for upload in uploads]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert running == ["a1", "b1"]
+    going_on.set()
+    await asyncio.gather(*readers)
+    assert sorted(running) == ["a1", "a2", "a3", "b1"]
+    assert len(turns._of_owner) == 0
+
+
+async def test_first_bytes_are_read_while_whole_uploads_are(service: UploadService) -> None:
+    part = NewUpload(len(PNG), concatenation=UploadKind.PARTIAL)
+    part_id = (await service.create_with(part, AppendRequest(0, Body(PNG)))).id
+    final = NewUpload(
+        None, concatenation=UploadKind.FINAL, partial_ids=(part_id,), conditions=Conditions(types=("image/png",))
+    )
+    turns = service._checks._readers
+    async with turns.of(replace(upload_at(0), owner="a")), turns.of(replace(upload_at(0), owner="b")):
+        async with asyncio.timeout(60):
+            assert (await service.concatenate(final)).is_complete
 
 
 # Types.

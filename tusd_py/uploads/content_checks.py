@@ -25,8 +25,9 @@ from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.removal import Removal
 from tusd_py.uploads.scans import Scans
 from tusd_py.uploads.seen_bytes import SeenBytes, SeenUploads
+from tusd_py.uploads.turns import Turns
 
-MAX_READERS = 2  # uploads read at a time: reading and hashing keeps a processor busy
+MAX_READERS = 2  # whole uploads read at a time, one of each owner: reading and hashing keeps a processor busy
 PIECE = 1 << 20  # bytes read and hashed at a time
 
 
@@ -115,7 +116,7 @@ class ContentChecks:
         self._seen = SeenUploads()
         self._scans = None if components.scanner is None else Scans(components.scanner, components.options.scan)
         self._checks_files = bool(self._allowed) or self._scans is not None
-        self._readers = asyncio.Semaphore(MAX_READERS)
+        self._readers = Turns(MAX_READERS)
         self._interrupted = False
 
     def applies_to(self, upload: Upload) -> bool:
@@ -244,7 +245,10 @@ class ContentChecks:
         """Return what is to be seen of an upload whose bytes are those of complete uploads, one after the other."""
         digests = decode_conditions(upload.conditions).digests
         seen = SeenBytes(hash_names(digests))
-        async with self._readers, contextlib.aclosing(self._pieces(sources, whole=bool(digests))) as pieces:
+        async with contextlib.AsyncExitStack() as stack:
+            if digests:  # the first bytes take no time
+                await stack.enter_async_context(self._readers.of(upload))
+            pieces = await stack.enter_async_context(contextlib.aclosing(self._pieces(sources, whole=bool(digests))))
             async for piece in pieces:
                 await asyncio.to_thread(seen.update, piece)
         return seen
