@@ -30,6 +30,7 @@ from tusd_py.uploads.checksum import AnnouncedChecksum
 from tusd_py.uploads.expiration import SweepResult
 from tusd_py.uploads.seen_bytes import SeenBytes, SeenUploads
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.turns import Turns
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
@@ -303,6 +304,26 @@ async def test_owner_reads_one_upload_at_a_time_and_keeps_no_other_waiting() -> 
     await asyncio.gather(*readers)
     assert sorted(running) == ["a1", "a2", "a3", "b1"]
     assert len(turns._of_owner) == 0
+
+
+async def test_sweep_removes_what_has_expired_while_an_upload_is_read(
+    service: UploadService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service._checks, "_seen", SeenUploads(0))
+    read_id = await create(service, digests())
+    await append(service, read_id, 0, DATA[:STEP])
+    service.interrupt_hooks()
+    with pytest.raises(ServerShutdown):
+        await append(service, read_id, STEP, DATA[STEP:])
+    service._checks.resume()
+    expired = await service.create(NewUpload(5))
+    await service.state.update(expired, replace(expired, expires_at=1.0), expired.token)
+    async with service._checks._readers.of(upload_at(0)), service._checks._readers.of(upload_at(0)):
+        summary = await Sweeper(service).sweep(patience=0.01)
+        assert (summary.removed, summary.completed) == (1, 0)
+        assert (await Sweeper(service).sweep(patience=0.01)).total == 0
+    await service._work.settle()
+    assert (await service.get(read_id)).is_complete
 
 
 async def test_first_bytes_are_read_while_whole_uploads_are(service: UploadService) -> None:

@@ -147,7 +147,7 @@ async def test_sweep_of_many_uploads_that_cannot_be_removed_is_linear(
             *(service.state.create(replace(stuck, id=f"stuck-{first + number}")) for number in range(100))
         )
 
-    async def fail(upload: Upload) -> bool:
+    async def fail(upload: Upload, patience: float | None) -> bool:
         raise StorageFull
 
     monkeypatch.setattr(service, "sweep", fail)

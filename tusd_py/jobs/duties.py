@@ -7,7 +7,7 @@ import logging
 from tusd_py.contracts.storage import SupportsIdentity, SupportsOrphanCleanup
 from tusd_py.jobs.scheduler import Job, Scheduler
 from tusd_py.uploads.service import UploadService
-from tusd_py.uploads.sweeping import OrphanCleaner, Sweeper
+from tusd_py.uploads.sweeping import PATIENCE, OrphanCleaner, Sweeper
 
 logger = logging.getLogger("tusd_py.sweeper")
 
@@ -35,7 +35,7 @@ def scheduler_of(service: UploadService, sweep_interval: float) -> Scheduler:
         return f"removed {len(orphans)} orphans" if orphans else ""
 
     async def sweep_once() -> str:
-        summary = await sweeper.sweep()
+        summary = await sweeper.sweep(patience=PATIENCE)
         return str(summary) if summary.total else ""
 
     jobs = [Job("sweeper", sweep_interval, sweep_once, at_start=True)]

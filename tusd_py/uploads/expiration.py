@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from enum import StrEnum
 
@@ -46,10 +47,13 @@ class Expiration:
         self._removal = removal
         self._work = work
 
-    async def sweep(self, upload: Upload) -> SweepResult | None:
+    async def sweep(self, upload: Upload, patience: float | None = None) -> SweepResult | None:
         """See `UploadService.sweep`."""
         try:
-            return await self._work.run(upload.id, NonInterruptibleHolder(), 0, self._sweep, to_remove=True)
+            lock = await self._work.acquire(upload.id, NonInterruptibleHolder(), 0, to_remove=True)
+            sweeping = self._work.start(lock, self._sweep(lock))
+            done, _ = await asyncio.wait((sweeping,), timeout=patience)
+            return sweeping.result() if done else None
         except LockTimeout:
             return None
 

@@ -346,12 +346,12 @@ class UploadService:
         """Return whether the sweeper removes this upload."""
         return self._lifetimes.is_over(upload)
 
-    async def sweep(self, upload: Upload) -> SweepResult | None:
+    async def sweep(self, upload: Upload, patience: float | None = None) -> SweepResult | None:
         """Remove a due upload that has ended, or resume its completion (`StateStore.due`).
 
-        Returns None if a request holds its lock, or nothing was to be done.
+        Returns None if a request holds its lock, nothing was to be done, or the work goes on after so many seconds.
         """
-        return await self._expiration.sweep(upload)
+        return await self._expiration.sweep(upload, patience)
 
     def broken(self) -> AsyncIterator[BrokenRecord]:
         """Yield an error for every record that cannot be read."""

@@ -22,6 +22,7 @@ from tusd_py.uploads.timekeeping import keep_time
 logger = logging.getLogger("tusd_py.sweeper")
 
 BATCH = 100
+PATIENCE = 10.0  # seconds for one completion, whose bytes may be read, or scanned, for hours
 MAX_HOOKS_WAIT = 30.0  # seconds; a hook that hangs keeps a sweep from other completions then, never from removals
 MAX_LISTED = 1 << 31  # uploads
 ORPHAN_AGE = 86400.0  # seconds
@@ -59,11 +60,14 @@ class Sweeper:
             if self._service.is_over(upload):
                 yield upload
 
-    async def sweep(self, report_error: Callable[[str], object] = logger.warning) -> SweepSummary:
+    async def sweep(
+        self, report_error: Callable[[str], object] = logger.warning, *, patience: float | None = None
+    ) -> SweepSummary:
         """Remove or complete every upload that is due; return the numbers of both.
 
         Args:
             report_error: called with a sentence for each upload that could not be removed or completed.
+            patience: seconds to wait for one completion, which goes on without the sweep then; None: for any time.
         """
         await keep_time(self._state, self._service.clock)
         await self._identity.keep()
@@ -71,7 +75,7 @@ class Sweeper:
             await self._index.repair_index()
         results: list[SweepResult | None] = []
         seen: set[str] = set()
-        waited = 0.0  # seconds for hooks that could not be asked
+        waited = 0.0  # seconds for hooks that could not be asked, and for completions that go on
         skipped = 0  # due uploads that stay due, because a request writes to them, for example
         while batch := await self._state.due(self._service.clock.steady(), BATCH, skip=skipped):
             for upload in batch:
@@ -79,11 +83,15 @@ class Sweeper:
                     skipped += 1
                     continue
                 seen.add(upload.id)
-                if upload.status is Status.FINISHING and waited > MAX_HOOKS_WAIT:
+                is_finishing = upload.status is Status.FINISHING
+                if is_finishing and waited > MAX_HOOKS_WAIT:
                     continue
                 started = time.monotonic()
                 try:
-                    results.append(await self._service.sweep(upload))
+                    result = await self._service.sweep(upload, patience if is_finishing else None)
+                    results.append(result)
+                    if is_finishing and result is None:
+                        waited += time.monotonic() - started
                 except UploadError as error:
                     if isinstance(error, HookUnavailable):
                         waited += time.monotonic() - started
