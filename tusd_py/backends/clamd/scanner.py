@@ -69,7 +69,9 @@ class _Exchange:
         except _ConnectionCut:
             with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 async with asyncio.timeout(LAST_WORDS_TIMEOUT):
-                    return await self._read_answer()
+                    answer = await self._read_answer()
+                    if not _is_clean(answer):  # clamd has not seen the whole file
+                        return answer
             raise ScanImpossible(CUT_OFF, cut_at=self._sent) from None
         try:
             return await self._read_answer()
@@ -85,6 +87,8 @@ class _Exchange:
         """Send a file; raises `_ConnectionCut`, and the errors of the pieces."""
         await self._write(b"zINSTREAM\0")
         async for piece in pieces:
+            if not piece:  # a length of zero would end the file
+                continue
             # The transport may keep the bytes after the storage has used its buffer again.
             await self._write(len(piece).to_bytes(4), bytes(piece))
             self._sent += len(piece)
@@ -101,10 +105,14 @@ class _Exchange:
             raise _ConnectionCut from None
 
 
+def _is_clean(answer: str) -> bool:
+    return answer.rstrip("\0\n") == CLEAN
+
+
 def _verdict(answer: str) -> str:
-    answer = answer.rstrip("\0\n")
-    if answer == CLEAN:
+    if _is_clean(answer):
         return ""
+    answer = answer.rstrip("\0\n")
     match = FOUND.fullmatch(answer)
     if match:
         return match[1]
