@@ -125,15 +125,22 @@ class NewRecords:
             raise
 
     async def _give_back(self, reservation: Reservation, record: Upload) -> None:
-        """Remove the record that takes a reservation, if the upload of this request took it and has ended."""
+        """Remove the record that takes a reservation, if this request took it and its upload has ended."""
 
         async def remove(lock: Lock) -> None:
             found = await self._records.get_under(lock)
-            if found is not None and found.has_ended and found.created_at == record.created_at:
+            if found is None or not found.has_ended or found.created_at != record.created_at:
+                return
+            if found.id == record.id or not await self._is_kept(record):
                 await self._state.delete(found.id, lock.token)
 
         upload_id, timeout = reservation.upload_id, self._options.lock_timeout
         await self._work.run(upload_id, NonInterruptibleHolder(), timeout, remove, to_remove=True)
+
+    async def _is_kept(self, record: Upload) -> bool:
+        """Return whether the upload of a new record exists, and has not ended."""
+        upload = await self._records.find(record.id)
+        return upload is not None and not upload.has_ended and upload.created_at == record.created_at
 
     async def _take(self, reservation: Reservation, record: Upload) -> None:
         """Add a record that takes a reservation for an upload whose id the application chose."""
