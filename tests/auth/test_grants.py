@@ -1,4 +1,4 @@
-"""Grants of one creation: when they are used up."""
+"""Grants of one creation: when they are used up, and the conditions that come with them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from tests.auth.signing import creation, signing_files
 from tests.auth.site import ask
 from tests.support.harness import ServerProcess, serving
 from tests.support.hook_endpoint import NO_OPINION, Asked, HookEndpoint, Reply, told
-from tests.support.stored import stored
+from tests.support.stored import stored, unchanged
 from tests.support.wire.connection import Connection
-from tests.support.wire.messages import creation_headers
+from tests.support.wire.messages import creation_headers, encoded, sha256
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("site")
+    with serving(folder, **signing_files(folder)) as server:
+        yield server
 
 
 # Single use.
@@ -68,3 +75,27 @@ def test_upload_whose_hook_is_away_uses_the_grant_up_also_with_an_id_of_the_appl
 def offsets(server: ServerProcess) -> dict[str, int]:
     """Return the committed offsets of the uploads that have not ended, by their ids."""
     return {name: record[1] for name, record in stored(server).records.items() if record[2] != "terminated"}
+
+
+# Conditions.
+
+
+@pytest.mark.parametrize("own", ["", "sha256 of others", "malformed sha256"])
+def test_digest_of_a_grant_is_that_of_the_upload(site: ServerProcess, own: str) -> None:
+    url = creation(owner="ann", metadata={"sha256": sha256(b"good")})
+    headers = creation_headers(4, b"good")
+    if own:
+        digest = sha256(b"evil") if own == "sha256 of others" else "none"
+        headers |= {"Upload-Metadata": f"sha256 {encoded(digest)}"}
+    with unchanged(site):
+        refused = ask(site, None, "POST", url, headers, b"evil")
+        assert (refused.status, refused.text.partition(":")[0]) == (460, "ERR_DIGEST_MISMATCH")
+    assert ask(site, None, "POST", url, headers, b"good").status == 201
+
+
+def test_digests_of_a_grant_and_of_the_header_field_have_to_match_both(site: ServerProcess) -> None:
+    url = creation(owner="ann", metadata={"sha256": sha256(b"good")})
+    headers = creation_headers(4, b"good") | {"Repr-Digest": f"sha-256=:{encoded(bytes.fromhex(sha256(b'evil')))}:"}
+    with unchanged(site):
+        for body in (b"good", b"evil"):
+            assert ask(site, None, "POST", url, headers, body).status == 460

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tusd_py.auth.signatures import CreationGrant
@@ -15,19 +16,27 @@ from tusd_py.uploads.validation import NewUpload, Reservation
 CLOCK_MARGIN = 3600.0  # seconds by which clocks of hosts may differ: until then the id of an expired grant is taken
 
 
-def granted(new: NewUpload, grant: CreationGrant, limits: MetadataLimits) -> NewUpload:
-    """Return a request for a new upload within its grant.
+def metadata_with(
+    grant: CreationGrant | None, metadata: str, limits: MetadataLimits
+) -> tuple[str, Mapping[str, bytes]]:
+    """Return the metadata of a client and of its grant, as a text and as pairs.
 
-    Raises:
-        HTTPError: the upload is a final one.
-        InvalidHeader: the metadata of both together are beyond the limits.
+    Raises `InvalidHeader` if that of the client is malformed, or beyond the limits, alone or together.
+    """
+    pairs = parse_metadata(metadata, limits)
+    if grant is None or not grant.metadata:
+        return metadata, pairs
+    metadata = with_pairs(metadata, grant.metadata)
+    return metadata, parse_metadata(metadata, limits)
+
+
+def granted(new: NewUpload, grant: CreationGrant) -> NewUpload:
+    """Return a request for a new upload, which has the metadata of its grant, within its other limits.
+
+    Raises `HTTPError` if the upload is a final one.
     """
     if new.concatenation is UploadKind.FINAL:
         raise HTTPError(403, "ERR_FORBIDDEN", "this URL is for an upload of its own, not for a final one")
-    metadata = new.metadata
-    if grant.metadata:
-        metadata = with_pairs(metadata or "", grant.metadata)
-        parse_metadata(metadata, limits)
     conditions = Conditions(new.conditions.digests, grant.types) if grant.types else new.conditions
     reservation = Reservation(grant.upload_id, grant.expires_at + CLOCK_MARGIN)
-    return replace(new, metadata=metadata, max_size=grant.max_size, reservation=reservation, conditions=conditions)
+    return replace(new, max_size=grant.max_size, reservation=reservation, conditions=conditions)

@@ -29,7 +29,7 @@ from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.rates import ByteRate, CreationRate
 from tusd_py.http.request import FileBody, Handler, Request, Response
 from tusd_py.http.signed_access import CapabilitySigner, UrlUsed
-from tusd_py.http.tus.grants import granted
+from tusd_py.http.tus.grants import granted, metadata_with
 from tusd_py.http.tus.headers import (
     InvalidHeader,
     format_date,
@@ -37,7 +37,6 @@ from tusd_py.http.tus.headers import (
     is_version,
     parse_checksum,
     parse_final_concat,
-    parse_metadata,
     quoted,
 )
 from tusd_py.http.urls import UrlBuilder, upload_id_of
@@ -165,8 +164,8 @@ class TusHandlers:
 
     def _new_upload(self, request: Request) -> NewUpload:
         concatenation, partial_ids = self._concatenation(request)
-        metadata = request.headers.get("upload-metadata", "")
-        pairs = parse_metadata(metadata, self._metadata_limits)
+        header = request.headers.get("upload-metadata", "")
+        metadata, pairs = metadata_with(request.grant, header, self._metadata_limits)
         new = NewUpload(
             length=self._new_length(request, concatenation),
             metadata=metadata or None,
@@ -179,7 +178,7 @@ class TusHandlers:
             may_use=request.may_use,
             conditions=self._conditions(request, pairs),
         )
-        return new if request.grant is None else granted(new, request.grant, self._metadata_limits)
+        return new if request.grant is None else granted(new, request.grant)
 
     def _conditions(self, request: Request, metadata: Mapping[str, bytes]) -> Conditions:
         if not self._features.checksum:
