@@ -104,6 +104,47 @@ def test_rules_are_those_of_the_application(tmp_path: Path, decision: Decision, 
     ]
 
 
+@pytest.mark.parametrize(("user", "status"), [("ann", 403), ("bob", 204)])
+@pytest.mark.parametrize("body", [b"", b"four"])
+def test_capability_removes_an_upload_only_if_its_creator_may_by_the_rules(
+    tmp_path: Path, user: str, status: int, body: bytes
+) -> None:
+    (tmp_path / "keys").write_text("ab" * 32)
+    app = create_app(
+        upload_dir=tmp_path / "uploads",
+        authenticator=ByRules(),
+        signing_key_file=tmp_path / "keys",
+        capability_urls=True,
+    )
+    with TestClient(app) as client:
+        headers = as_user(user, Upload_Length="8") | ({"Content-Type": BYTES["Content-Type"]} if body else {})
+        url = client.post("/files", headers=headers, content=body).headers["Location"]
+        assert client.head(url, headers=TUS).headers["Upload-Offset"] == str(len(body))
+        assert client.delete(url, headers=TUS).status_code == status
+
+
+@pytest.mark.parametrize("failure", [AuthenticationUnavailable(), RuntimeError("a defect")])
+def test_rules_that_fail_after_a_creation_give_no_right_to_remove_it(tmp_path: Path, failure: Exception) -> None:
+    class Failing(ByRules):
+        async def authorize(self, context: RequestContext, action: Action, upload: Upload | None) -> Decision:
+            if action is Action.TERMINATE:
+                raise failure
+            return await super().authorize(context, action, upload)
+
+    (tmp_path / "keys").write_text("ab" * 32)
+    app = create_app(
+        upload_dir=tmp_path / "uploads",
+        authenticator=Failing(),
+        signing_key_file=tmp_path / "keys",
+        capability_urls=True,
+    )
+    with TestClient(app) as client:
+        created = client.post("/files", headers=as_user("ann", Upload_Length="4"))
+        assert created.status_code == 201
+        assert client.delete(created.headers["Location"], headers=TUS).status_code == 403
+        assert client.head(created.headers["Location"], headers=TUS).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("error", "status", "head"),
     [

@@ -51,6 +51,20 @@ def test_location_has_a_capability_with_which_the_upload_goes_on(site: ServerPro
     assert ask(site, None, "DELETE", url).status == (403 if token == WRITER else 204)
 
 
+@pytest.mark.parametrize("sender", ["a token", "a grant", "a grant without an owner"])
+def test_capability_does_not_remove_an_upload_that_the_application_gave_to_another(tmp_path: Path, sender: str) -> None:
+    settings = signing_files(tmp_path, capability_urls=True, hooks_enabled_events="pre-create")
+    token, url = OWNER if sender == "a token" else None, "/files"
+    if token is None:
+        url = creation(owner="ann") if sender == "a grant" else creation()
+    with HookEndpoint() as endpoint, serving(tmp_path, **settings, hooks_http=endpoint.url) as server:
+        endpoint.reply = told(ChangeFileInfo={"Owner": "bob"})
+        given = location(server, ask(server, token, "POST", url, creation_headers(8)))
+        assert ask(server, None, "DELETE", given).status == 403
+        assert ask(server, None, "PATCH", given, patch_headers(0), b"four").status == 204
+        assert ask(server, OTHER, "DELETE", given.partition("?")[0]).status == 204
+
+
 def test_location_of_a_final_upload_has_a_capability(site: ServerProcess) -> None:
     parts = [
         location(

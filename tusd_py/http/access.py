@@ -162,6 +162,8 @@ class AccessControl:
             self._by_signature.take(request)
         request.secret_headers = self._secret_headers
         action = Action.DOWNLOAD if request.is_plain_head else ACTIONS[request.method]
+        if action is Action.CREATE and self._by_signature is not None:
+            request.may_terminate = partial(self._may_terminate, request)
         if not request.signatures and self._admit_known(request, action):
             return
         try:
@@ -300,6 +302,19 @@ class AccessControl:
             raise UploadNotFound
         request.refusal = f"no right to {action}"
         raise Forbidden(action, by_scopes=self._rules is None)
+
+    async def _may_terminate(self, request: Request, upload: Upload) -> bool:
+        """Return whether the sender of a creation may remove its upload. No answer is no right, and no error.
+
+        A URL that names no owner gives the right to an upload without one.
+        """
+        if request.principal is None:
+            return not upload.owner
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                return await self._answer(request.context(), Action.TERMINATE, upload) is Decision.ALLOW
+        except (CodedError, TimeoutError):
+            return False
 
     async def _answer(self, context: RequestContext, action: Action, upload: Upload | None) -> Decision:
         if self._rules is None:

@@ -47,6 +47,8 @@ class Request:
         self._principal: Principal | None = None
         self._context: RequestContext | None = None
         self.may_use: Callable[[Upload], Awaitable[bool]] | None = None  # see `NewUpload`
+        # Whether the sender of a creation may remove its upload; None: anybody may.
+        self.may_terminate: Callable[[Upload], Awaitable[bool]] | None = None
         self.secret_headers: frozenset[str] = frozenset()  # see `RequestContext`
         self.admission = ANY_UPLOAD  # the upload that the request was let in to
         # Makes the decision about an upload that is left to the append under the lock, should that fail.

@@ -14,7 +14,7 @@ from tusd_py.auth.signatures import (
     verify_download,
 )
 from tusd_py.auth.signing_keys import SigningKeys
-from tusd_py.contracts.auth import Action, Decision, Principal, decide_by_owner, is_owner
+from tusd_py.contracts.auth import Action, Principal, is_owner
 from tusd_py.core.errors import BrokenRecord, UploadNotFound
 from tusd_py.core.redaction import SIGNATURES, without_signatures, without_signatures_within
 from tusd_py.core.upload import Upload
@@ -101,12 +101,10 @@ class CapabilitySigner:
     async def query(self, upload: Upload, request: Request) -> str:
         """Return the query, with `?`, of the URL of an upload for the sender of the request that has created it.
 
-        The capability is good for DELETE unless the scopes of the sender exclude that.
+        The capability is good for DELETE if the sender may terminate the upload.
         """
         await self._keys.refresh()
-        may_terminate = True
-        if request.principal is not None:
-            may_terminate = decide_by_owner(request.context(), Action.TERMINATE, None) is Decision.ALLOW
+        may_terminate = request.may_terminate is None or await request.may_terminate(upload)
         capability = Capability(math.ceil(time.time() + self._ttl), microseconds(upload), may_terminate)
         return f"?k={sign_capability(self._keys.value, upload.id, capability)}"
 
