@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.auth.signing import creation, signing_files
-from tests.auth.site import ask
+from tests.auth.site import ADMIN, ask
 from tests.support.harness import ServerProcess, serving
 from tests.support.hook_endpoint import NO_OPINION, Asked, HookEndpoint, Reply, told
-from tests.support.stored import stored, unchanged
+from tests.support.stored import new_upload, stored, unchanged
+from tests.support.timing import wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import creation_headers, encoded, sha256
 
@@ -70,6 +71,19 @@ def test_upload_whose_hook_is_away_uses_the_grant_up_also_with_an_id_of_the_appl
         assert offsets(server) == {"chosen1": 4}
         assert ask(server, None, "POST", url, headers, b"four").status == 401
         assert offsets(server) == {"chosen1": 4}
+
+
+def test_upload_that_another_removes_during_its_creation_uses_the_grant_up(site: ServerProcess) -> None:
+    before, url, headers = stored(site), creation(owner="ann"), creation_headers(8, b"eight by")
+    with Connection(site.port) as connection:
+        connection.start("POST", url, headers | {"Content-Length": "8"})
+        connection.send(b"four")
+        wait_until(lambda: set(stored(site).records) != set(before.records))
+        assert ask(site, ADMIN, "DELETE", new_upload(site, before)).status == 204
+        answer = connection.answer_or_closed()
+        assert answer is None or answer.status == 404
+    refused = ask(site, None, "POST", url, headers, b"eight by")
+    assert (refused.status, refused.text) == (401, "ERR_UNAUTHORIZED: this URL has created its upload\n")
 
 
 def offsets(server: ServerProcess) -> dict[str, int]:

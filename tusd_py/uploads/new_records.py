@@ -8,7 +8,15 @@ from dataclasses import replace
 
 from tusd_py.contracts.hooks import HookType
 from tusd_py.contracts.locks import Lock
-from tusd_py.core.errors import CodedError, HookUnavailable, PathTaken, UploadError, UploadExists, UploadNotFound
+from tusd_py.core.errors import (
+    CodedError,
+    HookUnavailable,
+    PathTaken,
+    UploadError,
+    UploadExists,
+    UploadGone,
+    UploadNotFound,
+)
 from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import owner_of
 from tusd_py.core.upload import Status, Upload, new_upload_id
@@ -114,10 +122,12 @@ class NewRecords:
     async def giving_back(self, new: NewUpload, record: Upload) -> AsyncIterator[None]:
         """Have the context create an upload; if that is refused and the upload removed, its reservation is free again.
 
-        A crash in between leaves the reservation taken.
+        A crash in between leaves the reservation taken, and so does another request that removes the upload meanwhile.
         """
         try:
             yield
+        except (UploadGone, UploadNotFound):  # removed by another request: the creation was not refused
+            raise
         except CodedError:
             if new.reservation is not None:
                 with contextlib.suppress(UploadError):  # the client is told of the first error
