@@ -113,3 +113,13 @@ def test_digests_of_a_grant_and_of_the_header_field_have_to_match_both(site: Ser
     with unchanged(site):
         for body in (b"good", b"evil"):
             assert ask(site, None, "POST", url, headers, body).status == 460
+
+
+def test_part_of_a_file_is_no_way_around_the_types_of_a_grant(site: ServerProcess) -> None:
+    page, url = b"<!DOCTYPE html><html></html>", creation(owner="ann", types=["image/*"])
+    headers = creation_headers(len(page), page) | {"Upload-Concat": "partial"}
+    for part in (headers, headers | {"Upload-Metadata": f"filetype {encoded('image/png')}"}):
+        with unchanged(site):
+            refused = ask(site, None, "POST", url, part, page)
+        assert (refused.status, refused.text.partition(":")[0]) == (403, "ERR_FORBIDDEN")
+    assert ask(site, None, "POST", url, creation_headers(4)).status == 201

@@ -33,10 +33,13 @@ def metadata_with(
 def granted(new: NewUpload, grant: CreationGrant) -> NewUpload:
     """Return a request for a new upload, which has the metadata of its grant, within its other limits.
 
-    Raises `HTTPError` if the upload is a final one.
+    Raises `HTTPError` if the upload is a final one, or a partial one whose type is limited: a part of a file is not
+    judged by its bytes.
     """
     if new.concatenation is UploadKind.FINAL:
         raise HTTPError(403, "ERR_FORBIDDEN", "this URL is for an upload of its own, not for a final one")
+    if new.concatenation is UploadKind.PARTIAL and grant.types:
+        raise HTTPError(403, "ERR_FORBIDDEN", "this URL is for a whole file of certain types, not for a part of one")
     conditions = Conditions(new.conditions.digests, grant.types) if grant.types else new.conditions
     reservation = Reservation(grant.upload_id, grant.expires_at + CLOCK_MARGIN)
     return replace(new, max_size=grant.max_size, reservation=reservation, conditions=conditions)
