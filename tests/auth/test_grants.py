@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.auth.signing import creation, signing_files
-from tests.auth.site import ADMIN, ask
+from tests.auth.site import ADMIN, OWNER, ask
 from tests.support.harness import ServerProcess, serving
 from tests.support.hook_endpoint import NO_OPINION, Asked, HookEndpoint, Reply, told
 from tests.support.stored import new_upload, stored, unchanged
@@ -89,6 +89,17 @@ def test_upload_that_another_removes_during_its_creation_uses_the_grant_up(site:
 def offsets(server: ServerProcess) -> dict[str, int]:
     """Return the committed offsets of the uploads that have not ended, by their ids."""
     return {name: record[1] for name, record in stored(server).records.items() if record[2] != "terminated"}
+
+
+# Rates.
+
+
+def test_requests_by_a_grant_do_not_use_up_the_rate_of_its_owner(tmp_path: Path) -> None:
+    with serving(tmp_path, **signing_files(tmp_path), rate_create="2/h") as server:
+        url = creation(owner="ann")
+        answers = [ask(server, None, "POST", url, {"Upload-Length": "-1"}).status for _ in range(3)]
+        assert answers == [400, 400, 429]
+        assert ask(server, OWNER, "POST", "/files", creation_headers(4)).status == 201
 
 
 # Conditions.

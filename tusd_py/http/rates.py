@@ -40,6 +40,15 @@ def sender_of(request: Request) -> str:
     """Return the name of the sender: its principal, else its address, or the network of an IPv6 address."""
     if request.principal is not None:
         return f"owner {request.principal.owner}"
+    return _address_of(request)
+
+
+def creator_of(request: Request) -> str:
+    """Return the name of the sender of a creation, which is not the owner if only a signed URL names that."""
+    return sender_of(request) if request.grant is None else _address_of(request)
+
+
+def _address_of(request: Request) -> str:
     return f"address {_network(request.client)}"
 
 
@@ -63,7 +72,7 @@ class CreationRate:
 
     async def admit(self, request: Request) -> None:
         """Raise `RateLimited` if the sender of a creation has made too many in a short time."""
-        wait = await self._rates.take_rate(f"create {sender_of(request)}", self._share, self._period, refuse=True)
+        wait = await self._rates.take_rate(f"create {creator_of(request)}", self._share, self._period, refuse=True)
         if wait > 0:
             request.refusal = "too many creations"
             raise RateLimited(wait)
