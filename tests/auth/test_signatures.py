@@ -262,6 +262,20 @@ def test_signatures_are_taken_out_of_a_list_of_urls() -> None:
     assert without_signatures_within(text) == "final;https://h/files/a /files/b?x=y#f /files/c?x=y"
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://h/?next=/files/a?k=1.2.3-_A", "https://h/?next=/files/a"),
+        ("https://h/?next=/files/a?x=y&k=1.2.3&z=1", "https://h/?next=/files/a?x=y&z=1"),
+        ("https://h/?next=%2Ffiles%2Fa%3Fk%3D1.2.3&z=1", "https://h/?next=%2Ffiles%2Fa&z=1"),
+        ("/login;next=%2ffiles%2fa%3fx%3dy%26d%3d1.2.3", "/login;next=%2ffiles%2fa%3fx%3dy"),
+        ("https://h/?back=1.5&break=1.2", "https://h/?back=1.5&break=1.2"),
+    ],
+)
+def test_signatures_are_taken_out_of_urls_within_urls(text: str, kept: str) -> None:
+    assert without_signatures_within(text) == kept
+
+
 @pytest.mark.parametrize("text", ["", "name YQ==", "name YQ==, other Yg==,", "empty,name YQ=="])
 def test_pairs_of_a_grant_take_the_place_of_those_of_the_client(text: str) -> None:
     before = parse_metadata(text)

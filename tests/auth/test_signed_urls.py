@@ -21,6 +21,7 @@ from tests.support.wire.requests import request
 from tusd_py.auth.signing_keys import parse_signing_keys
 from tusd_py.cli import main
 
+PROXY_FIELDS = ("X-Original-URI", "X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Uri", "X-Envoy-Original-Path")
 NEW_KEYS = parse_signing_keys(SECOND.encode())
 
 
@@ -337,7 +338,8 @@ def exercise(server: ServerProcess) -> tuple[set[str], list[Answer]]:
 
     def sent(token: str | None, method: str, url: str, headers: dict[str, str], body: bytes = b"") -> str:
         page = f"https://page.example/?{url.partition('?')[2]}"
-        answer = ask(server, token, method, url, headers | {"Referer": page}, body)
+        proxied = dict.fromkeys(PROXY_FIELDS, url)
+        answer = ask(server, token, method, url, headers | {"Referer": page} | proxied, body)
         found = answer.get("Location") or ""
         answers.append(
             Answer(answer.status, tuple(field for field in answer.fields if field[0] != "location"), answer.body)

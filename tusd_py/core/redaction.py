@@ -6,6 +6,8 @@ import re
 
 QUERY_PASSWORD = re.compile(r"([?&][^=&\s]*passw[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 SIGNATURES = frozenset({"k", "t", "d"})  # parameters of signed URLs
+# A signature within a query or a path, where a URL is the value of a parameter, encoded or not.
+SIGNATURE_IN_TEXT = re.compile(r"(?:[?&;]|%3F|%26)[ktd](?:=|%3D)1\.[A-Za-z0-9_.-]*", re.IGNORECASE)
 QUERY_IN_TEXT = re.compile(r"\?([^#\s]*)")
 QUERY = re.compile(r"[A-Za-z0-9_]+=")
 URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
@@ -44,8 +46,12 @@ def without_signatures(query: str) -> str:
 
 
 def without_signatures_within(text: str) -> str:
-    """Return a text with `without_signatures` of the query of every URL and path in it."""
-    return QUERY_IN_TEXT.sub(lambda found: f"?{query}" if (query := without_signatures(found[1])) else "", text)
+    """Return a text with `without_signatures` of the query of every URL and path in it.
+
+    Signatures of URLs that are values of such a query are taken out too.
+    """
+    text = QUERY_IN_TEXT.sub(lambda found: f"?{query}" if (query := without_signatures(found[1])) else "", text)
+    return SIGNATURE_IN_TEXT.sub("", text)
 
 
 def without_password(text: str) -> str:

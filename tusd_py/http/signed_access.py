@@ -23,7 +23,16 @@ from tusd_py.http.request import Request
 from tusd_py.uploads.admission import admission_to, remains_of
 
 BY_CAPABILITY = frozenset({Action.INSPECT, Action.APPEND, Action.TERMINATE})
-URL_FIELDS = ("referer", "upload-concat")  # header fields with URLs, in which there may be a signature
+# Header fields with URLs, in which there may be a signature: of clients, and of proxies that tell what they were asked.
+URL_FIELDS = (
+    "referer",
+    "upload-concat",
+    "x-envoy-original-path",
+    "x-forwarded-uri",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
+)
 
 
 class SignedAccess:
@@ -117,8 +126,8 @@ def take_signatures(request: Request) -> None:
     """
     for name in URL_FIELDS:
         text = request.headers.get(name)
-        if text is not None and "?" in text:
-            request.headers = {**request.headers, name: without_signatures_within(text)}
+        if text is not None and (without := without_signatures_within(text)) != text:
+            request.headers = {**request.headers, name: without}
     raw: bytes = request.scope.get("query_string") or b""
     if not raw:
         return
