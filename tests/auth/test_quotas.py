@@ -344,13 +344,17 @@ def test_final_upload_that_waits_counts_when_it_is_complete(site: ServerProcess,
     assert room(site, token, 400)
 
 
-def test_waiting_final_upload_over_the_quota_is_removed(site: ServerProcess, token: str) -> None:
+def test_waiting_final_upload_over_the_quota_is_made_when_there_is_room(site: ServerProcess, token: str) -> None:
     part = create(site, token, None, b"x" * 100, {"Upload-Concat": "partial"})
     final = path_of(concatenated(site, token, part, part))
-    create(site, token, 700)
+    other = create(site, token, 700)
     fields = patch_headers(100, {"Upload-Length": "300"})
     assert ask(site, token, "PATCH", part, fields, b"x" * 200).status == 204
-    wait_until(lambda: ask(site, token, "HEAD", final).status == 404, "the final upload is removed")
-    assert refused(post(site, token, 1))
-    assert ask(site, token, "DELETE", part).status == 204
-    assert room(site, token, 300)
+    expiry = ask(site, token, "HEAD", part).headers["upload-expires"]
+    assert ask(site, token, "HEAD", final).status == 423
+    assert refused(concatenated(site, token, part, part))
+    assert ask(site, token, "HEAD", part).headers["upload-expires"] == expiry
+    assert ask(site, token, "DELETE", other).status == 204
+    assert ask(site, token, "HEAD", final).offset == 600
+    assert ask(site, token, "GET", final).body == b"x" * 600
+    assert room(site, token, 400)

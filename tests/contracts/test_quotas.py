@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.errors import QuotaExceeded, StateUnavailable
 from tusd_py.core.quotas import Usage
 from tusd_py.core.upload import Status
-from tusd_py.testing.quota_suite import QuotaStore, QuotaSuite, assert_exact, upload
+from tusd_py.testing.quota_suite import QuotaStore, QuotaSuite, assert_exact, completed, final, partial, upload
 
 
 class TestSQLite(QuotaSuite):
@@ -108,6 +110,58 @@ async def test_changes_while_records_are_counted_count_once(host: Host, prefix: 
     await assert_exact(state)
     await state.update(growing, replace(growing, status=Status.EXPIRED), 1)
     assert await state.usage_of("ann") == Usage()
+
+
+async def forget_count(host: Host, prefix: str, upload_id: str, size: int, unfinished: int) -> None:
+    """Leave a record as one that the count has missed."""
+    await host.connection.command("HDEL", f"{prefix}{{{upload_id}}}:record", "counted")
+    await host.connection.command("HINCRBY", f"{prefix}usage", "b ann", -size)
+    await host.connection.command("HINCRBY", f"{prefix}usage", "n ann", -unfinished)
+
+
+async def test_record_that_the_count_has_missed_is_counted_by_its_next_change(host: Host, prefix: str) -> None:
+    record = upload("a", 60)
+    await host.state.create(record)
+    await forget_count(host, prefix, "a", 60, 1)
+    assert await host.state.usage_of("ann") == Usage()
+    await host.state.update(record, record.at(10), 1)
+    assert await host.state.usage_of("ann") == Usage(60, 1)
+
+
+async def test_final_upload_of_a_partial_one_that_the_count_has_missed_is_not_refused(host: Host, prefix: str) -> None:
+    await host.state.create(partial("a", 60))
+    await forget_count(host, prefix, "a", 60, 0)
+    await host.state.create(upload("other", 60))
+    record = final("f", 60, "a")
+    await host.state.create(record)
+    await host.state.update(record, completed(record, 60), 1)
+    assert await host.state.usage_of("ann") == Usage(120, 1)
+    await assert_exact(host.state)
+
+
+@pytest.mark.parametrize("keys_seen", [0, 1])
+async def test_count_in_which_another_redis_took_over_is_repeated(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, keys_seen: int
+) -> None:
+    async with Host(redis.url, "tus:") as host:
+        for upload_id in ("a", "b"):
+            await host.state.create(upload(upload_id, 30, quota_bytes=None))
+        read_keys, passes = host.connection.keys, 0
+
+        async def keys(pattern: str) -> AsyncIterator[str]:
+            nonlocal passes
+            passes += 1
+            found = [key async for key in read_keys(pattern)]
+            if passes == 1:
+                await asyncio.to_thread(redis.command, "REPLICAOF", "127.0.0.1", "1")
+                await asyncio.to_thread(redis.command, "REPLICAOF", "NO", "ONE")
+                found = found[:keys_seen]
+            for key in found:
+                yield key
+
+        monkeypatch.setattr(host.connection, "keys", keys)
+        assert await host.state.usage_of("ann") == Usage(60, 2)
+        assert passes == 2
 
 
 async def test_flushed_redis_starts_with_an_empty_usage(redis: RedisServer) -> None:

@@ -287,6 +287,14 @@ class QuotaSuite:
         with pytest.raises(QuotaExceeded):
             await state.update(again, completed(again, 30), 1)
 
+    async def test_final_upload_of_own_partial_ones_is_not_refused_over_the_quota(self, state: QuotaStore) -> None:
+        await state.create(partial("a", 60))
+        await state.create(upload("other", 100, quota_bytes=None))
+        record = final("f", 60, "a")
+        await state.create(record)
+        await state.update(record, completed(record, 60), 1)
+        assert await state.usage_of("ann") == Usage(160, 1)
+
     async def test_huge_lengths_are_counted_up_to_a_limit(self, state: QuotaStore) -> None:
         for number in range(3):
             await state.create(upload(f"{number}", (1 << 63) - 1, quota_bytes=None))

@@ -33,6 +33,7 @@ from tusd_py.uploads.content_checks import ContentChecks
 from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
+from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.record_reader import RecordReader
 
 logger = logging.getLogger("tusd_py.uploads")
@@ -49,8 +50,10 @@ class Completion:
         event_log: EventLog,
         decisions: Decisions,
         checks: ContentChecks,
+        quotas: Quotas,
     ) -> None:
         self._decisions = decisions
+        self._quotas = quotas
         self.checks = checks
         # Whether the application decides about every completion: appends end in `finishing`, and `finish` asks.
         self._asks_first = decisions.asks(HookType.PRE_FINISH)
@@ -227,6 +230,7 @@ class Completion:
         found = {partial_id: await self._part_of(final, partial_id) for partial_id in dict.fromkeys(final.partial_ids)}
         partials = [found[partial_id] for partial_id in final.partial_ids]
         stored, final = final, with_length(final, partials, self._components.options)
+        await self._quotas.admit_final(final, partials)
         await self.checks.judge_parts(stored, final, partials, token, request)
         await self._decisions.on_completion(stored, final, token, request)
         try:

@@ -95,6 +95,7 @@ class FinalUploads:
             return await self._recover_created(existing, lock, new.context)
         partials = await self._partials_of(new)
         upload = new_final(lock.upload_id, new, partials, self._options, self._clock.wall())
+        self._quotas.refuse_unsupported(upload)
         await self._quotas.admit_final(upload, partials)
         if existing is not None:
             await self._state.delete(lock.upload_id, lock.token)

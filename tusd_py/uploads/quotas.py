@@ -40,7 +40,6 @@ class Quotas:
 
         The decision counts that is made when the final upload is complete; this one saves the copy.
         """
-        self.refuse_unsupported(final)
         if final.quota_bytes is None or final.length is None or self._usage is None:
             return
         own = {partial.id: counted_bytes(partial) for partial in partials if partial.owner == final.owner}

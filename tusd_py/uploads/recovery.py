@@ -138,8 +138,14 @@ class Recovery:
             except PartialUnfinished as error:  # `concatenation_unfinished` allowed that at the creation
                 if await self._waiting.wait_for_part(upload, error):
                     return await self._waiting.postpone(upload, token)
-            except (UploadNotFound, UploadGone, MaxSizeExceeded, QuotaExceeded):  # it can never be completed
+            except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be completed
                 await self._removal.remove(upload, token, Status.TERMINATED, request)
+                raise
+            except QuotaExceeded:
+                if upload.is_waiting:  # its sender was told that it exists: it is made when its owner has room
+                    await self._waiting.postpone(upload, token)
+                else:
+                    await self._removal.remove(upload, token, Status.TERMINATED, request)
                 raise
             except (StorageFull, StorageUnavailable):
                 with contextlib.suppress(UploadError):  # the first error is raised

@@ -85,7 +85,7 @@ class UploadService:
         )
         self._checks = ContentChecks(components, removal)
         completion = Completion(
-            components, self._lifetimes, self._records, self._event_log, self._decisions, self._checks
+            components, self._lifetimes, self._records, self._event_log, self._decisions, self._checks, self._quotas
         )
         self._recovery = Recovery(components, self._records, completion, removal, waiting, self._work)
         self._inspection = Inspection(components, self._records, completion, self._recovery, self._work)

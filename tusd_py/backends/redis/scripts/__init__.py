@@ -71,6 +71,7 @@ ADD_IDS = _load("add_ids", "add", allow_oom=True)  # the sweeper has to go on wh
 CREATE = _load("create", "create")
 CREATE_INDEXED = _load("create_indexed", "create")
 TALLY_RECORDS = _load("tally_records", "count")
+END_COUNT = _load("end_count", "count")
 UPDATE = _load("update", "update")
 END = _load("update", "update", allow_oom=True)  # the step before the removal of an upload
 DELETE = _load("delete", "delete", allow_oom=True)

@@ -1,9 +1,10 @@
 -- Count records that are not counted yet.
 --
 -- KEYS: usage, then records.
--- Returns 1.
+-- Returns the replication id.
+--INCLUDE replication_id
 --INCLUDE tally
 for position = 2, #KEYS do
   if redis.call('HGET', KEYS[position], 'id') then tally(KEYS[position], KEYS[1]) end
 end
-return 1
+return replication_id()

@@ -10,22 +10,29 @@
 -- the token in the record. New bytes are out of reach of earlier holders, which then count no longer as unreleased,
 -- until the new bytes are lost.
 --INCLUDE tally
-local record = redis.call('HMGET', KEYS[1], 'id', 'change', 'fence', 'token', 'offset', 'status', 'counted', 'owner')
-local id, change_id, latest_token, record_token, offset, status, counted, owner = unpack(record, 1, 8)
+local record = redis.call('HMGET', KEYS[1], 'id', 'change', 'fence', 'token', 'offset', 'status', 'owner')
+local id, change_id, latest_token, record_token, offset, status, owner = unpack(record, 1, 7)
 local arguments = cjson.decode(ARGV[1])
 if not id then return 0 end
 if change_id == arguments.change_id then return 2 end
 local token = tonumber(arguments.token)
 if tonumber(latest_token or 0) > token or tonumber(record_token or 0) > token then return 0 end
 if offset ~= arguments.offset or status ~= arguments.status then return 0 end
+local function is_partial(key) return redis.call('HGET', key, 'concatenation') == 'partial' end
 if arguments.grows > 0 then
   owner = owner or ''
+  -- A record that the count has missed is counted before its share is compared.
+  tally(KEYS[1], KEYS[3])
+  for position = 4, #KEYS do
+    if is_partial(KEYS[position]) then tally(KEYS[position], KEYS[3]) end
+  end
   local mark, bytes = unpack(redis.call('HMGET', KEYS[3], '.', 'b ' .. owner), 1, 2)
   if not string.find(mark or '', 'ready') then return 'count' end
   local grows = arguments.grows
   for position = 4, #KEYS do
     local generation, share, _, partial_owner = counted_of(KEYS[position])
-    if generation == string.match(mark, '^%x+') and partial_owner == owner then grows = grows - share end
+    local is_counted = generation == string.match(mark, '^%x+') and partial_owner == owner
+    if is_counted and is_partial(KEYS[position]) then grows = grows - share end
   end
   if grows > 0 and tonumber(bytes or 0) + grows > tonumber(arguments.quota) then return 'bytes' end
 end
@@ -35,11 +42,11 @@ if arguments.advances then redis.call('HDEL', KEYS[1], 'suspect') end
 if arguments.retreats then redis.call('HINCRBY', KEYS[1], 'suspect', 1) end
 for _, part in ipairs(arguments.parts) do redis.call('HSET', KEYS[2], part[1], part[2]) end
 if arguments.complete then redis.call('DEL', KEYS[2]) end
-if counted and KEYS[3] then tally(KEYS[1], KEYS[3]) end
+if KEYS[3] then tally(KEYS[1], KEYS[3]) end
 for position = 4, #KEYS do
-  if redis.call('HGET', KEYS[position], 'concatenation') == 'partial' then
+  if is_partial(KEYS[position]) then
     redis.call('HSET', KEYS[position], 'uncounted', '1')
-    if counted_of(KEYS[position]) then tally(KEYS[position], KEYS[3]) end
+    tally(KEYS[position], KEYS[3])
   end
 end
 return 1
