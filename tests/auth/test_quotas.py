@@ -324,6 +324,8 @@ def test_partial_uploads_stop_counting_when_their_final_one_exists(site: ServerP
     assert ask(site, token, "DELETE", parts[0]).status == 204
     assert room(site, token, 100)
     assert ask(site, token, "DELETE", path_of(answer)).status == 204
+    assert room(site, token, 600)
+    assert ask(site, token, "DELETE", parts[1]).status == 204
     assert room(site, token, QUOTA)
 
 

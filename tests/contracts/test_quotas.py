@@ -18,6 +18,7 @@ from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.errors import QuotaExceeded, StateUnavailable
+from tusd_py.core.outbox import EventType, OutboxEvent, new_event_id
 from tusd_py.core.quotas import Usage
 from tusd_py.core.upload import Status
 from tusd_py.testing.quota_suite import QuotaStore, QuotaSuite, assert_exact, completed, final, partial, upload
@@ -162,6 +163,15 @@ async def test_count_in_which_another_redis_took_over_is_repeated(
         monkeypatch.setattr(host.connection, "keys", keys)
         assert await host.state.usage_of("ann") == Usage(60, 2)
         assert passes == 2
+
+
+async def test_final_upload_of_thousands_of_partial_ones_changes_with_its_events(host: Host) -> None:
+    """Lua passes at most some thousand values to a function."""
+    record = final("f", 1, *(f"{number}" for number in range(9000)), quota_bytes=None)
+    await host.state.create(record)
+    event = OutboxEvent(new_event_id(1_700_000_100.5), "f", EventType.FINISHED, 1, 1_700_000_100.5, "{}", ("sink",))
+    done = await host.state.update(record, completed(record, 1), 1, events=[event])
+    assert await host.state.get("f") == done
 
 
 async def test_flushed_redis_starts_with_an_empty_usage(redis: RedisServer) -> None:

@@ -235,7 +235,8 @@ class SupportsQuotas(Protocol):
     `create` raises `QuotaExceeded` for a record that is over a quota that it names (`Upload.quota_bytes`,
     `Upload.quota_uploads`), and `update` for one that grows over its quota (`core.quotas.growth`): nothing changes.
     An update that completes a final upload sets `Upload.uncounted` of its partial uploads in the same step
-    (`core.quotas.replaces_partials`); only what the final one has beyond those of its owner counts as growth.
+    (`core.quotas.replaces_partials`); only what the final one has beyond those of its owner counts as growth. An
+    update that ends a complete final upload takes that back in those that are left (`core.quotas.returns_partials`).
 
     Invariant: what is counted of each owner is the sum over its records (`core.quotas.counted_bytes`, `is_open`),
     also after a process has died. Records without a quota are counted too.

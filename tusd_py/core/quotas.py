@@ -29,7 +29,7 @@ class Usage:
 def counted_bytes(upload: Upload) -> int:
     """Return the bytes that count for the owner of an upload.
 
-    Partial uploads stand for their final one until it is complete, then the final one stands for them.
+    Partial uploads stand for their final one until it is complete, then the final one stands for them until it ends.
     """
     if upload.has_ended or upload.uncounted or (upload.is_final and not upload.is_complete):
         return 0
@@ -59,6 +59,11 @@ def growth(before: Upload, after: Upload) -> int:
 def replaces_partials(before: Upload, after: Upload) -> bool:
     """Return whether a change completes a final upload, so that its partial uploads no longer count."""
     return after.is_final and after.is_complete and not before.is_complete
+
+
+def returns_partials(before: Upload, after: Upload) -> bool:
+    """Return whether a change ends a complete final upload, so that its partial uploads that are left count again."""
+    return before.is_final and before.is_complete and after.has_ended
 
 
 def check_new(upload: Upload, usage: Usage) -> None:

@@ -246,8 +246,43 @@ class QuotaSuite:
             assert found.uncounted
         await state.delete("a", 1)
         assert await state.usage_of("ann") == Usage(100, 0)
+        await state.delete("b", 1)
         await state.update(done, replace(done, status=Status.TERMINATED), 2)
         assert await state.usage_of("ann") == Usage(0, 0)
+
+    @pytest.mark.parametrize("status", ENDS)
+    async def test_partial_uploads_count_again_when_their_final_one_ends(
+        self, state: QuotaStore, status: Status
+    ) -> None:
+        for upload_id, length, owner in (("a", 60, "ann"), ("b", 20, "ann"), ("foreign", 10, "bob")):
+            await state.create(partial(upload_id, length, owner=owner))
+        record = final("f", 90, "a", "b", "a", "foreign", "unknown")
+        await state.create(record)
+        done = await state.update(record, completed(record, 90), 1)
+        await state.delete("b", 1)
+        assert await state.usage_of("bob") == Usage(0, 0)
+        ended = await state.update(done, replace(done, status=status), 2)
+        found = await state.get("a")
+        assert found is not None
+        assert not found.uncounted
+        await assert_exact(state, "ann", "bob")
+        assert await state.usage_of("ann") == Usage(60, 0)
+        with pytest.raises(QuotaExceeded):
+            await state.create(upload("new", 41))
+        await state.delete(ended.id, 2)
+        await state.delete("a", 1)
+        assert await state.usage_of("ann") == Usage(0, 0)
+
+    async def test_partial_uploads_of_two_final_ones_count_again_when_one_ends(self, state: QuotaStore) -> None:
+        await state.create(partial("a", 30))
+        done = []
+        for upload_id in ("f1", "f2"):
+            record = final(upload_id, 30, "a")
+            await state.create(record)
+            done.append(await state.update(record, completed(record, 30), 1))
+        await state.update(done[0], replace(done[0], status=Status.TERMINATED), 2)
+        assert await state.usage_of("ann") == Usage(60, 0)
+        await assert_exact(state)
 
     async def test_partial_upload_does_not_count_again_for_who_read_it_before(self, state: QuotaStore) -> None:
         before = partial("a", 60)

@@ -20,6 +20,7 @@ from tusd_py.core.quotas import (
     has_quota,
     is_open,
     replaces_partials,
+    returns_partials,
 )
 from tusd_py.core.upload import Status, Upload, UploadPart
 
@@ -97,12 +98,13 @@ class MemoryState:
             raise LockLost
         if (found.offset, found.status) != (before.offset, before.status):
             raise LockLost
-        partials = self._partials_of(after) if replaces_partials(before, after) else []
+        joins = replaces_partials(before, after)
+        partials = self._partials_of(after) if joins or returns_partials(before, after) else []
         grows = growth(before, after) - sum(counted_bytes(one) for one in partials if one.owner == after.owner)
         if grows > 0 and self.enforces_quotas:
             check_growth(after, grows, self._usage_of(after.owner))
         for partial in partials:
-            self._records.uploads[partial.id] = replace(partial, uncounted=True)
+            self._records.uploads[partial.id] = replace(partial, uncounted=joins)
         stored = replace(after, token=token, uncounted=after.uncounted or found.uncounted)
         self._records.uploads[before.id] = stored
         if stored.is_complete:

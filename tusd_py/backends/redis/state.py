@@ -45,6 +45,7 @@ from tusd_py.core.quotas import (
     is_open,
     needed_bytes,
     replaces_partials,
+    returns_partials,
     uploads_exceeded,
 )
 from tusd_py.core.upload import Status, Upload, UploadPart
@@ -157,6 +158,7 @@ class RedisState:
         """Replace a record in one script, see `StateStoreWithOutbox.update`."""
         stored = after if after.token == token else replace(after, token=token)
         old, new = encode_upload(before), encode_upload(stored)
+        joins = replaces_partials(before, stored)
         arguments = {
             "change_id": secrets.token_hex(8),
             "token": str(token),
@@ -175,9 +177,10 @@ class RedisState:
             "complete": bool(before.storage_state) and stored.is_complete,
             "grows": growth(before, stored) if self.enforces_quotas and not self._redis.is_cluster else 0,
             "quota": str(stored.quota_bytes),
+            "joins": joins,
         }
         keys = self._upload_keys(before.id)
-        if replaces_partials(before, stored) and not self._redis.is_cluster:
+        if (joins or returns_partials(before, stored)) and not self._redis.is_cluster:
             keys += [self._keys.record(partial_id) for partial_id in dict.fromkeys(stored.partial_ids)]
         await self._update_due_index(before, stored)
         script = END if stored.status in ENDED_STATUSES else UPDATE

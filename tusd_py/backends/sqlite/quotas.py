@@ -47,6 +47,10 @@ SELECT_USAGE = "SELECT bytes, open FROM usage WHERE owner = ?"
 OF_PARTIALS = "concatenation = 'partial' AND uncounted = 0 AND id IN (SELECT value FROM json_each(?))"
 SELECT_SHARE = f"SELECT coalesce(sum({_counted('uploads')}), 0) FROM uploads WHERE owner = ? AND {OF_PARTIALS}"
 JOIN_PARTIALS = f"UPDATE uploads SET uncounted = 1 WHERE {OF_PARTIALS}"
+RETURN_PARTIALS = (
+    "UPDATE uploads SET uncounted = 0 "
+    "WHERE concatenation = 'partial' AND uncounted <> 0 AND id IN (SELECT value FROM json_each(?))"
+)
 
 
 def read_usage(connection: sqlite3.Connection, owner: str) -> Usage:
@@ -81,3 +85,8 @@ def admit_change(connection: sqlite3.Connection, before: Upload, after: Upload) 
 def join_partials(connection: sqlite3.Connection, final: Upload) -> None:
     """Record in the partial uploads of a final one that it counts in their place."""
     connection.execute(JOIN_PARTIALS, (json.dumps(final.partial_ids),))
+
+
+def return_partials(connection: sqlite3.Connection, final: Upload) -> None:
+    """Record in the partial uploads of a final one that has ended that they count again."""
+    connection.execute(RETURN_PARTIALS, (json.dumps(final.partial_ids),))

@@ -16,13 +16,13 @@ from typing import Any
 
 from tusd_py.backends.sqlite.job_threads import Job
 from tusd_py.backends.sqlite.outbox import SQLiteOutbox
-from tusd_py.backends.sqlite.quotas import admit_change, admit_new, join_partials, read_usage
+from tusd_py.backends.sqlite.quotas import admit_change, admit_new, join_partials, read_usage, return_partials
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
-from tusd_py.core.quotas import Usage, growth, has_quota, replaces_partials
+from tusd_py.core.quotas import Usage, growth, has_quota, replaces_partials, returns_partials
 from tusd_py.core.upload import Status, Upload, UploadPart
 from tusd_py.core.upload_codec import FIELDS, BrokenRecords, decode_row, encode_row
 
@@ -347,7 +347,7 @@ def _no_op(connection: sqlite3.Connection) -> None: ...
 
 def _is_compound(before: Upload, after: Upload) -> bool:
     """Return whether a change of a record takes more than one statement."""
-    return growth(before, after) > 0 or replaces_partials(before, after)
+    return growth(before, after) > 0 or replaces_partials(before, after) or returns_partials(before, after)
 
 
 def _insert_record(connection: sqlite3.Connection, upload: Upload, *, enforce: bool) -> None:
@@ -372,6 +372,8 @@ def _replace_record(connection: sqlite3.Connection, before: Upload, after: Uploa
         raise LockLost
     if replaces_partials(before, after):
         join_partials(connection, after)
+    elif returns_partials(before, after):
+        return_partials(connection, after)
     return after
 
 

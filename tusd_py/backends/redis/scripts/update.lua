@@ -1,7 +1,7 @@
 -- Replace a record if the token of the caller is the latest, and the record is as the caller read it.
 --
--- KEYS: record, parts; then, unless it is in another hash slot, usage; then the records of partial uploads that the
--- record, of a final upload, replaces from now on.
+-- KEYS: record, parts; then, unless it is in another hash slot, usage; then the records of the partial uploads of a
+-- final upload that counts in their place from now on, or no more.
 -- ARGV: a JSON object, see RedisState.update.
 -- Returns 1, 2 if this change was made before, 0 if nothing was changed, 'bytes' if the quota is exhausted, or
 -- 'count' if the usage is to be counted first.
@@ -45,7 +45,11 @@ if arguments.complete then redis.call('DEL', KEYS[2]) end
 if KEYS[3] then tally(KEYS[1], KEYS[3]) end
 for position = 4, #KEYS do
   if is_partial(KEYS[position]) then
-    redis.call('HSET', KEYS[position], 'uncounted', '1')
+    if arguments.joins then
+      redis.call('HSET', KEYS[position], 'uncounted', '1')
+    else
+      redis.call('HDEL', KEYS[position], 'uncounted')
+    end
     tally(KEYS[position], KEYS[3])
   end
 end

@@ -10,7 +10,9 @@ end
 
 local given = cjson.decode(ARGV[1])
 local first = given.keys + 1
-local result = change({unpack(KEYS, 1, given.keys)}, {unpack(ARGV, #given.events + 2)})
+local change_keys = {}  -- of a final upload with more partial ones than `unpack` takes
+for position = 1, given.keys do change_keys[position] = KEYS[position] end
+local result = change(change_keys, {unpack(ARGV, #given.events + 2)})
 if result ~= 1 then return result end
 for position, event in ipairs(given.events) do
   local number = redis.call('HINCRBY', KEYS[first], 'number', 1)
