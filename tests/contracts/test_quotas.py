@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import prefix_of, redis
-from tests.support.redis_hosts import Host
+from tests.support.redis_hosts import Holder, Host
 from tests.support.redis_server import RedisNodes, RedisServer
 from tusd_py.backends.memory.state import MemoryRecords, MemoryState
 from tusd_py.backends.redis.connection import RedisConnection
@@ -22,6 +22,7 @@ from tusd_py.core.outbox import EventType, OutboxEvent, new_event_id
 from tusd_py.core.quotas import Usage
 from tusd_py.core.upload import Status
 from tusd_py.testing.quota_suite import QuotaStore, QuotaSuite, assert_exact, completed, final, partial, upload
+from tusd_py.testing.support import TIMEOUT
 
 
 class TestSQLite(QuotaSuite):
@@ -163,6 +164,16 @@ async def test_count_in_which_another_redis_took_over_is_repeated(
         monkeypatch.setattr(host.connection, "keys", keys)
         assert await host.state.usage_of("ann") == Usage(60, 2)
         assert passes == 2
+
+
+async def test_partial_upload_that_was_locked_since_expires_when_it_counts_no_more(host: Host) -> None:
+    await host.state.create(partial("a", 60))
+    lock = await host.locker.acquire("a", Holder(), TIMEOUT)
+    await lock.release()
+    whole = final("f", 60, "a")
+    await host.state.create(whole)
+    await host.state.update(whole, completed(whole, 60), 1, partials_until=100.0)
+    assert [record.id for record in await host.state.due(100.0, 10)] == ["a"]
 
 
 async def test_final_upload_of_thousands_of_partial_ones_changes_with_its_events(host: Host) -> None:

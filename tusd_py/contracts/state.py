@@ -244,6 +244,22 @@ class SupportsQuotas(Protocol):
 
     enforces_quotas: bool  # whether they refuse anything; records that are copied have been admitted before
 
+    async def update(
+        self,
+        before: Upload,
+        after: Upload,
+        token: int,
+        *,
+        parts: Sequence[UploadPart] = (),
+        durable: bool = False,
+        partials_until: float | None = None,
+    ) -> Upload:
+        """Do what `StateStore.update` does.
+
+        A change that completes a final upload lets its partial ones, which count no more, expire at `partials_until` if
+        they expire later or never, in the same step: bytes that count for nobody do not stay.
+        """
+
     async def usage_of(self, owner: str) -> Usage:
         """Return what an owner has now.
 

@@ -20,7 +20,7 @@ QUOTA = 100  # bytes
 ENDS = (Status.TERMINATED, Status.EXPIRED)
 
 
-class QuotaStore(StateStore, SupportsQuotas, Protocol):
+class QuotaStore(SupportsQuotas, StateStore, Protocol):
     """A state store that enforces quotas."""
 
 
@@ -272,6 +272,22 @@ class QuotaSuite:
         await state.delete(ended.id, 2)
         await state.delete("a", 1)
         assert await state.usage_of("ann") == Usage(0, 0)
+
+    async def test_partial_uploads_that_count_no_more_expire(self, state: QuotaStore) -> None:
+        expiries = {"never": None, "early": 50.0, "late": 5000.0, "again": 5000.0}
+        for upload_id, expires_at in expiries.items():
+            await state.create(partial(upload_id, 10, expires_at=expires_at))
+        first = final("f1", 10, "again", quota_bytes=None)
+        await state.create(first)
+        await state.update(first, completed(first, 10), 1)
+        again = await state.get("again")
+        assert again is not None
+        assert again.expires_at == 5000.0
+        second = final("f2", 50, *expiries, "never", "unknown", quota_bytes=None)
+        await state.create(second)
+        await state.update(second, completed(second, 50), 1, partials_until=100.0)
+        found = {record.id: record.expires_at for record in await state.due(100.0, 10)}
+        assert found == {"never": 100.0, "early": 50.0, "late": 100.0, "again": 100.0}
 
     async def test_partial_uploads_of_two_final_ones_count_again_when_one_ends(self, state: QuotaStore) -> None:
         await state.create(partial("a", 30))

@@ -204,6 +204,8 @@ class Completion:
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
         complete = await self._commit_complete(upload, self._completed(finished, token), token, (), request)
+        if complete.is_final:
+            await self._limit_lifetimes(complete)
         await self._storage.discard_superseded(upload)
         self.publish(complete, request)
         return complete
@@ -238,7 +240,6 @@ class Completion:
         except PartBehind as error:
             await self._reopen(error, partials)
             raise PartialLost(error.upload_id, error.stored) from error
-        await self._limit_lifetimes(list(found.values()))
         return replace(final, storage_state=storage_state)
 
     async def _part_of(self, final: Upload, partial_id: str) -> Upload:
@@ -247,12 +248,16 @@ class Completion:
             raise UploadNotFound
         return partial
 
-    async def _limit_lifetimes(self, partials: Sequence[Upload]) -> None:
-        """Let the partial uploads of a final one expire after the setting `partial_retention`."""
+    async def _limit_lifetimes(self, final: Upload) -> None:
+        """Let the partial uploads of a final one expire after `partial_retention`, unless the state store has done so.
+
+        One that counts no more is limited in the step that completes the final upload (`SupportsQuotas.update`).
+        """
         grace_end = self._clock.wall() + self._components.options.partial_retention
-        for partial in partials:
-            if partial.expires_at is None or partial.expires_at > grace_end:
-                with contextlib.suppress(UploadError):  # the partial upload was terminated, or is about to be
+        for partial_id in dict.fromkeys(final.partial_ids):
+            with contextlib.suppress(UploadError):  # the partial upload was terminated, or is about to be
+                partial = await self._state.get(partial_id)
+                if partial is not None and (partial.expires_at is None or partial.expires_at > grace_end):
                     await self._state.update(partial, replace(partial, expires_at=grace_end), partial.token)
 
     async def _reopen(self, error: PartBehind, partials: Sequence[Upload]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tusd_py.core.event_document import document_of
 from tusd_py.core.outbox import EventType, OutboxEvent, new_event_id
+from tusd_py.core.quotas import replaces_partials
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.uploads.components import Components
@@ -19,6 +21,8 @@ class EventLog:
         self._outbox = components.outbox
         self._places = components.places
         self._clock = components.clock
+        self._limits_partials = components.usage is not None
+        self._partial_retention = components.options.partial_retention
         self._sinks = components.options.sinks_by_event()
         self._observers: list[Callable[[], object]] = []
 
@@ -76,12 +80,16 @@ class EventLog:
     ) -> Upload:
         """Replace a record as `StateStore.update` does, with an event of a kind, unless `kind` is None.
 
-        The record `after` has the `number` of the event.
+        The record `after` has the `number` of the event. The completion of a final upload lets its partial ones expire
+        after the setting `partial_retention`, if the store can do that in the same step.
         """
+        limits: dict[str, Any] = {}
+        if self._limits_partials and replaces_partials(before, after):
+            limits["partials_until"] = self._clock.wall() + self._partial_retention
         events = () if kind is None else self.events_of(kind, after, request)
         if not events or self._outbox is None:
-            return await self._state.update(before, after, token, parts=parts, durable=durable)
-        stored = await self._outbox.update(before, after, token, parts=parts, durable=durable, events=events)
+            return await self._state.update(before, after, token, parts=parts, durable=durable, **limits)
+        stored = await self._outbox.update(before, after, token, parts=parts, durable=durable, events=events, **limits)
         self.notify()
         return stored
 

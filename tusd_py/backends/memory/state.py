@@ -91,8 +91,9 @@ class MemoryState:
         parts: Sequence[UploadPart] = (),
         durable: bool = False,
         events: Sequence[OutboxEvent] = (),
+        partials_until: float | None = None,
     ) -> Upload:
-        """See `StateStoreWithOutbox.update`."""
+        """See `StateStoreWithOutbox.update`, `SupportsQuotas.update`."""
         found = self._records.uploads.get(before.id)
         if found is None or found.token > token:
             raise LockLost
@@ -104,7 +105,8 @@ class MemoryState:
         if grows > 0 and self.enforces_quotas:
             check_growth(after, grows, self._usage_of(after.owner))
         for partial in partials:
-            self._records.uploads[partial.id] = replace(partial, uncounted=joins)
+            expires_at = _earlier(partial.expires_at, partials_until) if joins else partial.expires_at
+            self._records.uploads[partial.id] = replace(partial, uncounted=joins, expires_at=expires_at)
         stored = replace(after, token=token, uncounted=after.uncounted or found.uncounted)
         self._records.uploads[before.id] = stored
         if stored.is_complete:
@@ -189,6 +191,11 @@ class MemoryState:
         errors: tuple[BrokenRecord, ...] = ()
         for error in errors:
             yield error
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    """Return the earlier of two times, of which None is never."""
+    return min((time for time in (one, other) if time is not None), default=None)
 
 
 def _is_due(upload: Upload, now: float) -> bool:

@@ -154,8 +154,9 @@ class RedisState:
         parts: Sequence[UploadPart] = (),
         durable: bool = False,
         events: Sequence[OutboxEvent] = (),
+        partials_until: float | None = None,
     ) -> Upload:
-        """Replace a record in one script, see `StateStoreWithOutbox.update`."""
+        """Replace a record in one script, see `StateStoreWithOutbox.update`, `SupportsQuotas.update`."""
         stored = after if after.token == token else replace(after, token=token)
         old, new = encode_upload(before), encode_upload(stored)
         joins = replaces_partials(before, stored)
@@ -178,10 +179,15 @@ class RedisState:
             "grows": growth(before, stored) if self.enforces_quotas and not self._redis.is_cluster else 0,
             "quota": str(stored.quota_bytes),
             "joins": joins,
+            "partials_until": "" if partials_until is None else repr(partials_until),
         }
         keys = self._upload_keys(before.id)
         if (joins or returns_partials(before, stored)) and not self._redis.is_cluster:
-            keys += [self._keys.record(partial_id) for partial_id in dict.fromkeys(stored.partial_ids)]
+            partial_ids = list(dict.fromkeys(stored.partial_ids))
+            keys += [self._keys.record(partial_id) for partial_id in partial_ids]
+            if joins and partials_until is not None:
+                entries = [word for partial_id in partial_ids for word in (repr(partials_until), partial_id)]
+                await self._redis.command("ZADD", self._keys.due, "LT", *entries)
         await self._update_due_index(before, stored)
         script = END if stored.status in ENDED_STATUSES else UPDATE
         words = [json.dumps(arguments)]

@@ -44,13 +44,14 @@ START_COUNTING = (
     "FROM uploads GROUP BY owner",
 )
 SELECT_USAGE = "SELECT bytes, open FROM usage WHERE owner = ?"
-OF_PARTIALS = "concatenation = 'partial' AND uncounted = 0 AND id IN (SELECT value FROM json_each(?))"
+OF_PARTIALS = "concatenation = 'partial' AND id IN (SELECT value FROM json_each(?))"
 SELECT_SHARE = f"SELECT coalesce(sum({_counted('uploads')}), 0) FROM uploads WHERE owner = ? AND {OF_PARTIALS}"
-JOIN_PARTIALS = f"UPDATE uploads SET uncounted = 1 WHERE {OF_PARTIALS}"
-RETURN_PARTIALS = (
-    "UPDATE uploads SET uncounted = 0 "
-    "WHERE concatenation = 'partial' AND uncounted <> 0 AND id IN (SELECT value FROM json_each(?))"
+JOIN_PARTIALS = (
+    "UPDATE uploads SET uncounted = 1, "
+    "expires_at = CASE WHEN ?1 IS NULL THEN expires_at ELSE min(coalesce(expires_at, ?1), ?1) END "
+    f"WHERE {OF_PARTIALS}"
 )
+RETURN_PARTIALS = f"UPDATE uploads SET uncounted = 0 WHERE {OF_PARTIALS}"
 
 
 def read_usage(connection: sqlite3.Connection, owner: str) -> Usage:
@@ -82,9 +83,9 @@ def admit_change(connection: sqlite3.Connection, before: Upload, after: Upload) 
         check_growth(after, grows, read_usage(connection, after.owner))
 
 
-def join_partials(connection: sqlite3.Connection, final: Upload) -> None:
-    """Record in the partial uploads of a final one that it counts in their place."""
-    connection.execute(JOIN_PARTIALS, (json.dumps(final.partial_ids),))
+def join_partials(connection: sqlite3.Connection, final: Upload, until: float | None) -> None:
+    """Record in the partial uploads of a final one that it counts in their place, and that they expire by `until`."""
+    connection.execute(JOIN_PARTIALS, (until, json.dumps(final.partial_ids)))
 
 
 def return_partials(connection: sqlite3.Connection, final: Upload) -> None:

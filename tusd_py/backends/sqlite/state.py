@@ -140,12 +140,13 @@ class SQLiteState:
         parts: Sequence[UploadPart] = (),
         durable: bool = False,
         events: Sequence[OutboxEvent] = (),
+        partials_until: float | None = None,
     ) -> Upload:
-        """Replace a record in one transaction, see `StateStoreWithOutbox.update`."""
+        """Replace a record in one transaction, see `StateStoreWithOutbox.update`, `SupportsQuotas.update`."""
         stored = after if after.token == token else replace(after, token=token)
 
         def change(connection: sqlite3.Connection) -> Upload:
-            _replace_record(connection, before, stored, enforce=self.enforces_quotas)
+            _replace_record(connection, before, stored, enforce=self.enforces_quotas, partials_until=partials_until)
             if parts:
                 rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
                 connection.executemany(INSERT_PART, rows)
@@ -360,7 +361,14 @@ def _insert_record(connection: sqlite3.Connection, upload: Upload, *, enforce: b
         raise UploadExists from None
 
 
-def _replace_record(connection: sqlite3.Connection, before: Upload, after: Upload, *, enforce: bool) -> Upload:
+def _replace_record(
+    connection: sqlite3.Connection,
+    before: Upload,
+    after: Upload,
+    *,
+    enforce: bool,
+    partials_until: float | None = None,
+) -> Upload:
     """Replace a record, and return the new one.
 
     Raises `LockLost` if the record has changed, or has a newer token; `QuotaExceeded` if quotas are to be enforced.
@@ -371,7 +379,7 @@ def _replace_record(connection: sqlite3.Connection, before: Upload, after: Uploa
     if connection.execute(UPDATE, (*encode_row(after), *condition)).rowcount == 0:
         raise LockLost
     if replaces_partials(before, after):
-        join_partials(connection, after)
+        join_partials(connection, after, partials_until)
     elif returns_partials(before, after):
         return_partials(connection, after)
     return after

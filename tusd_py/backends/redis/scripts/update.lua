@@ -47,6 +47,11 @@ for position = 4, #KEYS do
   if is_partial(KEYS[position]) then
     if arguments.joins then
       redis.call('HSET', KEYS[position], 'uncounted', '1')
+      local latest_expiry = tonumber(arguments.partials_until)
+      local expires_at = tonumber(redis.call('HGET', KEYS[position], 'expires_at') or '')
+      if latest_expiry and not (expires_at and expires_at <= latest_expiry) then
+        redis.call('HSET', KEYS[position], 'expires_at', arguments.partials_until)
+      end
     else
       redis.call('HDEL', KEYS[position], 'uncounted')
     end
