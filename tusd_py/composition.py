@@ -432,10 +432,11 @@ async def opened(service: UploadService, settings: Settings, *, adopt: bool = Fa
 async def close_service(service: UploadService, timeout: float = CLOSE_TIMEOUT) -> bool:
     """Wait for the end of the work under way, and close the storage, the locker and the state store.
 
-    Returns False if a step of the storage has not ended after `timeout` seconds, or a little later if the storage
-    itself does not keep to the timeout. Then the locker and the state store
-    stay open, which protects the bytes that the step may still write; call this again until it succeeds, or end the
-    process. Invariant: no lock is released before the last step of the storage has ended.
+    Returns False if a step of the storage has not ended after `timeout` seconds, or `CLOSE_MARGIN` later if the storage
+    does not keep to its timeout. The locker and the state store then stay open, which protects the bytes that the step
+    may still write: call this again until it succeeds, or end the process.
+
+    Invariant: no lock is released before the last step of the storage has ended.
     """
     deadline = time.monotonic() + timeout
     service.interrupt_hooks()

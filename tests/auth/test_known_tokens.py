@@ -99,5 +99,5 @@ async def test_changed_keys_make_tokens_unknown(site: Site) -> None:
     assert site.known(token) is None
 
 
-async def test_keys_of_an_endpoint_are_fresh_once_they_are_fetched() -> None:
+async def test_keys_of_an_endpoint_are_not_fresh_before_they_are_fetched() -> None:
     assert not KeyEndpoint("http://127.0.0.1:9/keys").is_fresh

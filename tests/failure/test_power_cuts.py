@@ -313,10 +313,17 @@ async def test_without_syncs_there_is_no_account(hosts: Hosts) -> None:
     assert read(hosts.uploads) is None
 
 
-def test_the_sync_of_a_file_system_writes_a_dirty_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(DATA)
+def test_the_sync_of_a_file_system_is_that_of_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced = file_system_sync.sync_file_system, []
+
+    def sync_file_system(descriptor: int) -> None:
+        real(descriptor)
+        synced.append(os.path.samestat(os.fstat(descriptor), tmp_path.stat()))
+
+    monkeypatch.setattr(file_system_sync, "sync_file_system", sync_file_system)
     sync = file_system_sync.FileSystemSync(tmp_path)
     sync.run()
+    assert synced == [True]
     sync.close()
     sync.close()
 

@@ -22,7 +22,7 @@ class Clamd:
         most: bytes of a file after which the connection is closed, with an error as clamd sends it.
         says_why: whether that error is sent.
         cuts: the number of connections that are closed so.
-        silent: event that is set while no answer is given.
+        goes_on: event without which no answer is given.
         scanned: the sizes of the files that came to their end.
     """
 

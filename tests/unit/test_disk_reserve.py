@@ -24,8 +24,10 @@ class Disk:
         self.free: int | OSError = 100
         self.answers = threading.Event()
         self.answers.set()
+        self.begun = 0  # measurements
 
     def free_space(self) -> int:
+        self.begun += 1
         assert threading.current_thread() is not threading.main_thread()
         assert self.answers.wait(TIMEOUT)
         if isinstance(self.free, OSError):
@@ -93,6 +95,10 @@ async def test_a_file_system_that_hangs_or_fails_leaves_the_last_measurement(
     judge = until_refused if free < 100 else until_taken
     await judge(reserve)
     disk.free = OSError("no such mount")
+    begun = disk.begun
+    async with asyncio.timeout(TIMEOUT):
+        while disk.begun < begun + 2:  # noqa: ASYNC110 - one may have begun before the change
+            await asyncio.sleep(0.01)
     await judge(reserve)
     disk.answers.clear()
     for _ in range(10):

@@ -179,7 +179,7 @@ class FarRates(LocalRates):
     """A store that hosts share, and that may be away; counts its calls."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(clock=Clock())
         self.calls = 0
         self.is_away = False
 
@@ -197,7 +197,7 @@ def far_rate(rates: FarRates, bytes_per_second: int) -> ByteRate:
 
 
 async def test_bytes_of_a_burst_are_free_and_the_next_ones_are_waited_for() -> None:
-    rate = ByteRate(LocalRates(), 1000, lambda: False)
+    rate = ByteRate(LocalRates(clock=Clock()), 1000, lambda: False)
     assert await rate.take("a", 1000) == 0
     assert await rate.take("a", 3000) == pytest.approx(3.0, abs=0.5)
     assert await rate.take("a", 0) == pytest.approx(3.0, abs=0.5)

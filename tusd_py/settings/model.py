@@ -160,7 +160,9 @@ class Settings(BaseSettings):
         default="closed", description="refuse uploads that cannot be scanned, or take them"
     )
     scan_max_size: Size | None = Field(default=None, description="largest upload that is scanned, in bytes")
-    scan_timeout: Seconds = Field(default=300, description="time for one scan; 0: any")
+    scan_timeout: Seconds = Field(
+        default=300, description="time for the scan of an upload, with the wait for its turn; 0: any"
+    )
     reserve_disk: Size = Field(
         default=0, description="free space below which new uploads are answered 507, before the disk is full; 0: none"
     )

@@ -18,9 +18,10 @@ LOW = "the server has too little free space for new uploads; try again later"
 
 
 class DiskReserve:
-    """The free space as a thread of its own measured it last, so that no creation waits for a file system.
+    """The free space, measured by a thread of its own, so that later creations do not wait for the file system.
 
-    The thread starts with the first creation. A file system that hangs leaves the last measurement in effect.
+    The thread starts with the first creation, which waits for its result for at most `FIRST_TIMEOUT`. While the file
+    system hangs or fails, the last measurement counts.
     """
 
     def __init__(self, storage: MeasuresFreeSpace, reserve: int) -> None:
