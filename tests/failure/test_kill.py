@@ -76,7 +76,7 @@ class Uploader:
 
     def upload_with_creation(self) -> tuple[str, bytes]:
         data = self.data()
-        first = data[: self.chance.randrange(1, len(data))]
+        first = data[: self.chance.randrange(1, max(2, len(data)))]
         headers = creation_headers(len(data), first)
         made = self.again(lambda: request(self.port, "POST", "/files", headers, first))
         assert (made.status, made.offset) == (201, len(first)), made
