@@ -140,15 +140,19 @@ class ContentChecks:
         if self._scans is not None:
             self._scans.resume()
 
+    def _looks_at(self, upload: Upload) -> bool:
+        """Return whether the bytes of an upload are looked at as they arrive."""
+        return bool(upload.conditions) or (bool(self._allowed) and not upload.is_partial)
+
     # Appends.
 
     def of_append(self, upload: Upload) -> AppendChecks | None:
         """Return the checks of an append that begins at the offset of the upload; None if there are none."""
-        if not (upload.conditions or (self._allowed and not upload.is_partial)):
+        if not self._looks_at(upload):
             return None
         seen = self._seen.take(upload)
         if upload.offset == 0:
-            seen = SeenBytes(hash_names(decode_conditions(upload.conditions).digests))
+            seen = _nothing_seen(upload)
         return AppendChecks(upload, TypeRules(upload, self._allowed), seen)
 
     def append_ended(self, upload: Upload, checks: AppendChecks) -> None:
@@ -165,13 +169,13 @@ class ContentChecks:
         Raises:
             ContentRefused: the upload does not fulfil its conditions, and has been removed.
         """
-        if not (upload.conditions or (self._allowed and not upload.is_partial)):
+        if not self._looks_at(upload):
             return True
         seen = self._seen.take(upload)
         if seen is None and upload.offset:
             return False
         if seen is None:
-            seen = SeenBytes(hash_names(decode_conditions(upload.conditions).digests))
+            seen = _nothing_seen(upload)
         await self._judge(upload, upload, seen, token, request)
         return True
 
@@ -243,8 +247,8 @@ class ContentChecks:
 
     async def _read(self, upload: Upload, sources: Sequence[Upload]) -> SeenBytes:
         """Return what is to be seen of an upload whose bytes are those of complete uploads, one after the other."""
+        seen = _nothing_seen(upload)
         digests = decode_conditions(upload.conditions).digests
-        seen = SeenBytes(hash_names(digests))
         async with contextlib.AsyncExitStack() as stack:
             if digests:  # the first bytes take no time
                 await stack.enter_async_context(self._readers.of(upload))
@@ -287,3 +291,8 @@ def refuse_declared_type(upload: Upload, options: UploadOptions) -> None:
     """Raise `TypeNotAllowed` if the type that a client declares for a new upload is not allowed."""
     if options.allowed_types or upload.conditions:
         TypeRules(upload, options.allowed_types).refuse_declared()
+
+
+def _nothing_seen(upload: Upload) -> SeenBytes:
+    """Return what is seen of an upload before its first byte, with the hashes that its digests need."""
+    return SeenBytes(hash_names(decode_conditions(upload.conditions).digests))
