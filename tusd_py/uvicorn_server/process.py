@@ -18,6 +18,7 @@ from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.uvicorn_server.acceptor import Acceptor
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.descriptors import RESERVED_DESCRIPTORS, connection_limit, raise_descriptor_limit
+from tusd_py.uvicorn_server.garbage_collection import tune_garbage_collection
 from tusd_py.uvicorn_server.protocol import upload_protocol
 
 BACKLOG = 2048
@@ -37,6 +38,7 @@ class Server(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
+        tune_garbage_collection()
         acceptors = [self._acceptor(listener) for listener in sockets or ()]
         for acceptor in acceptors:
             acceptor.start(self.config.backlog)
