@@ -95,10 +95,13 @@ class Appending:
         try:
             lock = await self._lock_to_append(upload_id, append_request, holder)
             work = self._work.start(lock, self._append_under(lock, append_request, holder))
-            if append_request.source.arrived is not None:
-                return await outcome(work)
-            await append_request.source.feed(work)
-            return work.result()
+            try:
+                if append_request.source.arrived is not None:
+                    return await outcome(work)
+                await append_request.source.feed(work)
+                return work.result()
+            finally:
+                del work  # its error refers to this frame, and would live on in a cycle with the body
         except (LockLost, LockTimeout, UploadInterrupted):
             await self._refuse_if_ended(upload_id, append_request.admission)
             raise
@@ -195,6 +198,8 @@ class Appending:
             )
             # A client at a wrong offset is no failure of the server, which would be logged with its cause.
             raise OffsetMismatch(record.offset) from (None if isinstance(error, OffsetMismatch) else error)
+        finally:
+            holder.append_ended()
 
     async def _append(
         self, record: Upload, append_request: AppendRequest, lock: Lock, holder: DeferredHolder

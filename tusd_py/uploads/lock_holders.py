@@ -38,6 +38,10 @@ class DeferredHolder:
         elif self._commit:
             append.commit_requested()
 
+    def append_ended(self) -> None:
+        """Forget the append, which the lock would keep otherwise: the append refers to the lock, in a cycle."""
+        self._target = None
+
     def release_requested(self) -> None:
         self._release = True
         if self._target is not None:

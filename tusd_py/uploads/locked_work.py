@@ -151,7 +151,10 @@ class LockedWork:
 
 async def outcome(task: asyncio.Task[T]) -> T:
     """Wait for the task and return its result; a cancellation of the caller does not reach the task."""
-    return await asyncio.shield(task)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        del task  # its error refers to this frame, and would live on in a cycle with the body
 
 
 def _ending(upload_id: str) -> str:
