@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +12,89 @@ import pytest
 
 from tests.support.redis_server import shared_redis_url
 from tests.support.services import running_service
+from tests.unit.test_reservations import RESERVED, reserving
+from tusd_py.core.conditions import Conditions
+from tusd_py.core.errors import DigestMismatch, UploadExists
 from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.events.types import UploadFinished
 from tusd_py.uploads.expiration import SweepResult
+from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import NewUpload
 
+OTHER_DIGEST = Conditions((("sha-256", hashlib.sha256(b"other bytes").hexdigest()),))
 
-@pytest.mark.parametrize("sweeper", ["has finished it", "is finishing it"])
-@pytest.mark.parametrize("records", ["sqlite", "redis"])
-async def test_an_empty_upload_that_the_sweeper_finds_first_is_created(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: str, sweeper: str
-) -> None:
-    """The record of the upload is there, and due, before the request that made it has gone on."""
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def service(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[UploadService]:
     options: dict[str, Any] = {"upload_dir": tmp_path}
-    if records == "redis":
+    if request.param == "redis":
         options |= {"redis_url": shared_redis_url(), "redis_prefix": f"{tmp_path.name}:"}
     async with running_service(options) as service:
-        finished: list[UploadFinished] = []
-        service.events.observe(UploadFinished, finished.append)
-        create, complete = service.state.create, service.storage.finish
-        sweeping: list[asyncio.Task[SweepResult | None]] = []
-        completing = asyncio.Event()
+        yield service
 
-        async def create_and_be_swept(upload: Upload, *, durable: bool = False) -> None:
-            await create(upload, durable=durable)
-            sweeping.append(asyncio.create_task(service.sweep(upload)))
-            await (sweeping[0] if sweeper == "has finished it" else completing.wait())
 
-        async def complete_slowly(upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
-            completing.set()
-            await asyncio.sleep(0.2)
-            return await complete(upload, parts, sync=sync)
+@pytest.fixture(params=["has been made", "is being finished"])
+def swept(
+    service: UploadService, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> list[SweepResult | None]:
+    """Let every upload be swept in the middle of its creation; collect the results."""
+    results: list[SweepResult | None] = []
+    create, finish = service.state.create, service.storage.finish
 
-        monkeypatch.setattr(service.state, "create", create_and_be_swept)
-        monkeypatch.setattr(service.storage, "finish", complete_slowly)
-        assert (await service.create(NewUpload(0))).is_complete
-        assert await sweeping[0]
-        assert len(finished) == 1
+    async def create_and_be_swept(upload: Upload, *, durable: bool = False) -> None:
+        await create(upload, durable=durable)
+        if request.param == "has been made":
+            results.append(await service.sweep(upload))
+
+    async def be_swept_and_finish(upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
+        if request.param == "is being finished":
+            results.append(await service.sweep(upload))
+        return await finish(upload, parts, sync=sync)
+
+    monkeypatch.setattr(service.state, "create", create_and_be_swept)
+    monkeypatch.setattr(service.storage, "finish", be_swept_and_finish)
+    return results
+
+
+async def test_sweeper_leaves_an_empty_upload_to_the_request_that_makes_it(
+    service: UploadService, swept: list[SweepResult | None]
+) -> None:
+    finished: list[UploadFinished] = []
+    service.events.observe(UploadFinished, finished.append)
+    assert (await service.create(NewUpload(0))).is_complete
+    assert swept == [None]
+    assert len(finished) == 1
+
+
+@pytest.mark.parametrize("swept", ["has been made"], indirect=True)
+async def test_refusal_of_an_empty_upload_is_for_its_sender_and_frees_the_reservation(
+    service: UploadService, swept: list[SweepResult | None]
+) -> None:
+    for _ in range(2):
+        with pytest.raises(DigestMismatch):
+            await service.create(replace(reserving(0), conditions=OTHER_DIGEST))
+        assert await service.state.get(RESERVED) is None
+    assert swept == [None, None]
+    assert (await service.create(reserving(0))).is_complete
+
+
+class Holder:
+    """The holder of a lock, which notes that it is asked to release it."""
+
+    asked = False
+
+    def release_requested(self) -> None:
+        self.asked = True
+
+    def commit_requested(self) -> None: ...
+
+    def lock_lost(self) -> None: ...
+
+
+async def test_empty_upload_of_an_id_in_use_disturbs_nobody(service: UploadService) -> None:
+    upload, holder = await service.create(NewUpload(10, id="chosen")), Holder()
+    lock = await service.locker.acquire(upload.id, holder, 0)
+    with pytest.raises(UploadExists):
+        await service.create(NewUpload(0, id=upload.id))
+    assert not holder.asked
+    await lock.release()

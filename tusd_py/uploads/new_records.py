@@ -103,6 +103,14 @@ class NewRecords:
         number = self._event_log.number(EventType.CREATED)
         return replace(record, location=self._storage.locate(record), event_sequence=number)
 
+    async def refuse_taken_id(self, new: NewUpload) -> None:
+        """Raise `UploadExists` if the application chose the id of a record, before its lock is asked for.
+
+        Whoever appends to that upload would be made to release the lock.
+        """
+        if new.id is not None and await self._state.get(new.id) is not None:
+            raise UploadExists
+
     async def add(self, new: NewUpload, record: Upload) -> Upload:
         """Add the record of a new upload, at the place that the application chose, if it did; return the record.
 

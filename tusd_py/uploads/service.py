@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tusd_py.contracts.hooks import BlockingHooks, HookType
+from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.storage import Buffer, OpenFile
 from tusd_py.core.errors import (
     BrokenRecord,
@@ -39,6 +40,7 @@ from tusd_py.uploads.expiration import Expiration, SweepResult
 from tusd_py.uploads.final_uploads import FinalUploads
 from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.locked_work import LockedWork, outcome
 from tusd_py.uploads.new_records import NewRecords
 from tusd_py.uploads.power_cuts import PowerCuts
@@ -126,13 +128,30 @@ class UploadService:
             return await self._create(new, record)
 
     async def _create(self, new: NewUpload, record: Upload) -> Upload:
-        upload, context = await self._new_records.add(new, record), new.context
-        self.events.publish(UploadCreated(upload, context))
-        if upload.status is Status.FINISHING:  # finished under its lock, since the sweeper may have found it already
-            with naming_created(upload.id):
-                upload = await self.carry_out(self._recovery.resume_now(upload.id, self.options.lock_timeout, context))
+        finishing = record.status is Status.FINISHING
+        upload = await (self._create_finishing(new, record) if finishing else self._add(new, record))
         await self._wait_for_deliveries(upload.id)
         return upload
+
+    async def _add(self, new: NewUpload, record: Upload) -> Upload:
+        upload = await self._new_records.add(new, record)
+        self.events.publish(UploadCreated(upload, new.context))
+        return upload
+
+    async def _create_finishing(self, new: NewUpload, record: Upload) -> Upload:
+        """Create an upload that has all its bytes, and complete it, to the end even if the caller is cancelled.
+
+        Both under its lock: the sweeper, which looks for such uploads, would else be told of a refusal in place of the
+        sender.
+        """
+        await self._new_records.refuse_taken_id(new)
+
+        async def create(lock: Lock) -> Upload:
+            upload = await self._add(new, replace(record, token=lock.token))
+            with naming_created(upload.id):
+                return await self._recovery.recover(upload, lock.token, new.context)
+
+        return await self._work.run(record.id, NonInterruptibleHolder(), self.options.lock_timeout, create)
 
     async def create_with(self, new: NewUpload, append_request: AppendRequest) -> Upload:
         """Create an upload, which exists even if its first bytes are refused, and append them; return its record.
