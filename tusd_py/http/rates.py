@@ -85,13 +85,22 @@ class ByteRate:
     while it cannot be reached, every process keeps to the rate by itself.
     """
 
-    def __init__(self, rates: CountsRates, bytes_per_second: int, is_draining: Callable[[], bool]) -> None:
-        """Take the store of rates, the rate, and whether the server is about to end."""
+    def __init__(
+        self, rates: CountsRates, own_rates: LocalRates, bytes_per_second: int, is_draining: Callable[[], bool]
+    ) -> None:
+        """Take the stores and the rate.
+
+        Args:
+            rates: the store of rates, which hosts share unless it is `own_rates`.
+            own_rates: the store of this process, for the time in which the other one cannot be reached.
+            bytes_per_second: the rate.
+            is_draining: tells whether the server is about to end.
+        """
         self._rates = rates
-        self._own_rates = LocalRates()
+        self._own_rates = own_rates
         self._rate = bytes_per_second
         self._is_draining = is_draining
-        self._least = 1 if isinstance(rates, LocalRates) else max(1, bytes_per_second // SHARES)
+        self._least = 1 if rates is own_rates else max(1, bytes_per_second // SHARES)
         self._shares: OrderedDict[str, tuple[int, float]] = OrderedDict()  # sender -> bytes left, time from when
 
     async def shaped(self, request: Request) -> BodySource:
@@ -152,8 +161,9 @@ def rates_of(
         bytes_per_second: zero for no limit.
         is_draining: tells whether the server is about to end.
     """
-    rates: CountsRates = state if isinstance(state, CountsRates) else LocalRates()
+    own_rates = LocalRates()
+    rates: CountsRates = state if isinstance(state, CountsRates) else own_rates
     return (
         CreationRate(rates, *parse_rate(creations)) if creations else None,
-        ByteRate(rates, bytes_per_second, is_draining) if bytes_per_second else None,
+        ByteRate(rates, own_rates, bytes_per_second, is_draining) if bytes_per_second else None,
     )
