@@ -19,7 +19,7 @@ class Clamd:
 
     Attributes:
         answer: the answer to a file; None for that of a scanner that knows `MALWARE`, "" for closing without one.
-        most: bytes of a file after which the connection is closed, with an error as clamd sends it.
+        max_size: bytes of a file after which the connection is closed, with an error as clamd sends it.
         says_why: whether that error is sent.
         cuts: the number of connections that are closed so.
         goes_on: event without which no answer is given.
@@ -28,7 +28,7 @@ class Clamd:
 
     def __init__(self, socket_path: Path | None = None) -> None:
         self.answer: str | None = None
-        self.most = 1 << 60
+        self.max_size = 1 << 60
         self.says_why = True
         self.cuts = 1 << 60
         self.goes_on = threading.Event()
@@ -62,7 +62,7 @@ class Clamd:
             size += len(data)
             found = found or MALWARE in tail + data
             tail = data[-len(MALWARE) :]
-            if size > self.most and self.cuts > 0:
+            if size > self.max_size and self.cuts > 0:
                 self.cuts -= 1
                 if self.says_why:
                     connection.sendall(b"INSTREAM size limit exceeded. ERROR\0")

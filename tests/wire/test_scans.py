@@ -120,7 +120,7 @@ def test_creation_that_cannot_be_scanned_tells_where_the_upload_is(site: ServerP
 
 @pytest.mark.parametrize("says_why", [True, False])
 def test_file_that_clamd_does_not_take_is_removed(site: ServerProcess, clamd: Clamd, says_why: bool) -> None:
-    clamd.most, clamd.says_why = 100_000, says_why
+    clamd.max_size, clamd.says_why = 100_000, says_why
     path, answer = send(site, CLEAN)
     assert code_of(answer) == (413, "ERR_SCAN_SIZE_EXCEEDED")
     assert head(site.port, path).status == 404
@@ -129,7 +129,7 @@ def test_file_that_clamd_does_not_take_is_removed(site: ServerProcess, clamd: Cl
 def test_file_is_scanned_again_after_a_connection_that_clamd_cut_off(site: ServerProcess, clamd: Clamd) -> None:
     """As a clamd does that is stopped while it reads."""
     for data, status in ((CLEAN, 204), (BAD, 422)):
-        clamd.most, clamd.says_why, clamd.cuts = 100_000, False, 1
+        clamd.max_size, clamd.says_why, clamd.cuts = 100_000, False, 1
         path, answer = send(site, data)
         assert (answer.status, clamd.cuts) == (status, 0)
         if status == 204:
@@ -138,7 +138,7 @@ def test_file_is_scanned_again_after_a_connection_that_clamd_cut_off(site: Serve
 
 
 def test_upload_waits_if_clamd_is_away_after_a_cut(site: ServerProcess, clamd: Clamd) -> None:
-    clamd.most, clamd.says_why, clamd.cuts, clamd.answer = 100_000, False, 1, ""
+    clamd.max_size, clamd.says_why, clamd.cuts, clamd.answer = 100_000, False, 1, ""
     path, answer = send(site, CLEAN)
     assert (code_of(answer), clamd.cuts) == ((503, "ERR_SCAN_UNAVAILABLE"), 0)
     assert head(site.port, path).status == 423
