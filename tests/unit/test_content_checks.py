@@ -15,6 +15,8 @@ import pytest
 from tests.support.clamd import Clamd
 from tests.support.redis_server import shared_redis_url
 from tests.support.services import Body, running_service
+from tests.support.timing import TIMEOUT
+from tusd_py.core.buffers import Buffer
 from tusd_py.core.conditions import Conditions
 from tusd_py.core.errors import (
     ChecksumMismatch,
@@ -279,7 +281,21 @@ async def test_final_upload_is_read_from_its_parts_and_a_wrong_one_leaves_them(
 async def test_completions_read_beside_each_other_and_all_succeed(
     service: UploadService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each read begins only when another one has begun too."""
+    read, begun, two_have_begun = service.storage.read, 0, asyncio.Event()
+
+    async def read_beside_another(*arguments: Any) -> AsyncIterator[Buffer]:
+        nonlocal begun
+        begun += 1
+        if begun == 2:
+            two_have_begun.set()
+        async with asyncio.timeout(TIMEOUT):
+            await two_have_begun.wait()
+        async for piece in read(*arguments):
+            yield piece
+
     monkeypatch.setattr(service._checks, "_seen", SeenUploads(0))
+    monkeypatch.setattr(service.storage, "read", read_beside_another)
     ids = [await create(service, digests()) for _ in range(8)]
     for upload_id in ids:
         await append(service, upload_id, 0, DATA[:STEP])
