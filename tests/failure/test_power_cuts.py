@@ -285,6 +285,7 @@ async def test_a_stop_ends_although_the_records_hang(hosts: Hosts, monkeypatch: 
     async with asyncio.timeout(30):
         await close_service(service, 0.1)
     hosts.forget(service)
+    assert boot_of(read(hosts.uploads)) == "first"  # what the next boot has to find
 
 
 async def test_a_note_of_a_stop_that_comes_too_late_does_not_count(hosts: Hosts) -> None:
