@@ -129,6 +129,35 @@ async def test_partial_upload_of_another_owner_costs_the_lookups_of_an_unknown_o
     assert refusals == [("a partial upload of another owner", "bob"), ("", "bob")]
 
 
+@pytest.mark.parametrize("make", [active, complete, gone, no_partial, broken])
+@pytest.mark.parametrize("method", ["HEAD", "GET", "PATCH", "DELETE"])
+async def test_upload_of_another_owner_costs_the_lookups_of_an_unknown_one(
+    server: TusServer, method: str, make: Callable[[TusServer], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await make(server)
+    looked_up: list[str] = []
+    records, state = server.service._records, server.service.state
+    load, get = records.load_completion_record, state.get
+
+    async def load_counted(upload_id: str) -> Upload | None:
+        looked_up.append("completion record")
+        return await load(upload_id)
+
+    async def get_counted(upload_id: str) -> Upload | None:
+        looked_up.append("record")
+        return await get(upload_id)
+
+    monkeypatch.setattr(records, "load_completion_record", load_counted)
+    monkeypatch.setattr(state, "get", get_counted)
+    headers = by("bob", **(offset_stream(4) if method == "PATCH" else {}))
+    found: list[tuple[int, bytes, list[str]]] = []
+    for named in (path, UNKNOWN):
+        looked_up.clear()
+        answer = await ask(server, method, named, headers, b"more" if method == "PATCH" else b"")
+        found.append((answer.status, answer.body, [*looked_up]))
+    assert found == [(404, found[0][1], ["record", "completion record"])] * 2
+
+
 # Records that cannot be read.
 
 
