@@ -106,7 +106,7 @@ class NewRecords:
     async def refuse_taken_id(self, new: NewUpload) -> None:
         """Raise `UploadExists` if the application chose the id of a record, before its lock is asked for.
 
-        Whoever appends to that upload would be made to release the lock.
+        A request that appends to that upload would be made to release the lock.
         """
         if new.id is not None and await self._state.get(new.id) is not None:
             raise UploadExists
