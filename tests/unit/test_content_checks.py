@@ -26,7 +26,7 @@ from tusd_py.core.errors import (
     TypeNotAllowed,
     UploadNotFound,
 )
-from tusd_py.core.signatures import HEAD_SIZE
+from tusd_py.core.file_types import HEAD_SIZE
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.uploads.checksum import AnnouncedChecksum
 from tusd_py.uploads.expiration import SweepResult

@@ -2,8 +2,9 @@
 
 A document holds an upload as it was when the event happened, the place of its bytes, and the request that caused it.
 
-Every upload has two documents, so that they are made with few calls: all texts are lines of one, which is escaped at
-once. Where a text has line breaks of its own, the document is an object.
+There are two formats, since every upload makes two documents and they have to be cheap. Compact: all texts are joined
+by newlines into one JSON string, which one call escapes. Plain: a JSON object of the fields, where a text contains a
+newline. parse_document reads both.
 """
 
 from __future__ import annotations

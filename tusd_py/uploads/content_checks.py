@@ -15,9 +15,9 @@ from dataclasses import replace
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.conditions import DIGEST_ALGORITHMS, Conditions, decode_conditions, hash_names
 from tusd_py.core.errors import ContentRefused, DigestMismatch, ServerShutdown, TypeNotAllowed
+from tusd_py.core.file_types import HEAD_SIZE, content_types
 from tusd_py.core.media_types import allows, media_type_of
 from tusd_py.core.request_context import RequestContext
-from tusd_py.core.signatures import HEAD_SIZE, content_types
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.types import UploadTerminated
 from tusd_py.uploads.components import Components

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.signatures import HEAD_SIZE
+from tusd_py.core.file_types import HEAD_SIZE
 from tusd_py.core.upload import Upload
 
 MAX_KEPT = 4096  # uploads; up to 2 KiB each

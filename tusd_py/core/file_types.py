@@ -1,7 +1,8 @@
 """Recognition of the type of a file by its first bytes.
 
-A small table of what people upload, and of what nobody should take for it. A signature says how a file begins and
-nothing about the rest: a file may be of two types at once, so that serving it safely is not left to this module.
+A table of the types that people upload, and of types that must not pass for them, such as HTML and programs. A
+signature describes the first bytes only: a file may be of two types at once, so downloads have protections of their
+own (http/download.py).
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ _BINARY_KINDS = ("image", "audio", "video", "font")
 _TEXT_OF_BINARY_KINDS = frozenset(("audio/mpegurl", "audio/x-mpegurl", "image/x-xpixmap", "image/x-xbitmap"))
 
 
-def signed_types(head: bytes) -> tuple[str, ...]:
+def types_by_signature(head: bytes) -> tuple[str, ...]:
     """Return the types that a file with these first bytes may have; empty if no signature fits."""
     for recognise in _RECOGNISERS:
         found = recognise(head)
@@ -152,7 +153,7 @@ def content_types(head: bytes, declared: str) -> tuple[str, ...]:
         head: the first `HEAD_SIZE` bytes of the file, or all of a shorter one.
         declared: the type that the client gave; empty if it gave none.
     """
-    found = signed_types(head)
+    found = types_by_signature(head)
     if found:
         return found
     textual = is_text(head)
@@ -174,7 +175,7 @@ def is_text(head: bytes) -> bool:
 
 def _contradicts(declared: str, *, textual: bool) -> bool:
     """Return whether a file without a signature cannot have the declared type."""
-    if declared in _SIGNED:
+    if declared in _TYPES_WITH_SIGNATURE:
         return True
     if not textual:
         return declared.startswith("text/")
@@ -285,7 +286,7 @@ _RECOGNISERS: tuple[Callable[[bytes], Sequence[str]], ...] = (
     _mpeg_audio,
 )
 # Types of which every file has a signature of this module.
-_SIGNED = frozenset(
+_TYPES_WITH_SIGNATURE = frozenset(
     [
         *(media_type for _, types in _BEGINNINGS for media_type in types),
         *(media_type for types in _RIFF.values() for media_type in types),

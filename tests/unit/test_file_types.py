@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.support.properties import on_any_machine
+from tusd_py.core.file_types import HEAD_SIZE, content_types
 from tusd_py.core.media_types import allows, media_type_of, parse_patterns
-from tusd_py.core.signatures import HEAD_SIZE, content_types
 
 
 def zipped(*names: str, stored: tuple[str, str] | None = None) -> bytes:
