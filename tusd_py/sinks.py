@@ -9,7 +9,7 @@ from tusd_py.contracts.outbox import Outbox, Sink, SupportsOutbox
 from tusd_py.contracts.state import StateStore
 from tusd_py.hooks.make import Hooks
 from tusd_py.hooks.signing import read_secrets
-from tusd_py.hooks.tls import make_context
+from tusd_py.http_client.tls import make_context
 from tusd_py.outbox.cloudevents import render
 from tusd_py.outbox.relay import OutboxRelay
 from tusd_py.outbox.sink_worker import DeliveryOptions

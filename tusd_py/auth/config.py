@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tusd_py.core.option_types import Seconds
-from tusd_py.hooks.http_client import parse_http_url
+from tusd_py.http_client.client import parse_http_url
 
 VISIBLE = re.compile(r"[\x21\x22\x24-\x7e]+")  # a fragment is for browsers only
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from tusd_py.auth.keys import KeySet, parse_key_set
 from tusd_py.core.errors import AuthenticationUnavailable
-from tusd_py.hooks.http_client import HttpClient, endpoint_name, parse_http_url
-from tusd_py.hooks.response_parser import HttpFailure
+from tusd_py.http_client.client import HttpClient, endpoint_name, parse_http_url
+from tusd_py.http_client.response_parser import HttpFailure
 
 logger = logging.getLogger("tusd_py.auth")
 

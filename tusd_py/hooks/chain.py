@@ -14,7 +14,7 @@ from tusd_py.contracts.hooks import (
     HookType,
     UploadChanges,
 )
-from tusd_py.hooks.http_client import HttpClient
+from tusd_py.http_client.client import HttpClient
 
 
 class HookChain:

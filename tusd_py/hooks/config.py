@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tusd_py.contracts.hooks import HookType
 from tusd_py.core.option_types import Names, Number, Seconds
-from tusd_py.hooks.http_client import endpoint_name, parse_http_url
 from tusd_py.hooks.payload import FIELD_NAME
-from tusd_py.hooks.tls import TlsFiles
+from tusd_py.http_client.client import endpoint_name, parse_http_url
+from tusd_py.http_client.tls import TlsFiles
 
 DEFAULT_EVENTS = ("pre-create", "post-create", "post-receive", "post-finish", "post-terminate")
 VISIBLE = re.compile(r"[\x21-\x7e]+")

@@ -16,10 +16,10 @@ from tusd_py.core.errors import HookUnavailable
 from tusd_py.core.event_document import has_secret_header, parse_document
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.hooks.event_names import hook_of
-from tusd_py.hooks.http_client import HttpClient, parse_http_url
 from tusd_py.hooks.payload import MAX_ANSWER, InvalidAnswer, canonical_name, notification, parse_answer, question
-from tusd_py.hooks.response_parser import HttpAnswer, HttpFailure
 from tusd_py.hooks.signing import signature_headers
+from tusd_py.http_client.client import HttpClient, parse_http_url
+from tusd_py.http_client.response_parser import HttpAnswer, HttpFailure
 
 logger = logging.getLogger("tusd_py.hooks")
 

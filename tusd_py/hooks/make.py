@@ -12,11 +12,11 @@ from tusd_py.hooks.chain import HookChain
 from tusd_py.hooks.command_hooks import CommandHooks, CommandHookSink, Commands
 from tusd_py.hooks.config import HooksConfig
 from tusd_py.hooks.event_names import EVENT_OF, events_of
-from tusd_py.hooks.http_client import HttpClient, endpoint_name, parse_http_url
 from tusd_py.hooks.http_hooks import HttpHookOptions, HttpHooks, HttpHookSink
 from tusd_py.hooks.python_hooks import PythonHooks, PythonHookSink, Reader, check_hooks, method_of
 from tusd_py.hooks.signing import read_secrets
-from tusd_py.hooks.tls import make_context
+from tusd_py.http_client.client import HttpClient, endpoint_name, parse_http_url
+from tusd_py.http_client.tls import make_context
 
 
 def load_object(place: str) -> object:

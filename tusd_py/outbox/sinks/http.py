@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from tusd_py.contracts.outbox import DeliveryError
 from tusd_py.core.outbox import OutboxEvent
-from tusd_py.hooks.http_client import HttpClient, parse_http_url
-from tusd_py.hooks.response_parser import HttpFailure
 from tusd_py.hooks.signing import signature_headers
+from tusd_py.http_client.client import HttpClient, parse_http_url
+from tusd_py.http_client.response_parser import HttpFailure
 from tusd_py.outbox.cloudevents import MEDIA_TYPE
 from tusd_py.outbox.sink_urls import SinkAddress
 

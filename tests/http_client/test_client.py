@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from tests.support.timing import TIMEOUT
-from tusd_py.hooks.http_client import MAX_CONNECTIONS, HttpClient, HttpUrl, parse_http_url
-from tusd_py.hooks.response_parser import HttpAnswer, HttpFailure
+from tusd_py.http_client.client import MAX_CONNECTIONS, HttpClient, HttpUrl, parse_http_url
+from tusd_py.http_client.response_parser import HttpAnswer, HttpFailure
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[object]]
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import httptools
 
-from tusd_py.hooks.response_parser import HttpAnswer, HttpFailure, ResponseParser
+from tusd_py.http_client.response_parser import HttpAnswer, HttpFailure, ResponseParser
 
 READ_SIZE = 64 << 10
 MAX_IDLE = 16  # connections to one host that are kept

@@ -16,9 +16,9 @@ from tests.conftest import require
 from tests.support.redis_server import MAKE_CERTIFICATE
 from tests.support.timing import TIMEOUT
 from tusd_py import InvalidSettings, TusServer
-from tusd_py.hooks.http_client import HttpClient, HttpUrl, parse_http_url
-from tusd_py.hooks.response_parser import HttpFailure
-from tusd_py.hooks.tls import TlsFiles, make_context
+from tusd_py.http_client.client import HttpClient, HttpUrl, parse_http_url
+from tusd_py.http_client.response_parser import HttpFailure
+from tusd_py.http_client.tls import TlsFiles, make_context
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

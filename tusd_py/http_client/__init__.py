@@ -1,0 +1,1 @@
+"""The HTTP client of hooks, event sinks and key endpoints."""
