@@ -21,13 +21,13 @@ from typing import Any
 from tusd_py.auth.signing_keys import SigningKeys
 from tusd_py.contracts.auth import is_owner
 from tusd_py.core.metadata import encode_metadata, parse_metadata
+from tusd_py.core.upload import MAX_UPLOAD_SIZE
 
 VERSION = "1"
 MAX_LENGTH = 4096  # characters of a signature; proxies take 8 KiB for a request line
 NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 TYPE_PATTERN = re.compile(r"[a-z0-9!#$&^_.+-]+/(?:\*|[a-z0-9!#$&^_.+-]+)")
 NONCE = re.compile(r"[A-Za-z0-9_-]{22}")
-MAX_SIZE = (1 << 63) - 1  # bytes of an upload
 
 
 class Purpose(StrEnum):
@@ -96,8 +96,8 @@ def check_grant(grant: CreationGrant) -> CreationGrant:
     """Return the grant; raises `ValueError` as `new_grant` does."""
     if grant.owner and not is_owner(grant.owner):
         raise ValueError("an owner has 1 to 255 printable characters")
-    if grant.max_size is not None and not 0 <= grant.max_size <= MAX_SIZE:
-        raise ValueError(f"the largest size is from 0 to {MAX_SIZE} bytes")
+    if grant.max_size is not None and not 0 <= grant.max_size <= MAX_UPLOAD_SIZE:
+        raise ValueError(f"the largest size is from 0 to {MAX_UPLOAD_SIZE} bytes")
     for name in grant.types:
         if not TYPE_PATTERN.fullmatch(name):
             raise ValueError(f"a type is such as image/png or image/*, not {name[:40]!r}")

@@ -11,6 +11,8 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from tusd_py.core.upload import MAX_UPLOAD_SIZE
+
 SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 SIZE_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 SIZE_UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -73,7 +75,7 @@ def split_list(value: object) -> object:
     return value
 
 
-Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=(1 << 63) - 1)]
+Size: TypeAlias = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=MAX_UPLOAD_SIZE)]
 Seconds: TypeAlias = Annotated[
     float, BeforeValidator(parse_duration), Field(ge=0, le=MAX_DURATION, allow_inf_nan=False)
 ]

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from tusd_py.core.metadata import decode_metadata
 
+MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes; the largest number of header fields, records and claims
 UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 # Names of routes beside those of uploads: `events` below the creation URL, the others where that is `/`.
 RESERVED_IDS = frozenset(("admin", "assets", "events", "healthz", "metrics", "readyz", "record"))

@@ -15,11 +15,10 @@ from tusd_py.contracts.auth import MAX_OWNER_LENGTH, is_owner
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookResponse, HookType, UploadChanges
 from tusd_py.core.event_document import EventDocument, EventRequest
 from tusd_py.core.metadata import decode_metadata
-from tusd_py.core.upload import RESERVED_IDS, UPLOAD_ID
+from tusd_py.core.upload import MAX_UPLOAD_SIZE, RESERVED_IDS, UPLOAD_ID
 from tusd_py.core.upload_codec import LATEST
 
 MAX_ANSWER = 64 << 10  # bytes
-MAX_SIZE = (1 << 63) - 1  # bytes; the largest number of a record
 FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1
 FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -220,8 +219,8 @@ def check_changes(changes: UploadChanges) -> None:
         raise InvalidAnswer(
             f"the owner in the answer is not 1 to {MAX_OWNER_LENGTH} printable characters without spaces around them"
         )
-    if changes.max_size is not None and not 0 <= changes.max_size <= MAX_SIZE:
-        raise InvalidAnswer(f"the largest size in the answer is not a number from 0 to {MAX_SIZE}")
+    if changes.max_size is not None and not 0 <= changes.max_size <= MAX_UPLOAD_SIZE:
+        raise InvalidAnswer(f"the largest size in the answer is not a number from 0 to {MAX_UPLOAD_SIZE}")
     if changes.expires_at is not None and not 0 <= changes.expires_at < LATEST:
         raise InvalidAnswer("the expiry in the answer is out of range")
     for key, value in (changes.metadata or {}).items():

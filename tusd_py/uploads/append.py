@@ -25,7 +25,7 @@ from tusd_py.core.errors import (
     UploadInterrupted,
 )
 from tusd_py.core.quotas import bytes_exceeded
-from tusd_py.core.upload import Upload, UploadPart
+from tusd_py.core.upload import MAX_UPLOAD_SIZE, Upload, UploadPart
 from tusd_py.transfer.batch_writer import BatchWriter
 from tusd_py.transfer.body_source import BodySource
 from tusd_py.transfer.budget import ByteBudget
@@ -374,4 +374,4 @@ def _limit(upload: Upload, options: UploadOptions, quota_end: int | None) -> int
     if upload.length is not None:
         return upload.length
     limits = [limit for limit in (options.largest("deferred"), quota_end) if limit is not None]
-    return min(limits, default=(1 << 63) - 1)
+    return min(limits, default=MAX_UPLOAD_SIZE)

@@ -8,13 +8,11 @@ from dataclasses import dataclass, replace
 from tusd_py.core.conditions import NO_CONDITIONS, Conditions
 from tusd_py.core.errors import FinalUploadModified, InvalidLength, MaxSizeExceeded, OffsetMismatch, SizeExceeded
 from tusd_py.core.request_context import RequestContext
-from tusd_py.core.upload import Upload, UploadKind
+from tusd_py.core.upload import MAX_UPLOAD_SIZE, Upload, UploadKind
 from tusd_py.transfer.body_source import BodySource
 from tusd_py.uploads.admission import ANY_UPLOAD, Admission
 from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.options import SizeKind, UploadOptions
-
-MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes; the largest number of header fields and records
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,6 @@ from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload, enco
 
 PAGE_SIZE = 200  # records fetched at once
 NEW_ENTRY_AGE = 60.0  # seconds within which the record of a new entry of the index may still be missing
-ENDED_STATUSES = (Status.TERMINATED, Status.EXPIRED)  # these changes are made even if Redis has no memory left
 REPAIR_INTERVAL = 6 * 3600.0  # seconds between two comparisons of the index with the records
 WAITING_TTL = 86400  # seconds; the sweeper looks at a waiting final upload, and notes it again, every hour
 ALWAYS_DUE = 0.0  # due time of finishing uploads; their score in the index is minus the time of the entry
@@ -189,7 +188,8 @@ class RedisState:
                 entries = [word for partial_id in partial_ids for word in (repr(partials_until), partial_id)]
                 await self._redis.command("ZADD", self._keys.due, "LT", *entries)
         await self._update_due_index(before, stored)
-        script = END if stored.status in ENDED_STATUSES else UPDATE
+        # END is made even if Redis has no memory left.
+        script = END if stored.has_ended else UPDATE
         words = [json.dumps(arguments)]
         if not await self._counted_change(stored, script, keys, words, events, self._timeout):
             raise LockLost
@@ -359,7 +359,7 @@ class RedisState:
         if when is None or (before is not None and (earlier := _due_at(before)) is not None and earlier <= when):
             return
         score = _score(when, self.clock.wall())
-        if after.status in ENDED_STATUSES:
+        if after.has_ended:
             await self._redis.run(NOTE_DUE, [self._keys.due], [score, after.id])
         else:
             await self._redis.command("ZADD", self._keys.due, "LT", score, after.id)  # it may arrive late

@@ -23,7 +23,7 @@ from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, Upload
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.quotas import Usage, growth, has_quota, replaces_partials, returns_partials
-from tusd_py.core.upload import Status, Upload, UploadPart
+from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.core.upload_codec import FIELDS, BrokenRecords, decode_row, encode_row
 
 SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
@@ -50,7 +50,6 @@ INSERT_WAITING = "INSERT OR IGNORE INTO waiting_finals (partial_id, final_id) VA
 SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT ?"
 DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
-ENDED_STATUSES = (Status.TERMINATED, Status.EXPIRED)
 
 
 class SQLiteState:
@@ -155,7 +154,7 @@ class SQLiteState:
             return stored
 
         drop_parts = bool(before.storage_state) and stored.is_complete
-        removes = stored.status in ENDED_STATUSES
+        removes = stored.has_ended
         compound = bool(parts) or drop_parts or _is_compound(before, stored)
         result: Upload = await self._submit(change, durable, compound=compound, removes=removes, events=events)
         return result
@@ -178,7 +177,7 @@ class SQLiteState:
             durable,
             None,
             compound=_is_compound(before, stored),
-            removes=stored.status in ENDED_STATUSES,
+            removes=stored.has_ended,
             events=events,
         )
         self._writer.run_now(job)

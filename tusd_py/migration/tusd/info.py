@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tusd_py.core.metadata import parse_metadata
-from tusd_py.core.upload import Status, Upload, UploadKind, is_upload_id
+from tusd_py.core.upload import MAX_UPLOAD_SIZE, Status, Upload, UploadKind, is_upload_id
 from tusd_py.migration.report import UploadRefused, abbreviated
 from tusd_py.settings import Settings
 
-MAX_SIZE = (1 << 63) - 1  # bytes
 T = TypeVar("T")
 
 
@@ -71,8 +70,8 @@ def _length(values: Mapping[str, Any]) -> int | None:
     size = _field(values, "Size", int, -1)
     if _field(values, "SizeIsDeferred", bool, False):
         return None
-    if not 0 <= size <= MAX_SIZE:
-        raise UploadRefused(f"has no Size from 0 to {MAX_SIZE}")
+    if not 0 <= size <= MAX_UPLOAD_SIZE:
+        raise UploadRefused(f"has no Size from 0 to {MAX_UPLOAD_SIZE}")
     return size
 
 
