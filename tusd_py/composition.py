@@ -142,7 +142,7 @@ def _refuse_unsupported_quotas(settings: Settings, state: StateStore) -> None:
     if not isinstance(state, SupportsQuotas):
         kind = type(state).__name__
         raise InvalidSettings(f"{name} needs records that count per owner: SQLite and Redis do, {kind} does not")
-    if settings.redis.url is not None and "+cluster" in settings.redis.url.partition("://")[0]:
+    if settings.redis.is_cluster:
         raise InvalidSettings(f"{name} needs one Redis, not a cluster")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tests.simulation.machine import Process
 from tusd_py.core.buffers import Buffer
 from tusd_py.http.body_extension import BODY_EXTENSION
-from tusd_py.transfer.budget import BufferPool
+from tusd_py.transfer.budget import LendsBuffers
 from tusd_py.uvicorn_server.buffered_receiver import SMALL_SHARE
 
 
@@ -55,7 +55,7 @@ class Exchange:
         self.reader_timed_out = False
         self.answer: asyncio.Future[Answer | None] = loop.create_future()
         self.delivered = 0  # bytes that the server was given
-        self._pool: BufferPool | None = None
+        self._pool: LendsBuffers | None = None
         self._arrived: deque[bytes] = deque()
         self._ended = False
         self._end_delivered = False
@@ -175,7 +175,7 @@ class Exchange:
 
     def close(self) -> None: ...
 
-    def use_buffer_pool(self, pool: BufferPool) -> None:
+    def use_buffer_pool(self, pool: LendsBuffers) -> None:
         self._pool = pool
 
     def _in_buffer(self, content: bytes) -> Buffer:

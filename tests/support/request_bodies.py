@@ -10,7 +10,7 @@ from starlette.types import Message
 from tests.support.timing import scaled
 from tusd_py.contracts.storage import Buffer
 from tusd_py.http.body import RequestBody
-from tusd_py.transfer.budget import BufferPool
+from tusd_py.transfer.budget import LendsBuffers
 
 Make = Callable[..., RequestBody]
 TIMEOUT = scaled(30.0)  # seconds for anything that has to happen
@@ -38,7 +38,7 @@ class Arrived:
     def __init__(self, data: bytes = b"", trailers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self.last_arrival = 0.0
         self.trailers = list(trailers)
-        self.pools: list[BufferPool] = []
+        self.pools: list[LendsBuffers] = []
         self.whole = None
         self._data = data
 
@@ -48,7 +48,7 @@ class Arrived:
 
     def close(self) -> None: ...
 
-    def use_buffer_pool(self, pool: BufferPool) -> None:
+    def use_buffer_pool(self, pool: LendsBuffers) -> None:
         self.pools.append(pool)
 
 

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive
 from tusd_py.core.buffers import Buffer, PooledBuffer
 from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
 from tusd_py.http.body_extension import BodyExtension
-from tusd_py.transfer.budget import BufferPool, SmallBuffers
+from tusd_py.transfer.budget import LendsBuffers, SmallBuffers
 
 READ_AHEAD = 128 << 10  # bytes received for a busy reader in advance, under a server without a body extension
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
@@ -39,7 +39,7 @@ class RequestBody:
         offers_upgrade: bool = False,
         expects_continue: bool = False,
         extension: BodyExtension | None = None,
-        pool: BufferPool | None = None,
+        pool: LendsBuffers | None = None,
     ) -> None:
         self.declared_size = declared_size
         self.bytes_received = 0

@@ -7,7 +7,7 @@ from typing import Protocol
 from starlette.types import Receive, Scope
 
 from tusd_py.core.buffers import Buffer
-from tusd_py.transfer.budget import BufferPool
+from tusd_py.transfer.budget import LendsBuffers
 
 BODY_EXTENSION = "tusd_py.request_body"  # key of the extension, a `BodyExtension`
 
@@ -32,7 +32,7 @@ class BodyExtension(Protocol):
     def close(self) -> None:
         """Drop the rest of the body: the application reads no more of it."""
 
-    def use_buffer_pool(self, pool: BufferPool) -> None:
+    def use_buffer_pool(self, pool: LendsBuffers) -> None:
         """Receive into buffers of `pool` from now on; ASGI messages then hold whole buffers, as memoryviews."""
 
 
@@ -62,7 +62,7 @@ class ExtensionBehindMiddleware:
     def close(self) -> None:
         self._extension.close()
 
-    def use_buffer_pool(self, pool: BufferPool) -> None: ...
+    def use_buffer_pool(self, pool: LendsBuffers) -> None: ...
 
 
 def body_extension_of(scope: Scope, receive: Receive) -> BodyExtension | None:

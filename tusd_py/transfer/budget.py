@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from tusd_py.asyncutil.byte_limiter import ByteLimiter
 from tusd_py.core.buffers import PooledBuffer
 
@@ -19,6 +21,22 @@ class ByteBudget(ByteLimiter):
     def batch_size(self) -> int:
         """Return the size of a batch in bytes: a fair share of the budget, for two batches of each writer."""
         return max(MIN_BATCH_SIZE, min(MAX_BATCH_SIZE, self.total // (2 * max(1, self.writers))))
+
+
+class LendsBuffers(Protocol):
+    """A lender of buffers to receive into."""
+
+    def acquire(self, most: int = MAX_BATCH_SIZE) -> PooledBuffer:
+        """Lend a buffer of at most `most` bytes, or of `MIN_BATCH_SIZE` if that is more."""
+        ...
+
+    def detach(self, buffer: PooledBuffer) -> None:
+        """Count a filled buffer no longer as lent; `ByteBudget` counts its bytes from now on."""
+        ...
+
+    def release(self, buffer: PooledBuffer) -> None:
+        """Take back a detached buffer that is no longer read."""
+        ...
 
 
 class BufferPool:
@@ -73,22 +91,22 @@ class BufferPool:
         return False
 
 
-class SmallBuffers(BufferPool):
+class SmallBuffers:
     """A view of a pool that lends small buffers, to a receiver that has to wait between them."""
 
-    def __init__(self, pool: BufferPool, most: int) -> None:
+    def __init__(self, pool: LendsBuffers, most: int) -> None:
         """Lend buffers of `pool` that have `most` bytes, or `MIN_BATCH_SIZE` if that is more."""
         self._pool = pool
         self._most = most
 
     def acquire(self, most: int = MAX_BATCH_SIZE) -> PooledBuffer:
-        """See `BufferPool.acquire`."""
+        """See `LendsBuffers.acquire`."""
         return self._pool.acquire(min(most, self._most))
 
     def detach(self, buffer: PooledBuffer) -> None:
-        """See `BufferPool.detach`."""
+        """See `LendsBuffers.detach`."""
         self._pool.detach(buffer)
 
     def release(self, buffer: PooledBuffer) -> None:
-        """See `BufferPool.release`."""
+        """See `LendsBuffers.release`."""
         self._pool.release(buffer)

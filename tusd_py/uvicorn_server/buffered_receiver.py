@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tusd_py.core.buffers import Buffer, PooledBuffer
-from tusd_py.transfer.budget import BufferPool
+from tusd_py.transfer.budget import LendsBuffers
 
 if TYPE_CHECKING:
     from tusd_py.uvicorn_server.cycle import UploadCycle
@@ -23,7 +23,7 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
     A class of its own, because uvloop treats a protocol that is also an `asyncio.Protocol` as an unbuffered one.
     """
 
-    def __init__(self, protocol: UploadProtocol, cycle: UploadCycle, pool: BufferPool, remaining: int) -> None:
+    def __init__(self, protocol: UploadProtocol, cycle: UploadCycle, pool: LendsBuffers, remaining: int) -> None:
         self._protocol = protocol
         self._cycle = cycle
         self._pool = pool

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from tusd_py.core.buffers import Buffer
 from tusd_py.http.body_extension import BODY_EXTENSION
 from tusd_py.http.request import FILE_SENDING
-from tusd_py.transfer.budget import BufferPool
+from tusd_py.transfer.budget import LendsBuffers
 from tusd_py.uvicorn_server.buffered_receiver import BufferedBodyReceiver
 from tusd_py.uvicorn_server.file_sender import can_send_files
 
@@ -58,7 +58,7 @@ class UploadCycle(RequestResponseCycle):
             extensions[FILE_SENDING] = {}
         self.scope["extensions"] = extensions
         self.protocol = protocol
-        self.pool: BufferPool | None = None
+        self.pool: LendsBuffers | None = None
         self.receiver: BufferedBodyReceiver | None = None
         self.arrived = 0  # bytes of the body that passed the parser
         self.last_arrival = 0.0
@@ -212,7 +212,7 @@ class UploadCycle(RequestResponseCycle):
         if self.receiver is not None:
             self.receiver.close()
 
-    def use_buffer_pool(self, pool: BufferPool) -> None:
+    def use_buffer_pool(self, pool: LendsBuffers) -> None:
         self.pool = pool
 
     def _continue_reading(self) -> None:

@@ -62,3 +62,8 @@ class RedisConfig(BaseModel):
         le=3600,
         description="lease duration of locks in Redis: a lock ends this long after its last renewal; 1s at least",
     )
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the URL names a cluster."""
+        return self.url is not None and "+cluster" in self.url.partition("://")[0]
