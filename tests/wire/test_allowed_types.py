@@ -48,6 +48,20 @@ def test_declared_type_that_is_not_allowed_is_refused_before_anything_is_made(
         assert_refused(post(site, None, filetype(declared)))
 
 
+@pytest.mark.parametrize("key", ["filetype", "type", "contentType"])
+def test_the_type_that_a_download_would_have_is_judged(site: ServerProcess, key: str) -> None:
+    def declared(**pairs: str) -> dict[str, str]:
+        return {"Upload-Metadata": metadata(filename="a", **pairs)}
+
+    with unchanged(site):
+        assert_refused(post(site, len(PNG), declared(**{key: "text/javascript"})))
+    path = create(site.port, len(PNG), declared(**{key: "image/png"}), PNG)
+    assert request(site.port, "GET", path)["Content-Type"] == "image/png"
+    if key != "filetype":  # which counts more
+        path = create(site.port, len(PNG), declared(filetype="image/png", **{key: "text/javascript"}), PNG)
+        assert request(site.port, "GET", path)["Content-Type"] == "image/png"
+
+
 @pytest.mark.parametrize("declared", ["image/png", "IMAGE/PNG", "image/png; charset=binary", "null", ""])
 @pytest.mark.parametrize("step", [100, 1000, 1024, 5000, 300_000])
 def test_upload_of_an_allowed_type_is_complete(site: ServerProcess, declared: str, step: int) -> None:

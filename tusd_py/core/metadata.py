@@ -95,9 +95,14 @@ def readable_metadata(text: str) -> dict[str, str]:
     return {key: value.decode("utf-8", "replace") for key, value in values.items()}
 
 
+def declared_type_of(metadata: Mapping[str, str]) -> str:
+    """Return the text by which a client tells the media type of its file; empty without one."""
+    return next((metadata[key] for key in ("filetype", "type", "contentType") if metadata.get(key)), "")
+
+
 def content_type_of(metadata: Mapping[str, str]) -> str:
     """Return the media type that a client gave its file; the default type if it is missing or malformed."""
-    found = next((metadata[key] for key in ("filetype", "type", "contentType") if metadata.get(key)), "")
+    found = declared_type_of(metadata)
     return found if TYPE.fullmatch(found) else DEFAULT_TYPE
 
 

@@ -17,6 +17,7 @@ from tusd_py.core.conditions import DIGEST_ALGORITHMS, Conditions, decode_condit
 from tusd_py.core.errors import ContentRefused, DigestMismatch, ServerShutdown, TypeNotAllowed
 from tusd_py.core.file_types import HEAD_SIZE, content_types
 from tusd_py.core.media_types import allows, media_type_of
+from tusd_py.core.metadata import declared_type_of
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.types import UploadTerminated
@@ -58,7 +59,7 @@ class TypeRules:
             self._refuse_unless_any(content_types(head, self._declared()))
 
     def _declared(self) -> str:
-        return media_type_of(self._upload.decoded_metadata.get("filetype", ""))
+        return media_type_of(declared_type_of(self._upload.decoded_metadata))
 
     def _refuse_unless_any(self, types: Sequence[str]) -> None:
         for patterns in self._lists:
