@@ -190,6 +190,15 @@ class FarRates(LocalRates):
         return await super().take_rate(name, seconds, burst, refuse=refuse)
 
 
+class SlowRates(FarRates):
+    """A store whose answers take a while."""
+
+    async def take_rate(self, name: str, seconds: float, burst: float, *, refuse: bool) -> float:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return await super().take_rate(name, seconds, burst, refuse=refuse)
+
+
 def far_rate(rates: FarRates, bytes_per_second: int) -> ByteRate:
     return ByteRate(rates, LocalRates(clock=Clock()), bytes_per_second, lambda: False)
 
@@ -211,6 +220,24 @@ async def test_few_buffers_need_a_call_of_a_far_store() -> None:
     assert rates.calls == 1
     assert await rate.take("a", 8000) > 0
     assert len(rate._shares) <= 1
+
+
+@pytest.mark.parametrize("buffers", [10, 1000])
+async def test_requests_of_one_sender_take_from_one_share(buffers: int) -> None:
+    """Each of them taking a share of its own would make all of them wait for bytes that nobody sends."""
+    rates = SlowRates()
+    rate = far_rate(rates, 80_000)
+    waits = await asyncio.gather(*(rate.take("a", 10) for _ in range(buffers)))
+    assert waits == [0] * buffers
+    assert rates.calls == 1
+
+
+async def test_requests_of_one_sender_together_keep_to_its_rate() -> None:
+    rates = SlowRates()
+    rate = far_rate(rates, 1000)
+    waits = await asyncio.gather(*(rate.take("a", 100) for _ in range(30)))
+    assert waits[:10] == [0] * 10
+    assert waits[-1] == pytest.approx(2.0, abs=0.5)
 
 
 async def test_bytes_keep_to_the_rate_while_the_far_store_is_away() -> None:
@@ -277,6 +304,46 @@ async def test_wake_ends_a_pause_without_bytes() -> None:
     body.wake()
     assert source.wakes == 1
     assert body.silent_for() == 7
+
+
+async def test_wake_before_a_pause_ends_it() -> None:
+    """A commit that is asked for while bytes are counted, or stored, is made before the pause."""
+    counting, counted = asyncio.Event(), asyncio.Event()
+
+    async def take(size: int) -> float:
+        counting.set()
+        await counted.wait()
+        return LONG
+
+    source = Source([b"a", b"b"])
+    body = ShapedBody(cast(RequestBody, source), take)
+    reading = asyncio.ensure_future(body.read())
+    await counting.wait()
+    body.wake()
+    counted.set()
+    assert await reading == b"a"
+    assert await body.read() == b""
+    body.wake()
+    assert await body.read() == b""
+    reading = asyncio.ensure_future(body.read())
+    await asyncio.sleep(0)
+    assert not reading.done()
+    body.wake()
+    assert await reading == b""
+    assert source.pieces == [b"b"]
+
+
+async def test_wake_that_the_body_has_taken_ends_no_later_pause() -> None:
+    source = Source([b"", b"a", b"b"])
+    body = shaped(source, LONG)
+    body.wake()
+    assert [await body.read(), await body.read()] == [b"", b"a"]
+    reading = asyncio.ensure_future(body.read())
+    await asyncio.sleep(0)
+    assert not reading.done()
+    body.interrupt(UploadInterrupted())
+    with pytest.raises(UploadInterrupted):
+        await reading
 
 
 async def test_interruption_ends_all_pauses() -> None:

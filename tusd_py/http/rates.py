@@ -8,6 +8,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from tusd_py.asyncutil.local_rates import MAX_RATES, LocalRates
 from tusd_py.contracts.rates import CountsRates
@@ -78,6 +79,15 @@ class CreationRate:
             raise RateLimited(wait)
 
 
+@dataclass(slots=True)
+class _Share:
+    """The bytes that were taken for a sender and have not come yet."""
+
+    left: int = 0
+    usable_at: float = 0.0  # time of the event loop
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class ByteRate:
     """The limit for the bytes of appends. A sender that exceeds it waits, and no other one does.
 
@@ -101,7 +111,7 @@ class ByteRate:
         self._rate = bytes_per_second
         self._is_draining = is_draining
         self._least = 1 if rates is own_rates else max(1, bytes_per_second // SHARES)
-        self._shares: OrderedDict[str, tuple[int, float]] = OrderedDict()  # sender -> bytes left, time from when
+        self._shares: OrderedDict[str, _Share] = OrderedDict()  # of every sender
 
     async def shaped(self, request: Request) -> BodySource:
         """Return the body of an append as it may be read, once the sender has waited for its earlier bytes."""
@@ -118,21 +128,28 @@ class ByteRate:
         return ShapedBody(body, take)
 
     async def take(self, sender: str, size: int) -> float:
-        """Count bytes of a sender; return the seconds until it may send more."""
-        now = asyncio.get_running_loop().time()
-        left, usable_at = self._shares.pop(sender, (0, 0.0))
-        if size > left:
-            taken = max(self._least, size - left)
-            usable_at = now + await self._take(sender, taken)
-            left += taken
-        elif not left:
-            usable_at = now + await self._take(sender, 0)
-        left -= size
-        if left:
-            self._shares[sender] = left, usable_at
-            if len(self._shares) > MAX_RATES:
-                self._shares.popitem(last=False)
-        return max(0.0, usable_at - now)
+        """Count bytes of a sender; return the seconds until it may send more.
+
+        Requests of one sender take from one share, one after the other.
+        """
+        share = self._share_of(sender)
+        async with share.turn:
+            now = asyncio.get_running_loop().time()
+            if size > share.left:
+                taken = max(self._least, size - share.left)
+                share.usable_at = now + await self._take(sender, taken)
+                share.left += taken
+            elif not share.left:
+                share.usable_at = now + await self._take(sender, 0)
+            share.left -= size
+            return max(0.0, share.usable_at - now)
+
+    def _share_of(self, sender: str) -> _Share:
+        share = self._shares.setdefault(sender, _Share())
+        self._shares.move_to_end(sender)
+        if len(self._shares) > MAX_RATES:
+            self._shares.popitem(last=False)
+        return share
 
     async def _take(self, sender: str, size: int) -> float:
         name, seconds = f"bytes {sender}", size / self._rate

@@ -24,6 +24,7 @@ class ShapedBody:
         self._take = take
         self._resume_at = 0.0  # time of the event loop
         self._pause: asyncio.Future[bool] | None = None  # while `read` pauses; True if it is woken
+        self._woken = False  # while `read` did not pause, so that bytes that are there are still to be read
         self._interrupted = False
 
     @property
@@ -47,9 +48,12 @@ class ShapedBody:
     async def read(self) -> Buffer | None:
         """See `BodySource.read`."""
         seconds = self._resume_at - asyncio.get_running_loop().time()
-        if seconds > 0 and not self._interrupted and await self._paused(seconds):
+        if seconds > 0 and not self._interrupted and (self._woken or await self._paused(seconds)):
+            self._woken = False
             return b""
         data = await self._body.read()
+        if not data:
+            self._woken = False
         if data and not self._interrupted:
             wait = await self._take(len(data))
             self._resume_at = asyncio.get_running_loop().time() + wait
@@ -86,6 +90,7 @@ class ShapedBody:
         if self._pause is not None:
             _settle(self._pause, True)
         else:
+            self._woken = True
             self._body.wake()
 
     def _end_for_good(self) -> None:
