@@ -22,6 +22,7 @@ from tusd_py.core.errors import (
     ChecksumMismatch,
     ClientDisconnected,
     DigestMismatch,
+    QuotaExceeded,
     ServerShutdown,
     TypeNotAllowed,
     UploadNotFound,
@@ -154,6 +155,19 @@ async def test_deferred_length(service: UploadService, reads: list[tuple[int, in
     await append(service, upload_id, 0, DATA[:STEP])
     await append(service, upload_id, STEP, DATA[STEP:])
     assert (await append(service, upload_id, len(DATA), b"", length=len(DATA))).is_complete
+    assert reads == []
+
+
+async def test_bytes_before_an_append_beyond_the_quota_are_not_read_again(
+    service: UploadService, reads: list[tuple[int, int]]
+) -> None:
+    new = NewUpload(None, conditions=digests(), quota_bytes=len(DATA))
+    upload_id = (await service.create(new)).id
+    await append(service, upload_id, 0, DATA[:STEP])
+    for length, data in ((None, bytes(len(DATA))), (len(DATA) + 1, b"")):
+        with pytest.raises(QuotaExceeded):
+            await append(service, upload_id, STEP, data, length=length)
+    assert (await append(service, upload_id, STEP, DATA[STEP:], length=len(DATA))).is_complete
     assert reads == []
 
 

@@ -207,7 +207,12 @@ class Appending:
         upload = check_append(record, append_request, self._options)
         self._work.refuse_when_draining()
         checks = self._completion.checks.of_append(upload)
-        record, upload, quota_end = await self._quotas.admit_append(record, upload, append_request, lock.token)
+        try:
+            record, upload, quota_end = await self._quotas.admit_append(record, upload, append_request, lock.token)
+        except UploadError:
+            if checks is not None:  # no byte was taken, so that what was seen is still true
+                self._completion.checks.append_ended(record, checks)
+            raise
         append = self._new_append(upload, append_request, lock, quota_end, checks)
         holder.target = append
         self._appends.add(append)
