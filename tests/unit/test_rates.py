@@ -99,6 +99,15 @@ async def test_processes_with_one_redis_count_together(tmp_path: Any) -> None:
         assert (await asyncio.gather(*takes)).count(0) == 10
 
 
+async def test_a_share_below_the_resolution_of_redis_counts(tmp_path: Any) -> None:
+    count, period = parse_rate("999999999/s")
+    state = RedisState(connection(), f"{tmp_path.name}:")
+    await state.open()
+    assert await state.take_rate("a", period / count, 0, refuse=False) > 0
+    assert await state.take_rate("b", 0, 0, refuse=False) == 0
+    await state.close()
+
+
 async def test_rates_in_redis_expire(tmp_path: Any) -> None:
     state = RedisState(connection(), f"{tmp_path.name}:")
     await state.open()

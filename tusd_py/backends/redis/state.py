@@ -103,7 +103,8 @@ class RedisState:
 
     async def take_rate(self, name: str, seconds: float, burst: float, *, refuse: bool) -> float:
         """Take a share of a rate of all hosts, see `CountsRates.take_rate`."""
-        share = int(seconds * 1e6)  # rounded up, the last share of a burst would be refused
+        # Rounded up, the last share of a burst would be refused; as nothing, every share would be taken.
+        share = max(1, int(seconds * 1e6)) if seconds else 0
         arguments = [share, int(burst * 1e6), int(refuse)]
         return int(await self._redis.run(TAKE_RATE, [self._keys.rate(name)], arguments)) / 1e6
 
