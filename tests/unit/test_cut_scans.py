@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 
 from tusd_py.contracts.scanner import ScanImpossible
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.errors import MalwareFound, ScanSizeExceeded, ScanUnavailable
+from tusd_py.core.errors import MalwareFound, ScanSizeExceeded, ScanUnavailable, ServerShutdown
 from tusd_py.core.upload import Upload
 from tusd_py.uploads import scans
 from tusd_py.uploads.options import ScanOptions
@@ -65,3 +67,34 @@ async def test_only_a_second_cut_at_about_the_same_byte_is_a_limit(
             await subject.scan(UPLOAD, pieces)
     assert scanner.answers == []
     assert scanner.read == [b"hello"] * len(answers)
+
+
+class Lingering:
+    """A scanner that ends some time after it was told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.told_to_end, self.may_end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def scan(self, pieces: AsyncIterator[Buffer]) -> str:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.told_to_end.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.may_end.wait()
+            raise
+        raise AssertionError
+
+
+async def test_scans_are_interrupted_again_while_they_end() -> None:
+    scanner = Lingering()
+    subject = Scans(scanner, ScanOptions())
+    scanning = asyncio.create_task(subject.scan(UPLOAD, pieces))
+    await scanner.begun.wait()
+    subject.interrupt()
+    await scanner.told_to_end.wait()
+    subject.interrupt()
+    scanner.may_end.set()
+    with pytest.raises(ServerShutdown):
+        await scanning

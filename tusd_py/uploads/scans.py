@@ -37,7 +37,8 @@ class Scans:
         self._interrupted = True
         now = asyncio.get_running_loop().time()
         for limit in list(self._running):
-            limit.reschedule(now)
+            if not limit.expired():  # one that has just expired ends by itself, and cannot be set again
+                limit.reschedule(now)
 
     def resume(self) -> None:
         """Allow scans again."""
