@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import io
 import struct
 import tarfile
@@ -53,6 +54,7 @@ FILES = {
     "application/epub+zip": zipped(stored=("mimetype", "application/epub+zip")),
     "application/vnd.oasis.opendocument.text": zipped(stored=("mimetype", "application/vnd.oasis.opendocument.text")),
     "application/gzip": b"\x1f\x8b\x08",
+    "application/x-bzip2": bz2.compress(b"abc"),
     "application/x-7z-compressed": b"7z\xbc\xaf'\x1c",
     "application/x-tar": tarred(),
     "application/msword": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
@@ -85,6 +87,17 @@ def test_signature_is_recognised(media_type: str) -> None:
 @pytest.mark.parametrize("media_type", FILES)
 def test_signature_counts_more_than_the_declared_type(media_type: str, declared: str) -> None:
     assert content_types(FILES[media_type], declared) == content_types(FILES[media_type], media_type)
+
+
+@pytest.mark.parametrize("text", [b"num,skip,all\n", b"the wide sea", b"MZ,NZ\n1,2", b"BZh is bzip2", b"BMW", b"ID3 tags"])
+def test_text_that_begins_as_a_binary_file_is_text(text: bytes) -> None:
+    assert content_types(text, "")[0] == "text/plain"
+    assert content_types(text, "text/csv") == ("text/csv",)
+
+
+def test_files_whose_signature_is_short_are_recognised() -> None:
+    assert content_types(bz2.compress(b""), "")[0] == "application/x-bzip2"
+    assert content_types(struct.pack(">I", 1 << 30) + b"mdat" + bytes(100), "")[0] == "video/quicktime"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ _EXECUTABLE = (
     "application/x-dosexec",
     "application/x-msdos-program",
 )
+_BZIP2 = ("application/x-bzip2", "application/x-bzip", "application/bzip2")
 _HTML = ("text/html", "application/xhtml+xml")
 _SVG = ("image/svg+xml",)
 _TAR = ("application/x-tar", "application/tar")
@@ -86,7 +87,6 @@ _BEGINNINGS: tuple[tuple[bytes, tuple[str, ...]], ...] = (
     (b"\0\0\1\xb3", ("video/mpeg",)),
     (b"0&\xb2u\x8ef\xcf\x11", ("video/x-ms-wmv", "video/x-ms-asf", "audio/x-ms-wma", "application/vnd.ms-asf")),
     (b"\x1f\x8b", ("application/gzip", "application/x-gzip", "application/x-tgz", "application/x-gtar-compressed")),
-    (b"BZh", ("application/x-bzip2", "application/x-bzip", "application/bzip2")),
     (b"\xfd7zXZ\0", ("application/x-xz",)),
     (b"7z\xbc\xaf'\x1c", ("application/x-7z-compressed",)),
     (b"Rar!\x1a\x07", ("application/vnd.rar", "application/x-rar-compressed", "application/x-rar")),
@@ -103,7 +103,6 @@ _BEGINNINGS: tuple[tuple[bytes, tuple[str, ...]], ...] = (
             "application/x-ole-storage",
         ),
     ),
-    (b"MZ", _EXECUTABLE),
     (b"\x7fELF", ("application/x-executable", "application/x-elf", "application/x-sharedlib")),
     (b"\xcf\xfa\xed\xfe", ("application/x-mach-binary",)),
     (b"\xce\xfa\xed\xfe", ("application/x-mach-binary",)),
@@ -120,6 +119,7 @@ _RIFF = {
     b"WAVE": ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave", "audio/x-pn-wav"),
     b"AVI ": ("video/x-msvideo", "video/avi", "video/msvideo", "video/vnd.avi"),
 }
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # the first one, or the end of an empty file
 _AIFF = ("audio/aiff", "audio/x-aiff")
 _BMP = ("image/bmp", "image/x-ms-bmp", "image/x-bmp")
 _BRANDS = {
@@ -198,6 +198,13 @@ def _beginning(head: bytes) -> Sequence[str]:
     return next((types for begin, types in _BEGINNINGS if head.startswith(begin)), ())
 
 
+def _letters(head: bytes) -> Sequence[str]:
+    """Return the types of files that begin with a few letters, as a text may too."""
+    if head.startswith(b"BZh") and head[4:10] in _BZIP2_BLOCKS:
+        return _BZIP2
+    return _EXECUTABLE if head.startswith(b"MZ") and not is_text(head) else ()
+
+
 def _riff(head: bytes) -> Sequence[str]:
     if head.startswith(b"RIFF"):
         return _RIFF.get(head[8:12], ())
@@ -209,6 +216,8 @@ def _bitmap(head: bytes) -> Sequence[str]:
 
 
 def _iso_media(head: bytes) -> Sequence[str]:
+    if is_text(head):  # of which the first four bytes, the size of a box, would be letters too
+        return ()
     if head[4:8] in (b"moov", b"mdat", b"wide", b"pnot", b"skip"):
         return _QUICKTIME
     if head[4:8] != b"ftyp":
@@ -274,6 +283,7 @@ def _markup(head: bytes) -> Sequence[str]:
 
 _RECOGNISERS: tuple[Callable[[bytes], Sequence[str]], ...] = (
     _beginning,
+    _letters,
     _riff,
     _iso_media,
     _ebml,
@@ -292,6 +302,8 @@ _TYPES_WITH_SIGNATURE = frozenset(
         *(media_type for types in _RIFF.values() for media_type in types),
         *(media_type for types in _BRANDS.values() for media_type in types),
         *_AIFF,
+        *_BZIP2,
+        *_EXECUTABLE,
         *_BMP,
         *_MP4,
         *_3GPP,
