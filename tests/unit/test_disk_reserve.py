@@ -105,6 +105,32 @@ async def test_a_file_system_that_hangs_or_fails_leaves_the_last_measurement(
         await judge(reserve)
 
 
+async def test_creations_that_wait_for_the_first_measurement_hold_no_thread(
+    disk: Disk, reserve: DiskReserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of the event loop also hash and sync; a file system that hangs must not take them away."""
+    monkeypatch.setattr(disk_reserve, "FIRST_TIMEOUT", TIMEOUT)
+    disk.answers.clear()
+    disk.free = 99
+    creations = [asyncio.create_task(refuses(reserve)) for _ in range(100)]
+    async with asyncio.timeout(TIMEOUT):
+        while not disk.begun:  # noqa: ASYNC110 - it is measured in another thread
+            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(lambda: 1)
+    assert not any(creation.done() for creation in creations)
+    disk.answers.set()
+    assert all(await asyncio.gather(*creations))
+
+
+async def test_creations_are_taken_if_the_first_measurement_hangs(
+    disk: Disk, reserve: DiskReserve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_reserve, "FIRST_TIMEOUT", 0.01)
+    disk.answers.clear()
+    disk.free = 99
+    assert not await refuses(reserve)
+
+
 async def test_the_thread_ends_with_the_service_and_begins_again(disk: Disk, reserve: DiskReserve) -> None:
     def running() -> bool:
         return any(thread.name == "tusd-py-reserve" for thread in threading.enumerate())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
+from collections.abc import Callable
 
 from tusd_py.contracts.storage import MeasuresFreeSpace
 from tusd_py.core.errors import StorageFull, UploadError
@@ -30,21 +32,32 @@ class DiskReserve:
         self._reserve = reserve
         self._free: int | None = None  # bytes
         self._thread: threading.Thread | None = None
-        self._measured = threading.Event()
+        self._measured = asyncio.Event()  # once the first measurement has been made, or has failed
         self._ended = threading.Event()
 
     async def refuse_if_low(self) -> None:
         """Raise `StorageFull` if the storage has less free space than the reserve."""
         if self._thread is None:
-            self._ended = threading.Event()
-            self._thread = threading.Thread(
-                target=self._measure_repeatedly, args=(self._ended,), name="tusd-py-reserve", daemon=True
-            )
-            self._thread.start()
+            self._start()
         if self._free is None:
-            await asyncio.to_thread(self._measured.wait, FIRST_TIMEOUT)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_TIMEOUT):
+                    await self._measured.wait()
         if self._is_low():
             raise StorageFull(LOW)
+
+    def _start(self) -> None:
+        self._ended, self._measured = threading.Event(), asyncio.Event()
+        loop, measured = asyncio.get_running_loop(), self._measured
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop has ended before the measurement
+                loop.call_soon_threadsafe(measured.set)
+
+        self._thread = threading.Thread(
+            target=self._measure_repeatedly, args=(self._ended, tell), name="tusd-py-reserve", daemon=True
+        )
+        self._thread.start()
 
     async def close(self) -> None:
         """End the thread; wait for it, unless the file system hangs."""
@@ -56,13 +69,12 @@ class DiskReserve:
     def _is_low(self) -> bool:
         return self._free is not None and self._free < self._reserve
 
-    def _measure_repeatedly(self, ended: threading.Event) -> None:
-        """Measure until the event is set. Runs in a thread of its own."""
-        while True:
+    def _measure_repeatedly(self, ended: threading.Event, tell: Callable[[], None]) -> None:
+        """Measure until the event is set; call `tell` after the first time. Runs in a thread of its own."""
+        self._measure()
+        tell()
+        while not ended.wait(INTERVAL):
             self._measure()
-            self._measured.set()
-            if ended.wait(INTERVAL):
-                return
 
     def _measure(self) -> None:
         was_low = self._is_low()
