@@ -118,6 +118,15 @@ def test_digest_of_a_grant_is_that_of_the_upload(site: ServerProcess, own: str) 
     assert ask(site, None, "POST", url, headers, b"good").status == 201
 
 
+def test_digest_of_a_grant_counts_where_those_of_clients_are_ignored(tmp_path: Path) -> None:
+    with serving(tmp_path, **signing_files(tmp_path), disable_checksum=True) as server:
+        url = creation(owner="ann", metadata={"sha256": sha256(b"good")})
+        headers = creation_headers(4, b"good") | {"Repr-Digest": "sha-256=:abc:"}
+        with unchanged(server):
+            assert ask(server, None, "POST", url, headers, b"evil").status == 460
+        assert ask(server, None, "POST", url, headers, b"good").status == 201
+
+
 def test_digests_of_a_grant_and_of_the_header_field_have_to_match_both(site: ServerProcess) -> None:
     url = creation(owner="ann", metadata={"sha256": sha256(b"good")})
     headers = creation_headers(4, b"good") | {"Repr-Digest": f"sha-256=:{encoded(bytes.fromhex(sha256(b'evil')))}:"}

@@ -9,6 +9,7 @@ from tusd_py.auth.signatures import CreationGrant
 from tusd_py.core.conditions import Conditions
 from tusd_py.core.metadata import MetadataLimits, with_pairs
 from tusd_py.core.upload import UploadKind
+from tusd_py.http.digest_fields import digests_of
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.tus.headers import parse_metadata
 from tusd_py.uploads.validation import NewUpload, Reservation
@@ -28,6 +29,11 @@ def metadata_with(
         return metadata, pairs
     metadata = with_pairs(metadata, grant.metadata)
     return metadata, parse_metadata(metadata, limits)
+
+
+def granted_digests(grant: CreationGrant) -> tuple[tuple[str, str], ...]:
+    """Return the digest that the metadata of a grant demand, whatever those of clients count."""
+    return digests_of({}, {key: value.encode("utf-8", "replace") for key, value in grant.metadata.items()})
 
 
 def granted(new: NewUpload, grant: CreationGrant) -> NewUpload:

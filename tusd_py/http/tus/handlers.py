@@ -29,7 +29,7 @@ from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.rates import ByteRate, CreationRate
 from tusd_py.http.request import FileBody, Handler, Request, Response
 from tusd_py.http.signed_access import CapabilitySigner, UrlUsed
-from tusd_py.http.tus.grants import granted, metadata_with
+from tusd_py.http.tus.grants import granted, granted_digests, metadata_with
 from tusd_py.http.tus.headers import (
     InvalidHeader,
     format_date,
@@ -181,9 +181,10 @@ class TusHandlers:
         return new if request.grant is None else granted(new, request.grant)
 
     def _conditions(self, request: Request, metadata: Mapping[str, bytes]) -> Conditions:
-        if not self._features.checksum:
-            return NO_CONDITIONS
-        digests = digests_of(request.headers, metadata)
+        if self._features.checksum:
+            digests = digests_of(request.headers, metadata)
+        else:
+            digests = () if request.grant is None else granted_digests(request.grant)
         return Conditions(digests) if digests else NO_CONDITIONS
 
     def _concatenation(self, request: Request) -> tuple[UploadKind, tuple[str, ...]]:
