@@ -34,7 +34,7 @@ from tusd_py.uploads.expiration import SweepResult
 from tusd_py.uploads.seen_bytes import SeenBytes, SeenUploads
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import Sweeper
-from tusd_py.uploads.turns import Turns
+from tusd_py.uploads.turns import SMALL, Turns
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 DATA = bytes(range(256)) * 1024
@@ -334,6 +334,35 @@ async def test_owner_reads_one_upload_at_a_time_and_keeps_no_other_waiting() -> 
     await asyncio.gather(*readers)
     assert sorted(running) == ["a1", "a2", "a3", "b1"]
     assert len(turns._of_owner) == 0
+
+
+async def test_small_uploads_do_not_wait_for_large_ones() -> None:
+    turns = Turns(1)
+    large = Upload("a", 1.0, SMALL + 1)
+    for owner in ("", "ann"):
+        async with (
+            turns.of(replace(large, owner=owner)),
+            asyncio.timeout(TIMEOUT),
+            turns.of(replace(large, length=SMALL)),
+        ):
+            pass
+
+
+async def test_every_owner_has_its_turn_among_uploads_of_others() -> None:
+    """Whoever comes last waits for what is running, and for one upload of each other owner at most."""
+    turns, order = Turns(1), list[str]()
+
+    async def read(upload: Upload) -> None:
+        async with turns.of(upload):
+            order.append(upload.id)
+            await asyncio.sleep(0)
+
+    names = [*(f"a{number}" for number in range(10)), *(f"b{number}" for number in range(10)), "c0"]
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(read(Upload(name, 1.0, 1, owner=name[0])))
+    assert sorted(order) == sorted(names)
+    assert order.index("c0") <= 2
 
 
 async def test_sweep_removes_what_has_expired_while_an_upload_is_read(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -67,6 +69,30 @@ async def test_only_a_second_cut_at_about_the_same_byte_is_a_limit(
             await subject.scan(UPLOAD, pieces)
     assert scanner.answers == []
     assert scanner.read == [b"hello"] * len(answers)
+
+
+async def test_owner_has_two_scans_at_a_time_and_keeps_no_other_waiting() -> None:
+    running, going_on = list[str](), asyncio.Event()
+
+    class Holding:
+        async def scan(self, pieces: AsyncIterator[Buffer]) -> str:
+            running.append(b"".join([bytes(piece) async for piece in pieces]).decode())
+            await going_on.wait()
+            return ""
+
+    async def named(upload: Upload) -> AsyncGenerator[Buffer, None]:
+        yield upload.id.encode()
+
+    subject = Scans(Holding(), ScanOptions())
+    uploads = [replace(UPLOAD, id=name, owner=name[0]) for name in ("a1", "a2", "a3", "a4", "b1", "b2", "b3", "c1")]
+    tasks = [asyncio.create_task(subject.scan(upload, partial(named, upload))) for upload in uploads]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert running == ["a1", "a2", "b1", "b2"]
+    going_on.set()
+    await asyncio.gather(*tasks)
+    assert running[4] == "c1"
+    assert sorted(running) == sorted(upload.id for upload in uploads)
 
 
 class Lingering:

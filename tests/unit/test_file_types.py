@@ -89,7 +89,9 @@ def test_signature_counts_more_than_the_declared_type(media_type: str, declared:
     assert content_types(FILES[media_type], declared) == content_types(FILES[media_type], media_type)
 
 
-@pytest.mark.parametrize("text", [b"num,skip,all\n", b"the wide sea", b"MZ,NZ\n1,2", b"BZh is bzip2", b"BMW", b"ID3 tags"])
+@pytest.mark.parametrize(
+    "text", [b"num,skip,all\n", b"the wide sea", b"MZ,NZ\n1,2", b"BZh is bzip2", b"BMW", b"ID3 tags"]
+)
 def test_text_that_begins_as_a_binary_file_is_text(text: bytes) -> None:
     assert content_types(text, "")[0] == "text/plain"
     assert content_types(text, "text/csv") == ("text/csv",)

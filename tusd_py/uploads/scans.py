@@ -12,10 +12,12 @@ from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import MalwareFound, ScanSizeExceeded, ScanUnavailable, ServerShutdown
 from tusd_py.core.upload import Upload
 from tusd_py.uploads.options import ScanOptions
+from tusd_py.uploads.turns import Turns
 
 logger = logging.getLogger("tusd_py.scan")
 
-MAX_SCANS = 4  # uploads scanned at a time; others wait, each for its time limit at most
+MAX_SCANS = 4  # small uploads, and large ones, scanned at a time; others wait, each for its time limit at most
+MAX_SCANS_OF_OWNER = 2
 RETRY_AFTER_CUT = 1.0  # seconds; a scanner that is stopped or restarted is away then
 CUT_TOLERANCE = 8 << 20  # bytes that may be in the buffers of a connection when it is closed
 
@@ -28,7 +30,7 @@ class Scans:
     def __init__(self, scanner: Scanner, options: ScanOptions) -> None:
         self._scanner = scanner
         self._options = options
-        self._turns = asyncio.Semaphore(MAX_SCANS)
+        self._turns = Turns(MAX_SCANS, of_owner=MAX_SCANS_OF_OWNER)
         self._running: set[asyncio.Timeout] = set()
         self._interrupted = False
 
@@ -59,7 +61,7 @@ class Scans:
         try:
             if self._is_too_large(upload.length):
                 raise ScanImpossible(f"it has {upload.length} bytes", too_large=True)
-            found = await self._ask(open_pieces)
+            found = await self._ask(upload, open_pieces)
         except ScanImpossible as error:
             self._judge_unscanned(upload, error)
             return
@@ -67,14 +69,14 @@ class Scans:
             logger.warning("upload %s is removed: it holds malware (%s)", upload.id, found)
             raise MalwareFound(f"the upload holds malware ({found}) and was removed")
 
-    async def _ask(self, open_pieces: OpenPieces) -> str:
+    async def _ask(self, upload: Upload, open_pieces: OpenPieces) -> str:
         if self._interrupted:
             raise ServerShutdown
         try:
             async with asyncio.timeout(self._options.timeout or None) as limit:
                 self._running.add(limit)
                 try:
-                    async with self._turns:
+                    async with self._turns.of(upload):
                         return await self._scan_again_if_cut(open_pieces)
                 finally:
                     self._running.discard(limit)

@@ -1,4 +1,4 @@
-"""Turns of work that takes long: a few at a time, and one at a time of each owner."""
+"""Turns of work that takes long, such as reading a whole upload: a few at a time, and of each owner fewer."""
 
 from __future__ import annotations
 
@@ -9,22 +9,33 @@ from weakref import WeakValueDictionary
 
 from tusd_py.core.upload import Upload
 
+SMALL = 64 << 20  # bytes; uploads of at most so many have turns of their own
+
 
 class Turns:
-    """The turns of one kind of work: an owner with many uploads waits for itself, and keeps no other owner waiting."""
+    """The turns of one kind of work, of small uploads beside those of large ones.
 
-    def __init__(self, most: int) -> None:
-        """Give so many turns at a time."""
-        self._turns = asyncio.Semaphore(most)
-        self._of_owner: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as somebody holds one
+    An owner with many uploads waits for itself: of those that wait for a turn that all owners share, each owner has a
+    few at a time, so that every other one comes soon. Uploads without an owner, of whom nothing is known, wait for each
+    other.
+    """
+
+    def __init__(self, most: int, *, of_owner: int = 1) -> None:
+        """Give so many turns at a time, to small uploads and to large ones each, and so many of them to one owner."""
+        self._small = asyncio.Semaphore(most)
+        self._large = asyncio.Semaphore(most)
+        self._most_of_owner = of_owner
+        self._of_owner: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = WeakValueDictionary()  # in use
 
     @contextlib.asynccontextmanager
     async def of(self, upload: Upload) -> AsyncIterator[None]:
-        """Wait for a turn for an upload, and hold it for the context; uploads without an owner wait for no other."""
+        """Wait for a turn for an upload, and hold it for the context."""
+        is_small = (upload.length or 0) <= SMALL
+        turns = self._small if is_small else self._large
         if not upload.owner:
-            async with self._turns:
+            async with turns:
                 yield
             return
-        own = self._of_owner.setdefault(upload.owner, asyncio.Lock())
-        async with own, self._turns:
+        own = self._of_owner.setdefault((upload.owner, is_small), asyncio.Semaphore(self._most_of_owner))
+        async with own, turns:
             yield
