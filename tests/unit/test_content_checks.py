@@ -23,6 +23,7 @@ from tusd_py.core.errors import (
     ClientDisconnected,
     DigestMismatch,
     QuotaExceeded,
+    ScanUnavailable,
     ServerShutdown,
     TypeNotAllowed,
     UploadNotFound,
@@ -228,6 +229,28 @@ async def test_reading_is_interrupted_and_done_again(
     service._checks.resume()
     assert (await service.inspect(upload_id)).is_complete
     assert len(reads) == 2
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_upload_whose_scan_fails_is_not_read_again_for_its_digest(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    with Clamd() as clamd:
+        clamd.answer = ""
+        async with running_service({**settings, "clamd": clamd.address}) as service:
+            upload_id = await create(service, digests())
+            await append(service, upload_id, 0, DATA[:STEP])
+            if not seen:
+                service._checks._seen.forget(upload_id)
+            noted = note_reads(service, monkeypatch)
+            for last in (DATA[STEP:], b"", b""):
+                with pytest.raises(ScanUnavailable):
+                    await append(service, upload_id, len(DATA) - len(last), last)
+            clamd.answer = None
+            assert (await append(service, upload_id, len(DATA), b"")).is_complete
+            reads_by_scans = 4
+            assert noted == [(0, len(DATA))] * (reads_by_scans + (not seen))
+            assert len(service._checks._seen._kept) == 0
 
 
 async def test_a_head_that_finds_a_wrong_digest_removes_the_upload(

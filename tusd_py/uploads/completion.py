@@ -204,6 +204,7 @@ class Completion:
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
         complete = await self._commit_complete(upload, self._completed(finished, token), token, (), request)
+        self.checks.ended(complete)
         if complete.is_final:
             await self._limit_lifetimes(complete)
         await self._storage.discard_superseded(upload)

@@ -178,6 +178,7 @@ class ContentChecks:
         if seen is None:
             seen = _nothing_seen(upload)
         await self._judge(upload, upload, seen, token, request)
+        self._seen.keep(upload, seen)  # until `ended`: the completion may fail later, and is tried again
         return True
 
     async def judge_stored(self, upload: Upload, finished: Upload, token: int, request: RequestContext | None) -> None:
@@ -195,6 +196,11 @@ class ContentChecks:
         """
         seen = await self._read(finished, [finished])
         await self._judge(upload, finished, seen, token, request)
+        self._seen.keep(upload, seen)
+
+    def ended(self, upload: Upload) -> None:
+        """Forget what was seen of an upload that is complete."""
+        self._seen.forget(upload.id)
 
     async def scan(self, upload: Upload, finished: Upload, token: int, request: RequestContext | None) -> None:
         """Have the finished bytes of an upload scanned, where a scanner is configured.
