@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from tusd_py.asyncutil.shared_rates import rates_of_host
 from tusd_py.auth.make import make_authenticator, make_signing_keys
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.signing_keys import SigningKeys
@@ -271,7 +272,9 @@ def build_application(
         download=not settings.disable_download,
     )
     limits = service.options.metadata_limits
-    rates = rates_of(service.state, settings.rate_create, settings.rate_bytes, lambda: service.is_draining)
+    rates = rates_of(
+        service.state, rates_of_host(), settings.rate_create, settings.rate_bytes, lambda: service.is_draining
+    )
     handlers = TusHandlers(service, features, urls, limits, _offload(settings), capabilities, *rates)
     return UploadApp(
         TusProtocol(handlers),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,7 +15,9 @@ import pytest
 
 from tests.contracts.parts import redis as connection
 from tests.support.timing import TIMEOUT
+from tusd_py.asyncutil import shared_rates
 from tusd_py.asyncutil.local_rates import LocalRates
+from tusd_py.asyncutil.shared_rates import SharedRates, rates_of_host
 from tusd_py.backends.redis.state import RedisState
 from tusd_py.contracts.rates import CountsRates
 from tusd_py.core.buffers import Buffer
@@ -37,10 +41,14 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(params=["local", "redis"])
+@pytest.fixture(params=["local", "file", "redis"])
 async def rates(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[CountsRates]:
     if request.param == "local":
         yield LocalRates()
+        return
+    if request.param == "file":
+        shared_rates.create(tmp_path / "rates")
+        yield SharedRates(tmp_path / "rates")
         return
     state = RedisState(connection(), f"{tmp_path.name}:")
     await state.open()
@@ -87,6 +95,44 @@ async def test_shares_come_back_with_time(rates: CountsRates) -> None:
 async def test_any_text_is_a_name(rates: CountsRates, name: str) -> None:
     assert await rates.take_rate(name, LONG, LONG, refuse=True) == 0
     assert await rates.take_rate(name, LONG, LONG, refuse=True) > 0
+
+
+async def test_processes_with_one_file_count_together(tmp_path: Path) -> None:
+    path = tmp_path / "rates"
+    shared_rates.create(path)
+    script = (
+        "import asyncio, sys; from pathlib import Path; from tusd_py.asyncutil.shared_rates import SharedRates;"
+        f"rates = SharedRates(Path({str(path)!r}));"
+        f"takes = lambda: [asyncio.run(rates.take_rate('a', {LONG}, 10 * {LONG}, refuse=True)) for _ in range(4)];"
+        "print(takes().count(0))"
+    )
+    taken = []
+    for _ in range(4):
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+        output, _ = await process.communicate()
+        taken.append(int(output))
+    assert taken == [4, 4, 2, 0]
+
+
+async def test_file_of_rates_forgets_those_that_are_used_up_first(tmp_path: Path) -> None:
+    shared_rates.create(tmp_path / "rates")
+    clock = Clock()
+    rates = SharedRates(tmp_path / "rates", clock)
+    assert await rates.take_rate("slow", LONG, 2 * LONG, refuse=True) == 0
+    for number in range(20_000):
+        await rates.take_rate(f"address {number}", 1.0, 5.0, refuse=True)
+    assert await rates.take_rate("slow", LONG, LONG, refuse=True) > 0
+    assert (tmp_path / "rates").stat().st_size < 300_000
+
+
+def test_processes_without_a_supervisor_count_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(shared_rates.VARIABLE, raising=False)
+    assert isinstance(rates_of_host(), LocalRates)
+    monkeypatch.setenv(shared_rates.VARIABLE, str(tmp_path / "gone"))
+    assert isinstance(rates_of_host(), LocalRates)
+    shared_rates.create(tmp_path / "rates")
+    monkeypatch.setenv(shared_rates.VARIABLE, str(tmp_path / "rates"))
+    assert isinstance(rates_of_host(), SharedRates)
 
 
 async def test_processes_with_one_redis_count_together(tmp_path: Any) -> None:
@@ -188,7 +234,8 @@ class FarRates(LocalRates):
     """A store that hosts share, and that may be away; counts its calls."""
 
     def __init__(self) -> None:
-        super().__init__(clock=Clock())
+        self.clock = Clock()
+        super().__init__(clock=self.clock)
         self.calls = 0
         self.is_away = False
 

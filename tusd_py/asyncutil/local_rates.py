@@ -10,6 +10,23 @@ MAX_RATES = 10_000
 RESOLUTION = 1e-6  # seconds; less is an error of rounding
 
 
+def next_share(now: float, used_up: float, seconds: float, burst: float, *, refuse: bool) -> tuple[float, float]:
+    """Return the seconds until a share of a rate is there, and the time at which all is used up then.
+
+    Args:
+        now: the time.
+        used_up: the time at which all that was taken so far is used up.
+        seconds: see `CountsRates.take_rate`, as the others.
+        burst: see there.
+        refuse: see there.
+    """
+    after = max(now, used_up) + seconds
+    wait = after - now - burst
+    if wait < RESOLUTION:
+        wait = 0.0
+    return wait, used_up if not seconds or (wait and refuse) else after
+
+
 class LocalRates:
     """The rates of one process, in bounded memory: beyond it the one that was used longest ago counts from anew."""
 
@@ -22,11 +39,9 @@ class LocalRates:
     async def take_rate(self, name: str, seconds: float, burst: float, *, refuse: bool) -> float:
         """See `CountsRates.take_rate`."""
         now = self._clock()
-        used_up = max(now, self._used_up.get(name, now)) + seconds
-        wait = used_up - now - burst
-        if wait < RESOLUTION:
-            wait = 0.0
-        if seconds and not (wait and refuse):
+        before = self._used_up.get(name, 0.0)
+        wait, used_up = next_share(now, before, seconds, burst, refuse=refuse)
+        if used_up != before:
             self._used_up[name] = used_up
             self._used_up.move_to_end(name)
             if len(self._used_up) > self._most:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tusd_py.asyncutil.local_rates import MAX_RATES, LocalRates
+from tusd_py.asyncutil.local_rates import MAX_RATES
 from tusd_py.contracts.rates import CountsRates
 from tusd_py.core.errors import StateUnavailable
 from tusd_py.core.option_types import parse_rate
@@ -92,17 +92,17 @@ class ByteRate:
     """The limit for the bytes of appends. A sender that exceeds it waits, and no other one does.
 
     From a store that hosts share, bytes are taken in shares of an eighth of a second, so that few buffers need a call;
-    while it cannot be reached, every process keeps to the rate by itself.
+    while it cannot be reached, every host keeps to the rate by itself.
     """
 
     def __init__(
-        self, rates: CountsRates, own_rates: LocalRates, bytes_per_second: int, is_draining: Callable[[], bool]
+        self, rates: CountsRates, own_rates: CountsRates, bytes_per_second: int, is_draining: Callable[[], bool]
     ) -> None:
         """Take the stores and the rate.
 
         Args:
             rates: the store of rates, which hosts share unless it is `own_rates`.
-            own_rates: the store of this process, for the time in which the other one cannot be reached.
+            own_rates: the store of this host, for the time in which the other one cannot be reached.
             bytes_per_second: the rate.
             is_draining: tells whether the server is about to end.
         """
@@ -156,7 +156,7 @@ class ByteRate:
         try:
             return await self._rates.take_rate(name, seconds, BYTES_BURST, refuse=False)
         except StateUnavailable as error:
-            logger.debug("the rate of bytes is kept by this process alone: %s", error.message)
+            logger.debug("the rate of bytes is kept by this host alone: %s", error.message)
             return await self._own_rates.take_rate(name, seconds, BYTES_BURST, refuse=False)
 
     async def _sleep(self, seconds: float) -> None:
@@ -168,18 +168,18 @@ class ByteRate:
 
 
 def rates_of(
-    state: object, creations: str, bytes_per_second: int, is_draining: Callable[[], bool]
+    state: object, own_rates: CountsRates, creations: str, bytes_per_second: int, is_draining: Callable[[], bool]
 ) -> tuple[CreationRate | None, ByteRate | None]:
-    """Make the limits for rates. A state store that hosts share counts them, else this process does.
+    """Make the limits for rates. A state store that hosts share counts them, else this host does.
 
     Args:
         state: the state store.
+        own_rates: the rates of this host.
         creations: a rate such as `10/s`; empty for no limit.
         bytes_per_second: zero for no limit.
         is_draining: tells whether the server is about to end.
     """
-    own_rates = LocalRates()
-    rates: CountsRates = state if isinstance(state, CountsRates) else own_rates
+    rates = state if isinstance(state, CountsRates) else own_rates
     return (
         CreationRate(rates, *parse_rate(creations)) if creations else None,
         ByteRate(rates, own_rates, bytes_per_second, is_draining) if bytes_per_second else None,

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from tusd_py.asyncutil import shared_rates
 from tusd_py.observability.logging import configure
 from tusd_py.observability.metrics_merge import merge_counts
 from tusd_py.settings import Settings
@@ -94,6 +95,7 @@ class Supervisor:
     def run(self, ready: Callable[[], None]) -> int:
         """Run until a signal stops the supervisor; return the exit code."""
         os.environ[METRICS_VARIABLE] = metrics_folder = tempfile.mkdtemp(prefix="tusd-py-metrics-")
+        self._share_rates(Path(metrics_folder) / "rates")
         previous = self._install_signal_handlers()
         try:
             if not self._start_all():
@@ -110,6 +112,16 @@ class Supervisor:
             self._wake_receiver.close()
             self._wake_sender.close()
             shutil.rmtree(metrics_folder, ignore_errors=True)
+
+    def _share_rates(self, path: Path) -> None:
+        """Let the processes count limited rates in one file."""
+        if not (self._settings.rate_create or self._settings.rate_bytes):
+            return
+        try:
+            shared_rates.create(path)
+            os.environ[shared_rates.VARIABLE] = str(path)
+        except OSError as error:
+            logger.warning("each process counts limited rates by itself: %s", error)
 
     @property
     def _stopping(self) -> bool:
