@@ -11,10 +11,12 @@ import pytest
 
 import tusd_py
 from tests.support.harness import ROOT
+from tusd_py.core.errors import MalwareFound
+from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished, UploadFinished
-from tusd_py.observability.logging import log_requests
+from tusd_py.observability.logging import log_refused_upload, log_requests
 from tusd_py.observability.metrics import PLAIN_COUNTERS, Metrics
 from tusd_py.settings import FIELDS, flag_name
 from tusd_py.settings.help import choices, readable_default
@@ -190,6 +192,15 @@ def test_operations_page_names_every_field_of_the_lines_of_requests_and_uploads(
     fields = {record.name: record.__dict__["fields"] for record in caplog.records}
     assert list(operations_table("Each request is one line")) == list(fields["tusd_py.requests"])
     assert list(operations_table("Each finished upload is one line")) == list(fields["tusd_py.uploads"])
+
+
+def test_operations_page_names_every_field_of_the_lines_of_refused_uploads(caplog: pytest.LogCaptureFixture) -> None:
+    upload = Upload("id", created_at=1, length=3, offset=3, owner="ann")
+    request = RequestContext("PATCH", "/files/id", {}, client="127.0.0.1", principal="bob")
+    with caplog.at_level(logging.INFO):
+        log_refused_upload(upload, MalwareFound(), request)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert list(operations_table("Each upload that is removed")) == list(caplog.records[0].__dict__["fields"])
 
 
 def test_operations_page_names_every_job() -> None:

@@ -15,7 +15,10 @@ from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import (
     ClientDisconnected,
     CodedError,
+    ContentRefused,
+    MaxSizeExceeded,
     NotReady,
+    QuotaExceeded,
     ServerShutdown,
     StorageUnavailable,
     UploadNotFound,
@@ -58,6 +61,7 @@ LAST_ANSWER_TIMEOUT = 1.0  # seconds of sending the answer to a request that was
 HEAD_TIMEOUT = 1.95  # seconds until a HEAD is told to ask later
 REQUEST_ID_LENGTH = 64
 FILE_PIECE = 64 << 20  # bytes of a file that the server sends at a time, and counts as sent
+REFUSALS = (ContentRefused, MaxSizeExceeded, QuotaExceeded)  # of limits and checks: the log tells their sentences
 NGINX_HEADER_LIMIT = 3500  # bytes of metadata and concat header that nginx passes on by default (4 KiB for all)
 
 
@@ -162,6 +166,8 @@ class UploadApp:
             if error.__cause__ is not None:
                 details = error if logger.isEnabledFor(logging.DEBUG) else None
                 logger.error("%s: %s (%s)", error.code, error.message, first_cause(error), exc_info=details)
+            if isinstance(error, REFUSALS):
+                request.refusal = error.message
             return self._protocol.error_response(request, error)
         except Exception:  # a bug: the client gets a plain answer, the log the traceback
             logger.exception("unhandled exception in %s %s", request.method, request.path)

@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tusd_py.core.errors import MalwareFound, UploadError
+from tusd_py.core.request_context import RequestContext
+from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished, UploadFinished
 
@@ -58,6 +61,27 @@ class FieldMessage:
 
     def __str__(self) -> str:
         return " ".join([self.event, *(f"{name}={_quoted(value)}" for name, value in self.fields.items())])
+
+
+def log_refused_upload(upload: Upload, error: UploadError, request: RequestContext | None) -> None:
+    """Log that an upload was removed because of its bytes.
+
+    Args:
+        upload: the upload.
+        error: the reason.
+        request: the request that brought the last bytes; None if they were looked at later.
+    """
+    fields: dict[str, Any] = {
+        "upload": upload.id,
+        "owner": upload.owner,
+        "code": error.code,
+        "reason": error.message,
+        "client": "" if request is None else request.client,
+        "principal": "" if request is None else request.principal,
+    }
+    fields = {name: value for name, value in fields.items() if value}
+    level = logging.WARNING if isinstance(error, MalwareFound) else logging.INFO
+    uploads_logger.log(level, FieldMessage("refused", fields), extra={"event": "refused", "fields": fields})
 
 
 def _log_request(event: RequestFinished) -> None:

@@ -224,7 +224,7 @@ class Appending:
             if isinstance(error, INTERRUPTIONS):
                 await self._record_interruption(upload, lock, append_request)
             if isinstance(error, ContentRefused):
-                await self._completion.checks.remove(upload, lock.token, append_request.context)
+                await self._completion.checks.remove(upload, lock.token, append_request.context, error)
             raise
         return await self._append_ended(append, lock, append_request, checks)
 

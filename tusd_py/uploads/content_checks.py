@@ -21,6 +21,7 @@ from tusd_py.core.metadata import declared_type_of
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.types import UploadTerminated
+from tusd_py.observability.logging import log_refused_upload
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.removal import Removal
@@ -223,8 +224,8 @@ class ContentChecks:
     ) -> None:
         try:
             await scans.scan(upload, lambda: self._pieces(sources, whole=True))
-        except ContentRefused:
-            await self.remove(replace(stored, storage_state=upload.storage_state), token, request)
+        except ContentRefused as error:
+            await self.remove(replace(stored, storage_state=upload.storage_state), token, request, error)
             raise
 
     async def judge_parts(
@@ -242,12 +243,13 @@ class ContentChecks:
         try:
             TypeRules(upload, self._allowed).refuse_content(seen.head)
             refuse_other_digests(decode_conditions(upload.conditions), seen)
-        except ContentRefused:
-            await self.remove(replace(stored, storage_state=upload.storage_state), token, request)
+        except ContentRefused as error:
+            await self.remove(replace(stored, storage_state=upload.storage_state), token, request, error)
             raise
 
-    async def remove(self, upload: Upload, token: int, request: RequestContext | None) -> None:
+    async def remove(self, upload: Upload, token: int, request: RequestContext | None, refusal: ContentRefused) -> None:
         """Remove an upload that was refused, and tell of it."""
+        log_refused_upload(upload, refusal, request)
         self._seen.forget(upload.id)
         await self._removal.remove(upload, token, Status.TERMINATED, request)
         self._events.publish(UploadTerminated(upload, request))

@@ -66,7 +66,6 @@ class Scans:
             self._judge_unscanned(upload, error)
             return
         if found:
-            logger.warning("upload %s is removed: it holds malware (%s)", upload.id, found)
             raise MalwareFound(f"the upload holds malware ({found}) and was removed")
 
     async def _ask(self, upload: Upload, open_pieces: OpenPieces) -> str:
