@@ -297,8 +297,8 @@ class TusHandlers:
     async def patch(self, request: Request) -> Response:
         try:
             return await self._patch(request)
-        except (HookRejected, HookUnavailable):  # the application was asked, so that the sender has a right to know
-            raise
+        except (ContentRefused, HookRejected, HookUnavailable):
+            raise  # bytes were looked at, or the application was asked, which happens for those who were let in
         except CodedError:
             if request.decide is not None:
                 await request.decide()  # whoever may not know of the upload learns nothing from the error
