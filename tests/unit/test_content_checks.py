@@ -372,7 +372,7 @@ async def test_small_uploads_do_not_wait_for_large_ones() -> None:
 
 
 async def test_every_owner_has_its_turn_among_uploads_of_others() -> None:
-    """Whoever comes last waits for what is running, and for one upload of each other owner at most."""
+    """The owner that comes last waits for what is running, and for one upload of each other owner at most."""
     turns, order = Turns(1), list[str]()
 
     async def read(upload: Upload) -> None:
