@@ -18,7 +18,7 @@ DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 NODE_MODULES := tests/clients/node_modules/.installed
 
-.PHONY: brokers chaos run simulate simulate-coverage simulate-defects test check compare-hooks bench lock clean
+.PHONY: brokers chaos run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -85,6 +85,10 @@ lock:
 	$(VENV)/lock/bin/uv pip compile pyproject.toml --extra redis --constraint requirements.lock --universal \
 		--python-version 3.11 --generate-hashes --no-emit-index-url --quiet --output-file requirements-run.lock
 	rm -rf $(VENV)/lock
+
+# Renew the files of other projects that the pages load, after a change of tests/clients/package.json. Needs npm.
+vendor:
+	node tools/vendor.mjs
 
 clean:
 	rm -rf $(VENV) tests/clients/node_modules bench/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The application that `tusd-py serve` runs: a tus server, a text at `/`, health checks and metrics."""
+"""The application that `tusd-py serve` runs: a tus server, pages or a text at `/`, health checks and metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Unpack
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tusd_py.contracts.auth import Authenticator
@@ -19,9 +19,11 @@ from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import UploadError
 from tusd_py.http.app import with_headers
 from tusd_py.http.security_headers import TEXT_HEADERS
+from tusd_py.http.text_route import TextRoute
 from tusd_py.http.tus.handlers import VERSION
 from tusd_py.http.tus.headers import single_values
 from tusd_py.observability.metrics import CONTENT_TYPE
+from tusd_py.pages.routes import page_routes
 from tusd_py.server import HEAD_TIMEOUT, TusServer
 from tusd_py.settings import Settings, SettingsOverrides
 
@@ -44,7 +46,7 @@ def create_app(
     authenticator: Authenticator | None = None,
     **overrides: Unpack[SettingsOverrides],
 ) -> Starlette:
-    """Build the application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz and /metrics.
+    """Build the application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz, /metrics, pages.
 
     The arguments are those of `TusServer`, which is `app.state.tus`. The tus endpoint is at the setting `base_path`.
 
@@ -66,23 +68,12 @@ def create_app(
     ]
     if not server.settings.disable_metrics:
         routes.append(TextRoute("/metrics", pages.metrics))
+    if server.settings.serves_pages:
+        routes += page_routes(server)
     app = Starlette(routes=routes, lifespan=server.lifespan)
     app.router.default = pages.default_page
     app.state.tus = server
     return app
-
-
-class TextRoute(Route):
-    """A route of a text, whose every answer has the header fields of texts, also that to a method it does not take."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request to the path of the route."""
-        send = with_headers(send, TEXT_HEADERS)
-        if self.methods and scope["method"] not in self.methods:
-            allowed = {"Allow": ", ".join(sorted(self.methods))}
-            await PlainTextResponse("Method Not Allowed", 405, allowed)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
 
 
 class ServicePages:

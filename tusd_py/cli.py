@@ -248,7 +248,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name, field in FIELDS.items():
         text = (field.description or "").replace("%", "%%")
         extra: dict[str, Any] = {"metavar": "VALUE"}
-        if field.annotation is bool:
+        if field.annotation in (bool, bool | None):
             extra = {"action": argparse.BooleanOptionalAction}
         else:
             if choices(name):

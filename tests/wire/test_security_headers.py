@@ -17,7 +17,7 @@ PREFLIGHT = {"Origin": "https://app.example.org", "Access-Control-Request-Method
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(tmp_path_factory.mktemp("headers")) as server:
+    with serving(tmp_path_factory.mktemp("headers"), no_pages=True) as server:
         yield server
 
 

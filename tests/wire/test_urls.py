@@ -16,8 +16,8 @@ PARTIAL: dict[str, Value] = {"Upload-Concat": "partial"}
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that believes no proxy."""
-    with serving(tmp_path_factory.mktemp("urls")) as server:
+    """A server that believes no proxy, with a text in place of the pages."""
+    with serving(tmp_path_factory.mktemp("urls"), no_pages=True) as server:
         yield server
 
 

@@ -37,9 +37,11 @@ from tusd_py.settings.parsing import (
     check_proxies,
     check_public_url,
     check_types,
+    is_loopback,
 )
 
 ENV_PREFIX = "TUSD_PY_"
+PAGE_FOLDERS = ("assets", "record", "admin")  # first segments of the paths of pages
 
 GROUPS: Mapping[str, type[BaseModel]] = {
     "redis": RedisConfig,
@@ -103,6 +105,9 @@ class Settings(BaseSettings):
     workers: Number = Field(default=1, ge=1, le=256, description="number of server processes, 1 to 256")
     base_path: Annotated[str, AfterValidator(check_base_path)] = Field(
         default="/files", description="path of the creation URL"
+    )
+    pages: bool | None = Field(
+        default=None, description="serve pages to upload and record; if not given, where only this machine can connect"
     )
     upload_dir: Annotated[Path, BeforeValidator(check_directory)] = Field(
         default=Path("data"), description="directory of the uploads and their records"
@@ -282,6 +287,13 @@ class Settings(BaseSettings):
     disable_creation_defer_length: bool = Field(
         default=False, description="demand the length when an upload is created"
     )
+
+    @property
+    def serves_pages(self) -> bool:
+        """Whether there are pages, in the way of no upload: by default where nobody but this machine can connect."""
+        if self.base_path.split("/")[1] in PAGE_FOLDERS:
+            return False
+        return is_loopback(self.host) if self.pages is None else self.pages
 
     @model_validator(mode="before")
     @classmethod

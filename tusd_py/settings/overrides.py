@@ -26,6 +26,7 @@ class SettingsOverrides(TypedDict, total=False):
     port: int
     workers: int
     base_path: str
+    pages: bool | None
     upload_dir: Path | str
     file_mode: str
     directory_mode: str

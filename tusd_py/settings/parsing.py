@@ -39,6 +39,14 @@ def check_host(value: str) -> str:
     return value.strip("[]")
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of this machine can connect to a host that a server listens on."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     """Return the origins; refuse one that no browser sends."""
     for origin in origins:

@@ -112,6 +112,8 @@ def cross_check(
     for plugin, other in EXCLUSIVE:
         if value_of(settings, plugin) and value_of(settings, other):
             raise InvalidSettings(f"{where(plugin)} takes the place of {name_of(other)}: give one of them")
+    if settings.pages and not settings.serves_pages:
+        raise InvalidSettings(f"{where('pages')} needs another {name_of('base_path')} than {settings.base_path}")
     _check_offload(settings, where, name_of)
     _check_authentication(settings, where, name_of)
     if settings.cors_credentials and any(_is_anyone(origin) for origin in settings.cors_origins):

@@ -1,0 +1,84 @@
+"""The routes of the pages and of the files that they load."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute
+
+import tusd_py
+from tusd_py.http.text_route import TextRoute
+from tusd_py.pages.assets import Asset, Assets, load_assets
+from tusd_py.pages.policy import page_headers
+from tusd_py.server import TusServer
+
+PAGES = {"/": "upload"}  # paths of the pages
+PAGE_CACHING = "no-cache"  # a page is asked for anew, and names the files that belong to it
+ASSET_CACHING = "public, max-age=31536000, immutable"  # other content has another name
+
+
+def page_routes(server: TusServer) -> list[BaseRoute]:
+    """Return the routes of the pages for a server that is at `base_path` of the same application."""
+    pages = Pages(server)
+    headers = page_headers(server.settings.public_url)
+    return [
+        *(TextRoute(path, partial(pages.page, name), headers) for path, name in PAGES.items()),
+        TextRoute("/assets/config.json", pages.config),
+        TextRoute("/assets/{name}", pages.asset),
+    ]
+
+
+class Pages:
+    """The pages and their files, which are read at the first request."""
+
+    def __init__(self, server: TusServer) -> None:
+        """Tell the pages about `server`."""
+        self._server = server
+        self._assets: Assets | None = None
+
+    async def page(self, name: str, request: Request) -> Response:
+        """Answer with a page, by the name of its file."""
+        return _response(request, (await self._loaded()).pages[name], PAGE_CACHING)
+
+    async def asset(self, request: Request) -> Response:
+        """Answer with a file, by its name with the digest."""
+        asset = (await self._loaded()).files.get(request.path_params["name"])
+        if asset is None:
+            return PlainTextResponse("Not Found", 404, {"Cache-Control": "no-store"})
+        return _response(request, asset, ASSET_CACHING)
+
+    async def config(self, request: Request) -> Response:
+        """Answer with what the pages have to know of the server; paths are relative to the pages."""
+        settings, service = self._server.settings, self._server.service
+        config: dict[str, Any] = {
+            "version": tusd_py.__version__,
+            "endpoint": settings.base_path.removeprefix("/"),
+            "max_size": service.options.max_size,
+            "allowed_types": list(settings.allowed_types),
+            "concatenation": not settings.disable_concatenation and service.can_concatenate,
+            "deferred_length": not settings.disable_creation_defer_length,
+            "download": not settings.disable_download,
+        }
+        return JSONResponse(config, headers={"Cache-Control": "no-store"})
+
+    async def _loaded(self) -> Assets:
+        if self._assets is None:
+            self._assets = await asyncio.to_thread(load_assets)
+        return self._assets
+
+
+def _response(request: Request, asset: Asset, caching: str) -> Response:
+    """Return the answer to a request for a file: in the coding that the client takes, or 304 if the client has it."""
+    coding, body = asset.body(request.headers.get("accept-encoding", ""))
+    tag = f'"{asset.digest}{f"-{coding}" if coding else ""}"'
+    headers = {"Cache-Control": caching, "Vary": "Accept-Encoding", "ETag": tag}
+    known = [item.strip().removeprefix("W/") for item in request.headers.get("if-none-match", "").split(",")]
+    if tag in known:
+        return Response(status_code=304, headers=headers)
+    if coding:
+        headers["Content-Encoding"] = coding
+    return Response(body, media_type=asset.media_type, headers=headers)
