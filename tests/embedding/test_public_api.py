@@ -185,5 +185,13 @@ def test_program_of_an_embedder_passes_strict_type_checks_against_the_wheel(inst
     assert sorted(found) == wrong, told
 
 
+def test_wheel_has_every_file_of_the_pages(installed: Path) -> None:
+    site = next(installed.parents[1].glob("lib/python*/site-packages"))
+    folders = [root / "tusd_py" / "pages" for root in (site, ROOT)]
+    shipped, here = ({path.relative_to(folder) for path in folder.rglob("*.*")} for folder in folders)
+    assert {path for path in here if path.suffix != ".pyc"} <= shipped
+    assert Path("vendor", "uppy.min.js.br") in shipped
+
+
 def test_typed_settings_are_the_settings() -> None:
     assert list(SettingsOverrides.__annotations__) == list(FIELDS)

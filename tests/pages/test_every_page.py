@@ -1,8 +1,9 @@
-"""What holds for every page: accessible, usable by keyboard and on a phone, and nothing from another origin."""
+"""Every page: accessible, usable by keyboard and on a phone, and nothing from another origin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def opened(page: Page, site: ServerProcess, path: str) -> Page:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", PAGES)
 def test_page_is_accessible_and_fits(
-    site: ServerProcess, browser: Browser, path: str, scheme: str, options: dict[str, object]
+    site: ServerProcess, browser: Browser, path: str, scheme: str, options: dict[str, Any]
 ) -> None:
     with browser.page(colorScheme=scheme, **options) as page:
         opened(page, site, path)

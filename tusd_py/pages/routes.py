@@ -10,13 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-import tusd_py
 from tusd_py.http.text_route import TextRoute
 from tusd_py.pages.assets import Asset, Assets, load_assets
 from tusd_py.pages.policy import page_headers
 from tusd_py.server import TusServer
 
-PAGES = {"/": "upload"}  # paths of the pages
+PAGES = {"/": "upload", "/record": "record"}  # paths of the pages
 PAGE_CACHING = "no-cache"  # a page is asked for anew, and names the files that belong to it
 ASSET_CACHING = "public, max-age=31536000, immutable"  # other content has another name
 
@@ -55,7 +54,6 @@ class Pages:
         """Answer with what the pages have to know of the server; paths are relative to the pages."""
         settings, service = self._server.settings, self._server.service
         config: dict[str, Any] = {
-            "version": tusd_py.__version__,
             "endpoint": settings.base_path.removeprefix("/"),
             "max_size": service.options.max_size,
             "allowed_types": list(settings.allowed_types),
