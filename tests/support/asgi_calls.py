@@ -30,7 +30,7 @@ def http_scope(method: str, path: str, headers: dict[str, str] | None = None) ->
 
 
 class Call:
-    """One request in a task of its own; the test supplies its body piece by piece, and the client never disconnects."""
+    """One request in a task of its own; the test supplies its body piece by piece; the client stays unless it leaves."""
 
     def __init__(self, app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None) -> None:
         self._scope = http_scope(method, path, headers)
@@ -47,6 +47,10 @@ class Call:
     def give(self, data: bytes, *, more: bool = True) -> None:
         """Supply the next bytes of the body."""
         self._messages.put_nowait({"type": "http.request", "body": data, "more_body": more})
+
+    def leave(self) -> None:
+        """Close the connection of the client."""
+        self._messages.put_nowait({"type": "http.disconnect"})
 
     async def cancel_like_anyio(self) -> None:
         """Cancel the request at every step, as an anyio cancel scope does, until it has ended."""

@@ -77,11 +77,13 @@ class PartialFinished:
 class UploadTerminated:
     """The removal of an upload by a client or the application; its bytes and its record are gone.
 
-    Subscribed to like `UploadFinished`, which has an example.
+    `code` is the code of the error of an upload that was refused, by a check or by the application; empty for one that
+    was removed for no reason of its own. Subscribed to like `UploadFinished`, which has an example.
     """
 
     upload: Upload
     request: RequestContext | None = None
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,12 @@ class AppendStarted:
 class AppendEnded:
     """The end of an append, successful or not; `upload` is the record as committed.
 
-    Subscribed to like `UploadFinished`, which has an example.
+    `interrupted` tells whether the append ended before its body did: its client left or was silent for too long,
+    another request took over, or the server is about to end. Subscribed to like `UploadFinished`, which has an example.
     """
 
     upload: Upload
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,8 +220,10 @@ class Appending:
         try:
             await append.run(record)
         except Exception as error:
-            upload = await self._append_ended(append, lock, append_request, checks)  # complete if too many bytes came
-            if isinstance(error, INTERRUPTIONS):
+            interrupted = isinstance(error, INTERRUPTIONS)
+            # Complete if too many bytes came.
+            upload = await self._append_ended(append, lock, append_request, checks, interrupted=interrupted)
+            if interrupted:
                 await self._record_interruption(upload, lock, append_request)
             if isinstance(error, ContentRefused):
                 await self._completion.checks.remove(upload, lock.token, append_request.context, error)
@@ -229,12 +231,18 @@ class Appending:
         return await self._append_ended(append, lock, append_request, checks)
 
     async def _append_ended(
-        self, append: Append, lock: Lock, append_request: AppendRequest, checks: AppendChecks | None
+        self,
+        append: Append,
+        lock: Lock,
+        append_request: AppendRequest,
+        checks: AppendChecks | None,
+        *,
+        interrupted: bool = False,
     ) -> Upload:
         self._appends.discard(append)
         if checks is not None:
             self._completion.checks.append_ended(append.upload, checks)
-        self._events.publish(AppendEnded(append.upload))
+        self._events.publish(AppendEnded(append.upload, interrupted))
         append.upload = await self._completion.conclude(append.upload, lock.token, append_request.context)
         return append.upload
 

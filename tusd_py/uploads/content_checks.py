@@ -252,7 +252,7 @@ class ContentChecks:
         log_refused_upload(upload, refusal, request)
         self._seen.forget(upload.id)
         await self._removal.remove(upload, token, Status.TERMINATED, request)
-        self._events.publish(UploadTerminated(upload, request))
+        self._events.publish(UploadTerminated(upload, request, refusal.code))
 
     async def _read(self, upload: Upload, sources: Sequence[Upload]) -> SeenBytes:
         """Return what is to be seen of an upload whose bytes are those of complete uploads, one after the other."""

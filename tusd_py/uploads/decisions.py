@@ -124,7 +124,7 @@ class Decisions:
         if answer.reject:
             stored = replace(upload, storage_state=finished.storage_state)
             await self._removal.remove(stored, token, Status.TERMINATED, request)
-            self._events.publish(UploadTerminated(stored, request))
+            self._events.publish(UploadTerminated(stored, request, HookRejected.code))
             raise _rejected(HookRejected, answer.response)
         _note(request, answer.response)
 

@@ -61,25 +61,27 @@ class Termination:
         """Remove an upload that the application has stopped, unless it is complete or has ended."""
         with contextlib.suppress(UploadNotFound, UploadGone):
             if not (await self._records.get(upload_id, admission=admission)).is_complete:
-                ending = self._end(upload_id, context, admission, unless_complete=True)
+                ending = self._end(upload_id, context, admission, stopped=True)
                 await outcome(self._work.start_unlocked(ending))
 
     async def _end(
-        self, upload_id: str, context: RequestContext | None, admission: Admission, *, unless_complete: bool = False
+        self, upload_id: str, context: RequestContext | None, admission: Admission, *, stopped: bool = False
     ) -> None:
+        """Remove an upload; one that the application has `stopped` only if it is not complete."""
+
         async def remove(lock: Lock) -> None:
             try:
                 upload = await self._records.get(upload_id, lock, admission)
             except BrokenRecord as error:
-                if unless_complete:
+                if stopped:
                     raise
                 upload = remains_of(error, admission)
                 await self._removal.remove_broken(upload, lock.token)
             else:
-                if upload.is_complete and unless_complete:
+                if upload.is_complete and stopped:
                     return
                 await self._removal.remove(upload, lock.token, Status.TERMINATED, context)
-            self._events.publish(UploadTerminated(upload, context))
+            self._events.publish(UploadTerminated(upload, context, UploadStopped.code if stopped else ""))
 
         async with self._work.ending(upload_id):
             await self._work.run(
