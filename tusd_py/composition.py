@@ -38,6 +38,7 @@ from tusd_py.http.access import AccessControl
 from tusd_py.http.app import UploadApp
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.offload import DownloadOffload
+from tusd_py.http.progress.endpoint import ProgressEndpoint
 from tusd_py.http.rates import rates_of
 from tusd_py.http.signed_access import CapabilitySigner, SignedAccess
 from tusd_py.http.tus.adapter import TusProtocol
@@ -45,6 +46,7 @@ from tusd_py.http.tus.handlers import Features, TusHandlers
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_writer, is_own, make_component, one_line
+from tusd_py.progress.hub import ProgressHub
 from tusd_py.settings import InvalidSettings, Settings, default_of
 from tusd_py.sinks import build_hooks, outbox_of, sink_options
 from tusd_py.transfer.budget import BufferPool, ByteBudget
@@ -247,8 +249,12 @@ def build_application(
     urls: UrlBuilder,
     authenticator: Authenticator | None = None,
     signing_keys: SecretFile[SigningKeys] | None = None,
+    hub: ProgressHub | None = None,
 ) -> UploadApp:
-    """Build the ASGI application of tus for a service; without an authenticator everybody may do everything."""
+    """Build the ASGI application of tus for a service.
+
+    Without an authenticator everybody may do everything, without a hub nobody can follow uploads.
+    """
     access, capabilities = None, None
     if authenticator is not None:
         known = authenticator.known if isinstance(authenticator, TokenAuthenticator) else None
@@ -277,7 +283,7 @@ def build_application(
     )
     handlers = TusHandlers(service, features, urls, limits, _offload(settings), capabilities, *rates)
     return UploadApp(
-        TusProtocol(handlers),
+        TusProtocol(handlers, None if hub is None else ProgressEndpoint(hub, service, handlers.options)),
         events,
         urls,
         BufferPool(service.budget),

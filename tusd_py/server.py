@@ -42,6 +42,7 @@ from tusd_py.jobs.scheduler import Scheduler
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_component
+from tusd_py.progress.hub import ProgressHub
 from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross_check, from_arguments
 from tusd_py.signal_watch import SignalWatch
 from tusd_py.sinks import build_hooks, build_relay
@@ -142,8 +143,16 @@ class TusServer:
             self.settings, self.events, self.metrics, given=self._given_components, hooks=self._hooks
         )
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
+        self.hub = ProgressHub(
+            self.events,
+            self.service.find,
+            self.service.locker,
+            self.service.state.clock,
+            self.metrics,
+            max_listeners=self.settings.max_listeners,
+        )
         self._application = build_application(
-            self.settings, self.service, self.events, self.urls, self._authenticator, self._signing_keys
+            self.settings, self.service, self.events, self.urls, self._authenticator, self._signing_keys, self.hub
         )
         self._relay = build_relay(self.settings, self.service, self._hooks, self.metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -160,6 +169,7 @@ class TusServer:
         if self._loop is None or self._loop is asyncio.get_running_loop() or not self._loop.is_closed():
             return
         self.service.unobserve_events()
+        self.hub.forget()
         self.events.drop_queued()
         self._services_of_closed_loops.append(self.service)
         self._signals.stop()
@@ -310,6 +320,7 @@ class TusServer:
             if self.service.limitations:
                 logger.warning("%s", "; ".join(self.service.limitations))
             self.service.open()
+            self.hub.open()
             if self.settings.sweep_interval:
                 self._scheduler = scheduler_of(self.service, self.settings.sweep_interval)
                 self._scheduler.start()
@@ -357,6 +368,7 @@ class TusServer:
                 return
             self._started = False
             self._shutdown_called.set()
+            self.hub.drain()
             try:
                 async with asyncio.timeout_at(self._grace_deadline()):
                     await self.service.drain()
@@ -372,6 +384,7 @@ class TusServer:
             await self.events.close(max(0.0, self._grace_deadline() - asyncio.get_running_loop().time()))
             if self._relay is not None:
                 await self._relay.stop(self._grace_deadline() - asyncio.get_running_loop().time())
+            self.hub.close()
             timeout = self._grace_deadline() - asyncio.get_running_loop().time()
             if not await close_service(self.service, timeout):
                 logger.error(
@@ -389,6 +402,7 @@ class TusServer:
     def _start_draining(self) -> None:
         """Make running appends commit and end; called when the web server is about to shut down."""
         self._drain_started_at = asyncio.get_running_loop().time()
+        self.hub.drain()
         self._drain_task = asyncio.ensure_future(self.service.drain())
 
     def _grace_deadline(self) -> float:

@@ -30,6 +30,7 @@ from tests.auth.site import (
 from tests.support.harness import ServerProcess, serving
 from tests.support.stored import new_upload, stored, unchanged
 from tests.support.wire.connection import Connection
+from tests.support.wire.events import Listening
 from tests.support.wire.messages import OFFSET_STREAM, TUS, Answer, Body, Headers, payload
 
 SMALL, LARGE = b"some bytes", payload(200 << 10)
@@ -45,6 +46,7 @@ class Verb:
     Attributes:
         needs: the scope without which it is forbidden.
         expired: the status with a token that is good but for its end: after 401 to HEAD, clients would begin again.
+        below: the name of a resource below the upload.
     """
 
     method: str
@@ -53,6 +55,12 @@ class Verb:
     needs: str = "read or write"
     awaits_continue: bool = False
     expired: int = 401
+    below: str = ""
+
+    def path(self, upload: str) -> str:
+        """Return the path of the request, with the query in the URL of the upload."""
+        path, mark, query = upload.partition("?")
+        return path + self.below + mark + query
 
 
 VERBS = {
@@ -78,6 +86,10 @@ VERBS = {
     "override DELETE": Verb("POST", TUS | {"X-HTTP-Method-Override": "DELETE"}, b"", needs="delete"),
     "override HEAD": Verb("POST", TUS | {"X-HTTP-Method-Override": "HEAD"}, b"", expired=423),
     "override GET of HEAD": Verb("HEAD", TUS | {"X-HTTP-Method-Override": "GET"}, needs="read"),
+    "GET events": Verb("GET", below="/events"),
+    "GET events again": Verb("GET", {"Last-Event-ID": "17"}, below="/events"),
+    "HEAD events": Verb("HEAD", TUS, below="/events"),
+    "override GET events": Verb("POST", {"X-HTTP-Method-Override": "GET"}, b"", below="/events"),
 }
 
 
@@ -140,7 +152,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def send(server: ServerProcess, token: str | None, verb: Verb, path: str) -> Answer:
+    """Return the answer; of a stream of events, a body with the state that the first one tells."""
     headers = {**verb.headers, **bearer(token)}
+    path = verb.path(path)
+    if verb.below and verb.method != "HEAD":
+        return state_in_events(server, verb, path, headers)
     with Connection(server.port) as connection:
         if verb.awaits_continue:
             assert isinstance(verb.body, bytes)
@@ -151,6 +167,15 @@ def send(server: ServerProcess, token: str | None, verb: Verb, path: str) -> Ans
                 connection.send_request(verb.method, path, headers, verb.body)
         awaited_body = verb.body if verb.awaits_continue and isinstance(verb.body, bytes) else b""
         return connection.answer(method=verb.method, awaited_body=awaited_body)
+
+
+def state_in_events(server: ServerProcess, verb: Verb, path: str, headers: Headers) -> Answer:
+    with Listening(server.port, path, headers, method=verb.method, body=verb.body) as stream:
+        if stream.status != 200:
+            return stream.rest_of_answer()
+        first = stream.next()
+        assert first is not None
+        return Answer(200, (), f"{first.kind} {first.data['status']} {first.offset}".encode())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.asgi_calls import TIMEOUT, Call, ask, create, offset_stream
+from tests.support.asgi_calls import Call, ask, create, offset_stream
 from tusd_py import AppendEnded, TusServer, UploadTerminated
 from tusd_py.contracts.hooks import HookAnswer, HookCall
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.support.properties import on_any_machine
+from tusd_py.core.clock import rfc3339
 from tusd_py.core.event_document import MAX_HEADERS_LENGTH, document_of, parse_document
 from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload, UploadKind
-from tusd_py.outbox.cloudevents import render, rfc3339
+from tusd_py.outbox.cloudevents import render
 
 SOURCE = "https://uploads.example.org"
 STORAGE = {"type": "filestore", "path": "/srv/uploads/abc"}

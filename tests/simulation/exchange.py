@@ -178,6 +178,10 @@ class Exchange:
     def use_buffer_pool(self, pool: LendsBuffers) -> None:
         self._pool = pool
 
+    def limit_send_buffer(self) -> None: ...
+
+    def reset_connection(self) -> None: ...
+
     def _in_buffer(self, content: bytes) -> Buffer:
         """Return bytes in a buffer of the pool, if they are worth one; those that have no room arrive again."""
         if self._pool is None or not content:

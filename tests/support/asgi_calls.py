@@ -30,7 +30,7 @@ def http_scope(method: str, path: str, headers: dict[str, str] | None = None) ->
 
 
 class Call:
-    """One request in a task of its own; the test supplies its body piece by piece; the client stays unless it leaves."""
+    """One request in a task of its own, whose body the test supplies piece by piece; its client stays until told to."""
 
     def __init__(self, app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None) -> None:
         self._scope = http_scope(method, path, headers)

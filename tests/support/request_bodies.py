@@ -51,6 +51,10 @@ class Arrived:
     def use_buffer_pool(self, pool: LendsBuffers) -> None:
         self.pools.append(pool)
 
+    def limit_send_buffer(self) -> None: ...
+
+    def reset_connection(self) -> None: ...
+
 
 class Clock:
     """A replacement for the module `time`, whose time passes only when the test says so."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from tusd_py.composition import opened_outbox
 from tusd_py.contracts.outbox import Outbox
+from tusd_py.core.clock import rfc3339
 from tusd_py.core.outbox import Delivery, OutboxEvent
 from tusd_py.migration.state_copy import has_records, records_file
-from tusd_py.outbox.cloudevents import data_of, rfc3339, type_name
+from tusd_py.outbox.cloudevents import data_of, type_name
 from tusd_py.settings import Settings
 
 PAGE_SIZE = 200  # deliveries

@@ -48,6 +48,9 @@ class Instrumentation(Protocol):
     def outbox_measured(self, sink: str, waiting: int, dead: int, oldest_seconds: float) -> None:
         """Set the number of events that wait for a sink, of its dead letters, and the age of the oldest that waits."""
 
+    def listeners_changed(self, kind: str, change: int) -> None:
+        """Add to the number of listeners of live progress of a kind, such as `sse`."""
+
 
 class NoInstrumentation(Instrumentation):
     """Instrumentation that drops every measurement: the default of every component."""
@@ -74,6 +77,9 @@ class NoInstrumentation(Instrumentation):
         """Do nothing."""
 
     def outbox_measured(self, sink: str, waiting: int, dead: int, oldest_seconds: float) -> None:
+        """Do nothing."""
+
+    def listeners_changed(self, kind: str, change: int) -> None:
         """Do nothing."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,11 @@ MIN_HOLD = 3600.0  # seconds
 CATCH_UP_RATE = 0.001  # seconds per second that the steady clock may gain on the monotonic clock
 JUMP = 5.0  # seconds; a smaller change of the wall clock is a correction, not a jump
 MAX_PAUSE = 180.0  # seconds after a saved time within which a restart needs no hold
+
+
+def rfc3339(seconds: float) -> str:
+    """Return seconds since the epoch as a time in UTC with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Clock(Protocol):

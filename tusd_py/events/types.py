@@ -157,6 +157,7 @@ class RequestFinished:
     request_id: str = ""
     principal: str = ""  # the authenticated sender
     refusal: str = ""  # why the request was not let in
+    is_stream: bool = False  # the answer lasted as long as its client listened
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class AccessControl:
         if self._by_signature is not None:
             self._by_signature.take(request)
         request.secret_headers = self._secret_headers
-        action = Action.DOWNLOAD if request.is_plain_head else ACTIONS[request.method]
+        action = request.purpose or (Action.DOWNLOAD if request.is_plain_head else ACTIONS[request.method])
         if action is Action.CREATE and self._by_signature is not None:
             request.may_terminate = partial(self._may_terminate, request)
         if not request.signatures and self._admit_known(request, action):
@@ -277,7 +277,8 @@ class AccessControl:
         try:
             principal: object = await self._authenticator.authenticate(request.context())
         except InvalidCredentials as error:
-            if isinstance(error, ExpiredCredentials) and request.method == "HEAD" and not request.is_plain_head:
+            is_of_tus = request.method == "HEAD" and not request.is_plain_head and request.purpose is None
+            if isinstance(error, ExpiredCredentials) and is_of_tus:
                 raise ExpiredOnHead(str(error)) from None
             raise Unauthorized(str(error), had_credentials=True) from None
         except CodedError:

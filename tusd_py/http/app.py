@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
@@ -192,6 +193,12 @@ class UploadApp:
                 await self._send_messages(request, _file_messages(response.file), send)
             finally:
                 response.file.file.close()
+        elif response.events is not None:
+            try:
+                await self._send_start(request, response, send)
+                await response.events.send(request, send, partial(self._write_timeout, request))
+            finally:
+                response.events.close()
         elif response.stream is not None:
             async with contextlib.aclosing(response.stream) as stream:
                 await self._send_start(request, response, send)
@@ -337,6 +344,7 @@ def _finished(request: Request, status: int, code: str, seconds: float) -> Reque
         request_id=request.headers.get("x-request-id", "")[:REQUEST_ID_LENGTH],
         principal="" if request.principal is None else request.principal.owner,
         refusal=request.refusal,
+        is_stream=request.is_stream,
     )
 
 

@@ -149,6 +149,16 @@ class RequestBody:
         """Whether the server closed the connection because the client read the response too slowly."""
         return self._extension is not None and self._extension.reader_timed_out
 
+    def limit_send_buffer(self) -> None:
+        """Have the server hold little of the response for a client that does not read it, if it can."""
+        if self._extension is not None:
+            self._extension.limit_send_buffer()
+
+    def reset_connection(self) -> None:
+        """Have the server close the connection at once, if it can."""
+        if self._extension is not None:
+            self._extension.reset_connection()
+
     @property
     def has_trailers(self) -> bool:
         """Whether the server passes trailers on."""

@@ -35,6 +35,12 @@ class BodyExtension(Protocol):
     def use_buffer_pool(self, pool: LendsBuffers) -> None:
         """Receive into buffers of `pool` from now on; ASGI messages then hold whole buffers, as memoryviews."""
 
+    def limit_send_buffer(self) -> None:
+        """Hold little of the response for a client that does not read it."""
+
+    def reset_connection(self) -> None:
+        """Close the connection at once, without what the client has not taken."""
+
 
 class ExtensionBehindMiddleware:
     """The body extension behind a middleware that replaces `receive`.
@@ -63,6 +69,12 @@ class ExtensionBehindMiddleware:
         self._extension.close()
 
     def use_buffer_pool(self, pool: LendsBuffers) -> None: ...
+
+    def limit_send_buffer(self) -> None:
+        self._extension.limit_send_buffer()
+
+    def reset_connection(self) -> None:
+        self._extension.reset_connection()
 
 
 def body_extension_of(scope: Scope, receive: Receive) -> BodyExtension | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 from urllib.parse import unquote
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 from starlette.types import Scope, Send
 
 from tusd_py.auth.signatures import CreationGrant
-from tusd_py.contracts.auth import Principal
+from tusd_py.contracts.auth import Action, Principal
 from tusd_py.contracts.storage import OpenFile
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.request_context import RequestContext
@@ -56,6 +57,9 @@ class Request:
         self.signatures: Mapping[str, str] = {}  # of the URL, by the names of their parameters
         self.grant: CreationGrant | None = None  # of the URL, for a creation
         self.refusal = ""  # why the request was not let in, for the log
+        self.purpose: Action | None = None  # of a sub-resource; None: that of the method
+        self.admitted_until = math.inf  # end of the right by a signature, in seconds since the epoch
+        self.is_stream = False  # whether the answer lasts as long as its client listens
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream
         self.offset_before: int | None = None
@@ -156,9 +160,31 @@ class FileBody:
     end: int
 
 
+WriteLimit: TypeAlias = Callable[[int], AbstractAsyncContextManager[None]]
+
+
+class EventStream(Protocol):
+    """A body of events, sent as they happen."""
+
+    async def send(self, request: Request, send: Send, write_limit: WriteLimit) -> None:
+        """Send the body after the start of the response.
+
+        Args:
+            request: the request.
+            send: sends messages of ASGI.
+            write_limit: returns a context that bounds the time in which the client takes so many bytes.
+
+        Raises:
+            WriteTimeout: the client has taken too little.
+        """
+
+    def close(self) -> None:
+        """End the events; called once the response has ended, or if it has not begun."""
+
+
 @dataclass(slots=True)
 class Response:
-    """Status, header fields, and a body of bytes at hand, of a stream or of a file.
+    """Status, header fields, and a body of bytes at hand, of a stream, of a file or of events.
 
     A stream is closed by whoever sends the response, whether it comes to its end or not; `body` comes before it.
     """
@@ -168,6 +194,7 @@ class Response:
     body: bytes = b""
     stream: AsyncGenerator[Buffer, None] | None = None
     file: FileBody | None = None
+    events: EventStream | None = None
     error_code: str = ""
 
     def raw_headers(self) -> RawHeaders:

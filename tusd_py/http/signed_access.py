@@ -79,6 +79,7 @@ class SignedAccess:
             request.refusal = "no such upload"
             raise UploadNotFound
         request.principal, request.admission = _principal(upload.owner), admission_to(upload)
+        request.admitted_until = capability.expires_at
         if action is Action.TERMINATE and not capability.may_terminate:
             request.refusal = f"no right to {action}"
             raise Forbidden(action, by_scopes=False)

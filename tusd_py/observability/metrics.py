@@ -71,6 +71,7 @@ class Metrics(Instrumentation):
         self._connections_ended = self._counter(
             "tusd_connections_ended", "Connections that the server ended early.", "reason"
         )
+        self._listeners = self._gauge("tusd_listeners", "Clients that follow uploads.", "kind")
         self._jobs = self._histogram("tusd_job_duration_seconds", "Runs of periodic jobs.", DURATIONS, "job", "result")
         self._subscribe(events)
 
@@ -133,6 +134,10 @@ class Metrics(Instrumentation):
         self._outbox_events.labels(sink, "dead").set(dead)
         self._outbox_oldest.labels(sink).set(oldest_seconds)
 
+    def listeners_changed(self, kind: str, change: int) -> None:
+        """Add to the gauge of listeners."""
+        self._listeners.labels(kind).inc(change)
+
     def lease_lost(self) -> None:
         """Count a lost lease."""
         self._lost_leases.inc()
@@ -176,7 +181,8 @@ class Metrics(Instrumentation):
     def _request_finished(self, event: RequestFinished) -> None:
         requests, durations = self._by_method.get(event.method) or self._children_of(event.method)
         requests.inc()
-        durations.observe(event.seconds)
+        if not event.is_stream:
+            durations.observe(event.seconds)
         if event.error_code:
             self._errors.labels(str(event.status), event.error_code).inc()
 

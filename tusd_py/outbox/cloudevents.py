@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from tusd_py.core.clock import rfc3339
 from tusd_py.core.event_document import EventRequest, parse_document
 from tusd_py.core.metadata import parse_metadata
 from tusd_py.core.outbox import OutboxEvent
@@ -86,8 +86,3 @@ def _text_or_base64(value: bytes) -> object:
         return value.decode()
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(value).decode()}
-
-
-def rfc3339(seconds: float) -> str:
-    """Return seconds since the epoch as a time in UTC with milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

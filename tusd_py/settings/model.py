@@ -213,6 +213,11 @@ class Settings(BaseSettings):
     max_connections: Number | None = Field(
         default=None, ge=1, description="most connections at a time, of all processes together"
     )
+    max_listeners: Number = Field(
+        default=4096,
+        ge=1,
+        description="most clients that follow uploads at a time, of each process; half of the connections at most",
+    )
     idle_timeout: Seconds = Field(
         default=60,
         description="end a request that sends nothing, or takes nothing of its answer, for this time; 0: never",

@@ -80,6 +80,7 @@ class SettingsOverrides(TypedDict, total=False):
     header_timeout: Duration
     keep_alive_timeout: Duration
     max_connections: int | None
+    max_listeners: int
     idle_timeout: Duration
     min_rate: Size
     rate_create: str

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tusd_py.uvicorn_server")
 
 INFORMATIONAL = "http.response.informational"  # ASGI message and scope extension: an interim (1xx) response
+SMALL_SEND_BUFFER = 16 << 10  # bytes, in the process and in the kernel each, of a response of small pieces
+UNBOUNDED = 1 << 62  # in place of the size of a body that ends with its connection
 MIN_BUFFERED_BODY = 256 << 10  # remaining bytes of a body from which on buffers replace the parser
 
 
@@ -99,7 +103,17 @@ class UploadCycle(RequestResponseCycle):
             if not message.get("more_body", False):
                 await super().send({"type": "http.response.body", "body": b""})
         else:
+            if self.scope["http_version"] == "1.0":
+                self._end_with_connection(message)
             await super().send(message)
+
+    def _end_with_connection(self, message: Any) -> None:
+        """Let the end of the connection be that of a body of unknown size: HTTP/1.0 has no chunks."""
+        if message["type"] == "http.response.start":
+            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+                self.chunked_encoding, self.expected_content_length = False, UNBOUNDED
+        elif self.expected_content_length > UNBOUNDED >> 1 and not message.get("more_body", False):
+            self.expected_content_length = len(message.get("body", b""))
 
     async def _send_file(self, file: int, offset: int, count: int) -> None:
         """Send a range of a file (ASGI, zero copy send); raises `ConnectionError` if the client is gone."""
@@ -214,6 +228,16 @@ class UploadCycle(RequestResponseCycle):
 
     def use_buffer_pool(self, pool: LendsBuffers) -> None:
         self.pool = pool
+
+    def limit_send_buffer(self) -> None:
+        self.transport.set_write_buffer_limits(high=SMALL_SEND_BUFFER)
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):  # of a connection that is closed
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_SEND_BUFFER)
+
+    def reset_connection(self) -> None:
+        self.transport.abort()
 
     def _continue_reading(self) -> None:
         if not self.more_body:

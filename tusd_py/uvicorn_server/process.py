@@ -87,6 +87,7 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
         instrumentation=tus.metrics,
     )
     tus.metrics.connections_limited(limit)
+    tus.hub.max_listeners = min(settings.max_listeners, max(1, limit // 2))
     config = uvicorn.Config(
         with_direct_uploads(app),
         interface="asgi3",

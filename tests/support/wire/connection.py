@@ -8,6 +8,7 @@ import socket
 import struct
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -25,17 +26,24 @@ class Closed(ConnectionError):
 class Connection:
     """One connection to a server, named by a URL or by its port; it stays open between requests."""
 
-    def __init__(self, server: str | int, timeout: float = TIMEOUT) -> None:
+    def __init__(self, server: str | int, timeout: float = TIMEOUT, *, receive_buffer: int | None = None) -> None:
+        """Connect; `receive_buffer` is the number of bytes that the kernel may hold for the test."""
         self.authority = f"127.0.0.1:{server}" if isinstance(server, int) else authority_of(server)
         host, _, port = self.authority.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout)
+        if receive_buffer is None:
+            self.socket = socket.create_connection((host, int(port)), timeout)
+        else:
+            self.socket = socket.socket()
+            self.socket.settimeout(timeout)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)  # before the handshake
+            self.socket.connect((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.server_port = int(port)
         self.client_port: int = self.socket.getsockname()[1]
         self._method = "GET"
         self._received = bytearray()
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tusd_py.contracts.auth import Action
 from tusd_py.core.errors import CodedError, HookRejected, OffsetMismatch, UploadNotFound
 from tusd_py.http.cors import RawHeaders
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, TRY_LATER, HTTPError, error_response_for, render
 from tusd_py.http.hook_answers import rejected, with_fields
+from tusd_py.http.progress.endpoint import EVENTS, ProgressEndpoint
 from tusd_py.http.request import Handler, Request, Response
 from tusd_py.http.security_headers import SECURITY_HEADERS
 from tusd_py.http.tus.handlers import VERSION, TusHandlers
@@ -30,20 +32,31 @@ class TusProtocol:
 
     common_headers = COMMON_HEADERS
 
-    def __init__(self, handlers: TusHandlers) -> None:
+    def __init__(self, handlers: TusHandlers, progress: ProgressEndpoint | None = None) -> None:
+        """Without `progress` there are no events of uploads."""
         self._handlers = handlers
+        self._progress = progress
 
     def route(self, request: Request) -> Handler:
-        """Find the handler of a request to the creation URL or to an upload.
+        """Find the handler of a request to the creation URL, to an upload or to its events.
 
-        Raises `UploadNotFound` for a sub-resource, since tus knows none, and `MethodNotAllowed`.
+        Raises `UploadNotFound` for any other sub-resource, and `MethodNotAllowed`.
         """
         if request.sub_resource:
-            raise UploadNotFound
+            return self._route_sub_resource(request)
         methods = self._handlers.on_upload if request.upload_id else self._handlers.on_creation_url
         handler = methods.get(request.method)
         if handler is None:
             raise MethodNotAllowed(list(methods), "" if request.upload_id else CREATION_URL)
+        return handler
+
+    def _route_sub_resource(self, request: Request) -> Handler:
+        if self._progress is None or request.sub_resource != EVENTS:
+            raise UploadNotFound
+        handler = self._progress.on_events.get(request.method)
+        if handler is None:
+            raise MethodNotAllowed(list(self._progress.on_events))
+        request.purpose = Action.INSPECT
         return handler
 
     def error_response(self, request: Request, error: CodedError | None) -> Response:

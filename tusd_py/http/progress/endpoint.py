@@ -1,0 +1,96 @@
+"""The routes of live progress: `events` below the URL of an upload."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from functools import partial
+
+from tusd_py.core.errors import UploadNotFound
+from tusd_py.core.upload import Upload
+from tusd_py.http.errors import HTTPError
+from tusd_py.http.progress.sse import HEADERS, EventBody
+from tusd_py.http.request import Handler, Request, Response
+from tusd_py.progress.hub import ProgressHub, TooManyListenersError
+from tusd_py.progress.listener import Listener
+from tusd_py.uploads.service import UploadService
+
+EVENTS = "events"  # the sub-resource
+LIFETIME = 3600.0  # seconds after which a listener has to come back, so that its right is checked again
+SPREAD = 0.1  # part of them by which listeners differ, so that they do not come back together
+MIN_LIFETIME = 1.0  # seconds, also of a listener whose token expires just now
+FULL_RETRY = "5"  # seconds
+
+
+class TooManyListeners(HTTPError):
+    """A listener beyond the limit of the server."""
+
+    def __init__(self) -> None:
+        text = "too many clients follow uploads; try again later"
+        super().__init__(503, "ERR_TOO_MANY_LISTENERS", text, {"Retry-After": FULL_RETRY})
+
+
+class ProgressEndpoint:
+    """The handlers of the methods of `<upload>/events`."""
+
+    def __init__(self, hub: ProgressHub, service: UploadService, options: Handler) -> None:
+        """Take the handler of OPTIONS."""
+        self._hub = hub
+        self._service = service
+        self.on_events: Mapping[str, Handler] = {"OPTIONS": options, "GET": self.get, "HEAD": self.head}
+
+    async def head(self, request: Request) -> Response:
+        """Answer as to a GET, without events."""
+        await self._read(request)
+        return Response(200, dict(HEADERS))
+
+    async def get(self, request: Request) -> Response:
+        """Answer with the events of an upload from now on, beginning with a snapshot or what the client has missed.
+
+        A client that has got the last event is answered 204, after which browsers ask no more.
+        """
+        if request.is_head:
+            return await self.head(request)
+        listener = Listener((request.upload_id,))
+        self._add(listener, request)
+        number = last_number(request.headers)
+        try:
+            goes_on = await self._hub.watch(listener, request.upload_id, partial(self._read, request), number)
+        except BaseException:
+            self._hub.remove(listener)
+            raise
+        if not goes_on:
+            self._hub.remove(listener)
+            return Response(204, {"Cache-Control": "no-store"})
+        request.is_stream = True
+        return Response(200, dict(HEADERS), events=EventBody(listener, self._hub.remove))
+
+    def _add(self, listener: Listener, request: Request) -> None:
+        try:
+            self._hub.add(listener, "sse", lifetime(request))
+        except TooManyListenersError:
+            raise TooManyListeners from None
+
+    async def _read(self, request: Request) -> Upload:
+        upload = await self._service.get(request.upload_id)
+        if not request.admission.fits(upload):
+            raise UploadNotFound
+        return upload
+
+
+def lifetime(request: Request) -> float:
+    """Return the seconds that a stream may last: no longer than the right to it."""
+    seconds = LIFETIME * random.uniform(1 - SPREAD, 1 + SPREAD)
+    until = request.admitted_until
+    if request.principal is not None:
+        expiry = request.principal.claims.get("exp")
+        if isinstance(expiry, int | float) and not isinstance(expiry, bool):
+            until = min(until, float(expiry))
+    return max(MIN_LIFETIME, min(seconds, until - time.time()))
+
+
+def last_number(headers: Mapping[str, str]) -> int | None:
+    """Return the number in Last-Event-ID; None if there is none of this server."""
+    text = headers.get("last-event-id", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None

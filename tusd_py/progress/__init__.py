@@ -1,0 +1,1 @@
+"""Live progress of uploads: what listeners are told, and when."""

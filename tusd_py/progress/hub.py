@@ -1,0 +1,313 @@
+"""The hub of live progress: hears of changes, and tells the listeners of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
+from tusd_py.contracts.locks import Locker
+from tusd_py.core.clock import Clock
+from tusd_py.core.errors import ServerShutdown, UploadError, UploadNotFound
+from tusd_py.core.progress import ProgressKind, change_of
+from tusd_py.core.upload import Status, Upload
+from tusd_py.events.bus import EventBus
+from tusd_py.events.types import (
+    AppendEnded,
+    AppendStarted,
+    PartialFinished,
+    UploadExpired,
+    UploadFinished,
+    UploadProgressed,
+    UploadTerminated,
+)
+from tusd_py.progress.listener import Listener
+from tusd_py.progress.reconciler import Reconciler
+from tusd_py.progress.watched import Watched
+
+PING_INTERVAL = 25  # seconds between two pings of a listener, a part of them every second
+KEPT_TIME = 60.0  # seconds that the state of an upload is kept for listeners that come back
+MAX_KEPT = 2000  # uploads without listeners whose state is kept
+RETRY = (1000, 5000)  # milliseconds between which listeners of a server that ends choose when to come back
+LAST_WRITE_TIMEOUT = 0.5  # seconds in which a listener has to take the end
+
+
+class TooManyListenersError(Exception):
+    """The hub has as many listeners as it may have."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """The place of a listener in the hub."""
+
+    kind: str
+    slot: int  # of the wheel
+    end: asyncio.TimerHandle  # of its stream
+    watched: list[Watched] = field(default_factory=list)
+
+
+class ProgressHub:
+    """The listeners of one process, and the uploads that they watch.
+
+    Observes the bus while somebody listens, so that nobody's listening costs nothing. Every method runs in the event
+    loop.
+    """
+
+    def __init__(
+        self,
+        events: EventBus,
+        find: Callable[[str], Awaitable[Upload | None]],
+        locker: Locker,
+        clock: Clock,
+        instrumentation: Instrumentation = NO_INSTRUMENTATION,
+        *,
+        max_listeners: int,
+    ) -> None:
+        """Prepare the hub.
+
+        Args:
+            events: the bus of the server.
+            find: returns the record of an upload, also of one that has ended; None if there is none.
+            locker: tells whether an append still runs.
+            clock: the clock of the records.
+            instrumentation: is told of the number of listeners.
+            max_listeners: most listeners at a time.
+        """
+        self.max_listeners = max_listeners
+        self._events = events
+        self._locker = locker
+        self._clock = clock
+        self._instrumentation = instrumentation
+        self._watched: dict[str, Watched] = {}
+        self._kept: dict[str, float] = {}  # uploads without listeners -> time of the event loop, the oldest first
+        self._listeners: dict[Listener, _Place] = {}
+        self._wheel: list[set[Listener]] = [set() for _ in range(PING_INTERVAL)]
+        self._ticks = 0
+        self._ticker: asyncio.TimerHandle | None = None
+        self._number = 0
+        self._is_draining = False
+        self._reconciler = Reconciler(find, locker, clock, self._listened)
+        self._observers: dict[type[Any], Callable[[Any], None]] = {
+            AppendStarted: self._append_started,
+            UploadProgressed: self._progressed,
+            AppendEnded: self._append_ended,
+            UploadFinished: self._finished,
+            PartialFinished: self._finished,
+            UploadTerminated: self._terminated,
+            UploadExpired: self._expired,
+        }
+
+    # Listening.
+
+    def add(self, listener: Listener, kind: str, seconds: float) -> None:
+        """Add a listener, whose stream ends after so many seconds; one of the kind `sse` gets pings.
+
+        Raises:
+            ServerShutdown: the server is about to end.
+            TooManyListenersError: there can be no other listener now.
+        """
+        if self._is_draining:
+            raise ServerShutdown
+        if len(self._listeners) >= self.max_listeners:
+            raise TooManyListenersError
+        slot = len(self._listeners) % PING_INTERVAL
+        end = asyncio.get_running_loop().call_later(seconds, listener.end, RETRY[0])
+        self._listeners[listener] = _Place(kind, slot, end)
+        self._instrumentation.listeners_changed(kind, 1)
+        if kind == "sse":
+            self._wheel[slot].add(listener)
+        self._start()
+
+    def remove(self, listener: Listener) -> None:
+        """Remove a listener, and end it; do nothing for one that has been removed."""
+        listener.close()
+        place = self._listeners.pop(listener, None)
+        if place is None:
+            return
+        place.end.cancel()
+        self._instrumentation.listeners_changed(place.kind, -1)
+        self._wheel[place.slot].discard(listener)
+        for watched in place.watched:
+            watched.listeners.discard(listener)
+            self._keep(watched)
+
+    async def watch(
+        self, listener: Listener, upload_id: str, read: Callable[[], Awaitable[Upload]], last_number: int | None
+    ) -> bool:
+        """Let a listener watch an upload, and begin with what it has missed, or with a snapshot.
+
+        Args:
+            listener: the listener, which has been added.
+            upload_id: the id of the upload.
+            read: returns the record, if it may be read. Its errors are raised.
+            last_number: the number of the last message that the client has got before; None if there is none.
+
+        Returns:
+            False if the client has got the last message about the upload.
+
+        Raises:
+            UploadNotFound: the upload has ended, and its id is that of another one.
+        """
+        watched = self._watched_of(upload_id)
+        watched.readers += 1
+        try:
+            version = watched.version
+            upload = await read()
+            if watched.version == version or watched.last is None:
+                watched.reconcile(upload, self._time())
+            if upload.status is Status.ACTIVE and not watched.appending:
+                with contextlib.suppress(UploadError):
+                    if await self._locker.is_held(upload_id):
+                        watched.appending = True
+            if not watched.is_of(upload):
+                raise UploadNotFound
+            if watched.has_ended and last_number is not None and last_number % 2:
+                return False
+            missed = watched.since(last_number)
+            listener.begin([watched.snapshot(self._time())] if missed is None else missed)
+            if missed is not None and not missed:
+                listener.ping()
+            if watched.has_ended:
+                listener.upload_ended(upload_id)
+            elif (place := self._listeners.get(listener)) is not None:
+                watched.listeners.add(listener)
+                place.watched.append(watched)
+            return True
+        finally:
+            watched.readers -= 1
+            self._keep(watched)
+
+    def _watched_of(self, upload_id: str) -> Watched:
+        watched = self._watched.get(upload_id)
+        if watched is None:
+            watched = self._watched[upload_id] = Watched(upload_id, self._next_number)
+        self._kept.pop(upload_id, None)
+        return watched
+
+    def _listened(self) -> Sequence[Watched]:
+        return [watched for watched in self._watched.values() if watched.listeners]
+
+    def _keep(self, watched: Watched) -> None:
+        """Keep the state of an upload that nobody watches for a while, unless nothing is known of it."""
+        if watched.listeners or watched.readers:
+            return
+        if watched.last is None:
+            self._drop(watched.upload_id)
+            return
+        self._kept[watched.upload_id] = asyncio.get_running_loop().time()
+        if len(self._kept) > MAX_KEPT:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, upload_id: str) -> None:
+        self._kept.pop(upload_id, None)
+        watched = self._watched.pop(upload_id, None)
+        if watched is not None:
+            watched.close()
+
+    def _next_number(self, is_last: bool) -> int:
+        """Return a number above all others, from the time of the records, so that numbers ascend over processes too."""
+        number = max(int(self._time() * 1000) * 2, self._number + 1)
+        self._number = number + (number % 2 != is_last)
+        return self._number
+
+    def _time(self) -> float:
+        return self._clock.wall()
+
+    # Running.
+
+    def open(self) -> None:
+        """Accept listeners, again after `drain` and `close`."""
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """End all listeners, and tell them to come back in some seconds; accept no new ones."""
+        self._is_draining = True
+        for listener in list(self._listeners):
+            listener.end(random.randint(*RETRY))
+        if self._listeners:
+            asyncio.get_running_loop().call_later(LAST_WRITE_TIMEOUT, self._give_up)
+
+    def close(self) -> None:
+        """End everything at once."""
+        self.drain()
+        self._give_up()
+        for upload_id in list(self._watched):
+            self._drop(upload_id)
+        self._stop()
+
+    def forget(self) -> None:
+        """Stop observing; called after the event loop of the listeners has been closed."""
+        for kind, observer in self._observers.items():
+            self._events.unobserve(kind, observer)
+
+    def _give_up(self) -> None:
+        """End the listeners that have not taken the end; after a new start there are only new ones."""
+        for listener in [listener for listener in self._listeners if listener.ended]:
+            if listener.give_up is not None:
+                listener.give_up()
+
+    def _start(self) -> None:
+        if self._ticker is not None:
+            return
+        for kind, observer in self._observers.items():
+            self._events.observe(kind, observer)
+        loop = asyncio.get_running_loop()
+        self._ticker = loop.call_later(1, self._tick, loop.time() + 1)
+
+    def _stop(self) -> None:
+        self.forget()
+        self._reconciler.stop()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+
+    def _tick(self, due: float) -> None:
+        """Ping some of the listeners, and drop what has been kept for long; runs every second while there is any."""
+        loop = asyncio.get_running_loop()
+        self._ticks += 1
+        for listener in self._wheel[self._ticks % PING_INTERVAL]:
+            listener.ping()
+        while self._kept:
+            upload_id, since = next(iter(self._kept.items()))
+            if loop.time() - since < KEPT_TIME:
+                break
+            self._drop(upload_id)
+        if not self._watched and not self._listeners:
+            self._stop()
+            return
+        self._reconciler.tick()
+        due = max(due + 1, loop.time())
+        self._ticker = loop.call_at(due, self._tick, due)
+
+    # Changes, as the bus tells of them.
+
+    def _take(self, upload: Upload, kind: ProgressKind, code: str = "") -> None:
+        watched = self._watched.get(upload.id)
+        if watched is not None:
+            watched.take(change_of(upload, kind, self._time(), code))
+
+    def _append_started(self, event: AppendStarted) -> None:
+        self._take(event.upload, ProgressKind.STARTED)
+
+    def _progressed(self, event: UploadProgressed) -> None:
+        if event.upload.status is Status.ACTIVE:
+            self._take(event.upload, ProgressKind.PROGRESS)
+        elif event.upload.status is Status.FINISHING:
+            self._take(event.upload, ProgressKind.FINISHING)
+
+    def _append_ended(self, event: AppendEnded) -> None:
+        if event.upload.status is Status.ACTIVE:
+            self._take(event.upload, ProgressKind.INTERRUPTED if event.interrupted else ProgressKind.ENDED)
+
+    def _finished(self, event: UploadFinished | PartialFinished) -> None:
+        self._take(event.upload, ProgressKind.FINISHED)
+
+    def _terminated(self, event: UploadTerminated) -> None:
+        self._take(event.upload, ProgressKind.FAILED if event.code else ProgressKind.TERMINATED, event.code)
+
+    def _expired(self, event: UploadExpired) -> None:
+        self._take(event.upload, ProgressKind.EXPIRED)
