@@ -89,6 +89,20 @@ async def test_the_index_of_due_uploads_is_rebuilt_after_its_loss(redis: RedisSe
         assert {"later", "waiting"} <= {upload.id for upload in await one.state.due(2e10, 1000)}
 
 
+async def test_an_entry_made_after_a_loss_of_the_index_for_a_later_time_than_the_record_says_is_corrected(
+    redis: RedisServer, prefix: str
+) -> None:
+    async with Host(redis.url, prefix) as one:
+        await one.state.create(replace(UPLOAD, id="partial", expires_at=5.0))
+        await one.state.create(replace(UPLOAD, id="finishing", status=Status.FINISHING, expires_at=None))
+        redis.command("DEL", f"{prefix}due")
+        redis.command("ZADD", f"{prefix}due", "3600", "partial", "3600", "finishing")
+
+        assert await one.state.repair_index(older_than=0) == 2
+        assert {upload.id for upload in await one.state.due(10.0, 10)} == {"partial", "finishing"}
+        assert await one.state.repair_index(older_than=0) == 0
+
+
 async def test_an_index_that_is_whole_is_not_looked_through_again(
     redis: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

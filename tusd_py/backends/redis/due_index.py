@@ -35,7 +35,10 @@ class DueIndex:
         self._key = keys.due
 
     async def repair(self, older_than: float) -> int:
-        """Add missing entries if the last comparison is more than `older_than` seconds ago; return their number."""
+        """Add missing entries, and correct late ones, if the last comparison is more than `older_than` seconds ago.
+
+        Returns their number.
+        """
         compared_at = await self._redis.command("ZSCORE", self._key, COMPARISON_MARK)
         now = self._redis.clock.wall()
         if compared_at is not None and 0 <= now - (float(compared_at) - NEVER_DUE) < older_than:
@@ -72,10 +75,15 @@ class DueIndex:
         if not due:
             return 0
         known = await self._redis.command("ZMSCORE", self._key, *due)
-        missing = [upload_id for upload_id, score in zip(due, known, strict=True) if score is None]
+        missing = [upload_id for upload_id, score in zip(due, known, strict=True) if _is_late(score, due[upload_id])]
         for upload_id in missing:
             await self._redis.run(NOTE_DUE, [self._key], [repr(due[upload_id]), upload_id])
         return len(missing)
+
+
+def _is_late(score: str | None, due: float) -> bool:
+    """Return whether a record has no entry, or one made after the index was lost, for a later change than its end."""
+    return score is None or float(score) > max(due, 0.0)
 
 
 def _due_at(status: str | None, expires_at: str | None, now: float) -> float | None:
