@@ -15,7 +15,7 @@ from tests.support.upload_records import FixedRecords
 from tusd_py.backends.disk.segment_map import Segment, segments, storage_state_of
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.sync_marks import mark_of
-from tusd_py.core.errors import StorageAhead, StorageBehind, StorageUnavailable
+from tusd_py.core.errors import LockLost, StorageAhead, StorageBehind, StorageUnavailable
 from tusd_py.core.upload import Status, Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=10)
@@ -62,6 +62,19 @@ def files(storage: SharedDiskStorage) -> list[str]:
 def test_which_file_holds_which_bytes(storage_state: str, offset: int, expected: list[Segment]) -> None:
     assert segments(storage_state, offset) == expected
     assert segments(storage_state_of(expected), offset) == expected
+
+
+async def test_writer_with_the_token_of_a_lost_lease_has_lost_its_own_and_changes_nothing(
+    storage: SharedDiskStorage,
+) -> None:
+    first = await append(storage, UPLOAD, b"01234", 5, unreleased_predecessors=False)
+    second = await append(storage, first, b"56789", 6, unreleased_predecessors=True)
+
+    with pytest.raises(LockLost):
+        await append(storage, first, b"-----", 6, unreleased_predecessors=True)
+
+    assert await storage.finish(second, sync=True) == ""
+    assert await content(storage, replace(second, storage_state="")) == b"0123456789"
 
 
 async def test_writer_after_a_released_lock_goes_on_in_the_same_file(storage: SharedDiskStorage) -> None:

@@ -28,7 +28,15 @@ from tusd_py.backends.disk.sync_marks import Mark, marked_name, read_steps, writ
 from tusd_py.backends.disk.syncs import SyncUnproven, sync_file
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Buffer, Observer, Orphan, UploadRecords
-from tusd_py.core.errors import LockTimeout, PartBehind, StorageAhead, StorageBehind, StorageUnavailable, UploadNotFound
+from tusd_py.core.errors import (
+    LockLost,
+    LockTimeout,
+    PartBehind,
+    StorageAhead,
+    StorageBehind,
+    StorageUnavailable,
+    UploadNotFound,
+)
 from tusd_py.core.upload import UPLOAD_ID, Status, Upload, UploadPart
 
 SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
@@ -283,7 +291,10 @@ class SharedDiskWriter(DiskWriter):
         if self._shared.read_completion_record(self._path.name) is not None:
             raise StorageAhead
         path = segment_path(self._path, self._token)
-        self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:  # Redis has lost the lease of this token, and its clock has gone back
+            raise LockLost from None
         self._path, self._file_start, self._file_token = path, self._start, self._token
         self._storage_state = storage_state_of([*self._held, Segment(self._token, self._start, self._start)])
 
