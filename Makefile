@@ -16,6 +16,7 @@ DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*
 	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py \
 	tests/server/test_workers.py
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
+WORLDS = disk s3 s3-redis redis memory
 NODE_MODULES := tests/clients/node_modules/.installed
 
 .PHONY: brokers chaos run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor clean
@@ -49,17 +50,17 @@ chaos: $(INSTALLED)
 
 # Whole lives of servers on virtual time; WORLD=s3 ARGS="--seed 17" replays one. See docs/testing.md.
 simulate: $(INSTALLED)
-	for world in $(or $(WORLD),disk s3 redis); do \
+	for world in $(or $(WORLD),$(WORLDS)); do \
 		$(BIN)/python -m tests.simulation --world $$world --seeds $(or $(SEEDS),2000) $(ARGS) || exit 1; done
 
-# Plants every defect of planted.py, s3_planted.py and redis_planted.py in tests/simulation: each has to be found.
+# Plants every defect of tests/simulation/*planted*.py: each has to be found. The seeds are noted in defects.tsv there.
 simulate-defects: $(INSTALLED)
-	ALL_DEFECTS=1 $(BIN)/python -m pytest -n 2 tests/simulation/test_planted.py $(ARGS)
+	$(BIN)/python -m tests.simulation.defects $(ARGS)
 
 # The branches that the simulation alone takes in the code that stores uploads; docs/testing.md explains the others.
 simulate-coverage: $(INSTALLED)
 	$(BIN)/coverage erase
-	for world in $(or $(WORLD),disk s3 redis); do PYTHONHASHSEED=0 $(BIN)/coverage run --parallel-mode -m tests.simulation \
+	for world in $(or $(WORLD),$(WORLDS)); do PYTHONHASHSEED=0 $(BIN)/coverage run --parallel-mode -m tests.simulation \
 		--world $$world --seeds $(or $(SEEDS),300) --jobs 1 $(ARGS) || exit 1; done
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from tests.simulation.runner import Shrunk, plant_defect, run, story
-from tests.simulation.shares import Task, many
+from tests.simulation.shares import Progress, Task, many
 from tests.simulation.worlds import DISK, WORLDS
 
 HASHES = "PYTHONHASHSEED"  # the order of sets of texts depends on it
+LONG = 10_000  # a run of more seeds can be interrupted
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,20 +25,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--plant", default="", help="plant this defect first (tests/simulation/planted.py)")
     parser.add_argument("--keep-going", action="store_true", help="report every failing seed, not the first only")
     parser.add_argument("--twice", action="store_true", help="run every seed twice, and compare both runs")
-    parser.add_argument("--world", choices=WORLDS, default=DISK, help="where the bytes are")
+    parser.add_argument("--world", choices=WORLDS, default=DISK, help="where the bytes and records are")
+    parser.add_argument("--profile", default="", help="the profile of all runs, such as 'failed syncs'")
+    parser.add_argument("--next", help="file that names the next seed, to go on from there")
+    parser.add_argument("--minutes", type=float, default=0, help="begin nothing more after so many minutes")
     options = parser.parse_args(arguments)
     if options.seed is not None:
-        return replay(options.seed, options.without, options.plant, options.world)
+        return replay(options.seed, options.without, options.plant, options.world, options.profile)
     seeds = range(options.first, options.first + options.seeds)
-    task = Task(options.plant, options.world, options.keep_going, options.twice)
-    return many(seeds, options.jobs, task)
+    task = Task(options.plant, options.world, options.profile, options.keep_going, options.twice)
+    path = options.next or (f".simulation-{options.world}" if len(seeds) > LONG else "")
+    return many(seeds, options.jobs, task, Progress(path), options.minutes * 60)
 
 
-def replay(seed: int, without: Sequence[int], defect: str, kind: str) -> int:
+def replay(seed: int, without: Sequence[int], defect: str, kind: str, profile: str) -> int:
     plant_defect(defect)
-    outcome = run(seed, without, kind)
+    outcome = run(seed, without, kind, profile)
     if outcome.violations:
-        print(story(Shrunk(outcome, tuple(without)), kind))
+        print(story(Shrunk(outcome, tuple(without)), kind, profile))
         return 1
     print("\n".join(outcome.story))
     print(f"seed {seed}: no violation, {outcome.steps} callbacks, digest {outcome.digest:x}")

@@ -6,49 +6,29 @@ import asyncio
 import base64
 import hashlib
 import zlib
-from collections.abc import Mapping
 from random import Random
 from typing import TYPE_CHECKING
 
 import google_crc32c
 
 from tests.simulation.application import NUMBER, REFUSED
-from tests.simulation.exchange import Answer, Exchange, pieces
-from tests.simulation.moments import ACKNOWLEDGEMENT, CANCELLATION
+from tests.simulation.exchange import Answer
 from tests.simulation.oracle import Attempt, Expected
-from tests.simulation.profiles import (
-    HANGS_UP,
-    HANGS_UP_AT_LAST,
-    IS_CANCELLED,
-    IS_CANCELLED_AT_LAST,
-    STALLS,
-    WELL,
-)
+from tests.simulation.sender import CONTENT, NO_TRAILER, Sender, requests_to_refuse
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-VERSION = {"Host": "uploads.example", "Tus-Resumable": "1.0.0"}
-CONTENT = {"Content-Type": "application/offset+octet-stream"}
 HEAD_PATIENCE = 4.0
-NO_TRAILER = "none"  # a checksum that is announced as a trailer, and does not come
 NEVER = (("POST", 409), ("DELETE", 507))  # nobody else has the id of a new upload; removing needs no room
 
 
-class Client:
+class Client(Sender):
     """One client with some uploads, one after the other."""
 
     def __init__(self, world: World, number: int, rng: Random) -> None:
-        self.world = world
-        self.number = number
-        self.rng = rng
-        self.habits = world.habits
+        super().__init__(world, number, rng)
         self.uploads: list[Expected] = []
-        self.doing = ""
-
-    def _log(self, text: str) -> None:
-        self.doing = text
-        self.world.log(f"client {self.number}: {text}")
 
     async def live(self) -> None:
         """Make uploads, and look at them once more in the end."""
@@ -76,86 +56,6 @@ class Client:
             final = await self._final(parts)
         if final is not None:
             await self._upload(final)
-
-    # Requests.
-
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        headers: dict[str, str],
-        content: bytes = b"",
-        *,
-        checksum: str = "",
-        timeout: float | None = None,
-        rough: bool = False,
-    ) -> Answer | None:
-        """Make a request, in a rough way perhaps; None if there is no answer."""
-        host = self.world.host_for(self.rng)
-        if host is None or host.process is None or host.server is None:
-            await asyncio.sleep(0.3)
-            return None
-        exchange = Exchange(host.process, self.world.loop, watched=self.rng.random() < 0.7)
-        headers = {**VERSION, **headers}
-        if content and self._draws(self.habits.chunked):
-            headers["Transfer-Encoding"] = "chunked"
-        elif content or method == "PATCH":
-            headers["Content-Length"] = str(len(content))
-        if checksum == NO_TRAILER and exchange.watched:
-            headers["Trailer"] = "Upload-Checksum"
-        elif checksum and exchange.watched and self._draws(self.habits.trailer):
-            headers["Trailer"] = "Upload-Checksum"
-            exchange.last_trailers.append((b"upload-checksum", checksum.encode()))
-        elif checksum:
-            headers["Upload-Checksum"] = checksum
-        exchange.start(host.server, method, path, headers)
-        behaviour = _choose(self.rng, self.habits.rough) if rough and not self.world.is_calm else WELL
-        sending = asyncio.ensure_future(self._send(exchange, content, behaviour))
-        done, _ = await asyncio.wait((exchange.answer,), timeout=timeout or self.world.patience)
-        sending.cancel()
-        answer = exchange.answer.result() if done else None
-        exchange.hang_up()
-        if answer is not None:
-            self.world.count(f"{method} {answer.status}")
-            if answer.status < 300:
-                self.world.moments.note(ACKNOWLEDGEMENT)
-        return answer
-
-    async def _send(self, exchange: Exchange, content: bytes, behaviour: str) -> None:
-        parts = pieces(content, self.rng)
-        for number, part in enumerate(parts):
-            if behaviour in (HANGS_UP, STALLS, IS_CANCELLED) and self.rng.random() < 0.5:
-                if behaviour == STALLS:
-                    self._log("stalls")
-                    await asyncio.sleep(self.rng.choice((1.5, 4.0, 40.0)))
-                else:
-                    await self._leave(exchange, behaviour)
-                    return
-            exchange.push(part, last=number == len(parts) - 1)
-            await asyncio.sleep(self.rng.choice((0, 0, 0.001, 0.05)) * self.rng.random())
-        if behaviour in (IS_CANCELLED_AT_LAST, HANGS_UP_AT_LAST):
-            await asyncio.sleep(self.rng.choice((0, 0.0003, 0.01)) * self.rng.random())
-            await self._leave(exchange, behaviour)
-
-    async def _leave(self, exchange: Exchange, behaviour: str) -> None:
-        if behaviour in (HANGS_UP, HANGS_UP_AT_LAST):
-            self._log(behaviour)
-            exchange.hang_up()
-        else:
-            await self._cancel(exchange, again=self.rng.random() < 0.7)
-
-    async def _cancel(self, exchange: Exchange, *, again: bool) -> None:
-        """Have the server around the application cancel the request, once or until it has ended."""
-        self._log("is cancelled again and again" if again else "is cancelled")
-        assert exchange.task is not None
-        exchange.task.cancel()
-        self.world.moments.note(CANCELLATION)
-        for _ in range(50 if again else 0):
-            if exchange.task.done():
-                break
-            exchange.task.cancel()
-            await asyncio.sleep(0 if self.rng.random() < 0.7 else 0.001)
-        exchange.hang_up()
 
     # Verbs.
 
@@ -200,7 +100,7 @@ class Client:
         limit = self.world.settings.get("max_size")
         is_too_large = limit is not None and upload.length > limit
         assert REFUSED.status is not None
-        return (REFUSED.status, 413) if is_too_large else (REFUSED.status,)
+        return (REFUSED.status, *self.world.rules.refusals, *((413,) if is_too_large else ()))
 
     def _metadata(self, upload: Expected) -> dict[str, str]:
         """Return the header with the number of an upload, for the application, if there is one."""
@@ -283,9 +183,6 @@ class Client:
             else:
                 await self._append(upload)
 
-    def _draws(self, share: float) -> bool:
-        return self.rng.random() < share
-
     async def _ask_meanwhile(self, upload: Expected) -> None:
         await asyncio.sleep(self.rng.choice((0.0, 0.01, 1.5)) * self.rng.random())
         await self._ask(upload)
@@ -354,25 +251,13 @@ class Client:
 
     async def _ask_nonsense(self, upload: Expected) -> None:
         """Make a request that must be refused, and must change nothing."""
-        offset = {**CONTENT, "Upload-Offset": str(upload.last_offset)}
-        method, path, headers, statuses = self.rng.choice(
-            (
-                ("PATCH", upload.path, CONTENT, (400,)),
-                ("PATCH", upload.path, {"Upload-Offset": "0"}, (415,)),
-                ("PATCH", upload.path, {**offset, "Upload-Length": str(upload.length + 1)}, (400, 409)),
-                ("PATCH", f"{upload.path}0", offset, (404,)),
-                ("DELETE", f"{upload.path}0", {}, (404,)),
-                ("HEAD", f"{upload.path}0", {}, (404,)),
-                ("POST", "/files", {"Upload-Concat": "final;"}, (400,)),
-                ("POST", "/files", {"Upload-Concat": f"final;{upload.path}0"}, (400, 404)),
-                ("OPTIONS", "/files", {}, (200,)),
-            )
-        )
+        rules = self.world.rules
+        method, path, headers, statuses = self.rng.choice(requests_to_refuse(upload, rules, self.number))
         if "Upload-Length" in headers and not upload.declared:
             return  # it would be accepted
         answer = await self._request(method, path, headers)
         # A Redis without memory gives out no lock for a PATCH or POST.
-        later = (503, 507) if method in ("PATCH", "POST") else (503,)
+        later = (503, 507, *rules.later) if method in ("PATCH", "POST") else (503, *rules.later)
         if answer is not None and answer.status not in (*statuses, *later, 404, 410, 423):
             self.world.complain(f"upload {upload.number}: {method} with {headers} answers {answer.status}")
 
@@ -417,7 +302,11 @@ class Client:
         if (upload.given_up and not upload.id) or upload.abandoned:
             return
         await self._ask(upload)
-        if upload.complete:
+        if upload.kind == "partial" and self.world.rules.checks_files:
+            answer = await self._request("GET", upload.path, {})
+            if answer is not None and answer.status == 200:
+                self.world.complain(f"upload {upload.number} is a part of a file, and was not checked, but downloaded")
+        elif upload.complete:
             await self._download_a_part(upload)
             answer = await self._request("GET", upload.path, {})
             if answer is None:
@@ -443,7 +332,8 @@ class Client:
             )
         )
         answer = await self._request("GET", upload.path, {"Range": f"bytes={text}"})
-        if answer is not None and answer.status == 206 and answer.body != wanted:
+        is_sure = not self.world.oracle.proves_nothing
+        if answer is not None and answer.status == 206 and answer.body != wanted and is_sure:
             self.world.complain(f"upload {upload.number}: the range {text} has {len(answer.body)} other bytes")
         if answer is not None and "etag" in answer.headers and self._draws(0.5):
             again = await self._request("GET", upload.path, {"If-None-Match": answer.headers["etag"]})
@@ -451,7 +341,3 @@ class Client:
                 self.world.complain(f"upload {upload.number}: a download of what is known answers {again.status}")
         if self._draws(0.3):
             await self._request("HEAD", upload.path, {"Tus-Resumable": ""})
-
-
-def _choose(rng: Random, weights: Mapping[str, int]) -> str:
-    return rng.choices(list(weights), list(weights.values()))[0]

@@ -10,7 +10,7 @@ from tests.simulation.faults import Fault
 from tests.simulation.filesystem import File
 from tests.simulation.oracle import Expected
 from tests.simulation.patches import Modules
-from tests.simulation.profiles import DISK_PROFILES
+from tests.simulation.profiles import DISK_PROFILES, Profile
 from tests.simulation.world import EXPIRY_PATIENCE, TOP, World
 
 RECORDS = f"{TOP}/.tusd-py/uploads.sqlite3"
@@ -20,12 +20,12 @@ LOG = f"{RECORDS}-wal"
 class DiskWorld(World):
     """One run with files and SQLite."""
 
-    profiles = DISK_PROFILES
+    profiles: Sequence[Profile] = DISK_PROFILES
     applications = 0.35
     operators = 0.25
 
-    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
-        super().__init__(seed, modules, without)
+    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = (), profile: str = "") -> None:
+        super().__init__(seed, modules, without, profile)
         self._backup: dict[str, bytes] = {}  # the content of the files of the records, by path
 
     def _apply(self, fault: Fault) -> None:
@@ -57,7 +57,7 @@ class DiskWorld(World):
             if (self._stored(upload.id) or b"")[: upload.length] != upload.known:
                 self.complain(f"upload {upload.number} was finished, and its bytes are gone after a restore")
         for upload in saved:
-            await self.clients[0].verify(upload)
+            await self.client_of(upload).verify(upload)
 
     def _is_finished(self, upload: Expected) -> bool:
         self.oracle.note_expiry(upload)

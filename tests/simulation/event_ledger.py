@@ -24,6 +24,7 @@ class EventLedger:
         self.oracle = oracle
         self._taken: dict[tuple[str, str], dict[int, OutboxEvent]] = {}  # by sink and upload, by their numbers
         self._rejected: set[str] = set()
+        self._lost: set[str] = set()  # ids of uploads whose events may be lost
 
     # The decisions of the application.
 
@@ -47,6 +48,10 @@ class EventLedger:
                 self._wrong(upload.id, "the application reads other bytes than those acknowledged")
 
     # The events.
+
+    def lost(self, upload_ids: Iterable[str]) -> None:
+        """The state store has lost the last changes of uploads, and the events that told of them."""
+        self._lost.update(upload_ids)
 
     def take(self, sink: str, event: OutboxEvent) -> None:
         """Note an event that a sink has taken, and check that it may come now."""
@@ -91,7 +96,7 @@ class EventLedger:
     def _wanted(self, upload: Expected) -> set[EventType]:
         """Return the kinds of events that every sink must have."""
         is_lasting = not self.oracle.losses or (upload.complete and not upload.may_be_gone)
-        if not is_lasting:
+        if not is_lasting or upload.id in self._lost:
             return set()
         wanted = {EventType.CREATED}
         if upload.complete and upload.id not in self.oracle.ended:

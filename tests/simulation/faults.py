@@ -9,7 +9,7 @@ from random import Random
 from tests.simulation.moments import CHANGE, CUT, FAILED_SYNC, HANG
 from tests.simulation.profiles import Profile
 
-WAITING = ("kill", "power cut", "pause", "shutdown")  # these may wait for a moment
+WAITING = ("kill", "power cut", "power off", "pause", "shutdown")  # these may wait for a moment
 MAX_CHANGES = 12
 LATER = {CUT: 0.9, FAILED_SYNC: 0.25, HANG: 0.25}  # shares of the faults that wait for changes after a moment too
 

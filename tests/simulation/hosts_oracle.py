@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from tests.simulation.oracle import Attempt, Expected, Oracle, Unreadable
 from tusd_py.core.upload import Upload
@@ -15,12 +15,14 @@ class HostsOracle(Oracle):
     """
 
     last_redis_loss = 0  # the number of `losses` after it
+    keeps_completion_records = True  # beside the bytes, so that a finished upload outlives its record in Redis
     _since = 0  # losses before the request that is judged
 
-    def lost_changes(self, record_of: Callable[[str], Upload | None]) -> None:
+    def lost_changes(self, record_of: Callable[[str], Upload | None], went_back: Collection[str]) -> None:
         """Redis has lost its last changes: an unfinished upload may go back to its record, and not below it.
 
-        A partial upload counts as unfinished: it has no completion record.
+        A partial upload counts as unfinished: it has no completion record. Without these the bytes that a record named
+        earlier may have been removed since (`went_back` are the ids of such records).
         """
         self.losses += 1
         self.last_redis_loss = self.losses
@@ -28,10 +30,12 @@ class HostsOracle(Oracle):
             record = record_of(upload.id)
             if upload.is_gone or upload.is_ending:
                 upload.is_gone, upload.may_be_gone, upload.floor = False, True, 0  # the removal may be undone
-            elif not _has_completion_record(upload):
+            elif not self._has_completion_record(upload):
                 self._go_back(upload, None if record is None else record.offset)
                 if upload.kind == "partial":
                     upload.floor = 0  # its segments may have been joined since, and removed
+            if upload.id in went_back and not self.keeps_completion_records:
+                upload.floor, upload.complete, upload.may_be_gone = 0, False, True
 
     def _go_back(self, upload: Expected, offset: int | None) -> None:
         """Note the offset of the record; None if there is none."""
@@ -54,7 +58,7 @@ class HostsOracle(Oracle):
         super()._weaken(upload, records=False)
         if records and self.last_redis_loss > self._since:
             upload.is_gone = False
-            if not _has_completion_record(upload):
+            if not self._has_completion_record(upload):
                 self._go_back(upload, None)
 
     def created(self, upload: Expected, since: int) -> None:
@@ -65,7 +69,7 @@ class HostsOracle(Oracle):
         """Judge the offset that a refusal has told: an upload can go on from there only if its bytes are stored."""
         if offset is None:
             return
-        if self.durability == "never" and self.losses:
+        if self.proves_nothing:
             return
         if since != self.losses or upload.is_ending or upload.is_gone or upload.kind == "final":
             return
@@ -78,6 +82,5 @@ class HostsOracle(Oracle):
                 upload, f"PATCH is refused with offset {offset}, and the storage has {len(stored or b'')} bytes"
             )
 
-
-def _has_completion_record(upload: Expected) -> bool:
-    return upload.complete and upload.kind != "partial"
+    def _has_completion_record(self, upload: Expected) -> bool:
+        return self.keeps_completion_records and upload.complete and upload.kind != "partial"

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 from tests.simulation.faults import MAX_CHANGES, Fault
 from tests.simulation.hosts_oracle import HostsOracle
+from tests.simulation.hosts_profiles import HOSTS_PROFILES
 from tests.simulation.machine import EPOCH
 from tests.simulation.patches import Modules
-from tests.simulation.profiles import CAREFUL, Profile
+from tests.simulation.profiles import Profile
 from tests.simulation.redis_server import RedisServer
-from tests.simulation.servers import Host
+from tests.simulation.redis_store import Entry
 from tests.simulation.world import TOP, World
 from tusd_py.backends.disk.segment_map import segments
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import Upload
 from tusd_py.core.upload_codec import decode_upload
+from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import OrphanCleaner
 
 KINDS = {
@@ -56,23 +58,21 @@ SETTLE = 40.0  # seconds after which the leases of dead processes have ended, un
 class HostsWorld(World):
     """One run with several hosts."""
 
-    kinds = KINDS
+    kinds: Mapping[str, int] = KINDS
     most_faults = 8
-    profiles = (Profile("careful", most_faults=8, habits=CAREFUL),)
+    profiles: Sequence[Profile] = HOSTS_PROFILES
+    applications = 0.35
+    operators = 0.25
+    has_files = False  # whose places an application may choose: the directory is shared
     machine_names = ("host-a", "host-b", "host-c")
     process_counts = (2, 2, 3, 4)
     redis_was_set_back = False  # a lease of a dead process ends late, unless somebody wants it
 
-    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
-        super().__init__(seed, modules, without)
-        plan = Random(f"{seed} hosts")
-        self.settings |= {
-            "redis_url": URL,
-            "lock_ttl": plan.choice((1.5, 3.0)),
-            "expires_after": plan.choice((0, 600, 600)),
-        }
+    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = (), profile: str = "") -> None:
+        self._plan = plan = Random(f"{seed} hosts")
+        super().__init__(seed, modules, without, profile)
         self.patience = plan.choice((4.0, 8.0, 25.0))
-        self.faults = [_in_a_write(fault, plan) for fault in self.faults]
+        self.faults = [self._in_a_write(fault, plan) for fault in self.faults]
         self.keys = Keys("tus:")
         self.redis = RedisServer(self.loop, Random(f"{seed} redis"), self.log, self.count)
         self.redis.store.epoch = EPOCH + plan.choice(SKEWS)
@@ -80,11 +80,29 @@ class HostsWorld(World):
         self.loop.connect = self.redis.connect
         for machine in self.machines:
             machine.clock_error = plan.choice(SKEWS)
+
+    def _own_settings(self) -> dict[str, Any]:
+        plan = self._plan
+        return {
+            "redis_url": URL,
+            "lock_ttl": plan.choice((1.5, 3.0)),
+            "expires_after": plan.choice((0, 600, 600)),
+        }
+
+    def _make_oracle(self) -> HostsOracle:
         self.hosts_oracle = HostsOracle(self.settings["durability"], self._stored, self.complain)
-        self.oracle = self.hosts_oracle
-        self.machine.files.on_failed_sync = lambda: self.oracle.lost_unsynced(records=False)
+        return self.hosts_oracle
 
     # Faults.
+
+    def _in_a_write(self, fault: Fault, rng: Random) -> Fault:
+        """Have a fault that cuts a holder off from its lease happen in a write, most times."""
+        if fault.kind not in ("pause", "partition", "redis failover") or fault.waits or rng.random() < 0.3:
+            return fault
+        return self._moved_into_a_write(fault, rng)
+
+    def _moved_into_a_write(self, fault: Fault, rng: Random) -> Fault:
+        return replace(fault, changes=rng.randrange(1, MAX_CHANGES + 1))
 
     def _apply(self, fault: Fault) -> None:
         host = self.hosts[fault.target % len(self.hosts)]
@@ -110,10 +128,10 @@ class HostsWorld(World):
             case "stall":
                 redis.stalled_until = max(redis.stalled_until, end)
             case "restart":
-                self._lose(redis.restart(fault.seconds, min(1.0, fault.amount * 1.5)))
+                self._restart_redis(redis, fault.seconds, min(1.0, fault.amount * 1.5))
             case "failover":
                 self._set_clock(redis, (fault.amount - 0.5) * 10 ** (fault.seconds % 4))
-                self._lose(redis.restart(fault.seconds / 4, fault.amount * 3))
+                self._restart_redis(redis, fault.seconds / 4, fault.amount * 3)
             case "full":
                 redis.commands.is_full = True
                 self.loop.call_later(fault.seconds, setattr, redis.commands, "is_full", False)
@@ -122,19 +140,36 @@ class HostsWorld(World):
             case "evicts":
                 self.log(f"Redis evicts {redis.evict()!r}")
             case "loses indexes":
-                for key in (self.keys.due, self.keys.ids)[: 1 + int(fault.amount * 2)]:
+                sinks = () if self.application is None else self.application.sinks
+                of_events = [self.keys.of_sink(sink).by_time for sink in sinks]
+                for key in (*of_events, self.keys.due, self.keys.ids)[: 1 + int(fault.amount * 4)]:
                     redis.store.put(key.encode(), None)
 
     def _set_clock(self, redis: RedisServer, seconds: float) -> None:
         redis.store.epoch += seconds
         self.redis_was_set_back = self.redis_was_set_back or seconds < 0
 
-    def _lose(self, changes: int) -> None:
-        """Tell the oracle that Redis has gone back in time."""
+    def _restart_redis(self, redis: RedisServer, seconds: float, lost: float) -> None:
+        """Restart Redis without the changes of the last seconds, and tell the oracle that it has gone back in time."""
+        before = dict(redis.store.entries)
+        changes = redis.restart(seconds, lost)
         self.log(f"Redis loses {changes} changes")
-        if changes:
-            self.orphans_possible = True
-            self.hosts_oracle.lost_changes(self._record)
+        if not changes:
+            return
+        after = redis.store.entries
+        changed = {key for key in (*before, *after) if before.get(key) is not after.get(key)}
+        ids = {self.keys.upload_id(key.decode()) for key in changed if key.endswith((b":record", b":events"))}
+        self.ledger.lost(ids)
+        self.orphans_possible = True
+        self.hosts_oracle.lost_changes(self._record, self._went_back(before, ids))
+
+    def _went_back(self, before: Mapping[bytes, Entry], ids: Iterable[str]) -> set[str]:
+        """Return the uploads whose stored bytes their records describe as they were earlier."""
+        return {
+            upload_id
+            for upload_id in ids
+            if _state_of(_decode(before.get(self._record_key(upload_id)))) != _state_of(self._record(upload_id))
+        }
 
     async def _calm_down(self) -> None:
         self.redis.calm_down()
@@ -144,9 +179,10 @@ class HostsWorld(World):
 
     def _record(self, upload_id: str) -> Upload | None:
         """Return the record of an upload in Redis, whatever its state."""
-        found = self.redis.store.entries.get(self.keys.record(upload_id).encode())
-        values = {} if found is None else found.value
-        return decode_upload({name.decode(): value.decode() for name, value in values.items()})
+        return _decode(self.redis.store.entries.get(self._record_key(upload_id)))
+
+    def _record_key(self, upload_id: str) -> bytes:
+        return self.keys.record(upload_id).encode()
 
     def _stored(self, upload_id: str) -> bytes | None:
         """Return what the files that the record names hold, up to the offset of the record."""
@@ -169,26 +205,34 @@ class HostsWorld(World):
     async def _clean(self) -> None:
         """Remove orphans of any age, once no dead process has a lease."""
         await asyncio.sleep(SETTLE)
-        host = self.hosts[0]
-        assert host.process is not None
-        assert host.server is not None
-        service: Any = host.server.service
-        await self._do(host, lambda: OrphanCleaner(service).clean(older_than=0))
-        if self.counts.get("redis loses indexes"):
-            await self._do(host, lambda: service.state.repair_index(0))
+        await self._on_first_host(lambda service: OrphanCleaner(service).clean(older_than=0))
+        await self._repair_index()
         self._check_indexes()
 
-    async def _do(self, host: Host, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Have a process do something, again if the first connection to Redis that it takes was broken by a fault."""
-        assert host.process is not None
+    async def _repair_index(self) -> None:
+        """Have the index of due uploads restored, as a server does only after hours."""
+
+        async def repair(service: UploadService) -> None:
+            state: Any = service.state
+            await state.repair_index(0)
+
+        if self.counts.get("redis loses indexes"):
+            await self._on_first_host(repair)
+
+    async def _on_first_host(self, ask: Callable[[UploadService], Awaitable[Any]]) -> Any:
+        """Ask as every world does, again if a fault has broken the first connection to Redis that the process takes."""
         for _ in range(5):
             try:
-                await self.loop.create_task(work(), context=host.process.context.copy())
+                return await super()._on_first_host(ask)
             except UploadError:
                 await asyncio.sleep(1.0)
-            else:
-                return
         self.complain("Redis cannot be used in the end")
+        return None
+
+    async def _events_wait(self) -> bool:
+        """Look at the events themselves: a lost index is restored later."""
+        entries = self.redis.store.entries
+        return any(key.endswith(b":events") and entries[key].value for key in entries)
 
     def _check_indexes(self) -> None:
         """Check that the sweeper and lists find every record."""
@@ -213,6 +257,10 @@ class HostsWorld(World):
             words = record.storage_state.split() if record is not None else []
             named |= {f"{upload_id}.{word.partition(':')[2]}" for word in words}
         super()._look_for_remains(named)
+        self._check_leases()
+
+    def _check_leases(self) -> None:
+        """Check that no lease is left that does not end soon."""
         if self.redis_was_set_back:
             return
         soon = self.redis.store.milliseconds() + SETTLE * 1000
@@ -221,8 +269,10 @@ class HostsWorld(World):
                 self.complain(f"the lease {key.decode()} = {entry.value!r} is left over")
 
 
-def _in_a_write(fault: Fault, rng: Random) -> Fault:
-    """Have a fault that cuts a holder off from its lease happen at a change of a file, most times."""
-    if fault.kind not in ("pause", "partition", "redis failover") or fault.waits or rng.random() < 0.3:
-        return fault
-    return replace(fault, changes=rng.randrange(1, MAX_CHANGES + 1))
+def _decode(record: Entry | None) -> Upload | None:
+    values = {} if record is None else record.value
+    return decode_upload({name.decode(): value.decode() for name, value in values.items()})
+
+
+def _state_of(record: Upload | None) -> tuple[object, ...]:
+    return () if record is None else (record.offset, record.status, record.storage_state)

@@ -16,6 +16,8 @@ IS_CANCELLED = "is cancelled"
 IS_CANCELLED_AT_LAST = "is cancelled after the last byte"
 HANGS_UP_AT_LAST = "hangs up after the last byte"
 
+MIXED = "mixed"  # the name of a profile that prefers nothing
+
 ROUGH = {WELL: 55, HANGS_UP: 10, STALLS: 10, IS_CANCELLED: 10, IS_CANCELLED_AT_LAST: 10, HANGS_UP_AT_LAST: 5}
 MOMENTS = {CHANGE: 8, CUT: 4, ACKNOWLEDGEMENT: 2, FAILED_SYNC: 1, HANG: 1, START: 1}
 
@@ -149,6 +151,19 @@ DISK_PROFILES = (
         durability=("complete", "complete", "always"),
     ),
     Profile(
+        "stops",
+        kinds={"power off": 8, "shutdown": 1, "kill": 1},
+        fewest_faults=2,
+        most_faults=6,
+        moments={ACKNOWLEDGEMENT: 6, CHANGE: 2},
+        waits=0.8,
+        seconds=(0.05, 0.5),
+        habits=Habits(rest=0.15, concatenates=0.1, removes=0.0, checksum=0.1),
+        processes=(1, 1, 2),
+        durability=("complete",),
+        clients=(2, 3, 4),
+    ),
+    Profile(
         "cancellations",
         kinds={"hang": 8, "stall": 4, "pause": 1, "kill": 1, "shutdown": 1},
         fewest_faults=2,
@@ -230,13 +245,16 @@ S3_PROFILES = (
 )
 
 
-def draw_profile(rng: Random, profiles: Sequence[Profile], most_faults: int) -> Profile:
-    """Return one of the profiles, or in a third of the runs one that prefers nothing.
+def draw_profile(rng: Random, profiles: Sequence[Profile], most_faults: int, wanted: str = "") -> Profile:
+    """Return one of the profiles, the wanted one if it has a name, or in a third of the runs one that prefers nothing.
 
     A world without profiles has careful clients.
     """
+    if wanted:
+        known = (*profiles, Profile(MIXED, most_faults=most_faults))
+        return next(profile for profile in known if profile.name == wanted)
     if not profiles:
-        return Profile("mixed", most_faults=most_faults, habits=CAREFUL)
+        return Profile(MIXED, most_faults=most_faults, habits=CAREFUL)
     if rng.random() < 0.33:
-        return Profile("mixed", most_faults=most_faults)
+        return Profile(MIXED, most_faults=most_faults)
     return rng.choices(profiles, [profile.weight for profile in profiles])[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
@@ -70,7 +70,10 @@ class Commands:
         name = words[0].upper()
         if self.is_full and name in ADDING and not self._allow_oom and self.store.changes == self._began_at:
             self._refuse()
-        return self._table[name](*words[1:])
+        reply = self._table[name](*words[1:])
+        if words[-1] == b"WITHSCORES":  # in RESP2, pairs follow each other
+            return [item for pair in reply for item in pair]
+        return reply
 
     # Keys.
 
@@ -159,7 +162,16 @@ class Commands:
         self.store.change(key, {**values, name: b"%d" % total})
         return total
 
+    def _do_hkeys(self, key: bytes) -> list[bytes]:
+        return list(self.store.value(key, {}))
+
+    def _do_hexists(self, key: bytes, name: bytes) -> int:
+        return int(name in self.store.value(key, {}))
+
     # Sets.
+
+    def _do_smembers(self, key: bytes) -> list[bytes]:
+        return list(self.store.value(key, {}))
 
     def _do_sadd(self, key: bytes, *members: bytes) -> int:
         held = self.store.copied(key, {})
@@ -206,17 +218,19 @@ class Commands:
     def _do_zmscore(self, key: bytes, *members: bytes) -> list[Double | None]:
         return [self._do_zscore(key, member) for member in members]
 
+    def _do_zlexcount(self, key: bytes, first: bytes, last: bytes) -> int:
+        return len(between(self.store.value(key, {}), first, last))
+
     def _do_zrange(self, key: bytes, first: bytes, last: bytes, by: bytes, *options: bytes) -> list[Any]:
         assert options[0] == b"LIMIT"
         start, count = int(options[1]), int(options[2])
         scores = self.store.value(key, {})
         if by == b"BYLEX":
-            assert last == b"+"
-            after = b"" if first == b"-" else first[1:]
-            members = sorted(member for member in scores if member > after)
-            return members[start : start + count]
-        low, high = (float(bound) for bound in (first, last))
+            return between(scores, first, last)[start : start + count]
+        low, high = _bound(first), _bound(last)
+        is_open = first.startswith(b"(")
         found = sorted((score, member) for member, score in scores.items() if low <= score <= high)
+        found = [(score, member) for score, member in found if not (is_open and score == low)]
         return [[member, Double(score)] for score, member in found[start : start + count]]
 
     # The server.
@@ -240,6 +254,20 @@ class Commands:
 
     def _do_client(self, *_: bytes) -> Status:
         raise RedisError("ERR unknown subcommand")
+
+
+def between(members: Iterable[bytes], first: bytes, last: bytes) -> list[bytes]:
+    """Return the members between two bounds of `BYLEX`, in their order."""
+    found = sorted(members)
+    if first != b"-":
+        found = [member for member in found if member > first[1:] or (first[:1] == b"[" and member == first[1:])]
+    if last != b"+":
+        found = [member for member in found if member < last[1:] or (last[:1] == b"[" and member == last[1:])]
+    return found
+
+
+def _bound(text: bytes) -> float:
+    return float(text.removeprefix(b"("))
 
 
 def glob(pattern: bytes) -> re.Pattern[bytes]:

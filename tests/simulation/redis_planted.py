@@ -5,12 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from tests.simulation.planted import change
-from tusd_py.backends.redis import connection, locker, pipeline, scripts
+from tests.simulation.planted import change, nothing, soon
+from tusd_py.backends.disk import shared, storage
+from tusd_py.backends.redis import (
+    connection,
+    due_index,
+    lease_keeper,
+    locker,
+    outbox,
+    outbox_index,
+    pipeline,
+    scripts,
+    state,
+)
 from tusd_py.core import clock
-from tusd_py.core.errors import StateUnavailable
+from tusd_py.core.errors import StateUnavailable, UploadExists
+from tusd_py.core.upload import Status
+from tusd_py.core.upload_codec import encode_upload
+from tusd_py.uploads import completion, recovery
 
 REDIS_PLANTS: dict[str, Callable[[], None]] = {}
 
@@ -26,7 +42,9 @@ def edit(script: scripts.Script, old: str, new: str) -> None:
     object.__setattr__(script, "text", script.text.replace(old, new))
 
 
+ACQUIRING = (scripts.ACQUIRE, scripts.ACQUIRE_WITHOUT_ROOM)
 CHANGING = (scripts.UPDATE, scripts.END)
+NO_CHANGE = scripts.Script("update", "return 1")
 
 
 # Fencing.
@@ -52,7 +70,82 @@ def tokens_follow_the_clock_of_the_host() -> None:
     change(locker.RedisLocker, "_try_acquire", try_acquire)
 
 
+@plant
+def tokens_follow_the_clock_of_redis() -> None:
+    for script in ACQUIRING:
+        edit(script, "token = math.max(token, ", "token = math.min(token, 1e18) + 0 * math.max(1, ")
+
+
+# Leases.
+
+
+@plant
+def lease_not_renewed() -> None:
+    async def renew(self: Any, lock: Any) -> None:
+        lock.renewed_at = lease_keeper.time.monotonic()  # type: ignore[attr-defined]
+        lock.renewing = False
+
+    change(lease_keeper.LeaseKeeper, "_renew", renew)
+
+
+@plant
+def lease_of_another_released() -> None:
+    edit(scripts.RELEASE, "if holder == lease_id then", "if holder then")
+
+
+@plant
+def unreleased_holders_not_counted() -> None:
+    for script in ACQUIRING:
+        edit(script, "unreleased = unreleased + 1", "")
+
+
+@plant
+def unreleased_holders_forgotten_by_the_next_one() -> None:
+    for script in ACQUIRING:
+        edit(script, "redis.call('HSET', KEYS[2], 'suspect', unreleased)", "")
+
+
+@plant
+def leases_released_as_clean_at_the_end() -> None:
+    real = lease_keeper.LeaseKeeper._release_lease
+
+    async def release(self: Any, lock: Any, *, clean: bool) -> None:
+        await real(self, lock, clean=True)
+
+    change(lease_keeper.LeaseKeeper, "_release_lease", release)
+
+
+@plant
+def lease_lasts_as_long_as_the_old_clock_says() -> None:
+    for script in ACQUIRING:
+        edit(script, "left > 10 * ttl", "false")
+
+
+@plant
+def offset_told_on_the_word_of_a_dead_holder() -> None:
+    async def lacks_bytes(self: Any, upload: Any) -> bool:
+        return False
+
+    change(recovery.Recovery, "lacks_bytes", lacks_bytes)
+
+
 # Repetition of calls whose answer was lost.
+
+
+@plant
+def calls_made_after_their_sender_gave_up() -> None:
+    change(scripts, "DEADLINE", "table.remove(ARGV)\n")
+
+
+@plant
+def lost_answer_to_a_creation_taken_for_a_failure() -> None:
+    edit(scripts.CREATE_INDEXED, "redis.call('HGET', KEYS[1], 'change') == change_id and 2 or 0", "0")
+
+
+@plant
+def lost_answer_to_a_change_taken_for_a_failure() -> None:
+    for script in CHANGING:
+        edit(script, "if change_id == arguments.change_id then return 2 end", "")
 
 
 @plant
@@ -125,3 +218,162 @@ def clock_of_the_host_instead_of_that_of_redis() -> None:
     real = clock.RemoteClock.wall
     change(clock.RemoteClock, "earliest", earliest)
     change(clock.RemoteClock, "wall", lambda self: self._clock.wall())
+
+
+# Indexes and events.
+
+
+@plant
+def events_stored_after_their_change() -> None:
+    """A process that dies between both calls loses the events."""
+
+    async def change_first(
+        self: Any, script: Any, keys: Any, arguments: Any, events: Any, timeout: float = connection.RETRY_DEADLINE
+    ) -> Any:
+        result = await self._redis.run(script, keys, arguments, timeout)
+        if result == 1:
+            await real(self, NO_CHANGE, [], [], events, timeout)
+        return result
+
+    real = outbox.RedisOutbox.change
+    change(outbox.RedisOutbox, "change", change_first)
+
+
+@plant
+def lost_index_of_events_not_restored() -> None:
+    change(outbox_index.OutboxIndex, "_compare", soon)
+
+
+@plant
+def removed_uploads_count_for_their_owner() -> None:
+    edit(scripts.DELETE, "if record[3] and KEYS[3] then tally(KEYS[1], KEYS[3], true) end", "")
+    for script in CHANGING:
+        edit(script, "local ended = status == 'terminated' or status == 'expired'", "local ended = false")
+
+
+@plant
+def index_entry_after_the_record() -> None:
+    async def create(self: Any, upload: Any, *, durable: bool = False, events: Any = ()) -> None:
+        arguments = ["0", *(word for pair in encode_upload(upload).items() for word in pair)]
+        if not await self._redis.run(scripts.CREATE, [self._keys.record(upload.id)], arguments):
+            raise UploadExists
+        await self._index_new(upload)
+
+    change(state.RedisState, "create", create)
+
+
+@plant
+def lost_index_not_rebuilt() -> None:
+    async def repair(self: Any, older_than: float) -> int:
+        return 0
+
+    change(due_index.DueIndex, "repair", repair)
+
+
+@plant
+def expiry_not_noted_when_it_comes_nearer() -> None:
+    change(state.RedisState, "_update_due_index", soon)
+
+
+# A full Redis.
+
+
+@plant
+def removal_needs_memory() -> None:
+    change(state, "END", scripts.UPDATE)
+    change(locker, "ACQUIRE_WITHOUT_ROOM", scripts.ACQUIRE)
+
+
+# Files that several hosts have open.
+
+
+@plant
+def file_of_an_unreleased_holder_continued() -> None:
+    real = shared.SharedDiskWriter._open
+
+    def open_file(self: Any) -> None:
+        self._unreleased_predecessors = 0
+        real(self)
+
+    change(shared.SharedDiskWriter, "_open", open_file)
+
+
+@plant
+def longer_file_continued() -> None:
+    def open_if_own(self: Any, path: Any) -> bool:
+        flags = shared.os.O_RDWR | (shared.os.O_CREAT if self._start == 0 else 0)  # type: ignore[attr-defined]
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = self._shared.files.open(path, flags)
+            if shared.os.fstat(descriptor).st_size >= self._start:  # type: ignore[attr-defined]
+                self._descriptor = descriptor
+                return True
+            shared.os.close(descriptor)  # type: ignore[attr-defined]
+        return False
+
+    change(shared.SharedDiskWriter, "_open_if_own", open_if_own)
+
+
+@plant
+def segments_removed_before_the_record() -> None:
+    real = shared.SharedDiskStorage.finish
+
+    async def finish(self: Any, upload: Any, parts: Any = (), *, sync: bool) -> str:
+        result = await real(self, upload, parts, sync=sync)
+        await self.discard_superseded(upload)
+        return result
+
+    change(shared.SharedDiskStorage, "finish", finish)
+
+
+@plant
+def segments_joined_under_one_name() -> None:
+    change(shared, "_unique_name", lambda path: path.with_name(f"{path.name}.0"))
+
+
+@plant
+def earlier_segments_not_synced() -> None:
+    change(shared.SharedDiskStorage, "sync_segments", nothing)
+
+
+@plant
+def segments_of_records_removed_as_orphans() -> None:
+    change(shared, "_is_needed", lambda *_: False)
+
+
+@plant
+def segments_removed_without_the_lock() -> None:
+    async def remove(self: Any, orphan: Any, records: Any) -> bool:
+        await self.run(lambda: self.files.unlink(Path(orphan.name)))
+        return True
+
+    change(shared.SharedDiskStorage, "_remove_orphan", remove)
+
+
+@plant
+def segments_kept_when_an_upload_is_removed() -> None:
+    change(shared.SharedDiskStorage, "delete", storage.DiskStorage.delete)
+
+
+# Finished uploads whose records Redis has lost.
+
+
+@plant
+def completion_record_not_written() -> None:
+    change(storage.DiskStorage, "save_completion_record_in_thread", nothing)
+
+
+@plant
+def completion_record_not_read() -> None:
+    change(storage.DiskStorage, "read_completion_record", nothing)
+
+
+@plant
+def completion_record_written_before_the_change() -> None:
+    real = completion.Completion.finish
+
+    async def finish(self: Any, upload: Any, token: int, request: Any = None) -> Any:
+        early = replace(upload, status=Status.COMPLETE, completed_at=self._clock.wall())
+        await self.save_completion_record(early)
+        return await real(self, upload, token, request)
+
+    change(completion.Completion, "finish", finish)

@@ -84,27 +84,28 @@ def plant_defect(name: str) -> None:
     """Change the server for the worse, for the rest of this process; an empty name changes nothing."""
     if name:
         from tests.simulation.planted import PLANTS
+        from tests.simulation.planted_records import RECORD_PLANTS
         from tests.simulation.redis_planted import REDIS_PLANTS
         from tests.simulation.s3_planted import S3_PLANTS
 
         prepare()
-        (PLANTS | S3_PLANTS | REDIS_PLANTS)[name]()
+        (PLANTS | RECORD_PLANTS | S3_PLANTS | REDIS_PLANTS)[name]()
 
 
-def run(seed: int, without: Sequence[int] = (), kind: str = DISK) -> Outcome:
-    """Run one seed in a world of this kind."""
+def run(seed: int, without: Sequence[int] = (), kind: str = DISK, profile: str = "") -> Outcome:
+    """Run one seed in a world of this kind, with this profile or the one that the seed draws."""
     modules = prepare()
     _bugs.found.clear()
-    world = world_of(kind)(seed, modules, without)
+    world = world_of(kind)(seed, modules, without, profile)
     outcome = world.run()
     outcome.violations += _bugs.found
     return outcome
 
 
-def run_all(seeds: Iterable[int], kind: str = DISK) -> Iterator[Outcome]:
+def run_all(seeds: Iterable[int], kind: str = DISK, profile: str = "") -> Iterator[Outcome]:
     """Run seeds one after the other."""
     for number, seed in enumerate(seeds):
-        yield run(seed, (), kind)
+        yield run(seed, (), kind, profile)
         if number % COLLECT_EVERY == COLLECT_EVERY - 1:
             gc.collect()
 
@@ -117,24 +118,25 @@ class Shrunk:
     without: tuple[int, ...]
 
 
-def shrink(outcome: Outcome, kind: str = DISK) -> Shrunk:
+def shrink(outcome: Outcome, kind: str = DISK, profile: str = "") -> Shrunk:
     """Leave faults out as long as the run still fails."""
     without: tuple[int, ...] = ()
     for fault in reversed(outcome.faults):
-        attempt = run(outcome.seed, (*without, fault.number), kind)
+        attempt = run(outcome.seed, (*without, fault.number), kind, profile)
         if attempt.violations:
             outcome, without = attempt, (*without, fault.number)
     gc.collect()
     return Shrunk(outcome, without)
 
 
-def story(shrunk: Shrunk, kind: str = DISK) -> str:
+def story(shrunk: Shrunk, kind: str = DISK, profile: str = "") -> str:
     """Return the text that explains a failure."""
     outcome = shrunk.outcome
     without = "".join(f" --without {number}" for number in sorted(shrunk.without))
+    drawn = f" --profile '{profile}'" if profile else ""
     lines = [
         f"seed {outcome.seed} fails: {outcome.violations[0]}",
-        f"replay: python -m tests.simulation --world {kind} --seed {outcome.seed}{without}",
+        f"replay: python -m tests.simulation --world {kind} --seed {outcome.seed}{drawn}{without}",
         "",
         *outcome.story,
     ]

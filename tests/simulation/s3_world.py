@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -19,7 +19,7 @@ from tests.simulation.application import CHOSEN
 from tests.simulation.faults import Fault
 from tests.simulation.oracle import Expected, Unreadable
 from tests.simulation.patches import Modules
-from tests.simulation.profiles import S3_PROFILES, draw_profile
+from tests.simulation.profiles import S3_PROFILES, Profile, draw_profile
 from tests.simulation.s3_bucket import MIN_PART, BucketModel
 from tests.simulation.s3_network import FATES, Network, Session
 from tests.simulation.sqlite import _on_behalf_of
@@ -119,8 +119,8 @@ def _config(dialect: str, **changes: Any) -> S3Config:
 class S3World(World):
     """One run with S3."""
 
-    kinds = KINDS
-    profiles = S3_PROFILES
+    kinds: Mapping[str, int] = KINDS
+    profiles: Sequence[Profile] = S3_PROFILES
     applications = 0.35
     operators = 0.25
     has_files = False
@@ -128,7 +128,7 @@ class S3World(World):
     most_faults = 8
     period = 18.0
 
-    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
+    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = (), profile: str = "") -> None:
         session = prepare(modules)
         plan = Random(f"{seed} s3")
         dialect = plan.choice(DIALECTS)
@@ -140,10 +140,10 @@ class S3World(World):
         )
         self._end_of_names = Random(f"{seed} names of objects").choice(("", "", "-clip", ".mp4"))
         self.config = self.config.model_copy(update={"key_template": "{prefix}{id}" + self._end_of_names})
-        if draw_profile(Random(f"{seed} profile"), self.profiles, self.most_faults).is_short_of_memory:
+        if draw_profile(Random(f"{seed} profile"), self.profiles, self.most_faults, profile).is_short_of_memory:
             self.config = self.config.model_copy(update={"buffer_size": 8 * SCALE})
         self.bucket = BucketModel(Random(f"{seed} bucket"), CAPABILITIES[self.config.dialect])
-        super().__init__(seed, modules, without)
+        super().__init__(seed, modules, without, profile)
         self.network = session.network = Network(
             self.loop, self.scheduler, Random(f"{seed} network"), self.bucket, self.moments, self.log, self.count
         )
@@ -205,12 +205,26 @@ class S3World(World):
         with _on_behalf_of(self.machine):
             return list(database.connection.execute(statement, values))
 
+    def _committed(self, upload_id: str) -> tuple[int, str] | None:
+        """Return the offset and the layout in a record; None if there is no record."""
+        rows = self._rows("SELECT offset, layout FROM uploads WHERE id = ?", upload_id)
+        return rows[0] if rows else None
+
+    def _parts(self, upload_id: str) -> list[UploadPart]:
+        """Return the parts in a record."""
+        rows = self._rows("SELECT number, end, etag, checksum FROM parts WHERE upload_id = ?", upload_id)
+        return [UploadPart(*row) for row in rows]
+
+    def _layouts(self) -> list[tuple[str, str]]:
+        """Return the ids and layouts of all records."""
+        return self._rows("SELECT id, layout FROM uploads")
+
     def _stored(self, upload_id: str) -> bytes | None:
         """Return what the parts and tails of the record, or the object, hold up to the offset of the record."""
-        rows = self._rows("SELECT offset, layout FROM uploads WHERE id = ?", upload_id)
-        if not rows:
+        committed = self._committed(upload_id)
+        if committed is None:
             return None
-        offset, text = rows[0]
+        offset, text = committed
         layout = parse(text)
         content = b"" if layout.is_assembled else self._pieces(upload_id, layout, offset)
         found = self.bucket.objects.get(self._key(upload_id))
@@ -219,10 +233,9 @@ class S3World(World):
         return content[:offset]
 
     def _pieces(self, upload_id: str, layout: Layout, offset: int) -> bytes:
-        rows = self._rows("SELECT number, end, etag, checksum FROM parts WHERE upload_id = ?", upload_id)
         pending = self.bucket.pending.get(layout.multipart)
         content = b""
-        for part in contiguous([UploadPart(*row) for row in rows], offset) if pending else ():
+        for part in contiguous(self._parts(upload_id), offset) if pending else ():
             stored = pending.parts.get(part.number) if pending else None
             if stored is None or (stored.etag != part.etag and stored.crc != checksum_of(part)):
                 return content
@@ -251,16 +264,11 @@ class S3World(World):
         await asyncio.sleep(SETTLE)
         while self.network.under_way:  # noqa: ASYNC110 - a late request
             await asyncio.sleep(1.0)
-        host = self.hosts[0]
-        assert host.process is not None
-        assert host.server is not None
-        cleaner = OrphanCleaner(host.server.service)
         for _ in range(2):
-            cleaning = self.loop.create_task(cleaner.clean(older_than=0), context=host.process.context.copy())
-            await cleaning
+            await self._on_first_host(lambda service: OrphanCleaner(service).clean(older_than=0))
 
         self._named = {self.config.identity}  # keys, and ids of multipart uploads
-        rows = self._rows("SELECT id, layout FROM uploads")
+        rows = self._layouts()
         self._has_records = bool(rows)  # without any the cleaner removes nothing
         for upload_id, text in rows:
             layout = parse(text)
@@ -274,7 +282,8 @@ class S3World(World):
         if not self._has_records:
             return
         for key in sorted(self.bucket.objects.keys() - self._named):
-            if key not in self.network.late_keys:
+            is_lost = self.orphans_possible and not key.startswith(self.config.tails)  # its record, by Redis
+            if key not in self.network.late_keys and not is_lost:
                 self.complain(f"the object {key} is left over")
         for multipart_id, pending in self.bucket.pending.items():
             if multipart_id not in self._named and CHOSEN not in pending.key:  # any program may have made such a key

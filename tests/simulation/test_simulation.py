@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation.worlds import WORLDS
 
-SEEDS = {"disk": "200", "s3": "150", "redis": "100"}
+SEEDS = {"disk": "200", "s3": "100", "s3-redis": "60", "redis": "80", "memory": "50"}
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:

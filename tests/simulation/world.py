@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
+import tusd_py.composition
 import tusd_py.sinks
 from tests.simulation.application import CHOSEN, Application
 from tests.simulation.clients import Client
 from tests.simulation.event_ledger import EventLedger
 from tests.simulation.faults import KINDS, Fault, draw
-from tests.simulation.filesystem import ABILITIES, FileSystem
-from tests.simulation.loop import PROCESS, SimulatedLoop, Stuck
+from tests.simulation.filesystem import FileSystem
+from tests.simulation.loop import SimulatedLoop, Stuck
 from tests.simulation.machine import Machine
-from tests.simulation.moments import CHANGE, FAILED_SYNC, Moments
 from tests.simulation.operators import Operator
 from tests.simulation.oracle import Expected, Oracle
 from tests.simulation.patches import Modules
 from tests.simulation.profiles import Profile, draw_profile
+from tests.simulation.rules import OWNERS, Rules
 from tests.simulation.servers import Host
 from tests.simulation.threads import Scheduler
-from tusd_py.contracts.outbox import Outbox
-from tusd_py.core.errors import UploadError
+from tests.simulation.world_faults import FaultyWorld
+from tests.simulation.world_settings import changes_of_settings, draw_lacks, draw_rare_settings, draw_settings
+from tusd_py.core.quotas import counted_bytes, is_open
 from tusd_py.sinks import outbox_of
-from tusd_py.uploads.sweeping import OrphanCleaner
+from tusd_py.uploads.service import UploadService
 
 TOP = "/simulated/uploads"
 LIVENESS = 60.0  # seconds after the end of the faults in which every upload can be finished
@@ -51,10 +53,10 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-class World:
-    """One run. `without` are the numbers of faults to leave out."""
+class World(FaultyWorld):
+    """One run."""
 
-    kinds = KINDS
+    kinds: Mapping[str, int] = KINDS
     sizes: Sequence[int] = (1, 40, 700, 3000, 9000, 40_000)  # of uploads, at most
     profiles: Sequence[Profile] = ()  # beside one that prefers nothing
     most_faults = 6
@@ -62,11 +64,20 @@ class World:
     patience = 25.0  # seconds that a client waits for an answer
     machine_names: Sequence[str] = ("host",)
     process_counts: Sequence[int] = (1, 1, 2)
-    has_files = True  # of uploads, on one host
+    has_files = True  # of uploads, on one host, so that an application may choose their places
     operators: float = 0.0  # of the runs have an operator
     applications: float = 0.0  # of the runs have an application with hooks and sinks of events
+    rules_share: float = 0.3  # of the runs have rules for senders and contents
 
-    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = ()) -> None:
+    def __init__(self, seed: int, modules: Modules, without: Sequence[int] = (), profile: str = "") -> None:
+        """Build a world.
+
+        Args:
+            seed: decides everything.
+            modules: the simulated modules of this process.
+            without: numbers of faults to leave out.
+            profile: name of the profile, in place of one that the seed draws.
+        """
         self.seed = seed
         self.rng = Random(f"{seed} clients")
         self.loop = SimulatedLoop(Random(f"{seed} order"))  # type: ignore[abstract]
@@ -76,16 +87,19 @@ class World:
         self.violations: list[str] = []
         self.counts: dict[str, int] = {}
         plan = Random(f"{seed} plan")
-        self.profile = draw_profile(Random(f"{seed} profile"), self.profiles, self.most_faults)
+        self.profile = draw_profile(Random(f"{seed} profile"), self.profiles, self.most_faults, profile)
         self.habits = self.profile.habits
-        self.settings = _settings(plan)
+        self.settings = draw_settings(plan) | self._own_settings()
         if self.profile.durability:
             self.settings["durability"] = plan.choice(self.profile.durability)
         self.settings |= {name: plan.choice(values) for name, values in self.profile.settings.items()}
-        self.settings |= _rare_settings(Random(f"{seed} rare settings"))
+        self.settings |= draw_rare_settings(Random(f"{seed} rare settings"))
+        self.rules = Rules(seed, self.loop, self.log, self.rules_share)
+        self.settings |= self.rules.settings
+        vars(tusd_py.composition)["ClamdScanner"] = self.rules.make_scanner
         self._settings_rng = Random(f"{seed} settings")
         files = FileSystem(Random(f"{seed} disk"), TOP)
-        files.lacks = _draw_lacks(Random(f"{seed} abilities"))
+        files.lacks = draw_lacks(Random(f"{seed} abilities"))
         self.machines = [
             Machine(name, self.loop, self.scheduler, Random(f"{seed} machine{name.removeprefix('host')}"), files)
             for name in self.machine_names
@@ -102,7 +116,8 @@ class World:
             )
             for number in range(plan.choice(self.profile.processes or self.process_counts))
         ]
-        self.oracle = Oracle(self.settings["durability"], self._stored, self.complain)
+        self.oracle = self._make_oracle()
+        self.oracle.refuses = self.rules.refuses
         self.oracle.now = self.loop.time
         self.oracle.expires_after = self.settings["expires_after"]
         self.oracle.retention = self.settings.get("retention", 0)
@@ -122,10 +137,17 @@ class World:
         self._uploads = 0
         self._restarts: set[asyncio.Task[None]] = set()
 
+    def _own_settings(self) -> dict[str, Any]:
+        """Return settings that all runs of this kind of world have."""
+        return {}
+
+    def _make_oracle(self) -> Oracle:
+        return Oracle(self.settings["durability"], self._stored, self.complain)
+
     def _next_settings(self) -> dict[str, Any]:
         """Return the settings of the next life of a server: those of the run, some of them changed."""
         wanted = {} if self.application is None else self.application.settings
-        return {**self.settings, **_changes_of_settings(self._settings_rng), **wanted}
+        return {**self.settings, **changes_of_settings(self._settings_rng), **wanted}
 
     def _draw_application(self) -> Application | None:
         share = self.applications if self.profile.applications is None else self.profile.applications
@@ -135,22 +157,14 @@ class World:
         vars(tusd_py.sinks)["make_sink"] = application.make_sink
         return application
 
-    # The records for the report.
-
-    def log(self, text: str) -> None:
-        self.story.append(f"{self.loop.now - 1000:10.4f}  {text}")
-
-    def complain(self, text: str) -> None:
-        self.violations.append(text)
-        self.log(f"VIOLATION: {text}")
-
     def next_upload(self) -> int:
         """Return the number of a new upload."""
         self._uploads += 1
         return self._uploads
 
-    def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
+    def client_of(self, upload: Expected) -> Client:
+        """Return the client that has made an upload."""
+        return next(client for client in self.clients if upload in client.uploads)
 
     def components(self) -> dict[str, Any]:
         """Return the components of a new server that the settings do not choose."""
@@ -159,20 +173,12 @@ class World:
     def _given(self) -> dict[str, Any]:
         """Return everything that a new server is given beside its settings."""
         hooks = None if self.application is None else self.application.hooks
-        return self.components() | ({} if hooks is None else {"hooks": hooks})
+        return self.components() | self.rules.components | ({} if hooks is None else {"hooks": hooks})
 
     def _stored(self, upload_id: str) -> bytes | None:
         files = self.machine.files
         paths = (name for name in files.names() if name.rpartition("/")[2] == upload_id and "." not in name)
         return files.read(f"{TOP}/{next(paths, upload_id)}")
-
-    @property
-    def is_calm(self) -> bool:
-        return self.calm.is_set()
-
-    @property
-    def moments(self) -> Moments:
-        return self.machine.files.moments
 
     @property
     def storage_is_sick(self) -> bool:
@@ -232,6 +238,7 @@ class World:
         if any(upload.abandoned for upload in self.oracle.uploads) and not self.counts.get("clock"):
             await self._expire()
         await self._clean()
+        await self._check_usage()
         await self._deliver_events()
         await self._restore_backup()
         records = await self.hosts[0].record_ids()
@@ -241,140 +248,6 @@ class World:
             for leftover in host.leftovers:
                 self.complain(leftover)
         self._look_for_remains(records)
-
-    async def _inject(self) -> None:
-        begin = self.loop.now
-        for fault in self.faults:
-            await asyncio.sleep(max(0.0, begin + fault.at - self.loop.now))
-            if fault.number not in self.left_out:
-                self.log(str(fault))
-                self.count(fault.kind)
-                self._apply_when_due(fault)
-        await asyncio.sleep(max(0.0, begin + self.period - self.loop.now))
-
-    def _apply_when_due(self, fault: Fault) -> None:
-        apply = functools.partial(self._apply_next, fault)
-        if fault.moment:
-            then = functools.partial(self._wait_for_changes, fault) if fault.changes else apply
-            self.moments.wait(fault.moment, 1, then)
-        elif fault.changes:
-            self._wait_for_changes(fault)
-        else:
-            self._apply(fault)
-
-    def _wait_for_changes(self, fault: Fault) -> None:
-        self.moments.wait(CHANGE, fault.changes, functools.partial(self._apply_next, fault))
-
-    def _apply_next(self, fault: Fault) -> None:
-        """Apply a fault whose moment has come in a call of a process, before that call ends if it can be."""
-        caller = PROCESS.get()
-        targets = [number for number, host in enumerate(self.hosts) if host.process is caller]
-        due = replace(fault, target=targets[0]) if targets else fault
-
-        def apply() -> None:
-            if not self.is_calm:
-                self.log(f"now fault {fault.number}")
-                self._apply(due)
-
-        self.loop.call_next(apply)
-
-    def _apply(self, fault: Fault) -> None:
-        host = self.hosts[fault.target % len(self.hosts)]
-        if fault.kind == "kill":
-            host.kill()
-            self._start_later(host, fault.seconds)
-        elif fault.kind == "power cut":
-            self.power_cut(fault.seconds)
-        elif fault.kind == "pause" and host.process is not None:
-            host.process.pause()
-            self.loop.call_later(fault.seconds, host.process.go_on)
-        elif fault.kind == "shutdown":
-            self._track(asyncio.ensure_future(self._restart(host, fault.seconds)))
-        elif fault.kind == "sync kills":
-            self.machine.files.failing_syncs += 1
-            self._apply_when_due(replace(fault, kind="kill", moment=FAILED_SYNC, changes=0))
-        elif fault.kind == "clock":
-            host.machine.clock_error += (fault.amount - 0.5) * 10 ** (2 + fault.seconds % 6)
-        else:
-            self._apply_to_files(fault)
-
-    def _apply_to_files(self, fault: Fault) -> None:
-        files = self.machine.files
-        if fault.kind == "stall":
-            files.stalled_until = max(files.stalled_until, self.loop.now + fault.seconds * 2)
-        elif fault.kind == "hang":
-            files.hang_seconds = fault.seconds
-        elif fault.kind == "sync fails":
-            files.failing_syncs += 1 + int(fault.amount * 3)
-        elif fault.kind == "record sync fails":
-            files.failing_record_syncs += 1 + int(fault.amount * 2)
-        elif fault.kind == "write fails":
-            files.failing_writes += 1 + int(fault.amount * 3)
-        elif fault.kind == "full":
-            files.is_full = True
-            self.loop.call_later(fault.seconds, setattr, files, "is_full", False)
-        elif fault.kind == "away":
-            self._unmount(fault.seconds)
-
-    def _unmount(self, seconds: float) -> None:
-        """Show an empty folder in place of the files; only while the servers run, whose records are open."""
-        self.machine.files.is_away = True
-        self.loop.call_later(seconds, setattr, self.machine.files, "is_away", False)
-
-    def power_cut(self, seconds: float) -> None:
-        """Take the power from all machines and their disk."""
-        files = self.machine.files
-        for host in self.hosts:
-            host.kill()
-            host.end_lingering()
-        for machine in self.machines:
-            for database in list(machine.databases.values()):
-                database.abandon()
-            machine.boots += 1
-            machine.booted_at = self.loop.now
-        files.power_cut()
-        files.stalled_until = 0.0
-        files.is_away = files.is_full = False
-        files.stop_failing()
-        files.hang_seconds = 0.0
-        self.orphans_possible = True
-        self.oracle.lost_unsynced(records=True)
-        for host in self.hosts:
-            self._start_later(host, seconds)
-
-    def _track(self, task: asyncio.Task[None]) -> None:
-        self._restarts.add(task)
-        task.add_done_callback(self._restarted)
-
-    def _restarted(self, task: asyncio.Task[None]) -> None:
-        self._restarts.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.complain(f"a server could not be ended or started: {error!r}")
-
-    def _start_later(self, host: Host, seconds: float) -> None:
-        self._track(asyncio.ensure_future(self._start(host, seconds)))
-
-    async def _start(self, host: Host, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        while self.machine.files.is_away:  # noqa: ASYNC110 - an operator mounts first
-            await asyncio.sleep(0.5)
-        if not host.is_starting and (host.process is None or not host.process.alive):
-            await host.start()
-
-    async def _restart(self, host: Host, seconds: float) -> None:
-        await host.shut_down()
-        await self._start(host, seconds)
-
-    def _clean_now(self, host: Host) -> None:
-        """Remove orphans of any age: the lock protects what a request is about to commit."""
-        if host.is_up and host.process is not None and host.process.alive and host.server is not None:
-            cleaner = OrphanCleaner(host.server.service)
-            cleaning = self.loop.create_task(cleaner.clean(older_than=0), context=host.process.context.copy())
-            cleaning.add_done_callback(self._cleaned)
-
-    def _cleaned(self, cleaning: asyncio.Task[Any]) -> None:
-        if not cleaning.cancelled() and not isinstance(cleaning.exception(), UploadError | None):
-            self.complain(f"the cleanup of orphans fails: {cleaning.exception()!r}")
 
     async def _calm_down(self) -> None:
         """End all faults, and have every server run."""
@@ -393,6 +266,7 @@ class World:
         for host in self.hosts:
             if not host.is_up:
                 await self._start(host, 0.0)
+        self.rules.is_calm = True
         if self.application is not None:
             self.application.is_calm = True
         self.calm.set()
@@ -414,7 +288,7 @@ class World:
         await asyncio.sleep(self.settings["expires_after"] + EXPIRY_PATIENCE)
         for upload in self.oracle.uploads:
             if upload.abandoned:
-                await self.clients[0].check_expired(upload)
+                await self.client_of(upload).check_expired(upload)
 
     async def _deliver_events(self) -> None:
         """Wait until every event is delivered, with the help of an operator if their pauses are long."""
@@ -423,20 +297,39 @@ class World:
         for _ in range(2):
             for _ in range(DELIVERY_PATIENCE):
                 await asyncio.sleep(1.0)
-                if not await self._on_first_host(lambda outbox: outbox.outbox_depth()):
+                if not await self._events_wait():
                     self.ledger.check_all(self.oracle.uploads, self.application.sinks)
                     return
             self.log("the operator has the events sent again")
-            await self._on_first_host(lambda outbox: outbox.retry(None))
+            await self._on_first_host(lambda service: outbox_of(service.state).retry(None))
         self.complain("events are not delivered in the end")
 
-    async def _on_first_host(self, ask: Callable[[Outbox], Coroutine[Any, Any, Any]]) -> Any:
-        """Ask the outbox, on behalf of the first process."""
+    async def _events_wait(self) -> bool:
+        """Return whether an event is still to be delivered."""
+        return bool(await self._on_first_host(lambda service: outbox_of(service.state).outbox_depth()))
+
+    async def _on_first_host(self, ask: Callable[[UploadService], Awaitable[Any]]) -> Any:
+        """Ask the service of the first process something, on its behalf."""
         host = self.hosts[0]
         assert host.process is not None
         assert host.server is not None
-        asking = ask(outbox_of(host.server.service.state))
-        return await self.loop.create_task(asking, context=host.process.context.copy())
+        service = host.server.service
+
+        async def asking() -> Any:
+            return await ask(service)
+
+        return await self.loop.create_task(asking(), context=host.process.context.copy())
+
+    async def _check_usage(self) -> None:
+        """Check that the usage of every owner is what the records say, and no more than is allowed."""
+        if not self.rules.has_quotas:
+            return
+        for owner in OWNERS if self.rules.has_owners else ("",):
+            usage, counted = await self._on_first_host(partial(_usage_of, owner))
+            if usage != counted:
+                self.complain(f"the usage of {owner!r} is {usage}, and its uploads have {counted}")
+            if not self.oracle.losses and counted[0] > self.settings.get("quota_bytes", counted[0]):
+                self.complain(f"{owner!r} has {counted[0]} bytes, which are more than its quota")
 
     def removed(self, upload: Expected) -> None:
         """Check what is left of an upload that was removed; files are looked at in the end."""
@@ -452,59 +345,29 @@ class World:
         names = {name.rpartition("/")[2] for name in self.machine.files.names() if not name.startswith(".tusd-py/")}
         for upload in self.oracle.uploads:
             self.oracle.note_expiry(upload)
-            self._check_remains(upload, names)
+            self._check_remains(upload, names, records)
         for name in sorted(names - records):
             # A power cut takes records that name files; a process may die between a claim and the record.
             if not (self.orphans_possible or (name.startswith(CHOSEN) and not self._stored(name))):
                 self.complain(f"the file {name} is left over")
 
-    def _check_remains(self, upload: Expected, names: set[str]) -> None:
-        if upload.is_gone and not self.orphans_possible and upload.id in names:
+    def _check_remains(self, upload: Expected, names: set[str], records: set[str]) -> None:
+        is_removed = upload.was_removed or (upload.is_gone and upload.id not in records)  # else the sweeper comes soon
+        if is_removed and not self.orphans_possible and upload.id in names:
             self.complain(f"upload {upload.number} was removed, and its file is still there")
         is_sure = upload.complete and not upload.may_be_gone
         if is_sure and (self._stored(upload.id) or b"") != bytes(upload.known):
             self.complain(f"upload {upload.number} is complete, and its file is not what was sent")
 
 
+async def _usage_of(owner: str, service: UploadService) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the bytes and the number of unfinished uploads of an owner, as counted and by the records."""
+    state: Any = service.state
+    usage = await state.usage_of(owner)
+    own = [upload async for upload in state.all() if upload.owner == owner]
+    return (usage.bytes, usage.open), (sum(map(counted_bytes, own)), sum(map(is_open, own)))
+
+
 def _last_line(error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.lineno} of {frame.filename}"
-
-
-def _settings(plan: Random) -> dict[str, Any]:
-    return {
-        "durability": plan.choice(("complete", "complete", "complete", "always", "never")),
-        "sweep_interval": 10.0,
-        "expires_after": plan.choice((0, 0, 600)),
-        "shutdown_grace": 5.0,
-        "lock_timeout": 3.0,
-        "concatenation_unfinished": plan.random() < 0.3,
-        "buffer_size": "1MiB",
-        "idle_timeout": 15.0,
-    }
-
-
-def _rare_settings(rng: Random) -> dict[str, Any]:
-    """Return settings that few servers have."""
-    settings: dict[str, Any] = {}
-    if rng.random() < 0.08:
-        settings["max_size"] = rng.choice((2000, 20_000))
-    if rng.random() < 0.08:
-        settings |= {"file_mode": "0600", "directory_mode": "0700"}
-    return settings
-
-
-def _draw_lacks(rng: Random) -> frozenset[str]:
-    """Return what the file system cannot do; most can do everything."""
-    if rng.random() < 0.8:
-        return frozenset()
-    return frozenset(ability for ability in ABILITIES if rng.random() < 0.4)
-
-
-def _changes_of_settings(rng: Random) -> dict[str, Any]:
-    """Return settings that may change from one life of a server to the next, without a promise that depends on them."""
-    return {
-        "date_folders": rng.random() < 0.3,
-        "shutdown_grace": rng.choice((5.0, 5.0, 2.0)),
-        "lock_timeout": rng.choice((3.0, 3.0, 1.0)),
-    }

@@ -13,7 +13,9 @@ DISK = "disk"
 WORLDS = {
     DISK: "tests.simulation.disk_world:DiskWorld",
     "s3": "tests.simulation.s3_world:S3World",
+    "s3-redis": "tests.simulation.s3_hosts_world:S3HostsWorld",
     "redis": "tests.simulation.hosts_world:HostsWorld",
+    "memory": "tests.simulation.memory_world:MemoryWorld",
 }
 
 
