@@ -4,17 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNNABLE := $(VENV)/.runnable
-# Not repeated: what needs the server's own protocol class or no server at all, and what concerns S3, the data of Redis,
-# clocks, failed syncs, stored events, power cuts, quotas, scans, copies of finished files or a browser, which are the same
-# whichever class read the body. The long run with all faults of S3 is.
+# Not repeated: what needs the server's own protocol class or no server at all, and what concerns S3, Redis, the leases and
+# locks of several processes, full disks, clocks, failed syncs, stored events, power cuts, quotas, scans, digests of whole
+# uploads, copies of finished files or a browser, which are the same whichever class read the body. The long run with all
+# faults of S3 is, and so is every way in which a connection or a server can end in the middle of a body.
 NOT_REPEATED = tests/clients/test_hosts.py tests/clients/test_s3.py tests/clients/test_uppy.py \
-	tests/wire/test_scans.py tests/wire/test_allowed_types.py \
+	tests/clients/test_readme.py $(patsubst %, tests/wire/test_%.py, scans allowed_types digests optimized) \
 	$(patsubst %, tests/failure/test_%.py, chaos hosts_chaos redis_memory redis_loss s3_parts s3_completion s3_leftovers \
 	s3_outages ownership identity broken_records locations backup clocks copies events sync sync_distance power_cuts \
-	small_appends small_creations awaited_appends short_ways quotas)
+	small_appends small_creations awaited_appends short_ways quotas fast_paths disk processes frozen_hosts redis_outages)
 DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/failure/test_*.py \
-	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py \
-	tests/server/test_workers.py
+	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 WORLDS = disk s3 s3-redis redis memory
 NODE_MODULES := tests/clients/node_modules/.installed
