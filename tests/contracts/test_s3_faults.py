@@ -88,11 +88,13 @@ async def test_a_part_that_fails_while_the_next_ones_arrive(opened: Opener, prox
 )
 async def test_one_fault_is_overcome(opened: Opener, proxy: FaultyProxy, operation: str, fault: Fault) -> None:
     writing, finishing = await opened(proxy.server), await opened(proxy.server)
+    data = DATA[: 2 * PART + 200]
     proxy.faults = once(operation, fault)
-    upload = await send(writing, replace(UPLOAD, length=len(DATA)), DATA[: 2 * PART + 100])
-    assert upload.offset == 2 * PART + 100
-    upload = await send_all(finishing, upload, DATA[upload.offset :])
-    assert await content(writing, upload) == DATA
+    upload = await send(writing, replace(UPLOAD, length=len(data)), data[: PART + 100])
+    assert upload.offset == PART + 100
+    upload = await send_all(finishing, upload, data[upload.offset :])
+    assert await content(writing, upload) == data
+    assert operation in {request.operation for request in proxy.requests}
 
 
 @pytest.mark.parametrize("data", [b"small", DATA[: 2 * PART + 1]])
