@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import pytest
 
@@ -88,15 +89,16 @@ def test_many_uploads_at_once_need_little_memory(own: tuple[ServerProcess, Place
         connections = [stack.enter_context(start_patch(server.port, path, 0, len(data))) for path in paths]
         for connection in connections:
             connection.socket.settimeout(60)
-        sizes = [0] * len(paths)
+        for connection in connections:
+            connection.socket.setblocking(False)
+        left = {connection.socket: memoryview(data) for connection in connections}
         deadline = time.monotonic() + 60
-        while any(sent < len(data) for sent in sizes):
-            assert time.monotonic() < deadline, sizes
-            for number, connection in enumerate(connections):
-                piece = data[sizes[number] : sizes[number] + 64 * KIBI]
-                with suppress(BlockingIOError):
-                    connection.socket.setblocking(False)
-                    sizes[number] += connection.socket.send(piece)
+        while left:
+            assert time.monotonic() < deadline, [len(rest) for rest in left.values()]
+            for ready in select.select([], [*left], [], 1)[1]:
+                left[ready] = left[ready][ready.send(left[ready][: 64 * KIBI]) :]
+                if not left[ready]:
+                    del left[ready]
         for connection in connections:
             connection.socket.setblocking(True)
             assert connection.answer(60).offset == len(data)

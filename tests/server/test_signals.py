@@ -144,6 +144,7 @@ def test_hangups_leave_no_files_of_metrics_and_no_counter_goes_back(tmp_path: Pa
                 with contextlib.suppress(ConnectionError):
                     assert metric(server, "tusd_uploads_created") == created
                     assert metric(server, 'tusd_request_duration_seconds_count{method="POST"}') == created
+                time.sleep(0.01)  # leaves the processors to those that start
         wait_until(lambda: metric(server, "tusd_uploads_created") == created)
         assert metric(server, "tusd_connections_open") <= 2
         living = {str(pid) for pid in worker_pids(server)} | {"ended"}

@@ -17,7 +17,7 @@ from tusd_py.contracts.locks import LockHolder
 
 T = TypeVar("T")
 
-POLL = 0.01  # seconds between two looks at a file
+POLL = 0.03  # seconds between two looks at a file
 
 
 class FileLocker:
@@ -114,10 +114,13 @@ class FileLock:
 
     async def _pass_on(self, holder: LockHolder, folder: Path) -> None:
         """Pass requests to the holder until the lock is released."""
+        kinds = ("release", "commit")
+        requests = [folder / f"{kind}.requests" / self.upload_id for kind in kinds]
         while True:
-            if await asyncio.to_thread(_has_files, folder / "release.requests" / self.upload_id):
+            release, commit = await asyncio.to_thread(lambda: [_has_files(folder) for folder in requests])
+            if release:
                 holder.release_requested()
-            if await asyncio.to_thread(_has_files, folder / "commit.requests" / self.upload_id):
+            if commit:
                 holder.commit_requested()
             await asyncio.sleep(POLL)
 
