@@ -125,6 +125,8 @@ async def test_records_of_an_earlier_version_are_listed_without_an_owner(earlier
             upload.id for upload in page.uploads
         }
         assert {upload.owner for upload in page.uploads} == {""}
+        assert {(upload.client, upload.updated_at) for upload in page.uploads} == {("", None)}
+        assert all(upload.changed_at == upload.created_at for upload in page.uploads)
         assert [one async for one in state.broken()] == []
         active = await state.list(condition=UploadFilter(status=Status.ACTIVE, owner=""))
         assert {upload.id for upload in active.uploads} == {

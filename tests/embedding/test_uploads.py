@@ -162,3 +162,20 @@ async def test_owner_of_an_upload_is_the_principal_of_the_request_that_created_i
         page = await tus.uploads.list(condition=UploadFilter(owner="alice"))
     assert {upload.id for upload in page.uploads} == {part.id, final.id}
     assert page.after is None
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [("192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::1%eth0"), ("x" * 500, "x" * 64), ("a\r\nb", ""), ("", "")],
+)
+async def test_record_keeps_the_address_of_the_request_that_created_the_upload(
+    tmp_path: Path, told: str, kept: str
+) -> None:
+    tus = TusServer(upload_dir=tmp_path)
+    request = RequestContext("POST", "/files", {}, client=told)
+    async with tus.lifespan():
+        part = await tus.service.create(NewUpload(0, None, UploadKind.PARTIAL, "partial", context=request))
+        final = await tus.service.concatenate(
+            NewUpload(None, None, UploadKind.FINAL, "final;", (part.id,), context=request)
+        )
+        assert [(await tus.uploads.get(upload.id)).client for upload in (part, final)] == [kept, kept]

@@ -65,7 +65,7 @@ class StateStore(Protocol):
         """Add a record.
 
         Args:
-            upload: the record.
+            upload: the record. One that does not tell `updated_at` gets the time of `clock`.
             durable: wait until it survives a power cut.
 
         Raises:
@@ -93,7 +93,7 @@ class StateStore(Protocol):
             durable: wait until the change survives a power cut.
 
         Returns:
-            The record as stored: `after`, with `token` as its token.
+            The record as stored: `after`, with `token` as its token and the time of `clock` as `updated_at`.
 
         Raises:
             LockLost: the record is another one by now, is gone, or has a newer token. Nothing changes.

@@ -8,6 +8,8 @@ from typing import Any
 
 from tusd_py.core.hook_response import HookResponse
 
+MAX_CLIENT_LENGTH = 64  # characters; the longest address has 45, and may have a zone
+
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
@@ -57,3 +59,9 @@ class RequestContext:
 def owner_of(context: RequestContext | None) -> str:
     """Return the `Upload.owner` of an upload that a request creates; empty without an authenticated sender."""
     return (context.principal or "") if context is not None else ""
+
+
+def client_of(context: RequestContext | None) -> str:
+    """Return the `Upload.client` of an upload that a request creates; a proxy may have named it by any text."""
+    client = "" if context is None else context.client[:MAX_CLIENT_LENGTH]
+    return client if client.isprintable() else ""

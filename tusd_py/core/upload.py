@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from tusd_py.core.metadata import decode_metadata
@@ -86,6 +86,10 @@ class Upload:
     quota_uploads: int | None = None  # unfinished uploads that its owner may have, as of the creation
     reserved_until: float | None = None  # the record stays until then, after the end too, so that its id is taken
     conditions: str = ""  # that its bytes have to fulfil, see `tusd_py.core.conditions`
+    client: str = ""  # address that the request for its creation came from; empty if it is not known
+    # Time of the last change by the clock of the state store, which stamps it; None in records of earlier versions. Two
+    # records with the same content are equal whenever they were written.
+    updated_at: float | None = field(default=None, compare=False)
 
     @property
     def decoded_metadata(self) -> dict[str, str]:
@@ -94,6 +98,11 @@ class Upload:
         Empty if there is none. Every access decodes `metadata` again; `parse_metadata` gives values as bytes.
         """
         return decode_metadata(self.metadata) if self.metadata else {}
+
+    @property
+    def changed_at(self) -> float:
+        """Time of the last change of the record; that of the creation where no other is known."""
+        return self.created_at if self.updated_at is None else self.updated_at
 
     @property
     def is_final(self) -> bool:

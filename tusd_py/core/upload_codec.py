@@ -45,20 +45,23 @@ PARSERS: Mapping[str, Any] = {
     "quota_bytes": int,
     "quota_uploads": int,
     "reserved_until": float,
+    "updated_at": float,
 }
 COLUMN_TYPES: Mapping[str, tuple[type, ...]] = dict.fromkeys(FIELDS, (int,)) | {
     **dict.fromkeys(
-        ("id", "status", "concatenation", "partial_ids", "layout", "location", "owner", "conditions"), (str,)
+        ("id", "status", "concatenation", "partial_ids", "layout", "location", "owner", "conditions", "client"), (str,)
     ),
     **dict.fromkeys(("metadata", "concat_header"), (str, type(None))),
-    **dict.fromkeys(("expires_at", "completed_at", "given_expiry", "reserved_until"), (float, type(None))),
+    **dict.fromkeys(
+        ("expires_at", "completed_at", "given_expiry", "reserved_until", "updated_at"), (float, type(None))
+    ),
     "created_at": (float,),
     **dict.fromkeys(("length", "max_size", "quota_bytes", "quota_uploads"), (int, type(None))),
 }
 _VALUES = attrgetter(*ATTRIBUTES)
 _NAMES = tuple(zip(FIELDS, ATTRIBUTES, strict=True))
-_DEFERRED, _STATUS, _KIND, _PARTIAL_IDS, _UNCOUNTED = map(
-    FIELDS.index, ("deferred", "status", "concatenation", "partial_ids", "uncounted")
+_DEFERRED, _STATUS, _KIND, _PARTIAL_IDS, _UNCOUNTED, _UPDATED_AT = map(
+    FIELDS.index, ("deferred", "status", "concatenation", "partial_ids", "uncounted", "updated_at")
 )
 _STATUSES = {status.value: status for status in Status}  # calling the class takes longer
 _KINDS = {kind.value: kind for kind in UploadKind}
@@ -96,6 +99,8 @@ def encode_upload(upload: Upload) -> dict[str, str]:
         "quota_uploads": upload.quota_uploads,
         "reserved_until": upload.reserved_until,
         "conditions": upload.conditions or None,
+        "client": upload.client or None,
+        "updated_at": upload.updated_at,
     }
     return values | {name: str(value) for name, value in optional.items() if value is not None}
 
@@ -115,10 +120,13 @@ def decode_upload(values: Mapping[str, str]) -> Upload | None:
     return upload
 
 
-def encode_row(upload: Upload) -> tuple[Any, ...]:
-    """Return a value for every column, in the order of `FIELDS`."""
-    values = _VALUES(upload)
-    return (*values[:_PARTIAL_IDS], " ".join(upload.partial_ids), *values[_PARTIAL_IDS + 1 :])
+def encode_row(upload: Upload, now: float | None = None) -> tuple[Any, ...]:
+    """Return a value for every column, in the order of `FIELDS`; a record without `updated_at` was changed at `now`."""
+    values = list(_VALUES(upload))
+    values[_PARTIAL_IDS] = " ".join(upload.partial_ids)
+    if values[_UPDATED_AT] is None:
+        values[_UPDATED_AT] = now
+    return tuple(values)
 
 
 def decode_row(row: Sequence[Any]) -> Upload:

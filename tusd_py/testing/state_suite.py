@@ -43,6 +43,8 @@ FULL = Upload(
     quota_uploads=100,
     reserved_until=1_700_000_900.123456,
     conditions="sha-256=" + "0f" * 32 + " type=image/*",
+    client="2001:db8::1",
+    updated_at=1_700_000_450.25,
 )
 
 RECORDS: dict[str, Upload] = {
@@ -61,11 +63,23 @@ RECORDS: dict[str, Upload] = {
 }
 
 
+CLOCK_ERROR = 1.0  # seconds
+
+
 async def assert_update_is_refused(state: StateStore, before: Upload, token: int) -> None:
     expected = await state.get(before.id)
     with pytest.raises(LockLost):
         await state.update(before, replace(before, offset=77, metadata="changed"), token)
     assert await state.get(before.id) == expected
+
+
+async def assert_changed_between(state: StateStore, earliest: float, latest: float) -> None:
+    """Check the stamp of `UPLOAD`; the clock of a store on another machine may have been set meanwhile."""
+    found = await state.get(UPLOAD.id)
+    assert found is not None
+    assert found.updated_at is not None
+    assert earliest - CLOCK_ERROR <= found.updated_at <= latest + CLOCK_ERROR
+    assert found.changed_at == found.updated_at
 
 
 class StateStoreSuite(ListingTests, PartListTests, DueTests):
@@ -133,6 +147,26 @@ class StateStoreSuite(ListingTests, PartListTests, DueTests):
         assert found is not None
         for name in FULL.__slots__:
             assert type(getattr(found, name)) is type(getattr(FULL, name)), name
+
+    async def test_a_new_record_tells_when_it_was_created(self, state: StateStore, other_state: StateStore) -> None:
+        earliest = state.clock.wall()
+        await state.create(UPLOAD)
+        await assert_changed_between(other_state, earliest, state.clock.wall())
+
+    async def test_a_copied_record_keeps_the_time_of_its_last_change(self, state: StateStore) -> None:
+        await state.create(FULL)
+        found = await state.get(FULL.id)
+        assert found is not None
+        assert found.updated_at == FULL.updated_at
+
+    async def test_a_changed_record_tells_when_it_was_changed(self, state: StateStore, other_state: StateStore) -> None:
+        await state.create(replace(UPLOAD, updated_at=1.0))
+        earliest = state.clock.wall()
+        stored = await state.update(UPLOAD, UPLOAD.at(10), 5)
+        await assert_changed_between(other_state, earliest, state.clock.wall())
+        found = await other_state.get(UPLOAD.id)
+        assert found is not None
+        assert found.updated_at == stored.updated_at
 
     async def test_an_unknown_upload_is_none(self, state: StateStore) -> None:
         await state.create(UPLOAD)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tusd_py.core.errors import InvalidConcatenation, PartialUnfinished
-from tusd_py.core.request_context import owner_of
+from tusd_py.core.request_context import client_of, owner_of
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.uploads.content_checks import refuse_declared_type
 from tusd_py.uploads.options import UploadOptions
@@ -54,6 +54,7 @@ def new_final(upload_id: str, new: NewUpload, partials: Sequence[Upload], option
         max_size=new.max_size,
         quota_bytes=options.quota_bytes if new.quota_bytes is None else new.quota_bytes,
         conditions=new.conditions.encode(),
+        client=client_of(new.context),
     )
     refuse_declared_type(final, options)
     return final

@@ -18,7 +18,7 @@ from tusd_py.core.errors import (
     UploadNotFound,
 )
 from tusd_py.core.outbox import EventType
-from tusd_py.core.request_context import owner_of
+from tusd_py.core.request_context import client_of, owner_of
 from tusd_py.core.upload import Status, Upload, new_upload_id
 from tusd_py.uploads.chosen_places import ChosenPlaces
 from tusd_py.uploads.components import Components
@@ -209,6 +209,7 @@ class NewRecords:
             quota_uploads=self._options.quota_uploads,
             reserved_until=None if reserved is None else reserved.until,
             conditions=new.conditions.encode(),
+            client=client_of(new.context),
         )
         refuse_declared_type(record, self._options)
         return record

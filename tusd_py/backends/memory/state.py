@@ -75,7 +75,8 @@ class MemoryState:
             raise UploadExists
         if self.enforces_quotas and has_quota(upload):
             check_new(upload, self._usage_of(upload.owner))
-        self._records.uploads[upload.id] = upload
+        stamped = upload if upload.updated_at is not None else replace(upload, updated_at=self.clock.wall())
+        self._records.uploads[upload.id] = stamped
         self._records.outbox.add(events)
 
     async def get(self, upload_id: str) -> Upload | None:
@@ -107,7 +108,8 @@ class MemoryState:
         for partial in partials:
             expires_at = _earlier(partial.expires_at, partials_until) if joins else partial.expires_at
             self._records.uploads[partial.id] = replace(partial, uncounted=joins, expires_at=expires_at)
-        stored = replace(after, token=token, uncounted=after.uncounted or found.uncounted)
+        uncounted = after.uncounted or found.uncounted
+        stored = replace(after, token=token, uncounted=uncounted, updated_at=self.clock.wall())
         self._records.uploads[before.id] = stored
         if stored.is_complete:
             self._records.parts.pop(before.id, None)

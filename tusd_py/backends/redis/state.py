@@ -115,7 +115,7 @@ class RedisState:
 
     async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
         """Add a record, see `StateStoreWithOutbox.create`."""
-        values = encode_upload(upload)
+        values = {"updated_at": repr(self.clock.wall())} | encode_upload(upload)  # one that is given stays
         arguments: list[Any] = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
         record = self._keys.record(upload.id)
         if self._redis.is_cluster:  # the indexes are in other slots than the record
@@ -157,7 +157,7 @@ class RedisState:
         partials_until: float | None = None,
     ) -> Upload:
         """Replace a record in one script, see `StateStoreWithOutbox.update`, `SupportsQuotas.update`."""
-        stored = after if after.token == token else replace(after, token=token)
+        stored = replace(after, token=token, updated_at=self.clock.wall())
         old, new = encode_upload(before), encode_upload(stored)
         joins = replaces_partials(before, stored)
         arguments = {

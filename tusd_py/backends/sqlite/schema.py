@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS uploads (
     location TEXT NOT NULL DEFAULT '', owner TEXT NOT NULL DEFAULT '',
     event_sequence INTEGER NOT NULL DEFAULT 0, max_size INTEGER, given_expiry REAL,
     uncounted INTEGER NOT NULL DEFAULT 0, quota_bytes INTEGER, quota_uploads INTEGER,
-    reserved_until REAL, conditions TEXT NOT NULL DEFAULT ''
+    reserved_until REAL, conditions TEXT NOT NULL DEFAULT '', client TEXT NOT NULL DEFAULT '', updated_at REAL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS parts (
     upload_id TEXT, number INTEGER, end INTEGER NOT NULL, etag TEXT NOT NULL, checksum TEXT NOT NULL,
@@ -61,6 +61,8 @@ ADD_COLUMNS = {
     "quota_uploads": ("ALTER TABLE uploads ADD COLUMN quota_uploads INTEGER",),
     "reserved_until": ("ALTER TABLE uploads ADD COLUMN reserved_until REAL",),
     "conditions": ("ALTER TABLE uploads ADD COLUMN conditions TEXT NOT NULL DEFAULT ''",),
+    "client": ("ALTER TABLE uploads ADD COLUMN client TEXT NOT NULL DEFAULT ''",),
+    "updated_at": ("ALTER TABLE uploads ADD COLUMN updated_at REAL",),
     "synced": (
         "ALTER TABLE uploads ADD COLUMN synced INTEGER NOT NULL DEFAULT 0",
         "UPDATE uploads SET synced = offset WHERE deferred",

@@ -91,8 +91,15 @@ class SQLiteState:
 
     async def create(self, upload: Upload, *, durable: bool = False, events: Sequence[OutboxEvent] = ()) -> None:
         """Add a record, see `StateStoreWithOutbox.create`."""
-        insert = partial(_insert_record, upload=upload, enforce=self.enforces_quotas)
-        await self._submit(insert, durable, compound=has_quota(upload), events=events)
+        await self._submit(self._insertion(upload), durable, compound=has_quota(upload), events=events)
+
+    def _insertion(self, upload: Upload) -> Callable[[sqlite3.Connection], None]:
+        """Return the work that adds a record; one that has no time of its last change gets that of the call."""
+        return partial(_insert_record, upload=upload, now=self.clock.wall(), enforce=self.enforces_quotas)
+
+    def _stored(self, upload: Upload, token: int) -> Upload:
+        """Return a record as the holder of a lock changes it now."""
+        return replace(upload, token=token, updated_at=self.clock.wall())
 
     async def get(self, upload_id: str) -> Upload | None:
         """Return a record, see `StateStore.get`."""
@@ -142,7 +149,7 @@ class SQLiteState:
         partials_until: float | None = None,
     ) -> Upload:
         """Replace a record in one transaction, see `StateStoreWithOutbox.update`, `SupportsQuotas.update`."""
-        stored = after if after.token == token else replace(after, token=token)
+        stored = self._stored(after, token)
 
         def change(connection: sqlite3.Connection) -> Upload:
             _replace_record(connection, before, stored, enforce=self.enforces_quotas, partials_until=partials_until)
@@ -171,7 +178,7 @@ class SQLiteState:
         """Replace a record, see `UpdatesInThreads`. Runs in a worker thread."""
         if self._writer is None:
             raise StateUnavailable
-        stored = after if after.token == token else replace(after, token=token)
+        stored = self._stored(after, token)
         job = Job(
             partial(_replace_record, before=before, after=stored, enforce=self.enforces_quotas),
             durable,
@@ -199,15 +206,14 @@ class SQLiteState:
 
         def prepare() -> None:
             before, after, job.events = store()
-            stored = after if after.token == token else replace(after, token=token)
+            stored = self._stored(after, token)
             job.work = partial(_replace_record, before=before, after=stored, enforce=self.enforces_quotas)
             job.compound = _is_compound(before, stored)
             job.durable = durable and stored.is_complete
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        begin, compound = None, False
-        if new is not None:
-            begin, compound = partial(_insert_record, upload=new, enforce=self.enforces_quotas), has_quota(new)
+        begin = None if new is None else self._insertion(new)
+        compound = new is not None and has_quota(new)
         job = Job(
             _no_op, False, done, compound, begin=begin, prepare=prepare, conclude=conclude, begin_events=new_events
         )
@@ -350,12 +356,12 @@ def _is_compound(before: Upload, after: Upload) -> bool:
     return growth(before, after) > 0 or replaces_partials(before, after) or returns_partials(before, after)
 
 
-def _insert_record(connection: sqlite3.Connection, upload: Upload, *, enforce: bool) -> None:
-    """Add a record; raises `UploadExists`, and `QuotaExceeded` if quotas are to be enforced."""
+def _insert_record(connection: sqlite3.Connection, upload: Upload, now: float, *, enforce: bool) -> None:
+    """Add a record, which was changed now if it does not tell when; raises `UploadExists`, and `QuotaExceeded` if quotas are to be enforced."""
     if enforce:
         admit_new(connection, upload)
     try:
-        connection.execute(INSERT, encode_row(upload))
+        connection.execute(INSERT, encode_row(upload, now))
     except sqlite3.IntegrityError:
         raise UploadExists from None
 

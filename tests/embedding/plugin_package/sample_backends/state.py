@@ -63,9 +63,11 @@ class RecordTable:
         """Do nothing: no connection is open between two calls."""
 
     async def create(self, upload: Upload, *, durable: bool = False) -> None:
+        stamped = upload if upload.updated_at is not None else replace(upload, updated_at=self.clock.wall())
+
         def insert(connection: sqlite3.Connection) -> None:
             try:
-                connection.execute("INSERT INTO records VALUES (?, ?, ?)", _row(upload))
+                connection.execute("INSERT INTO records VALUES (?, ?, ?)", _row(stamped))
             except sqlite3.IntegrityError:
                 raise UploadExists from None
 
@@ -78,7 +80,7 @@ class RecordTable:
     async def update(
         self, before: Upload, after: Upload, token: int, *, parts: Sequence[UploadPart] = (), durable: bool = False
     ) -> Upload:
-        stored = replace(after, token=token)
+        stored = replace(after, token=token, updated_at=self.clock.wall())
 
         def change(connection: sqlite3.Connection) -> None:
             found = connection.execute("SELECT id, record FROM records WHERE id = ?", (before.id,)).fetchone()
