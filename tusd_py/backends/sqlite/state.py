@@ -357,7 +357,10 @@ def _is_compound(before: Upload, after: Upload) -> bool:
 
 
 def _insert_record(connection: sqlite3.Connection, upload: Upload, now: float, *, enforce: bool) -> None:
-    """Add a record, which was changed now if it does not tell when; raises `UploadExists`, and `QuotaExceeded` if quotas are to be enforced."""
+    """Add a record, which was changed now if it does not tell when.
+
+    Raises `UploadExists`, and `QuotaExceeded` if quotas are to be enforced.
+    """
     if enforce:
         admit_new(connection, upload)
     try:
