@@ -35,6 +35,7 @@ if (pytest := sys.modules.get("pytest")) is not None:  # failed assertions of th
         "locker_suite",
         "outbox_suite",
         "part_list_suite",
+        "query_suite",
         "quota_suite",
         "reading_suite",
         "snapshot_suite",

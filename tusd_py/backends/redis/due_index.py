@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 
 from tusd_py.backends.redis.connection import RedisConnection
+from tusd_py.backends.redis.created_index import CreatedIndex
 from tusd_py.backends.redis.id_index import IdIndex
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.backends.redis.scripts import MARK_COMPARED, NOTE_DUE
@@ -27,10 +28,11 @@ PAGE_SIZE = 200  # records looked at in one round trip
 class DueIndex:
     """The index of due uploads below one prefix."""
 
-    def __init__(self, connection: RedisConnection, keys: Keys, ids: IdIndex) -> None:
-        """Use the index of `keys`; a comparison with the records also adds the ids that `ids` lacks."""
+    def __init__(self, connection: RedisConnection, keys: Keys, ids: IdIndex, created: CreatedIndex) -> None:
+        """Use the index of `keys`; a comparison with the records also adds what `ids` and `created` lack."""
         self._redis = connection
         self._ids = ids
+        self._created = created
         self._keys = keys
         self._key = keys.due
 
@@ -39,6 +41,7 @@ class DueIndex:
 
         Returns their number.
         """
+        await self._created.look()
         compared_at = await self._redis.command("ZSCORE", self._key, COMPARISON_MARK)
         now = self._redis.clock.wall()
         if compared_at is not None and 0 <= now - (float(compared_at) - NEVER_DUE) < older_than:
@@ -62,7 +65,10 @@ class DueIndex:
     async def _repair_page(self, keys: Sequence[str], now: float) -> int:
         if not keys:
             return 0
-        await self._ids.add([self._keys.upload_id(key) for key in keys])
+        ids = [self._keys.upload_id(key) for key in keys]
+        await self._ids.add(ids)
+        if self._created.is_collecting:
+            await self._created.add(ids)
         records = await self._redis.commands(
             *[("HMGET", key, "id", "status", "expires_at", "concatenation") for key in keys]
         )

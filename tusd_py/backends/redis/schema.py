@@ -14,6 +14,9 @@ Keys of all uploads below one prefix:
 
     {prefix}due             sorted set: upload id by the time when the sweeper has to look at it (`due_index.py`)
     {prefix}ids             sorted set: upload ids, all with the score 0 (`id_index.py`)
+    {prefix}created         sorted set: upload id by creation time (`created_index.py`)
+    {prefix}created:<digest>  the same of the uploads of one owner
+    {prefix}open            the same of those that are not complete
     {prefix}usage           hash: what each owner has, and the generation of the count (`usage.py`)
     {prefix}metadata        hash: texts that are kept beside the records
     {prefix}{rate-<digest>}:rate  string: microseconds since the epoch at which a rate is used up; expires then
@@ -108,6 +111,20 @@ class Keys:
     def ids(self) -> str:
         """The index of all upload ids."""
         return f"{self.prefix}ids"
+
+    @property
+    def created(self) -> str:
+        """The index of all uploads by their creation."""
+        return f"{self.prefix}created"
+
+    def created_by(self, owner: str) -> str:
+        """Return the index of the uploads of an owner by their creation."""
+        return f"{self.prefix}created:{hashlib.sha256(owner.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
+
+    @property
+    def unfinished(self) -> str:
+        """The index of the uploads that are not complete, by their creation."""
+        return f"{self.prefix}open"
 
     @property
     def usage(self) -> str:

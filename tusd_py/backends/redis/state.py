@@ -16,9 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 from tusd_py.backends.redis.connection import RETRY_DEADLINE, RedisConnection
+from tusd_py.backends.redis.created_index import CreatedIndex
 from tusd_py.backends.redis.due_index import DueIndex
 from tusd_py.backends.redis.id_index import IdIndex
 from tusd_py.backends.redis.outbox import RedisOutbox
+from tusd_py.backends.redis.queries import RedisQueries
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.backends.redis.scripts import (
     CREATE,
@@ -37,6 +39,7 @@ from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
+from tusd_py.core.queries import QueryPage, Totals, UploadQuery
 from tusd_py.core.quotas import (
     Usage,
     bytes_exceeded,
@@ -73,8 +76,10 @@ class RedisState:
         self._keys = Keys(prefix)
         self._timeout = timeout
         self._id_index = IdIndex(connection, self._keys)
-        self._due_index = DueIndex(connection, self._keys, self._id_index)
+        self._created_index = CreatedIndex(connection, self._keys, self._id_index)
+        self._due_index = DueIndex(connection, self._keys, self._id_index, self._created_index)
         self._broken = BrokenRecords()
+        self._queries = RedisQueries(connection, self._keys, self._id_index, self._created_index, self._broken)
         self.outbox = RedisOutbox(connection, self._keys)
         self._usage = OwnerUsage(connection, self._keys)
         self.enforces_quotas = True
@@ -92,9 +97,11 @@ class RedisState:
         """Connect, unless another user of the connection has done so."""
         self._usage = OwnerUsage(self._redis, self._keys)
         await self._redis.open()
+        await self._created_index.look()
 
     async def close(self) -> None:
         """Disconnect, unless the connection has other users."""
+        await self._created_index.close()
         await self._redis.close()
 
     async def ping(self) -> None:
@@ -125,8 +132,8 @@ class RedisState:
             added = await self._change(CREATE, [record], arguments, events)
         else:
             when = _score(_due_at(upload), self.clock.wall())
-            keys = [record, self._keys.ids, self._keys.due, self._keys.usage]
-            arguments = [*self._quota_of(upload), upload.id, when or "", *arguments]
+            keys = [record, self._keys.ids, self._keys.due, self._keys.usage, *self._created_index.keys_of(upload)]
+            arguments = [*self._quota_of(upload), upload.id, when or "", repr(upload.created_at), *arguments]
             added = await self._counted_change(upload, CREATE_INDEXED, keys, arguments, events)
         if not added:
             raise UploadExists
@@ -194,6 +201,8 @@ class RedisState:
         words = [json.dumps(arguments)]
         if not await self._counted_change(stored, script, keys, words, events, self._timeout):
             raise LockLost
+        if stored.is_complete and not before.is_complete:
+            self._created_index.completed(stored.id)
         return stored
 
     async def _counted_change(
@@ -240,9 +249,11 @@ class RedisState:
 
     async def delete(self, upload_id: str, token: int) -> None:
         """Remove a record, see `StateStore.delete`."""
-        if not await self._redis.run(DELETE, self._upload_keys(upload_id), [str(token)]):
+        owner = await self._redis.run(DELETE, self._upload_keys(upload_id), [str(token)])
+        if not owner:
             raise LockLost
-        await self._redis.commands(("ZREM", self._keys.due, upload_id), ("ZREM", self._keys.ids, upload_id))
+        indexes = [self._keys.due, self._keys.ids, *self._created_index.holding(owner.removeprefix("="))]
+        await self._redis.commands(*[("ZREM", index, upload_id) for index in indexes])
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         """Return due uploads by the index, and correct wrong entries."""
@@ -310,6 +321,18 @@ class RedisState:
                 records.append((upload_id, None if isinstance(record, BrokenRecord) else record))
         return next_page(records, limit, condition, last=len(ids) < count)
 
+    async def prepare_queries(self) -> None:
+        """Make the indexes of the queries, see `SupportsQueries.prepare_queries`."""
+        await self._created_index.prepare()
+
+    async def find(self, query: UploadQuery) -> QueryPage:
+        """Return a page of records, see `SupportsQueries.find`."""
+        return await self._queries.find(query)
+
+    async def totals(self) -> Totals:
+        """Count the records, see `SupportsQueries.totals`."""
+        return await self._queries.totals()
+
     async def all(self) -> AsyncIterator[Upload]:
         """Iterate over the records that can be read."""
         async for record in self._all_records():
@@ -344,12 +367,11 @@ class RedisState:
 
     async def _index_new(self, upload: Upload) -> None:
         """Add a new upload to the indexes; call before its record is written, so that no record lacks its entries."""
-        entry = ("ZADD", self._keys.ids, 0, upload.id)
+        entries: list[tuple[Any, ...]] = [("ZADD", self._keys.ids, 0, upload.id)]
         score = _score(_due_at(upload), self.clock.wall())
-        if score is None:
-            await self._redis.command(*entry)
-        else:
-            await self._redis.commands(entry, ("ZADD", self._keys.due, score, upload.id))
+        if score is not None:
+            entries.append(("ZADD", self._keys.due, score, upload.id))
+        await self._redis.commands(*entries, *self._created_index.entries_of(upload))
 
     async def _update_due_index(self, before: Upload | None, after: Upload) -> None:
         """Add an upload to the index of due uploads, or move it to an earlier time.

@@ -16,12 +16,15 @@ from typing import Any
 
 from tusd_py.backends.sqlite.job_threads import Job
 from tusd_py.backends.sqlite.outbox import SQLiteOutbox
+from tusd_py.backends.sqlite.queries import INDEXES, SQLiteQueries
 from tusd_py.backends.sqlite.quotas import admit_change, admit_new, join_partials, read_usage, return_partials
+from tusd_py.backends.sqlite.read_thread import ReadThread
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
+from tusd_py.core.queries import QueryPage, Totals, UploadQuery
 from tusd_py.core.quotas import Usage, growth, has_quota, replaces_partials, returns_partials
 from tusd_py.core.upload import Upload, UploadPart
 from tusd_py.core.upload_codec import FIELDS, BrokenRecords, decode_row, encode_row
@@ -61,6 +64,8 @@ class SQLiteState:
         self._writer: SQLiteWriter | None = None
         self._reader: sqlite3.Connection | None = None
         self._broken = BrokenRecords()
+        self._reads = ReadThread(path)
+        self._queries = SQLiteQueries(self._reads, self._broken)
         self.outbox = SQLiteOutbox(self._submit)
         self.enforces_quotas = True
 
@@ -72,6 +77,7 @@ class SQLiteState:
 
     async def close(self) -> None:
         """Finish the submitted jobs, and close the file."""
+        await self._reads.close()
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await asyncio.to_thread(writer.close)
@@ -302,6 +308,18 @@ class SQLiteState:
             (row[0], None if isinstance(found := self._decode_or_broken(row), BrokenRecord) else found) for row in rows
         ]
         return next_page(records, limit, condition, last=len(rows) < count)
+
+    async def prepare_queries(self) -> None:
+        """Make the indexes of the queries, see `SupportsQueries.prepare_queries`."""
+        await self._submit(lambda connection: [connection.execute(index).rowcount for index in INDEXES], compound=True)
+
+    async def find(self, query: UploadQuery) -> QueryPage:
+        """Return a page of records, see `SupportsQueries.find`."""
+        return await self._queries.find(query)
+
+    async def totals(self) -> Totals:
+        """Count the records, see `SupportsQueries.totals`."""
+        return await self._queries.totals()
 
     async def all(self) -> AsyncIterator[Upload]:
         """Iterate over the records that can be read."""

@@ -74,6 +74,7 @@ TALLY_RECORDS = _load("tally_records", "count")
 END_COUNT = _load("end_count", "count")
 UPDATE = _load("update", "update")
 END = _load("update", "update", allow_oom=True)  # the step before the removal of an upload
+READ_FIELDS = _load("read_fields", "hmget", allow_oom=True)
 DELETE = _load("delete", "delete", allow_oom=True)
 MOVE_DUE = _load("move_due", "move", allow_oom=True)
 NOTE_DUE = _load("note_due", "note", allow_oom=True)

@@ -1,14 +1,14 @@
 -- Add a record and its entries in the indexes, where no hash slots keep them apart.
 --
--- KEYS: record, ids, due, usage.
+-- KEYS: record, ids, due, usage; uploads by creation, those that are not complete, those of the owner (none without one).
 -- ARGV: quota of bytes and of unfinished uploads of the owner ('': none), bytes that have to be free, whether the upload
--- is unfinished (1 or 0), owner; upload id, time when the sweeper has to look at it ('': never), change id, then the
--- fields and values.
+-- is unfinished (1 or 0), owner; upload id, time when the sweeper has to look at it ('': never), creation time, change
+-- id, then the fields and values.
 -- Returns 1, 2 if this change was made before, 0 if another record has this id, 'bytes' or 'uploads' if that quota is
 -- exhausted, or 'count' if the usage is to be counted first.
 --INCLUDE replication_id
 --INCLUDE tally
-local quota, quota_open, needed, opens, owner, id, due, change_id = unpack(ARGV, 1, 8)
+local quota, quota_open, needed, opens, owner, id, due, created_at, change_id = unpack(ARGV, 1, 9)
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return redis.call('HGET', KEYS[1], 'change') == change_id and 2 or 0
 end
@@ -21,6 +21,9 @@ if quota ~= '' or quota_open ~= '' then
 end
 redis.call('ZADD', KEYS[2], 0, id)
 if due ~= '' then redis.call('ZADD', KEYS[3], due, id) end
-redis.call('HSET', KEYS[1], 'replid', replication_id(), 'change', unpack(ARGV, 8))
+if redis.call('ZSCORE', KEYS[5], '.') then  -- a server is administrated
+  for position = 5, #KEYS do redis.call('ZADD', KEYS[position], created_at, id) end
+end
+redis.call('HSET', KEYS[1], 'replid', replication_id(), 'change', unpack(ARGV, 9))
 tally(KEYS[1], KEYS[4])
 return 1
