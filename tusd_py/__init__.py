@@ -69,6 +69,7 @@ from tusd_py.core.errors import (
     UploadNotFound,
     UploadStopped,
     WriteTimeout,
+    WrongStatus,
     WrongStorage,
 )
 from tusd_py.core.listing import Page, UploadFilter
@@ -169,6 +170,7 @@ __all__ = [
     "Uploads",
     "UrlSigner",
     "WriteTimeout",
+    "WrongStatus",
     "WrongStorage",
     "__version__",
     "create_app",

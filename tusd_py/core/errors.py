@@ -66,6 +66,13 @@ class UploadExists(UploadError):
     code = "ERR_UPLOAD_EXISTS"
 
 
+class WrongStatus(UploadError):
+    """An administrator wants to do with an upload what its state does not allow."""
+
+    default_message = "the state of the upload does not allow this"
+    code = "ERR_WRONG_STATUS"
+
+
 class OffsetMismatch(UploadError):
     """The offset of a request is not that of the upload, which `offset` names."""
 

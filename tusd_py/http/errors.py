@@ -50,6 +50,7 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.UploadGone: (410, False, False),
     errors.UploadExists: (409, False, False),
     errors.PathTaken: (409, False, False),
+    errors.WrongStatus: (409, False, False),
     errors.HookUnavailable: (503, True, False),
     errors.OffsetMismatch: (409, False, False),
     errors.SizeExceeded: (413, False, False),

@@ -154,6 +154,8 @@ class Appending:
         try:
             return await self._work.acquire(upload_id, holder, 0)
         except LockTimeout:
+            if not append_request.waits:
+                raise
             record = await self._records.get(upload_id, admission=append_request.admission)
             try:
                 refuse_hopeless(record, append_request, self._options)

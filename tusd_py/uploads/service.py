@@ -28,6 +28,7 @@ from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.types import UploadCreated, UploadProgressed
+from tusd_py.uploads.administration import Administration
 from tusd_py.uploads.admission import ANY_UPLOAD, Admission, admission_to
 from tusd_py.uploads.appending import Appending
 from tusd_py.uploads.completion import Completion
@@ -108,6 +109,9 @@ class UploadService:
             self._quotas,
         )
         self._expiration = Expiration(components, self._lifetimes, self._records, self._recovery, removal, self._work)
+        self._administration = Administration(
+            components, self._records, self._recovery, removal, self._work, self.append
+        )
         self._progress = ProgressHooks(
             self._decisions, self._work, self.options.progress_interval, self._termination.stop
         )
@@ -360,6 +364,24 @@ class UploadService:
         await self._termination.terminate(upload_id, context, admission)
         if not may_be_a_subscriber:
             await self._wait_for_deliveries(upload_id)
+
+    async def expire(self, upload_id: str, context: RequestContext | None = None) -> None:
+        """Remove an unfinished upload as the sweeper does when its time has run out, on behalf of an administrator.
+
+        A running append is told that its upload has ended. Raises `WrongStatus` for an upload that has all its bytes,
+        and the errors of `terminate`.
+        """
+        await self._administration.expire(upload_id, context)
+        await self._wait_for_deliveries(upload_id)
+
+    async def complete(self, upload_id: str, context: RequestContext | None = None) -> Upload:
+        """Complete an abandoned upload of unknown length at its offset, on behalf of an administrator.
+
+        Everything that is done at the end of an upload is done: checks, hooks, quotas, events. Returns the upload.
+        Raises `WrongStatus` for an upload that is not active, whose length is known, or that a request is using, and
+        the errors of `append`.
+        """
+        return await self._administration.complete(upload_id, context)
 
     def is_over(self, upload: Upload) -> bool:
         """Return whether the sweeper removes this upload."""

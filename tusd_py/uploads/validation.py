@@ -55,7 +55,8 @@ class NewUpload:
 class AppendRequest:
     """A request for an append at `offset`; `length` declares the length of a deferred upload.
 
-    The append is made to no other upload than that of `admission`.
+    The append is made to no other upload than that of `admission`. Unless it `waits` for the lock, a holder of the lock
+    is asked for nothing, and the append refused.
     """
 
     offset: int
@@ -64,6 +65,7 @@ class AppendRequest:
     verification: Verification | None = None
     context: RequestContext | None = None
     admission: Admission = ANY_UPLOAD
+    waits: bool = True
 
 
 def check_append(upload: Upload, append_request: AppendRequest, options: UploadOptions) -> Upload:
