@@ -12,12 +12,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tusd_py.admin.app import PATH as ADMIN_PATH
+from tusd_py.admin.make import build_admin
 from tusd_py.contracts.auth import Authenticator
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
 from tusd_py.core.errors import UploadError
 from tusd_py.http.app import with_headers
+from tusd_py.http.mount import TusMount
 from tusd_py.http.security_headers import TEXT_HEADERS
 from tusd_py.http.text_route import TextRoute
 from tusd_py.http.tus.handlers import VERSION
@@ -48,6 +51,8 @@ def create_app(
 ) -> Starlette:
     """Build the application that `tusd-py serve` runs: the tus endpoint, /, /healthz, /readyz, /metrics, pages.
 
+    With authentication, or a token for administrators, /admin/api too.
+
     The arguments are those of `TusServer`, which is `app.state.tus`. The tus endpoint is at the setting `base_path`.
 
     Example, with `uvicorn module:app`::
@@ -61,7 +66,9 @@ def create_app(
     """
     server = TusServer(settings, storage=storage, state=state, locker=locker, authenticator=authenticator, **overrides)
     pages = ServicePages(server)
+    admin = build_admin(server)
     routes: list[BaseRoute] = [
+        *([] if admin is None else [TusMount(ADMIN_PATH, app=admin)]),
         server.route(server.settings.base_path),
         TextRoute("/healthz", pages.healthz),
         TextRoute("/readyz", pages.readyz),
@@ -126,6 +133,8 @@ def with_direct_uploads(app: Starlette) -> ASGIApp:
     server: TusServer = app.state.tus
     base = server.settings.base_path
     below = f"{base}/"
+    if server.is_administrated and f"{ADMIN_PATH}/".startswith(below):  # the API is below the uploads
+        return app
 
     def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and (scope["path"].startswith(below) or scope["path"] == base):

@@ -1,4 +1,4 @@
-"""The command line: `tusd-py serve | sweep | migrate | import-tusd | events | token | sign | config | version`."""
+"""The command line: `tusd-py serve | sweep | migrate | import-tusd | uploads | events | token | sign | config`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tusd_py import __version__
+from tusd_py.admin.make import build_admin_token
 from tusd_py.commands.events import CommandError, run_events
+from tusd_py.commands.options import (
+    EVENTS,
+    EVENTS_USAGE,
+    UPLOADS,
+    UPLOADS_USAGE,
+    add_event_options,
+    add_upload_options,
+)
 from tusd_py.commands.sign import SIGN, add_sign, run_sign
 from tusd_py.commands.token import run_token
+from tusd_py.commands.uploads import run_uploads
 from tusd_py.composition import build_authenticator, build_service, build_signing_keys, opened
 from tusd_py.contracts.auth import KNOWN_SCOPES
 from tusd_py.core.errors import UploadError
+from tusd_py.core.listing import UploadFilter
 from tusd_py.core.redaction import without_secrets
+from tusd_py.core.upload import Status
 from tusd_py.events.bus import EventBus
 from tusd_py.migration.report import abbreviated, no_report
 from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
@@ -39,6 +51,7 @@ from tusd_py.settings import (
 )
 from tusd_py.settings.help import choices, readable_default
 from tusd_py.sinks import build_sinks
+from tusd_py.uploads.queries import RecordQueries
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import OrphanCleaner, Sweeper
 from tusd_py.uvicorn_server.malloc import tune_malloc
@@ -52,6 +65,7 @@ COMMANDS = {
     "adopt-storage": "join the records with the storage of these settings although they name another one",
     "migrate": "copy the records to another store, with the server stopped",
     "import-tusd": "take over a directory of tusd",
+    "uploads": "list, show, count and end uploads",
     "events": "show and change the events that wait for their sinks",
     "config": "print the effective settings and where each came from",
 }
@@ -60,13 +74,6 @@ USAGE = {
     "migrate": "--from STORE --to STORE [--dry-run] ",
     "import-tusd": "DIR [--copy] [--dry-run] ",
 }
-EVENTS = {
-    "list": "print the events that wait, and the dead letters",
-    "show": "print one event with its data, and its state at each sink",
-    "retry": "deliver events now, dead letters too",
-    "drop": "remove events without delivering them",
-}
-EVENTS_USAGE = {"list": "", "show": "ID ", "retry": "(ID... | --all) ", "drop": "ID... "}
 TOKEN = "make tokens for programs"
 NEW_TOKEN = "print a new token, and its line for the file of --api-tokens-file"
 SCOPES = sorted(KNOWN_SCOPES)
@@ -75,7 +82,9 @@ UNITS = (
     " m, h or d. Each setting is also a variable, --max-size as TUSD_PY_MAX_SIZE, and a key of the TOML file;"
     " flags win over variables, and variables over the file."
 )
-OWN_OPTIONS = ("dry_run", "source", "target", "directory", "copy", "action", "ids", "everything", "as_json")
+OWN_OPTIONS = (
+    "dry_run", "source", "target", "directory", "copy", "action", "ids", "everything", "as_json", "status", "owner",
+)  # fmt: skip
 OTHER_FLAGS = [
     "--config",
     "--help",
@@ -86,6 +95,7 @@ OTHER_FLAGS = [
     "--scope",
     "--expires",
     "--owner",
+    "--state",
     "--types",
     "--metadata",
 ]
@@ -155,7 +165,9 @@ def _meant(message: str) -> str:
     """Return a hint for a message of argparse that names an unknown flag or command; empty if there is none."""
     command = re.search(r"argument COMMAND: invalid choice: '([^']*)'", message)
     if command:
-        return did_you_mean(command[1], [*COMMANDS, "version", "token", "sign", *EVENTS, "new", "create", "download"])
+        return did_you_mean(
+            command[1], [*COMMANDS, "version", "token", "sign", *EVENTS, *UPLOADS, "new", "create", "download"]
+        )
     flags = [flag_name(name) for name in FIELDS] + OTHER_FLAGS
     for word in message.removeprefix("unrecognized arguments: ").split():
         flag = word.partition("=")[0].rstrip(":")
@@ -175,6 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         if name == "events":
             add_events(commands.add_parser(name, help=text, description=text))
+        elif name == "uploads":
+            add_uploads(commands.add_parser(name, help=text, description=text))
         else:
             add_command(commands, name, text, f"{name} {USAGE.get(name, '')}", partial(add_own_options, name))
     add_token(commands.add_parser("token", help=TOKEN, description=TOKEN))
@@ -211,15 +225,12 @@ def add_events(parser: argparse.ArgumentParser) -> None:
         add_command(actions, name, text, usage, partial(add_event_options, name))
 
 
-def add_event_options(name: str, action: argparse.ArgumentParser) -> None:
-    """Add the options of a command of the outbox that are not settings (`OWN_OPTIONS`)."""
-    action.set_defaults(ids=[], everything=False)
-    action.add_argument("--json", dest="as_json", action="store_true", default=False, help="print JSON")
-    if name == "retry":
-        action.add_argument("--all", dest="everything", action="store_true", help="every event")
-    if name != "list":
-        count: Any = {"show": 1, "retry": "*", "drop": "+"}[name]
-        action.add_argument("ids", nargs=count, metavar="ID", help="the id of an event, as `list` prints it")
+def add_uploads(parser: argparse.ArgumentParser) -> None:
+    """Add the commands about uploads."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
+    for name, text in UPLOADS.items():
+        usage = f"uploads {name} {UPLOADS_USAGE[name]}[--json] "
+        add_command(actions, name, text, usage, partial(add_upload_options, name))
 
 
 def add_token(parser: argparse.ArgumentParser) -> None:
@@ -304,12 +315,14 @@ def check(settings: Settings) -> None:
     """
     service = build_service(settings, EventBus())
     build_sinks(settings)
-    build_authenticator(settings)
+    authenticates = build_authenticator(settings) is not None
     build_signing_keys(settings)
+    is_administrated = build_admin_token(settings) is not None or authenticates
 
     async def open_and_close() -> None:
         async with opened(service, settings):
-            pass
+            if is_administrated:
+                await RecordQueries(service.state).prepare()  # once, before several processes would do so
 
     asyncio.run(open_and_close())
 
@@ -432,6 +445,22 @@ def run_events_command(settings: Settings, *, action: str, ids: Sequence[str], e
     return 0
 
 
+def run_uploads_command(
+    settings: Settings, *, action: str, ids: Sequence[str], status: str | None, owner: str | None, as_json: bool
+) -> int:
+    """List, show or count uploads; return the exit code."""
+    condition = UploadFilter(None if status is None else Status(status), owner)
+    try:
+        run_uploads(settings, action, ids, condition, as_json=as_json)
+    except InvalidSettings as error:
+        return fail(str(error))
+    except CommandError as error:
+        return fail(str(error), 1)
+    except UploadError as error:
+        return fail(error.message, 1)
+    return 0
+
+
 def report_error(message: str) -> None:
     """Print a mistake or failure that does not end the command."""
     fail(message)
@@ -452,5 +481,6 @@ RUN: dict[str, Callable[..., int]] = {
     "adopt-storage": run_adopt,
     "migrate": run_migrate,
     "import-tusd": run_import,
+    "uploads": run_uploads_command,
     "events": run_events_command,
 }

@@ -212,6 +212,23 @@ async def opened_outbox(settings: Settings) -> AsyncIterator[Outbox]:
         await state.close()
 
 
+@contextlib.asynccontextmanager
+async def opened_records(settings: Settings) -> AsyncIterator[tuple[StateStore, Locker]]:
+    """Open the records and their locks, without the bytes, for as long as the context lasts.
+
+    Raises:
+        InvalidSettings: a component of another package cannot be made.
+        StateUnavailable: records or locks cannot be opened; the message names them.
+    """
+    state, locker = _choose_state_and_locker(settings, NO_INSTRUMENTATION, None, NO_COMPONENTS)
+    async with contextlib.AsyncExitStack() as undo:
+        for component in (state, locker):
+            undo.push_async_callback(component.close)
+            with errors_at(_description(component, settings)), errors_of_other_package(component, StateUnavailable):
+                await component.open()
+        yield state, locker
+
+
 def build_authenticator(settings: Settings, given: Authenticator | None = None) -> Authenticator | None:
     """Build what finds the senders of requests; None if everybody may do everything. Blocks: reads the files with keys.
 

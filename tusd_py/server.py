@@ -47,6 +47,7 @@ from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross
 from tusd_py.signal_watch import SignalWatch
 from tusd_py.sinks import build_hooks, build_relay
 from tusd_py.start_attempts import StartAttempts
+from tusd_py.uploads.queries import RecordQueries
 from tusd_py.uploads.service import UploadService
 
 logger = logging.getLogger("tusd_py")
@@ -82,6 +83,7 @@ class TusServer:
     Attributes:
         settings: the settings in effect.
         uploads: looks up and removes uploads.
+        is_administrated: whether its records are prepared for the queries of administrators; set before the start.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class TusServer:
         self._cors_middleware_checked = False
         self._services_of_closed_loops: list[UploadService] = []  # still to be closed
         self.uploads = Uploads(self._started_service)
+        self.is_administrated = False
         self._build()
 
     def _build(self) -> None:
@@ -142,6 +145,7 @@ class TusServer:
         self.service = build_service(
             self.settings, self.events, self.metrics, given=self._given_components, hooks=self._hooks
         )
+        self.queries = RecordQueries(self.service.state)
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
         self.hub = ProgressHub(
             self.events,
@@ -174,6 +178,11 @@ class TusServer:
         self._services_of_closed_loops.append(self.service)
         self._signals.stop()
         self._build()
+
+    @property
+    def authenticator(self) -> Authenticator | None:
+        """The part that finds the senders of requests; None if everybody may do everything."""
+        return self._authenticator
 
     def on(self, kind: type[E]) -> Callable[[Subscriber[E]], Subscriber[E]]:
         """Decorate a function, plain or async, that is then called with every event of a kind.
@@ -321,6 +330,8 @@ class TusServer:
                 logger.warning("%s", "; ".join(self.service.limitations))
             self.service.open()
             self.hub.open()
+            if self.is_administrated:
+                await self._prepare_queries()
             if self.settings.sweep_interval:
                 self._scheduler = scheduler_of(self.service, self.settings.sweep_interval)
                 self._scheduler.start()
@@ -330,6 +341,13 @@ class TusServer:
             self._shutdown_called = asyncio.Event()
             self._close_with_loop_task = asyncio.create_task(self._close_with_loop(self._shutdown_called))
             self._started = True
+
+    async def _prepare_queries(self) -> None:
+        """Make what administrators need; without it they wait longer, and uploads go on as ever."""
+        try:
+            await self.queries.prepare()
+        except UploadError as error:
+            logger.warning("the records are not prepared for administrators, who wait longer: %s", error.message)
 
     async def _close_earlier(self) -> None:
         """Close the components that an earlier event loop or shutdown left open.

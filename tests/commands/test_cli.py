@@ -23,7 +23,8 @@ from tests.support.services import running_service
 from tests.support.timing import scaled
 from tusd_py import Upload, __version__
 from tusd_py.backends.local_locks.locker import servers_excluded
-from tusd_py.cli import COMMANDS, EVENTS, main
+from tusd_py.cli import COMMANDS, main
+from tusd_py.commands import options
 from tusd_py.core.upload import Status
 from tusd_py.settings import FIELDS
 
@@ -103,13 +104,19 @@ def test_a_file_in_place_of_the_upload_directory_is_said_to_be_none(
 
 
 @pytest.mark.parametrize(
-    "command", [*(name for name in COMMANDS if name != "events"), *map("events {}".format, EVENTS)]
+    "command",
+    [
+        *(name for name in COMMANDS if name not in ("events", "uploads")),
+        *map("events {}".format, options.EVENTS),
+        *map("uploads {}".format, options.UPLOADS),
+    ],
 )
 def test_help_shows_usage_and_units(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit):
         main([*command.split(), "--help"])
     text = capsys.readouterr().out
-    own = r"--from STORE --to STORE |DIR |\[--(copy|dry-run|json)\] |\(ID\.\.\. \| --all\) |ID(\.\.\.)? "
+    own = r"--from STORE --to STORE |DIR |\[--(copy|dry-run|json|state STATE|owner NAME)\] "
+    own += r"|\(ID\.\.\. \| --all\) |ID(\.\.\.)? "
     usage = re.sub(own, "", text.partition("\n")[0])
     assert usage == f"usage: tusd-py {command} [--SETTING VALUE]..."
     assert "TUSD_PY_MAX_SIZE" in text

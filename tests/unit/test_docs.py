@@ -80,6 +80,7 @@ def test_every_flag_in_the_documents_exists() -> None:
     switches = {flag.replace("--", "--no-", 1) for flag in flags}
     others = {"--help", "--version", "--config", "--dry-run", "--workers", "--write", "--tusd", "--only", "--baseline"}
     others |= {"--json", "--all"}  # of `tusd-py events`
+    others |= {"--state"}  # of `tusd-py uploads`
     others |= {"--scope"}  # of `tusd-py token`
     others |= {"--expires", "--owner", "--types", "--metadata"}  # of `tusd-py sign`
     others |= {"--no-access-log"}  # of uvicorn

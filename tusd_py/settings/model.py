@@ -255,6 +255,9 @@ class Settings(BaseSettings):
         default=7 * 86400, gt=0, description="time for which the capability of an upload is good"
     )
     public_downloads: bool = Field(default=False, description="let anybody download finished uploads")
+    admin_token_file: Path | None = Field(
+        default=None, description="file with the token of administrators, on one line, for /admin/api"
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="format of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log lines to write"

@@ -22,7 +22,7 @@ COOKIE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 CLAMD = re.compile(r"unix:/?[^\x00]+|tcp://(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 HOST = re.compile(r"[^\s/?#@\[\]]+|\[[0-9A-Fa-f:.%]+[^\s\[\]]*\]")
 PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
-RESERVED_PATHS = ("/healthz", "/readyz", "/metrics")
+RESERVED_PATHS = ("/healthz", "/readyz", "/metrics", "/admin/api")
 
 
 def check_directory(value: object) -> object:
@@ -60,7 +60,7 @@ def check_base_path(value: str) -> str:
     path = "/" + value.strip("/")
     if not PATH.fullmatch(path):
         raise ValueError("a path such as /files")
-    if path in RESERVED_PATHS:
+    if path in RESERVED_PATHS or path.startswith("/admin/api/"):
         raise ValueError(f"another path than {', '.join(RESERVED_PATHS)}")
     return path
 

@@ -1,0 +1,1 @@
+"""The administration API and the commands about uploads."""

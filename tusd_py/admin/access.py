@@ -1,0 +1,126 @@
+"""The decision who may administrate: whoever has the token of the operator, or the scope `uploads:admin`."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tusd_py.auth.credentials import SAFE_METHODS, bearer_token, is_embedded_elsewhere
+from tusd_py.auth.secret_files import SecretFile
+from tusd_py.contracts.auth import ADMIN_SCOPE, Authenticator, InvalidCredentials, Principal
+from tusd_py.core.errors import AuthenticationUnavailable, CodedError
+from tusd_py.core.request_context import RequestContext
+from tusd_py.http.access import Unauthorized
+from tusd_py.http.errors import HTTPError
+from tusd_py.http.failure_log import FailureLog, WrongAnswer
+
+logger = logging.getLogger("tusd_py.admin")
+
+TOKEN_HOLDER = "admin"  # the name of whoever has the token of the operator
+GOOD_TOKEN_LENGTH = 16  # characters
+
+
+class NoAdministrator(HTTPError):
+    """A request of a principal that may not administrate."""
+
+    def __init__(self) -> None:
+        challenge = f'Bearer error="insufficient_scope", scope="{ADMIN_SCOPE}"'
+        super().__init__(403, "ERR_FORBIDDEN", f"the scope {ADMIN_SCOPE} is needed", {"WWW-Authenticate": challenge})
+
+
+def parse_admin_token(content: bytes) -> bytes:
+    """Return the SHA-256 digest of the token in a file of one line; raises `ValueError`."""
+    token = content.decode().removesuffix("\n").removesuffix("\r")
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("the token is one line of printable ASCII characters without spaces")
+    if len(token) < GOOD_TOKEN_LENGTH:
+        logger.warning("the admin token has less than %d characters; it can be guessed", GOOD_TOKEN_LENGTH)
+    return hashlib.sha256(token.encode()).digest()
+
+
+def read_admin_token(path: Path | None) -> SecretFile[bytes] | None:
+    """Read the file with the admin token; None without one. Blocks. Raises `ValueError`."""
+    return None if path is None else SecretFile(path, parse_admin_token)
+
+
+class AdminAccess:
+    """The authentication of administrators."""
+
+    def __init__(
+        self,
+        token: SecretFile[bytes] | None,
+        authenticator: Authenticator | None,
+        is_own_origin: Callable[[str, Mapping[str, Any], Mapping[str, str]], bool],
+    ) -> None:
+        """Take the ways in.
+
+        Args:
+            token: the digest of the token of the operator; None without one.
+            authenticator: finds the senders of requests; None without one.
+            is_own_origin: whether the pages of an origin may send cookies.
+        """
+        self._token = token
+        self._authenticator = authenticator
+        self._is_own_origin = is_own_origin
+        self._failures = FailureLog()
+
+    async def admit(self, context: RequestContext) -> str:
+        """Return the name of the administrator who sent a request.
+
+        Raises:
+            Unauthorized: there are no credentials, or they are not accepted.
+            NoAdministrator: the sender may not administrate.
+            AuthenticationUnavailable: the sender cannot be found out now.
+            HTTPError: there are two fields with credentials.
+        """
+        if sum(name == b"authorization" for name, _ in context.scope["headers"]) > 1:
+            raise HTTPError(400, "ERR_INVALID_AUTHORIZATION", "Authorization may be there once")
+        if await self._has_token(context):
+            return TOKEN_HOLDER
+        principal = await self._principal_of(context)
+        if not principal.is_admin:
+            raise NoAdministrator
+        return principal.owner
+
+    async def _has_token(self, context: RequestContext) -> bool:
+        token = bearer_token(context.headers)
+        if self._token is None or not token:
+            return False
+        await self._token.refresh()
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        return hmac.compare_digest(digest, self._token.value)
+
+    async def _principal_of(self, context: RequestContext) -> Principal:
+        if self._authenticator is None:
+            has_credentials = "authorization" in context.headers
+            raise Unauthorized("no admin token", had_credentials=has_credentials)
+        self._refuse_foreign_page(context)
+        try:
+            principal: object = await self._authenticator.authenticate(context)
+        except InvalidCredentials as error:
+            raise Unauthorized(str(error), had_credentials=True) from None
+        except CodedError:
+            raise
+        except Exception as error:  # of an authenticator of the application: nobody is let in without its answer
+            self._failures.tell(error)
+            raise AuthenticationUnavailable from None
+        if principal is None:
+            raise Unauthorized("no token", had_credentials=False)
+        if not isinstance(principal, Principal):
+            self._failures.tell(WrongAnswer(f"authenticate returned {type(principal).__name__}, not Principal"))
+            raise AuthenticationUnavailable
+        return principal
+
+    def _refuse_foreign_page(self, context: RequestContext) -> None:
+        """Raise `Unauthorized` for a request with a cookie that a page of another origin has sent."""
+        if "cookie" not in context.headers or "authorization" in context.headers:
+            return
+        origin = context.headers.get("origin")
+        if origin is None and context.method in SAFE_METHODS and not is_embedded_elsewhere(context.headers):
+            return
+        if origin is None or not self._is_own_origin(origin, context.scope, context.headers):
+            raise Unauthorized("the cookie comes from a page of another origin", had_credentials=True)

@@ -1,0 +1,64 @@
+"""JSON of uploads and totals, for the API and for the command line. Pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tusd_py.core.clock import rfc3339
+from tusd_py.core.metadata import file_name_of
+from tusd_py.core.queries import Share, Totals, file_type_of
+from tusd_py.core.upload import Status, Upload
+from tusd_py.outbox.cloudevents import readable
+
+
+def upload_document(upload: Upload, url: str | None, *, locked: bool | None) -> dict[str, Any]:
+    """Return an upload as JSON.
+
+    Args:
+        upload: the record.
+        url: the URL that clients use; None if it is not known.
+        locked: whether a request holds the lock of the upload; None if that is not known.
+    """
+    metadata = upload.decoded_metadata
+    return {
+        "id": upload.id,
+        "url": url,
+        "status": str(upload.status),
+        "offset": upload.offset,
+        "length": upload.length,
+        "owner": upload.owner or None,
+        "filename": file_name_of(metadata) or None,
+        "filetype": file_type_of(metadata) or None,
+        "metadata": readable(upload.metadata),
+        "concatenation": str(upload.concatenation) or None,
+        "partial_ids": list(upload.partial_ids),
+        "created_at": _time(upload.created_at),
+        "updated_at": _time(upload.changed_at),
+        "completed_at": _time(upload.completed_at),
+        "expires_at": None if upload.is_waiting else _time(upload.expires_at or None),
+        "client": upload.client or None,
+        "locked": locked,
+    }
+
+
+def totals_document(totals: Totals, as_of: float) -> dict[str, Any]:
+    """Return totals as JSON; `as_of` is the time of the count in seconds since the epoch."""
+    shares = totals.by_status.values()
+    return {
+        "as_of": rfc3339(as_of),
+        "total": _share(sum(shares, Share())),
+        "by_status": {str(status): _share(totals.by_status.get(status, Share())) for status in Status},
+        "by_owner": [{"owner": owner or None, **_share(share)} for owner, share in totals.by_owner.items()],
+        "oldest": _time(totals.oldest_active),
+    }
+
+
+def _share(share: Share) -> dict[str, int]:
+    return {"count": share.count, "bytes": share.bytes}
+
+
+def _time(seconds: float | None) -> str | None:
+    try:
+        return None if seconds is None else rfc3339(seconds)
+    except (ValueError, OverflowError, OSError):  # of a record with a time that no calendar has
+        return None
