@@ -7,24 +7,29 @@ import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.harness import ServerProcess
+from tests.support.services import Body
 from tests.support.wire.messages import MEBI, payload
 from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch
 from tusd_py.backends.disk import file_system_sync
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.contracts.hooks import HookCall
 from tusd_py.core import clock
+from tusd_py.core.errors import ClientDisconnected, HookUnavailable
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings.sources import from_arguments
+from tusd_py.sinks import build_hooks
 from tusd_py.uploads.power_cuts import BOOT, SYNCED
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 DATA = payload(3 * MEBI + 77)
 HALF = len(DATA) // 2
@@ -120,8 +125,8 @@ class Hosts:
     def boot(self, name: str) -> None:
         self._monkeypatch.setattr(clock, "_boot_id", lambda: name)
 
-    async def start(self) -> UploadService:
-        service = build_service(self.settings, EventBus())
+    async def start(self, hooks: object | None = None) -> UploadService:
+        service = build_service(self.settings, EventBus(), hooks=build_hooks(self.settings, hooks))
         await open_service(service, self.settings)
         self._services.append(service)
         return service
@@ -192,6 +197,37 @@ async def test_every_unfinished_upload_goes_back_and_no_other(hosts: Hosts) -> N
     assert partly is not None
     assert partly.expires_at == 5e9
     assert boot_of(await service.state.read_metadata(BOOT)) == "second"
+
+
+class AwayApplication:
+    """An application that cannot be asked whether an upload may become complete."""
+
+    async def pre_finish(self, call: HookCall) -> None:
+        raise ConnectionError
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+@pytest.mark.parametrize("with_creation", [False, True])
+async def test_an_upload_that_waits_for_the_application_keeps_its_bytes(
+    hosts: Hosts, is_small: bool, with_creation: bool
+) -> None:
+    service = await hosts.start(AwayApplication())
+    request = AppendRequest(0, Body(b"0123456789", arrived=is_small, breaks_off=not is_small))
+    new = NewUpload(10)
+    with suppress(HookUnavailable, ClientDisconnected):
+        if with_creation:
+            await service.create_with(new, request)
+        else:
+            await service.append((await service.create(new)).id, request)
+    (waiting,) = [upload async for upload in service.state.all()]
+    assert waiting.status is Status.FINISHING
+    await dies(hosts, service)
+    hosts.boot("second")
+    service = await hosts.start()
+    after = await service.state.get(waiting.id)
+    assert after is not None
+    assert (after.status, after.offset) == (Status.FINISHING, 10)
+    assert (await service.inspect(waiting.id)).is_complete
 
 
 async def test_the_last_server_that_stops_cleanly_proves_all_bytes(hosts: Hosts) -> None:

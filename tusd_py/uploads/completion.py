@@ -214,12 +214,24 @@ class Completion:
     async def _finish_in_storage(self, upload: Upload, token: int, request: RequestContext | None) -> Upload:
         was_judged = await self.checks.judge_seen(upload, token, request)
         parts = await self._state.parts(upload.id) if upload.storage_state else ()
-        finished = replace(upload, storage_state=await self._storage.finish(upload, parts, sync=self._syncs))
+        storage_state = await self._storage.finish(upload, parts, sync=self._syncs)
+        if storage_state == upload.storage_state:
+            upload = await self._note_sync(upload, token)
+        finished = replace(upload, storage_state=storage_state)
         if not was_judged:
             await self.checks.judge_stored(upload, finished, token, request)
         await self.checks.scan(upload, finished, token, request)
         await self._decisions.on_completion(upload, finished, token, request, self._storage.read)
         return finished
+
+    async def _note_sync(self, upload: Upload, token: int) -> Upload:
+        """Record that all bytes of an upload in `finishing` are synced, where a power cut takes others; return it.
+
+        The answer of the application, or of the scanner, may take hours.
+        """
+        if not self._syncs or upload.synced == upload.offset or self._components.whole_syncs is None:
+            return upload
+        return await self._state.update(upload, replace(upload, synced=upload.offset), token)
 
     # Final uploads.
 

@@ -24,6 +24,7 @@ from tusd_py.contracts.storage import (
     SupportsLocations,
     SupportsSizeLimits,
     SupportsWholeFiles,
+    SyncsAll,
     TakesPlaces,
 )
 from tusd_py.core.clock import SteadyClock
@@ -68,6 +69,7 @@ class Components:
     whole_files: SupportsWholeFiles | None
     locations: SupportsLocations | None
     identity: SupportsIdentity | None
+    whole_syncs: SyncsAll | None
     reporting_health: tuple[ReportsHealth, ...]
     scanner: Scanner | None = None
 
@@ -110,6 +112,7 @@ class Components:
             whole_files=storage if isinstance(storage, SupportsWholeFiles) else None,
             locations=storage if isinstance(storage, SupportsLocations) else None,
             identity=storage if isinstance(storage, SupportsIdentity) else None,
+            whole_syncs=storage if isinstance(storage, SyncsAll) else None,
             reporting_health=tuple(one for one in (state, storage) if isinstance(one, ReportsHealth)),
             scanner=scanner,
         )
