@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.contracts.parts import prefix_of
+from tests.failure.test_disk import mounted
 from tests.support.harness import ROOT, ServerProcess
 from tests.support.redis_server import RedisServer, shared_redis_url
 from tests.support.s3_server import CREDENTIALS, s3_server
@@ -242,7 +243,7 @@ def test_records_without_identity_adopt_a_storage_that_has_their_bytes(
 # While it runs.
 
 
-def answers_later(server: ServerProcess, path: str, start: int = 100) -> None:
+def answers_later(server: ServerProcess, path: str, start: int = 100, hint: str = "--upload-dir") -> None:
     head = request(server.port, "HEAD", path, TUS)
     assert head.status == 423
     assert head.headers["retry-after"]
@@ -253,7 +254,7 @@ def answers_later(server: ServerProcess, path: str, start: int = 100) -> None:
     assert str(server.upload_dir) not in answer.body.decode()
     ready = request(server.port, "GET", "/readyz")
     assert ready.status == 503
-    assert "--upload-dir" in ready.body.decode()
+    assert hint in ready.body.decode()
 
 
 @pytest.mark.parametrize("records", ["sqlite", "redis"])
@@ -279,6 +280,23 @@ def test_a_mount_that_goes_away_stops_everything_and_changes_nothing(
         assert request(server.port, "DELETE", deleted, TUS).status in (204, 404)
     errors = [line for line in server.log if "nothing is concluded" in line]
     assert len(errors) == 1, errors
+
+
+def test_a_file_system_that_is_mounted_again_under_a_server_is_used_only_after_a_restart(tmp_path: Path) -> None:
+    """A disk that drops off takes bytes along that were not synced, and the locks of a server stay on the old files."""
+    uploads = tmp_path / "uploads"
+    with mounted(uploads, "16m"), ServerProcess(uploads) as server:
+        path = begun(server)
+        shutil.copytree(uploads, tmp_path / "copy")
+        with mounted(uploads, "16m"):
+            shutil.copytree(tmp_path / "copy", uploads, dirs_exist_ok=True)
+            answers_later(server, path, hint="restart the server")
+            server.restart()
+            assert request(server.port, "GET", "/readyz").status == 200
+            assert offset(server, path) == 100
+            assert finishes(server, path)
+            server.terminate()
+    assert sum("was mounted again" in line for line in server.log) == 1
 
 
 def test_a_new_inode_of_the_directory_is_no_new_storage(tmp_path: Path) -> None:

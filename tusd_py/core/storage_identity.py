@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from typing import NoReturn
 
 from tusd_py.core.errors import WrongStorage
 
@@ -47,11 +48,14 @@ class Proof:
                 self._failed = False
                 logger.warning("the storage is again the one that the records name")
             return
-        error = WrongStorage(explanation=self.explain(found))
+        self.refuse(self.explain(found))
+
+    def refuse(self, explanation: str) -> NoReturn:
+        """Raise `WrongStorage` with a sentence for the operator, which is logged once. Runs in any thread."""
         if not self._failed:
             self._failed = True
-            logger.error("nothing is concluded from missing bytes: %s", error.explanation)
-        raise error
+            logger.error("nothing is concluded from missing bytes: %s", explanation)
+        raise WrongStorage(explanation=explanation)
 
     def explain(self, found: str | None) -> str:
         """Return a sentence about the failure for the operator."""

@@ -12,14 +12,23 @@ from pathlib import Path
 from tusd_py.core.storage_identity import MAX_LENGTH, NAME, PRIVATE_FOLDER, Proof, parse_identity
 
 SETTLE_TIME = 1.0  # seconds in which a process that saw no file has written its own
+MOUNTED_AGAIN = "the file system of {} was mounted again, which takes bytes that were not synced: restart the server"
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV)
 
 
 class IdentityFile:
     """The file with the identity of a directory. Every method blocks, and raises `OSError`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, stays_mounted: bool = False) -> None:
+        """Take a directory; if it `stays_mounted`, it has to be on the same mount from `expect` on.
+
+        Bytes that were not synced are gone with a mount, and the locks of the server are on files of the earlier one.
+        The number of the device tells: the open files of the server keep the earlier one in use.
+        """
         self._path = directory / PRIVATE_FOLDER / NAME
+        self._stays_mounted = stays_mounted
+        self._device: int | None = None  # of the file when it was to be expected; None: not known yet
+        self._device_read: int | None = None  # of the file when it was last read
         self.proof = Proof(f"that the file system of {directory} is mounted, and --upload-dir ({self._path})")
         self._seen: tuple[int, int, int] | None = None  # device, inode and change time of the file that was read last
         self._seen_identity: str | None = None
@@ -31,6 +40,7 @@ class IdentityFile:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
+            self._device_read = os.fstat(descriptor).st_dev
             return parse_identity(os.read(descriptor, MAX_LENGTH))
         finally:
             os.close(descriptor)
@@ -77,8 +87,13 @@ class IdentityFile:
             finally:
                 os.close(descriptor)
 
+    def expect(self, identity: str) -> None:
+        """Have `check` accept only this identity, which was just read."""
+        self.proof.expected = identity
+        self._device = self._device_read
+
     def check(self) -> None:
-        """Raise `WrongStorage` unless the directory has the expected identity.
+        """Raise `WrongStorage` unless the directory has the expected identity, on the mount where it was expected.
 
         The file is read again only if it was replaced or changed; the inode number alone proves nothing.
         """
@@ -94,7 +109,15 @@ class IdentityFile:
             self._seen, self._seen_identity = None, None
             found = self.read()
             self._seen, self._seen_identity = seen, found
+        if self._stays_mounted and self._seen_identity == self.proof.expected:
+            self._refuse_other_mount(status.st_dev)
         self.proof.judge(self._seen_identity)
+
+    def _refuse_other_mount(self, device: int) -> None:
+        if self._device is None:
+            self._device = device
+        if self._device != device:
+            self.proof.refuse(MOUNTED_AGAIN.format(self._path.parent.parent))
 
     def touch(self) -> None:
         """Update the times of the file, so that tools that remove old files spare it."""

@@ -75,7 +75,7 @@ class DiskStorage:
         self._completion_records = CompletionRecords(completion_records) if completion_records else None
         self._date_folders = date_folders
         self.files = FileTree(directory, modes)
-        self._identity = IdentityFile(directory)
+        self._identity = IdentityFile(directory, stays_mounted=not self.is_shared)
         self.syncs = Syncs(self.files, self.check_identity, shared=self.is_shared)
         self._reader = FileReader(self)
         self._claims = Claims(directory, directory / PRIVATE_FOLDER / "places", self.files)
@@ -230,6 +230,8 @@ class DiskStorage:
                     held = self.bytes_held(path)  # the file system may have been mounted in between
                     if held < upload.offset:
                         self.syncs.settle_cut(path, held)
+                elif upload.synced < upload.offset:
+                    self.check_identity()  # a file system that was mounted again lacks such bytes
                 return held
 
         return await self.run(size)
@@ -392,7 +394,7 @@ class DiskStorage:
         return self._identity.proof.what_to_check
 
     def expect_identity(self, identity: str) -> None:
-        self._identity.proof.expected = identity
+        self._identity.expect(identity)
 
     async def prove_identity(self) -> None:
         await self._on_identity(self._identity.check)
