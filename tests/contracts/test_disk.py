@@ -18,7 +18,7 @@ from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import PartBehind, StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
-from tusd_py.core.upload import Upload
+from tusd_py.core.upload import Status, Upload
 from tusd_py.testing.storage_helpers import append, assert_takes_no_more, content, final_of, finish, partials, store
 
 IDENTITY = "0123456789abcdef" * 2
@@ -143,6 +143,23 @@ async def test_a_directory_that_went_away_is_no_reason_to_begin_anew(
         os.rmdir(directory)
     os.rename(away, directory)
     assert await storage.stored_size(upload) == 7
+
+
+async def test_files_that_are_written_piece_by_piece_are_whole(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call may take a part of the bytes without an error: a completion record is no less for that."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    storage = DiskStorage(directory, tmp_path / "finished")
+    await storage.open()
+    await storage.create_identity(IDENTITY)
+    assert await storage.read_identity() == IDENTITY
+    await store(storage, UPLOAD.id, b"content")
+    complete = replace(UPLOAD, length=7, offset=7, status=Status.COMPLETE)
+    await storage.save_completion_record(complete)
+    assert await storage.load_completion_record(UPLOAD.id) == complete
+    await storage.close()
 
 
 async def test_something_else_in_place_of_the_file(storage: DiskStorage, directory: Path) -> None:

@@ -182,8 +182,7 @@ class FileTree:
             )
             try:
                 try:
-                    if os.write(descriptor, content) < len(content):
-                        raise OSError(errno.ENOSPC, "the file was cut off")
+                    write_all(descriptor, content)
                 finally:
                     os.close(descriptor)
                 os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -260,13 +259,19 @@ def copy_range(target: int, source: int, start: int, end: int, *, in_kernel: boo
     """Append the bytes of a file from `start` up to but not including `end`; return the position reached."""
     position = _copy_in_kernel(source, target, start, end) if in_kernel else start
     while position < end:
-        data = memoryview(os.pread(source, min(READ_SIZE, end - position), position))
+        data = os.pread(source, min(READ_SIZE, end - position), position)
         if not data:
             break
         position += len(data)
-        while data:
-            data = data[os.write(target, data) :]
+        write_all(target, data)
     return position
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all bytes: one call may take a part of them without an error."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _copy_in_kernel(source: int, target: int, start: int, end: int) -> int:

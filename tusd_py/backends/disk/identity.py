@@ -9,6 +9,7 @@ import secrets
 import time
 from pathlib import Path
 
+from tusd_py.backends.disk.files import write_all
 from tusd_py.core.storage_identity import MAX_LENGTH, NAME, PRIVATE_FOLDER, Proof, parse_identity
 
 SETTLE_TIME = 1.0  # seconds in which a process that saw no file has written its own
@@ -52,7 +53,7 @@ class IdentityFile:
         try:
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
-                os.write(descriptor, f"{identity}\n".encode())
+                write_all(descriptor, f"{identity}\n".encode())
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
