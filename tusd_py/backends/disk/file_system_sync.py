@@ -26,6 +26,19 @@ def sync_file_system(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def obstacle_to_sync(directory: Path) -> str:
+    """Return why a sync of the file system of a directory does not prove all its files; empty if it does.
+
+    Raises `OSError` if that cannot be found out.
+    """
+    folder, mounts = os.path.realpath(directory), MOUNTS.read_bytes()
+    if has_mount_below(folder, mounts):
+        return "other file systems are mounted below the directory"
+    if file_system_type(folder, mounts).startswith(UNPROVING):
+        return "a sync of this kind of file system proves nothing"
+    return ""
+
+
 class FileSystemSync:
     """The sync of the file system of a directory, as `WholeSync`. Open from before the first write. Blocks."""
 
@@ -35,13 +48,10 @@ class FileSystemSync:
             self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def run(self) -> None:
-        """Sync; raises `StorageUnavailable` if that fails, or if other file systems are mounted below the directory."""
+        """Sync; raises `StorageUnavailable` if that fails, or would not prove all files of the directory."""
         with file_errors():
-            folder, mounts = os.path.realpath(self._directory), MOUNTS.read_bytes()
-            if has_mount_below(folder, mounts):
-                raise StorageUnavailable("other file systems are mounted below the directory")
-            if file_system_type(folder, mounts).startswith(UNPROVING):
-                raise StorageUnavailable("a sync of this kind of file system proves nothing")
+            if obstacle := obstacle_to_sync(self._directory):
+                raise StorageUnavailable(obstacle)
             sync_file_system(self._descriptor)
 
     def mount_id(self) -> str:

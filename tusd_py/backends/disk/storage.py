@@ -27,7 +27,7 @@ from tusd_py.backends.disk.claims import MARK, OWN_FOLDER as LOCATION, Claims, o
 from tusd_py.backends.disk.completion_records import CompletionRecords
 from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.errors import file_errors
-from tusd_py.backends.disk.file_system_sync import FileSystemSync
+from tusd_py.backends.disk.file_system_sync import FileSystemSync, obstacle_to_sync
 from tusd_py.backends.disk.files import FileTree, Modes, copy_range
 from tusd_py.backends.disk.identity import IdentityFile
 from tusd_py.backends.disk.reader import FileReader
@@ -46,6 +46,7 @@ from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.core.upload import Upload, UploadPart, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
+NO_CLEAN_STOP = "after a power cut unfinished uploads go back to what was synced, even if the server had been stopped"
 TOP = "."  # location of a file in the directory itself
 
 S = TypeVar("S")
@@ -80,6 +81,7 @@ class DiskStorage:
         self._reader = FileReader(self)
         self._claims = Claims(directory, directory / PRIVATE_FOLDER / "places", self.files)
         self._external_steps = ExternalSteps()
+        self._obstacle_to_sync = ""
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
@@ -371,6 +373,9 @@ class DiskStorage:
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._directory))
             self.syncs.open()
+        if not self.is_shared:
+            with contextlib.suppress(OSError):  # not Linux
+                self._obstacle_to_sync = obstacle_to_sync(self._directory)
 
     def check_identity(self) -> None:
         """Raise `WrongStorage` unless this is the directory that the records name. Blocks.
@@ -449,7 +454,8 @@ class DiskStorage:
     @property
     def limitations(self) -> Sequence[str]:
         """One sentence for each ability that the file system lacks."""
-        return self.syncs.limitations
+        obstacle = self._obstacle_to_sync
+        return [*self.syncs.limitations, *([f"{obstacle}: {NO_CLEAN_STOP}"] if obstacle else [])]
 
 
 def _day(upload: Upload) -> str:
