@@ -404,9 +404,8 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
                 await identity.adopt()
             await identity.settle(records_inside=records_inside)
         undo.push_async_callback(service.power_cuts.leave, CLOSE_MARGIN)
-        if settings.durability is not Durability.NEVER:
-            with errors_at(state):
-                await service.power_cuts.settle()
+        with errors_at(state):
+            await service.power_cuts.settle(syncs=settings.durability is not Durability.NEVER)
         if service.hooks is not None:
             await service.hooks.open()
         undo.pop_all()

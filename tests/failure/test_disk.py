@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.failure.test_power_cuts import come_from_an_earlier_boot, needs_boot_id
 from tests.support.harness import ServerProcess
 from tests.support.timing import wait_until
 from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
@@ -235,6 +236,41 @@ def test_a_full_disk_becomes_free_again_by_expiry_also_after_a_restart(tmp_path:
                 lambda: not any(segment_path(server, path).exists() for path in paths), "what has expired is removed"
             )
             complete(server.port, create(server.port, len(data)), data)
+
+
+def open_records_and_die(uploads: Path) -> None:
+    """Leave the index of a log of SQLite, and the log without a page."""
+    script = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("UPDATE metadata SET value = value")
+connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", script, uploads / RECORDS / "uploads.sqlite3"], check=True)
+
+
+@needs_boot_id
+def test_offsets_go_back_after_a_power_cut_although_the_disk_is_full(tmp_path: Path) -> None:
+    """The reserve is for removals, and the bytes beyond such offsets count no more."""
+    uploads = tmp_path / "uploads"
+    data = payload(MEBI)
+    with mounted(uploads, "8m"):
+        with ServerProcess(uploads, sweep_interval=0) as server:
+            finished = create(server.port, len(data), body=data)
+            unfinished = [create(server.port, len(data)) for _ in range(60)]
+            for path in unfinished:
+                assert patch(server.port, path, 0, data[: 10 * KIBI]).status == 204
+            server.kill()
+        come_from_an_earlier_boot(uploads)
+        open_records_and_die(uploads)
+        fill(uploads)
+        append_until_full(uploads / RECORDS / "ballast")
+        with ServerProcess(uploads, sweep_interval=0) as server:
+            assert [offset_of(server.port, path) for path in unfinished] == [0] * len(unfinished)
+            assert_content(server.port, finished, data)
+            for path in (*unfinished, finished):
+                assert request(server.port, "DELETE", path).status == 204
 
 
 def test_the_command_sweeps_a_full_disk(tmp_path: Path) -> None:

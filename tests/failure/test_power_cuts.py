@@ -19,16 +19,19 @@ from tests.support.wire.messages import MEBI, payload
 from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch
 from tusd_py.backends.disk import file_system_sync
 from tusd_py.backends.local_locks.locker import LocalLocker
+from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.composition import build_service, close_service, open_service
 from tusd_py.contracts.hooks import HookCall
 from tusd_py.core import clock
-from tusd_py.core.errors import ClientDisconnected, HookUnavailable
+from tusd_py.core.durability import BOOT
+from tusd_py.core.errors import ClientDisconnected, HookUnavailable, StateFull
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.settings.sources import from_arguments
 from tusd_py.sinks import build_hooks
-from tusd_py.uploads.power_cuts import BOOT, SYNCED
+from tusd_py.uploads.power_cuts import SYNCED
 from tusd_py.uploads.service import UploadService
+from tusd_py.uploads.sweeping import Sweeper
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 DATA = payload(3 * MEBI + 77)
@@ -36,7 +39,8 @@ HALF = len(DATA) // 2
 ERA = clock.SystemClock().era()
 UPLOAD = Upload(id="unfinished", created_at=1_700_000_000.0, length=10, offset=5, location=".")
 
-pytestmark = pytest.mark.skipif(not ERA, reason="the system has no id of its boot")
+needs_boot_id = pytest.mark.skipif(not ERA, reason="the system has no id of its boot")
+pytestmark = needs_boot_id
 
 
 def read(uploads: Path) -> str | None:
@@ -230,6 +234,47 @@ async def test_an_upload_that_waits_for_the_application_keeps_its_bytes(
     assert (await service.inspect(waiting.id)).is_complete
 
 
+async def test_bytes_of_a_server_that_synced_nothing_are_not_trusted_after_a_power_cut(hosts: Hosts) -> None:
+    """The stop before had proved all bytes of that time, and no later ones."""
+    await hosts.stop(await hosts.start())
+    usual, hosts.settings = hosts.settings, from_arguments({"upload_dir": hosts.uploads, "durability": "never"})
+    service = await hosts.start()
+    await service.state.create(UPLOAD)
+    await dies(hosts, service)
+    hosts.boot("second")
+    service = await hosts.start()
+    assert await service.state.get(UPLOAD.id) == UPLOAD  # it is left to the kernel
+    await hosts.stop(service)
+    hosts.settings = usual
+    service = await hosts.start()
+    found = await service.state.get(UPLOAD.id)
+    assert found is not None
+    assert found.offset == 0
+
+
+async def test_a_note_that_found_no_room_is_written_by_a_sweep(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> bool:
+        raise StateFull
+
+    with monkeypatch.context() as full:
+        full.setattr(SQLiteState, "write_metadata", refuse)
+        service = await hosts.start()
+        await Sweeper(service).sweep()
+        assert read(hosts.uploads) is None
+    await Sweeper(service).sweep()
+    assert boot_of(read(hosts.uploads)) == "first"
+
+
+def test_an_error_of_reading_the_id_of_the_boot_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock._read_boot_id.cache_clear()
+    with monkeypatch.context() as failing:
+        failing.setattr(clock, "BOOT_ID", tmp_path)
+        assert clock.SystemClock().era() == ""
+    assert clock.SystemClock().era() == ERA
+
+
 async def test_the_last_server_that_stops_cleanly_proves_all_bytes(hosts: Hosts) -> None:
     first, second = await hosts.start(), await hosts.start()
     await first.state.create(UPLOAD)
@@ -343,11 +388,11 @@ async def test_nothing_is_synced_at_the_end_if_everything_is(hosts: Hosts, monke
     assert read(hosts.uploads) == SYNCED
 
 
-async def test_without_syncs_there_is_no_account(hosts: Hosts) -> None:
+async def test_a_server_that_syncs_nothing_proves_nothing_when_it_stops(hosts: Hosts) -> None:
     hosts.settings = from_arguments({"upload_dir": hosts.uploads, "durability": "never"})
     service = await hosts.start()
     await hosts.stop(service)
-    assert read(hosts.uploads) is None
+    assert boot_of(read(hosts.uploads)) == "first"
 
 
 def test_the_sync_of_a_file_system_is_that_of_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

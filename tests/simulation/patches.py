@@ -154,7 +154,7 @@ class Modules:
         for name, module in list(sys.modules.items()):
             if name == "pathlib" or name.startswith("pathlib.") or module in (posixpath, genericpath):
                 _replace(module, paths)
-        tusd_py.core.clock._boot_id = _boot_id  # type: ignore[assignment]
+        tusd_py.core.clock._boot_id = _boot_id
         tusd_py.backends.disk.file_system_sync.sync_file_system = self.os.sync_file_system
         vars(tusd_py.backends.disk.syncs)["tells_gaps"] = lambda path: True
 

@@ -165,10 +165,13 @@ class SteadyClock:
             self._gap = self._clock.wall() - now - self._offset
 
 
-@cache
 def _boot_id() -> str:
     """Return an id that differs after every boot of the system; empty if there is none."""
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError):  # which may pass, as of too many open files
+        return _read_boot_id()
+    return ""
+
+
+@cache
+def _read_boot_id() -> str:
+    return BOOT_ID.read_text().strip()

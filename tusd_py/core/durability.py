@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+BOOT = "boot"  # name of the text beside the records that tells in which boot bytes may have been left unsynced
 SYNC_DISTANCE = 64 << 20  # bytes of an unfinished upload that a power cut may take, unless nothing is synced
 
 

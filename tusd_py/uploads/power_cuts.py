@@ -19,15 +19,15 @@ from tusd_py.asyncutil.futures import settle
 from tusd_py.contracts.locks import CountsServers, Lock, Locker, named_lock
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage, SyncsAll, WholeSync
-from tusd_py.core.errors import LockLost, LockTimeout, StateFull, StateUnavailable
+from tusd_py.core.durability import BOOT
+from tusd_py.core.errors import LockLost, LockTimeout, StateFull, StateUnavailable, UploadError
 from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 
 logger = logging.getLogger("tusd_py.storage")
 
-BOOT = "boot"  # name of the metadata with a note of the last server that may have left bytes that are not synced
-SYNCED = "synced"  # its value after a clean stop
+SYNCED = "synced"  # in place of the note of a server, after a clean stop
 UNKNOWN = "-"  # in a note, in place of the id of a mount
 SETTLE_TIMEOUT = 60.0  # seconds to wait for another server that sets uploads back
 LEAVE_TIMEOUT = 1.0  # seconds to wait for another server that starts or stops
@@ -67,29 +67,38 @@ class PowerCuts:
         self._storage = storage
         self._lifetimes = lifetimes
         self._sync: WholeSync | None = None  # while this server counts
+        self._lacks_note = False  # for which the disk has had no room
 
-    async def settle(self) -> None:
+    async def settle(self, *, syncs: bool = True) -> None:
         """Note that this server may leave bytes that are not synced, after the account of an earlier boot is settled.
 
+        A server that `syncs` nothing, by its settings, leaves that account to the next one that does.
+
         Raises:
-            StateUnavailable: the records cannot be changed now.
+            StateFull, StateUnavailable: the records cannot be changed now.
         """
         era = await asyncio.to_thread(self._state.clock.era)
-        if not era or not isinstance(self._storage, SyncsAll) or not isinstance(self._locker, CountsServers):
+        if not isinstance(self._storage, SyncsAll) or not isinstance(self._locker, CountsServers):
+            return
+        if not era:
+            logger.info("the system has no id of its boot: after a power cut nothing tells which bytes are lost")
             return
         sync = await asyncio.to_thread(self._storage.whole_sync)
         if sync is None:
             return
         try:
-            mount = await asyncio.to_thread(sync.mount_id)
             async with self._locked(SETTLE_TIMEOUT) as lock:
-                await self._settle(era, mount, lock)
+                await self._settle(era, await asyncio.to_thread(sync.mount_id), lock, syncs=syncs)
         except BaseException as error:
             sync.close()
             if isinstance(error, LockTimeout):
                 raise StateUnavailable("another server is setting uploads back after a power cut") from None
             raise
-        self._sync = sync
+        if self._sync is not None:
+            self._sync.close()  # of a life of this service that has ended without a stop
+        self._sync = sync if syncs else None
+        if not syncs:
+            sync.close()
 
     @contextlib.asynccontextmanager
     async def _locked(self, timeout: float) -> AsyncIterator[Lock]:
@@ -99,10 +108,12 @@ class PowerCuts:
         finally:
             await lock.release()
 
-    async def _settle(self, era: str, mount: str, lock: Lock) -> None:
+    async def _settle(self, era: str, mount: str, lock: Lock, *, syncs: bool) -> None:
         assert isinstance(self._locker, CountsServers)
         before = await self._state.read_metadata(BOOT)
         is_unclean = has_lost_pages(before, era, mount) and not self._locker.another_has_settled()
+        if is_unclean and not syncs:
+            return
         if is_unclean:
             await self._go_back(lock)
         try:
@@ -113,8 +124,22 @@ class PowerCuts:
         except StateFull:
             if is_unclean:  # the next server would set back what was uploaded since
                 raise
-            logger.warning("the disk is full: bytes that a power cut takes from unfinished uploads may go unnoticed")
+            self._lacks_note = before in (None, SYNCED)
+            if self._lacks_note:
+                logger.warning("the disk is full: until it has room nothing tells which bytes a power cut takes")
+        else:
+            self._lacks_note = False
         self._locker.settled()
+
+    async def keep(self) -> None:
+        """Write the note that a full disk has prevented, if there is room by now."""
+        if not self._lacks_note:
+            return
+        era = self._state.clock.era()
+        mount = "" if self._sync is None else await asyncio.to_thread(self._sync.mount_id)
+        with contextlib.suppress(UploadError):  # the next sweep tries again
+            async with self._locked(0) as lock:
+                await self._settle(era, mount, lock, syncs=False)
 
     async def _go_back(self, lock: Lock) -> None:
         unproven = [upload async for upload in self._state.all() if _is_unproven(upload)]
@@ -138,6 +163,7 @@ class PowerCuts:
         If that fails, or takes longer, uploads go back after the next boot, and only then. Raises nothing.
         """
         sync, self._sync = self._sync, None
+        self._lacks_note = False
         if sync is None:
             return
         assert isinstance(self._locker, CountsServers)

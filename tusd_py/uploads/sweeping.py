@@ -71,6 +71,7 @@ class Sweeper:
         """
         await keep_time(self._state, self._service.clock)
         await self._identity.keep()
+        await self._service.power_cuts.keep()
         if self._index is not None:
             await self._index.repair_index()
         results: list[SweepResult | None] = []

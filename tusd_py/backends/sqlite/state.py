@@ -21,6 +21,7 @@ from tusd_py.backends.sqlite.quotas import admit_change, admit_new, join_partial
 from tusd_py.backends.sqlite.read_thread import ReadThread
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
+from tusd_py.core.durability import BOOT
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
@@ -167,9 +168,10 @@ class SQLiteState:
             return stored
 
         drop_parts = bool(before.storage_state) and stored.is_complete
-        removes = stored.has_ended
         compound = bool(parts) or drop_parts or _is_compound(before, stored)
-        result: Upload = await self._submit(change, durable, compound=compound, removes=removes, events=events)
+        result: Upload = await self._submit(
+            change, durable, compound=compound, removes=_removes(before, stored), events=events
+        )
         return result
 
     def update_in_thread(
@@ -190,7 +192,7 @@ class SQLiteState:
             durable,
             None,
             compound=_is_compound(before, stored),
-            removes=stored.has_ended,
+            removes=_removes(before, stored),
             events=events,
         )
         self._writer.run_now(job)
@@ -297,7 +299,11 @@ class SQLiteState:
         statement, values = (
             (INSERT_METADATA, (name, value)) if before is None else (UPDATE_METADATA, (value, name, before))
         )
-        changed: int = await self._submit(lambda connection: connection.execute(statement, values).rowcount, True)
+        changed: int = await self._submit(
+            lambda connection: connection.execute(statement, values).rowcount,
+            True,
+            removes=name == BOOT,  # without which no server starts after a power cut
+        )
         return changed > 0
 
     async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
@@ -367,6 +373,11 @@ class SQLiteState:
 
 
 def _no_op(connection: sqlite3.Connection) -> None: ...
+
+
+def _removes(before: Upload, after: Upload) -> bool:
+    """Return whether a change of a record may use the space reserved for removals: the bytes beyond it make room."""
+    return after.has_ended or after.offset < before.offset
 
 
 def _is_compound(before: Upload, after: Upload) -> bool:
