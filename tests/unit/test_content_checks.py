@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 from collections.abc import AsyncIterator
@@ -359,6 +360,15 @@ async def test_owner_reads_one_upload_at_a_time_and_keeps_no_other_waiting() -> 
     assert len(turns._of_owner) == 0
 
 
+async def test_uploads_without_an_owner_leave_a_turn_to_owners() -> None:
+    turns, nobodys = Turns(3), Upload("a", 1.0, 1)
+    async with turns.of(nobodys), turns.of(nobodys):
+        waiting = asyncio.create_task(turns.of(nobodys).__aenter__())
+        async with asyncio.timeout(TIMEOUT), turns.of(replace(nobodys, owner="ann")):
+            assert not waiting.done()
+        waiting.cancel()
+
+
 async def test_small_uploads_do_not_wait_for_large_ones() -> None:
     turns = Turns(1)
     large = Upload("a", 1.0, SMALL + 1)
@@ -415,7 +425,10 @@ async def test_first_bytes_are_read_while_whole_uploads_are(service: UploadServi
         None, concatenation=UploadKind.FINAL, partial_ids=(part_id,), conditions=Conditions(types=("image/png",))
     )
     turns = service._checks._readers
-    async with turns.of(replace(upload_at(0), owner="a")), turns.of(replace(upload_at(0), owner="b")):
+    async with contextlib.AsyncExitStack() as stack:
+        for owner in "abc":
+            await stack.enter_async_context(turns.of(replace(upload_at(0), owner=owner)))
+        assert turns._small.locked()
         async with asyncio.timeout(60):
             assert (await service.concatenate(final)).is_complete
 

@@ -29,7 +29,7 @@ from tusd_py.uploads.scans import Scans
 from tusd_py.uploads.seen_bytes import SeenBytes, SeenUploads
 from tusd_py.uploads.turns import Turns
 
-MAX_READERS = 2  # small uploads, and large ones, read at a time, one of each owner: hashing keeps a processor busy
+MAX_READERS = 3  # small uploads, and large ones, read at a time, one of each owner: hashing keeps a processor busy
 PIECE = 1 << 20  # bytes read and hashed at a time
 
 

@@ -16,8 +16,8 @@ class Turns:
     """The turns of one kind of work, of small uploads beside those of large ones.
 
     An owner with many uploads waits for itself: of those that wait for a turn that all owners share, each owner has a
-    few at a time, so that every other one comes soon. Uploads without an owner, of whom nothing is known, wait for each
-    other.
+    few at a time, so that every other one comes soon. Uploads without an owner count as those of one more, who may have
+    all turns but one, since without authentication all uploads are its own.
     """
 
     def __init__(self, most: int, *, of_owner: int = 1) -> None:
@@ -25,17 +25,14 @@ class Turns:
         self._small = asyncio.Semaphore(most)
         self._large = asyncio.Semaphore(most)
         self._most_of_owner = of_owner
+        self._most_of_nobody = max(1, most - 1)
         self._of_owner: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = WeakValueDictionary()  # in use
 
     @contextlib.asynccontextmanager
     async def of(self, upload: Upload) -> AsyncIterator[None]:
         """Wait for a turn for an upload, and hold it for the context."""
         is_small = (upload.length or 0) <= SMALL
-        turns = self._small if is_small else self._large
-        if not upload.owner:
-            async with turns:
-                yield
-            return
-        own = self._of_owner.setdefault((upload.owner, is_small), asyncio.Semaphore(self._most_of_owner))
-        async with own, turns:
+        most = self._most_of_owner if upload.owner else self._most_of_nobody
+        own = self._of_owner.setdefault((upload.owner, is_small), asyncio.Semaphore(most))
+        async with own, self._small if is_small else self._large:
             yield
