@@ -249,9 +249,9 @@ class ContentChecks:
 
     async def remove(self, upload: Upload, token: int, request: RequestContext | None, refusal: ContentRefused) -> None:
         """Remove an upload that was refused, and tell of it."""
-        log_refused_upload(upload, refusal, request)
         self._seen.forget(upload.id)
         await self._removal.remove(upload, token, Status.TERMINATED, request)
+        log_refused_upload(upload, refusal, request)
         self._events.publish(UploadTerminated(upload, request, refusal.code))
 
     async def _read(self, upload: Upload, sources: Sequence[Upload]) -> SeenBytes:
