@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.harness import ServerProcess, serving
 from tests.support.hook_endpoint import NO_OPINION, HookEndpoint, told
+from tests.support.stored import stored
 from tests.support.timing import wait_until
 from tests.support.wire.messages import TUS, Answer, creation_headers, path_of
 from tests.support.wire.requests import assert_content, head, patch, request
@@ -52,6 +53,16 @@ def create_at(
         return request(site.port, "POST", "/files", {**creation_headers(len(DATA)), **(headers or {})})
     finally:
         endpoint.reply = NO_OPINION
+
+
+def test_creation_over_the_quota_leaves_no_file_at_its_place(endpoint: HookEndpoint, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"hooks_http": endpoint.url, "hooks_enabled_events": "pre-create", "quota_bytes": 5}
+    with serving(tmp_path, **options) as server:
+        before = stored(server)
+        for place in ("ann/a.txt", "b.txt"):
+            refused = create_at(server, endpoint, place)
+            assert (refused.status, refused.text.partition(":")[0]) == (413, "ERR_QUOTA_EXCEEDED")
+        assert stored(server) == before
 
 
 def upload_at(site: ServerProcess, endpoint: HookEndpoint, place: str) -> str:

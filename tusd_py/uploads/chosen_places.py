@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock, named_lock
 from tusd_py.contracts.storage import TakesPlaces
-from tusd_py.core.errors import BrokenRecord, PathTaken, StateFull, UploadExists
+from tusd_py.core.errors import BrokenRecord, PathTaken, QuotaExceeded, StateFull, UploadExists
 from tusd_py.core.upload import Upload
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.decisions import unusable
@@ -58,7 +58,7 @@ class ChosenPlaces:
             await self._claim(storage, record)
             try:
                 return await create(record)
-            except (UploadExists, StateFull):  # after any other error the record may have been added all the same
+            except (UploadExists, StateFull, QuotaExceeded):  # after any other error the record may have been added
                 await storage.give_up_place(record)
                 raise
 
