@@ -19,10 +19,13 @@ from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.errors import QuotaExceeded, StateUnavailable
 from tusd_py.core.outbox import EventType, OutboxEvent, new_event_id
-from tusd_py.core.quotas import Usage
+from tusd_py.core.quotas import MAX_COUNTED, Usage
 from tusd_py.core.upload import Status
+from tusd_py.core.upload_codec import FIELDS
 from tusd_py.testing.quota_suite import QuotaStore, QuotaSuite, assert_exact, completed, final, partial, upload
 from tusd_py.testing.support import TIMEOUT
+
+MAX_INTEGER = (1 << 63) - 1
 
 
 class TestSQLite(QuotaSuite):
@@ -55,6 +58,25 @@ async def test_file_without_quotas_counts_nothing(tmp_path: Path) -> None:
         names = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE name LIKE 'usage%'")]
     file.close()
     assert names == []
+
+
+async def test_largest_lengths_of_thousands_of_uploads_are_counted(tmp_path: Path) -> None:
+    """The sum of the declared lengths themselves is no integer of SQLite."""
+    state = SQLiteState(tmp_path / "records")
+    await state.open()
+    await state.create(upload("a", MAX_INTEGER, quota_bytes=None))
+    copied = ", ".join("printf('%d', value)" if name == "id" else name for name in FIELDS)
+    with sqlite3.connect(tmp_path / "records") as file:
+        file.execute(
+            "WITH RECURSIVE numbers(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM numbers WHERE value < 9999) "
+            f"INSERT INTO uploads ({', '.join(FIELDS)}) SELECT {copied} FROM uploads, numbers WHERE id = 'a'"
+        )
+    file.close()
+    assert await state.usage_of("ann") == Usage(10_000 * MAX_COUNTED, 10_000)
+    await state.create(upload("b", MAX_INTEGER, quota_bytes=None))
+    await state.delete("1", 1)
+    assert await state.usage_of("ann") == Usage(10_000 * MAX_COUNTED, 10_000)
+    await state.close()
 
 
 async def test_broken_record_leaves_its_owner_able_to_upload(tmp_path: Path) -> None:
@@ -183,6 +205,18 @@ async def test_final_upload_of_thousands_of_partial_ones_changes_with_its_events
     event = OutboxEvent(new_event_id(1_700_000_100.5), "f", EventType.FINISHED, 1, 1_700_000_100.5, "{}", ("sink",))
     done = await host.state.update(record, completed(record, 1), 1, events=[event])
     assert await host.state.get("f") == done
+
+
+async def test_owner_without_uploads_leaves_nothing_in_the_usage(host: Host, prefix: str) -> None:
+    growing = upload("a", None)
+    await host.state.create(growing)
+    grown = await host.state.update(growing, growing.at(10), 1)
+    await host.state.update(grown, replace(grown, status=Status.TERMINATED), 1)
+    assert await host.connection.command("HKEYS", f"{prefix}usage") == ["."]
+    await host.state.create(upload("b", 100))
+    await host.state.delete("b", 1)
+    assert await host.connection.command("HKEYS", f"{prefix}usage") == ["."]
+    await assert_exact(host.state)
 
 
 async def test_flushed_redis_starts_with_an_empty_usage(redis: RedisServer) -> None:

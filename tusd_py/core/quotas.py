@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from tusd_py.core.errors import QuotaExceeded
 from tusd_py.core.upload import Status, Upload
 
-MAX_COUNTED = 1 << 50  # bytes of one upload; sums of declared lengths stay far below the largest integer of any store
+# Bytes of one upload that count: as many as a file of ext4 can have. Half a million declared lengths of this size
+# make the largest integer of the stores.
+MAX_COUNTED = 1 << 44
 
 
 @dataclass(frozen=True, slots=True)

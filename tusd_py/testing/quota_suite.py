@@ -319,6 +319,16 @@ class QuotaSuite:
         await state.delete("a", 1)
         assert await state.usage_of("ann") == Usage(100, 1)
 
+    async def test_upload_that_was_kept_uncounted_counts_once_it_is_complete(self, state: QuotaStore) -> None:
+        record = upload("a", 60)
+        await state.create(record)
+        kept = await state.update(record, replace(record, uncounted=True), 1)
+        assert await state.usage_of("ann") == Usage(0, 0)
+        restored = await state.update(kept, replace(completed(kept, 60), uncounted=False), 1)
+        assert not restored.uncounted
+        assert await state.get("a") == restored
+        assert await state.usage_of("ann") == Usage(60, 0)
+
     async def test_final_upload_grows_by_what_its_own_partial_ones_lack(self, state: QuotaStore) -> None:
         await state.create(partial("a", 30))
         await state.create(partial("foreign", 50, owner="bob"))

@@ -108,7 +108,7 @@ class MemoryState:
         for partial in partials:
             expires_at = _earlier(partial.expires_at, partials_until) if joins else partial.expires_at
             self._records.uploads[partial.id] = replace(partial, uncounted=joins, expires_at=expires_at)
-        uncounted = after.uncounted or found.uncounted
+        uncounted = after.uncounted or (found.uncounted and found.is_partial)
         stored = replace(after, token=token, uncounted=uncounted, updated_at=self.clock.wall())
         self._records.uploads[before.id] = stored
         if stored.is_complete:

@@ -40,7 +40,8 @@ SELECT_DUE = (
 )
 INSERT = f"INSERT INTO uploads ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
 # The completion of a final upload marks its partial ones without their locks: who read them before must not undo that.
-ASSIGNMENTS = ["uncounted = max(uncounted, ?)" if name == "uncounted" else f"{name} = ?" for name in FIELDS]
+KEEP_MARK = "uncounted = max(CASE concatenation WHEN 'partial' THEN uncounted ELSE 0 END, ?)"
+ASSIGNMENTS = [KEEP_MARK if name == "uncounted" else f"{name} = ?" for name in FIELDS]
 UPDATE = f"UPDATE uploads SET {', '.join(ASSIGNMENTS)} WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
 DELETE = "DELETE FROM uploads WHERE id = ? AND (token <= ? OR typeof(token) <> 'integer')"
 SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"

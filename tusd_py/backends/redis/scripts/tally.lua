@@ -16,11 +16,13 @@ local function tally(record, usage, is_removed)
   if counts and kind ~= 'final' and (status == 'active' or status == 'finishing') then open = 1 end
   local ended = status == 'terminated' or status == 'expired'
   if counts and not ended and (kind ~= 'final' or status == 'complete') then
-    bytes = math.min(math.max(tonumber(length or offset) or 0, 0), 2 ^ 50)
+    bytes = math.min(math.max(tonumber(length or offset) or 0, 0), 2 ^ 44)
   end
   owner = owner or ''
   local function add(name, amount)
-    if amount ~= 0 then redis.call('HINCRBY', usage, name, string.format('%.0f', amount)) end
+    if amount ~= 0 and redis.call('HINCRBY', usage, name, string.format('%.0f', amount)) == 0 then
+      redis.call('HDEL', usage, name)
+    end
   end
   local was_generation, was_bytes, was_open, was_owner = counted_of(record)
   if was_generation ~= generation then
