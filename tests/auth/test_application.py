@@ -26,6 +26,7 @@ from tusd_py import (
     RequestContext,
     TusServer,
     Upload,
+    UrlSigner,
     create_app,
 )
 from tusd_py.http import access, failure_log
@@ -143,6 +144,39 @@ def test_rules_that_fail_after_a_creation_give_no_right_to_remove_it(tmp_path: P
         assert created.status_code == 201
         assert client.delete(created.headers["Location"], headers=TUS).status_code == 403
         assert client.head(created.headers["Location"], headers=TUS).status_code == 200
+
+
+def test_failing_lookup_lets_nobody_in_by_the_owner_that_a_url_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_text("ab" * 32)
+    tus = TusServer(
+        upload_dir=tmp_path / "uploads", authenticator=ByHeader(), signing_key_file=tmp_path / "keys", sweep_interval=0
+    )
+    url = UrlSigner(tmp_path / "keys", "http://testserver/files").creation(expires="1h", owner="ann")
+
+    async def fail(upload_id: str) -> Upload | None:
+        raise ValueError("a defect of a store")
+
+    with TestClient(Starlette(routes=[tus.route("/files")], lifespan=tus.lifespan)) as client:
+        monkeypatch.setattr(tus.service, "find", fail)
+        assert client.post(url, headers=TUS | {"Upload-Length": "4"}).status_code == 500
+        monkeypatch.undo()
+        assert client.portal is not None
+        assert client.portal.call(tus.service.count) == 0
+
+
+def test_signatures_in_header_fields_are_not_in_the_scope_that_an_application_sees(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("ab" * 32)
+    authenticator = ByHeader()
+    app = create_app(upload_dir=tmp_path / "uploads", authenticator=authenticator, signing_key_file=tmp_path / "keys")
+    with TestClient(app) as client:
+        referer = "https://page.example/files/a?x=y&k=1.2.3.4.secret"
+        client.head("/files/a", headers=as_user("ann", Referer=referer, X_Forwarded_Uri="/a?d=1.2.secret"))
+    fields = authenticator.asked[0].scope["headers"]
+    assert b"secret" not in b"".join(value for _, value in fields)
+    assert (b"referer", b"https://page.example/files/a?x=y") in fields
+    assert (b"x-user", b"ann") in fields
 
 
 @pytest.mark.parametrize(

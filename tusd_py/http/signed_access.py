@@ -8,6 +8,7 @@ import time
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.auth.signatures import (
     Capability,
+    CreationGrant,
     read_capability,
     read_creation,
     sign_capability,
@@ -50,24 +51,29 @@ class SignedAccess:
         """Admit a request by its signatures, see `AdmitsBySignature`."""
         await self._keys.refresh()
         try:
-            await self._admit(request, action)
+            right = self._right_of(request, action)
         except ValueError as error:
             return str(error)
+        if isinstance(right, Capability):
+            await self._admit_to(request, action, right)
+        elif isinstance(right, CreationGrant):
+            await self._admit_creation(request, right)
         return None
 
-    async def _admit(self, request: Request, action: Action) -> None:
-        """Admit a request, or raise `ValueError` with the reason for the log."""
+    def _right_of(self, request: Request, action: Action) -> Capability | CreationGrant | None:
+        """Return what the signature of a request gives, None for a download; raises `ValueError` if it gives nothing.
+
+        The text of the error is for the log.
+        """
         keys, now, signatures = self._keys.value, time.time(), request.signatures
         if action in BY_CAPABILITY and request.upload_id and "k" in signatures:
-            capability = read_capability(keys, request.upload_id, signatures["k"], now)
-            await self._admit_to(request, action, capability)
-        elif action is Action.DOWNLOAD and "d" in signatures:
-            verify_download(keys, request.upload_id, signatures["d"], now)
-        elif action is Action.CREATE and not request.upload_id and "t" in signatures:
-            request.grant = read_creation(keys, signatures["t"], now)
-            await self._admit_creation(request)
-        else:
+            return read_capability(keys, request.upload_id, signatures["k"], now)
+        if action is Action.CREATE and not request.upload_id and "t" in signatures:
+            return read_creation(keys, signatures["t"], now)
+        if action is not Action.DOWNLOAD or "d" not in signatures:
             raise ValueError("the signature is not for this request")
+        verify_download(keys, request.upload_id, signatures["d"], now)
+        return None
 
     async def _admit_to(self, request: Request, action: Action, capability: Capability) -> None:
         """Admit a request to the upload of its capability, on behalf of the owner of the upload."""
@@ -84,10 +90,8 @@ class SignedAccess:
             request.refusal = f"no right to {action}"
             raise Forbidden(action, by_scopes=False)
 
-    async def _admit_creation(self, request: Request) -> None:
-        grant = request.grant
-        assert grant is not None
-        request.principal = _principal(grant.owner, grant.max_size)
+    async def _admit_creation(self, request: Request, grant: CreationGrant) -> None:
+        request.grant, request.principal = grant, _principal(grant.owner, grant.max_size)
         if await self._uploads.find(grant.upload_id) is not None:
             request.refusal = "the URL has been used"
             raise UrlUsed
@@ -125,10 +129,7 @@ def take_signatures(request: Request) -> None:
     Nothing behind this point can write them to a log, an event or a hook. A parameter that is there twice counts for
     nothing.
     """
-    for name in URL_FIELDS:
-        text = request.headers.get(name)
-        if text is not None and (without := without_signatures_within(text)) != text:
-            request.headers = {**request.headers, name: without}
+    _take_out_of_fields(request)
     raw: bytes = request.scope.get("query_string") or b""
     if not raw:
         return
@@ -143,6 +144,16 @@ def take_signatures(request: Request) -> None:
     names = [name for name, _, _ in pairs]
     values = {name: value for name, _, value in pairs if name in SIGNATURES}
     request.signatures = {name: value if names.count(name) == 1 else "" for name, value in values.items()}
+
+
+def _take_out_of_fields(request: Request) -> None:
+    """Take the signatures out of the header fields of a request, also where an application sees them: in the scope."""
+    for name in URL_FIELDS:
+        text = request.headers.get(name)
+        if text is not None and (without := without_signatures_within(text)) != text:
+            request.headers = {**request.headers, name: without}
+            others = [field for field in request.scope["headers"] if field[0] != name.encode()]
+            request.scope = {**request.scope, "headers": [*others, (name.encode(), without.encode("latin-1"))]}
 
 
 def microseconds(upload: Upload) -> int:
