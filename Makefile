@@ -18,6 +18,7 @@ DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal
 WORLDS = disk s3 s3-redis redis memory
 NODE_MODULES := tests/clients/node_modules/.installed
+JAVA_CLIENT := tests/clients/java/.installed
 
 .PHONY: brokers chaos run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor clean
 
@@ -27,7 +28,7 @@ run: $(RUNNABLE)
 
 # Everything, then what drives a server once more under a stock ASGI protocol class, even if the first pass has failed.
 # A pass that finds no test with these ARGS counts only if the other one finds none either.
-test: $(INSTALLED) $(NODE_MODULES)
+test: $(INSTALLED) $(NODE_MODULES) $(JAVA_CLIENT)
 	@echo 'A part of it:  $(BIN)/python -m pytest tests/commands/test_cli.py -k version'
 	@echo 'under a stock protocol class:  PLAIN_ASGI=1 $(BIN)/python -m pytest tests/wire/test_download.py'
 	@first=0; second=0; \
@@ -92,7 +93,7 @@ vendor:
 	node tools/vendor.mjs
 
 clean:
-	rm -rf $(VENV) tests/clients/node_modules bench/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) tests/clients/node_modules $(JAVA_CLIENT) tests/clients/java/*.jar bench/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 define NEW_ENOUGH
@@ -120,3 +121,10 @@ $(NODE_MODULES): tests/clients/package-lock.json
 	@if command -v npm >/dev/null; then \
 		cd tests/clients && npm ci --no-audit --no-fund --loglevel=error && touch node_modules/.installed; \
 	else echo "npm is not installed: tests with JavaScript clients will be skipped"; fi
+
+# As optional as they are.
+$(JAVA_CLIENT): tests/clients/java/SHA256SUMS
+	@if command -v mvn >/dev/null; then \
+		mvn --quiet --batch-mode org.apache.maven.plugins:maven-dependency-plugin:2.8:copy -DoutputDirectory=$(@D) \
+			-Dartifact=io.tus.java.client:tus-java-client:0.5.1 && cd $(@D) && sha256sum --quiet --check SHA256SUMS && touch .installed; \
+	else echo "mvn is not installed: tests with tus-java-client will be skipped"; fi
