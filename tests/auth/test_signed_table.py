@@ -1,7 +1,7 @@
 """The rights of those who have a URL, cell by cell on the wire: verbs by signatures by situations of an upload.
 
-Every refusal comes with the body that the verb takes, leaves files and records as they were, and is the same, byte for
-byte, for an upload that does not exist.
+Every refusal comes with the body that the verb takes, leaves files, records and the usage of all owners as they were,
+and is the same, byte for byte, for an upload that does not exist.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOREIGN_KEYS = parse_signing_keys(FOREIGN.encode())
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("site")
-    with serving(folder, **signing_files(folder), gone_for="1h") as server:
+    with serving(folder, **signing_files(folder), gone_for="1h", quota_bytes="1TiB") as server:
         yield server
 
 

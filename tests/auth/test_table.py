@@ -1,7 +1,7 @@
 """The rights of principals, cell by cell on the wire: verbs by principals by situations of an upload.
 
-Every refusal comes with the body that the verb takes, and leaves files and records as they were. An upload of another
-principal is answered as one that does not exist, byte for byte.
+Every refusal comes with the body that the verb takes, and leaves files, records and the usage of all owners as they
+were. An upload of another principal is answered as one that does not exist, byte for byte.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.wire.events import Listening
 from tests.support.wire.messages import OFFSET_STREAM, TUS, Answer, Body, Headers, payload
 
 SMALL, LARGE = b"some bytes", payload(200 << 10)
-EXPIRED = jwt_of("ann", exp=1)
+WRONG, EXPIRED = "wrong", jwt_of("ann", exp=1)
 UNKNOWN = "0123456789abcdef0123456789abcdef"
 BYTES = {"Content-Type": OFFSET_STREAM, "Upload-Offset": "4"}
 
@@ -137,7 +137,7 @@ SITUATIONS: dict[str, Callable[[ServerProcess], str]] = {
 }
 STRANGERS = {  # tokens that are no tokens
     "none": (None, "Bearer"),
-    "wrong": ("wrong", 'Bearer error="invalid_token"'),
+    "wrong": (WRONG, 'Bearer error="invalid_token"'),
     "empty": ("", 'Bearer error="invalid_token"'),
     "expired": (EXPIRED, 'Bearer error="invalid_token"'),
     "nobody": (jwt_of(""), 'Bearer error="invalid_token"'),
@@ -147,7 +147,7 @@ STRANGERS = {  # tokens that are no tokens
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("site")
-    with serving(folder, **token_files(folder), gone_for="1h") as server:
+    with serving(folder, **token_files(folder), gone_for="1h", quota_bytes="1TiB") as server:
         yield server
 
 
@@ -198,13 +198,14 @@ def test_upload_is_for_its_owner(
 ) -> None:
     verb, path = VERBS[name], SITUATIONS[situation](site)
     with unchanged(site):
-        for token in (None, EXPIRED):
+        for token in (None, WRONG, EXPIRED):
             refused = send(site, token, verb, path)
-            assert refused.status == (verb.expired if token else 401)
+            assert (refused.status, refused.interim) == (verb.expired if token == EXPIRED else 401, ())
             assert without_date(refused) == unknown(token, name)
-        hidden = send(site, OTHER, verb, path)
-        assert (hidden.status, hidden.interim) == (404, ())
-        assert without_date(hidden) == unknown(OTHER, name)
+        for token in (OTHER, jwt_of("bob"), jwt_of("bob", scope="uploads:read")):
+            hidden = send(site, token, verb, path)
+            assert (hidden.status, hidden.interim) == (404, ())
+            assert without_date(hidden) == unknown(token, name)
         for token, scope in ((READER, "read"), (WRITER, "write")):
             if scope not in verb.needs:
                 forbidden = send(site, token, verb, path)
@@ -273,7 +274,7 @@ CREATIONS = {
 def test_creation_needs_a_principal(site: ServerProcess, name: str) -> None:
     verb = CREATIONS[name]
     with unchanged(site):
-        for token in (None, EXPIRED):
+        for token in (None, WRONG, EXPIRED):
             assert send(site, token, verb, "/files").status == 401
         for token in (READER, jwt_of("ann", scope="uploads:delete openid")):
             refused = send(site, token, verb, "/files")
@@ -286,6 +287,34 @@ def test_creation_needs_a_principal(site: ServerProcess, name: str) -> None:
 
 
 # Final uploads.
+
+
+FINALS = {
+    "final": ("POST", {}),
+    "override": ("PATCH", {"X-HTTP-Method-Override": "POST"}),
+    "with a body": ("POST", {"Content-Type": OFFSET_STREAM}),
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("name", FINALS)
+def test_final_upload_needs_a_principal(site: ServerProcess, name: str, situation: str) -> None:
+    method, headers = FINALS[name]
+    body = SMALL if name == "with a body" else b""
+    path = SITUATIONS[situation](site)
+
+    def concatenated(token: str | None, path: str) -> Answer:
+        concat = {"Upload-Concat": f"final;{path}"}
+        return ask(site, token, method, "/files", headers | concat | {"Content-Length": str(len(body))}, body)
+
+    with unchanged(site):
+        for token, status in ((None, 401), (WRONG, 401), (EXPIRED, 401), (READER, 403)):
+            refused = concatenated(token, path)
+            assert refused.status == status
+            assert without_date(refused) == without_date(concatenated(token, f"/files/{UNKNOWN}"))
+        if name == "with a body":
+            for token in (OWNER, OTHER):
+                assert concatenated(token, path).text.startswith("ERR_MODIFY_FINAL")
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)

@@ -12,13 +12,16 @@ from typing import Any
 
 from tests.support.harness import ServerProcess
 
+COLUMNS = ("id", "length", "offset", "status", "metadata", "concat_header", "owner", "expires_at")
+
 
 @dataclass(frozen=True)
 class Stored:
-    """State of a server: its data files with their sizes, and its records."""
+    """State of a server: its data files with their sizes, its records, and what is counted of each owner, if it is."""
 
     files: Mapping[str, int]
     records: Mapping[str, Sequence[Any]]
+    usage: Mapping[str, Sequence[Any]]
 
 
 def stored(server: ServerProcess) -> Stored:
@@ -33,13 +36,15 @@ def stored(server: ServerProcess) -> Stored:
                 files[os.path.relpath(path, folder)] = os.stat(path).st_size
     database = f"file:{folder / '.tusd-py' / 'uploads.sqlite3'}?mode=ro"
     with contextlib.closing(sqlite3.connect(database, uri=True)) as connection:
-        rows = connection.execute("SELECT id, length, offset, status, metadata, concat_header FROM uploads").fetchall()
-    return Stored(files, {row[0]: row[1:] for row in rows})
+        rows = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM uploads").fetchall()
+        counts = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage'").fetchone()
+        usage = connection.execute("SELECT owner, bytes, open FROM usage").fetchall() if counts else []
+    return Stored(files, {row[0]: row[1:] for row in rows}, {row[0]: row[1:] for row in usage})
 
 
 @contextlib.contextmanager
 def unchanged(server: ServerProcess) -> Iterator[None]:
-    """Assert that the context changes neither the files nor the records of a server."""
+    """Assert that the context changes neither the files nor the records of a server, nor what it counts."""
     before = stored(server)
     yield
     assert stored(server) == before
