@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from tests.auth.site import OTHER, OWNER, bearer, create, token_files
+from tests.auth.site import OTHER, OWNER, ask, bearer, create, token_files
 from tests.support.harness import ServerProcess, serving
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import OFFSET_STREAM, TUS, Headers
@@ -36,13 +36,23 @@ def in_a_final_upload(path: str) -> Request:
 
 REQUESTS = {method: by_method(method) for method in ("HEAD", "GET", "PATCH", "DELETE")}
 REQUESTS["inside Concat"] = in_a_final_upload
+CASES = [*((name, "active") for name in REQUESTS), *((name, "gone") for name in ("HEAD", "PATCH")), ("GET", "complete")]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("site")
-    with serving(folder, **token_files(folder)) as server:
+    with serving(folder, **token_files(folder), gone_for="1h") as server:
         yield server
+
+
+def foreign_upload(site: ServerProcess, situation: str, *, is_partial: bool) -> str:
+    """Return the path of an upload of another principal; a partial one is complete."""
+    headers = {"Upload-Concat": "partial"} if is_partial else {}
+    path = create(site, OWNER, 4 if is_partial or situation == "complete" else 8, b"four", headers)
+    if situation == "gone":
+        assert ask(site, OWNER, "DELETE", path).status == 204
+    return path
 
 
 def seconds(connection: Connection, request: Request) -> float:
@@ -71,10 +81,11 @@ def difference(site: ServerProcess, request: Callable[[str], Request], foreign: 
     return (there - nowhere) / nowhere
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_answer_about_an_upload_of_another_takes_as_long_as_about_none(site: ServerProcess, name: str) -> None:
-    headers = {"Upload-Concat": "partial"} if "Concat" in name else {}
-    foreign = create(site, OWNER, 4 if headers else 8, b"four", headers)
+@pytest.mark.parametrize(("name", "situation"), CASES)
+def test_answer_about_an_upload_of_another_takes_as_long_as_about_none(
+    site: ServerProcess, name: str, situation: str
+) -> None:
+    foreign = foreign_upload(site, situation, is_partial="Concat" in name)
     found: list[float] = []
     for _ in range(ATTEMPTS):
         found.append(difference(site, REQUESTS[name], foreign))
