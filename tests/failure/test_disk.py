@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 
 from tests.failure.test_power_cuts import come_from_an_earlier_boot, needs_boot_id
 from tests.support.harness import ServerProcess
+from tests.support.hosts import files_of
+from tests.support.redis_server import shared_redis_url
 from tests.support.timing import wait_until
 from tests.support.wire.messages import KIBI, MEBI, Answer, checksum, creation_headers, path_of, payload
 from tests.support.wire.requests import assert_content, complete, create, head, offset_of, patch, request, start_patch
@@ -483,14 +486,19 @@ def test_a_finished_file_that_vanished_is_not_served(server: ServerProcess) -> N
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("records", ["SQLite", "Redis"])
 def test_a_part_that_lost_bytes_goes_back_and_its_final_upload_can_be_made_afterwards(
-    tmp_path: Path, unfinished: bool
+    tmp_path: Path, unfinished: bool, records: str
 ) -> None:
     part = payload(100 * KIBI)
     options: dict[str, Any] = {"concatenation_unfinished": True} if unfinished else {}
+    if records == "Redis":
+        options |= {"redis_url": shared_redis_url(), "redis_prefix": f"{secrets.token_hex(8)}:"}
     with ServerProcess(tmp_path / "uploads", **options) as server:
         paths = [create(server.port, len(part), {"Upload-Concat": "partial"}, part) for _ in range(2)]
-        os.truncate(segment_path(server, paths[1]), 5000)
+        assert patch(server.port, paths[1], len(part), b"").status == 204  # takes the lock once more
+        (file,) = files_of(server, paths[1])
+        os.truncate(file, 5000)
         headers = {"Upload-Concat": "final;" + " ".join(paths)}
         answer = request(server.port, "POST", "/files", headers)
         if unfinished:

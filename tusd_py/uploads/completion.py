@@ -33,10 +33,13 @@ from tusd_py.uploads.content_checks import ContentChecks
 from tusd_py.uploads.decisions import Decisions
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.lifetimes import Lifetimes
+from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 from tusd_py.uploads.quotas import Quotas
 from tusd_py.uploads.record_reader import RecordReader
 
 logger = logging.getLogger("tusd_py.uploads")
+
+REOPEN_TIMEOUT = 1.0  # seconds that a completion waits for the lock of a partial upload that has lost bytes
 
 
 class Completion:
@@ -282,8 +285,14 @@ class Completion:
             completed_at=None,
             expires_at=self._lifetimes.extended(partial),
         )
-        with contextlib.suppress(UploadError):  # another request has changed the partial upload
-            await self._state.update(partial, back, partial.token)
+        with contextlib.suppress(UploadError):  # another request uses, or has changed, the partial upload
+            # Under its lock: each lock since its completion has made the token of its record too old for a change.
+            lock = await self._components.locker.acquire(partial.id, NonInterruptibleHolder(), REOPEN_TIMEOUT)
+            try:
+                await lock.raise_token(partial.token)
+                await self._state.update(partial, back, lock.token)
+            finally:
+                await lock.release()
 
 
 @dataclass(frozen=True, slots=True)

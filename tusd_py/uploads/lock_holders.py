@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tusd_py.uploads.append import Append
+from tusd_py.contracts.locks import LockHolder
 
 
 class NonInterruptibleHolder:
@@ -19,17 +19,17 @@ class DeferredHolder:
     """A lock holder for an append that is not created yet, which keeps the requests for it."""
 
     def __init__(self) -> None:
-        self._target: Append | None = None
+        self._target: LockHolder | None = None
         self._release = False
         self._commit = False
         self._lost = False
 
     @property
-    def target(self) -> Append | None:
+    def target(self) -> LockHolder | None:
         return self._target
 
     @target.setter
-    def target(self, append: Append) -> None:
+    def target(self, append: LockHolder) -> None:
         self._target = append
         if self._lost:
             append.lock_lost()
