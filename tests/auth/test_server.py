@@ -20,7 +20,7 @@ from tests.support.hook_endpoint import HookEndpoint, told
 from tests.support.stored import unchanged
 from tests.support.timing import wait_until
 from tests.support.wire.connection import Connection
-from tests.support.wire.messages import TUS, Headers, creation_headers, patch_headers
+from tests.support.wire.messages import TUS, Headers, creation_headers, encoded, metadata, patch_headers
 from tusd_py.cli import main
 
 PAGE = "https://page.example"
@@ -302,6 +302,26 @@ def test_hooks_and_events_know_the_owner_and_events_no_token(tmp_path: Path) -> 
         assert terminating.payload["Event"]["HTTPRequest"]["Principal"] == "root"
         assert OWNER not in receiver.log.read_text()
         assert len(endpoint.of_type("pre-create")) == 1
+
+
+@pytest.mark.parametrize("body", [b"four", bytes(200 << 10)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("settings", "headers", "status"),
+    [
+        ({}, {"Repr-Digest": f"sha-256=:{encoded(bytes(32))}:"}, 460),
+        ({"allowed_types": "image/*"}, {"Upload-Metadata": metadata(filetype="image/png")}, 415),
+    ],
+    ids=["digest", "type"],
+)
+def test_owner_hears_why_a_check_has_removed_the_upload(
+    tmp_path: Path, settings: dict[str, str], headers: dict[str, str], status: int, body: bytes
+) -> None:
+    with serving(tmp_path, **token_files(tmp_path), **settings) as server:
+        for token in (OWNER, jwt_of("ann"), jwt_of("ann")):  # the second time the token is known
+            path = create(server, token, len(body), headers=headers)
+            assert patch(server, OTHER, path, 0, body).status == 404
+            assert patch(server, token, path, 0, body).status == status
+            assert ask(server, token, "HEAD", path).status == 404
 
 
 @pytest.mark.parametrize("body", [b"four", bytes(200 << 10)], ids=["small", "large"])
