@@ -21,7 +21,7 @@ WORLDS = disk s3 s3-redis redis memory
 NODE_MODULES := tests/clients/node_modules/.installed
 JAVA_CLIENT := tests/clients/java/.installed
 
-.PHONY: brokers chaos run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor clean
+.PHONY: brokers chaos run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor screenshots clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -92,6 +92,10 @@ lock:
 # Renew the files of other projects that the pages load, after a change of tests/clients/package.json. Needs npm.
 vendor:
 	node tools/vendor.mjs
+
+# Pictures of the pages for the README; look at them before they are committed. Needs Chromium.
+screenshots: $(INSTALLED) $(NODE_MODULES)
+	node tools/screenshots.mjs
 
 clean:
 	rm -rf $(VENV) tests/clients/node_modules $(JAVA_CLIENT) tests/clients/java/*.jar bench/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -91,7 +91,8 @@ def test_every_flag_in_the_documents_exists() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"\bsrc(?:set)?=\"(docs/[^\"]+)\"", text):
         assert (document.parent / target).exists(), target
 
 
