@@ -18,7 +18,7 @@ from tests.support.wire.requests import request
 from tusd_py import create_app
 from tusd_py.pages.assets import Asset, accepted_codings, load_assets, vendored_files
 from tusd_py.pages.policy import content_security_policy
-from tusd_py.pages.routes import PAGES
+from tusd_py.pages.routes import PAGES, WORKERS
 from tusd_py.settings import InvalidSettings, Settings, from_arguments
 
 REFERENCE = re.compile(r"""["'](assets/[^"']+|\./[^"']+\.js)["']""")
@@ -143,7 +143,8 @@ def test_pages_that_are_off_leave_their_paths_alone(tmp_path_factory: pytest.Tem
 
 def test_pages_below_a_mount_name_their_files_relative_to_themselves() -> None:
     assets = load_assets()
-    for page in assets.pages.values():
+    for name in PAGES.values():
+        page = assets.pages[name]
         assert not re.search(rb"""(?:href|src)=["']/""", page.plain)
     with TestClient(create_app(Settings(pages=True)), root_path="/below") as client:
         assert client.get("/assets/config.json").json()["endpoint"] == "files"
@@ -169,10 +170,17 @@ def test_manifest_has_the_versions_of_the_lock_file_and_a_licence_of_each_packag
 
 def test_every_file_of_the_folder_is_sent_or_a_page() -> None:
     assets = load_assets()
-    stems = {name.rsplit(".", 2)[0] + "." + name.rsplit(".", 1)[1] for name in assets.files}
+    named = {name.rsplit(".", 2)[0] + "." + name.rsplit(".", 1)[1] for name in assets.files}
     static = {file.name for file in files("tusd_py.pages").joinpath("static").iterdir()}
-    assert stems | {f"{name}.html" for name in assets.pages} == static | set(vendored_files())
-    assert set(PAGES.values()) == set(assets.pages)
+    assert named | set(assets.pages) == static | set(vendored_files())
+    assert {*PAGES.values(), *WORKERS.values()} == set(assets.pages)
+
+
+@pytest.mark.parametrize("path", WORKERS)
+def test_worker_is_a_script_that_is_asked_for_anew(site: ServerProcess, path: str) -> None:
+    answer = get(site, path)
+    assert (answer.status, answer["Content-Type"]) == (200, "text/javascript; charset=utf-8")
+    assert answer["Cache-Control"] == "no-cache"
 
 
 @pytest.mark.parametrize(

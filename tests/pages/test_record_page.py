@@ -89,6 +89,19 @@ def test_recording_that_is_stopped_while_the_server_is_away_is_sent_later(
         assert downloaded(url) == sha256(save(page, tmp_path / "copy.webm"))
 
 
+def test_recorder_is_there_while_the_server_is_away(server: ServerProcess, browser: Browser, tmp_path: Path) -> None:
+    with browser.page(acceptDownloads=True) as page:
+        begin(page, server)
+        page.until("navigator.serviceWorker.ready.then(() => true)")
+        server.kill()
+        page.until(f"{ITEM}.dataset.state === 'away'")
+        page.reload()
+        page.until(f"{ITEM}?.dataset.state === 'away' && !document.querySelector('#record').disabled")
+        saved = save(page, tmp_path / "copy.webm")
+        server.start_again()
+        assert downloaded(url_when_done(page)) == sha256(saved)
+
+
 def terminate(url: str) -> None:
     assert request("DELETE", url, TUS).status == 204
 
@@ -167,6 +180,7 @@ def test_discarded_recording_is_gone_from_this_device(server: ServerProcess, bro
         begin(page, server)
         page.click(name="Stop")
         url = url_when_done(page)
+        assert page.findings() == []
         page.click("#recording-items li button:has-text('Discard')")
         page.until("document.querySelector('#recordings').hidden")
         page.reload()

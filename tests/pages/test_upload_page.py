@@ -126,6 +126,7 @@ def test_two_tabs_upload_beside_each_other(server: ServerProcess, browser: Brows
             assert downloaded(url) == sha256(one)
         # The second tab takes none of the files of the first one for its own.
         assert second.value("document.querySelectorAll('.uppy-Dashboard-Item').length") == 1
+        assert second.findings() == []
     assert creations(server) == 2
 
 

@@ -134,6 +134,7 @@ class Page:
 
     def findings(self) -> list[Mapping[str, Any]]:
         """Return what axe finds wrong with the page, if it is serious or critical."""
+        require_package("axe-core")
         return [finding for finding in self._ask("axe") if finding["impact"] in ("serious", "critical")]
 
     def screenshot(self, path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+PAGES = ("upload.html", "record.html", "record-worker.js")  # files that are asked for by names without a digest
 FOLDER = "assets"  # in front of the names of files in pages
 HASH_DIGITS = 12
 # The name of a file in quotes: `./NAME` in a module, `assets/NAME` in a page.
@@ -43,7 +44,7 @@ class Asset:
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """The pages by their names, such as `upload`, and the files by their names with the digest."""
+    """The pages by their names in the package, and the files by their names with the digest."""
 
     pages: Mapping[str, Asset]
     files: Mapping[str, Asset]
@@ -67,12 +68,9 @@ def load_assets() -> Assets:
     """
     package = files("tusd_py.pages")
     preparation = _Preparation(package)
-    pages = {}
+    pages = {name: preparation.own(name) for name in PAGES}
     for file in package.joinpath("static").iterdir():
-        name, _, suffix = file.name.rpartition(".")
-        if suffix == "html":
-            pages[name] = preparation.own(file.name)
-        else:
+        if file.name not in pages:
             preparation.named(file.name)
     return Assets(pages, {preparation.names[name]: asset for name, asset in preparation.assets.items()})
 

@@ -15,7 +15,8 @@ from tusd_py.pages.assets import Asset, Assets, load_assets
 from tusd_py.pages.policy import page_headers
 from tusd_py.server import TusServer
 
-PAGES = {"/": "upload", "/record": "record"}  # paths of the pages
+PAGES = {"/": "upload.html", "/record": "record.html"}  # files by their paths
+WORKERS = {"/record-worker.js": "record-worker.js"}
 PAGE_CACHING = "no-cache"  # a page is asked for anew, and names the files that belong to it
 ASSET_CACHING = "public, max-age=31536000, immutable"  # other content has another name
 
@@ -24,8 +25,9 @@ def page_routes(server: TusServer) -> list[BaseRoute]:
     """Return the routes of the pages for a server that is at `base_path` of the same application."""
     pages = Pages(server)
     headers = page_headers(server.settings.public_url)
+    paths = {**PAGES, **WORKERS}
     return [
-        *(TextRoute(path, partial(pages.page, name), headers) for path, name in PAGES.items()),
+        *(TextRoute(path, partial(pages.page, name), headers) for path, name in paths.items()),
         TextRoute("/assets/config.json", pages.config),
         TextRoute("/assets/{name}", pages.asset),
     ]

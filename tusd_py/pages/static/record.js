@@ -1,4 +1,5 @@
 // The recorder: what it records is written to this device first and sent to the server as it grows.
+import { keepPage } from './keep.js'
 import { canRecord, extensionOf, Recorder } from './recorder.js'
 import { Recording } from './recording.js'
 import { openStore } from './store.js'
@@ -185,3 +186,4 @@ Recording.restore(store, (recording) => new Row(recording))
 if (!canRecord()) announce(text('cannotRecord'))
 else if (!config.deferred_length) announce(text('noDeferredLength'))
 else element('record').disabled = false
+keepPage('record-worker.js')

@@ -6,7 +6,6 @@ import {
   element,
   fillTexts,
   formatBytes,
-  formatTime,
   listenForToken,
   loadConfig,
   RateMeter,
@@ -70,6 +69,11 @@ uppy
   })
   .use(GoldenRetriever, { indexedDB: KEPT })
 
+// Uppy puts the item of a single file into no list, which screen readers need.
+new MutationObserver(() => {
+  document.querySelector('.uppy-Dashboard-files:not([role])')?.setAttribute('role', 'list')
+}).observe(element('dashboard'), { childList: true, subtree: true })
+
 // The state of the server
 
 let isAway = false
@@ -97,8 +101,7 @@ function showSpeed() {
   if (left === 0 || isAway) meter = new RateMeter()
   else meter.add(sum('bytesUploaded'))
   const { rate } = meter
-  const values = rate === null ? null : { rate: formatBytes(rate), time: rate > 0 ? formatTime(left / rate) : '' }
-  element('speed').textContent = values === null ? '' : text(rate > 0 ? 'speed' : 'speedOnly', values)
+  element('speed').textContent = rate === null ? '' : text('speed', { rate: formatBytes(rate) })
 }
 
 setInterval(showSpeed, 1000)
