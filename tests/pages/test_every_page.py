@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
+from tests.admin.calls import token_file
 from tests.support.browser import PHONE, Browser, Page
 from tests.support.harness import ServerProcess, serving
-from tusd_py.pages.routes import PAGES
+from tusd_py.pages.routes import ADMIN_PAGES, PAGES
 
+ALL = [*PAGES, *ADMIN_PAGES]
 READY = {
     "/": "document.querySelector('.uppy-Dashboard-browse') && !document.querySelector('#parallel-label').hidden",
     "/record": "!document.querySelector('#record').disabled",
+    "/admin": "!document.querySelector('#token-form').hidden",
 }
 # The controls that can be used now, of which a group of radio buttons is one, each by something that tells it apart.
 CONTROLS = """
@@ -32,7 +35,8 @@ TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clie
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(tmp_path_factory.mktemp("pages")) as server:
+    folder = tmp_path_factory.mktemp("pages")
+    with serving(folder, admin_token_file=token_file(folder)) as server:
         yield server
 
 
@@ -44,7 +48,7 @@ def opened(page: Page, site: ServerProcess, path: str) -> Page:
 
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", ALL)
 def test_page_is_accessible_and_fits(
     site: ServerProcess, browser: Browser, path: str, scheme: str, options: dict[str, Any]
 ) -> None:
@@ -55,7 +59,7 @@ def test_page_is_accessible_and_fits(
         assert {url.split("/")[2] for url in page.seen()["requests"]} == {f"127.0.0.1:{site.port}"}
 
 
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", ALL)
 def test_every_control_is_reached_by_the_keyboard(site: ServerProcess, browser: Browser, path: str) -> None:
     with browser.page() as page:
         opened(page, site, path)

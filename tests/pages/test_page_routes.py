@@ -12,13 +12,14 @@ from importlib.resources import files
 import pytest
 from starlette.testclient import TestClient
 
+from tests.admin.calls import token_file
 from tests.support.harness import ROOT, ServerProcess, serving
 from tests.support.wire.messages import Answer
 from tests.support.wire.requests import request
 from tusd_py import create_app
 from tusd_py.pages.assets import Asset, accepted_codings, load_assets, vendored_files
 from tusd_py.pages.policy import content_security_policy
-from tusd_py.pages.routes import PAGES, WORKERS
+from tusd_py.pages.routes import ADMIN_PAGES, PAGES, WORKERS
 from tusd_py.settings import InvalidSettings, Settings, from_arguments
 
 REFERENCE = re.compile(r"""["'](assets/[^"']+|\./[^"']+\.js)["']""")
@@ -27,7 +28,8 @@ VENDOR = ROOT / "tusd_py" / "pages" / "vendor"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(tmp_path_factory.mktemp("pages"), max_size="5MiB") as server:
+    folder = tmp_path_factory.mktemp("pages")
+    with serving(folder, max_size="5MiB", admin_token_file=token_file(folder)) as server:
         yield server
 
 
@@ -48,7 +50,7 @@ def assets_of(site: ServerProcess, page: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", [*PAGES, *ADMIN_PAGES])
 def test_page_may_load_from_its_own_origin_only(site: ServerProcess, path: str) -> None:
     answer = get(site, path)
     assert (answer.status, answer["Content-Type"]) == (200, "text/html; charset=utf-8")
@@ -60,7 +62,7 @@ def test_page_may_load_from_its_own_origin_only(site: ServerProcess, path: str) 
     assert not re.search(r"<script(?![^>]*src=)|<style|style=|\son\w+=|https?://", answer.text)
 
 
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", [*PAGES, *ADMIN_PAGES])
 def test_file_of_page_is_named_by_its_content_and_never_changes(site: ServerProcess, path: str) -> None:
     paths = assets_of(site, path)
     assert len(paths) >= 4
@@ -141,9 +143,18 @@ def test_pages_that_are_off_leave_their_paths_alone(tmp_path_factory: pytest.Tem
         assert get(server, "/assets/config.json").status == 404
 
 
+def test_administration_page_is_there_with_the_administration_api_only(
+    site: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert json.loads(get(site, "/assets/config.json").body)["admin"] is True
+    with serving(tmp_path_factory.mktemp("none")) as server:
+        assert json.loads(get(server, "/assets/config.json").body)["admin"] is False
+        assert get(server, "/admin").status == 404
+
+
 def test_pages_below_a_mount_name_their_files_relative_to_themselves() -> None:
     assets = load_assets()
-    for name in PAGES.values():
+    for name in (*PAGES.values(), *ADMIN_PAGES.values()):
         page = assets.pages[name]
         assert not re.search(rb"""(?:href|src)=["']/""", page.plain)
     with TestClient(create_app(Settings(pages=True)), root_path="/below") as client:
@@ -173,7 +184,7 @@ def test_every_file_of_the_folder_is_sent_or_a_page() -> None:
     named = {name.rsplit(".", 2)[0] + "." + name.rsplit(".", 1)[1] for name in assets.files}
     static = {file.name for file in files("tusd_py.pages").joinpath("static").iterdir()}
     assert named | set(assets.pages) == static | set(vendored_files())
-    assert {*PAGES.values(), *WORKERS.values()} == set(assets.pages)
+    assert {*PAGES.values(), *ADMIN_PAGES.values(), *WORKERS.values()} == set(assets.pages)
 
 
 @pytest.mark.parametrize("path", WORKERS)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-PAGES = ("upload.html", "record.html", "record-worker.js")  # files that are asked for by names without a digest
+# Files that are asked for by names without a digest.
+PAGES = ("upload.html", "record.html", "admin.html", "record-worker.js")
 FOLDER = "assets"  # in front of the names of files in pages
 HASH_DIGITS = 12
 # The name of a file in quotes: `./NAME` in a module, `assets/NAME` in a page.

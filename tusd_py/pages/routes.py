@@ -16,6 +16,7 @@ from tusd_py.pages.policy import page_headers
 from tusd_py.server import TusServer
 
 PAGES = {"/": "upload.html", "/record": "record.html"}  # files by their paths
+ADMIN_PAGES = {"/admin": "admin.html"}  # where there is the administration API
 WORKERS = {"/record-worker.js": "record-worker.js"}
 PAGE_CACHING = "no-cache"  # a page is asked for anew, and names the files that belong to it
 ASSET_CACHING = "public, max-age=31536000, immutable"  # other content has another name
@@ -25,7 +26,7 @@ def page_routes(server: TusServer) -> list[BaseRoute]:
     """Return the routes of the pages for a server that is at `base_path` of the same application."""
     pages = Pages(server)
     headers = page_headers(server.settings.public_url)
-    paths = {**PAGES, **WORKERS}
+    paths = {**PAGES, **WORKERS, **(ADMIN_PAGES if server.is_administrated else {})}
     return [
         *(TextRoute(path, partial(pages.page, name), headers) for path, name in paths.items()),
         TextRoute("/assets/config.json", pages.config),
@@ -61,6 +62,7 @@ class Pages:
             "allowed_types": list(settings.allowed_types),
             "concatenation": not settings.disable_concatenation and service.can_concatenate,
             "deferred_length": not settings.disable_creation_defer_length,
+            "admin": self._server.is_administrated,
             "download": not settings.disable_download,
         }
         return JSONResponse(config, headers={"Cache-Control": "no-store"})

@@ -107,7 +107,8 @@ class Settings(BaseSettings):
         default="/files", description="path of the creation URL"
     )
     pages: bool | None = Field(
-        default=None, description="serve pages to upload and record; if not given, where only this machine can connect"
+        default=None,
+        description="serve pages to upload, record and administrate; if not given, where only this machine can connect",
     )
     upload_dir: Annotated[Path, BeforeValidator(check_directory)] = Field(
         default=Path("data"), description="directory of the uploads and their records"

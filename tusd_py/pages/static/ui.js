@@ -32,6 +32,7 @@ export async function loadConfig() {
       if (answer.ok) {
         announce('')
         const config = await answer.json()
+        element('admin-link').hidden = !config.admin
         return { ...config, endpoint: new URL(config.endpoint, document.baseURI).href }
       }
     } catch {
