@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 from tests.simulation.faults import Fault
@@ -27,6 +28,9 @@ class DiskWorld(World):
     def __init__(self, seed: int, modules: Modules, without: Sequence[int] = (), profile: str = "") -> None:
         super().__init__(seed, modules, without, profile)
         self._backup: dict[str, bytes] = {}  # the content of the files of the records, by path
+
+    def _own_settings(self) -> dict[str, Any]:
+        return {"reserve_disk": 4096} if Random(f"{self.seed} reserve").random() < 0.1 else {}
 
     def _apply(self, fault: Fault) -> None:
         if fault.kind == "backup":

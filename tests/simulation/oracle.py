@@ -100,13 +100,14 @@ class Oracle:
         if attempt is not None and attempt.start <= held <= offset <= attempt.start + len(attempt.content):
             upload.known += attempt.content[held - attempt.start : offset - attempt.start]
         elif offset > held:
-            self._identify(upload, offset, source)
+            self._identify(upload, offset, source, since)
         upload.floor = offset
         upload.complete = upload.complete or (upload.declared and offset == upload.length)
         if since == self.losses:
             self.check_stored(upload, source)
         else:
             self._weaken(upload, records=True)
+            upload.floor = min(upload.floor, len(upload.known))  # a loss may have come before the look
 
     def note_expiry(self, upload: Expected) -> None:
         """Let an upload be gone if the time has come."""
@@ -136,7 +137,7 @@ class Oracle:
     def refused(self, upload: Expected, offset: int | None, since: int) -> None:
         """A PATCH was refused, with this offset or none; there had been `since` losses when it was sent."""
 
-    def _identify(self, upload: Expected, offset: int, source: str) -> None:
+    def _identify(self, upload: Expected, offset: int, source: str, since: int) -> None:
         """Find out whose bytes were kept: they must be those of attempts, in their order."""
         held = len(upload.known)
         try:
@@ -146,6 +147,8 @@ class Oracle:
         if stored is None:
             return
         content = stored[held:offset]
+        if len(content) < offset - held and since != self.losses:
+            return
         if len(content) < offset - held:
             self._wrong(upload, f"{source} answers offset {offset}, and the storage has {len(stored)} bytes")
             return

@@ -137,9 +137,9 @@ def _draw_settings(plan: Random) -> dict[str, Any]:
         settings["rate_create"] = "4/s"
     if plan.random() < 0.2:
         settings["rate_bytes"] = 50_000
-    if plan.random() < 0.3:
+    if plan.random() < 0.4:
         settings["allowed_types"] = TYPES
-    if plan.random() < 0.3:
+    if plan.random() < 0.4:
         settings["clamd"] = "tcp://clamd.example:3310"
         settings["scan_fail"] = plan.choice(("open", "closed"))
     return settings

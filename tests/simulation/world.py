@@ -67,7 +67,7 @@ class World(FaultyWorld):
     has_files = True  # of uploads, on one host, so that an application may choose their places
     operators: float = 0.0  # of the runs have an operator
     applications: float = 0.0  # of the runs have an application with hooks and sinks of events
-    rules_share: float = 0.3  # of the runs have rules for senders and contents
+    rules_share: float = 0.35  # of the runs have rules for senders and contents
 
     def __init__(self, seed: int, modules: Modules, without: Sequence[int] = (), profile: str = "") -> None:
         """Build a world.
