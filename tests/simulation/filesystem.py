@@ -87,7 +87,7 @@ class File(Inode):
         blocks = range(start // BLOCK, -(-min(end, len(self.data)) // BLOCK))
         return [(block * BLOCK, BLOCK, block not in self.unwritten) for block in blocks]
 
-    def power_cut(self, rng: Random) -> None:
+    def power_cut(self, rng: Random, *, sizes_first: bool) -> None:
         written = len(self.durable)
         reached = rng.randrange(len(self.pending) + 1)
         for number, (position, content) in enumerate(self.pending):
@@ -102,7 +102,7 @@ class File(Inode):
                 content = content if rng.random() < 0.5 else content[: rng.randrange(len(content) // BLOCK + 1) * BLOCK]
             if content:
                 _apply(self.durable, (position, content))
-        if self.pending and rng.random() < 0.3:
+        if self.pending and sizes_first and rng.random() < 0.3:
             size = rng.randrange(len(self.data) + 1)
             self.durable.extend(bytes(max(0, size - len(self.durable))))
         self.pending.clear()
@@ -136,7 +136,7 @@ class Folder(Inode):
             _rename(self.durable, changes)
         self.pending.clear()
 
-    def power_cut(self, rng: Random) -> None:
+    def power_cut(self, rng: Random, *, sizes_first: bool) -> None:
         for changes in self.pending[: rng.randrange(len(self.pending) + 1)]:
             _rename(self.durable, changes)
         self.pending.clear()
@@ -182,6 +182,7 @@ class FileSystem:
         self.below_mount = self.new_folder()
         self.inodes: list[File | Folder] = [self.mounted]
         self.lacks: frozenset[str] = frozenset()
+        self.sizes_first = True  # whether the size of a file may reach the device before its bytes
         # Faults.
         self.is_away = False  # nothing is mounted on `top`
         self.is_full = False
@@ -235,7 +236,7 @@ class FileSystem:
         for inode in self.inodes:
             if isinstance(inode, Folder) and "folder syncs" in self.lacks:
                 inode.sync()
-            inode.power_cut(self.rng)
+            inode.power_cut(self.rng, sizes_first=self.sizes_first)
 
     # Names.
 

@@ -76,6 +76,7 @@ class HostsWorld(World):
         self.keys = Keys("tus:")
         self.redis = RedisServer(self.loop, Random(f"{seed} redis"), self.log, self.count)
         self.redis.store.epoch = EPOCH + plan.choice(SKEWS)
+        self.machine.files.sizes_first = False
         self.redis.usual = plan.choice((0.0, 0.0, 0.005, 0.02))
         self.loop.connect = self.redis.connect
         for machine in self.machines:
