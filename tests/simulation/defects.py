@@ -7,6 +7,7 @@ finds its defect again, and a search of all seeds takes place only after that ha
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import subprocess
@@ -98,7 +99,8 @@ class Defect:
         """Run seeds until one finds the defect, or the time is over."""
         where = ["--world", self.world, "--profile", self.profile, "--plant", self.name]
         jobs = "1" if seeds == 1 else "2"
-        what = ["--first", str(first), "--seeds", str(seeds), "--jobs", jobs, "--minutes", str(seconds / 60)]
+        minutes = 0.0 if math.isinf(seconds) else seconds / 60
+        what = ["--first", str(first), "--seeds", str(seeds), "--jobs", jobs, "--minutes", str(minutes)]
         return subprocess.run(
             [sys.executable, "-m", "tests.simulation", *where, *what],
             capture_output=True,
@@ -156,6 +158,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("names", nargs="*", help="defects to look for; all if none is named")
     parser.add_argument("--new", action="store_true", help="look only for those that no known seed has found")
     parser.add_argument("--minutes", type=float, default=0, help="look for no other one after so many minutes")
+    parser.add_argument("--each", type=float, default=0, help="give one up after so many minutes")
     options = parser.parse_args(arguments)
     defects, known = all_defects(), known_seeds()
     end = time.monotonic() + options.minutes * 60
@@ -167,10 +170,11 @@ def main(arguments: Sequence[str]) -> int:
             break
         began = time.monotonic()
         try:
-            found = find(defects[name], known.get(name), left)
+            found = find(defects[name], known.get(name), min(left or math.inf, options.each * 60 or math.inf))
         except OutOfTime as error:
-            print(f"{name}: given up after {error}")
-            break
+            print(f"{name}: given up after {error}", flush=True)
+            missed.append(name)
+            continue
         spent = f"in {time.monotonic() - began:.0f} s"
         if found is None:
             missed.append(name)
