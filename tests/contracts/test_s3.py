@@ -287,6 +287,16 @@ async def test_a_server_without_conditions_and_copies(opened: Opener) -> None:
         assert await storage.stored_size(complete) == 0
 
 
+@pytest.mark.parametrize(("dialect", "is_made"), [("aws", True), ("ceph", False), ("plain", False)])
+async def test_object_is_made_before_the_record_only_where_a_late_request_cannot_replace_one(
+    opened: Opener, dialect: str, is_made: bool
+) -> None:
+    storage = await opened(moto(), dialect=dialect)
+    writer = storage.writer(replace(UPLOAD, length=5), TOKEN)
+    assert await writer.finish([b"small"], sync=True) is is_made
+    await writer.close()
+
+
 @pytest.mark.parametrize("dialect", ["aws", "minio", "r2", "scaleway", "ceph", "plain"])
 async def test_upload_with_every_s3_dialect(opened: Opener, calls: Calls, dialect: str) -> None:
     storage = await opened(moto(), calls, dialect=dialect)

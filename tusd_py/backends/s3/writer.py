@@ -170,7 +170,9 @@ class S3Writer:
         if self._open.end == self._upload.offset and not self._parts and not self._bytes.parts:
             return  # no new bytes
         fits = self._open.start == 0 and self._open.room >= 0
-        if self._bytes.multipart is None and fits and not self._parts:
+        # Without conditions, a request that comes late would replace the object by bytes that no record names.
+        may_put = self._bucket.config.capabilities.conditional_put
+        if may_put and self._bytes.multipart is None and fits and not self._parts:
             await self._put_object()
             return
         while self._open.end > self._open.start:
