@@ -158,6 +158,27 @@ class SimulatedCondition(SimulatedLock):
         return True
 
 
+class SimulatedEvent:
+    """An event between threads: one that waits looks at it from time to time."""
+
+    scheduler: Scheduler
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, timeout: float) -> bool:
+        end = self.scheduler.loop.now + timeout
+        while not self._is_set and self.scheduler.loop.now < end:
+            self.scheduler.sleep(min(0.5, end - self.scheduler.loop.now) + 1e-6)
+        return self._is_set
+
+
 class SimulatedQueue:
     """A queue between threads, with the interface of `queue.SimpleQueue`."""
 
@@ -190,6 +211,7 @@ class ThreadingModule:
     Thread = SimulatedThread
     Lock = SimulatedLock
     Condition = SimulatedCondition
+    Event = SimulatedEvent
 
     @staticmethod
     def current_thread() -> object:
@@ -208,5 +230,5 @@ class QueueModule:
 def use(scheduler: Scheduler) -> None:
     """Have new threads, locks and queues belong to a world."""
     scheduler.loop.start_thread = lambda work: SimulatedThread(target=work).start()
-    for kind in (SimulatedThread, SimulatedLock, SimulatedQueue):
+    for kind in (SimulatedThread, SimulatedLock, SimulatedEvent, SimulatedQueue):
         kind.scheduler = scheduler
