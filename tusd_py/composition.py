@@ -19,9 +19,11 @@ from tusd_py.backends.clamd.scanner import ClamdScanner
 from tusd_py.backends.disk.files import Modes
 from tusd_py.backends.disk.shared import SharedDiskStorage
 from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.local_feed.feed import LocalFeed
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.auth import Authenticator, NamesSecretHeaders
+from tusd_py.contracts.change_feed import ChangeFeed
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.outbox import Outbox
@@ -62,6 +64,7 @@ T = TypeVar("T")
 
 RECORDS = "uploads.sqlite3"  # in the private folder
 LOCKS = "locks"  # beginning of the names of the lock files, in the private folder
+FEED = "feed"  # folder of the sockets of processes, in the private folder
 CLOSE_TIMEOUT = 30.0  # seconds that closing may take
 CLOSE_MARGIN = 1.0  # seconds after its timeout at which a storage that still closes is left alone
 
@@ -227,6 +230,13 @@ async def opened_records(settings: Settings) -> AsyncIterator[tuple[StateStore, 
             with errors_at(_description(component, settings)), errors_of_other_package(component, StateUnavailable):
                 await component.open()
         yield state, locker
+
+
+def build_feed(settings: Settings, service: UploadService) -> ChangeFeed | None:
+    """Build the feed that brings the changes of other processes; None if its components know no other process."""
+    if isinstance(service.state, SQLiteState) and isinstance(service.locker, LocalLocker):
+        return LocalFeed(settings.upload_dir / PRIVATE_FOLDER / FEED)
+    return None
 
 
 def build_authenticator(settings: Settings, given: Authenticator | None = None) -> Authenticator | None:

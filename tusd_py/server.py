@@ -18,6 +18,7 @@ from tusd_py.composition import (
     GivenComponents,
     build_application,
     build_authenticator,
+    build_feed,
     build_service,
     build_signing_keys,
     close_service,
@@ -147,14 +148,18 @@ class TusServer:
         )
         self.queries = RecordQueries(self.service.state)
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
+        self._feed = build_feed(self.settings, self.service)
         self.hub = ProgressHub(
             self.events,
             self.service.find,
             self.service.locker,
             self.service.state.clock,
             self.metrics,
+            self._feed,
             max_listeners=self.settings.max_listeners,
         )
+        self.service.watch_by(self.hub.watches)
+        self.hub.watching_began = self.service.watchers_changed
         self._application = build_application(
             self.settings, self.service, self.events, self.urls, self._authenticator, self._signing_keys, self.hub
         )
@@ -332,6 +337,8 @@ class TusServer:
             self.hub.open()
             if self.is_administrated:
                 await self._prepare_queries()
+            if self._feed is not None:
+                await self._feed.open(self.hub)
             if self.settings.sweep_interval:
                 self._scheduler = scheduler_of(self.service, self.settings.sweep_interval)
                 self._scheduler.start()
@@ -403,6 +410,8 @@ class TusServer:
             if self._relay is not None:
                 await self._relay.stop(self._grace_deadline() - asyncio.get_running_loop().time())
             self.hub.close()
+            if self._feed is not None:
+                await self._feed.close()
             timeout = self._grace_deadline() - asyncio.get_running_loop().time()
             if not await close_service(self.service, timeout):
                 logger.error(

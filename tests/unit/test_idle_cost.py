@@ -139,3 +139,27 @@ def test_many_open_patches_that_send_nothing_cost_next_to_nothing(tmp_path: Path
         assert cpu_seconds(tree) - before < MAX_CPU * (time.monotonic() - started)
         unheard = create(server.port, 10)
         assert offset_of(server.port, unheard) == 0
+
+
+async def test_offset_of_a_watched_upload_is_committed_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tusd_py.composition.UploadOptions", partial(UploadOptions, commit_interval=3600))
+    server = TusServer(upload_dir=tmp_path)
+    watched: set[str] = set()
+    async with server.lifespan():
+        server.service.watch_by(lambda upload: upload.id in watched)
+        for is_watched_before in (True, False):
+            upload = await server.service.create(NewUpload(length=1000))
+            if is_watched_before:
+                watched.add(upload.id)
+            source = SlowSource()
+            appending = asyncio.create_task(server.service.append(upload.id, AppendRequest(0, source)))
+            source.arrive(b"first")
+            if not is_watched_before:
+                source.wake()
+                await asyncio.sleep(0.1)
+                watched.add(upload.id)
+                server.service.watchers_changed()
+            await within(committed(server.service, upload.id, 5))
+            source.interrupt(ClientDisconnected())
+            with pytest.raises(ClientDisconnected):
+                await within(appending)

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tusd_py.contracts.change_feed import ChangeFeed, Interests
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import ServerShutdown, UploadError, UploadNotFound
-from tusd_py.core.progress import ProgressKind, change_of
+from tusd_py.core.progress import Change, ProgressKind, change_of
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import (
@@ -64,6 +65,7 @@ class ProgressHub:
         locker: Locker,
         clock: Clock,
         instrumentation: Instrumentation = NO_INSTRUMENTATION,
+        feed: ChangeFeed | None = None,
         *,
         max_listeners: int,
     ) -> None:
@@ -75,12 +77,16 @@ class ProgressHub:
             locker: tells whether an append still runs.
             clock: the clock of the records.
             instrumentation: is told of the number of listeners.
+            feed: brings the changes of other processes; without one the records are compared more often.
             max_listeners: most listeners at a time.
         """
         self.max_listeners = max_listeners
         self._events = events
         self._locker = locker
         self._clock = clock
+        self._feed = feed
+        self.watching_began: Callable[[], object] = lambda: None  # called when somebody begins to watch uploads
+        self._wanting: asyncio.Handle | None = None  # the call that tells the feed what is wanted
         self._instrumentation = instrumentation
         self._watched: dict[str, Watched] = {}
         self._kept: dict[str, float] = {}  # uploads without listeners -> time of the event loop, the oldest first
@@ -91,6 +97,7 @@ class ProgressHub:
         self._number = 0
         self._is_draining = False
         self._reconciler = Reconciler(find, locker, clock, self._listened)
+        self._reconciler.hears_all = self._hears_all
         self._observers: dict[type[Any], Callable[[Any], None]] = {
             AppendStarted: self._append_started,
             UploadProgressed: self._progressed,
@@ -176,6 +183,8 @@ class ProgressHub:
             elif (place := self._listeners.get(listener)) is not None:
                 watched.listeners.add(listener)
                 place.watched.append(watched)
+                self._want_soon()
+                self.watching_began()
             return True
         finally:
             watched.readers -= 1
@@ -195,6 +204,7 @@ class ProgressHub:
         """Keep the state of an upload that nobody watches for a while, unless nothing is known of it."""
         if watched.listeners or watched.readers:
             return
+        self._want_soon()
         if watched.last is None:
             self._drop(watched.upload_id)
             return
@@ -207,6 +217,43 @@ class ProgressHub:
         watched = self._watched.pop(upload_id, None)
         if watched is not None:
             watched.close()
+
+    # Other processes.
+
+    def watches(self, upload: Upload) -> bool:
+        """Return whether anybody listens to the changes of an upload, here or in another process."""
+        watched = self._watched.get(upload.id)
+        if watched is not None and watched.listeners:
+            return True
+        return self._feed is not None and self._feed.wants(upload.id, upload.owner)
+
+    def changed(self, change: Change) -> None:
+        """Take a change that another process has made."""
+        watched = self._watched.get(change.id)
+        if watched is not None:
+            watched.take(change)
+
+    def lost_changes(self) -> None:
+        """Compare with the records."""
+        self._reconciler.look_now()
+
+    def interest_changed(self) -> None:
+        """Observe the bus while another process wants changes."""
+        if self._feed is not None and self._feed.is_wanted:
+            self._start()
+            self.watching_began()
+
+    def _hears_all(self) -> bool:
+        return self._feed is not None and self._feed.works
+
+    def _want_soon(self) -> None:
+        if self._feed is not None and self._wanting is None:
+            self._wanting = asyncio.get_running_loop().call_soon(self._want)
+
+    def _want(self) -> None:
+        self._wanting = None
+        if self._feed is not None:
+            self._feed.want(Interests(frozenset(watched.upload_id for watched in self._listened())))
 
     def _next_number(self, is_last: bool) -> int:
         """Return a number above all others, from the time of the records, so that numbers ascend over processes too."""
@@ -261,9 +308,10 @@ class ProgressHub:
     def _stop(self) -> None:
         self.forget()
         self._reconciler.stop()
-        if self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
+        for handle in (self._ticker, self._wanting):
+            if handle is not None:
+                handle.cancel()
+        self._ticker = self._wanting = None
 
     def _tick(self, due: float) -> None:
         """Ping some of the listeners, and drop what has been kept for long; runs every second while there is any."""
@@ -276,7 +324,8 @@ class ProgressHub:
             if loop.time() - since < KEPT_TIME:
                 break
             self._drop(upload_id)
-        if not self._watched and not self._listeners:
+        is_wanted = self._feed is not None and self._feed.is_wanted
+        if not (self._watched or self._listeners or is_wanted):
             self._stop()
             return
         self._reconciler.tick()
@@ -286,9 +335,15 @@ class ProgressHub:
     # Changes, as the bus tells of them.
 
     def _take(self, upload: Upload, kind: ProgressKind, code: str = "") -> None:
-        watched = self._watched.get(upload.id)
+        watched, feed = self._watched.get(upload.id), self._feed
+        is_wanted = feed is not None and feed.wants(upload.id, upload.owner)
+        if watched is None and not is_wanted:
+            return
+        change = change_of(upload, kind, self._time(), code)
         if watched is not None:
-            watched.take(change_of(upload, kind, self._time(), code))
+            watched.take(change)
+        if feed is not None and is_wanted:
+            feed.publish(change)
 
     def _append_started(self, event: AppendStarted) -> None:
         self._take(event.upload, ProgressKind.STARTED)

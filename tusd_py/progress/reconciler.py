@@ -15,6 +15,7 @@ from tusd_py.progress.watched import Watched
 logger = logging.getLogger("tusd_py.progress")
 
 INTERVAL = 5  # seconds between two looks at the record of an upload
+INTERVAL_OF_DEAF = 1  # the same where changes of other processes do not come
 SILENCE = 5.0  # seconds without a word from an append, after which its lock is looked at
 AT_A_TIME = 16  # records
 
@@ -35,19 +36,19 @@ class Reconciler:
         self._clock = clock
         self._listened = listened
         self._round: asyncio.Task[None] | None = None
-        self._ticks_left = INTERVAL
+        self._ticks = 0  # since the last round began
+        self.hears_all: Callable[[], bool] = lambda: False  # whether the changes of other processes come
 
     def tick(self) -> None:
         """Count a second, and begin a round when it is time."""
-        self._ticks_left -= 1
-        if self._ticks_left <= 0 and (self._round is None or self._round.done()):
+        self._ticks += 1
+        if self._ticks >= (INTERVAL if self.hears_all() else INTERVAL_OF_DEAF):
             self.look_now()
 
     def look_now(self) -> None:
-        """Begin a round as soon as the last one has ended."""
-        self._ticks_left = 0
+        """Begin a round, unless one is under way."""
         if self._round is None or self._round.done():
-            self._ticks_left = INTERVAL
+            self._ticks = 0
             self._round = asyncio.get_running_loop().create_task(self._look_at_all())
 
     def stop(self) -> None:

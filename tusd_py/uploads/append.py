@@ -35,6 +35,8 @@ from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.validation import limit_text
 
+WATCHED_INTERVAL = 0.4  # seconds between two commits of an upload that somebody watches
+COMMIT_SHARE = 4  # how many times as long as a commit takes it is until the next, so that slow storages keep their pace
 IDLE_STEP = 0.25  # seconds between the moments at which the timers of idle appends fire
 FLUSH_INTERVAL = 10.0  # seconds after which all bytes are stored even where that costs extra
 MAX_SILENCE = 1.0  # seconds without a byte after which a request for a commit ends the append
@@ -65,14 +67,19 @@ class Append:
         last_step: LastStep | None = None,
         quota_end: int | None = None,
         checks: AppendChecks | None = None,
+        is_watched: Callable[[Upload], bool] | None = None,
     ) -> None:
         """Prepare the append.
 
         `quota_end` is the offset that the quota of the owner lets it reach; None: any. `checks` may refuse bytes
-        before they are stored, and bytes with a checksum once they are verified.
+        before they are stored, and bytes with a checksum once they are verified. Of an upload that `is_watched` the
+        offset is committed more often.
         """
         self._last_step = last_step
         self._checks = checks
+        self._is_watched = is_watched
+        self._commit_took = 0.0  # seconds of the last commit
+        self._is_hurried = False  # whether the timer is that of an upload that somebody watches
         self.upload = upload  # the upload with all changes to be committed
         self._stored_record = upload  # the record in the state store
         self._source = source
@@ -181,7 +188,21 @@ class Append:
     def _start_commit_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._options.commit_interval, self._interval_passed)
+        self._timer = asyncio.get_running_loop().call_later(self._interval(), self._interval_passed)
+
+    def watchers_changed(self) -> None:
+        """Commit more often from now on, if somebody has begun to watch the upload."""
+        if self._timer is None or self._is_hurried or self._is_watched is None or not self._is_watched(self.upload):
+            return
+        self._start_commit_timer()
+
+    def _interval(self) -> float:
+        """Return the seconds until the next commit, and note whether somebody watches the upload."""
+        interval = self._options.commit_interval
+        self._is_hurried = self._is_watched is not None and self._is_watched(self.upload)
+        if not self._is_hurried:
+            return interval
+        return min(interval, max(WATCHED_INTERVAL, COMMIT_SHARE * self._commit_took))
 
     def _interval_passed(self) -> None:
         if self._is_idle():
@@ -194,7 +215,9 @@ class Append:
     def _start_idle_timer(self) -> None:
         """Set the timer while no bytes come, so that the timers of all idle appends fire together."""
         loop = asyncio.get_running_loop()
-        at = math.ceil((loop.time() + self._options.commit_interval) / IDLE_STEP) * IDLE_STEP
+        at = loop.time() + self._interval()
+        if not self._is_hurried:
+            at = math.ceil(at / IDLE_STEP) * IDLE_STEP
         self._timer = loop.call_at(at, self._interval_passed)
 
     def _is_idle(self) -> bool:
@@ -210,6 +233,13 @@ class Append:
         requested, self._commit_requested = self._commit_requested, False
         self._commit_due = False
         self._bytes_at_commit = self._position
+        started = time.monotonic()
+        try:
+            return await self._flush_and_commit(requested, everything=everything)
+        finally:
+            self._commit_took = time.monotonic() - started
+
+    async def _flush_and_commit(self, requested: bool, *, everything: bool) -> Upload:
         if everything or requested:
             await self._refuse_lost_bytes()
         now = time.monotonic()

@@ -79,6 +79,7 @@ class Appending:
         self._threaded: ThreadedCompletion | None = None
         self._small: SmallAppends | None = None
         self._fast_path: SmallAppends | AwaitedAppends | None = None
+        self.is_watched: Callable[[Upload], bool] | None = None  # whether somebody follows the progress of an upload
         if components.in_threads is not None:
             self._threaded = ThreadedCompletion(components.in_threads, completion, syncs=components.syncs_completion)
             self._small = SmallAppends(components, lifetimes, self._threaded, work, self._slots, self._pace)
@@ -143,6 +144,11 @@ class Appending:
         for append in self._appends:
             if append.upload.id == upload_id:
                 append.interrupt(reason)
+
+    def watchers_changed(self) -> None:
+        """Have running appends of uploads that somebody has begun to watch commit more often."""
+        for append in self._appends:
+            append.watchers_changed()
 
     def drain(self) -> None:
         """Make running appends commit their bytes and end with `ServerShutdown`."""
@@ -292,6 +298,7 @@ class Appending:
             last_step=last_step,
             quota_end=quota_end,
             checks=checks,
+            is_watched=self.is_watched,
         )
 
     def _writer(

@@ -426,6 +426,14 @@ class UploadService:
         """One sentence for each ability that the state store and the storage lack."""
         return [sentence for component in self._components.reporting_health for sentence in component.limitations]
 
+    def watch_by(self, is_watched: Callable[[Upload], bool]) -> None:
+        """Commit the offsets of running appends more often of uploads of which `is_watched` tells so."""
+        self._appending.is_watched = is_watched
+
+    def watchers_changed(self) -> None:
+        """Take note that somebody has begun to watch uploads."""
+        self._appending.watchers_changed()
+
     def observe_stored_events(self, observer: Callable[[], object]) -> None:
         """Call `observer` in the event loop after changes that have stored events for sinks."""
         self._event_log.observe(observer)

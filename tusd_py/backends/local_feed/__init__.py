@@ -1,0 +1,1 @@
+"""Changes of uploads between the processes of one host, by Unix sockets."""

@@ -1,0 +1,135 @@
+"""The two ends of a connection between processes: one wants changes, the other sends them.
+
+The one that wants has connected, and sends lines `want JSON`; lines `change JSON` and `lost` come back. A process that
+starts sends `hello NAME` to all others, so that those that want changes connect to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tusd_py.contracts.change_feed import NO_INTERESTS, Interests
+from tusd_py.core.progress import Change
+from tusd_py.core.progress_codec import encode_change
+
+MAX_LINE = 1 << 20  # bytes
+MAX_HELD = 10_000  # changes that are held for a process that does not read
+MAX_IDS = 1000  # uploads in one line; beyond it a process wants everything
+
+
+class Lines(asyncio.Protocol):
+    """A connection of lines."""
+
+    def __init__(self, ended: Callable[[Any], object]) -> None:
+        """Take what is called with the connection once it has ended."""
+        self._ended = ended
+        self._received = b""
+        self._transport: asyncio.Transport | None = None
+        self.is_paused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended(self)
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            kind, _, rest = line.decode(errors="replace").partition(" ")
+            self.take(kind, rest)
+        if len(self._received) > MAX_LINE:
+            self.abort()
+
+    def take(self, kind: str, rest: str) -> None:
+        """Take a line; those of an unknown kind are of a later version."""
+
+    def send(self, kind: str, rest: str = "") -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(f"{kind} {rest}\n".encode())
+
+    def close(self) -> None:
+        """Close the connection after what is being sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+
+
+class Subscriber(Lines):
+    """The connection of a process that wants changes of this one."""
+
+    def __init__(
+        self, ended: Callable[[Any], object], changed: Callable[[], object], greeted: Callable[[str], object]
+    ) -> None:
+        """Take what is called after its interests have changed, and with the name of a process that has started."""
+        super().__init__(ended)
+        self.interests = NO_INTERESTS
+        self._changed = changed
+        self._greeted = greeted
+        self._held: dict[str, Change] | None = {}  # by upload; None: too many, so that some were lost
+
+    def take(self, kind: str, rest: str) -> None:
+        if kind == "want":
+            self.interests = decode_interests(rest)
+            self._changed()
+        elif kind == "hello":
+            self._greeted(rest)
+
+    def publish(self, change: Change) -> None:
+        """Send a change; while the process does not read, hold the last one of each upload."""
+        if not self.is_paused:
+            self.send("change", encode_change(change))
+        elif self._held is not None:
+            self._held[change.id] = change
+            if len(self._held) > MAX_HELD:
+                self._held = None
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        held, self._held = self._held, {}
+        if held is None:
+            self.send("lost")
+        for change in (held or {}).values():
+            self.publish(change)
+
+
+class Subscription(Lines):
+    """The connection to a process whose changes this one wants."""
+
+    def __init__(self, ended: Callable[[Any], object], received: Callable[[str, str], object]) -> None:
+        """Take what is called with every line."""
+        super().__init__(ended)
+        self._take = received
+
+    def take(self, kind: str, rest: str) -> None:
+        self._take(kind, rest)
+
+
+def encode_interests(interests: Interests) -> str:
+    """Return interests as a text of one line."""
+    if interests.everything or len(interests.ids) + len(interests.owners) > MAX_IDS:
+        return json.dumps({"everything": True})
+    return json.dumps({"ids": sorted(interests.ids), "owners": sorted(interests.owners)})
+
+
+def decode_interests(text: str) -> Interests:
+    """Return the interests of a text; none for one that is broken."""
+    try:
+        document = json.loads(text)
+        ids, owners = document.get("ids", ()), document.get("owners", ())
+        return Interests(frozenset(map(str, ids)), frozenset(map(str, owners)), bool(document.get("everything")))
+    except (ValueError, TypeError, AttributeError):
+        return NO_INTERESTS

@@ -1,0 +1,57 @@
+"""Changes of uploads as lines of JSON between processes. Pure functions.
+
+Servers of different versions may share their uploads for a while: a line that is not understood is no change.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tusd_py.core.progress import Change, ProgressKind
+from tusd_py.core.upload import Status, UploadKind
+
+VERSION = 1
+
+
+def encode_change(change: Change) -> str:
+    """Return a change as a text of one line."""
+    fields = (
+        VERSION,
+        change.kind,
+        change.id,
+        change.owner,
+        change.status,
+        change.offset,
+        change.length,
+        change.token,
+        change.created_at,
+        change.time,
+        change.concatenation,
+        change.code,
+    )
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def decode_change(text: str) -> Change | None:
+    """Return the change of a text; None if it is of another version, or broken."""
+    try:
+        version, kind, upload_id, owner, status, offset, length, token, created_at, time, concatenation, code = (
+            json.loads(text)
+        )
+        if version != VERSION:
+            return None
+        return Change(
+            ProgressKind(kind),
+            str(upload_id),
+            str(owner),
+            Status(status),
+            int(offset),
+            None if length is None else int(length),
+            int(token),
+            float(created_at),
+            float(time),
+            UploadKind(concatenation),
+            str(code),
+        )
+    except (ValueError, TypeError):
+        return None
