@@ -21,7 +21,7 @@ WORLDS = disk s3 s3-redis redis memory
 NODE_MODULES := tests/clients/node_modules/.installed
 JAVA_CLIENT := tests/clients/java/.installed
 
-.PHONY: brokers chaos run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor screenshots clean
+.PHONY: brokers chaos lag run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor screenshots clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -75,6 +75,10 @@ brokers: $(INSTALLED)
 # Payloads of hooks beside those of a tusd binary, field by field: make compare-hooks TUSD=/path/to/tusd
 compare-hooks: $(INSTALLED)
 	TUSD=$(TUSD) $(BIN)/python -m pytest tests/hooks/test_against_tusd.py $(ARGS)
+
+# The lag of live progress of 50 uploads, on three processes with SQLite and with Redis.
+lag: $(INSTALLED)
+	LAG_UPLOADS=$(or $(UPLOADS),50) LAG_PIECES=$(or $(PIECES),50) $(BIN)/python -m pytest -s tests/progress/test_lag.py $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)

@@ -236,6 +236,12 @@ def build_feed(settings: Settings, service: UploadService) -> ChangeFeed | None:
     """Build the feed that brings the changes of other processes; None if its components know no other process."""
     if isinstance(service.state, SQLiteState) and isinstance(service.locker, LocalLocker):
         return LocalFeed(settings.upload_dir / PRIVATE_FOLDER / FEED)
+    if settings.redis.url is not None:
+        from tusd_py.backends.redis.feed import RedisFeed  # Redis is an extra
+        from tusd_py.backends.redis.locker import RedisLocker
+
+        if isinstance(service.locker, RedisLocker):
+            return RedisFeed(service.locker.connection, settings.redis.prefix, service.locker.messages)
     return None
 
 

@@ -13,10 +13,9 @@ import pytest
 
 from tests.support.timing import TIMEOUT
 from tusd_py.backends.local_feed import peers
-from tusd_py.backends.local_feed.feed import LocalFeed
-from tusd_py.contracts.change_feed import NO_INTERESTS, Interests
-from tusd_py.core.progress import Change, ProgressKind, change_of
-from tusd_py.core.progress_codec import decode_change, encode_change
+from tusd_py.backends.local_feed.feed import MAX_IDS, LocalFeed
+from tusd_py.core.progress import NO_INTERESTS, Change, Interests, ProgressKind, change_of
+from tusd_py.core.progress_codec import decode_change, decode_interests, encode_change
 from tusd_py.core.upload import Upload, UploadKind
 
 CHANGE = change_of(Upload("a", 1.25, length=100, offset=7, owner="ann", token=3), ProgressKind.PROGRESS, 2.5)
@@ -89,7 +88,7 @@ async def test_owner_and_everything_are_interests_too(tmp_path: Path) -> None:
 
 async def test_many_uploads_are_everything(tmp_path: Path) -> None:
     async with processes(tmp_path / "feed", 2) as (publisher, listener):
-        listener.feed.want(Interests(ids=frozenset(map(str, range(peers.MAX_IDS + 1)))))
+        listener.feed.want(Interests(ids=frozenset(map(str, range(MAX_IDS + 1)))))
         await publisher.until(lambda: publisher.feed.wants("x", ""))
 
 
@@ -194,4 +193,4 @@ def test_text_of_another_version_is_no_change(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "1", '{"ids": 1}'])
 def test_broken_interests_are_none(text: str) -> None:
-    assert not peers.decode_interests(text)
+    assert not decode_interests(text)

@@ -11,36 +11,9 @@ matters: a change tells its token and time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
-from tusd_py.core.progress import Change
-
-
-@dataclass(frozen=True, slots=True)
-class Interests:
-    """The uploads that a process wants to hear of.
-
-    Attributes:
-        ids: uploads by their ids.
-        owners: all uploads of these owners.
-        everything: all uploads.
-    """
-
-    ids: frozenset[str] = frozenset()
-    owners: frozenset[str] = frozenset()
-    everything: bool = False
-
-    def __bool__(self) -> bool:
-        """Return whether there are any."""
-        return self.everything or bool(self.ids) or bool(self.owners)
-
-    def include(self, upload_id: str, owner: str) -> bool:
-        """Return whether a change of this upload is wanted."""
-        return self.everything or upload_id in self.ids or owner in self.owners
-
-
-NO_INTERESTS = Interests()
+from tusd_py.core.progress import Change, Interests
 
 
 class FeedReceiver(Protocol):

@@ -1,4 +1,4 @@
-"""The changes of uploads that live progress tells of."""
+"""The changes of uploads that live progress tells of, and the interest in them."""
 
 from __future__ import annotations
 
@@ -96,3 +96,29 @@ def kind_of(upload: Upload) -> ProgressKind:
         Status.TERMINATED: ProgressKind.TERMINATED,
         Status.EXPIRED: ProgressKind.EXPIRED,
     }[upload.status]
+
+
+@dataclass(frozen=True, slots=True)
+class Interests:
+    """The uploads that a process wants to hear of.
+
+    Attributes:
+        ids: uploads by their ids.
+        owners: all uploads of these owners.
+        everything: all uploads.
+    """
+
+    ids: frozenset[str] = frozenset()
+    owners: frozenset[str] = frozenset()
+    everything: bool = False
+
+    def __bool__(self) -> bool:
+        """Return whether there are any."""
+        return self.everything or bool(self.ids) or bool(self.owners)
+
+    def include(self, upload_id: str, owner: str) -> bool:
+        """Return whether a change of this upload is wanted."""
+        return self.everything or upload_id in self.ids or owner in self.owners
+
+
+NO_INTERESTS = Interests()

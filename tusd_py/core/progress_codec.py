@@ -1,4 +1,4 @@
-"""Changes of uploads as lines of JSON between processes. Pure functions.
+"""Changes of uploads, and the interest in them, as lines of JSON between processes. Pure functions.
 
 Servers of different versions may share their uploads for a while: a line that is not understood is no change.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from tusd_py.core.progress import Change, ProgressKind
+from tusd_py.core.progress import NO_INTERESTS, Change, Interests, ProgressKind
 from tusd_py.core.upload import Status, UploadKind
 
 VERSION = 1
@@ -55,3 +55,20 @@ def decode_change(text: str) -> Change | None:
         )
     except (ValueError, TypeError):
         return None
+
+
+def encode_interests(interests: Interests, most: int) -> str:
+    """Return interests as a text of one line; more than `most` uploads and owners are everything."""
+    if interests.everything or len(interests.ids) + len(interests.owners) > most:
+        return json.dumps({"everything": True})
+    return json.dumps({"ids": sorted(interests.ids), "owners": sorted(interests.owners)})
+
+
+def decode_interests(text: str) -> Interests:
+    """Return the interests of a text; none for one that is broken."""
+    try:
+        document = json.loads(text)
+        ids, owners = document.get("ids", ()), document.get("owners", ())
+        return Interests(frozenset(map(str, ids)), frozenset(map(str, owners)), bool(document.get("everything")))
+    except (ValueError, TypeError, AttributeError):
+        return NO_INTERESTS

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tusd_py.contracts.change_feed import ChangeFeed, Interests
+from tusd_py.contracts.change_feed import ChangeFeed
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import ServerShutdown, UploadError, UploadNotFound
-from tusd_py.core.progress import Change, ProgressKind, change_of
+from tusd_py.core.progress import Change, Interests, ProgressKind, change_of
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import (

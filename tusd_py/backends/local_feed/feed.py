@@ -14,14 +14,15 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from tusd_py.backends.local_feed.peers import Subscriber, Subscription, encode_interests
-from tusd_py.contracts.change_feed import NO_INTERESTS, FeedReceiver, Interests
-from tusd_py.core.progress import Change
-from tusd_py.core.progress_codec import decode_change
+from tusd_py.backends.local_feed.peers import Subscriber, Subscription
+from tusd_py.contracts.change_feed import FeedReceiver
+from tusd_py.core.progress import NO_INTERESTS, Change, Interests
+from tusd_py.core.progress_codec import decode_change, encode_interests
 
 logger = logging.getLogger("tusd_py.progress")
 
 TELL_INTERVAL = 0.05  # seconds between two lines about the interests of this process
+MAX_IDS = 1000  # uploads in one line; beyond it a process wants everything
 BACKLOG = 128
 NAME = re.compile(r"[0-9]+-[0-9a-f]{8}")
 
@@ -156,7 +157,7 @@ class LocalFeed:
         for subscription in list(self._subscriptions.values()):
             if subscription is not None:
                 if self._interests:
-                    subscription.send("want", encode_interests(self._interests))
+                    subscription.send("want", encode_interests(self._interests, MAX_IDS))
                 else:
                     subscription.close()
         if self._interests:
@@ -200,7 +201,7 @@ class LocalFeed:
             self._subscriptions.pop(name, None)
             return
         self._subscriptions[name] = subscription
-        subscription.send("want", encode_interests(self._interests))
+        subscription.send("want", encode_interests(self._interests, MAX_IDS))
 
     def _received(self, kind: str, rest: str) -> None:
         if self._receiver is None:

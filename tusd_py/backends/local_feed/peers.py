@@ -7,17 +7,14 @@ starts sends `hello NAME` to all others, so that those that want changes connect
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
-from tusd_py.contracts.change_feed import NO_INTERESTS, Interests
-from tusd_py.core.progress import Change
-from tusd_py.core.progress_codec import encode_change
+from tusd_py.core.progress import NO_INTERESTS, Change
+from tusd_py.core.progress_codec import decode_interests, encode_change
 
 MAX_LINE = 1 << 20  # bytes
 MAX_HELD = 10_000  # changes that are held for a process that does not read
-MAX_IDS = 1000  # uploads in one line; beyond it a process wants everything
 
 
 class Lines(asyncio.Protocol):
@@ -116,20 +113,3 @@ class Subscription(Lines):
 
     def take(self, kind: str, rest: str) -> None:
         self._take(kind, rest)
-
-
-def encode_interests(interests: Interests) -> str:
-    """Return interests as a text of one line."""
-    if interests.everything or len(interests.ids) + len(interests.owners) > MAX_IDS:
-        return json.dumps({"everything": True})
-    return json.dumps({"ids": sorted(interests.ids), "owners": sorted(interests.owners)})
-
-
-def decode_interests(text: str) -> Interests:
-    """Return the interests of a text; none for one that is broken."""
-    try:
-        document = json.loads(text)
-        ids, owners = document.get("ids", ()), document.get("owners", ())
-        return Interests(frozenset(map(str, ids)), frozenset(map(str, owners)), bool(document.get("everything")))
-    except (ValueError, TypeError, AttributeError):
-        return NO_INTERESTS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.lease_keeper import LeaseKeeper, cancel
@@ -17,6 +17,7 @@ from tusd_py.backends.redis.lease_keeper import LeaseKeeper, cancel
 logger = logging.getLogger("tusd_py.locks")
 
 RECONNECT_PAUSE = 0.2  # seconds
+KINDS = ("released", "release", "commit")  # of messages about locks
 LISTEN_TIMEOUT = 5.0  # seconds
 
 
@@ -29,6 +30,11 @@ class LockChannel:
         self._leases = leases
         self._waiters: dict[str, set[asyncio.Event]] = {}  # by upload id
         self._listener: asyncio.Task[None] | None = None
+        self._observer: Callable[[str, str], object] | None = None
+
+    def observe(self, observer: Callable[[str, str], object] | None) -> None:
+        """Call `observer` with the kind and the rest of every message of another kind; it raises nothing."""
+        self._observer = observer
 
     async def open(self) -> None:
         """Subscribe; return when that is done, or after `LISTEN_TIMEOUT` while attempts continue."""
@@ -93,6 +99,8 @@ class LockChannel:
             lock.request_release()
         elif lock is not None and kind == "commit":
             lock.holder.commit_requested()
+        elif self._observer is not None and kind not in KINDS:
+            self._observer(kind, rest)
 
     def _wake_all(self) -> None:
         for waiters in self._waiters.values():

@@ -54,22 +54,22 @@ class RedisLocker:
             ttl: lifetime of a lease that is not renewed, in seconds.
             instrumentation: is told of leases that are lost.
         """
-        self._redis = connection
+        self.connection = connection
         self._keys = Keys(prefix)
         self._ttl = ttl
         self.leases = LeaseKeeper(connection, self._keys, ttl, instrumentation)
-        self._messages = LockChannel(connection, self._keys.channel, self.leases)
+        self.messages = LockChannel(connection, self._keys.channel, self.leases)
 
     async def open(self) -> None:
         """Connect, and listen for messages."""
-        await self._redis.open()
-        await self._messages.open()
+        await self.connection.open()
+        await self.messages.open()
 
     async def close(self) -> None:
         """End the leases that are held, and disconnect."""
-        await self._messages.close()
+        await self.messages.close()
         await self.leases.close()
-        await self._redis.close()
+        await self.connection.close()
 
     async def acquire(
         self, upload_id: str, holder: LockHolder, timeout: float, *, to_remove: bool = False
@@ -78,7 +78,7 @@ class RedisLocker:
         deadline = time.monotonic() + timeout
         script = ACQUIRE_WITHOUT_ROOM if to_remove else ACQUIRE
         lock = RedisLock(self.leases, upload_id, secrets.token_hex(8), holder)
-        with self._messages.released(upload_id) as released:
+        with self.messages.released(upload_id) as released:
             while True:
                 released.clear()
                 expires_in = await self._try_or_release(lock, script, request=timeout > 0)
@@ -106,12 +106,12 @@ class RedisLocker:
         name = lock.upload_id
         arguments = [lock.lease_id, ttl, name, self._keys.channel, REQUEST_TTL if request else 0]
         keys = [self._keys.lock(name), self._keys.record(name), self._keys.release_request(name)]
-        asked_at = self._redis.clock.monotonic()
-        token, rest, record, now = await self._redis.run(script, keys, arguments)
+        asked_at = self.connection.clock.monotonic()
+        token, rest, record, now = await self.connection.run(script, keys, arguments)
         if not token:
             return max(0.001, int(rest) / 1000)
         if now:  # times in records are those of the clock of Redis
-            self._redis.clock.synchronize(seconds_of(now), asked_at)
+            self.connection.clock.synchronize(seconds_of(now), asked_at)
         lock.token = int(token)
         lock.unreleased_predecessors = int(rest)
         with contextlib.suppress(ValueError):  # the record is broken, which the state store reports
@@ -124,8 +124,8 @@ class RedisLocker:
     async def request_commit(self, upload_id: str) -> AsyncIterator[int]:
         """Ask the holder to commit, see `Locker.request_commit`."""
         keys = [self._keys.lock(upload_id), self._keys.commit_request(upload_id)]
-        yield int(await self._redis.run(REQUEST_COMMIT, keys, [upload_id, self._keys.channel, REQUEST_TTL]))
+        yield int(await self.connection.run(REQUEST_COMMIT, keys, [upload_id, self._keys.channel, REQUEST_TTL]))
 
     async def is_held(self, upload_id: str) -> bool:
         """Return whether any process holds the lock."""
-        return bool(await self._redis.command("EXISTS", self._keys.lock(upload_id)))
+        return bool(await self.connection.command("EXISTS", self._keys.lock(upload_id)))

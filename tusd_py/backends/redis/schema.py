@@ -21,7 +21,9 @@ Keys of all uploads below one prefix:
     {prefix}metadata        hash: texts that are kept beside the records
     {prefix}{rate-<digest>}:rate  string: microseconds since the epoch at which a rate is used up; expires then
     {prefix}{:outbox}:...   the indexes of the stored events, in one hash slot (`outbox_index.py`)
-    {prefix}wishes          channel: "release <id> <lease id>", "commit <id> <lease id>", "released <id> -"
+    {prefix}wishes          channel: "release <id> <lease id>", "commit <id> <lease id>", "released <id> -",
+                            "watch <process> <JSON>", "hello <process>" (`feed.py`)
+    {prefix}changes:<process>  channel: changes of uploads that the process wants to hear of
 
 Names in Redis are those of earlier versions, whose servers may share it: code uses the names of `LockField`.
 """
@@ -145,6 +147,11 @@ class Keys:
         """Return the keys of the indexes of a sink."""
         place = f"{self.prefix}{{:outbox}}:{hashlib.sha256(sink.encode()).hexdigest()[:16]}"
         return SinkKeys(f"{place}:due", f"{place}:waiting", f"{place}:dead")
+
+    @property
+    def changes(self) -> str:
+        """The beginning of the names of the channels of changes."""
+        return f"{self.prefix}changes:"
 
     @property
     def channel(self) -> str:
