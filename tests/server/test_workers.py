@@ -93,12 +93,12 @@ def test_metrics_are_those_of_all_processes(server: ServerProcess) -> None:
 
 
 def test_processes_count_creations_together(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "uploads", workers=4, rate_create="20/h") as server:
+    with ServerProcess(tmp_path / "uploads", workers=2, rate_create="20/h") as server:
         statuses = [request(server, "POST", "/files", {**TUS, "Upload-Length": "1"})[0] for _ in range(60)]
         assert statuses == [201] * 20 + [429] * 40
         before = worker_pids(server)
         os.kill(server.pid, signal.SIGHUP)
-        wait_until(lambda: len(worker_pids(server)) == 4 and worker_pids(server).isdisjoint(before), scaled(60))
+        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint(before), scaled(60))
         assert request(server, "POST", "/files", {**TUS, "Upload-Length": "1"})[0] == 429
 
 
@@ -106,7 +106,7 @@ def test_processes_keep_to_one_rate_of_bytes(tmp_path: Path) -> None:
     """Uploads that are spread over all processes take as long as in one process."""
     rate = 1 << 20
     body = bytes(rate // 4)
-    with ServerProcess(tmp_path / "uploads", workers=4, rate_bytes=rate) as server:
+    with ServerProcess(tmp_path / "uploads", workers=2, rate_bytes=rate) as server:
         headers = {**TUS, "Upload-Length": str(len(body)), "Content-Type": "application/offset+octet-stream"}
         address = urlsplit(server.origin).netloc
 
@@ -120,7 +120,7 @@ def test_processes_keep_to_one_rate_of_bytes(tmp_path: Path) -> None:
         with ThreadPoolExecutor(32) as clients:
             assert list(clients.map(upload, range(32))) == [201] * 32
         # Eight seconds of bytes, of which the first second and the second half of each upload cause no wait.
-        assert time.monotonic() - started > 2
+        assert time.monotonic() - started > 2.5
 
 
 def test_a_process_that_dies_is_started_again(server: ServerProcess) -> None:
