@@ -238,7 +238,9 @@ def start_seaweedfs(directory: Path, *arguments: str) -> tuple[Process, S3Server
         sockets += [Path(f"/tmp/seaweedfs-{name}-{port}.sock"), Path(f"/tmp/seaweedfs-{name}-grpc-{grpc_port}.sock")]
     options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", f"-bucket={BUCKET}"]
     options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={directory}", "-master.telemetry=false"]
-    process = Process([program("weed"), "mini", *options, *arguments], directory, sockets=sockets)
+    # One processor for each: there are as many servers as workers of the tests, and more threads only take turns.
+    environment = {"GOMAXPROCS": "1"}
+    process = Process([program("weed"), "mini", *options, *arguments], directory, environment, sockets)
     return process, S3Server(f"http://127.0.0.1:{ports[0]}")
 
 
