@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -19,7 +19,6 @@ from tests.simulation.redis_store import Entry
 from tests.simulation.world import TOP, World
 from tusd_py.backends.disk.segment_map import segments
 from tusd_py.backends.redis.schema import Keys
-from tusd_py.core.errors import UploadError
 from tusd_py.core.upload import Upload
 from tusd_py.core.upload_codec import decode_upload
 from tusd_py.uploads.service import UploadService
@@ -219,16 +218,6 @@ class HostsWorld(World):
 
         if self.counts.get("redis loses indexes"):
             await self._on_first_host(repair)
-
-    async def _on_first_host(self, ask: Callable[[UploadService], Awaitable[Any]]) -> Any:
-        """Ask as every world does, again if a fault has broken the first connection to Redis that the process takes."""
-        for _ in range(5):
-            try:
-                return await super()._on_first_host(ask)
-            except UploadError:
-                await asyncio.sleep(1.0)
-        self.complain("Redis cannot be used in the end")
-        return None
 
     async def _events_wait(self) -> bool:
         """Look at the events themselves: a lost index is restored later."""

@@ -28,6 +28,7 @@ from tests.simulation.servers import Host
 from tests.simulation.threads import Scheduler
 from tests.simulation.world_faults import FaultyWorld
 from tests.simulation.world_settings import changes_of_settings, draw_lacks, draw_rare_settings, draw_settings
+from tusd_py.core.errors import StateUnavailable, UploadError
 from tusd_py.core.quotas import counted_bytes, is_open
 from tusd_py.sinks import outbox_of
 from tusd_py.uploads.service import UploadService
@@ -37,6 +38,7 @@ LIVENESS = 60.0  # seconds after the end of the faults in which every upload can
 DELIVERY_PATIENCE = 60  # seconds after which an operator has events sent again
 EXPIRY_PATIENCE = 20.0  # seconds after its expiry in which an upload is removed
 TIMEOUT = 3600.0
+ATTEMPTS = 5  # to ask something in the end
 
 
 @dataclass(slots=True)
@@ -309,7 +311,7 @@ class World(FaultyWorld):
         return bool(await self._on_first_host(lambda service: outbox_of(service.state).outbox_depth()))
 
     async def _on_first_host(self, ask: Callable[[UploadService], Awaitable[Any]]) -> Any:
-        """Ask the service of the first process something, on its behalf."""
+        """Ask the service of the first process something, on its behalf; again if an earlier fault is told only now."""
         host = self.hosts[0]
         assert host.process is not None
         assert host.server is not None
@@ -318,7 +320,12 @@ class World(FaultyWorld):
         async def asking() -> Any:
             return await ask(service)
 
-        return await self.loop.create_task(asking(), context=host.process.context.copy())
+        for _ in range(ATTEMPTS):
+            try:
+                return await self.loop.create_task(asking(), context=host.process.context.copy())
+            except UploadError:
+                await asyncio.sleep(1.0)
+        raise StateUnavailable("the records or the storage cannot be used in the end")
 
     async def _check_usage(self) -> None:
         """Check that the usage of every owner is what the records say, and no more than is allowed."""
