@@ -106,8 +106,7 @@ def sent(site: ServerProcess, token: str | None, method: str, path: str, form: F
         headers |= {"Upload-Offset": str(len(CONTENT)), "Content-Type": OFFSET_STREAM, "Content-Length": str(len(body))}
     with Connection(site.port) as connection:
         given: Headers = headers | dict(form.headers)
-        connection.send_head(method, form.target(path), given, version=form.version)
-        connection.send(body)
+        connection.send(connection.head_of(method, form.target(path), given, version=form.version) + body)
         return connection.answer(method=method)
 
 
