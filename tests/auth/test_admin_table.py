@@ -28,6 +28,13 @@ ROUTES = {
     "expire": ("POST", "uploads/{id}/expire"),
     "complete": ("POST", "uploads/{id}/complete"),
     "stats": ("GET", "stats"),
+    "events": ("GET", "events"),
+    "retry": ("POST", "events/{id}/retry"),
+    "orphans": ("GET", "orphans"),
+    "locks": ("GET", "locks"),
+    "settings": ("GET", "settings"),
+    "queue": ("GET", "queue"),
+    "description": ("GET", "openapi.json"),
     "nowhere": ("GET", "nothing"),
     "bad parameter": ("GET", "uploads?limit=0"),
     "bad method": ("PUT", "uploads"),
@@ -116,7 +123,7 @@ def test_capability_of_an_upload_gives_no_right(site: ServerProcess, route: str)
 def test_administrator_is_let_in(site: ServerProcess, route: str, name: str) -> None:
     upload_id = ids_of(upload_of_bob(site))
     answer = send(site, route, upload_id, {"Authorization": f"Bearer {ADMINISTRATORS[name]}"})
-    expected = {"terminate": 204, "expire": 204, "nowhere": 404, "bad parameter": 400, "bad method": 405}
+    expected = {"terminate": 204, "expire": 204, "nowhere": 404, "retry": 404, "bad parameter": 400, "bad method": 405}
     assert answer.status == expected.get(route, 200)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tusd_py.core.clock import rfc3339
 from tusd_py.core.metadata import file_name_of
+from tusd_py.core.outbox import Delivery
 from tusd_py.core.queries import Share, Totals, file_type_of
+from tusd_py.core.redaction import without_secrets
 from tusd_py.core.upload import Status, Upload
-from tusd_py.outbox.cloudevents import readable
+from tusd_py.outbox.cloudevents import readable, type_name
+from tusd_py.settings import FIELDS, Settings, value_of
 
 
 def upload_document(upload: Upload, url: str | None, *, locked: bool | None) -> dict[str, Any]:
@@ -51,6 +55,46 @@ def totals_document(totals: Totals, as_of: float) -> dict[str, Any]:
         "by_owner": [{"owner": owner or None, **_share(share)} for owner, share in totals.by_owner.items()],
         "oldest": _time(totals.oldest_active),
     }
+
+
+def delivery_document(delivery: Delivery) -> dict[str, Any]:
+    """Return an event that waits for one sink as JSON."""
+    event = delivery.event
+    return {
+        "id": event.id,
+        "type": type_name(event),
+        "upload": event.upload_id,
+        "sequence": event.sequence,
+        "time": rfc3339(event.time),
+        **delivery_state(delivery),
+    }
+
+
+def delivery_state(delivery: Delivery) -> dict[str, Any]:
+    """Return the state of an event at one sink as JSON."""
+    waits_until = delivery.next_at if delivery.next_at > 0 and delivery.status == "waiting" else None
+    return {
+        "sink": delivery.sink,
+        "attempts": delivery.attempts,
+        "status": str(delivery.status),
+        "next_attempt_at": None if waits_until is None else rfc3339(waits_until),
+        "error": delivery.error or None,
+    }
+
+
+def settings_document(settings: Settings) -> dict[str, Any]:
+    """Return the settings in effect as JSON: URLs without credentials, files with secrets by their names alone."""
+    return {name: _setting(name, value_of(settings, name)) for name in FIELDS}
+
+
+def _setting(name: str, value: object) -> Any:
+    if isinstance(value, tuple | list):
+        return [_setting(name, item) for item in value]
+    if isinstance(value, Path):
+        return value.name if name.endswith("_file") else str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return without_secrets(str(value))
 
 
 def _share(share: Share) -> dict[str, int]:

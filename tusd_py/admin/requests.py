@@ -81,7 +81,7 @@ def parse_list(parameters: Mapping[str, str]) -> ListRequest:
         _time("created_after", parameters.get("created_after")),
         _time("created_before", parameters.get("created_before")),
     )
-    query = UploadQuery(condition, name, descending, _limit(parameters.get("limit")))
+    query = UploadQuery(condition, name, descending, parse_limit(parameters))
     if "after" in parameters:
         try:
             position = decode_cursor(parameters["after"], name, descending=descending)
@@ -104,7 +104,9 @@ def _text(name: str, text: str | None) -> str | None:
     return text
 
 
-def _limit(text: str | None) -> int:
+def parse_limit(parameters: Mapping[str, str]) -> int:
+    """Return the number of entries of a page at most; raises `BadParameter`."""
+    text = parameters.get("limit")
     if text is None:
         return DEFAULT_LIMIT
     if not NUMBER.fullmatch(text) or int(text) > MAX_LIMIT:

@@ -6,8 +6,8 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
+from tusd_py.admin.documents import delivery_document, delivery_state
 from tusd_py.composition import opened_outbox
 from tusd_py.contracts.outbox import Outbox
 from tusd_py.core.clock import rfc3339
@@ -65,7 +65,7 @@ async def _list(outbox: Outbox, *, as_json: bool) -> None:
         page = await outbox.deliveries(after, PAGE_SIZE)
         for delivery in page.deliveries:
             if as_json:
-                sys.stdout.write(f"{'[' if first else ','}\n{json.dumps(_listed(delivery))}")
+                sys.stdout.write(f"{'[' if first else ','}\n{json.dumps(delivery_document(delivery))}")
             else:
                 print(_line(delivery))
             first = False
@@ -76,30 +76,6 @@ async def _list(outbox: Outbox, *, as_json: bool) -> None:
         sys.stdout.write("[]\n" if first else "\n]\n")
     elif first:
         print("no event waits, and there are no dead letters")
-
-
-def _listed(delivery: Delivery) -> dict[str, Any]:
-    """Return what `list --json` tells of an event at one sink."""
-    event = delivery.event
-    return {
-        "id": event.id,
-        "type": type_name(event),
-        "upload": event.upload_id,
-        "sequence": event.sequence,
-        "time": rfc3339(event.time),
-        **_state(delivery),
-    }
-
-
-def _state(delivery: Delivery) -> dict[str, Any]:
-    waits_until = delivery.next_at if delivery.next_at > 0 and delivery.status == "waiting" else None
-    return {
-        "sink": delivery.sink,
-        "attempts": delivery.attempts,
-        "status": str(delivery.status),
-        "next_attempt_at": None if waits_until is None else rfc3339(waits_until),
-        "error": delivery.error or None,
-    }
 
 
 def _line(delivery: Delivery) -> str:
@@ -119,7 +95,7 @@ async def _show(outbox: Outbox, event_id: str, *, as_json: bool) -> None:
         "upload": event.upload_id,
         "sequence": event.sequence,
         "time": rfc3339(event.time),
-        "deliveries": [_state(delivery) for delivery in found],
+        "deliveries": [delivery_state(delivery) for delivery in found],
         "data": data_of(event),
     }
     print(json.dumps(shown, indent=None if as_json else 2, ensure_ascii=as_json))

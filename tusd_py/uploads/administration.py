@@ -84,13 +84,12 @@ class Administration:
             await self._removal.remove(current, lock.token, Status.EXPIRED, context)
             self._events.publish(UploadExpired(current))
 
-        await outcome(self._work.start_unlocked(self._end(upload_id, remove)))
+        await outcome(self._work.start_unlocked(self._end(upload_id, remove, context)))
 
-    async def _end(self, upload_id: str, remove: Callable[[Lock], Any]) -> None:
+    async def _end(self, upload_id: str, remove: Callable[[Lock], Any], context: RequestContext | None) -> None:
+        timeout = self._options.lock_timeout
         async with self._work.ending(upload_id):
-            await self._work.run(
-                upload_id, NonInterruptibleHolder(), self._options.lock_timeout, remove, to_remove=True
-            )
+            await self._work.run(upload_id, NonInterruptibleHolder(), timeout, remove, to_remove=True, context=context)
 
     async def complete(self, upload_id: str, context: RequestContext | None) -> Upload:
         """Declare the offset of a recording as its length. See `UploadService.complete`."""

@@ -95,7 +95,8 @@ class Appending:
         holder = DeferredHolder()
         try:
             lock = await self._lock_to_append(upload_id, append_request, holder)
-            work = self._work.start(lock, self._append_under(lock, append_request, holder))
+            context = append_request.context
+            work = self._work.start(lock, self._append_under(lock, append_request, holder), context)
             try:
                 if append_request.source.arrived is not None:
                     return await outcome(work)
@@ -122,7 +123,8 @@ class Appending:
             lock = await self._work.acquire(new.id, NonInterruptibleHolder(), 0)
         except UploadError:  # another process takes a token just now, or the locks cannot be used
             return None
-        return await outcome(self._work.start(lock, self._create_under(self._small, lock, new, append_request)))
+        work = self._create_under(self._small, lock, new, append_request)
+        return await outcome(self._work.start(lock, work, append_request.context))
 
     async def _create_under(
         self, small: SmallAppends, lock: Lock, new: Upload, append_request: AppendRequest

@@ -82,7 +82,8 @@ class FinalUploads:
         async def make(lock: Lock) -> Upload:
             return await self._concatenate(new, lock)
 
-        final = await self._work.run(upload_id, NonInterruptibleHolder(), self._options.lock_timeout, make)
+        timeout = self._options.lock_timeout
+        final = await self._work.run(upload_id, NonInterruptibleHolder(), timeout, make, context=new.context)
         await self._events.delivered(upload_id)
         return final
 

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tusd_py.contracts.locks import Lock, Locker, LockHolder
 from tusd_py.core.errors import CodedError, LockTimeout, ServerShutdown
+from tusd_py.core.request_context import RequestContext
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import LockWaited
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
@@ -18,6 +20,15 @@ from tusd_py.uploads.lock_holders import NonInterruptibleHolder
 logger = logging.getLogger("tusd_py.uploads")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLock:
+    """A lock that this process holds: since when, in monotonic seconds, and on behalf of which request."""
+
+    upload_id: str
+    since: float
+    context: RequestContext | None
 
 
 class LockedWork:
@@ -32,6 +43,7 @@ class LockedWork:
         self._locker = locker
         self._events = events
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._held: dict[str, HeldLock] = {}  # by upload id
         self._closed = False
         self.is_draining = False
 
@@ -63,15 +75,20 @@ class LockedWork:
         )
         return lock
 
-    def start(self, lock: Lock, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run the work in a task of its own, which then releases the lock.
+    @property
+    def held(self) -> Sequence[HeldLock]:
+        """The locks that work of this process holds now."""
+        return tuple(self._held.values())
+
+    def start(self, lock: Lock, work: Coroutine[Any, Any, T], context: RequestContext | None = None) -> asyncio.Task[T]:
+        """Run the work, on behalf of a request, in a task of its own, which then releases the lock.
 
         After `close` the work is not run, and the task raises `ServerShutdown`.
         """
         if self._closed:
             work.close()
             return self._spawn(self._refuse(lock))
-        return self._spawn(self._hold(lock, work))
+        return self._spawn(self._hold(lock, work, context))
 
     async def run(
         self,
@@ -81,10 +98,11 @@ class LockedWork:
         work: Callable[[Lock], Coroutine[Any, Any, T]],
         *,
         to_remove: bool = False,
+        context: RequestContext | None = None,
     ) -> T:
         """Acquire the lock, and wait for the work under it; raises `LockTimeout` and the errors of the work."""
         lock = await self.acquire(upload_id, holder, timeout, to_remove=to_remove)
-        return await outcome(self.start(lock, work(lock)))
+        return await outcome(self.start(lock, work(lock), context))
 
     def start_unlocked(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start work that acquires its locks itself; raises `ServerShutdown` after `close`."""
@@ -103,15 +121,20 @@ class LockedWork:
         self._closed = self.is_draining = True
         await self.settle()
 
-    async def _hold(self, lock: Lock, work: Coroutine[Any, Any, T]) -> T:
-        with self._events.held(lock.upload_id):
-            try:
-                result = await work
-            except Exception:
+    async def _hold(self, lock: Lock, work: Coroutine[Any, Any, T], context: RequestContext | None) -> T:
+        held = self._held[lock.upload_id] = HeldLock(lock.upload_id, time.monotonic(), context)
+        try:
+            with self._events.held(lock.upload_id):
+                try:
+                    result = await work
+                except Exception:
+                    await lock.release()
+                    raise
                 await lock.release()
-                raise
-            await lock.release()
-            return result
+                return result
+        finally:
+            if self._held.get(lock.upload_id) is held:  # a lock that was lost may be held again
+                del self._held[lock.upload_id]
 
     async def _refuse(self, lock: Lock) -> Any:
         await lock.release()

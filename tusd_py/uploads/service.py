@@ -42,7 +42,7 @@ from tusd_py.uploads.final_uploads import FinalUploads
 from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
-from tusd_py.uploads.locked_work import LockedWork, outcome
+from tusd_py.uploads.locked_work import HeldLock, LockedWork, outcome
 from tusd_py.uploads.new_records import NewRecords
 from tusd_py.uploads.power_cuts import PowerCuts
 from tusd_py.uploads.progress_hooks import ProgressHooks
@@ -382,6 +382,11 @@ class UploadService:
         the errors of `append`.
         """
         return await self._administration.complete(upload_id, context)
+
+    @property
+    def held_locks(self) -> Sequence[HeldLock]:
+        """The locks that this process holds now."""
+        return self._work.held
 
     def is_over(self, upload: Upload) -> bool:
         """Return whether the sweeper removes this upload."""

@@ -85,5 +85,10 @@ class Termination:
 
         async with self._work.ending(upload_id):
             await self._work.run(
-                upload_id, NonInterruptibleHolder(), self._options.lock_timeout, remove, to_remove=True
+                upload_id,
+                NonInterruptibleHolder(),
+                self._options.lock_timeout,
+                remove,
+                to_remove=True,
+                context=context,
             )
