@@ -48,6 +48,7 @@ from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides, cross
 from tusd_py.signal_watch import SignalWatch
 from tusd_py.sinks import build_hooks, build_relay
 from tusd_py.start_attempts import StartAttempts
+from tusd_py.uploads.history import HistoryRecorder
 from tusd_py.uploads.queries import RecordQueries
 from tusd_py.uploads.service import UploadService
 
@@ -147,6 +148,7 @@ class TusServer:
             self.settings, self.events, self.metrics, given=self._given_components, hooks=self._hooks
         )
         self.queries = RecordQueries(self.service.state)
+        self.history = HistoryRecorder(self.events, self.service.state)
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
         self._feed = build_feed(self.settings, self.service)
         self.hub = ProgressHub(
@@ -337,6 +339,7 @@ class TusServer:
             self.hub.open()
             if self.is_administrated:
                 await self._prepare_queries()
+                self.history.open()
             if self._feed is not None:
                 await self._feed.open(self.hub)
             if self.settings.sweep_interval:
@@ -412,6 +415,7 @@ class TusServer:
             self.hub.close()
             if self._feed is not None:
                 await self._feed.close()
+            await self.history.close()
             timeout = self._grace_deadline() - asyncio.get_running_loop().time()
             if not await close_service(self.service, timeout):
                 logger.error(

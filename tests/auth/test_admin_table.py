@@ -23,6 +23,7 @@ ROUTES = {
     "list of an owner": ("GET", "uploads?owner=bob"),
     "search": ("GET", "uploads?q=secret"),
     "show": ("GET", "uploads/{id}"),
+    "history": ("GET", "uploads/{id}/history"),
     "head": ("HEAD", "uploads/{id}"),
     "terminate": ("DELETE", "uploads/{id}"),
     "expire": ("POST", "uploads/{id}/expire"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tusd_py.core.clock import rfc3339
+from tusd_py.core.history import HistoryEntry
 from tusd_py.core.metadata import file_name_of
 from tusd_py.core.outbox import Delivery
 from tusd_py.core.queries import Share, Totals, file_type_of
@@ -79,6 +80,18 @@ def delivery_state(delivery: Delivery) -> dict[str, Any]:
         "status": str(delivery.status),
         "next_attempt_at": None if waits_until is None else rfc3339(waits_until),
         "error": delivery.error or None,
+    }
+
+
+def history_document(entry: HistoryEntry) -> dict[str, Any]:
+    """Return an entry of the history of an upload as JSON."""
+    return {
+        "event": entry.event,
+        "time": _time(entry.time),
+        "offset": entry.offset,
+        "actor": entry.actor or None,
+        "client": entry.client or None,
+        "code": entry.code or None,
     }
 
 

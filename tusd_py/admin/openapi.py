@@ -40,6 +40,13 @@ SCHEMAS: dict[str, Any] = {
         expires_at=MAYBE_TIME, client=MAYBE_TEXT, locked={"type": ["boolean", "null"]},
     ),
     "Page": _object(uploads=_list_of(_ref("Upload")), next=MAYBE_TEXT),
+    "History": _object(
+        history=_list_of(
+            _object(
+                event=TEXT, time=MAYBE_TIME, offset=NUMBER, actor=MAYBE_TEXT, client=MAYBE_TEXT, code=MAYBE_TEXT
+            )
+        )
+    ),
     "Stats": _object(
         as_of=TIME, total=_object(**SHARE), by_status={"type": "object", "additionalProperties": _object(**SHARE)},
         by_owner=_list_of(_object(owner=MAYBE_TEXT, **SHARE)), oldest=MAYBE_TIME, rates=_object(received=NUMBER),

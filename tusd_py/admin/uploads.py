@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tusd_py.admin.app import Answer, Route
-from tusd_py.admin.documents import upload_document
+from tusd_py.admin.documents import history_document, upload_document
 from tusd_py.admin.requests import LIST_PARAMETERS, AdminRequest, parse_list
 from tusd_py.core.errors import UploadNotFound
 from tusd_py.core.queries import encode_cursor
@@ -26,6 +26,7 @@ class UploadRoutes:
         return (
             Route("GET", "uploads", "List uploads, in pages.", self.list, LIST_PARAMETERS, "Page"),
             Route("GET", "uploads/{id}", "Show an upload, also one that has ended.", self.show, (), "Upload"),
+            Route("GET", "uploads/{id}/history", "Show the history of an upload.", self.history, (), "History"),
             Route("DELETE", "uploads/{id}", "Remove an upload with its bytes.", self.terminate),
             Route("POST", "uploads/{id}/expire", "End an unfinished upload before its time.", self.expire),
             Route("POST", "uploads/{id}/complete", "Complete a recording at its offset.", self.complete, (), "Upload"),
@@ -46,6 +47,14 @@ class UploadRoutes:
             raise UploadNotFound
         return Answer(await self._document(request, upload))
 
+    async def history(self, request: AdminRequest) -> Answer:
+        """Return what happened to an upload, in order of time."""
+        upload = await self._server.service.find(request.id)
+        if upload is None:
+            raise UploadNotFound
+        entries = await self._server.history.of(upload)
+        return Answer({"history": [history_document(entry) for entry in entries]})
+
     async def terminate(self, request: AdminRequest) -> Answer:
         """Remove an upload."""
         await self._server.service.terminate(request.id, request.context)
@@ -59,6 +68,7 @@ class UploadRoutes:
     async def complete(self, request: AdminRequest) -> Answer:
         """Declare the offset of an abandoned recording as its length."""
         upload = await self._server.service.complete(request.id, request.context)
+        self._server.history.add("completed", upload, request.context)
         return Answer(await self._document(request, upload))
 
     async def _document(self, request: AdminRequest, upload: Upload) -> dict[str, Any]:

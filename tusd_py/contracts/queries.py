@@ -5,8 +5,10 @@ A store without them is asked by reading all its records, which takes a time tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from tusd_py.core.history import HistoryEntry
 from tusd_py.core.queries import QueryPage, Totals, UploadQuery
 
 
@@ -37,3 +39,20 @@ class SupportsQueries(Protocol):
 
     async def totals(self) -> Totals:
         """Count the records."""
+
+
+@runtime_checkable
+class SupportsHistory(Protocol):
+    """A state store that keeps the history of uploads beside their records."""
+
+    async def add_history(self, upload_id: str, entry: HistoryEntry) -> None:
+        """Add an entry to an upload that has a record; the newest `MAX_ENTRIES` of each are kept.
+
+        May be called for an upload without a record, and raise `StateUnavailable`: nothing is added then.
+        """
+
+    async def history(self, upload_id: str) -> Sequence[HistoryEntry]:
+        """Return the entries of an upload, the oldest first; none for an unknown one.
+
+        The history is removed with the record.
+        """

@@ -94,6 +94,7 @@ class UploadExpired:
     """
 
     upload: Upload
+    request: RequestContext | None = None  # of the administrator who ended it before its time
 
 
 @dataclass(frozen=True, slots=True)

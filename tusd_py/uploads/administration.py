@@ -82,7 +82,7 @@ class Administration:
             if await self._removal.is_kept(current):
                 raise WrongStatus("there are more bytes of the upload than its record knows of, as after a backup")
             await self._removal.remove(current, lock.token, Status.EXPIRED, context)
-            self._events.publish(UploadExpired(current))
+            self._events.publish(UploadExpired(current, context))
 
         await outcome(self._work.start_unlocked(self._end(upload_id, remove, context)))
 

@@ -14,6 +14,7 @@ from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.created_index import CreatedIndex, read_fields
 from tusd_py.backends.redis.id_index import IdIndex
 from tusd_py.backends.redis.schema import Keys
+from tusd_py.core.history import MAX_ENTRIES, HistoryEntry, decode_entry
 from tusd_py.core.queries import (
     Counting,
     Position,
@@ -33,6 +34,7 @@ FIELDS_SLICE = 500  # records of which some fields are read in one round trip
 QUICK_RECORDS = 10_000  # that are read without pauses
 PAUSE = 0.005  # seconds after a slice beyond these
 MAX_LOOKED_AT = 2000  # records that are looked at for one page along an index
+HISTORY_TTL = 30 * 86400  # seconds after the last entry
 NEW_ENTRY_AGE = 60.0  # seconds within which the record of a new entry may still be missing
 COUNTED_FIELDS = ("id", "created_at", "status", "owner", "offset")
 
@@ -66,6 +68,19 @@ class RedisQueries:
         async for upload in self._all(COUNTED_FIELDS):
             counting.add(upload.status, upload.owner, Share(1, upload.offset), upload.created_at)
         return counting.totals()
+
+    async def add_history(self, upload_id: str, entry: HistoryEntry) -> None:
+        """Add an entry to the history of an upload that has a record, see `SupportsHistory.add_history`."""
+        if await self._redis.command("EXISTS", self._keys.record(upload_id)):
+            key = self._keys.history(upload_id)
+            await self._redis.commands(
+                ("RPUSH", key, entry.encode()), ("LTRIM", key, -MAX_ENTRIES, -1), ("EXPIRE", key, HISTORY_TTL)
+            )
+
+    async def history(self, upload_id: str) -> Sequence[HistoryEntry]:
+        """Return the entries of an upload, see `SupportsHistory.history`."""
+        texts: Sequence[str] = await self._redis.command("LRANGE", self._keys.history(upload_id), 0, -1)
+        return [entry for text in texts if (entry := decode_entry(text)) is not None]
 
     async def _all(self, fields: Sequence[str]) -> AsyncIterator[Upload]:
         """Yield every record with these fields; the others have their defaults."""

@@ -37,6 +37,7 @@ from tusd_py.backends.redis.scripts import (
 from tusd_py.backends.redis.usage import ATTEMPTS, NO_CLUSTER, OwnerUsage
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
+from tusd_py.core.history import HistoryEntry
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.queries import QueryPage, Totals, UploadQuery
@@ -253,7 +254,10 @@ class RedisState:
         if not owner:
             raise LockLost
         indexes = [self._keys.due, self._keys.ids, *self._created_index.holding(owner.removeprefix("="))]
-        await self._redis.commands(*[("ZREM", index, upload_id) for index in indexes])
+        removals: list[tuple[Any, ...]] = [("ZREM", index, upload_id) for index in indexes]
+        if self._created_index.is_collecting:
+            removals.append(("DEL", self._keys.history(upload_id)))
+        await self._redis.commands(*removals)
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         """Return due uploads by the index, and correct wrong entries."""
@@ -332,6 +336,14 @@ class RedisState:
     async def totals(self) -> Totals:
         """Count the records, see `SupportsQueries.totals`."""
         return await self._queries.totals()
+
+    async def add_history(self, upload_id: str, entry: HistoryEntry) -> None:
+        """Add an entry, see `SupportsHistory.add_history`."""
+        await self._queries.add_history(upload_id, entry)
+
+    async def history(self, upload_id: str) -> Sequence[HistoryEntry]:
+        """Return the entries of an upload, see `SupportsHistory.history`."""
+        return await self._queries.history(upload_id)
 
     async def all(self) -> AsyncIterator[Upload]:
         """Iterate over the records that can be read."""

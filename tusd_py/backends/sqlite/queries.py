@@ -15,6 +15,7 @@ from typing import Any
 
 from tusd_py.backends.sqlite.read_thread import ReadThread
 from tusd_py.core.errors import BrokenRecord
+from tusd_py.core.history import MAX_ENTRIES, HistoryEntry, decode_entry
 from tusd_py.core.listing import UploadFilter
 from tusd_py.core.queries import Counting, Position, QueryPage, Share, TopUploads, Totals, UploadQuery, page_of
 from tusd_py.core.quotas import MAX_COUNTED
@@ -39,6 +40,16 @@ COUNT_SLICE = (
     f"SELECT status, owner, count(*), sum(min(max(CAST(offset AS INTEGER), 0), {MAX_COUNTED})), min(created_at) "
     f"FROM uploads WHERE {IN_SLICE} GROUP BY status, owner"
 )
+INSERT_HISTORY = (
+    "INSERT INTO history (upload_id, number, entry) "
+    "SELECT ?1, coalesce((SELECT max(number) FROM history WHERE upload_id = ?1), 0) + 1, ?2 "
+    "WHERE EXISTS (SELECT 1 FROM uploads WHERE id = ?1)"
+)
+TRIM_HISTORY = (
+    "DELETE FROM history WHERE upload_id = ?1 AND number <= (SELECT max(number) FROM history WHERE upload_id = ?1) - ?2"
+)
+SELECT_HISTORY = "SELECT entry FROM history WHERE upload_id = ? ORDER BY number"
+DELETE_HISTORY = "DELETE FROM history WHERE upload_id = ?"
 LAST_ID = "\x7f"  # after every id
 STATUSES = {status.value: status for status in Status}
 
@@ -77,6 +88,11 @@ class SQLiteQueries:
                     counting.add(STATUSES[status], owner, Share(count, size or 0), oldest)
         return counting.totals()
 
+    async def history(self, upload_id: str) -> Sequence[HistoryEntry]:
+        """Return the entries of an upload, see `SupportsHistory.history`."""
+        rows = await self._reads.run(partial(_fetch, SELECT_HISTORY, (upload_id,)))
+        return [entry for (text,) in rows if (entry := decode_entry(str(text))) is not None]
+
     async def _slices(self) -> AsyncIterator[tuple[str, str]]:
         """Yield the ids before and at the end of slices that hold all records together."""
         last, found = "", True
@@ -89,6 +105,12 @@ class SQLiteQueries:
     async def _read_first(self, statement: Statement, count: int) -> Sequence[Upload]:
         """Return the first `count` records of a statement that can be read."""
         return await self._reads.run(partial(_read_first, statement=statement, count=count, broken=self._broken))
+
+
+def add_history(connection: sqlite3.Connection, upload_id: str, entry: HistoryEntry) -> None:
+    """Add an entry to the history of an upload that has a record; remove those that are too many."""
+    if connection.execute(INSERT_HISTORY, (upload_id, entry.encode())).rowcount:
+        connection.execute(TRIM_HISTORY, (upload_id, MAX_ENTRIES))
 
 
 def _has_indexes(connection: sqlite3.Connection) -> bool:

@@ -28,6 +28,9 @@ CREATE INDEX IF NOT EXISTS uploads_by_expiry ON uploads (expires_at) WHERE expir
 DROP INDEX IF EXISTS uploads_finishing;
 CREATE INDEX IF NOT EXISTS uploads_to_finish ON uploads (status)
     WHERE status = 'finishing' AND (concatenation <> 'final' OR expires_at IS NULL);
+CREATE TABLE IF NOT EXISTS history (
+    upload_id TEXT, number INTEGER, entry TEXT NOT NULL, PRIMARY KEY (upload_id, number)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS waiting_finals (
     partial_id TEXT, final_id TEXT, PRIMARY KEY (partial_id, final_id)
 ) WITHOUT ROWID;

@@ -16,13 +16,14 @@ from typing import Any
 
 from tusd_py.backends.sqlite.job_threads import Job
 from tusd_py.backends.sqlite.outbox import SQLiteOutbox
-from tusd_py.backends.sqlite.queries import INDEXES, SQLiteQueries
+from tusd_py.backends.sqlite.queries import DELETE_HISTORY, INDEXES, SQLiteQueries, add_history
 from tusd_py.backends.sqlite.quotas import admit_change, admit_new, join_partials, read_usage, return_partials
 from tusd_py.backends.sqlite.read_thread import ReadThread
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.durability import BOOT
 from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
+from tusd_py.core.history import HistoryEntry
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.queries import QueryPage, Totals, UploadQuery
@@ -256,6 +257,7 @@ class SQLiteState:
             if not deleted and connection.execute(EXISTS, (upload_id,)).fetchone() is not None:
                 raise LockLost
             connection.execute(DELETE_PARTS, (upload_id,))
+            connection.execute(DELETE_HISTORY, (upload_id,))
 
         await self._submit(remove, compound=True, removes=True)
 
@@ -327,6 +329,14 @@ class SQLiteState:
     async def totals(self) -> Totals:
         """Count the records, see `SupportsQueries.totals`."""
         return await self._queries.totals()
+
+    async def add_history(self, upload_id: str, entry: HistoryEntry) -> None:
+        """Add an entry, see `SupportsHistory.add_history`."""
+        await self._submit(partial(add_history, upload_id=upload_id, entry=entry), compound=True)
+
+    async def history(self, upload_id: str) -> Sequence[HistoryEntry]:
+        """Return the entries of an upload, see `SupportsHistory.history`."""
+        return await self._queries.history(upload_id)
 
     async def all(self) -> AsyncIterator[Upload]:
         """Iterate over the records that can be read."""
