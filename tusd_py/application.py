@@ -68,7 +68,7 @@ def create_app(
     pages = ServicePages(server)
     admin = build_admin(server)
     routes: list[BaseRoute] = [
-        *([] if admin is None else [TusMount(ADMIN_PATH, app=admin)]),
+        *([] if admin is None or server.settings.admin_port is not None else [TusMount(ADMIN_PATH, app=admin)]),
         server.route(server.settings.base_path),
         TextRoute("/healthz", pages.healthz),
         TextRoute("/readyz", pages.readyz),
@@ -80,7 +80,13 @@ def create_app(
     app = Starlette(routes=routes, lifespan=server.lifespan)
     app.router.default = pages.default_page
     app.state.tus = server
+    app.state.admin = admin
     return app
+
+
+def admin_application(app: Starlette) -> ASGIApp:
+    """Return the application of the port of administrators, for one made by `create_app`."""
+    return Starlette(routes=[TusMount(ADMIN_PATH, app=app.state.admin)])
 
 
 class ServicePages:
@@ -133,7 +139,8 @@ def with_direct_uploads(app: Starlette) -> ASGIApp:
     server: TusServer = app.state.tus
     base = server.settings.base_path
     below = f"{base}/"
-    if server.is_administrated and f"{ADMIN_PATH}/".startswith(below):  # the API is below the uploads
+    has_api = server.is_administrated and server.settings.admin_port is None
+    if has_api and f"{ADMIN_PATH}/".startswith(below):  # the API is below the uploads
         return app
 
     def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +32,7 @@ from tusd_py.commands.token import run_token
 from tusd_py.commands.uploads import run_uploads
 from tusd_py.composition import build_authenticator, build_service, build_signing_keys, opened
 from tusd_py.contracts.auth import KNOWN_SCOPES
-from tusd_py.core.errors import UploadError
+from tusd_py.core.errors import StateUnavailable, UploadError
 from tusd_py.core.listing import UploadFilter
 from tusd_py.core.redaction import without_secrets
 from tusd_py.core.upload import Status
@@ -290,22 +292,38 @@ def run_serve(settings: Settings) -> int:
         return fail(str(error))
     except UploadError as error:
         return fail(error.message, 1)
-    try:
-        listener = (bind_exclusive if settings.workers > 1 else bind)((settings.host, settings.port))
-    except OSError as error:
-        return fail(f"--host {settings.host} --port {settings.port}: {error.strerror}", 1)
-    host, port = listener.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
+    with contextlib.ExitStack() as sockets:
+        try:
+            listener = sockets.enter_context(_bound(settings, "port", settings.port))
+            admin = None
+            if settings.admin_port is not None:
+                admin = sockets.enter_context(_bound(settings, "admin-port", settings.admin_port))
+        except UploadError as error:
+            return fail(error.message, 1)
 
-    def listening() -> None:
-        announce(logging.INFO, f"tusd-py {__version__} is listening on http://{host}:{port}{settings.base_path}")
+        def listening() -> None:
+            if admin is not None:
+                announce(logging.INFO, f"administrators are served on {_origin_of(admin)}/admin/api")
+            announce(logging.INFO, f"tusd-py {__version__} is listening on {_origin_of(listener)}{settings.base_path}")
 
-    with listener:
         if settings.workers > 1:
-            return Supervisor(settings, listener).run(listening)
+            return Supervisor(settings, listener, admin).run(listening)
         handle_hangups()
-        run_server(settings, listener, listening)
+        run_server(settings, listener, listening, admin)
     return 0
+
+
+def _bound(settings: Settings, flag: str, port: int) -> socket.socket:
+    """Return a socket bound to a port; raises `StateUnavailable` with the reason why that is not possible."""
+    try:
+        return (bind_exclusive if settings.workers > 1 else bind)((settings.host, port))
+    except OSError as error:
+        raise StateUnavailable(f"--host {settings.host} --{flag} {port}: {error.strerror}") from error
+
+
+def _origin_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def check(settings: Settings) -> None:
@@ -318,6 +336,8 @@ def check(settings: Settings) -> None:
     authenticates = build_authenticator(settings) is not None
     build_signing_keys(settings)
     is_administrated = build_admin_token(settings) is not None or authenticates
+    if settings.admin_port is not None and not is_administrated:
+        raise InvalidSettings("--admin-port needs --admin-token-file, or authentication")
 
     async def open_and_close() -> None:
         async with opened(service, settings):

@@ -33,6 +33,8 @@ def build_admin(server: TusServer) -> AdminApp | None:
     """
     token = build_admin_token(server.settings)
     if token is None and server.authenticator is None:
+        if server.settings.admin_port is not None:
+            raise InvalidSettings("admin_port needs admin_token_file, or authentication")
         return None
     cross_origin = CrossOrigin(server.settings.cors_origins, credentials=server.settings.cors_credentials)
 

@@ -73,9 +73,14 @@ class UploadRoutes:
 
     async def _document(self, request: AdminRequest, upload: Upload) -> dict[str, Any]:
         locked = await self._server.service.locker.is_held(upload.id)
-        return upload_document(upload, f"{self._base_url(request)}/{upload.id}", locked=locked)
+        base = self._base_url(request)
+        return upload_document(upload, None if base is None else f"{base}/{upload.id}", locked=locked)
 
-    def _base_url(self, request: AdminRequest) -> str:
+    def _base_url(self, request: AdminRequest) -> str | None:
+        """Return the creation URL; None if it cannot be told from a request to another port."""
+        settings = self._server.settings
+        if settings.admin_port is not None and settings.public_url is None:
+            return None
         scope = request.context.scope
         outside = {**scope, "root_path": scope.get("app_root_path", "")}
-        return self._server.urls.base(outside, request.context.headers) + self._server.settings.base_path.rstrip("/")
+        return self._server.urls.base(outside, request.context.headers) + settings.base_path.rstrip("/")

@@ -259,6 +259,9 @@ class Settings(BaseSettings):
     admin_token_file: Path | None = Field(
         default=None, description="file with the token of administrators, on one line, for /admin/api"
     )
+    admin_port: Number | None = Field(
+        default=None, ge=0, le=65535, description="port of /admin/api alone, which the other port then lacks"
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="format of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log lines to write"

@@ -119,6 +119,7 @@ class SettingsOverrides(TypedDict, total=False):
     capability_ttl: Duration
     public_downloads: bool
     admin_token_file: Path | str | None
+    admin_port: int | None
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
     disable_malloc_tuning: bool

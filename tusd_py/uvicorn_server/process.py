@@ -6,13 +6,14 @@ import contextlib
 import math
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from tusd_py.application import create_app, with_direct_uploads
+from tusd_py.application import admin_application, create_app, with_direct_uploads
 from tusd_py.core.option_types import MAX_DURATION
 from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.uvicorn_server.acceptor import Acceptor
@@ -22,24 +23,37 @@ from tusd_py.uvicorn_server.garbage_collection import tune_garbage_collection
 from tusd_py.uvicorn_server.protocol import upload_protocol
 
 BACKLOG = 2048
+FURTHER_CONNECTIONS = 64  # beyond the limit, so that a server without room can still be looked at
 SENDING_TIMEOUT = 1.0  # seconds that the end of a process waits for a file that its disk does not deliver
 
 
 class Server(uvicorn.Server):
     """A uvicorn server with a limit of connections, which calls `ready` when it accepts them."""
 
-    def __init__(self, config: uvicorn.Config, shared: Connections, limit: int, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        shared: Connections,
+        limit: int,
+        ready: Callable[[], None],
+        further: Sequence[tuple[socket.socket, uvicorn.Config]] = (),
+    ) -> None:
+        """Take the configuration of the sockets that `run` gets, and those of `further` sockets."""
         super().__init__(config)
         self._shared = shared
         self._limit = limit
         self._ready = ready
+        self._further = further
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
         tune_garbage_collection()
-        acceptors = [self._acceptor(listener) for listener in sockets or ()]
+        acceptors = [self._acceptor(listener, self.config, self._limit) for listener in sockets or ()]
+        for listener, config in self._further:
+            config.load()
+            acceptors.append(self._acceptor(listener, config, self._limit + FURTHER_CONNECTIONS))
         for acceptor in acceptors:
             acceptor.start(self.config.backlog)
         self.servers: list[Any] = acceptors
@@ -51,15 +65,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         await self._shared.close(SENDING_TIMEOUT)
 
-    def _acceptor(self, listener: socket.socket) -> Acceptor:
+    def _acceptor(self, listener: socket.socket, config: uvicorn.Config, limit: int) -> Acceptor:
         def new_protocol() -> Any:
-            protocol: Any = self.config.http_protocol_class
-            return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+            protocol: Any = config.http_protocol_class
+            return protocol(config=config, server_state=self.server_state, app_state=self.lifespan.state)
 
         return Acceptor(
             listener,
             new_protocol,
-            limit=self._limit,
+            limit=limit,
             open_connections=lambda: len(self.server_state.connections),
             make_room=self._shared.end_longest_idle,
         )
@@ -68,14 +82,17 @@ class Server(uvicorn.Server):
 def limit_of(settings: Settings) -> int:
     """Raise the limit of descriptors and return the number of connections of this process; raises `InvalidSettings`."""
     reserved = RESERVED_DESCRIPTORS + (settings.s3.concurrency if settings.s3.bucket else 0)
+    reserved += 0 if settings.admin_port is None else 2 * FURTHER_CONNECTIONS
     try:
         return connection_limit(raise_descriptor_limit(), reserved, settings.max_connections, settings.workers)
     except ValueError as error:
         raise InvalidSettings(f"--max-connections is too large: {error}") from None
 
 
-def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve on a bound socket until a signal stops the process."""
+def run_server(
+    settings: Settings, listener: socket.socket, ready: Callable[[], None], admin: socket.socket | None = None
+) -> None:
+    """Serve on a bound socket until a signal stops the process; on `admin` for administrators, if that is given."""
     limit = limit_of(settings)
     app = create_app(settings)
     tus = app.state.tus
@@ -88,8 +105,8 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
     )
     tus.metrics.connections_limited(limit)
     tus.hub.max_listeners = min(settings.max_listeners, max(1, limit // 2))
-    config = uvicorn.Config(
-        with_direct_uploads(app),
+    make_config = partial(
+        uvicorn.Config,
         interface="asgi3",
         http=upload_protocol(shared=shared),
         ws="none",
@@ -102,8 +119,10 @@ def run_server(settings: Settings, listener: socket.socket, ready: Callable[[], 
         timeout_keep_alive=math.ceil(settings.keep_alive_timeout or MAX_DURATION),  # of stock protocol classes
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
     )
+    further = [] if admin is None else [(admin, make_config(admin_application(app)))]
+    config = make_config(with_direct_uploads(app))
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal that ended it once more
-        Server(config, shared, limit, ready).run(sockets=[listener])
+        Server(config, shared, limit, ready, further).run(sockets=[listener])
 
 
 def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:

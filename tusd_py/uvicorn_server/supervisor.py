@@ -61,7 +61,9 @@ class Worker:
             return False
 
 
-def run_worker(settings: Settings, address: tuple[str, int], pipe: Connection) -> None:
+def run_worker(
+    settings: Settings, address: tuple[str, int], admin_address: tuple[str, int] | None, pipe: Connection
+) -> None:
     """Run one server process until a signal ends it."""
     if not settings.disable_malloc_tuning:
         tune_malloc()
@@ -69,7 +71,8 @@ def run_worker(settings: Settings, address: tuple[str, int], pipe: Connection) -
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor decides what a closed terminal means
     listener = bind(address, shared=True)
     threading.Thread(target=_end_with_supervisor, args=(pipe,), daemon=True).start()
-    run_server(settings, listener, lambda: pipe.send(True))
+    admin = None if admin_address is None else bind(admin_address, shared=True)
+    run_server(settings, listener, lambda: pipe.send(True), admin)
 
 
 def _end_with_supervisor(pipe: Connection) -> None:
@@ -82,9 +85,11 @@ def _end_with_supervisor(pipe: Connection) -> None:
 class Supervisor:
     """The parent of `settings.workers` server processes on the address of the reserved socket."""
 
-    def __init__(self, settings: Settings, reserved: socket.socket) -> None:
+    def __init__(self, settings: Settings, reserved: socket.socket, admin: socket.socket | None = None) -> None:
+        """Take the socket that reserves the address, and that of administrators if they have one of their own."""
         self._settings = settings
         self._address: tuple[str, int] = reserved.getsockname()[:2]
+        self._admin_address: tuple[str, int] | None = None if admin is None else admin.getsockname()[:2]
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
         self._draining: list[Worker] = []  # replaced processes that have not ended
@@ -161,7 +166,9 @@ class Supervisor:
 
     def _start(self) -> Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=run_worker, args=(self._settings, self._address, theirs))
+        process = self._context.Process(
+            target=run_worker, args=(self._settings, self._address, self._admin_address, theirs)
+        )
         process.start()
         theirs.close()
         return Worker(process, ours)
