@@ -26,7 +26,7 @@ from tusd_py.http.text_route import TextRoute
 from tusd_py.http.tus.handlers import VERSION
 from tusd_py.http.tus.headers import single_values
 from tusd_py.observability.metrics import CONTENT_TYPE
-from tusd_py.pages.routes import page_routes
+from tusd_py.pages.routes import admin_page_routes, page_routes
 from tusd_py.server import HEAD_TIMEOUT, TusServer
 from tusd_py.settings import Settings, SettingsOverrides
 
@@ -86,7 +86,10 @@ def create_app(
 
 def admin_application(app: Starlette) -> ASGIApp:
     """Return the application of the port of administrators, for one made by `create_app`."""
-    return Starlette(routes=[TusMount(ADMIN_PATH, app=app.state.admin)])
+    routes: list[BaseRoute] = [TusMount(ADMIN_PATH, app=app.state.admin)]
+    if app.state.tus.settings.serves_pages:
+        routes += admin_page_routes(app.state.tus)
+    return Starlette(routes=routes)
 
 
 class ServicePages:

@@ -32,6 +32,8 @@ def test_port_of_administrators_has_the_api_and_the_other_one_lacks_it(tmp_path:
             assert upload["url"] is None
         assert ask(port, "GET", "uploads", token="wrong").status == 401
         assert request(port, "POST", "/files", {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}).status == 404
+        assert request(port, "GET", "/admin").status == request(port, "GET", "/assets/config.json").status == 200
+        assert request(server.port, "GET", "/admin").status == 404
         elsewhere = request(server.port, "GET", "/nothing")
         answer = ask(server.port, "GET", "uploads")
         assert (answer.status, answer.body) == (404, elsewhere.body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -24,9 +25,18 @@ ASSET_CACHING = "public, max-age=31536000, immutable"  # other content has anoth
 
 def page_routes(server: TusServer) -> list[BaseRoute]:
     """Return the routes of the pages for a server that is at `base_path` of the same application."""
-    pages = Pages(server)
+    has_admin = server.is_administrated and server.settings.admin_port is None
+    return _routes(server, {**PAGES, **WORKERS, **(ADMIN_PAGES if has_admin else {})}, has_admin=has_admin)
+
+
+def admin_page_routes(server: TusServer) -> list[BaseRoute]:
+    """Return the routes of the page of administrators for the port that is theirs alone."""
+    return _routes(server, ADMIN_PAGES, has_admin=True)
+
+
+def _routes(server: TusServer, paths: Mapping[str, str], *, has_admin: bool) -> list[BaseRoute]:
+    pages = Pages(server, has_admin=has_admin)
     headers = page_headers(server.settings.public_url)
-    paths = {**PAGES, **WORKERS, **(ADMIN_PAGES if server.is_administrated else {})}
     return [
         *(TextRoute(path, partial(pages.page, name), headers) for path, name in paths.items()),
         TextRoute("/assets/config.json", pages.config),
@@ -37,9 +47,10 @@ def page_routes(server: TusServer) -> list[BaseRoute]:
 class Pages:
     """The pages and their files, which are read at the first request."""
 
-    def __init__(self, server: TusServer) -> None:
-        """Tell the pages about `server`."""
+    def __init__(self, server: TusServer, *, has_admin: bool) -> None:
+        """Tell the pages about `server`, and whether that of administrators is among them."""
         self._server = server
+        self._has_admin = has_admin
         self._assets: Assets | None = None
 
     async def page(self, name: str, request: Request) -> Response:
@@ -62,7 +73,7 @@ class Pages:
             "allowed_types": list(settings.allowed_types),
             "concatenation": not settings.disable_concatenation and service.can_concatenate,
             "deferred_length": not settings.disable_creation_defer_length,
-            "admin": self._server.is_administrated,
+            "admin": self._has_admin,
             "download": not settings.disable_download,
         }
         return JSONResponse(config, headers={"Cache-Control": "no-store"})
