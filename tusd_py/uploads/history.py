@@ -26,7 +26,7 @@ MAX_INTERRUPTED = 10_000  # uploads that are known as interrupted, the latest
 
 
 class HistoryRecorder:
-    """Writes the entries of one server. Losing one loses nothing else: a crash may drop the last ones."""
+    """The writer of the entries of one server. An entry may be lost, as the last ones are in a crash."""
 
     def __init__(self, events: EventBus, state: StateStore) -> None:
         self._events = events
