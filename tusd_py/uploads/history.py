@@ -43,9 +43,10 @@ class HistoryRecorder:
         )
 
     def open(self) -> None:
-        """Observe uploads from now on."""
+        """Observe uploads from now on; do nothing more if this was called before."""
         if self._store is not None:
             for kind, observer in self._observers:
+                self._events.unobserve(kind, observer)
                 self._events.observe(kind, observer)
 
     async def close(self) -> None:
