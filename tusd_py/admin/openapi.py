@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tusd_py import __version__
 from tusd_py.admin.app import PATH, Route
 from tusd_py.core.queries import MAX_LIMIT, ORDERS
 from tusd_py.core.upload import Status
 
+API_VERSION = "1"  # of the API, which grows with minor releases
 TEXT = {"type": "string"}
 MAYBE_TEXT = {"type": ["string", "null"]}
 NUMBER = {"type": "integer", "minimum": 0}
@@ -95,7 +95,7 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
         paths.setdefault(f"/{route.path}", {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Administration of tusd-py", "version": __version__},
+        "info": {"title": "Administration of tusd-py", "version": API_VERSION},
         "servers": [{"url": PATH}],
         "security": [{"bearer": []}],
         "paths": paths,
