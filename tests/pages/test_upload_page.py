@@ -17,6 +17,7 @@ URLS = "[...document.querySelectorAll('#finished-items a')].map((link) => link.h
 PERCENT = (
     "Number((document.querySelector('.uppy-StatusBar-statusPrimary')?.textContent.match(/([0-9]+)%/) ?? [0, 0])[1])"
 )
+OTHER = "document.querySelector('#other-items progress')?.value"  # bytes of an upload of another tab
 SLOW = 4 * MEBI  # bytes a second
 
 # Whether the copies of so many files are kept for after a reload.
@@ -121,9 +122,12 @@ def test_two_tabs_upload_beside_each_other(server: ServerProcess, browser: Brows
             page.goto(server.origin + "/")
             page.throttle(SLOW)
             begin(page, file_of(tmp_path, one, name))
+        sent = second.until(OTHER)
+        second.until(f"{OTHER} > {sent}")
         for page, one in zip((first, second), data, strict=True):
             (url,) = finish(page)
             assert downloaded(url) == sha256(one)
+        second.until("document.querySelector('#others').hidden")
         # The second tab takes none of the files of the first one for its own.
         assert second.value("document.querySelectorAll('.uppy-Dashboard-Item').length") == 1
         assert second.findings() == []

@@ -30,6 +30,7 @@ export const TEXTS = {
   uploadFailed: '{name}: {reason}',
   uploadDone: '{name} is uploaded.',
   finishedHeading: 'Finished',
+  othersHeading: 'In other tabs',
   plugHeading: 'Pull the plug',
   plugSteps:
     'While an upload runs, kill the server, reload this page, or close the browser. Start the server again and come' +

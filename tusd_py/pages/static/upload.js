@@ -1,4 +1,5 @@
 // The upload page: Uppy's Dashboard, which goes on after a lost server, a reload and a closed browser.
+import { showTabs, tellTabs } from './tabs.js'
 import {
   announce,
   askForToken,
@@ -27,8 +28,9 @@ const RETRY_DELAYS = [500, 1000, 2000, 3000, ...Array(8640).fill(5000)]
 fillTexts()
 const config = await loadConfig()
 const { Uppy, Dashboard, Tus, GoldenRetriever } = window.Uppy
+const tab = await tabNumber('upload')
 const uppy = new Uppy({
-  id: `upload-${await tabNumber('upload')}`,
+  id: `upload-${tab}`,
   restrictions: {
     maxFileSize: config.max_size,
     allowedFileTypes: config.allowed_types.length > 0 ? config.allowed_types : null,
@@ -88,6 +90,20 @@ uppy.on('upload-progress', () => {
   if (isAway) announce(text('uploadGoesOn'))
   isAway = false
 })
+
+// Other tabs
+
+function tell() {
+  const running = uppy.getFiles().filter(({ progress }) => progress.uploadStarted && !progress.uploadComplete)
+  const uploads = running.map((file) => ({ name: file.name, sent: file.progress.bytesUploaded || 0, size: file.size }))
+  tellTabs(tab, uploads)
+}
+
+uppy.on('upload-progress', tell)
+uppy.on('complete', tell)
+uppy.on('file-removed', tell)
+addEventListener('pagehide', () => tellTabs(tab, []))
+showTabs()
 
 // The speed
 
