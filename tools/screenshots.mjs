@@ -1,7 +1,7 @@
 // Pictures of the pages for the README: light, dark and on a phone, into docs/pictures. Run by `make screenshots`; needs
 // Chromium and the packages of tests/clients.
 import { spawn } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -18,14 +18,23 @@ const LOOKS = {
 }
 const BYTES_PER_SECOND = 4 << 20
 const FLAGS = ['--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream', '--disable-gpu', '--no-first-run']
+const TOKEN = 'token-of-the-pictures'
+// Names, types, lengths and stored bytes.
+const UPLOADS = [
+  ['oral history 14.wav', 'audio/wav', 9 << 20, 9 << 20],
+  ['drone flight.mp4', 'video/mp4', 40 << 20, 23 << 20],
+  ['recording 2026-11-27 10.30.00.webm', 'audio/webm', null, 3 << 20],
+  ['scans.zip', 'application/zip', 12 << 20, 2 << 20],
+]
 const PERCENT = /(\d+)%/
 
 /** A server on a free port, and its URL. */
 function startServer(folder) {
-  const server = spawn(join(ROOT, '.venv/bin/python'), ['-m', 'tusd_py', 'serve', '--port', '0', '--upload-dir', folder], {
-    cwd: ROOT,
-    stdio: ['ignore', 'ignore', 'pipe'],
-  })
+  const token = join(folder, 'token')
+  writeFileSync(token, TOKEN)
+  const options = ['--port', '0', '--upload-dir', join(folder, 'uploads'), '--admin-token-file', token]
+  const command = [join(ROOT, '.venv/bin/python'), ['-m', 'tusd_py', 'serve', ...options]]
+  const server = spawn(...command, { cwd: ROOT, stdio: ['ignore', 'ignore', 'pipe'] })
   const origin = new Promise((resolve, reject) => {
     server.stderr.on('data', (text) => {
       const match = /listening on (http:\/\/[^/\s]+)/.exec(text)
@@ -65,6 +74,21 @@ async function photo(page) {
 }
 
 const STATES = {
+  /** Uploads in several states, with the token of administrators. */
+  async admin(page, origin) {
+    for (const [name, type, length, stored] of UPLOADS.splice(0)) {
+      const metadata = `filename ${Buffer.from(name).toString('base64')},filetype ${Buffer.from(type).toString('base64')}`
+      const size = length === null ? { 'Upload-Defer-Length': '1' } : { 'Upload-Length': String(length) }
+      const headers = { 'Tus-Resumable': '1.0.0', 'Content-Type': 'application/offset+octet-stream' }
+      const creation = { ...headers, ...size, 'Upload-Metadata': metadata }
+      await fetch(`${origin}/files`, { method: 'POST', headers: creation, body: new Uint8Array(stored) })
+    }
+    await page.goto(`${origin}/admin`)
+    await page.locator('#token').fill(TOKEN)
+    await page.keyboard.press('Enter')
+    await page.locator('#rows tr').first().waitFor()
+  },
+
   /** Two files, one of them on its way. */
   async upload(page, origin) {
     await page.goto(`${origin}/`)
@@ -87,12 +111,12 @@ const STATES = {
     await page.goto(`${origin}/record`)
     await page.locator('#record:enabled').click()
     await until(page, "document.querySelector('#clock').textContent >= '0:05'")
-    await until(page, "document.querySelector('#level').ariaValueNow > 20")
+    await until(page, "document.querySelector('#level').ariaValueNow > 5")
   },
 }
 
 const folder = mkdtempSync(join(tmpdir(), 'screenshots-'))
-const { server, origin } = startServer(join(folder, 'uploads'))
+const { server, origin } = startServer(folder)
 const browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS, chromiumSandbox: false })
 try {
   mkdirSync(PICTURES, { recursive: true })

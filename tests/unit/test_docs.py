@@ -92,7 +92,9 @@ def test_every_flag_in_the_documents_exists() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text()
-    for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"\bsrc(?:set)?=\"(docs/[^\"]+)\"", text):
+    for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(
+        r"\bsrc(?:set)?=\"((?:docs/)?pictures/[^\"]+)\"", text
+    ):
         assert (document.parent / target).exists(), target
 
 
