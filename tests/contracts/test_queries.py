@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from tests.contracts.parts import STATE_STORES, prefix_of, redis
+from tests.contracts.parts import STATE_STORES, prefix_of, redis, within
 from tests.support.redis_server import shared_redis_url
 from tests.support.timing import scaled
 from tusd_py.backends.memory.state import MemoryRecords, MemoryState
@@ -223,3 +223,28 @@ async def test_changes_are_made_while_long_reads_go_on(state: StateStore, querie
     stop.set()
     assert await reading > 0
     assert len(await everything(queries, UploadQuery())) == 300
+
+
+async def test_records_are_changed_after_a_failed_sync_although_an_administrator_pages_for_ever(
+    state: StateStore, queries: RecordQueries
+) -> None:
+    """The log is then written back as a whole, for which no reader may be in the middle of it."""
+    if not isinstance(state, SQLiteState):
+        pytest.skip("Redis syncs by itself")
+    for number in range(300):
+        await state.create(upload(number))
+    stop = asyncio.Event()
+
+    async def read() -> None:
+        while not stop.is_set():
+            await everything(queries, UploadQuery(order="offset", limit=50))
+
+    reading = [asyncio.create_task(read()) for _ in range(4)]
+    for number in range(300, 310):
+        assert state._writer is not None
+        state._writer._log_unsynced = True  # as after the failure of a sync
+        await within(state.create(upload(number), durable=True))
+        assert not state._writer.is_in_doubt
+    stop.set()
+    await asyncio.gather(*reading)
+    assert len(await everything(queries, UploadQuery())) == 310
