@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.defects import LIMIT, VIOLATION, all_defects
+from tests.simulation.defects import LIMIT, VIOLATION, all_defects, known_seeds
 
 DEFECTS = all_defects()
 ALWAYS = (
@@ -25,3 +25,7 @@ def test_a_planted_defect_is_found(name: str) -> None:
 
     assert run.returncode == 1, run.stdout
     assert VIOLATION.search(run.stdout), run.stderr
+
+
+def test_every_defect_with_a_noted_seed_is_still_planted() -> None:
+    assert known_seeds().keys() <= DEFECTS.keys()
