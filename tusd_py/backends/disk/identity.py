@@ -24,12 +24,12 @@ class IdentityFile:
         """Take a directory; if it `stays_mounted`, it has to be on the same mount from `expect` on.
 
         Bytes that were not synced are gone with a mount, and the locks of the server are on files of the earlier one.
-        The number of the device tells: the open files of the server keep the earlier one in use.
+        The numbers of the devices tell: the open files of the server keep the earlier ones in use.
         """
         self._path = directory / PRIVATE_FOLDER / NAME
         self._stays_mounted = stays_mounted
-        self._device: int | None = None  # of the file when it was to be expected; None: not known yet
-        self._device_read: int | None = None  # of the file when it was last read
+        self._mounts: tuple[int, int] | None = None  # when the identity was to be expected; None: not known yet
+        self._mounts_read: tuple[int, int] | None = None  # when it was last read
         self.proof = Proof(f"that the file system of {directory} is mounted, and --upload-dir ({self._path})")
         self._seen: tuple[int, int, int] | None = None  # device, inode and change time of the file that was read last
         self._seen_identity: str | None = None
@@ -41,7 +41,7 @@ class IdentityFile:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            self._device_read = os.fstat(descriptor).st_dev
+            self._mounts_read = self._look_at_mounts()
             return parse_identity(os.read(descriptor, MAX_LENGTH))
         finally:
             os.close(descriptor)
@@ -91,7 +91,7 @@ class IdentityFile:
     def expect(self, identity: str) -> None:
         """Have `check` accept only this identity, which was just read."""
         self.proof.expected = identity
-        self._device = self._device_read
+        self._mounts = self._mounts_read
 
     def check(self) -> None:
         """Raise `WrongStorage` unless the directory has the expected identity, on the mount where it was expected.
@@ -111,14 +111,22 @@ class IdentityFile:
             found = self.read()
             self._seen, self._seen_identity = seen, found
         if self._stays_mounted and self._seen_identity == self.proof.expected:
-            self._refuse_other_mount(status.st_dev)
+            self._refuse_other_mount()
         self.proof.judge(self._seen_identity)
 
-    def _refuse_other_mount(self, device: int) -> None:
-        if self._device is None:
-            self._device = device
-        if self._device != device:
+    def _refuse_other_mount(self) -> None:
+        mounts = self._look_at_mounts()
+        if self._mounts is None:
+            self._mounts = mounts
+        if self._mounts != mounts:
             self.proof.refuse(MOUNTED_AGAIN.format(self._path.parent.parent))
+
+    def _look_at_mounts(self) -> tuple[int, int]:
+        """Return the numbers of the devices of the directory and its private folder.
+
+        Those of files differ on an overlay, where a change of the file moves it to another layer.
+        """
+        return os.stat(self._path.parent.parent).st_dev, os.stat(self._path.parent).st_dev
 
     def touch(self) -> None:
         """Update the times of the file, so that tools that remove old files spare it."""
