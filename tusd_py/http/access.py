@@ -185,6 +185,9 @@ class AccessControl:
         if principal is None:
             return False
         request.principal = principal
+        if request.purpose is not None and not request.upload_id:
+            self._admit_to_several(request, request.purpose)
+            return True
         if request.upload_id:
             return self._leaves_to_append(request, action) or self._admit_to_known_upload(request, action)
         if decide_by_owner(request.context(), action, None) is not Decision.ALLOW:
@@ -235,8 +238,24 @@ class AccessControl:
             if not self._leaves_to_append(request, action):
                 await self._admit_to_upload(request, action)
             return
+        if request.purpose is not None:
+            self._admit_to_several(request, request.purpose)
+            return
         await self._decide(request, action, None)
         self._admit_to_creation(request)
+
+    def _admit_to_several(self, request: Request, action: Action) -> None:
+        """Leave it to a stream of several uploads to ask about each of them; no answer is no right."""
+        context = request.context()
+
+        async def may_follow(upload: Upload) -> bool:
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    return await self._answer(context, action, upload) is Decision.ALLOW
+            except (CodedError, TimeoutError):
+                return False
+
+        request.may_follow = may_follow
 
     async def _admit_anybody(self, request: Request) -> bool:
         """Admit a request to a finished upload whoever sends it, and find out its sender for the log alone."""

@@ -57,6 +57,8 @@ class Request:
         self.signatures: Mapping[str, str] = {}  # of the URL, by the names of their parameters
         self.grant: CreationGrant | None = None  # of the URL, for a creation
         self.refusal = ""  # why the request was not let in, for the log
+        # Whether the sender may follow an upload, of a stream of several; see `AccessControl`.
+        self.may_follow: Callable[[Upload], Awaitable[bool]] | None = None
         self.purpose: Action | None = None  # of a sub-resource; None: that of the method
         self.admitted_until = math.inf  # end of the right by a signature, in seconds since the epoch
         self.is_stream = False  # whether the answer lasts as long as its client listens

@@ -7,30 +7,27 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol, TypeAlias
 
 from tusd_py.contracts.change_feed import ChangeFeed
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import ServerShutdown, UploadError, UploadNotFound
+from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.progress import Change, Interests, ProgressKind, change_of
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
-from tusd_py.events.types import (
-    AppendEnded,
-    AppendStarted,
-    PartialFinished,
-    UploadExpired,
-    UploadFinished,
-    UploadProgressed,
-    UploadTerminated,
-)
+from tusd_py.progress.bus_changes import BusChanges
 from tusd_py.progress.listener import Listener
+from tusd_py.progress.messages import Message
 from tusd_py.progress.reconciler import Reconciler
 from tusd_py.progress.watched import Watched
 
 PING_INTERVAL = 25  # seconds between two pings of a listener, a part of them every second
+MAX_FOLLOWED = 1000  # uploads of one stream that are not finished
+MAX_REFUSED = 10_000  # uploads that a stream remembers that its client may not see
+LISTED_PAGES = 3  # pages of records in which the unfinished uploads of an owner are looked for at the beginning
 KEPT_TIME = 60.0  # seconds that the state of an upload is kept for listeners that come back
 MAX_KEPT = 2000  # uploads without listeners whose state is kept
 RETRY = (1000, 5000)  # milliseconds between which listeners of a server that ends choose when to come back
@@ -41,6 +38,16 @@ class TooManyListenersError(Exception):
     """The hub has as many listeners as it may have."""
 
 
+MayFollow: TypeAlias = Callable[[Upload], Awaitable[bool]]
+
+
+class ListsUploads(Protocol):
+    """The list of the records, see `StateStore.list`."""
+
+    async def __call__(self, *, after: str, limit: int, condition: UploadFilter) -> Page:
+        """Return a page."""
+
+
 @dataclass(slots=True)
 class _Place:
     """The place of a listener in the hub."""
@@ -48,7 +55,9 @@ class _Place:
     kind: str
     slot: int  # of the wheel
     end: asyncio.TimerHandle  # of its stream
-    watched: list[Watched] = field(default_factory=list)
+    watched: set[Watched] = field(default_factory=set)
+    may_follow: MayFollow | None = None  # of a stream of all uploads of an owner
+    known: set[tuple[str, float]] = field(default_factory=set)  # id and creation of uploads that were decided about
 
 
 class ProgressHub:
@@ -81,7 +90,7 @@ class ProgressHub:
             max_listeners: most listeners at a time.
         """
         self.max_listeners = max_listeners
-        self._events = events
+        self._find = find
         self._locker = locker
         self._clock = clock
         self._feed = feed
@@ -91,6 +100,8 @@ class ProgressHub:
         self._watched: dict[str, Watched] = {}
         self._kept: dict[str, float] = {}  # uploads without listeners -> time of the event loop, the oldest first
         self._listeners: dict[Listener, _Place] = {}
+        self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner
+        self._introductions: set[asyncio.Task[None]] = set()
         self._wheel: list[set[Listener]] = [set() for _ in range(PING_INTERVAL)]
         self._ticks = 0
         self._ticker: asyncio.TimerHandle | None = None
@@ -98,15 +109,7 @@ class ProgressHub:
         self._is_draining = False
         self._reconciler = Reconciler(find, locker, clock, self._listened)
         self._reconciler.hears_all = self._hears_all
-        self._observers: dict[type[Any], Callable[[Any], None]] = {
-            AppendStarted: self._append_started,
-            UploadProgressed: self._progressed,
-            AppendEnded: self._append_ended,
-            UploadFinished: self._finished,
-            PartialFinished: self._finished,
-            UploadTerminated: self._terminated,
-            UploadExpired: self._expired,
-        }
+        self._bus = BusChanges(events, self._take)
 
     # Listening.
 
@@ -141,6 +144,11 @@ class ProgressHub:
         for watched in place.watched:
             watched.listeners.discard(listener)
             self._keep(watched)
+        for owner in [owner for owner, listeners in self._owners.items() if listener in listeners]:
+            self._owners[owner].discard(listener)
+            if not self._owners[owner]:
+                del self._owners[owner]
+                self._want_soon()
 
     async def watch(
         self, listener: Listener, upload_id: str, read: Callable[[], Awaitable[Upload]], last_number: int | None
@@ -182,13 +190,114 @@ class ProgressHub:
                 listener.upload_ended(upload_id)
             elif (place := self._listeners.get(listener)) is not None:
                 watched.listeners.add(listener)
-                place.watched.append(watched)
+                place.watched.add(watched)
                 self._want_soon()
                 self.watching_began()
             return True
         finally:
             watched.readers -= 1
             self._keep(watched)
+
+    # Several uploads.
+
+    async def watch_several(self, listener: Listener, upload_ids: Sequence[str], may_follow: MayFollow) -> None:
+        """Let a listener watch the uploads of these ids that exist and that it may follow, each from a snapshot on."""
+        snapshots: list[Message] = []
+        for upload_id in upload_ids:
+            message = None
+            with contextlib.suppress(UploadError):  # an upload that cannot be read is left out too
+                message = await self._join(listener, upload_id, may_follow)
+            if message is None:
+                listener.upload_ended(upload_id)
+            else:
+                snapshots.append(message)
+        listener.begin(snapshots)
+        if not upload_ids:
+            listener.end()
+
+    async def watch_owner(
+        self, listener: Listener, owner: str | None, may_follow: MayFollow, list_uploads: ListsUploads
+    ) -> None:
+        """Let a listener watch all uploads of an owner, None for every owner, that it may follow.
+
+        Begins with snapshots of the unfinished ones, as far as a look at some thousand records finds them.
+        """
+        place = self._listeners[listener]
+        place.may_follow = may_follow
+        self._owners.setdefault(owner, set()).add(listener)
+        self._want_soon()
+        self.watching_began()
+        snapshots: list[Message] = []
+        after: str | None = ""
+        for _ in range(LISTED_PAGES):
+            condition = UploadFilter(status=Status.ACTIVE, owner=owner)
+            page = await list_uploads(after=after or "", limit=MAX_FOLLOWED, condition=condition)
+            for upload in page.uploads[: MAX_FOLLOWED - len(snapshots)]:
+                place.known.add((upload.id, upload.created_at))
+                with contextlib.suppress(UploadError):
+                    message = await self._join(listener, upload.id, may_follow)
+                    if message is not None:
+                        snapshots.append(message)
+            after = page.after
+            if after is None:
+                break
+        listener.begin(snapshots)
+        if not snapshots:
+            listener.ping()
+
+    async def _join(self, listener: Listener, upload_id: str, may_follow: MayFollow) -> Message | None:
+        """Let a listener watch one of several uploads; return its snapshot, None if it may not or there is none."""
+        watched = self._watched_of(upload_id)
+        watched.readers += 1
+        try:
+            version = watched.version
+            upload = await self._find(upload_id)
+            if upload is None or upload.has_ended or not await may_follow(upload):
+                return None
+            if watched.version == version or watched.last is None:
+                watched.reconcile(upload, self._time())
+            place = self._listeners.get(listener)
+            if place is None or not watched.is_of(upload):
+                return None
+            if watched.has_ended:
+                listener.upload_ended(upload_id)
+            else:
+                watched.listeners.add(listener)
+                place.watched.add(watched)
+                self._want_soon()
+                self.watching_began()
+            return watched.snapshot(self._time())
+        finally:
+            watched.readers -= 1
+            self._keep(watched)
+
+    def _introduce(self, change: Change) -> None:
+        """Ask whether the listeners to all uploads of an owner that do not know this one yet may follow it."""
+        for listener in [*self._owners.get(change.owner, ()), *self._owners.get(None, ())]:
+            place, key = self._listeners[listener], (change.id, change.created_at)
+            if key in place.known or place.may_follow is None:
+                continue
+            place.watched = {watched for watched in place.watched if listener in watched.listeners}
+            if len(place.watched) >= MAX_FOLLOWED or len(self._introductions) >= MAX_FOLLOWED:
+                listener.end(RETRY[0])
+                continue
+            if len(place.known) >= MAX_REFUSED:
+                place.known.clear()
+            place.known.add(key)
+            task = asyncio.get_running_loop().create_task(self._introduce_to(listener, place.may_follow, change))
+            self._introductions.add(task)
+            task.add_done_callback(self._introductions.discard)
+
+    async def _introduce_to(self, listener: Listener, may_follow: MayFollow, change: Change) -> None:
+        with contextlib.suppress(UploadError):
+            message = await self._join(listener, change.id, may_follow)
+            watched = self._watched.get(change.id)
+            if message is None or watched is None or watched.last is None:
+                return
+            kind = watched.last.kind if watched.has_ended else message.kind
+            if change.kind is ProgressKind.CREATED and not watched.has_ended:
+                kind = ProgressKind.CREATED
+            listener.put(watched.snapshot(self._time(), kind))
 
     def _watched_of(self, upload_id: str) -> Watched:
         watched = self._watched.get(upload_id)
@@ -223,12 +332,14 @@ class ProgressHub:
     def watches(self, upload: Upload) -> bool:
         """Return whether anybody listens to the changes of an upload, here or in another process."""
         watched = self._watched.get(upload.id)
-        if watched is not None and watched.listeners:
+        if (watched is not None and watched.listeners) or upload.owner in self._owners or None in self._owners:
             return True
         return self._feed is not None and self._feed.wants(upload.id, upload.owner)
 
     def changed(self, change: Change) -> None:
         """Take a change that another process has made."""
+        if self._owners:
+            self._introduce(change)
         watched = self._watched.get(change.id)
         if watched is not None:
             watched.take(change)
@@ -253,7 +364,9 @@ class ProgressHub:
     def _want(self) -> None:
         self._wanting = None
         if self._feed is not None:
-            self._feed.want(Interests(frozenset(watched.upload_id for watched in self._listened())))
+            ids = frozenset(watched.upload_id for watched in self._listened())
+            owners = frozenset(owner for owner in self._owners if owner is not None)
+            self._feed.want(Interests(ids, owners, None in self._owners))
 
     def _next_number(self, is_last: bool) -> int:
         """Return a number above all others, from the time of the records, so that numbers ascend over processes too."""
@@ -288,8 +401,7 @@ class ProgressHub:
 
     def forget(self) -> None:
         """Stop observing; called after the event loop of the listeners has been closed."""
-        for kind, observer in self._observers.items():
-            self._events.unobserve(kind, observer)
+        self._bus.unobserve()
 
     def _give_up(self) -> None:
         """End the listeners that have not taken the end; after a new start there are only new ones."""
@@ -300,14 +412,15 @@ class ProgressHub:
     def _start(self) -> None:
         if self._ticker is not None:
             return
-        for kind, observer in self._observers.items():
-            self._events.observe(kind, observer)
+        self._bus.observe()
         loop = asyncio.get_running_loop()
         self._ticker = loop.call_later(1, self._tick, loop.time() + 1)
 
     def _stop(self) -> None:
         self.forget()
         self._reconciler.stop()
+        for task in self._introductions:
+            task.cancel()
         for handle in (self._ticker, self._wanting):
             if handle is not None:
                 handle.cancel()
@@ -337,32 +450,12 @@ class ProgressHub:
     def _take(self, upload: Upload, kind: ProgressKind, code: str = "") -> None:
         watched, feed = self._watched.get(upload.id), self._feed
         is_wanted = feed is not None and feed.wants(upload.id, upload.owner)
-        if watched is None and not is_wanted:
+        if watched is None and not is_wanted and not self._owners:
             return
         change = change_of(upload, kind, self._time(), code)
+        if self._owners:
+            self._introduce(change)
         if watched is not None:
             watched.take(change)
         if feed is not None and is_wanted:
             feed.publish(change)
-
-    def _append_started(self, event: AppendStarted) -> None:
-        self._take(event.upload, ProgressKind.STARTED)
-
-    def _progressed(self, event: UploadProgressed) -> None:
-        if event.upload.status is Status.ACTIVE:
-            self._take(event.upload, ProgressKind.PROGRESS)
-        elif event.upload.status is Status.FINISHING:
-            self._take(event.upload, ProgressKind.FINISHING)
-
-    def _append_ended(self, event: AppendEnded) -> None:
-        if event.upload.status is Status.ACTIVE:
-            self._take(event.upload, ProgressKind.INTERRUPTED if event.interrupted else ProgressKind.ENDED)
-
-    def _finished(self, event: UploadFinished | PartialFinished) -> None:
-        self._take(event.upload, ProgressKind.FINISHED)
-
-    def _terminated(self, event: UploadTerminated) -> None:
-        self._take(event.upload, ProgressKind.FAILED if event.code else ProgressKind.TERMINATED, event.code)
-
-    def _expired(self, event: UploadExpired) -> None:
-        self._take(event.upload, ProgressKind.EXPIRED)

@@ -80,6 +80,7 @@ class Watched:
         if last is None:
             self.last = now
             self._number = self._floor = self._numbers(self.has_ended)
+            self.heard_at -= max(0.0, time - upload.changed_at)
             self._meter.restart(time, upload.offset)
         elif (now.status, now.offset, now.length) != (last.status, last.offset, last.length):
             self._accept(now)
@@ -115,7 +116,7 @@ class Watched:
                 change.status,
             ):
                 self._tell_soon()
-        elif change.kind is ProgressKind.ENDED:
+        elif change.kind in (ProgressKind.ENDED, ProgressKind.CREATED):
             self.appending, self._was_interrupted = False, False
         else:
             self.appending, self._was_interrupted = False, change.kind is ProgressKind.INTERRUPTED
@@ -164,9 +165,9 @@ class Watched:
         assert self.last is not None
         return message_of(self.last, kind, self._number, self._meter.rate(time))
 
-    def snapshot(self, time: float) -> Message:
+    def snapshot(self, time: float, kind: ProgressKind = ProgressKind.SNAPSHOT) -> Message:
         """Return the state as a message that is as of the last one."""
-        return self._message(ProgressKind.SNAPSHOT, time)
+        return self._message(kind, time)
 
     def since(self, number: int | None) -> Sequence[Message] | None:
         """Return the messages after the one with this number; None if that is not one of the last ones."""

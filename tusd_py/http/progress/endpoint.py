@@ -1,4 +1,4 @@
-"""The routes of live progress: `events` below the URL of an upload."""
+"""The routes of live progress: `events` below the URL of an upload, and below the creation URL for several."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import random
 import time
 from collections.abc import Mapping
 from functools import partial
+from urllib.parse import parse_qs
 
 from tusd_py.core.errors import UploadNotFound
-from tusd_py.core.upload import Upload
+from tusd_py.core.upload import Upload, is_upload_id
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.progress.sse import HEADERS, EventBody
 from tusd_py.http.request import Handler, Request, Response
@@ -16,7 +17,8 @@ from tusd_py.progress.hub import ProgressHub, TooManyListenersError
 from tusd_py.progress.listener import Listener
 from tusd_py.uploads.service import UploadService
 
-EVENTS = "events"  # the sub-resource
+EVENTS = "events"  # the sub-resource, and the name that no upload has
+MAX_UPLOADS = 256  # that a client may name
 LIFETIME = 3600.0  # seconds after which a listener has to come back, so that its right is checked again
 SPREAD = 0.1  # part of them by which listeners differ, so that they do not come back together
 MIN_LIFETIME = 1.0  # seconds, also of a listener whose token expires just now
@@ -31,14 +33,26 @@ class TooManyListeners(HTTPError):
         super().__init__(503, "ERR_TOO_MANY_LISTENERS", text, {"Retry-After": FULL_RETRY})
 
 
+class InvalidUploads(HTTPError):
+    """A request for the events of several uploads that names too many, or none where it has to."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, "ERR_INVALID_UPLOADS", message)
+
+
 class ProgressEndpoint:
-    """The handlers of the methods of `<upload>/events`."""
+    """The handlers of the methods of `<upload>/events` and `<creation URL>/events`."""
 
     def __init__(self, hub: ProgressHub, service: UploadService, options: Handler) -> None:
         """Take the handler of OPTIONS."""
         self._hub = hub
         self._service = service
         self.on_events: Mapping[str, Handler] = {"OPTIONS": options, "GET": self.get, "HEAD": self.head}
+        self.on_events_of_several: Mapping[str, Handler] = {
+            "OPTIONS": options,
+            "GET": self.get_several,
+            "HEAD": self.head_several,
+        }
 
     async def head(self, request: Request) -> Response:
         """Answer as to a GET, without events."""
@@ -66,6 +80,34 @@ class ProgressEndpoint:
         request.is_stream = True
         return Response(200, dict(HEADERS), events=EventBody(listener, self._hub.remove))
 
+    async def head_several(self, request: Request) -> Response:
+        """Answer as to a GET, without events."""
+        named_uploads(request)
+        return Response(200, dict(HEADERS))
+
+    async def get_several(self, request: Request) -> Response:
+        """Answer with the events of the uploads that the client names, or of all that its principal may see.
+
+        Uploads that do not exist, or that the client may not see, are left out.
+        """
+        ids = named_uploads(request)
+        if request.is_head:
+            return Response(200, dict(HEADERS))
+        listener = Listener(ids)
+        self._add(listener, request)
+        may_follow = request.may_follow or _anybody
+        try:
+            if ids is not None:
+                await self._hub.watch_several(listener, ids, may_follow)
+            elif request.principal is not None:
+                owner = None if request.principal.is_admin else request.principal.owner
+                await self._hub.watch_owner(listener, owner, may_follow, self._service.list)
+        except BaseException:
+            self._hub.remove(listener)
+            raise
+        request.is_stream = True
+        return Response(200, dict(HEADERS), events=EventBody(listener, self._hub.remove))
+
     def _add(self, listener: Listener, request: Request) -> None:
         try:
             self._hub.add(listener, "sse", lifetime(request))
@@ -77,6 +119,24 @@ class ProgressEndpoint:
         if not request.admission.fits(upload):
             raise UploadNotFound
         return upload
+
+
+async def _anybody(upload: Upload) -> bool:
+    """Return that everybody who knows the id of an upload may follow it."""
+    return True
+
+
+def named_uploads(request: Request) -> list[str] | None:
+    """Return the ids in the query of a request; None for all uploads of its principal. Raises `InvalidUploads`."""
+    query = parse_qs((request.scope.get("query_string") or b"").decode("latin-1"), keep_blank_values=True)
+    named = query.get("upload")
+    if named is None:
+        if request.principal is None:
+            raise InvalidUploads("name the uploads, as in events?upload=ID&upload=ID")
+        return None
+    if len(named) > MAX_UPLOADS:
+        raise InvalidUploads(f"a stream is about {MAX_UPLOADS} uploads at most")
+    return [upload_id for upload_id in dict.fromkeys(named) if is_upload_id(upload_id)]
 
 
 def lifetime(request: Request) -> float:

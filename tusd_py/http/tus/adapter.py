@@ -42,20 +42,25 @@ class TusProtocol:
 
         Raises `UploadNotFound` for any other sub-resource, and `MethodNotAllowed`.
         """
-        if request.sub_resource:
-            return self._route_sub_resource(request)
+        if request.sub_resource or (request.upload_id == EVENTS and self._progress is not None):
+            return self._route_events(request)
         methods = self._handlers.on_upload if request.upload_id else self._handlers.on_creation_url
         handler = methods.get(request.method)
         if handler is None:
             raise MethodNotAllowed(list(methods), "" if request.upload_id else CREATION_URL)
         return handler
 
-    def _route_sub_resource(self, request: Request) -> Handler:
-        if self._progress is None or request.sub_resource != EVENTS:
+    def _route_events(self, request: Request) -> Handler:
+        """Find the handler of the events of one upload, or of several below the creation URL."""
+        if self._progress is None or request.sub_resource not in ("", EVENTS):
             raise UploadNotFound
-        handler = self._progress.on_events.get(request.method)
+        methods = self._progress.on_events
+        if not request.sub_resource:
+            request.upload_id = ""
+            methods = self._progress.on_events_of_several
+        handler = methods.get(request.method)
         if handler is None:
-            raise MethodNotAllowed(list(self._progress.on_events))
+            raise MethodNotAllowed(list(methods))
         request.purpose = Action.INSPECT
         return handler
 
