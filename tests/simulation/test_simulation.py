@@ -14,7 +14,7 @@ SEEDS = {"disk": "200", "s3": "100", "s3-redis": "60", "redis": "80", "memory": 
 # An upload expires just before the end; one write takes a part of a completion record.
 FOUND = (("disk", "442"), ("redis", "2139"))
 
-FIRST = {"redis": "100"}  # seed 47 tells of a known fault (docs/testing.md)
+FIRST = {"redis": "100"}  # others may tell of known faults (docs/testing.md)
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
