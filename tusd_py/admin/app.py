@@ -76,6 +76,7 @@ class Busy(CodedError):
     """Too many requests to the API are under way, or one took too long."""
 
     code = "ERR_BUSY"
+    default_message = "the administration is busy; try again"
 
 
 class AdminApp:
