@@ -24,7 +24,7 @@ from tusd_py.events.types import (
     UploadProgressed,
     UploadTerminated,
 )
-from tusd_py.progress import hub as module, reconciler, watched as watched_module
+from tusd_py.progress import hub as module, reconciler, watched as watched_module, watched_uploads
 from tusd_py.progress.hub import ProgressHub, TooManyListenersError
 from tusd_py.progress.listener import Listener
 from tusd_py.progress.messages import Message
@@ -254,7 +254,7 @@ async def test_hub_with_as_many_listeners_as_it_may_have_takes_no_more() -> None
 
 
 async def test_hub_keeps_the_state_of_few_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_KEPT", 2)
+    monkeypatch.setattr(watched_uploads, "MAX_KEPT", 2)
     records = Records(*(replace(UPLOAD, id=str(number)) for number in range(5)))
     followed = Followed(records)
     for upload_id in records.uploads:
@@ -262,7 +262,7 @@ async def test_hub_keeps_the_state_of_few_uploads(monkeypatch: pytest.MonkeyPatc
         followed.hub.add(listener, "sse", 3600)
         await followed.hub.watch(listener, upload_id, lambda upload_id=upload_id: records.get(upload_id), None)  # type: ignore[misc]
         followed.hub.remove(listener)
-    assert list(followed.hub._watched) == ["3", "4"]
+    assert list(followed.hub._watched._states) == ["3", "4"]
     followed.hub.close()
 
 

@@ -23,13 +23,12 @@ from tusd_py.progress.listener import Listener
 from tusd_py.progress.messages import Message
 from tusd_py.progress.reconciler import Reconciler
 from tusd_py.progress.watched import Watched
+from tusd_py.progress.watched_uploads import WatchedUploads
 
 PING_INTERVAL = 25  # seconds between two pings of a listener, a part of them every second
 MAX_FOLLOWED = 1000  # uploads of one stream that are not finished
 MAX_REFUSED = 10_000  # uploads that a stream remembers that its client may not see
 LISTED_PAGES = 3  # pages of records in which the unfinished uploads of an owner are looked for at the beginning
-KEPT_TIME = 60.0  # seconds that the state of an upload is kept for listeners that come back
-MAX_KEPT = 2000  # uploads without listeners whose state is kept
 RETRY = (1000, 5000)  # milliseconds between which listeners of a server that ends choose when to come back
 LAST_WRITE_TIMEOUT = 0.5  # seconds in which a listener has to take the end
 
@@ -97,8 +96,7 @@ class ProgressHub:
         self.watching_began: Callable[[], object] = lambda: None  # called when somebody begins to watch uploads
         self._wanting: asyncio.Handle | None = None  # the call that tells the feed what is wanted
         self._instrumentation = instrumentation
-        self._watched: dict[str, Watched] = {}
-        self._kept: dict[str, float] = {}  # uploads without listeners -> time of the event loop, the oldest first
+        self._watched = WatchedUploads(self._next_number)
         self._listeners: dict[Listener, _Place] = {}
         self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner
         self._introductions: set[asyncio.Task[None]] = set()
@@ -107,7 +105,7 @@ class ProgressHub:
         self._ticker: asyncio.TimerHandle | None = None
         self._number = 0
         self._is_draining = False
-        self._reconciler = Reconciler(find, locker, clock, self._listened)
+        self._reconciler = Reconciler(find, locker, clock, self._watched.listened)
         self._reconciler.hears_all = self._hears_all
         self._bus = BusChanges(events, self._take)
 
@@ -167,7 +165,7 @@ class ProgressHub:
         Raises:
             UploadNotFound: the upload has ended, and its id is that of another one.
         """
-        watched = self._watched_of(upload_id)
+        watched = self._watched.state_of(upload_id)
         watched.readers += 1
         try:
             version = watched.version
@@ -247,7 +245,7 @@ class ProgressHub:
 
     async def _join(self, listener: Listener, upload_id: str, may_follow: MayFollow) -> Message | None:
         """Let a listener watch one of several uploads; return its snapshot, None if it may not or there is none."""
-        watched = self._watched_of(upload_id)
+        watched = self._watched.state_of(upload_id)
         watched.readers += 1
         try:
             version = watched.version
@@ -299,33 +297,11 @@ class ProgressHub:
                 kind = ProgressKind.CREATED
             listener.put(watched.snapshot(self._time(), kind))
 
-    def _watched_of(self, upload_id: str) -> Watched:
-        watched = self._watched.get(upload_id)
-        if watched is None:
-            watched = self._watched[upload_id] = Watched(upload_id, self._next_number)
-        self._kept.pop(upload_id, None)
-        return watched
-
-    def _listened(self) -> Sequence[Watched]:
-        return [watched for watched in self._watched.values() if watched.listeners]
-
     def _keep(self, watched: Watched) -> None:
-        """Keep the state of an upload that nobody watches for a while, unless nothing is known of it."""
-        if watched.listeners or watched.readers:
-            return
-        self._want_soon()
-        if watched.last is None:
-            self._drop(watched.upload_id)
-            return
-        self._kept[watched.upload_id] = asyncio.get_running_loop().time()
-        if len(self._kept) > MAX_KEPT:
-            self._drop(next(iter(self._kept)))
-
-    def _drop(self, upload_id: str) -> None:
-        self._kept.pop(upload_id, None)
-        watched = self._watched.pop(upload_id, None)
-        if watched is not None:
-            watched.close()
+        """Keep the state of an upload for a while if nobody watches it any more."""
+        if not (watched.listeners or watched.readers):
+            self._want_soon()
+            self._watched.keep(watched)
 
     # Other processes.
 
@@ -364,7 +340,7 @@ class ProgressHub:
     def _want(self) -> None:
         self._wanting = None
         if self._feed is not None:
-            ids = frozenset(watched.upload_id for watched in self._listened())
+            ids = frozenset(watched.upload_id for watched in self._watched.listened())
             owners = frozenset(owner for owner in self._owners if owner is not None)
             self._feed.want(Interests(ids, owners, None in self._owners))
 
@@ -395,8 +371,7 @@ class ProgressHub:
         """End everything at once."""
         self.drain()
         self._give_up()
-        for upload_id in list(self._watched):
-            self._drop(upload_id)
+        self._watched.close()
         self._stop()
 
     def forget(self) -> None:
@@ -432,11 +407,7 @@ class ProgressHub:
         self._ticks += 1
         for listener in self._wheel[self._ticks % PING_INTERVAL]:
             listener.ping()
-        while self._kept:
-            upload_id, since = next(iter(self._kept.items()))
-            if loop.time() - since < KEPT_TIME:
-                break
-            self._drop(upload_id)
+        self._watched.drop_old()
         is_wanted = self._feed is not None and self._feed.is_wanted
         if not (self._watched or self._listeners or is_wanted):
             self._stop()
