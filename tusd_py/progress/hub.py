@@ -21,11 +21,11 @@ from tusd_py.events.bus import EventBus
 from tusd_py.progress.bus_changes import BusChanges
 from tusd_py.progress.listener import Listener
 from tusd_py.progress.messages import Message
+from tusd_py.progress.ping_wheel import PingWheel
 from tusd_py.progress.reconciler import Reconciler
 from tusd_py.progress.watched import Watched
 from tusd_py.progress.watched_uploads import WatchedUploads
 
-PING_INTERVAL = 25  # seconds between two pings of a listener, a part of them every second
 MAX_FOLLOWED = 1000  # uploads of one stream that are not finished
 MAX_REFUSED = 10_000  # uploads that a stream remembers that its client may not see
 LISTED_PAGES = 3  # pages of records in which the unfinished uploads of an owner are looked for at the beginning
@@ -52,7 +52,6 @@ class _Place:
     """The place of a listener in the hub."""
 
     kind: str
-    slot: int  # of the wheel
     end: asyncio.TimerHandle  # of its stream
     watched: set[Watched] = field(default_factory=set)
     may_follow: MayFollow | None = None  # of a stream of all uploads of an owner
@@ -100,8 +99,7 @@ class ProgressHub:
         self._listeners: dict[Listener, _Place] = {}
         self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner
         self._introductions: set[asyncio.Task[None]] = set()
-        self._wheel: list[set[Listener]] = [set() for _ in range(PING_INTERVAL)]
-        self._ticks = 0
+        self._wheel = PingWheel()
         self._ticker: asyncio.TimerHandle | None = None
         self._number = 0
         self._is_draining = False
@@ -122,12 +120,11 @@ class ProgressHub:
             raise ServerShutdown
         if len(self._listeners) >= self.max_listeners:
             raise TooManyListenersError
-        slot = len(self._listeners) % PING_INTERVAL
         end = asyncio.get_running_loop().call_later(seconds, listener.end, RETRY[0])
-        self._listeners[listener] = _Place(kind, slot, end)
-        self._instrumentation.listeners_changed(kind, 1)
         if kind == "sse":
-            self._wheel[slot].add(listener)
+            self._wheel.add(listener, len(self._listeners))
+        self._listeners[listener] = _Place(kind, end)
+        self._instrumentation.listeners_changed(kind, 1)
         self._start()
 
     def remove(self, listener: Listener) -> None:
@@ -138,7 +135,7 @@ class ProgressHub:
             return
         place.end.cancel()
         self._instrumentation.listeners_changed(place.kind, -1)
-        self._wheel[place.slot].discard(listener)
+        self._wheel.remove(listener)
         for watched in place.watched:
             watched.listeners.discard(listener)
             self._keep(watched)
@@ -404,9 +401,7 @@ class ProgressHub:
     def _tick(self, due: float) -> None:
         """Ping some of the listeners, and drop what has been kept for long; runs every second while there is any."""
         loop = asyncio.get_running_loop()
-        self._ticks += 1
-        for listener in self._wheel[self._ticks % PING_INTERVAL]:
-            listener.ping()
+        self._wheel.turn()
         self._watched.drop_old()
         is_wanted = self._feed is not None and self._feed.is_wanted
         if not (self._watched or self._listeners or is_wanted):
