@@ -20,6 +20,7 @@ from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.progress.bus_changes import BusChanges
 from tusd_py.progress.listener import Listener
+from tusd_py.progress.message_numbers import MessageNumbers
 from tusd_py.progress.messages import Message
 from tusd_py.progress.ping_wheel import PingWheel
 from tusd_py.progress.reconciler import Reconciler
@@ -95,13 +96,12 @@ class ProgressHub:
         self.watching_began: Callable[[], object] = lambda: None  # called when somebody begins to watch uploads
         self._wanting: asyncio.Handle | None = None  # the call that tells the feed what is wanted
         self._instrumentation = instrumentation
-        self._watched = WatchedUploads(self._next_number)
+        self._watched = WatchedUploads(MessageNumbers(clock))
         self._listeners: dict[Listener, _Place] = {}
         self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner
         self._introductions: set[asyncio.Task[None]] = set()
         self._wheel = PingWheel()
         self._ticker: asyncio.TimerHandle | None = None
-        self._number = 0
         self._is_draining = False
         self._reconciler = Reconciler(find, locker, clock, self._watched.listened)
         self._reconciler.hears_all = self._hears_all
@@ -340,12 +340,6 @@ class ProgressHub:
             ids = frozenset(watched.upload_id for watched in self._watched.listened())
             owners = frozenset(owner for owner in self._owners if owner is not None)
             self._feed.want(Interests(ids, owners, None in self._owners))
-
-    def _next_number(self, is_last: bool) -> int:
-        """Return a number above all others, from the time of the records, so that numbers ascend over processes too."""
-        number = max(int(self._time() * 1000) * 2, self._number + 1)
-        self._number = number + (number % 2 != is_last)
-        return self._number
 
     def _time(self) -> float:
         return self._clock.wall()
