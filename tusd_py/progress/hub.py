@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
 
 from tusd_py.contracts.change_feed import ChangeFeed
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import ServerShutdown, UploadError, UploadNotFound
-from tusd_py.core.listing import Page, UploadFilter
+from tusd_py.core.listing import UploadFilter
 from tusd_py.core.progress import Change, Interests, ProgressKind, change_of
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
@@ -23,12 +21,12 @@ from tusd_py.progress.listener import Listener
 from tusd_py.progress.message_numbers import MessageNumbers
 from tusd_py.progress.messages import Message
 from tusd_py.progress.ping_wheel import PingWheel
+from tusd_py.progress.place import ListsUploads, MayFollow, Place
 from tusd_py.progress.reconciler import Reconciler
 from tusd_py.progress.watched import Watched
 from tusd_py.progress.watched_uploads import WatchedUploads
 
 MAX_FOLLOWED = 1000  # uploads of one stream that are not finished
-MAX_REFUSED = 10_000  # uploads that a stream remembers that its client may not see
 LISTED_PAGES = 3  # pages of records in which the unfinished uploads of an owner are looked for at the beginning
 RETRY = (1000, 5000)  # milliseconds between which listeners of a server that ends choose when to come back
 LAST_WRITE_TIMEOUT = 0.5  # seconds in which a listener has to take the end
@@ -36,27 +34,6 @@ LAST_WRITE_TIMEOUT = 0.5  # seconds in which a listener has to take the end
 
 class TooManyListenersError(Exception):
     """The hub has as many listeners as it may have."""
-
-
-MayFollow: TypeAlias = Callable[[Upload], Awaitable[bool]]
-
-
-class ListsUploads(Protocol):
-    """The list of the records, see `StateStore.list`."""
-
-    async def __call__(self, *, after: str, limit: int, condition: UploadFilter) -> Page:
-        """Return a page."""
-
-
-@dataclass(slots=True)
-class _Place:
-    """The place of a listener in the hub."""
-
-    kind: str
-    end: asyncio.TimerHandle  # of its stream
-    watched: set[Watched] = field(default_factory=set)
-    may_follow: MayFollow | None = None  # of a stream of all uploads of an owner
-    known: set[tuple[str, float]] = field(default_factory=set)  # id and creation of uploads that were decided about
 
 
 class ProgressHub:
@@ -97,7 +74,7 @@ class ProgressHub:
         self._wanting: asyncio.Handle | None = None  # the call that tells the feed what is wanted
         self._instrumentation = instrumentation
         self._watched = WatchedUploads(MessageNumbers(clock))
-        self._listeners: dict[Listener, _Place] = {}
+        self._listeners: dict[Listener, Place] = {}
         self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner
         self._introductions: set[asyncio.Task[None]] = set()
         self._wheel = PingWheel()
@@ -123,7 +100,7 @@ class ProgressHub:
         end = asyncio.get_running_loop().call_later(seconds, listener.end, RETRY[0])
         if kind == "sse":
             self._wheel.add(listener, len(self._listeners))
-        self._listeners[listener] = _Place(kind, end)
+        self._listeners[listener] = Place(kind, end)
         self._instrumentation.listeners_changed(kind, 1)
         self._start()
 
@@ -276,9 +253,7 @@ class ProgressHub:
             if len(place.watched) >= MAX_FOLLOWED or len(self._introductions) >= MAX_FOLLOWED:
                 listener.end(RETRY[0])
                 continue
-            if len(place.known) >= MAX_REFUSED:
-                place.known.clear()
-            place.known.add(key)
+            place.note(key)
             task = asyncio.get_running_loop().create_task(self._introduce_to(listener, place.may_follow, change))
             self._introductions.add(task)
             task.add_done_callback(self._introductions.discard)
