@@ -14,12 +14,14 @@ from hypothesis import given, settings, strategies
 from tests.support.timing import TIMEOUT
 from tusd_py.core.clock import SystemClock
 from tusd_py.core.errors import ServerShutdown, UploadNotFound
+from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.progress import FINAL_KINDS, Change, ProgressKind, change_of
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import (
     AppendEnded,
     AppendStarted,
+    UploadCreated,
     UploadFinished,
     UploadProgressed,
     UploadTerminated,
@@ -32,6 +34,10 @@ from tusd_py.progress.watched import Watched
 from tusd_py.testing import MemoryLocker
 
 UPLOAD = Upload("a", 1.0, length=100)
+
+
+async def anybody(upload: Upload) -> bool:
+    return True
 
 
 class Records:
@@ -48,6 +54,9 @@ class Records:
         if upload_id not in self.uploads:
             raise UploadNotFound
         return self.uploads[upload_id]
+
+    async def list(self, *, after: str, limit: int, condition: UploadFilter) -> Page:
+        return Page(tuple(self.uploads.values()), None)
 
     def change(self, upload: Upload) -> Upload:
         self.uploads[upload.id] = upload
@@ -66,6 +75,11 @@ class Followed:
         self.listener = Listener(("a",))
         self.hub.add(self.listener, "sse", 3600)
         return await self.hub.watch(self.listener, "a", lambda: self.records.get("a"), number)
+
+    async def follow_owner(self, owner: str | None = "ann") -> None:
+        self.listener = Listener(None)
+        self.hub.add(self.listener, "sse", 3600)
+        await self.hub.watch_owner(self.listener, owner, anybody, self.records.list)
 
     async def next(self) -> list[Message]:
         async with asyncio.timeout(TIMEOUT):
@@ -275,6 +289,62 @@ async def test_unknown_upload_leaves_nothing() -> None:
     followed.hub.close()
 
 
+# All uploads of an owner.
+
+
+def of_ann(upload_id: str, **fields: Any) -> Upload:
+    return replace(UPLOAD, id=upload_id, owner="ann", **fields)
+
+
+def ended(upload: Upload) -> UploadFinished:
+    return UploadFinished(replace(upload, offset=100, status=Status.COMPLETE, token=upload.token + 1))
+
+
+async def test_stream_of_an_owner_holds_no_uploads_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_uploads, "MAX_KEPT", 5)
+    records = Records()
+    followed = Followed(records)
+    await followed.follow_owner()
+    assert await followed.kinds() == []
+    for number in range(50):
+        upload = records.change(of_ann(str(number)))
+        records.events.publish(UploadCreated(upload))
+        assert await followed.kinds() == ["created"]
+        records.events.publish(ended(upload))
+        assert await followed.kinds() == ["finished"]
+    assert len(followed.hub._watched) <= 6
+    followed.hub.close()
+
+
+async def test_hub_rests_after_the_uploads_of_an_owner_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_uploads, "KEPT_TIME", 0.0)
+    records = Records(of_ann("a"))
+    followed = Followed(records)
+    await followed.follow_owner()
+    assert await followed.kinds() == ["snapshot"]
+    records.events.publish(ended(records.uploads["a"]))
+    assert await followed.kinds() == ["finished"]
+    followed.hub.remove(followed.listener)
+    followed.hub._tick(0.0)
+    assert not any(records.events._observers.values())
+    followed.hub.close()
+
+
+async def test_listener_of_an_upload_that_has_ended_leaves_the_next_one_of_its_id_alone(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_uploads, "MAX_KEPT", 0)
+    first = followed.listener
+    followed.records.events.publish(UploadFinished(followed.records.change(at(100, status=Status.COMPLETE))))
+    assert await followed.follow()
+    followed.records.change(replace(UPLOAD, created_at=2.0))
+    assert await followed.follow()
+    followed.hub.remove(first)
+    assert await followed.kinds() == ["snapshot"]
+    followed.records.events.publish(UploadProgressed(replace(UPLOAD, created_at=2.0, offset=7, token=1), 7))
+    assert await followed.kinds() == ["progress"]
+
+
 # Any order, any loss.
 
 KINDS = [ProgressKind.STARTED, ProgressKind.PROGRESS, ProgressKind.ENDED, ProgressKind.INTERRUPTED]
@@ -306,7 +376,7 @@ def test_any_order_and_loss_of_changes_ends_in_the_state_of_the_record(
 
     async def follow() -> list[Message]:
         numbers = iter(range(0, 10_000, 2))
-        watched = Watched("a", lambda last: next(numbers) + last)
+        watched = Watched("a", lambda last: next(numbers) + last, lambda watched, listeners: None)
         listener = Listener(("a",))
         watched.listeners.add(listener)
         told: list[Message] = []

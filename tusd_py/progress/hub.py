@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from tusd_py.contracts.change_feed import ChangeFeed
 from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
@@ -73,7 +73,7 @@ class ProgressHub:
         self.watching_began: Callable[[], object] = lambda: None  # called when somebody begins to watch uploads
         self._wanting: asyncio.Handle | None = None  # the call that tells the feed what is wanted
         self._instrumentation = instrumentation
-        self._watched = WatchedUploads(MessageNumbers(clock))
+        self._watched = WatchedUploads(MessageNumbers(clock), self._ended)
         self._listeners: dict[Listener, Place] = {}
         self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner
         self._introductions: set[asyncio.Task[None]] = set()
@@ -249,7 +249,6 @@ class ProgressHub:
             place, key = self._listeners[listener], (change.id, change.created_at)
             if key in place.known or place.may_follow is None:
                 continue
-            place.watched = {watched for watched in place.watched if listener in watched.listeners}
             if len(place.watched) >= MAX_FOLLOWED or len(self._introductions) >= MAX_FOLLOWED:
                 listener.end(RETRY[0])
                 continue
@@ -268,6 +267,13 @@ class ProgressHub:
             if change.kind is ProgressKind.CREATED and not watched.has_ended:
                 kind = ProgressKind.CREATED
             listener.put(watched.snapshot(self._time(), kind))
+
+    def _ended(self, watched: Watched, listeners: Collection[Listener]) -> None:
+        """Take an upload that has ended from those who watched it: streams of all uploads go on without it."""
+        for listener in listeners:
+            if (place := self._listeners.get(listener)) is not None:
+                place.watched.discard(watched)
+        self._keep(watched)
 
     def _keep(self, watched: Watched) -> None:
         """Keep the state of an upload for a while if nobody watches it any more."""

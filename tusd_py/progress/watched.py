@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from tusd_py.core.progress import FINAL_KINDS, Change, ProgressKind, change_of, kind_of
@@ -18,6 +18,7 @@ IDLE_TIME = 2.0  # seconds without a change after which an append resumes an upl
 RING = 64  # messages that are kept for listeners that come back
 
 Numbers = Callable[[bool], int]  # returns the next number of a message; tells whether the message is the last one
+Ended = Callable[["Watched", Collection[Listener]], object]  # told of the end of an upload, and of those who watched it
 
 
 class Watched:
@@ -27,7 +28,8 @@ class Watched:
     change is later: a holder that has lost its lock changes nothing. `reconcile` compares with the record.
     """
 
-    def __init__(self, upload_id: str, numbers: Numbers) -> None:
+    def __init__(self, upload_id: str, numbers: Numbers, ended: Ended) -> None:
+        """Take the numbers of messages, and what is called after the last message, which leaves no listeners."""
         self.upload_id = upload_id
         self.listeners: set[Listener] = set()
         self.readers = 0  # listeners to be, that read the record
@@ -37,6 +39,7 @@ class Watched:
         self.heard_at = asyncio.get_running_loop().time()  # time of the event loop of the last change
         self._was_interrupted: bool | None = None  # whether the last append was; None: not known
         self._numbers = numbers
+        self._ended = ended
         self._number = 0  # of the last message
         self._floor = -1  # number of the last message before those in the ring
         self._ring: deque[Message] = deque(maxlen=RING)
@@ -159,7 +162,8 @@ class Watched:
         for listener in self.listeners:
             listener.put(message)
         if kind in FINAL_KINDS:
-            self.listeners.clear()
+            listeners, self.listeners = self.listeners, set()
+            self._ended(self, listeners)
 
     def _message(self, kind: ProgressKind, time: float) -> Message:
         assert self.last is not None

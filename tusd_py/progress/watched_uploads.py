@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from tusd_py.progress.watched import Numbers, Watched
+from tusd_py.progress.watched import Ended, Numbers, Watched
 
 KEPT_TIME = 60.0  # seconds that the state of an upload is kept for listeners that come back
 MAX_KEPT = 2000  # uploads without listeners whose state is kept
@@ -14,9 +14,10 @@ MAX_KEPT = 2000  # uploads without listeners whose state is kept
 class WatchedUploads:
     """The state of each upload by its id, in bounded memory."""
 
-    def __init__(self, numbers: Numbers) -> None:
-        """Take the numbers of the messages about all uploads."""
+    def __init__(self, numbers: Numbers, ended: Ended) -> None:
+        """Take the numbers of the messages about all uploads, and what is called after the last one about each."""
         self._numbers = numbers
+        self._ended = ended
         self._states: dict[str, Watched] = {}
         self._kept: dict[str, float] = {}  # uploads without listeners -> time of the event loop, the oldest first
 
@@ -31,7 +32,7 @@ class WatchedUploads:
         """Return the state of an upload for somebody who is to listen, a new one if nothing is known."""
         watched = self._states.get(upload_id)
         if watched is None:
-            watched = self._states[upload_id] = Watched(upload_id, self._numbers)
+            watched = self._states[upload_id] = Watched(upload_id, self._numbers, self._ended)
         self._kept.pop(upload_id, None)
         return watched
 
@@ -40,10 +41,16 @@ class WatchedUploads:
         return [watched for watched in self._states.values() if watched.listeners]
 
     def keep(self, watched: Watched) -> None:
-        """Keep the state of an upload that nobody watches for a while, unless nothing is known of it."""
+        """Keep the state of an upload that nobody watches for a while, unless nothing is known of it.
+
+        Do nothing for a state that has been dropped: its id may be that of another upload, with listeners.
+        """
+        if self._states.get(watched.upload_id) is not watched:
+            return
         if watched.last is None:
             self._drop(watched.upload_id)
             return
+        self._kept.pop(watched.upload_id, None)  # so that the oldest stay first
         self._kept[watched.upload_id] = asyncio.get_running_loop().time()
         if len(self._kept) > MAX_KEPT:
             self._drop(next(iter(self._kept)))
