@@ -21,12 +21,15 @@ from tusd_py.progress.listener import Listener
 from tusd_py.progress.message_numbers import MessageNumbers
 from tusd_py.progress.messages import Message
 from tusd_py.progress.ping_wheel import PingWheel
-from tusd_py.progress.place import ListsUploads, MayFollow, Place
+from tusd_py.progress.place import MAX_ASKING, Key, ListsUploads, MayFollow, Place
 from tusd_py.progress.reconciler import Reconciler
 from tusd_py.progress.watched import Watched
 from tusd_py.progress.watched_uploads import WatchedUploads
 
-MAX_FOLLOWED = 1000  # uploads of one stream that are not finished
+MAX_FOLLOWED = 1000  # uploads of one stream that are not finished; those that stand still make room for others
+ROOM = 0.1  # part of them that makes room at a time
+JOINS_AT_ONCE = 16  # uploads of streams of several, of this process, after which others have their turn
+LISTS_AT_ONCE = 2  # pages of records, of this process, that are looked at for streams that begin
 LISTED_PAGES = 3  # pages of records in which the unfinished uploads of an owner are looked for at the beginning
 RETRY = (1000, 5000)  # milliseconds between which listeners of a server that ends choose when to come back
 LAST_WRITE_TIMEOUT = 0.5  # seconds in which a listener has to take the end
@@ -77,6 +80,8 @@ class ProgressHub:
         self._listeners: dict[Listener, Place] = {}
         self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner
         self._introductions: set[asyncio.Task[None]] = set()
+        self._joins = asyncio.Semaphore(JOINS_AT_ONCE)
+        self._lists = asyncio.Semaphore(LISTS_AT_ONCE)
         self._wheel = PingWheel()
         self._ticker: asyncio.TimerHandle | None = None
         self._is_draining = False
@@ -178,7 +183,7 @@ class ProgressHub:
         for upload_id in upload_ids:
             message = None
             with contextlib.suppress(UploadError):  # an upload that cannot be read is left out too
-                message = await self._join(listener, upload_id, may_follow)
+                message = await self._join_in_turn(listener, upload_id, may_follow)
             if message is None:
                 listener.upload_ended(upload_id)
             else:
@@ -203,19 +208,26 @@ class ProgressHub:
         after: str | None = ""
         for _ in range(LISTED_PAGES):
             condition = UploadFilter(status=Status.ACTIVE, owner=owner)
-            page = await list_uploads(after=after or "", limit=MAX_FOLLOWED, condition=condition)
+            async with self._lists:
+                page = await list_uploads(after=after or "", limit=MAX_FOLLOWED, condition=condition)
             for upload in page.uploads[: MAX_FOLLOWED - len(snapshots)]:
-                place.known.add((upload.id, upload.created_at))
+                place.note((upload.id, upload.created_at))
                 with contextlib.suppress(UploadError):
-                    message = await self._join(listener, upload.id, may_follow)
+                    message = await self._join_in_turn(listener, upload.id, may_follow)
                     if message is not None:
                         snapshots.append(message)
             after = page.after
-            if after is None:
+            if after is None or len(snapshots) >= MAX_FOLLOWED:
                 break
         listener.begin(snapshots)
         if not snapshots:
             listener.ping()
+
+    async def _join_in_turn(self, listener: Listener, upload_id: str, may_follow: MayFollow) -> Message | None:
+        """Do as `_join`, which may run without a pause, so that others have their turn after some of them."""
+        async with self._joins:
+            await asyncio.sleep(0)
+        return await self._join(listener, upload_id, may_follow)
 
     async def _join(self, listener: Listener, upload_id: str, may_follow: MayFollow) -> Message | None:
         """Let a listener watch one of several uploads; return its snapshot, None if it may not or there is none."""
@@ -249,17 +261,47 @@ class ProgressHub:
             place, key = self._listeners[listener], (change.id, change.created_at)
             if key in place.known or place.may_follow is None:
                 continue
-            if len(place.watched) >= MAX_FOLLOWED or len(self._introductions) >= MAX_FOLLOWED:
+            if place.asking >= MAX_ASKING:
                 listener.end(RETRY[0])
                 continue
+            if len(place.watched) + place.asking >= MAX_FOLLOWED:
+                self._make_room(listener, place)
+            if not self._come_back(listener, place, key):
+                self._ask(listener, place, place.may_follow, change)
             place.note(key)
-            task = asyncio.get_running_loop().create_task(self._introduce_to(listener, place.may_follow, change))
-            self._introductions.add(task)
-            task.add_done_callback(self._introductions.discard)
+
+    def _make_room(self, listener: Listener, place: Place) -> None:
+        """Let a stream leave uploads that stand still; `_introduce` brings them back with their next changes."""
+        for watched in place.leave_still(max(1, int(MAX_FOLLOWED * ROOM))):
+            watched.listeners.discard(listener)
+            self._keep(watched)
+
+    def _come_back(self, listener: Listener, place: Place, key: Key) -> bool:
+        """Let a stream watch an upload that it has left; its right lasts as long as it. Return False for any other."""
+        watched = self._watched.get(key[0])
+        is_of_another = watched is not None and watched.last is not None and watched.last.created_at != key[1]
+        if key not in place.left or is_of_another:
+            return False
+        place.left.discard(key)
+        watched = self._watched.state_of(key[0])
+        watched.listeners.add(listener)
+        place.watched.add(watched)
+        self._want_soon()
+        return True
+
+    def _ask(self, listener: Listener, place: Place, may_follow: MayFollow, change: Change) -> None:
+        def done(task: asyncio.Task[None]) -> None:
+            place.asking -= 1
+            self._introductions.discard(task)
+
+        place.asking += 1
+        task = asyncio.get_running_loop().create_task(self._introduce_to(listener, may_follow, change))
+        self._introductions.add(task)
+        task.add_done_callback(done)
 
     async def _introduce_to(self, listener: Listener, may_follow: MayFollow, change: Change) -> None:
         with contextlib.suppress(UploadError):
-            message = await self._join(listener, change.id, may_follow)
+            message = await self._join_in_turn(listener, change.id, may_follow)
             watched = self._watched.get(change.id)
             if message is None or watched is None or watched.last is None:
                 return
@@ -291,7 +333,7 @@ class ProgressHub:
         return self._feed is not None and self._feed.wants(upload.id, upload.owner)
 
     def changed(self, change: Change) -> None:
-        """Take a change that another process has made."""
+        """Take a change, of another process too."""
         if self._owners:
             self._introduce(change)
         watched = self._watched.get(change.id)
@@ -328,8 +370,10 @@ class ProgressHub:
     # Running.
 
     def open(self) -> None:
-        """Accept listeners, again after `drain` and `close`."""
+        """Accept listeners, again after `drain` and `close`, in another event loop too."""
         self._is_draining = False
+        self._joins = asyncio.Semaphore(JOINS_AT_ONCE)
+        self._lists = asyncio.Semaphore(LISTS_AT_ONCE)
 
     def drain(self) -> None:
         """End all listeners, and tell them to come back in some seconds; accept no new ones."""
@@ -389,14 +433,11 @@ class ProgressHub:
     # Changes, as the bus tells of them.
 
     def _take(self, upload: Upload, kind: ProgressKind, code: str = "") -> None:
-        watched, feed = self._watched.get(upload.id), self._feed
+        feed = self._feed
         is_wanted = feed is not None and feed.wants(upload.id, upload.owner)
-        if watched is None and not is_wanted and not self._owners:
+        if self._watched.get(upload.id) is None and not is_wanted and not self._owners:
             return
         change = change_of(upload, kind, self._time(), code)
-        if self._owners:
-            self._introduce(change)
-        if watched is not None:
-            watched.take(change)
+        self.changed(change)
         if feed is not None and is_wanted:
             feed.publish(change)
