@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +103,16 @@ def test_stream_ends_with_its_token(site: ServerProcess) -> None:
     with Listening(site.port, f"{path}/events", bearer(token)) as stream:
         assert [event.kind for event in stream] == ["snapshot"]
         assert stream.retry == 1000
+
+
+def test_one_principal_has_a_part_of_the_places(tmp_path: Path) -> None:
+    with serving(tmp_path, **signing_files(tmp_path), max_listeners=32) as site, ExitStack() as stack:
+        for _ in range(8):
+            assert stack.enter_context(following(site, OWNER)).status == 200
+        refused = ask(site, OWNER, "GET", "/files/events")
+        assert refused.status == 503
+        assert refused.text.startswith("ERR_TOO_MANY_LISTENERS")
+        path, _, query = capability(site, create(site, OWNER, 8)).partition("?")
+        for token, url in ((OTHER, "/files/events"), (None, f"{path}/events?{query}")):
+            with Listening(site.port, url, bearer(token)) as stream:
+                assert stream.status == 200

@@ -268,6 +268,30 @@ async def test_hub_with_as_many_listeners_as_it_may_have_takes_no_more() -> None
     followed.hub.close()
 
 
+async def test_one_sender_has_a_part_of_the_places() -> None:
+    hub = Followed(Records(), max_listeners=40).hub
+    listeners = [Listener(("a",)) for _ in range(10)]
+    for listener in listeners:
+        hub.add(listener, "sse", 3600, "ann")
+    with pytest.raises(TooManyListenersError):
+        hub.add(Listener(("a",)), "sse", 3600, "ann")
+    for sender in ("bob", "", *[""] * 20):
+        hub.add(Listener(("a",)), "sse", 3600, sender)
+    hub.remove(listeners[0])
+    hub.add(listeners[0], "sse", 3600, "ann")
+    for listener in listeners:
+        hub.remove(listener)
+    assert "ann" not in hub._senders
+    hub.close()
+
+
+async def test_one_sender_may_have_all_of_few_places() -> None:
+    hub = Followed(Records(), max_listeners=module.MIN_SHARE).hub
+    for _ in range(module.MIN_SHARE):
+        hub.add(Listener(("a",)), "sse", 3600, "ann")
+    hub.close()
+
+
 async def test_hub_keeps_the_state_of_few_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watched_uploads, "MAX_KEPT", 2)
     records = Records(*(replace(UPLOAD, id=str(number)) for number in range(5)))

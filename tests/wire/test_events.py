@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,18 @@ def test_listeners_are_counted_and_limited(tmp_path: Path) -> None:
         wait_until(lambda: metric(server.port, "tusd_listeners") == 1, "the server has noticed that a client left")
         listening(server, path).close()
         first.close()
+
+
+def test_one_address_has_a_part_of_the_places(tmp_path: Path) -> None:
+    with serving(tmp_path, max_listeners=32) as server, ExitStack() as stack:
+        path = f"{create(server.port, 10)}/events"
+        for _ in range(8):
+            assert stack.enter_context(Listening(server.port, path)).status == 200
+        refused = request(server.port, "GET", path)
+        assert (refused.status, refused["Retry-After"]) == (503, "5")
+        assert refused.text.startswith("ERR_TOO_MANY_LISTENERS")
+        with Listening(server.port, path, address="127.0.0.2") as stream:
+            assert stream.status == 200
 
 
 def test_stream_is_no_duration_of_a_request(server: ServerProcess) -> None:

@@ -41,15 +41,16 @@ def sender_of(request: Request) -> str:
     """Return the name of the sender: its principal, else its address, or the network of an IPv6 address."""
     if request.principal is not None:
         return f"owner {request.principal.owner}"
-    return _address_of(request)
+    return address_of(request)
 
 
 def creator_of(request: Request) -> str:
     """Return the name of the sender of a creation, which is not the owner if only a signed URL names that."""
-    return sender_of(request) if request.grant is None else _address_of(request)
+    return sender_of(request) if request.grant is None else address_of(request)
 
 
-def _address_of(request: Request) -> str:
+def address_of(request: Request) -> str:
+    """Return the name of a sender by its address, or by the network of an IPv6 address."""
     return f"address {_network(request.client)}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from tusd_py.contracts.change_feed import ChangeFeed
@@ -27,6 +28,8 @@ from tusd_py.progress.watched import Watched
 from tusd_py.progress.watched_uploads import WatchedUploads
 
 MAX_FOLLOWED = 1000  # uploads of one stream that are not finished; those that stand still make room for others
+SHARE = 4  # one sender has at most one of so many places of listeners
+MIN_SHARE = 8  # places that one sender may have of any number: the tabs of a browser
 ROOM = 0.1  # part of them that makes room at a time
 JOINS_AT_ONCE = 16  # uploads of streams of several, of this process, after which others have their turn
 LISTS_AT_ONCE = 2  # pages of records, of this process, that are looked at for streams that begin
@@ -36,7 +39,7 @@ LAST_WRITE_TIMEOUT = 0.5  # seconds in which a listener has to take the end
 
 
 class TooManyListenersError(Exception):
-    """The hub has as many listeners as it may have."""
+    """The hub has as many listeners as it may have, or as many of one sender."""
 
 
 class ProgressHub:
@@ -78,6 +81,7 @@ class ProgressHub:
         self._instrumentation = instrumentation
         self._watched = WatchedUploads(MessageNumbers(clock), self._ended)
         self._listeners: dict[Listener, Place] = {}
+        self._senders: Counter[str] = Counter()  # of the listeners
         self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner
         self._introductions: set[asyncio.Task[None]] = set()
         self._joins = asyncio.Semaphore(JOINS_AT_ONCE)
@@ -91,8 +95,14 @@ class ProgressHub:
 
     # Listening.
 
-    def add(self, listener: Listener, kind: str, seconds: float) -> None:
-        """Add a listener, whose stream ends after so many seconds; one of the kind `sse` gets pings.
+    def add(self, listener: Listener, kind: str, seconds: float, sender: str = "") -> None:
+        """Add a listener.
+
+        Args:
+            listener: the listener.
+            kind: the kind of its stream; one of the kind `sse` gets pings.
+            seconds: the time after which its stream ends.
+            sender: the name of its sender, who may have a part of the places; empty if there is none.
 
         Raises:
             ServerShutdown: the server is about to end.
@@ -100,12 +110,14 @@ class ProgressHub:
         """
         if self._is_draining:
             raise ServerShutdown
-        if len(self._listeners) >= self.max_listeners:
+        most = max(MIN_SHARE, self.max_listeners // SHARE)
+        if len(self._listeners) >= self.max_listeners or (sender and self._senders[sender] >= most):
             raise TooManyListenersError
+        self._senders[sender] += 1
         end = asyncio.get_running_loop().call_later(seconds, listener.end, RETRY[0])
         if kind == "sse":
             self._wheel.add(listener, len(self._listeners))
-        self._listeners[listener] = Place(kind, end)
+        self._listeners[listener] = Place(kind, end, sender)
         self._instrumentation.listeners_changed(kind, 1)
         self._start()
 
@@ -116,6 +128,9 @@ class ProgressHub:
         if place is None:
             return
         place.end.cancel()
+        self._senders[place.sender] -= 1
+        if not self._senders[place.sender]:
+            del self._senders[place.sender]
         self._instrumentation.listeners_changed(place.kind, -1)
         self._wheel.remove(listener)
         for watched in place.watched:

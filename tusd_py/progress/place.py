@@ -33,6 +33,7 @@ class Place:
 
     kind: str
     end: asyncio.TimerHandle  # of its stream
+    sender: str
     watched: set[Watched] = field(default_factory=set)
     may_follow: MayFollow | None = None  # of a stream of all uploads of an owner
     known: set[Key] = field(default_factory=set)  # uploads that were decided about

@@ -26,12 +26,17 @@ class Closed(ConnectionError):
 class Connection:
     """One connection to a server, named by a URL or by its port; it stays open between requests."""
 
-    def __init__(self, server: str | int, timeout: float = TIMEOUT, *, receive_buffer: int | None = None) -> None:
-        """Connect; `receive_buffer` is the number of bytes that the kernel may hold for the test."""
+    def __init__(
+        self, server: str | int, timeout: float = TIMEOUT, *, receive_buffer: int | None = None, address: str = ""
+    ) -> None:
+        """Connect, from an address of the test.
+
+        `receive_buffer` is the number of bytes that the kernel may hold for the test.
+        """
         self.authority = f"127.0.0.1:{server}" if isinstance(server, int) else authority_of(server)
         host, _, port = self.authority.rpartition(":")
         if receive_buffer is None:
-            self.socket = socket.create_connection((host, int(port)), timeout)
+            self.socket = socket.create_connection((host, int(port)), timeout, (address, 0) if address else None)
         else:
             self.socket = socket.socket()
             self.socket.settimeout(timeout)

@@ -41,8 +41,9 @@ class Listening(Connection):
         method: str = "GET",
         body: Body = None,
         receive_buffer: int | None = None,
+        address: str = "",
     ) -> None:
-        super().__init__(server, receive_buffer=receive_buffer)
+        super().__init__(server, receive_buffer=receive_buffer, address=address)
         self.retry: int | None = None
         self.comments = 0
         if body is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from tusd_py.core.errors import UploadNotFound
 from tusd_py.core.upload import Upload, is_upload_id
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.progress.sse import HEADERS, EventBody
+from tusd_py.http.rates import address_of, sender_of
 from tusd_py.http.request import Handler, Request, Response
 from tusd_py.progress.hub import ProgressHub, TooManyListenersError
 from tusd_py.progress.listener import Listener
@@ -110,7 +112,7 @@ class ProgressEndpoint:
 
     def _add(self, listener: Listener, request: Request) -> None:
         try:
-            self._hub.add(listener, "sse", lifetime(request))
+            self._hub.add(listener, "sse", lifetime(request), listening_sender(request))
         except TooManyListenersError:
             raise TooManyListeners from None
 
@@ -137,6 +139,16 @@ def named_uploads(request: Request) -> list[str] | None:
     if len(named) > MAX_UPLOADS:
         raise InvalidUploads(f"a stream is about {MAX_UPLOADS} uploads at most")
     return [upload_id for upload_id in dict.fromkeys(named) if is_upload_id(upload_id)]
+
+
+def listening_sender(request: Request) -> str:
+    """Return the name under which a listener is counted; empty if neither its principal nor its address is known.
+
+    A signed URL names an owner, whose places are not for all who have the URL: they are counted by their addresses.
+    """
+    if request.principal is not None and math.isinf(request.admitted_until):
+        return sender_of(request)
+    return address_of(request) if request.client else ""
 
 
 def lifetime(request: Request) -> float:
