@@ -81,7 +81,8 @@ class RedisFeed:
         self._start(self._send(self._channel, f"hello {self._token}"))
 
     async def close(self) -> None:
-        """End, and let the other processes forget this one."""
+        """End, and let the other processes forget this one; what is wanted later counts for nothing."""
+        self._receiver = None
         self._messages.observe(None)
         for timer in (self._timer, self._repeat_timer, self._leave_timer):
             if timer is not None:
