@@ -191,6 +191,30 @@ def test_text_of_another_version_is_no_change(text: str) -> None:
     assert decode_change(text) is None
 
 
+@pytest.mark.parametrize(
+    ("position", "value"),
+    [
+        *((5, value) for value in ("Infinity", "-1", "1e400", "9" * 30, "9" * 5000, "NaN", "[1]")),
+        *((6, value) for value in ("Infinity", "-1", "9" * 30)),
+        *((7, value) for value in ("Infinity", "-1", "9" * 30)),
+        *((8, value) for value in ("NaN", "Infinity", "-1", "1e12")),
+        *((9, value) for value in ("NaN", "-Infinity", "Infinity", "-1", "1e12", "1e400")),
+        *((2, value) for value in ("null", '""', '"../a"', '"a/b"', "[]", '"\\ud800"')),
+    ],
+)
+def test_broken_value_is_no_change(position: int, value: str) -> None:
+    values = encode_change(CHANGE)[1:-1].split(",")
+    assert decode_change(f"[{','.join(values)}]") == CHANGE
+    values[position] = value
+    assert decode_change(f"[{','.join(values)}]") is None
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1," * 100_000, '{"a":' * 100_000])
+def test_deep_text_is_no_change_and_no_interests(text: str) -> None:
+    assert decode_change(text) is None
+    assert not decode_interests(text)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "1", '{"ids": 1}'])
 def test_broken_interests_are_none(text: str) -> None:
     assert not decode_interests(text)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 
 from tusd_py.core.progress import NO_INTERESTS, Change, Interests, ProgressKind
-from tusd_py.core.upload import Status, UploadKind
+from tusd_py.core.upload import MAX_UPLOAD_SIZE, Status, UploadKind, is_upload_id
 
 VERSION = 1
+LATEST = 253402300799.0  # seconds since the epoch: the end of the year 9999, the last one that a time can be told of
+BROKEN = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)  # of a text that is not understood
 
 
 def encode_change(change: Change) -> str:
@@ -42,19 +44,39 @@ def decode_change(text: str) -> Change | None:
             return None
         return Change(
             ProgressKind(kind),
-            str(upload_id),
+            _upload_id(upload_id),
             str(owner),
             Status(status),
-            int(offset),
-            None if length is None else int(length),
-            int(token),
-            float(created_at),
-            float(time),
+            _number(offset),
+            None if length is None else _number(length),
+            _number(token),
+            _time(created_at),
+            _time(time),
             UploadKind(concatenation),
             str(code),
         )
-    except (ValueError, TypeError):
+    except BROKEN:
         return None
+
+
+def _upload_id(value: object) -> str:
+    if not (isinstance(value, str) and is_upload_id(value)):
+        raise ValueError("no id of an upload")
+    return value
+
+
+def _number(value: float) -> int:
+    number = int(value)
+    if not 0 <= number <= MAX_UPLOAD_SIZE:
+        raise ValueError("no number of a record")
+    return number
+
+
+def _time(value: float) -> float:
+    seconds = float(value)
+    if not 0 <= seconds <= LATEST:
+        raise ValueError("no time")
+    return seconds
 
 
 def encode_interests(interests: Interests, most: int) -> str:
@@ -70,5 +92,5 @@ def decode_interests(text: str) -> Interests:
         document = json.loads(text)
         ids, owners = document.get("ids", ()), document.get("owners", ())
         return Interests(frozenset(map(str, ids)), frozenset(map(str, owners)), bool(document.get("everything")))
-    except (ValueError, TypeError, AttributeError):
+    except BROKEN:
         return NO_INTERESTS
