@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.support.timing import TIMEOUT
-from tusd_py.backends.local_feed import peers
+from tusd_py.backends.local_feed import feed as feed_module, peers
 from tusd_py.backends.local_feed.feed import MAX_IDS, LocalFeed
 from tusd_py.core.progress import NO_INTERESTS, Change, Interests, ProgressKind, change_of
 from tusd_py.core.progress_codec import decode_change, decode_interests, encode_change
@@ -117,6 +120,51 @@ async def test_socket_of_a_dead_process_is_removed(tmp_path: Path) -> None:
     async with processes(folder, 1):
         assert len(list(folder.iterdir())) == 1
     assert list(folder.iterdir()) == []
+
+
+async def test_socket_of_a_process_that_starts_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "feed"
+    async with processes(folder, 1) as (other,):
+        tried: list[str] = []
+
+        def connect_meanwhile(*args: Any, **options: Any) -> None:
+            monkeypatch.undo()
+            os.chmod(*args, **options)
+            tried.extend(name for name in os.listdir(folder) if name != other.feed._name)
+            for name in other.feed._others():
+                with contextlib.suppress(OSError):
+                    other.feed._connected(name).close()
+
+        monkeypatch.setattr(feed_module, "os", SimpleNamespace(**vars(os) | {"chmod": connect_meanwhile}))
+        async with processes(folder, 1) as (starting,):
+            assert len(tried) == 1
+            assert len(list(folder.iterdir())) == 2
+            other.feed.want(Interests(everything=True))
+            await starting.until(lambda: starting.feed.is_wanted)
+
+
+async def test_socket_of_a_process_that_died_while_it_started_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "feed"
+    folder.mkdir()
+    for name in ("new-1-0123abcd", "new-2-0123abcd"):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(folder / name))
+    os.utime(folder / "new-1-0123abcd", (1.0, 1.0))
+    async with processes(folder, 1):
+        assert not (folder / "new-1-0123abcd").exists()
+        assert (folder / "new-2-0123abcd").exists()
+
+
+async def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "feed"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    (folder / "new-notes").touch()
+    os.utime(folder / "new-notes", (1.0, 1.0))
+    async with processes(folder, 2) as (publisher, listener):
+        listener.feed.want(Interests(everything=True))
+        await publisher.until(lambda: publisher.feed.is_wanted)
+    assert sorted(path.name for path in folder.iterdir()) == ["new-notes", "notes.txt"]
 
 
 async def test_process_that_does_not_read_is_sent_the_last_change_of_each_upload(

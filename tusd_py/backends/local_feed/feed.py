@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ TELL_INTERVAL = 0.05  # seconds between two lines about the interests of this pr
 MAX_IDS = 1000  # uploads in one line; beyond it a process wants everything
 BACKLOG = 128
 NAME = re.compile(r"[0-9]+-[0-9a-f]{8}")
+NEW = "new-"  # before the name of a socket that nobody listens on yet
+NEW_TIME = 60.0  # seconds after which such a socket is what a process that died has left
 
 
 class LocalFeed:
@@ -80,18 +83,36 @@ class LocalFeed:
         await asyncio.to_thread(self._greet)
 
     def _make_socket(self) -> socket.socket:
-        """Make the folder, and a socket in it. Runs in a worker thread."""
+        """Make the folder, and a socket in it, which has its name only once others can connect to it.
+
+        Runs in a worker thread.
+        """
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        new = f"{NEW}{self._name}"
         try:
-            listener.bind(self._path(self._name))
-            os.chmod(self._name, 0o600, dir_fd=self._descriptor)
+            listener.bind(self._path(new))
+            os.chmod(new, 0o600, dir_fd=self._descriptor)
             listener.listen(BACKLOG)
+            os.rename(new, self._name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         except OSError:
             listener.close()
+            self._remove(new)
             raise
+        self._remove_old()
         return listener
+
+    def _remove_old(self) -> None:
+        """Remove what processes have left that died between the making of their socket and listening."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._descriptor):
+                if not (name.startswith(NEW) and NAME.fullmatch(name.removeprefix(NEW))):
+                    continue
+                with contextlib.suppress(OSError):
+                    made_at = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mtime
+                    if time.time() - made_at > NEW_TIME:
+                        self._remove(name)
 
     def _greet(self) -> None:
         """Tell the other processes of this one. Runs in a worker thread."""
@@ -216,7 +237,7 @@ class LocalFeed:
     def _others(self) -> list[str]:
         """Return the names of the other processes. Runs in a worker thread."""
         with contextlib.suppress(OSError):
-            return [name for name in os.listdir(self._descriptor) if name != self._name]
+            return [name for name in os.listdir(self._descriptor) if name != self._name and NAME.fullmatch(name)]
         return []
 
     def _path(self, name: str) -> str:
