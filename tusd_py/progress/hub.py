@@ -251,7 +251,7 @@ class ProgressHub:
         try:
             version = watched.version
             upload = await self._find(upload_id)
-            if upload is None or upload.has_ended or not await may_follow(upload):
+            if upload is None or not await may_follow(upload) or upload.has_ended:
                 return None
             if watched.version == version or watched.last is None:
                 watched.reconcile(upload, self._time())

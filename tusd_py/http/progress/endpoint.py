@@ -17,6 +17,7 @@ from tusd_py.http.rates import address_of, sender_of
 from tusd_py.http.request import Handler, Request, Response
 from tusd_py.progress.hub import ProgressHub, TooManyListenersError
 from tusd_py.progress.listener import Listener
+from tusd_py.progress.place import MayFollow
 from tusd_py.uploads.service import UploadService
 
 EVENTS = "events"  # the sub-resource, and the name that no upload has
@@ -100,7 +101,7 @@ class ProgressEndpoint:
         may_follow = request.may_follow or _anybody
         try:
             if ids is not None:
-                await self._hub.watch_several(listener, ids, may_follow)
+                await self._hub.watch_several(listener, ids, partial(self._may_follow_named, may_follow))
             elif request.principal is not None:
                 owner = None if request.principal.is_admin else request.principal.owner
                 await self._hub.watch_owner(listener, owner, may_follow, self._service.list)
@@ -109,6 +110,16 @@ class ProgressEndpoint:
             raise
         request.is_stream = True
         return Response(200, dict(HEADERS), events=EventBody(listener, self._hub.remove))
+
+    async def _may_follow_named(self, may_follow: MayFollow, upload: Upload) -> bool:
+        """Return whether the client may follow an upload that it has named.
+
+        That it may not takes as long to find out as that there is no such upload.
+        """
+        if await may_follow(upload):
+            return True
+        await self._service.miss()
+        return False
 
     def _add(self, listener: Listener, request: Request) -> None:
         try:
