@@ -44,7 +44,8 @@ from tusd_py.http.progress.endpoint import ProgressEndpoint
 from tusd_py.http.rates import rates_of
 from tusd_py.http.signed_access import CapabilitySigner, SignedAccess
 from tusd_py.http.tus.adapter import TusProtocol
-from tusd_py.http.tus.handlers import Features, TusHandlers
+from tusd_py.http.tus.features import Features
+from tusd_py.http.tus.handlers import TusHandlers
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.places import bucket, errors_at, make_private_folder, redis, upload_directory
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_writer, is_own, make_component, one_line

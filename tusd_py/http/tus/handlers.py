@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from tusd_py.core.conditions import NO_CONDITIONS, Conditions
 from tusd_py.core.errors import (
@@ -29,6 +28,7 @@ from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.rates import ByteRate, CreationRate
 from tusd_py.http.request import FileBody, Handler, Request, Response
 from tusd_py.http.signed_access import CapabilitySigner, UrlUsed
+from tusd_py.http.tus.features import Features
 from tusd_py.http.tus.grants import granted, granted_digests, metadata_with
 from tusd_py.http.tus.headers import (
     InvalidHeader,
@@ -46,34 +46,6 @@ from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 VERSION = "1.0.0"
 MIN_SENT_FILE = 256 << 10  # bytes of a download for which the kernel sends the file by itself
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """The optional parts of tus 1.0.0 that a server offers."""
-
-    creation_with_upload: bool = True
-    creation_defer_length: bool = True
-    expiration: bool = True
-    checksum: bool = True
-    termination: bool = True
-    concatenation: bool = True
-    concatenation_unfinished: bool = False
-    download: bool = True
-
-    def extensions(self, *, trailers: bool) -> list[str]:
-        """Return the values of Tus-Extension; `trailers` tells whether the web server passes trailers on."""
-        switches = {
-            "creation-with-upload": self.creation_with_upload,
-            "creation-defer-length": self.creation_defer_length,
-            "expiration": self.expiration,
-            "checksum": self.checksum,
-            "checksum-trailer": self.checksum and trailers,
-            "termination": self.termination,
-            "concatenation": self.concatenation,
-            "concatenation-unfinished": self.concatenation and self.concatenation_unfinished,
-        }
-        return ["creation", *(name for name, offered in switches.items() if offered)]
 
 
 class TusHandlers:
