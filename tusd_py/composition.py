@@ -44,6 +44,7 @@ from tusd_py.http.progress.endpoint import ProgressEndpoint
 from tusd_py.http.rates import rates_of
 from tusd_py.http.signed_access import CapabilitySigner, SignedAccess
 from tusd_py.http.tus.adapter import TusProtocol
+from tusd_py.http.tus.downloads import DownloadHandler
 from tusd_py.http.tus.features import Features
 from tusd_py.http.tus.handlers import TusHandlers
 from tusd_py.http.urls import UrlBuilder
@@ -315,7 +316,8 @@ def build_application(
     rates = rates_of(
         service.state, rates_of_host(), settings.rate_create, settings.rate_bytes, lambda: service.is_draining
     )
-    handlers = TusHandlers(service, features, urls, limits, _offload(settings), capabilities, *rates)
+    downloads = DownloadHandler(service, _offload(settings))
+    handlers = TusHandlers(service, features, urls, limits, downloads, capabilities, *rates)
     return UploadApp(
         TusProtocol(handlers, None if hub is None else ProgressEndpoint(hub, service, handlers.options)),
         events,

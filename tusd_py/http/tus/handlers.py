@@ -20,14 +20,13 @@ from tusd_py.core.errors import (
 from tusd_py.core.metadata import MetadataLimits
 from tusd_py.core.upload import Upload, UploadKind
 from tusd_py.http.digest_fields import digests_of
-from tusd_py.http.download import describe, select
 from tusd_py.http.empty_patches import EmptyPatches
 from tusd_py.http.errors import RETRY_AFTER, TRY_LATER, HTTPError, error_response_for
 from tusd_py.http.hook_answers import answered
-from tusd_py.http.offload import DownloadOffload
 from tusd_py.http.rates import ByteRate, CreationRate
-from tusd_py.http.request import FileBody, Handler, Request, Response
+from tusd_py.http.request import Handler, Request, Response
 from tusd_py.http.signed_access import CapabilitySigner, UrlUsed
+from tusd_py.http.tus.downloads import DownloadHandler
 from tusd_py.http.tus.features import Features
 from tusd_py.http.tus.grants import granted, granted_digests, metadata_with
 from tusd_py.http.tus.headers import (
@@ -45,7 +44,6 @@ from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
 
 VERSION = "1.0.0"
-MIN_SENT_FILE = 256 << 10  # bytes of a download for which the kernel sends the file by itself
 
 
 class TusHandlers:
@@ -57,7 +55,7 @@ class TusHandlers:
         features: Features,
         urls: UrlBuilder,
         metadata_limits: MetadataLimits,
-        offload: DownloadOffload | None = None,
+        downloads: DownloadHandler,
         capabilities: CapabilitySigner | None = None,
         creation_rate: CreationRate | None = None,
         byte_rate: ByteRate | None = None,
@@ -68,14 +66,14 @@ class TusHandlers:
         self._features = features
         self._urls = urls
         self._metadata_limits = metadata_limits
-        self._offload = offload
+        self._downloads = downloads
         self._creation_rate = creation_rate
         self._byte_rate = byte_rate
         self._empty_patches = EmptyPatches()
         self.on_creation_url: dict[str, Handler] = {"OPTIONS": self.options, "POST": self.post}
         self.on_upload: dict[str, Handler] = {"OPTIONS": self.options, "HEAD": self.head, "PATCH": self.patch}
         if features.download:
-            self.on_upload["GET"] = self.get
+            self.on_upload["GET"] = downloads.get
         if features.termination:
             self.on_upload["DELETE"] = self.delete
 
@@ -235,7 +233,9 @@ class TusHandlers:
                 async with asyncio.timeout_at(request.deadline):
                     return await self._describe(request)
             check_version(request)
-            upload = _admitted(request, await self._service.inspect(request.upload_id, request.deadline))
+            upload = await self._service.inspect(request.upload_id, request.deadline)
+            if not request.admission.fits(upload):
+                raise UploadNotFound
         except (ContentRefused, HookRejected) as error:  # of the completion: the upload was removed
             return Response(404, no_store, error_code=error.code)
         except (UploadNotFound, UploadGone) as error:
@@ -264,7 +264,7 @@ class TusHandlers:
         """Respond to the HEAD of a client that does not speak tus (`curl -I`), with the header fields of a GET."""
         if not (await self._service.get(request.upload_id)).is_complete:
             check_version(request)
-        return await self._download(request, body=False)
+        return await self._downloads.response(request, body=False)
 
     async def patch(self, request: Request) -> Response:
         try:
@@ -307,59 +307,6 @@ class TusHandlers:
         await self._service.terminate(request.upload_id, context, request.admission)
         return answered(Response(204), context)
 
-    async def get(self, request: Request) -> Response:
-        return await self._download(request, body=True)
-
-    async def _download(self, request: Request, *, body: bool) -> Response:
-        upload = _admitted(request, await self._service.get_completed(request.upload_id))
-        selection = select(upload, request.headers, ranges=body)
-        headers = describe(upload)
-        if selection.status in (304, 412):
-            return Response(selection.status, headers)
-        if selection.status == 416:
-            raise RangeNotSatisfiable(upload.length or 0)
-        if not body:
-            async for _ in self._service.read(upload, 0, 0):
-                pass  # reading no bytes raises if the bytes are gone
-            headers |= _offset(upload) | {"Content-Length": str(upload.length)}
-            return Response(200, headers)
-        url = await self._service.download_url(upload, headers["Content-Disposition"], headers["Content-Type"])
-        if url is not None:
-            return Response(302, {"Location": url, "Cache-Control": "no-store"})
-        offloaded = await self._offloaded(request, upload, headers)
-        if offloaded is not None:
-            return offloaded
-        headers["Content-Length"] = str(selection.end - selection.start)
-        if selection.status == 206:
-            headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"
-        if selection.end - selection.start >= MIN_SENT_FILE and request.sends_files:
-            file = await self._service.open_file(upload)
-            if file is not None:
-                return Response(selection.status, headers, file=FileBody(file, selection.start, selection.end))
-        stream = self._service.read(upload, selection.start, selection.end)
-        first = await anext(stream, b"")  # before the response starts, since this raises if the bytes are gone
-        return Response(selection.status, headers, bytes(first), stream)
-
-    async def _offloaded(self, request: Request, upload: Upload, headers: dict[str, str]) -> Response | None:
-        """Return the response that leaves the bytes, and their ranges, to the proxy in front; None if it cannot."""
-        # nginx would compare If-Match with a tag of its own, and refuse what the server has found to match.
-        if self._offload is None or "if-match" in request.headers:
-            return None
-        file = await self._service.whole_file(upload)
-        field = None if file is None else self._offload.header_field(file)
-        if field is None:
-            return None
-        headers = {name: value for name, value in headers.items() if name != "Accept-Ranges"}  # the proxy sends its own
-        return Response(200, headers | field)
-
-
-class RangeNotSatisfiable(HTTPError):
-    """A download whose Range selects none of the `length` bytes of the upload."""
-
-    def __init__(self, length: int) -> None:
-        text = f"the upload has {length} bytes"
-        super().__init__(416, "ERR_RANGE_NOT_SATISFIABLE", text, {"Content-Range": f"bytes */{length}"})
-
 
 def check_version(request: Request) -> None:
     received = request.headers.get("tus-resumable")
@@ -376,13 +323,6 @@ def _wrong_version(received: str) -> HTTPError:
 
 def _wrong_content_type() -> HTTPError:
     return HTTPError(415, "ERR_INVALID_CONTENT_TYPE", "Content-Type must be application/offset+octet-stream")
-
-
-def _admitted(request: Request, upload: Upload) -> Upload:
-    """Return the upload; raises `UploadNotFound` unless the request was let in to it."""
-    if not request.admission.fits(upload):
-        raise UploadNotFound
-    return upload
 
 
 async def _has_bytes(request: Request) -> bool:
