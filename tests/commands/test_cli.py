@@ -23,8 +23,9 @@ from tests.support.services import running_service
 from tests.support.timing import scaled
 from tusd_py import Upload, __version__
 from tusd_py.backends.local_locks.locker import servers_excluded
-from tusd_py.cli import COMMANDS, main
+from tusd_py.cli import main
 from tusd_py.commands import options
+from tusd_py.commands.parser import COMMANDS
 from tusd_py.core.upload import Status
 from tusd_py.settings import FIELDS
 

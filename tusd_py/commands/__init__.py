@@ -1,1 +1,1 @@
-"""Commands of the command line that need more than a few lines."""
+"""The parser of the command line, and the commands that need more than a few lines."""
