@@ -22,9 +22,10 @@ from bench.runner import report_progress
 from bench.servers import Target, running
 from bench.workloads import HEAD_CONNECTIONS, SMALL_BYTES, Plan, head_script, small
 from tusd_py.backends.disk.storage import TOP
-from tusd_py.composition import build_service, opened
+from tusd_py.composition import build_service
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
+from tusd_py.lifecycle import opened
 from tusd_py.settings import Settings
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import Sweeper

@@ -20,12 +20,13 @@ from tusd_py.commands.parser import OWN_OPTIONS, USAGE_ERROR, build_parser
 from tusd_py.commands.sign import run_sign
 from tusd_py.commands.token import run_token
 from tusd_py.commands.uploads import run_uploads
-from tusd_py.composition import build_authenticator, build_service, build_signing_keys, opened
+from tusd_py.composition import build_authenticator, build_service, build_signing_keys
 from tusd_py.core.errors import StateUnavailable, UploadError
 from tusd_py.core.listing import UploadFilter
 from tusd_py.core.redaction import without_secrets
 from tusd_py.core.upload import Status
 from tusd_py.events.bus import EventBus
+from tusd_py.lifecycle import opened
 from tusd_py.migration.report import abbreviated, no_report
 from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
 from tusd_py.observability.logging import announce, configure, formats_json

@@ -21,8 +21,6 @@ from tusd_py.composition import (
     build_feed,
     build_service,
     build_signing_keys,
-    close_service,
-    open_service,
     refuse_two_choices,
 )
 from tusd_py.contracts.auth import Authenticator
@@ -40,6 +38,7 @@ from tusd_py.http.mount import TusMount
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.jobs.duties import scheduler_of
 from tusd_py.jobs.scheduler import Scheduler
+from tusd_py.lifecycle import close_service, open_service
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics
 from tusd_py.plugins import LOCKERS, STATE_STORES, STORAGES, check_component

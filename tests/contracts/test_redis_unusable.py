@@ -15,9 +15,10 @@ from tests.support.harness import COMMAND, ROOT
 from tests.support.proxies import FaultyNetwork, Stream
 from tests.support.redis_hosts import BOUNDED, LEASE, UPLOAD, Holder, Host, eventually_free, url_of
 from tests.support.redis_server import RedisServer, free_port
-from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.composition import build_service
 from tusd_py.core.errors import StateFull, StateUnavailable
 from tusd_py.events.bus import EventBus
+from tusd_py.lifecycle import close_service, open_service
 from tusd_py.settings import load
 
 

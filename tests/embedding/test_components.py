@@ -19,7 +19,7 @@ from tusd_py import InvalidSettings, Settings, StateUnavailable, StorageUnavaila
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.composition import close_service, open_service
+from tusd_py.lifecycle import close_service, open_service
 from tusd_py.settings import FIELDS, SettingsOverrides
 from tusd_py.testing import MemoryLocker, MemoryState, MemoryStorage
 

@@ -20,13 +20,14 @@ from tests.support.wire.requests import assert_content, complete, create, head, 
 from tusd_py.backends.disk import file_system_sync
 from tusd_py.backends.local_locks.locker import LocalLocker
 from tusd_py.backends.sqlite.state import SQLiteState
-from tusd_py.composition import build_service, close_service, open_service
+from tusd_py.composition import build_service
 from tusd_py.contracts.hooks import HookCall
 from tusd_py.core import clock
 from tusd_py.core.durability import BOOT
 from tusd_py.core.errors import ClientDisconnected, HookUnavailable, StateFull
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.bus import EventBus
+from tusd_py.lifecycle import close_service, open_service
 from tusd_py.settings.sources import from_arguments
 from tusd_py.sinks import build_hooks
 from tusd_py.uploads.power_cuts import SYNCED

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tusd_py import composition, server
+from tusd_py import lifecycle, server
 from tusd_py.asyncutil import serial_task
 from tusd_py.backends.disk import storage, syncs, writer as disk_writer
 from tusd_py.backends.local_locks import locker as local_locker
@@ -62,8 +62,8 @@ def locker_closed_before_storage() -> None:
         await service.state.close()
         return bool(await service.storage.close(timeout))
 
-    change(composition, "close_service", close_service)
-    for module in (composition, server):
+    change(lifecycle, "close_service", close_service)
+    for module in (lifecycle, server):
         if hasattr(module, "close_service"):
             change(module, "close_service", close_service)
 

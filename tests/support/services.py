@@ -7,11 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from tusd_py.composition import NO_COMPONENTS, GivenComponents, build_service, close_service, open_service
+from tusd_py.composition import NO_COMPONENTS, GivenComponents, build_service
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.clock import Clock
 from tusd_py.core.errors import ClientDisconnected, UploadError
 from tusd_py.events.bus import EventBus
+from tusd_py.lifecycle import close_service, open_service
 from tusd_py.settings import from_arguments
 from tusd_py.uploads.service import UploadService
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from tusd_py.admin.documents import delivery_document, delivery_state
-from tusd_py.composition import opened_outbox
 from tusd_py.contracts.outbox import Outbox
 from tusd_py.core.clock import rfc3339
 from tusd_py.core.outbox import Delivery, OutboxEvent
+from tusd_py.lifecycle import opened_outbox
 from tusd_py.migration.state_copy import has_records, records_file
 from tusd_py.outbox.cloudevents import data_of, type_name
 from tusd_py.settings import Settings

@@ -13,7 +13,7 @@ from typing import Any
 from tusd_py.admin.documents import totals_document, upload_document
 from tusd_py.commands.events import CommandError
 from tusd_py.commands.tables import Column, line, plain, size
-from tusd_py.composition import build_service, opened, opened_records
+from tusd_py.composition import build_service
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.core.errors import BrokenRecord, UploadError, UploadNotFound
@@ -21,6 +21,7 @@ from tusd_py.core.listing import UploadFilter
 from tusd_py.core.queries import UploadQuery
 from tusd_py.core.upload import Upload, is_upload_id
 from tusd_py.events.bus import EventBus
+from tusd_py.lifecycle import opened, opened_records
 from tusd_py.migration.state_copy import has_records, records_file
 from tusd_py.settings import Settings
 from tusd_py.uploads.queries import RecordQueries
