@@ -67,23 +67,33 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
             await service.locker.open()
         with errors_at(state):
             undo.push_async_callback(service.state.close)
-            with errors_of_other_package(service.state, StateUnavailable):
-                await service.state.open()
-            if _has_quotas(service.options) and isinstance(service.state, SupportsQuotas):
-                await service.state.usage_of("")  # counts the records, which a request should not wait for
-            await resume_time(service.state, service.clock)
+            await _open_state(service)
         with errors_at(storage):
-            records_inside = isinstance(service.storage, DiskStorage) and isinstance(service.state, SQLiteState)
-            identity = IdentityCheck(service.state, service.storage)
-            if adopt:
-                await identity.adopt()
-            await identity.settle(records_inside=records_inside)
+            await _settle_identity(service, adopt=adopt)
         undo.push_async_callback(service.power_cuts.leave, CLOSE_MARGIN)
         with errors_at(state):
             await service.power_cuts.settle(syncs=settings.durability is not Durability.NEVER)
         if service.hooks is not None:
             await service.hooks.open()
         undo.pop_all()
+
+
+async def _open_state(service: UploadService) -> None:
+    """Open the state store, and prepare what no request should wait for."""
+    with errors_of_other_package(service.state, StateUnavailable):
+        await service.state.open()
+    if _has_quotas(service.options) and isinstance(service.state, SupportsQuotas):
+        await service.state.usage_of("")  # counts the records
+    await resume_time(service.state, service.clock)
+
+
+async def _settle_identity(service: UploadService, *, adopt: bool) -> None:
+    """Make sure that the records and the storage belong together."""
+    records_inside = isinstance(service.storage, DiskStorage) and isinstance(service.state, SQLiteState)
+    identity = IdentityCheck(service.state, service.storage)
+    if adopt:
+        await identity.adopt()
+    await identity.settle(records_inside=records_inside)
 
 
 def _has_quotas(options: UploadOptions) -> bool:
