@@ -350,8 +350,8 @@ class Bucket:
     ) -> str:
         """Store the whole object in one request; return its put id.
 
-        Where the server has conditions, a writer that lost its lock (an older token) cannot replace an object, and
-        raises `StorageUnavailable`.
+        Where the server has conditions, a writer that lost its lock (an older token) cannot replace an object by other
+        bytes, and raises `StorageUnavailable`. Tokens may have gone back with the records since the object was made.
         """
         put_id = f"{token}-{secrets.token_hex(8)}"
         parameters = {"Key": key, **properties(self.config, upload, put_id)}
@@ -369,6 +369,8 @@ class Bucket:
                 if metadata.get(PUT_ID) == put_id:  # the reply to an earlier attempt was lost
                     return put_id
                 if metadata.get(OWNER) == owner(upload) and token_of(metadata.get(PUT_ID, "")) > token:
+                    if await self._client.holds(key, found["ContentLength"], pieces):
+                        return str(metadata[PUT_ID])
                     raise
                 condition = {"IfMatch": found["ETag"]}
         raise NotSatisfied

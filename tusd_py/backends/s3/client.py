@@ -20,6 +20,7 @@ from tusd_py.core.errors import StorageUnavailable, UploadError
 T = TypeVar("T")
 
 CLOSE_TIMEOUT = 2.0  # seconds for requests whose callers were cancelled
+COMPARED_SIZE = 1 << 20  # bytes of an object that are read at a time, to be compared with others
 BODY_ATTEMPTS = 3  # requests for a body that breaks off, which botocore does not repeat
 
 
@@ -70,6 +71,20 @@ class Client:
     async def get_pieces(self, key: str, start: int, end: int, new_chunk: Callable[[], bytearray]) -> list[Buffer]:
         """Do what `get` does, into chunks of a pool."""
         return await self._run_confirmed(partial(self._get, key, start, end, partial(read_pieces, new_chunk=new_chunk)))
+
+    async def holds(self, key: str, size: int, pieces: Sequence[Buffer]) -> bool:
+        """Return whether an object of this size consists of exactly these pieces."""
+        if size != sum(map(len, pieces)):
+            return False
+        start = 0
+        for piece in pieces:
+            view = memoryview(piece).cast("B")
+            for first in range(0, len(view), COMPARED_SIZE):
+                expected = view[first : first + COMPARED_SIZE]
+                if await self.get(key, start, start + len(expected)) != expected:
+                    return False
+                start += len(expected)
+        return True
 
     async def get_unconfirmed(self, key: str, end: int) -> bytes:
         """Return the first bytes of an object, without confirming that it is missing."""
