@@ -47,6 +47,7 @@ from tusd_py.contracts.storage_abilities import (
     MeasuresFreeSpace as MeasuresFreeSpace,
     OpenFile as OpenFile,
     Orphan as Orphan,
+    RecognisesFinished as RecognisesFinished,
     SizeLimits as SizeLimits,
     StoresInThreads as StoresInThreads,
     SupportsCompletionRecords as SupportsCompletionRecords,

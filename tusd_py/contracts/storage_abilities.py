@@ -75,6 +75,21 @@ class SupportsCompletionRecords(Protocol):
 
 
 @runtime_checkable
+class RecognisesFinished(Protocol):
+    """A storage without completion records that recognises a finished upload by its bytes.
+
+    A state store that lost its last changes says of such an upload that it is unfinished.
+    """
+
+    async def finished_since(self, upload: Upload) -> Upload | None:
+        """Return an unfinished upload as it has to be for `Storage.finish`, if it was finished after its record.
+
+        The result has the length, the offset and the storage state that `finish` needs. None unless it is certain that
+        the bytes are those of this very upload, and all of them.
+        """
+
+
+@runtime_checkable
 class StoresInThreads(Protocol):
     """A storage whose writers are `ThreadedWriter`s; see there."""
 

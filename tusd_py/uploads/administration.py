@@ -76,7 +76,7 @@ class Administration:
 
         async def remove(lock: Lock) -> None:
             current = await self._records.get(upload_id, lock, admission)
-            if await self._records.load_completion_record(upload_id) is not None:  # the record is older than the bytes
+            if await self._records.is_outdated(current):
                 current = await self._recovery.recover(current, lock.token)
             _refuse_all_but_active(current)
             if await self._removal.is_kept(current):

@@ -24,6 +24,7 @@ from tusd_py.core.errors import (
     StorageUnavailable,
     UploadError,
     UploadInterrupted,
+    UploadNotFound,
 )
 from tusd_py.core.outbox import EventType
 from tusd_py.core.upload import Status, Upload, UploadPart
@@ -208,6 +209,12 @@ class Appending:
             )
             # A client at a wrong offset is no failure of the server, which would be logged with its cause.
             raise OffsetMismatch(record.offset) from (None if isinstance(error, OffsetMismatch) else error)
+        except UploadNotFound as error:  # of the storage, which has other bytes of an upload that is finished
+            record = await self._records.get(lock.upload_id)
+            if record.is_complete or not await self._records.is_outdated(record):
+                raise
+            record = await self._recovery.recover(record, lock.token, append_request.context)
+            raise OffsetMismatch(record.offset) from error
         finally:
             holder.append_ended()
 

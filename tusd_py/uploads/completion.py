@@ -197,7 +197,7 @@ class Completion:
         try:
             finished = await (
                 self._assemble(upload, token, request)
-                if upload.is_final
+                if upload.is_final and not upload.storage_state  # with one it was found, perhaps without its parts
                 else self._finish_in_storage(upload, token, request)
             )
         except StorageBehind as error:

@@ -13,6 +13,7 @@ from tusd_py.contracts.state import ReadsAtOnce, StateStore, SupportsQuotas, Upd
 from tusd_py.contracts.storage import (
     DescribesPlaces,
     MeasuresFreeSpace,
+    RecognisesFinished,
     Storage,
     StoresInThreads,
     SupportsCompletionRecords,
@@ -61,6 +62,7 @@ class Components:
     places: DescribesPlaces | None
     chosen_places: TakesPlaces | None
     completion_records: SupportsCompletionRecords | None
+    finished_uploads: RecognisesFinished | None
     concatenation: SupportsConcatenation | None
     redirects: SupportsDownloadRedirect | None
     files: SupportsFilePath | None
@@ -104,6 +106,7 @@ class Components:
             places=storage if isinstance(storage, DescribesPlaces) else None,
             chosen_places=storage if isinstance(storage, TakesPlaces) else None,
             completion_records=storage if isinstance(storage, SupportsCompletionRecords) else None,
+            finished_uploads=storage if isinstance(storage, RecognisesFinished) else None,
             concatenation=storage if isinstance(storage, SupportsConcatenation) else None,
             redirects=storage if isinstance(storage, SupportsDownloadRedirect) else None,
             files=storage if isinstance(storage, SupportsFilePath) else None,

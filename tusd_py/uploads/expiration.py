@@ -67,7 +67,7 @@ class Expiration:
             await self._correct_retention(current, lock.token)
             return None
         active = current.status is Status.ACTIVE
-        if active and await self._records.load_completion_record(current.id) is not None:
+        if active and await self._records.is_outdated(current):
             return _completed(await self._recovery.recover(current, lock.token))
         if await self._removal.is_kept(current):
             if not current.uncounted:  # its owner cannot remove it

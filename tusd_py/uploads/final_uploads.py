@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tusd_py.contracts.hooks import HookType
 from tusd_py.contracts.locks import Lock
-from tusd_py.core.errors import BrokenRecord, UploadExists, UploadNotFound
+from tusd_py.core.errors import BrokenRecord, PartialUnfinished, UploadExists, UploadNotFound
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload, final_upload_id
 from tusd_py.events.types import PartialFinished, UploadCreated, UploadExpired, UploadTerminated
@@ -74,8 +74,7 @@ class FinalUploads:
         if self._decisions.asks(HookType.PRE_CREATE):
             existing = await self._state.get(upload_id)
             if existing is None or existing.is_gone(self._clock.steady()):
-                partials = await self._partials_of(new)
-                preview = new_final(upload_id, new, partials, self._options, self._clock.wall())
+                _, preview = await self._new_final(new, upload_id)
                 new = await self._decisions.on_creation(new, preview)
                 upload_id = new.id or upload_id
 
@@ -94,8 +93,7 @@ class FinalUploads:
         if existing is not None and not existing.is_gone(self._clock.steady()):
             await _refuse_stranger(new, existing)
             return await self._recover_created(existing, lock, new.context)
-        partials = await self._partials_of(new)
-        upload = new_final(lock.upload_id, new, partials, self._options, self._clock.wall())
+        partials, upload = await self._new_final(new, lock.upload_id)
         self._quotas.refuse_unsupported(upload)
         await self._quotas.admit_final(upload, partials)
         if existing is not None:
@@ -104,6 +102,16 @@ class FinalUploads:
         upload = await self._new_records.add(new, upload)
         self._events.publish(UploadCreated(upload, new.context))
         return await self._recover_created(upload, lock, new.context)
+
+    async def _new_final(self, new: NewUpload, upload_id: str) -> tuple[Sequence[Upload], Upload]:
+        """Return the partial uploads of a final one, and its record; see `new_final`."""
+        while True:
+            partials = await self._partials_of(new)
+            try:
+                return partials, new_final(upload_id, new, partials, self._options, self._clock.wall())
+            except PartialUnfinished as error:
+                if not await self._recovery.finish_part(error.partial_id):
+                    raise
 
     async def _recover_created(self, final: Upload, lock: Lock, context: RequestContext | None) -> Upload:
         with naming_created(final.id):

@@ -94,7 +94,7 @@ class Inspection:
             raise
         if stored < upload.offset:
             return True
-        return stored > upload.offset and await self._records.load_completion_record(upload.id) is not None
+        return stored > upload.offset and await self._records.is_outdated(upload)
 
     async def _has_completion_record(self, upload: Upload) -> bool:
         """Return whether an unfinished record is older than its upload; False if that takes too long to find out.

@@ -25,6 +25,7 @@ class RecordReader:
         self._clock = components.clock
         self._reads_at_once = components.reads_at_once
         self._completion_records = components.completion_records
+        self._finished_uploads = components.finished_uploads
         self._locations = components.locations
 
     async def get(self, upload_id: str, lock: Lock | None = None, admission: Admission = ANY_UPLOAD) -> Upload:
@@ -88,6 +89,22 @@ class RecordReader:
             return None
         return replace(upload, token=0, quota_bytes=None, quota_uploads=None)  # no quota refuses bytes that are there
 
+    async def finished_since(self, upload: Upload) -> Upload | None:
+        """Return an unfinished upload with all its bytes, if its storage recognises that it was finished since.
+
+        Its record is older than the bytes then, and the record of its completion is lost.
+        """
+        if self._finished_uploads is None:
+            return None
+        found = await self._finished_uploads.finished_since(upload)
+        return None if found is None else replace(found, quota_bytes=None, quota_uploads=None)
+
+    async def is_outdated(self, upload: Upload) -> bool:
+        """Return whether an unfinished upload was finished after its record."""
+        if await self.load_completion_record(upload.id) is not None:
+            return True
+        return upload.status is Status.ACTIVE and await self.finished_since(upload) is not None
+
     async def _located(self, upload: Upload) -> Upload:
         return upload if self._locations is None else await self._locations.located(upload)
 
@@ -104,7 +121,7 @@ class RecordReader:
 
     async def _was_finished(self, upload: Upload) -> bool:
         """Return whether an expired record is older than its upload; if so, the caller recovers it."""
-        return upload.status is Status.ACTIVE and await self.load_completion_record(upload.id) is not None
+        return upload.status is Status.ACTIVE and await self.is_outdated(upload)
 
     async def _restore(self, upload_id: str) -> Upload:
         """Create the record of a finished upload again; raises `UploadNotFound` if there is none."""

@@ -107,6 +107,8 @@ class Recovery:
                 if finished is not None:
                     return await self._restore(upload, finished, token, request)
             return await self._completion.finish(upload, token, request)
+        if upload.status is Status.ACTIVE and (found := await self._records.finished_since(upload)) is not None:
+            return await self._finish_found(upload, found, token, request)
         stored = await self._storage.stored_size(upload) if upload.status is Status.ACTIVE else upload.offset
         if stored < upload.offset:
             return await self._state.update(upload, upload.at(stored), token)
@@ -114,6 +116,22 @@ class Recovery:
         if finished is not None:
             return await self._restore(upload, finished, token, request)
         return upload
+
+    async def finish_part(self, partial_id: str) -> bool:
+        """Finish a partial upload whose record is older than its bytes; return whether it is complete now."""
+        with contextlib.suppress(UploadError):
+            partial = await self._records.get(partial_id)
+            if partial.status is Status.ACTIVE and await self._records.finished_since(partial) is not None:
+                return (await self.resume_now(partial_id)).is_complete
+        return False
+
+    async def _finish_found(self, upload: Upload, found: Upload, token: int, request: RequestContext | None) -> Upload:
+        """Finish an upload of which the storage has more bytes than the record, and all of them.
+
+        The application, or a check, is asked once more: whether it has been is lost with the record.
+        """
+        found = await self._state.update(upload, replace(found, status=Status.FINISHING, token=token), token)
+        return await self._completion.finish(found, token, request)
 
     async def _restore(self, upload: Upload, finished: Upload, token: int, request: RequestContext | None) -> Upload:
         """Replace a record that is older than the bytes by the completion record; return it.
@@ -136,9 +154,13 @@ class Recovery:
                 await self._waiting.wait_for_part(upload, error)
                 return await self._waiting.postpone(upload, token)
             except PartialUnfinished as error:  # `concatenation_unfinished` allowed that at the creation
+                if await self.finish_part(error.partial_id):
+                    continue
                 if await self._waiting.wait_for_part(upload, error):
                     return await self._waiting.postpone(upload, token)
-            except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be completed
+            except (UploadNotFound, UploadGone, MaxSizeExceeded):  # it can never be completed, unless it was before
+                if not upload.storage_state and (found := await self._records.finished_since(upload)) is not None:
+                    return await self._finish_found(upload, found, token, request)
                 await self._removal.remove(upload, token, Status.TERMINATED, request)
                 raise
             except QuotaExceeded:

@@ -221,7 +221,7 @@ class UploadService:
     async def get_completed(self, upload_id: str) -> Upload:
         """Return the record of a complete upload that may be downloaded; raises `UploadNotFound` for any other."""
         upload = await self.get(upload_id)
-        if not upload.is_complete and await self._records.load_completion_record(upload_id) is not None:
+        if not upload.is_complete and await self._records.is_outdated(upload):
             upload = await self._recovery.resume(upload_id)
         if not upload.is_complete:
             raise UploadNotFound("the upload is not finished yet")

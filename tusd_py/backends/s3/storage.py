@@ -14,7 +14,8 @@ from tusd_py.backends.s3.assemble import complete
 from tusd_py.backends.s3.bucket import Bucket
 from tusd_py.backends.s3.config import S3Config
 from tusd_py.backends.s3.copy import Concatenator
-from tusd_py.backends.s3.errors import ObjectMissing
+from tusd_py.backends.s3.errors import MultipartMissing, ObjectMissing
+from tusd_py.backends.s3.finished import finished_since
 from tusd_py.backends.s3.layout import dump, layout_of, parse
 from tusd_py.backends.s3.memory_limiter import MemoryLimiter
 from tusd_py.backends.s3.object_keys import location_of, object_key
@@ -124,12 +125,21 @@ class S3Storage:
             return 0 if found is None else min(found["ContentLength"], upload.offset)
         covered = layout.covered(upload.offset)
         if layout.multipart:
-            await self._bucket.check_multipart(layout.key, layout.multipart)
+            try:
+                await self._bucket.check_multipart(layout.key, layout.multipart)
+            except MultipartMissing:
+                if (finished := await finished_since(self._bucket, upload)) is None:
+                    raise
+                return finished.offset
             return covered
         for tail in reversed(layout.tails_from(layout.parts_end, covered)):
             if await self._bucket.head(self._bucket.tail_key(upload, tail.name)) is not None:
                 return tail.end
         return min(covered, layout.parts_end)
+
+    async def finished_since(self, upload: Upload) -> Upload | None:
+        """See `RecognisesFinished.finished_since`."""
+        return await finished_since(self._bucket, upload)
 
     async def finish(self, upload: Upload, parts: Sequence[UploadPart] = (), *, sync: bool) -> str:
         """See `Storage.finish`."""
