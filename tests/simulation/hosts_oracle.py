@@ -28,6 +28,9 @@ class HostsOracle(Oracle):
         self.last_redis_loss = self.losses
         for upload in self.uploads:
             record = record_of(upload.id)
+            is_recognised = record is not None and upload.complete and upload.kind != "final"  # by its object
+            is_recognised = is_recognised and not upload.is_gone and not upload.is_ending
+            may_be_gone = upload.may_be_gone
             if upload.is_gone or upload.is_ending:
                 upload.is_gone, upload.may_be_gone, upload.floor = False, True, 0  # the removal may be undone
             elif not self._has_completion_record(upload):
@@ -36,6 +39,8 @@ class HostsOracle(Oracle):
                     upload.floor = 0  # its segments may have been joined since, and removed
             if upload.id in went_back and not self.keeps_completion_records:
                 upload.floor, upload.complete, upload.may_be_gone = 0, False, True
+                if is_recognised:
+                    upload.may_be_gone = may_be_gone
 
     def _go_back(self, upload: Expected, offset: int | None) -> None:
         """Note the offset of the record; None if there is none."""
