@@ -13,9 +13,10 @@ from tests.support.harness import ServerProcess, serving
 from tests.support.process_memory import resident_size
 from tests.support.server_connections import metric
 from tests.support.timing import TIMEOUT, wait_until
+from tests.support.wire.connection import Connection
 from tests.support.wire.events import Listening, kinds
 from tests.support.wire.messages import TUS
-from tests.support.wire.requests import create, offset_of, patch, request, start_patch
+from tests.support.wire.requests import content, create, offset_of, patch, request, start_patch
 
 FIELDS = {"type", "id", "status", "offset", "length", "rate", "eta", "time"}
 
@@ -292,12 +293,26 @@ def test_stream_of_http_1_0_ends_with_its_connection(server: ServerProcess) -> N
         assert kinds(list(stream)) == ["finished"]
 
 
-def test_connection_serves_other_requests_after_the_stream(server: ServerProcess) -> None:
+def test_connection_ends_with_the_stream_so_that_no_download_has_its_small_buffers(server: ServerProcess) -> None:
     path = create(server.port, 4, body=b"four")
     with listening(server, path) as stream:
+        assert stream.fields["connection"] == "close"
         assert len(list(stream)) == 1
-        stream.send_head("HEAD", path, TUS)
-        assert stream.answer().status == 200
+        assert stream.is_closed()
+    assert content(server.port, path) == b"four"
+
+
+def test_connection_serves_other_requests_after_an_answer_without_events(server: ServerProcess) -> None:
+    path = create(server.port, 4, body=b"four")
+    with listening(server, path) as stream:
+        (snapshot,) = list(stream)
+    with Connection(server.port) as connection:
+        connection.send_head("GET", f"{path}/events", {"Last-Event-ID": str(snapshot.number)})
+        assert connection.answer().status == 204
+        connection.send_head("HEAD", f"{path}/events")
+        assert connection.answer().status == 200
+        connection.send_head("HEAD", path, TUS)
+        assert connection.answer().status == 200
 
 
 # Limits and shutdown.

@@ -150,7 +150,10 @@ class RequestBody:
         return self._extension is not None and self._extension.reader_timed_out
 
     def limit_send_buffer(self) -> None:
-        """Have the server hold little of the response for a client that does not read it, if it can."""
+        """Have the server hold little of the response for a client that does not read it, if it can.
+
+        The connection then ends with the response.
+        """
         if self._extension is not None:
             self._extension.limit_send_buffer()
 

@@ -36,7 +36,7 @@ class BodyExtension(Protocol):
         """Receive into buffers of `pool` from now on; ASGI messages then hold whole buffers, as memoryviews."""
 
     def limit_send_buffer(self) -> None:
-        """Hold little of the response for a client that does not read it."""
+        """Hold little of the response for a client that does not read it; the connection ends with the response."""
 
     def reset_connection(self) -> None:
         """Close the connection at once, without what the client has not taken."""

@@ -230,6 +230,7 @@ class UploadCycle(RequestResponseCycle):
         self.pool = pool
 
     def limit_send_buffer(self) -> None:
+        self.keep_alive = False  # the kernel never enlarges the buffer again, which a download would need
         self.transport.set_write_buffer_limits(high=SMALL_SEND_BUFFER)
         sock = self.transport.get_extra_info("socket")
         if sock is not None:

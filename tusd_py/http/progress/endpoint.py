@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 from tusd_py.core.errors import UploadNotFound
 from tusd_py.core.upload import Upload, is_upload_id
 from tusd_py.http.errors import HTTPError
-from tusd_py.http.progress.sse import HEADERS, EventBody
+from tusd_py.http.progress.sse import HEADERS, EventBody, stream_headers
 from tusd_py.http.rates import address_of, sender_of
 from tusd_py.http.request import Handler, Request, Response
 from tusd_py.progress.hub import ProgressHub, TooManyListenersError
@@ -81,7 +81,7 @@ class ProgressEndpoint:
             self._hub.remove(listener)
             return Response(204, {"Cache-Control": "no-store"})
         request.is_stream = True
-        return Response(200, dict(HEADERS), events=EventBody(listener, self._hub.remove))
+        return Response(200, stream_headers(request), events=EventBody(listener, self._hub.remove))
 
     async def head_several(self, request: Request) -> Response:
         """Answer as to a GET, without events."""
@@ -109,7 +109,7 @@ class ProgressEndpoint:
             self._hub.remove(listener)
             raise
         request.is_stream = True
-        return Response(200, dict(HEADERS), events=EventBody(listener, self._hub.remove))
+        return Response(200, stream_headers(request), events=EventBody(listener, self._hub.remove))
 
     async def _may_follow_named(self, may_follow: MayFollow, upload: Upload) -> bool:
         """Return whether the client may follow an upload that it has named.

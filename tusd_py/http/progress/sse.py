@@ -19,6 +19,12 @@ HEADERS = {
 }
 
 
+def stream_headers(request: Request) -> dict[str, str]:
+    """Return the header fields of an answer with events, after which the connection ends; HTTP/2 has no such field."""
+    ends = request.scope.get("http_version", "1.1").startswith("1")
+    return {**HEADERS, "Connection": "close"} if ends else dict(HEADERS)
+
+
 class EventBody:
     """The events of one listener (`tusd_py.http.request.EventStream`), sent in the task of its request.
 
