@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.admin.calls import ask, final_of, get, ids_of, problem, token_file
+from tests.admin.calls import TOKEN, ask, final_of, get, ids_of, problem, token_file
 from tests.support.harness import ServerProcess, serving
 from tests.support.redis_server import shared_redis_url
 from tests.support.stored import unchanged
@@ -183,7 +183,10 @@ def test_upload_whose_hook_refuses_is_not_terminated(tmp_path: Path) -> None:
         answer = ask(server.port, "DELETE", f"uploads/{ids_of(path)}")
         assert answer.status == 400
         assert offset_of(server.port, path) == 0
-        told = json.loads((hooks / "pre-terminate.called").read_text())
+        question = (hooks / "pre-terminate.called").read_text()
+        assert TOKEN not in question
+        told = json.loads(question)
+        assert told["Event"]["HTTPRequest"]["Principal"] == "admin"
         assert told["Event"]["HTTPRequest"]["URI"] == f"/admin/api/uploads/{ids_of(path)}"
 
 

@@ -6,13 +6,15 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tusd_py.auth.credentials import SAFE_METHODS, bearer_token, is_embedded_elsewhere
 from tusd_py.auth.secret_files import SecretFile
-from tusd_py.contracts.auth import ADMIN_SCOPE, Authenticator, InvalidCredentials, Principal
+from tusd_py.contracts.auth import ADMIN_SCOPE, Authenticator, InvalidCredentials, NamesSecretHeaders, Principal
 from tusd_py.core.errors import AuthenticationUnavailable, CodedError
+from tusd_py.core.event_document import has_secret_header
 from tusd_py.core.request_context import RequestContext
 from tusd_py.http.access import Unauthorized
 from tusd_py.http.errors import HTTPError
@@ -67,6 +69,10 @@ class AdminAccess:
         self._authenticator = authenticator
         self._is_own_origin = is_own_origin
         self._failures = FailureLog()
+        self._secret_headers = frozenset[str]()
+        given: object = authenticator
+        if isinstance(given, NamesSecretHeaders):
+            self._secret_headers = frozenset(name.lower() for name in given.secret_headers)
 
     async def admit(self, context: RequestContext) -> str:
         """Return the name of the administrator who sent a request.
@@ -85,6 +91,24 @@ class AdminAccess:
         if not principal.is_admin:
             raise NoAdministrator
         return principal.owner
+
+    def told_context(self, context: RequestContext, actor: str) -> RequestContext:
+        """Return a request as hooks and events may see it: with the name of the administrator, without credentials.
+
+        Unlike the token of a client, which is good for its own uploads, that of an administrator is good for all.
+        """
+        headers = {name: value for name, value in context.headers.items() if not self._is_secret(name)}
+        raw = [field for field in context.scope["headers"] if not self._is_secret(field[0].decode("latin-1").lower())]
+        return replace(
+            context,
+            principal=actor,
+            headers=headers,
+            scope={**context.scope, "headers": raw},
+            secret_headers=self._secret_headers,
+        )
+
+    def _is_secret(self, name: str) -> bool:
+        return name in self._secret_headers or has_secret_header(name)
 
     async def _has_token(self, context: RequestContext) -> bool:
         token = bearer_token(context.headers)

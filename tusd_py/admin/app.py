@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from starlette.types import Receive, Scope, Send
@@ -147,7 +147,7 @@ class AdminApp:
             raise HTTPError(413, "ERR_BODY_TOO_LARGE", f"the body has at most {MAX_BODY} bytes")
         line["upload"] = upload_id
         parameters = parse_parameters(context.scope.get("query_string", b""), route.parameters)
-        request = AdminRequest(replace(context, principal=actor), upload_id, parameters)
+        request = AdminRequest(self._access.told_context(context, actor), upload_id, parameters)
         try:
             async with asyncio.timeout(CHANGE_TIMEOUT if route.changes else READ_TIMEOUT), self._turns:
                 error = await self._start_error(READ_TIMEOUT)

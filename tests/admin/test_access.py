@@ -1,0 +1,69 @@
+"""Administrators of an application: their credentials go to nobody, and no foreign page acts with them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.asgi_calls import Call, ask, create
+from tusd_py import Principal, RequestContext, TusServer, UploadTerminated
+from tusd_py.admin.app import AdminApp
+from tusd_py.admin.make import build_admin
+from tusd_py.core.event_document import told_headers
+
+SESSION = {"X-Session": "a session of root", "Authorization": "Basic cm9vdDpzZWNyZXQ=", "X-Trace": "7"}
+
+
+class BySession:
+    """An authenticator that knows every sender with a session or a cookie as an administrator."""
+
+    secret_headers = ("X-Session",)
+
+    async def authenticate(self, context: RequestContext) -> Principal | None:
+        known = "x-session" in context.headers or "cookie" in context.headers
+        return Principal("root", frozenset({"uploads:admin"})) if known else None
+
+
+def server_in(place: Path, cors_origins: Sequence[str] = ()) -> TusServer:
+    return TusServer(
+        upload_dir=place / "uploads", authenticator=BySession(), sweep_interval=0, cors_origins=list(cors_origins)
+    )
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[TusServer]:
+    server = server_in(tmp_path)
+    async with server.lifespan():
+        yield server
+
+
+def admin_of(server: TusServer) -> AdminApp:
+    admin = build_admin(server)
+    assert admin is not None
+    return admin
+
+
+async def terminate(server: TusServer, path: str, headers: dict[str, str]) -> Call:
+    return await ask(admin_of(server), "DELETE", f"/uploads{path}", headers)
+
+
+async def test_event_of_an_administrator_has_no_credentials(server: TusServer) -> None:
+    seen: list[RequestContext] = []
+
+    @server.on(UploadTerminated)
+    async def terminated(event: UploadTerminated) -> None:
+        assert event.request is not None
+        seen.append(event.request)
+
+    path = await create(server, 4, **SESSION)
+    assert (await terminate(server, path, SESSION)).status == 204
+    await server.service.events.delivered(path[1:])
+    (context,) = seen
+    assert context.principal == "root"
+    assert context.headers["x-trace"] == "7"
+    assert {"x-session", "authorization"}.isdisjoint(context.headers)
+    assert {"x-session", "authorization"}.isdisjoint(told_headers(context))
+    assert {b"x-session", b"authorization"}.isdisjoint(name for name, _ in context.scope["headers"])
+    assert (b"x-trace", b"7") in context.scope["headers"]
