@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -18,7 +19,8 @@ from tests.support.redis_server import shared_redis_url
 from tests.support.timing import scaled
 from tusd_py.backends.memory.state import MemoryRecords, MemoryState
 from tusd_py.backends.redis.state import RedisState
-from tusd_py.backends.sqlite import read_thread
+from tusd_py.backends.sqlite import queries as queries_module, read_thread
+from tusd_py.backends.sqlite.queries import SLICE, SLICE_END, Statement
 from tusd_py.backends.sqlite.state import INSERT, SQLiteState
 from tusd_py.contracts.state import StateStore
 from tusd_py.core.errors import StateUnavailable
@@ -204,6 +206,47 @@ async def test_read_that_takes_too_long_is_ended(state: StateStore, monkeypatch:
     monkeypatch.undo()
     assert len((await state.find(UploadQuery(order="offset"))).uploads) == 100
     assert len([one async for one in state.all()]) == 300
+
+
+RARE = {
+    "owner": UploadFilter(owner="ann"),
+    "no owner": UploadFilter(owner=""),
+    "status": UploadFilter(status=Status.ACTIVE),
+    "status of an owner": UploadFilter(owner="bob", status=Status.ACTIVE),
+}
+
+
+@pytest.mark.parametrize("condition", RARE.values(), ids=RARE)
+async def test_rare_records_are_found_in_slices_where_an_index_leads_past_too_many(
+    state: StateStore, queries: RecordQueries, monkeypatch: pytest.MonkeyPatch, condition: UploadFilter
+) -> None:
+    if not isinstance(state, SQLiteState):
+        pytest.skip("reads of Redis have deadlines")
+    rare: dict[int, dict[str, Any]] = {1: {"owner": "ann"}, 30: {"owner": ""}, 299: {"status": Status.ACTIVE}}
+    changes = [{"owner": "bob", "status": Status.COMPLETE, **rare.get(number, {})} for number in range(300)]
+    await asyncio.gather(*(state.create(upload(number, **one)) for number, one in enumerate(changes)))
+    reads: list[str] = []
+    read_first = queries_module._read_first
+
+    def ended_along_an_index(connection: sqlite3.Connection, statement: Statement, **rest: Any) -> Any:
+        reads.append(statement.text)
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement.text}", statement.values).fetchall()
+        if "PRIMARY KEY" not in plan[0][3]:
+            assert len(reads) == 1, f"a slice that goes along an index: {plan}"
+            error = sqlite3.OperationalError("interrupted")
+            error.sqlite_errorcode = sqlite3.SQLITE_INTERRUPT
+            raise error
+        return read_first(connection, statement, **rest)
+
+    monkeypatch.setattr(queries_module, "_read_first", ended_along_an_index)
+    monkeypatch.setattr(queries_module, "SLICE_END", SLICE_END.replace(str(SLICE - 1), "49"))
+    for descending in (False, True):
+        reads.clear()
+        page = await queries.find(UploadQuery(condition, descending=descending))
+        assert len(page.uploads) == 1
+        assert condition.matches(page.uploads[0])
+        assert page.next is None
+        assert len(reads) == 8  # along the index, in six slices, and after the last one
 
 
 async def test_changes_are_made_while_long_reads_go_on(state: StateStore, queries: RecordQueries) -> None:

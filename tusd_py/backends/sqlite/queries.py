@@ -1,7 +1,8 @@
 """Questions of administrators about the records in SQLite (`contracts/queries.py`).
 
-Lists by creation time go along an index, if there is one. Otherwise the records are read in slices by their ids, of
-each of which SQLite keeps the first ones, so that no read takes long and the log can be written back in between.
+Lists by creation time go along an index, if there is one that soon finds enough records. Otherwise the records are read
+in slices by their ids, of each of which SQLite keeps the first ones, so that no read takes long and the log can be
+written back in between.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tusd_py.backends.sqlite.read_thread import ReadThread
+from tusd_py.backends.sqlite.read_thread import ReadThread, ReadTooLong
 from tusd_py.core.errors import BrokenRecord
 from tusd_py.core.history import MAX_ENTRIES, HistoryEntry, decode_entry
 from tusd_py.core.listing import UploadFilter
@@ -32,6 +33,8 @@ HAS_INDEXES = (
     "'uploads_by_status')"
 )
 SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
+# SQLite would prefer the index of an owner or of a status, and go along all of it for every slice.
+SELECT_IN_SLICE = f"{SELECT} INDEXED BY sqlite_autoindex_uploads_1"
 EXPRESSIONS = {"updated_at": "coalesce(updated_at, created_at)"}  # of orders that are no columns
 SLICE = 5000  # records
 SLICE_END = f"SELECT id FROM uploads WHERE id > ? ORDER BY id LIMIT 1 OFFSET {SLICE - 1}"
@@ -72,10 +75,11 @@ class SQLiteQueries:
     async def find(self, query: UploadQuery) -> QueryPage:
         """Return a page of records, see `SupportsQueries.find`."""
         if query.order == "created_at" and await self._reads.run(_has_indexes):
-            return page_of(await self._read_first(_statement(query), query.limit + 1), query)
+            with contextlib.suppress(ReadTooLong):  # few of the records along the index fulfil the condition
+                return page_of(await self._read_first(_statement(query), query.limit + 1), query)
         top = TopUploads(query)
         async for first, last in self._slices():
-            for upload in await self._read_first(_statement(query, IN_SLICE, (first, last)), query.limit + 1):
+            for upload in await self._read_first(_statement(query, (first, last)), query.limit + 1):
                 top.add(upload)
         return top.page()
 
@@ -154,18 +158,19 @@ def _readable(rows: Sequence[Sequence[Any]], broken: BrokenRecords) -> Iterator[
             broken.log_once(error)
 
 
-def _statement(query: UploadQuery, *further: Any) -> Statement:
-    """Return the statement of a query; `further` is another condition and its values."""
+def _statement(query: UploadQuery, limits: tuple[str, str] | None = None) -> Statement:
+    """Return the statement of a query; `limits` are the ids before and at the end of the slice that it reads."""
     field = EXPRESSIONS.get(query.order, query.order)
     direction = "DESC" if query.descending else "ASC"
     conditions = [*_conditions(query.condition)]
     if query.after is not None:
         conditions.append(_following(query.after, field, descending=query.descending))
-    if further:
-        conditions.append(further)
+    if limits is not None:
+        conditions.append((IN_SLICE, limits))
     where = f" WHERE {' AND '.join(text for text, _ in conditions)}" if conditions else ""
     order = f"id {direction}" if field == "id" else f"{field} {direction}, id {direction}"
-    return Statement(f"{SELECT}{where} ORDER BY {order}", tuple(value for _, values in conditions for value in values))
+    select = SELECT if limits is None else SELECT_IN_SLICE
+    return Statement(f"{select}{where} ORDER BY {order}", tuple(value for _, values in conditions for value in values))
 
 
 def _conditions(condition: UploadFilter) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -21,6 +21,10 @@ STEPS_BETWEEN_LOOKS = 50_000  # of the virtual machine of SQLite, some milliseco
 BUSY_TIMEOUT = 2.0  # seconds that a read waits for the recovery of the log by another process
 
 
+class ReadTooLong(StateUnavailable):
+    """A read was ended because it took longer than `MAX_READ_TIME`."""
+
+
 class ReadThread:
     """The thread for long reads of one file, started with the first of them. Invariant: writes nothing."""
 
@@ -35,7 +39,8 @@ class ReadThread:
         """Call `read` in the thread.
 
         Raises:
-            StateUnavailable: the file cannot be read, or this takes longer than `MAX_READ_TIME`.
+            StateUnavailable: the file cannot be read.
+            ReadTooLong: this takes longer than `MAX_READ_TIME`.
         """
         return await self._threads.run(lambda: self._run(read))
 
@@ -57,8 +62,9 @@ class ReadThread:
             self._deadline = time.monotonic() + MAX_READ_TIME
             return read(connection)
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
-                self._disconnect()  # the file may be another one by now
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT and not self._closing:
+                raise ReadTooLong from error
+            self._disconnect()  # the file may be another one by now
             raise StateUnavailable from error
 
     def _connected(self) -> sqlite3.Connection:
