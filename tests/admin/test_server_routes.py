@@ -127,6 +127,13 @@ def test_event_that_waits_is_listed_and_tried_again(tmp_path: Path) -> None:
             assert problem(ask(server.port, "GET", f"events?{query}")) == (400, "ERR_INVALID_PARAMETER")
 
 
+@pytest.mark.parametrize(
+    "after", ["x", "0", "0 x", "-9 1", "9 1", "0 -1", "0 99999999999999999999", "0 \u0663", "0 1 2"]
+)
+def test_cursor_of_no_page_of_events_is_a_bad_parameter(site: ServerProcess, after: str) -> None:
+    assert problem(ask(site.port, "GET", "events", after=after)) == (400, "ERR_INVALID_PARAMETER")
+
+
 def test_settings_are_all_told_and_hold_no_secret(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("5e" * 32)

@@ -24,6 +24,7 @@ from tusd_py.uploads.sweeping import OrphanCleaner
 ORPHANS_AGE = 30.0  # seconds for which the same orphans are told again
 MAX_LISTED = 1000  # orphans, and locks
 MAX_CURSOR_LENGTH = 512  # characters
+BAD_CURSOR = "after is `next` of the page before"
 
 
 class UnknownEvent(HTTPError):
@@ -68,10 +69,13 @@ class ServerRoutes:
         outbox, limit = self._outbox(), parse_limit(request.parameters)
         after = request.parameters.get("after", "")
         if len(after) > MAX_CURSOR_LENGTH or not after.isprintable():
-            raise BadParameter("after is `next` of the page before")
+            raise BadParameter(BAD_CURSOR)
         if outbox is None:
             return Answer({"events": [], "next": None})
-        page = await outbox.deliveries(after, limit)
+        try:
+            page = await outbox.deliveries(after, limit)
+        except ValueError:
+            raise BadParameter(BAD_CURSOR) from None
         return Answer({"events": [delivery_document(one) for one in page.deliveries], "next": page.after or None})
 
     async def retry(self, request: AdminRequest) -> Answer:

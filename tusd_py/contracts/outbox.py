@@ -74,6 +74,9 @@ class Outbox(Protocol):
         Args:
             after: the cursor of the page before (`DeliveryPage.after`); empty for the first page.
             limit: number of deliveries of the page at most, from 1.
+
+        Raises:
+            ValueError: `after` is no cursor of this outbox, as far as it can tell.
         """
 
     async def find_event(self, event_id: str) -> Sequence[Delivery]:

@@ -10,6 +10,7 @@ Invariant: a delivery in `new_deliveries` is newer than those of its upload and 
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -40,6 +41,7 @@ SELECT_AFTER = [
     f"SELECT {COLUMNS}, {state}, number FROM {table} WHERE number > ? ORDER BY number LIMIT ?"
     for table, state in TABLES
 ]
+CURSOR = re.compile(r"([0-9]) ([0-9]{1,18})")
 SELECT_EVENT = " UNION ALL ".join(
     f"SELECT {COLUMNS}, {state} FROM {table} WHERE event_id = ?1" for table, state in TABLES
 )
@@ -132,10 +134,8 @@ class SQLiteOutbox:
 
     async def deliveries(self, after: str, limit: int) -> DeliveryPage:
         """See `Outbox.deliveries`."""
-        table, _, number = after.partition(" ")
-        found: list[tuple[int, Any]] = await self._submit(
-            partial(_list, table=int(table or 0), number=int(number or 0), limit=limit + 1)
-        )
+        table, number = _parse_cursor(after)
+        found: list[tuple[int, Any]] = await self._submit(partial(_list, table=table, number=number, limit=limit + 1))
         cursor = ""
         if len(found) > limit:
             last_table, row = found[limit - 1]
@@ -263,6 +263,16 @@ def _move(connection: sqlite3.Connection, sink: str, event_id: str, number: int)
     row = connection.execute(SELECT_AT, (number, event_id, sink)).fetchone()
     if row is not None:
         _move_all(connection, [(sink, number, row[0])])
+
+
+def _parse_cursor(text: str) -> tuple[int, int]:
+    """Return the table and the number in a cursor; raises `ValueError`."""
+    if not text:
+        return 0, 0
+    match = CURSOR.fullmatch(text)
+    if match is None or int(match[1]) >= len(TABLES):
+        raise ValueError("it is no cursor of this list")
+    return int(match[1]), int(match[2])
 
 
 def _list(connection: sqlite3.Connection, table: int, number: int, limit: int) -> list[tuple[int, Any]]:
