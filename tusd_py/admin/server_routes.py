@@ -96,11 +96,11 @@ class ServerRoutes:
             self._searched_at = now
             self._search = asyncio.create_task(self._find_orphans())
             self._search.add_done_callback(_ended)
-        found = (await asyncio.shield(self._search))[:MAX_LISTED]
-        return Answer({"orphans": [_orphan(orphan) for orphan in found]})
+        return Answer({"orphans": [_orphan(orphan) for orphan in await asyncio.shield(self._search)]})
 
     async def _find_orphans(self) -> Sequence[Orphan]:
-        return await OrphanCleaner(self._server.service).clean(dry_run=True)
+        """Return those that are told, since the result of a search is kept until the next one."""
+        return (await OrphanCleaner(self._server.service).clean(dry_run=True))[:MAX_LISTED]
 
     async def locks(self, request: AdminRequest) -> Answer:
         """Return the locks of this process, the oldest first."""
