@@ -15,6 +15,8 @@ from tusd_py.core.upload import Status, Upload
 from tusd_py.outbox.cloudevents import readable, type_name
 from tusd_py.settings import FIELDS, Settings, value_of
 
+LOOKS = 16  # at locks at a time: a Redis cluster takes a connection for each, of which uploads need some too
+
 
 def upload_document(upload: Upload, url: str | None, *, locked: bool | None) -> dict[str, Any]:
     """Return an upload as JSON.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from tusd_py.admin.app import Answer, Route
-from tusd_py.admin.documents import history_document, upload_document
+from tusd_py.admin.documents import LOOKS, history_document, upload_document
 from tusd_py.admin.requests import LIST_PARAMETERS, AdminRequest, parse_list
+from tusd_py.asyncutil.groups import call_in_groups
 from tusd_py.core.errors import UploadNotFound
 from tusd_py.core.queries import encode_cursor
 from tusd_py.core.upload import Upload
@@ -36,7 +37,7 @@ class UploadRoutes:
         """Return a page of uploads."""
         wanted = parse_list(request.parameters)
         page = await self._server.queries.find(wanted.query, wanted.text)
-        uploads = await asyncio.gather(*(self._document(request, upload) for upload in page.uploads))
+        uploads = await call_in_groups(partial(self._document, request), page.uploads, LOOKS)
         following = None if page.next is None else encode_cursor(wanted.query, page.next)
         return Answer({"uploads": uploads, "next": following})
 

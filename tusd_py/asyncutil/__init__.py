@@ -1,1 +1,1 @@
-"""Helpers for event loops: threads, serial tasks, limits of bytes, and sets with a time to live."""
+"""Helpers for event loops: threads, serial tasks, groups of calls, limits of bytes, sets with a time to live."""

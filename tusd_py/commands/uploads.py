@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tusd_py.admin.documents import totals_document, upload_document
+from tusd_py.admin.documents import LOOKS, totals_document, upload_document
+from tusd_py.asyncutil.groups import call_in_groups
 from tusd_py.commands.events import CommandError
 from tusd_py.commands.tables import Column, line, plain, size
 from tusd_py.composition import build_service
@@ -109,7 +110,7 @@ class _Look:
         query, first = UploadQuery(condition, limit=PAGE_SIZE), True
         while True:
             page = await self._queries.find(query)
-            documents = await asyncio.gather(*(self._document(upload) for upload in page.uploads))
+            documents = await call_in_groups(self._document, page.uploads, LOOKS)
             for document in documents:
                 if self._as_json:
                     sys.stdout.write(f"{'[' if first else ','}\n{json.dumps(document)}")
