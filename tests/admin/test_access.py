@@ -67,3 +67,39 @@ async def test_event_of_an_administrator_has_no_credentials(server: TusServer) -
     assert {"x-session", "authorization"}.isdisjoint(told_headers(context))
     assert {b"x-session", b"authorization"}.isdisjoint(name for name, _ in context.scope["headers"])
     assert (b"x-trace", b"7") in context.scope["headers"]
+
+
+NAMED = ["https://app.example.com", "https://*.example.org"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://evil.com", 401),
+        ("null", 401),
+        ("", 401),
+        ("https://app.example.com.evil.com", 401),
+        ("https://app.example.com", 204),
+        ("https://one.example.org", 204),
+        ("http://testserver", 204),
+    ],
+)
+async def test_page_of_anybody_does_not_act_with_the_cookie_of_an_administrator(
+    tmp_path: Path, origin: str, status: int
+) -> None:
+    """Pages of anybody, as of `https://*.com` and `null`, may upload where the settings say so, and no more."""
+    server = server_in(tmp_path, ["https://*.com", "null", *NAMED])
+    async with server.lifespan():
+        path = await create(server, 4, **SESSION)
+        answer = await terminate(server, path, {"Cookie": "session=root", "Origin": origin})
+        assert answer.status == status
+        assert (await ask(server, "HEAD", path, SESSION)).status == (200 if status == 401 else 404)
+
+
+@pytest.mark.parametrize("origins", [[], ["*"], ["null"], ["https://*.com"]])
+async def test_without_a_named_origin_no_foreign_page_acts(tmp_path: Path, origins: list[str]) -> None:
+    server = server_in(tmp_path, origins)
+    async with server.lifespan():
+        path = await create(server, 4, **SESSION)
+        for origin in ("https://evil.com", "null", ""):
+            assert (await terminate(server, path, {"Cookie": "session=root", "Origin": origin})).status == 401

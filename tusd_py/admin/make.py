@@ -16,6 +16,7 @@ from tusd_py.auth.secret_files import SecretFile
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.server import TusServer
 from tusd_py.settings import InvalidSettings, Settings
+from tusd_py.settings.sources import is_anyone
 
 
 def build_admin_token(settings: Settings) -> SecretFile[bytes] | None:
@@ -36,7 +37,9 @@ def build_admin(server: TusServer) -> AdminApp | None:
         if server.settings.admin_port is not None:
             raise InvalidSettings("admin_port needs admin_token_file, or authentication")
         return None
-    cross_origin = CrossOrigin(server.settings.cors_origins, credentials=server.settings.cors_credentials)
+    # Any page may upload where the settings say so, but only a page whose owner is known acts for an administrator.
+    named = [origin for origin in server.settings.cors_origins if not is_anyone(origin)]
+    cross_origin = CrossOrigin(named, credentials=server.settings.cors_credentials)
 
     def is_own_origin(origin: str, scope: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
         outside = {**scope, "root_path": scope.get("app_root_path", "")}

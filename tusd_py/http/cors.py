@@ -47,7 +47,7 @@ class CrossOrigin:
         self._rules = _CorsRules(
             _no_app,
             allow_origins=["*"] if any_origin else [],
-            allow_origin_regex=None if any_origin else origin_pattern(origins),
+            allow_origin_regex=None if any_origin or not origins else origin_pattern(origins),
             allow_methods=METHODS,
             allow_headers=["*"],  # also a page's own headers: a page is not told why its preflight failed
             allow_credentials=credentials,

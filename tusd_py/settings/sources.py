@@ -116,7 +116,7 @@ def cross_check(
         raise InvalidSettings(f"{where('pages')} needs another {name_of('base_path')} than {settings.base_path}")
     _check_offload(settings, where, name_of)
     _check_authentication(settings, where, name_of)
-    if settings.cors_credentials and any(_is_anyone(origin) for origin in settings.cors_origins):
+    if settings.cors_credentials and any(is_anyone(origin) for origin in settings.cors_origins):
         raise InvalidSettings(
             f"{where('cors_credentials')} needs {name_of('cors_origins')} that names the origins:"
             f" {','.join(settings.cors_origins)} would let every site act for those who are logged in"
@@ -148,14 +148,14 @@ def _check_authentication(settings: Settings, where: Callable[[str], str], name_
     if not used and settings.api_tokens_file is None:
         needed = ", ".join(map(name_of, (*TOKEN_KEYS, "api_tokens_file")))
         raise InvalidSettings(f"{where('auth_cookie')} needs one of {needed}")
-    if not settings.cors_origins or any(_is_anyone(origin) for origin in settings.cors_origins):
+    if not settings.cors_origins or any(is_anyone(origin) for origin in settings.cors_origins):
         raise InvalidSettings(
             f"{where('auth_cookie')} needs {name_of('cors_origins')} that names the origins of the pages with the"
             " cookie: any other site could act for those who are logged in"
         )
 
 
-def _is_anyone(origin: str) -> bool:
+def is_anyone(origin: str) -> bool:
     """Return whether an origin leaves open whose pages it stands for, such as `*`, `null` and `https://*.com`."""
     return NAMED_ORIGIN.fullmatch(origin) is None
 
