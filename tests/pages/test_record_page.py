@@ -89,6 +89,43 @@ def test_recording_that_is_stopped_while_the_server_is_away_is_sent_later(
         assert downloaded(url) == sha256(save(page, tmp_path / "copy.webm"))
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "window.AudioContext = class { constructor() { throw new DOMException('none', 'NotSupportedError') } }",
+        "AudioContext.prototype.createMediaStreamSource = () => { throw new DOMException('no', 'InvalidStateError') }",
+    ],
+    ids=["no context", "no source"],
+)
+def test_recording_without_a_level_can_be_stopped_and_is_sent(
+    server: ServerProcess, browser: Browser, tmp_path: Path, fault: str
+) -> None:
+    with browser.page(acceptDownloads=True) as page:
+        page.goto(server.origin + "/record")
+        page.value(f"void ({fault})")
+        page.until("!document.querySelector('#record').disabled")
+        page.click(name="Record")
+        page.until(f"{ITEM} && Number({ITEM}.dataset.sent) > 0")
+        page.click(name="Stop")
+        assert downloaded(url_when_done(page)) == sha256(save(page, tmp_path / "copy.webm"))
+
+
+def test_recording_that_cannot_start_leaves_a_page_that_records(server: ServerProcess, browser: Browser) -> None:
+    with browser.page() as page:
+        page.goto(server.origin + "/record")
+        page.value("void (window.start = MediaRecorder.prototype.start)")
+        page.value("void (MediaRecorder.prototype.start = () => { throw new DOMException('no', 'InvalidStateError') })")
+        page.until("!document.querySelector('#record').disabled")
+        page.click(name="Record")
+        page.until(f"{ITEM} && !document.querySelector('#record').disabled")
+        assert page.value("document.querySelector('#stop').disabled")
+        page.value("void (MediaRecorder.prototype.start = window.start)")
+        page.click(name="Record")
+        page.until(f"Number({ITEM}.dataset.sent) > 0")
+        page.click(name="Stop")
+        url_when_done(page)
+
+
 def test_recorder_is_there_while_the_server_is_away(server: ServerProcess, browser: Browser, tmp_path: Path) -> None:
     with browser.page(acceptDownloads=True) as page:
         begin(page, server)

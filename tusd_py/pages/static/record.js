@@ -132,10 +132,16 @@ async function start() {
   navigator.storage?.persist?.() // so that the browser does not make room by removing recordings
   running = new Row(await Recording.begin(store, nameOf(recorder.type), recorder.type))
   const { recording } = running
-  recorder.start(
-    (blob) => recording.copy.append(blob),
-    () => ended(recording),
-  )
+  try {
+    recorder.start(
+      (blob) => recording.copy.append(blob),
+      () => ended(recording),
+    )
+  } catch {
+    await ended(recording)
+    announce(text('noMicrophone'))
+    return
+  }
   showPreview(recorder.stream)
   element('kinds').disabled = true
   element('stop').disabled = false

@@ -35,7 +35,10 @@ export class Recorder {
     return this.#stream
   }
 
-  /** Start: every blob goes to `onData`, and `onEnd` is called once after the last one. */
+  /**
+   * Start: every blob goes to `onData`, and `onEnd` is called once after the last one. Fails if nothing can be recorded
+   * any more, because the microphone was unplugged; the devices are free then.
+   */
   start(onData, onEnd) {
     this.#recorder.addEventListener('dataavailable', ({ data }) => {
       if (data.size > 0) onData(data)
@@ -47,7 +50,12 @@ export class Recorder {
     for (const track of this.#stream.getTracks()) track.addEventListener('ended', this.stop)
     document.addEventListener('visibilitychange', this.#flush)
     addEventListener('pagehide', this.#flush)
-    this.#recorder.start(TIMESLICE)
+    try {
+      this.#recorder.start(TIMESLICE)
+    } catch (error) {
+      this.#release()
+      throw error
+    }
     this.#keepAwake()
     this.#measure()
   }
@@ -71,9 +79,14 @@ export class Recorder {
   }
 
   #measure() {
-    this.#context = new AudioContext()
-    this.#analyser = this.#context.createAnalyser()
-    this.#context.createMediaStreamSource(this.#stream).connect(this.#analyser)
+    try {
+      this.#context = new AudioContext()
+      const analyser = this.#context.createAnalyser()
+      this.#context.createMediaStreamSource(this.#stream).connect(analyser)
+      this.#analyser = analyser
+    } catch {
+      // No device for sound, or too many contexts: the recording goes on without its level.
+    }
   }
 
   /** Ask the device not to lock its screen: phones end a recording with it. */
