@@ -85,7 +85,8 @@ class StateStore(Protocol):
         """Replace a record, if it is still as the caller read it.
 
         Args:
-            before: the record as read; its id, offset and status are compared.
+            before: the record as read; its id, offset and status are compared, and by a store that may lose its last
+                changes the length and the storage state, of which it may restore a length.
             after: the new record.
             token: the token of the lock, not older than that of the stored record.
             parts: parts to add to the part list in the same step, in place of those with the same numbers. A complete

@@ -62,7 +62,7 @@ def select(upload: Upload, headers: Mapping[str, str], *, ranges: bool = True) -
     Without `ranges`, as for HEAD, Range is ignored. Status 206 stands for a range, 304, 412 and 416 for no bytes at
     all.
     """
-    length = upload.length or 0
+    length = upload.offset  # of a complete upload
     precondition = _precondition(upload, headers)
     if precondition:
         return Selection(precondition)

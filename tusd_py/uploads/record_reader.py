@@ -46,7 +46,14 @@ class RecordReader:
         return await self.usable(upload)
 
     async def usable(self, upload: Upload) -> Upload:
-        """Return a record that was found, with its location; raises as `get` does if the upload has ended."""
+        """Return a record that was found, with its location; raises as `get` does if the upload has ended.
+
+        A record with all its bytes has their number as its length, also if it was written without one, as by earlier
+        versions after Redis had lost the change that declared it.
+        """
+        has_all_bytes = upload.is_complete or (upload.status is Status.FINISHING and not upload.is_final)
+        if has_all_bytes and upload.length is None:
+            upload = replace(upload, length=upload.offset)
         if not upload.location:
             upload = await self._located(upload)
         if await self._has_ended(upload) and not await self._was_finished(upload):

@@ -59,6 +59,7 @@ PAGE_SIZE = 200  # records fetched at once
 NEW_ENTRY_AGE = 60.0  # seconds within which the record of a new entry of the index may still be missing
 REPAIR_INTERVAL = 6 * 3600.0  # seconds between two comparisons of the index with the records
 WAITING_TTL = 86400  # seconds; the sweeper looks at a waiting final upload, and notes it again, every hour
+ALWAYS_SET = ("token", "length")  # the length also where Redis has lost the change that declared it
 ALWAYS_DUE = 0.0  # due time of finishing uploads; their score in the index is minus the time of the entry
 
 
@@ -173,10 +174,12 @@ class RedisState:
             "token": str(token),
             "offset": str(before.offset),
             "status": str(before.status),
+            "length": old.get("length", ""),
+            "layout": old.get("layout", ""),
             "set": [
                 word
                 for name, value in new.items()
-                if old.get(name) != value or name == "token"
+                if old.get(name) != value or name in ALWAYS_SET
                 for word in (name, value)
             ],
             "remove": [name for name in old if name not in new],

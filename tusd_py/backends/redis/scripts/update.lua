@@ -9,15 +9,20 @@
 -- A change that was made already (its reply was lost) succeeds. The latest token that was given out may be larger than
 -- the token in the record. New bytes are out of reach of earlier holders, which then count no longer as unreleased,
 -- until the new bytes are lost.
+--
+-- Redis may have lost changes that the caller was told of, and be at the same offset all the same. A length that is
+-- lost is set again, since its sender does not declare it twice; where the bytes are kept is not guessed.
 --INCLUDE tally
 local record = redis.call('HMGET', KEYS[1], 'id', 'change', 'fence', 'token', 'offset', 'status', 'owner')
 local id, change_id, latest_token, record_token, offset, status, owner = unpack(record, 1, 7)
+local length, layout = unpack(redis.call('HMGET', KEYS[1], 'length', 'layout'), 1, 2)
 local arguments = cjson.decode(ARGV[1])
 if not id then return 0 end
 if change_id == arguments.change_id then return 2 end
 local token = tonumber(arguments.token)
 if tonumber(latest_token or 0) > token or tonumber(record_token or 0) > token then return 0 end
 if offset ~= arguments.offset or status ~= arguments.status then return 0 end
+if length and length ~= arguments.length or (layout or '') ~= arguments.layout then return 0 end
 local function is_partial(key) return redis.call('HGET', key, 'concatenation') == 'partial' end
 if arguments.grows > 0 then
   owner = owner or ''
