@@ -19,7 +19,7 @@ from tests.simulation.redis_store import Entry
 from tests.simulation.world import TOP, World
 from tusd_py.backends.disk.segment_map import segments
 from tusd_py.backends.redis.schema import Keys
-from tusd_py.core.upload import Upload
+from tusd_py.core.upload import Status, Upload
 from tusd_py.core.upload_codec import decode_upload
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import OrphanCleaner
@@ -242,10 +242,11 @@ class HostsWorld(World):
 
     def _look_for_remains(self, records: set[str]) -> None:
         named = set(records)
-        for upload_id in records:
-            record = self._record(upload_id)
-            words = record.storage_state.split() if record is not None else []
-            named |= {f"{upload_id}.{word.partition(':')[2]}" for word in words}
+        for record in filter(None, map(self._record, records)):
+            files = {f"{record.id}.{word.partition(':')[2]}" for word in record.storage_state.split()}
+            is_unfinished = record.status in (Status.ACTIVE, Status.FINISHING)
+            marked = files | {record.id} if is_unfinished else files  # that a later writer may look at
+            named |= files | {f".{name}.sync" for name in marked}
         super()._look_for_remains(named)
         self._check_leases()
 
