@@ -255,8 +255,9 @@ def removed_uploads_count_for_their_owner() -> None:
 @plant
 def index_entry_after_the_record() -> None:
     async def create(self: Any, upload: Any, *, durable: bool = False, events: Any = ()) -> None:
-        arguments = ["0", *(word for pair in encode_upload(upload).items() for word in pair)]
-        if not await self._redis.run(scripts.CREATE, [self._keys.record(upload.id)], arguments):
+        arguments = ["0", "0", *(word for pair in encode_upload(upload).items() for word in pair)]
+        keys = [self._keys.record(upload.id), self._keys.removed_creation(upload.id)]
+        if not await self._redis.run(scripts.CREATE, keys, arguments):
             raise UploadExists
         await self._index_new(upload)
 

@@ -4,6 +4,7 @@ Keys of one upload, all in one hash slot (`{<id>}` is the part of the key that i
 
     {prefix}{<id>}:record   hash: the fields of `Upload` as `core.upload_codec` writes them, and those of `LockField`
     {prefix}{<id>}:parts    hash: part number -> JSON array of end, ETag and checksum
+    {prefix}{<id>}:removed  string: creation time of a record that was removed soon after it; expires
     {prefix}{<id>}:history  list: entries of the history, for administrators; expires (`queries.py`)
     {prefix}{<id>}:events   hash: the stored events of the upload, which outlive its record (`outbox.py`)
     {prefix}{<id>}:finals   set: ids of final uploads that wait for this partial upload; expires
@@ -80,6 +81,10 @@ class Keys:
     def parts(self, upload_id: str) -> str:
         """Return the key of the part list of an upload."""
         return f"{self.prefix}{{{upload_id}}}:parts"
+
+    def removed_creation(self, upload_id: str) -> str:
+        """Return the key of the creation time of a record that was removed soon after its creation."""
+        return f"{self.prefix}{{{upload_id}}}:removed"
 
     def history(self, upload_id: str) -> str:
         """Return the key of the history of an upload."""

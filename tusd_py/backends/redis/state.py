@@ -58,6 +58,7 @@ from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload, enco
 PAGE_SIZE = 200  # records fetched at once
 NEW_ENTRY_AGE = 60.0  # seconds within which the record of a new entry of the index may still be missing
 REPAIR_INTERVAL = 6 * 3600.0  # seconds between two comparisons of the index with the records
+CREATION_NOTE_TTL = 4000  # milliseconds; longer than Redis takes an attempt of a creation (`deadline.lua`)
 WAITING_TTL = 86400  # seconds; the sweeper looks at a waiting final upload, and notes it again, every hour
 ALWAYS_SET = ("token", "length")  # the length also where Redis has lost the change that declared it
 ALWAYS_DUE = 0.0  # due time of finishing uploads; their score in the index is minus the time of the entry
@@ -126,16 +127,17 @@ class RedisState:
         """Add a record, see `StateStoreWithOutbox.create`."""
         values = {"updated_at": repr(self.clock.wall())} | encode_upload(upload)  # one that is given stays
         arguments: list[Any] = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
-        record = self._keys.record(upload.id)
+        arguments.insert(0, repr(upload.created_at))
+        keys = [self._keys.record(upload.id), self._keys.removed_creation(upload.id)]
         if self._redis.is_cluster:  # the indexes are in other slots than the record
             if self.enforces_quotas and has_quota(upload):
                 raise StateUnavailable(NO_CLUSTER)
             await self._index_new(upload)
-            added = await self._change(CREATE, [record], arguments, events)
+            added = await self._change(CREATE, keys, arguments, events)
         else:
             when = _score(_due_at(upload), self.clock.wall())
-            keys = [record, self._keys.ids, self._keys.due, self._keys.usage, *self._created_index.keys_of(upload)]
-            arguments = [*self._quota_of(upload), upload.id, when or "", repr(upload.created_at), *arguments]
+            keys += [self._keys.ids, self._keys.due, self._keys.usage, *self._created_index.keys_of(upload)]
+            arguments = [*self._quota_of(upload), upload.id, when or "", *arguments]
             added = await self._counted_change(upload, CREATE_INDEXED, keys, arguments, events)
         if not added:
             raise UploadExists
@@ -253,7 +255,9 @@ class RedisState:
 
     async def delete(self, upload_id: str, token: int) -> None:
         """Remove a record, see `StateStore.delete`."""
-        owner = await self._redis.run(DELETE, self._upload_keys(upload_id), [str(token)])
+        keys = self._upload_keys(upload_id)
+        keys.insert(2, self._keys.removed_creation(upload_id))
+        owner = await self._redis.run(DELETE, keys, [str(token), CREATION_NOTE_TTL])
         if not owner:
             raise LockLost
         indexes = [self._keys.due, self._keys.ids, *self._created_index.holding(owner.removeprefix("="))]
