@@ -68,7 +68,7 @@ async def open_service(service: UploadService, settings: Settings, *, adopt: boo
         with errors_at(state):
             undo.push_async_callback(service.state.close)
             await _open_state(service)
-        with errors_at(storage):
+        with errors_at(storage, records=state):
             await _settle_identity(service, adopt=adopt)
         undo.push_async_callback(service.power_cuts.leave, CLOSE_MARGIN)
         with errors_at(state):

@@ -37,16 +37,18 @@ def make_private_folder(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def errors_at(place: str) -> Iterator[None]:
+def errors_at(place: str, *, records: str = "") -> Iterator[None]:
     """Convert errors of a component and of the operating system to `PLACE cannot be used: REASON`.
 
-    A `StateUnavailable` stays one; every other error becomes a `StorageUnavailable`.
+    A `StateUnavailable` stays one, and names the place of the `records` if that is given; every other error becomes a
+    `StorageUnavailable`.
     """
     try:
         yield
     except (StorageUnavailable, StateUnavailable, OSError) as error:
-        kind = StateUnavailable if isinstance(error, StateUnavailable) else StorageUnavailable
-        raise kind(f"{place} cannot be used: {reason_of(error)}") from error
+        if isinstance(error, StateUnavailable):
+            raise StateUnavailable(f"{records or place} cannot be used: {reason_of(error)}") from error
+        raise StorageUnavailable(f"{place} cannot be used: {reason_of(error)}") from error
 
 
 def reason_of(error: Exception) -> str:

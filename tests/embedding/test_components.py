@@ -22,6 +22,7 @@ from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.lifecycle import close_service, open_service
 from tusd_py.settings import FIELDS, SettingsOverrides
 from tusd_py.testing import MemoryLocker, MemoryState, MemoryStorage
+from tusd_py.uploads.identity import IDENTITY
 
 TUS = {"Tus-Resumable": "1.0.0"}
 MODULE = """\
@@ -214,9 +215,19 @@ class Unplugged(MemoryLocker):
         raise RuntimeError("no plug\nat all")
 
 
+class Unanswered(MemoryState):
+    """A state store that is away after its `open`, when storage and records are compared."""
+
+    async def read_metadata(self, name: str) -> str | None:
+        if name == IDENTITY:
+            raise StateUnavailable("it does not answer")
+        return await super().read_metadata(name)
+
+
 @pytest.mark.parametrize(
     ("components", "error", "message"),
     [
+        ({"state": Unanswered()}, StateUnavailable, "Unanswered of tests cannot be used: it does not answer"),
         ({"storage": Unmounted()}, StorageUnavailable, "Unmounted of tests cannot be used: KeyError: 'tape'"),
         ({"state": Unwritten()}, StateUnavailable, "Unwritten of tests cannot be used: TypeError: object NoneType"),
         ({"locker": Unplugged()}, StateUnavailable, "Unplugged of tests cannot be used: RuntimeError: no plug at all"),
