@@ -37,7 +37,7 @@ def test_id_of_a_record_is_found_in_its_key(prefix: str) -> None:
 
 def test_keys_of_one_upload_share_their_hash_slot() -> None:
     keys = Keys("tus:")
-    made = (keys.record, keys.parts, keys.waiting_finals, keys.lock, keys.release_request, keys.commit_request)
-    made += (keys.removed_creation, keys.history, keys.events)
+    made = [keys.record, keys.parts, keys.waiting_finals, keys.lock, keys.release_request, keys.commit_request]
+    made += [keys.removed_creation, keys.history, keys.events]
     assert {re.findall(r"{(.*)}", key("id"))[0] for key in made} == {"id"}
     assert len({key("id") for key in made}) == len(made)
