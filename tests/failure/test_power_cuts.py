@@ -360,6 +360,23 @@ async def test_a_server_that_sees_another_boot_beside_a_running_one_takes_nothin
     assert await first.state.get(UPLOAD.id) == UPLOAD
 
 
+async def test_a_server_beside_others_goes_back_where_the_file_system_was_mounted_again(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The locks of the others, on another file system, prove that the kernel has not gone down, and no more."""
+    monkeypatch.setattr(file_system_sync.FileSystemSync, "mount_id", lambda self: "1")
+    first = await hosts.start()
+    await first.state.create(UPLOAD)
+    hosts.boot("second")
+    monkeypatch.setattr(file_system_sync.FileSystemSync, "mount_id", lambda self: "")
+    await hosts.start()  # which cannot tell, and forgets nothing
+    monkeypatch.setattr(file_system_sync.FileSystemSync, "mount_id", lambda self: "2")
+    second = await hosts.start()
+    found = await second.state.get(UPLOAD.id)
+    assert found is not None
+    assert found.offset == 0
+
+
 async def test_a_stop_ends_although_the_records_hang(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     service = await hosts.start()
     hang: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

@@ -34,25 +34,33 @@ LEAVE_TIMEOUT = 1.0  # seconds to wait for another server that starts or stops
 MAX_LOOKED_AT = 1000  # records that are read to find out whether there is anything to sync
 
 
-def has_lost_pages(note: str | None, era: str, mount: str) -> bool:
+def has_lost_pages(note: str | None, era: str, mount: str, *, same_kernel: bool = False) -> bool:
     """Return whether bytes that were not synced may be gone: the machine was down, or the file system was unmounted.
 
     Args:
         note: the note of the last server, "BOOT MOUNT TOKEN"; None if there is none.
         era: the id of this boot.
         mount: the id of this mount of the file system; empty if it is unknown, which proves nothing.
+        same_kernel: whether a running server proves that the note is of this boot, although its id may be another here.
     """
     if note is None or note == SYNCED:
         return False
-    if note.partition(" ")[0] != era:
+    if note.partition(" ")[0] != era and not same_kernel:
         return True
-    return bool(mount) and _mount_of(note, era) not in (mount, UNKNOWN)
+    return bool(mount) and _mount_of(note) not in (mount, UNKNOWN)
 
 
-def _mount_of(note: str | None, era: str) -> str:
-    """Return the id of the mount in a note of this boot, or `UNKNOWN`."""
-    words = (note or "").split(" ")
-    return words[1] if len(words) == 3 and words[0] == era else UNKNOWN
+def _mount_of(note: str) -> str:
+    """Return the id of the mount in a note, which means something in the boot of the note only, or `UNKNOWN`."""
+    words = note.split(" ")
+    return words[1] if len(words) == 3 else UNKNOWN
+
+
+def _mount_to_note(before: str | None, era: str, mount: str, *, same_kernel: bool) -> str:
+    """Return the id of the mount for a new note: that of the note before where this server knows none."""
+    if mount or before is None or not (same_kernel or before.partition(" ")[0] == era):
+        return mount or UNKNOWN
+    return _mount_of(before)
 
 
 class PowerCuts:
@@ -111,14 +119,16 @@ class PowerCuts:
     async def _settle(self, era: str, mount: str, lock: Lock, *, syncs: bool) -> None:
         assert isinstance(self._locker, CountsServers)
         before = await self._state.read_metadata(BOOT)
-        is_unclean = has_lost_pages(before, era, mount) and not self._locker.another_has_settled()
+        # That server proves that the kernel has not gone down, and nothing about the mount that this one sees.
+        same_kernel = self._locker.another_has_settled()
+        is_unclean = has_lost_pages(before, era, mount, same_kernel=same_kernel)
         if is_unclean and not syncs:
             return
         if is_unclean:
             await self._go_back(lock)
         try:
             # With a token that no server had before: the note of one that gave up waiting for it changes nothing then.
-            note = f"{era} {mount or _mount_of(before, era)} {lock.token}"
+            note = f"{era} {_mount_to_note(before, era, mount, same_kernel=same_kernel)} {lock.token}"
             if not await self._state.write_metadata(BOOT, note, before=before):
                 raise StateUnavailable("another server has just stopped; try again")
         except StateFull:
