@@ -95,6 +95,52 @@ async def test_owner_has_two_scans_at_a_time_and_keeps_no_other_waiting() -> Non
     assert sorted(running) == sorted(upload.id for upload in uploads)
 
 
+class Hanging:
+    """A scanner that never answers."""
+
+    async def scan(self, pieces: AsyncIterator[Buffer]) -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.parametrize("fails_open", [True, False])
+@pytest.mark.parametrize("owners", [("ann", "ann"), ("bob", "bob", "joe", "joe")], ids=["own turns", "all turns"])
+async def test_upload_whose_turn_does_not_come_is_not_taken_unscanned(owners: Sequence[str], fails_open: bool) -> None:
+    subject = Scans(Hanging(), ScanOptions(timeout=0.05, fails_open=fails_open))
+    async with contextlib.AsyncExitStack() as turns:
+        for owner in owners:
+            await turns.enter_async_context(subject._turns.of(replace(UPLOAD, owner=owner)))
+        with pytest.raises(ScanUnavailable):
+            await subject.scan(replace(UPLOAD, owner="ann"), pieces)
+    with contextlib.nullcontext() if fails_open else pytest.raises(ScanUnavailable):
+        await subject.scan(replace(UPLOAD, owner="ann"), pieces)
+
+
+async def test_scanner_has_the_whole_time_limit_after_the_wait_for_a_turn() -> None:
+    limits = list[float | None]()
+    subject = Scans(Scripted([""]), ScanOptions(timeout=3600))
+    scan_again_if_cut = subject._scan_again_if_cut
+
+    async def noting(open_pieces: scans.OpenPieces) -> str:
+        limits.extend(limit.when() for limit in subject._running)
+        return await scan_again_if_cut(open_pieces)
+
+    subject._scan_again_if_cut = noting  # type: ignore[method-assign]
+    async with contextlib.AsyncExitStack() as turns:
+        for _ in range(2):
+            await turns.enter_async_context(subject._turns.of(replace(UPLOAD, owner="ann")))
+        scanning = asyncio.create_task(subject.scan(replace(UPLOAD, owner="ann"), pieces))
+        while not subject._running:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0)
+        waiting = [limit.when() for limit in subject._running]
+        await asyncio.sleep(0.01)
+    await scanning
+    assert len(waiting) == len(limits) == 1
+    assert waiting[0] is not None
+    assert limits[0] is not None
+    assert limits[0] > waiting[0]
+
+
 class Lingering:
     """A scanner that ends some time after it was told to."""
 

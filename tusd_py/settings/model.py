@@ -167,7 +167,7 @@ class Settings(BaseSettings):
     )
     scan_max_size: Size | None = Field(default=None, description="largest upload that is scanned, in bytes")
     scan_timeout: Seconds = Field(
-        default=300, description="time for the scan of an upload, with the wait for its turn; 0: any"
+        default=300, description="time for the scan of an upload, and for the wait for its turn before; 0: any"
     )
     reserve_disk: Size = Field(
         default=0, description="free space below which new uploads are answered 507, before the disk is full; 0: none"

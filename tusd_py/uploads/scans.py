@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from tusd_py.contracts.scanner import ScanImpossible, Scanner
 from tusd_py.core.buffers import Buffer
@@ -16,7 +16,7 @@ from tusd_py.uploads.turns import Turns
 
 logger = logging.getLogger("tusd_py.scan")
 
-MAX_SCANS = 4  # small uploads, and large ones, scanned at a time; others wait, each for its time limit at most
+MAX_SCANS = 4  # small uploads, and large ones, scanned at a time; others wait, each for one time limit at most
 MAX_SCANS_OF_OWNER = 2
 RETRY_AFTER_CUT = 1.0  # seconds; a scanner that is stopped or restarted is away then
 CUT_TOLERANCE = 8 << 20  # bytes that may be in the buffers of a connection when it is closed
@@ -69,20 +69,39 @@ class Scans:
             raise MalwareFound(f"the upload holds malware ({found}) and was removed")
 
     async def _ask(self, upload: Upload, open_pieces: OpenPieces) -> str:
-        if self._interrupted:
-            raise ServerShutdown
+        """Scan an upload when it is its turn. The time limit holds for the wait, and again for the scan.
+
+        An upload whose turn has not come is taken by no setting: its sender may keep the scanner busy with others.
+        """
+        waits = True
         try:
-            async with asyncio.timeout(self._options.timeout or None) as limit:
-                self._running.add(limit)
-                try:
-                    async with self._turns.of(upload):
-                        return await self._scan_again_if_cut(open_pieces)
-                finally:
-                    self._running.discard(limit)
+            async with self._limited() as limit, self._turns.of(upload):
+                waits = False
+                self._start_anew(limit)
+                return await self._scan_again_if_cut(open_pieces)
         except TimeoutError:
             if self._interrupted:
                 raise ServerShutdown from None
+            if waits:
+                logger.warning("upload %s waits for its scan: the scans of others have taken all the time", upload.id)
+                raise ScanUnavailable(explanation="the scans of other uploads have taken all the time") from None
             raise ScanImpossible(f"no answer within {self._options.timeout:g} s") from None
+
+    @contextlib.asynccontextmanager
+    async def _limited(self) -> AsyncIterator[asyncio.Timeout]:
+        """Limit the time of the context, which `interrupt` ends; raises `TimeoutError`, and `ServerShutdown`."""
+        if self._interrupted:
+            raise ServerShutdown
+        async with asyncio.timeout(self._options.timeout or None) as limit:
+            self._running.add(limit)
+            try:
+                yield limit
+            finally:
+                self._running.discard(limit)
+
+    def _start_anew(self, limit: asyncio.Timeout) -> None:
+        if self._options.timeout and not self._interrupted and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time() + self._options.timeout)
 
     async def _scan_again_if_cut(self, open_pieces: OpenPieces) -> str:
         """Scan a file, and once more if the scanner closes the connection in the middle of it.
