@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -220,6 +221,73 @@ async def test_an_identity_is_made_where_there_are_no_links(tmp_path: Path, monk
     assert await storage.read_identity() == IDENTITY
     assert sorted(path.name for path in (tmp_path / "uploads" / ".tusd-py").iterdir()) == ["identity"]
     await storage.close()
+
+
+def expecting(directory: Path) -> IdentityFile:
+    file = IdentityFile(directory, stays_mounted=True)
+    file.create(IDENTITY)
+    file.read()
+    file.expect(IDENTITY)
+    file.check()
+    return file
+
+
+def test_identity_that_another_thread_reads_again_is_no_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = expecting(tmp_path)
+    read = file.read
+    reading, judged = threading.Event(), threading.Event()
+    other = threading.Thread(target=file.check)
+
+    def read_late() -> str | None:
+        reading.set()
+        judged.wait(60)
+        return read()
+
+    def touched_meanwhile(*arguments: int) -> None:
+        monkeypatch.setattr(file, "_refuse_other_mount", lambda *arguments: None)
+        monkeypatch.setattr(file, "read", read_late)
+        before = file._path.stat().st_ctime_ns
+        while file._path.stat().st_ctime_ns == before:
+            file.touch()
+        other.start()
+        assert reading.wait(60)
+
+    monkeypatch.setattr(file, "_refuse_other_mount", touched_meanwhile)
+    try:
+        file.check()
+    finally:
+        judged.set()
+        other.join()
+
+
+def calls_of_stat(monkeypatch: pytest.MonkeyPatch, file: IdentityFile) -> int:
+    calls, stat = list[str](), os.stat
+
+    def counted(path: str) -> os.stat_result:
+        calls.append(path)
+        return stat(path)
+
+    with monkeypatch.context() as counting:
+        counting.setattr(os, "stat", counted)
+        file.check()
+    return len(calls)
+
+
+def test_check_of_an_identity_needs_one_look_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert calls_of_stat(monkeypatch, expecting(tmp_path)) == 1
+
+
+def test_check_of_an_identity_looks_at_the_directory_if_the_folder_is_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "records").mkdir()
+    (tmp_path / "uploads" / ".tusd-py").symlink_to(tmp_path / "records")
+    file = expecting(tmp_path / "uploads")
+    assert calls_of_stat(monkeypatch, file) == 3
+    monkeypatch.setattr(file, "_look_at_mounts", lambda: (1, 2, True))
+    with pytest.raises(WrongStorage):
+        file.check()
 
 
 @pytest.mark.parametrize(

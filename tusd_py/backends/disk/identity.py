@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from pathlib import Path
+from typing import TypeAlias
 
 from tusd_py.backends.disk.files import write_all
 from tusd_py.core.storage_identity import MAX_LENGTH, NAME, PRIVATE_FOLDER, Proof, parse_identity
@@ -15,6 +16,8 @@ from tusd_py.core.storage_identity import MAX_LENGTH, NAME, PRIVATE_FOLDER, Proo
 SETTLE_TIME = 1.0  # seconds in which a process that saw no file has written its own
 MOUNTED_AGAIN = "the file system of {} was mounted again, which takes bytes that were not synced: restart the server"
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV)
+
+Mounts: TypeAlias = tuple[int, int, bool]
 
 
 class IdentityFile:
@@ -27,12 +30,13 @@ class IdentityFile:
         The numbers of the devices tell: the open files of the server keep the earlier ones in use.
         """
         self._path = directory / PRIVATE_FOLDER / NAME
+        self._folders = str(directory), str(directory / PRIVATE_FOLDER)
         self._stays_mounted = stays_mounted
-        self._mounts: tuple[int, int] | None = None  # when the identity was to be expected; None: not known yet
-        self._mounts_read: tuple[int, int] | None = None  # when it was last read
+        self._mounts: Mounts | None = None  # when the identity was to be expected; None: not known yet
+        self._mounts_read: Mounts | None = None  # when it was last read
         self.proof = Proof(f"that the file system of {directory} is mounted, and --upload-dir ({self._path})")
-        self._seen: tuple[int, int, int] | None = None  # device, inode and change time of the file that was read last
-        self._seen_identity: str | None = None
+        # Device, inode and change time of the file that was read last, and its identity. Threads replace it as a whole.
+        self._last: tuple[tuple[int, int, int], str | None] | None = None
 
     def read(self) -> str | None:
         """Return the identity; None if there is none."""
@@ -96,7 +100,8 @@ class IdentityFile:
     def check(self) -> None:
         """Raise `WrongStorage` unless the directory has the expected identity, on the mount where it was expected.
 
-        The file is read again only if it was replaced or changed; the inode number alone proves nothing.
+        The file is read again only if it was replaced or changed; the inode number alone proves nothing. Several
+        threads may call this at a time.
         """
         if self.proof.expected is None:
             return
@@ -106,27 +111,30 @@ class IdentityFile:
             self.proof.judge(None)
             return
         seen = (status.st_dev, status.st_ino, status.st_ctime_ns)
-        if seen != self._seen or self._seen_identity != self.proof.expected:
-            self._seen, self._seen_identity = None, None
-            found = self.read()
-            self._seen, self._seen_identity = seen, found
-        if self._stays_mounted and self._seen_identity == self.proof.expected:
-            self._refuse_other_mount()
-        self.proof.judge(self._seen_identity)
+        last = self._last
+        if last is None or last[0] != seen or last[1] != self.proof.expected:
+            self._last = None  # if the file cannot be read, its identity is not known
+            self._last = last = seen, self.read()
+        if self._stays_mounted and last[1] == self.proof.expected:
+            self._refuse_other_mount(status.st_dev)
+        self.proof.judge(last[1])
 
-    def _refuse_other_mount(self) -> None:
+    def _refuse_other_mount(self, device: int) -> None:
+        if self._mounts == (device, device, False):  # another mount of either folder would be that of the file too
+            return
         mounts = self._look_at_mounts()
         if self._mounts is None:
             self._mounts = mounts
         if self._mounts != mounts:
             self.proof.refuse(MOUNTED_AGAIN.format(self._path.parent.parent))
 
-    def _look_at_mounts(self) -> tuple[int, int]:
-        """Return the numbers of the devices of the directory and its private folder.
+    def _look_at_mounts(self) -> Mounts:
+        """Return the numbers of the devices of the directory and its private folder, and whether that is a link.
 
         Those of files differ on an overlay, where a change of the file moves it to another layer.
         """
-        return os.stat(self._path.parent.parent).st_dev, os.stat(self._path.parent).st_dev
+        directory, private = self._folders
+        return os.stat(directory).st_dev, os.stat(private).st_dev, os.path.islink(private)
 
     def touch(self) -> None:
         """Update the times of the file, so that tools that remove old files spare it."""
