@@ -304,6 +304,26 @@ async def test_bytes_keep_to_the_rate_while_the_far_store_is_away() -> None:
     assert await rate.take("a", 2000) == pytest.approx(2.0)
 
 
+async def test_requests_of_one_sender_wait_for_one_failure_of_the_far_store() -> None:
+    rates = SlowRates()
+    rates.is_away = True
+    rate = far_rate(rates, 1000)
+    waits = await asyncio.gather(*(rate.take("a", 100) for _ in range(30)))
+    assert waits[:10] == [0] * 10
+    assert rates.calls == 1
+
+
+async def test_far_store_that_was_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tusd_py.http.rates.AWAY_TIME", 0.0)
+    rates = FarRates()
+    rate = far_rate(rates, 1000)
+    rates.is_away = True
+    await rate.take("a", 1000)
+    rates.is_away = False
+    await rate.take("a", 1000)
+    assert rates.calls == 2
+
+
 class Source:
     """A body of many pieces that are all there, noting what is done to it."""
 

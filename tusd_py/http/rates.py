@@ -24,6 +24,7 @@ logger = logging.getLogger("tusd_py.http")
 IPV6_NETWORK = 64  # bits that belong to one customer
 BYTES_BURST = 1.0  # seconds whose bytes are taken at once
 SHARES = 8  # pieces in which the bytes of a second are taken from a store of several hosts
+AWAY_TIME = 5.0  # seconds after a failure of the store that hosts share, in which it is not asked
 CHECK_INTERVAL = 0.25  # seconds between two looks whether the server is about to end
 
 
@@ -93,7 +94,8 @@ class ByteRate:
     """The limit for the bytes of appends. A sender that exceeds it waits, and no other one does.
 
     From a store that hosts share, bytes are taken in shares of an eighth of a second, so that few buffers need a call;
-    while it cannot be reached, every host keeps to the rate by itself.
+    while it cannot be reached, every host keeps to the rate by itself. Since each failure may take seconds, for which
+    all requests of a sender wait, the store is then not asked for a while.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class ByteRate:
         self._own_rates = own_rates
         self._rate = bytes_per_second
         self._is_draining = is_draining
+        self._away_until = 0.0  # time of the event loop
         self._least = 1 if rates is own_rates else max(1, bytes_per_second // SHARES)
         self._shares: OrderedDict[str, _Share] = OrderedDict()  # of every sender
 
@@ -154,11 +157,14 @@ class ByteRate:
 
     async def _take(self, sender: str, size: int) -> float:
         name, seconds = f"bytes {sender}", size / self._rate
-        try:
-            return await self._rates.take_rate(name, seconds, BYTES_BURST, refuse=False)
-        except StateUnavailable as error:
-            logger.debug("the rate of bytes is kept by this host alone: %s", error.message)
-            return await self._own_rates.take_rate(name, seconds, BYTES_BURST, refuse=False)
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._away_until:
+            try:
+                return await self._rates.take_rate(name, seconds, BYTES_BURST, refuse=False)
+            except StateUnavailable as error:
+                self._away_until = loop.time() + AWAY_TIME
+                logger.debug("the rate of bytes is kept by this host alone: %s", error.message)
+        return await self._own_rates.take_rate(name, seconds, BYTES_BURST, refuse=False)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, before anything is locked; end early if the server is about to end, which the append then tells."""
