@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from tests.server.test_workers import metric, request, wait_until, worker_pids
 from tests.support.harness import COMMAND, ROOT, ServerProcess
 from tests.support.wire.messages import OFFSET_STREAM, TUS
 from tests.support.wire.promised import ask, create, head
+from tusd_py.asyncutil import shared_rates
+from tusd_py.uvicorn_server.supervisor import METRICS_VARIABLE, SHARED_MEMORY
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 GRACE = 3.0  # seconds
@@ -28,7 +31,13 @@ START = 5.0  # seconds that a process may take to notice a signal on a busy mach
 
 def metric_files(folder: Path) -> list[str]:
     """Return the names of the files of metrics, without their ends."""
-    return [path.stem for path in folder.glob("tusd-py-metrics-*/*.db")]
+    return [path.stem for path in folder.glob("*.db")]
+
+
+def variable(pid: int, name: str) -> str:
+    """Return a variable of the environment with which a process was started."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next(entry for entry in variables if entry.startswith(name.encode() + b"=")).decode().partition("=")[2]
 
 
 @contextlib.contextmanager
@@ -131,8 +140,9 @@ def test_a_hangup_while_processes_are_replaced_replaces_them_again(tmp_path: Pat
 
 @pytest.mark.long
 def test_hangups_leave_no_files_of_metrics_and_no_counter_goes_back(tmp_path: Path) -> None:
-    (tmp_path / "tmp").mkdir()
-    with ServerProcess(tmp_path / "uploads", workers=2, env={"TMPDIR": str(tmp_path / "tmp")}) as server:
+    with ServerProcess(tmp_path / "uploads", workers=2) as server:
+        folder = Path(variable(worker_pids(server).pop(), METRICS_VARIABLE))
+        assert metric_files(folder)
         created = 0
         for _ in range(3):
             for _ in range(5):
@@ -148,6 +158,23 @@ def test_hangups_leave_no_files_of_metrics_and_no_counter_goes_back(tmp_path: Pa
         wait_until(lambda: metric(server, "tusd_uploads_created") == created)
         assert metric(server, "tusd_connections_open") <= 2
         living = {str(pid) for pid in worker_pids(server)} | {"ended"}
-        wait_until(lambda: {name.rpartition("_")[2] for name in metric_files(tmp_path / "tmp")} <= living)
+        wait_until(lambda: {name.rpartition("_")[2] for name in metric_files(folder)} <= living)
         assert request(server, "GET", "/readyz")[0] == 200
-    assert not list((tmp_path / "tmp").glob("tusd-py-metrics-*"))
+    assert not folder.exists()
+
+
+def test_files_that_processes_map_need_no_space_of_a_disk(tmp_path: Path) -> None:
+    has_memory = os.access(SHARED_MEMORY, os.W_OK | os.X_OK)
+    (tmp_path / "tmp").mkdir()
+    environment = {"TMPDIR": str(tmp_path / "tmp")}
+    with ServerProcess(tmp_path / "uploads", env=environment, workers=2, rate_create="100/s") as server:
+        pid = worker_pids(server).pop()
+        folder = Path(variable(pid, METRICS_VARIABLE))
+        assert Path(variable(pid, shared_rates.VARIABLE)).parent == folder
+        assert folder.parent == (Path(SHARED_MEMORY) if has_memory else tmp_path / "tmp")
+        before = worker_pids(server)
+        shutil.rmtree(folder)  # as logind does when its user logs out
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint(before), 60)
+        assert ask("POST", server.url, TUS | {"Upload-Length": "1"}).status == 201
+    assert not folder.exists()

@@ -9,6 +9,7 @@ again. The counts of ended processes stay in `/metrics`, merged into one file.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -39,6 +40,8 @@ logger = logging.getLogger("tusd_py.supervisor")
 START_TIMEOUT = 30.0  # seconds a process may take until it accepts connections
 KILL_DELAY = 5.0  # seconds after the shutdown grace
 RESTART_PAUSE = 1.0  # seconds before a process that died is started again
+SHARED_MEMORY = "/dev/shm"  # where Linux has a file system in memory
+METRICS_PREFIX = "tusd-py-metrics-"
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # makes prometheus_client count across processes; read at its import
 
 
@@ -99,7 +102,7 @@ class Supervisor:
 
     def run(self, ready: Callable[[], None]) -> int:
         """Run until a signal stops the supervisor; return the exit code."""
-        os.environ[METRICS_VARIABLE] = metrics_folder = tempfile.mkdtemp(prefix="tusd-py-metrics-")
+        os.environ[METRICS_VARIABLE] = metrics_folder = _make_metrics_folder()
         self._share_rates(Path(metrics_folder) / "rates")
         previous = self._install_signal_handlers()
         try:
@@ -165,6 +168,8 @@ class Supervisor:
             self._drain_wake_ups()
 
     def _start(self) -> Worker:
+        with contextlib.suppress(OSError):  # logind empties /dev/shm when a user logs out; else the folder is there
+            os.mkdir(os.environ[METRICS_VARIABLE], 0o700)
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=run_worker, args=(self._settings, self._address, self._admin_address, theirs)
@@ -229,6 +234,17 @@ class Supervisor:
                 worker.process.kill()
                 worker.process.join()
             _clean_up_after(worker)
+
+
+def _make_metrics_folder() -> str:
+    """Make the folder of the files that the processes map into memory, and return its path.
+
+    A file in memory has its room once it was written to. On a full disk, a write to a hole, or to any page where files
+    are copied on write, would end the process by SIGBUS.
+    """
+    with contextlib.suppress(OSError):
+        return tempfile.mkdtemp(prefix=METRICS_PREFIX, dir=SHARED_MEMORY)
+    return tempfile.mkdtemp(prefix=METRICS_PREFIX)
 
 
 def _clean_up_after(worker: Worker) -> None:
