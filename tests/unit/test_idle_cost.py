@@ -22,6 +22,7 @@ from tests.support.wire.requests import create, offset_of, start_patch
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import ClientDisconnected, UploadError
 from tusd_py.server import TusServer
+from tusd_py.uploads.append import Append
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -139,6 +140,35 @@ def test_many_open_patches_that_send_nothing_cost_next_to_nothing(tmp_path: Path
         assert cpu_seconds(tree) - before < MAX_CPU * (time.monotonic() - started)
         unheard = create(server.port, 10)
         assert offset_of(server.port, unheard) == 0
+
+
+async def test_many_that_begin_to_watch_have_the_appends_looked_at_once(
+    service: UploadService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, looked = list[Append](), asyncio.Event()
+
+    def look(append: Append) -> None:
+        looks.append(append)
+        looked.set()
+
+    monkeypatch.setattr(Append, "watchers_changed", look)
+    source = SlowSource()
+    upload = await service.create(NewUpload(length=1000))
+    appending = asyncio.create_task(service.append(upload.id, AppendRequest(0, source)))
+    source.arrive(b"first")
+    source.wake()
+    while not service._appending._appends:  # noqa: ASYNC110 - there is no event
+        await asyncio.sleep(0.01)
+    for _ in range(2):
+        looks.clear()
+        looked.clear()
+        for _ in range(100):
+            service.watchers_changed()
+        await within(looked.wait())
+        assert len(looks) == 1
+    source.interrupt(ClientDisconnected())
+    with pytest.raises(ClientDisconnected):
+        await within(appending)
 
 
 async def test_offset_of_a_watched_upload_is_committed_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ from tusd_py.uploads.validation import AppendRequest, NewUpload, check_append, r
 
 MAX_LAST_STEPS = 7  # last steps at a time in threads of the storage; one thread stays free if the records hang
 INTERRUPTIONS = (ClientDisconnected, ReadTimeout, ServerShutdown, UploadInterrupted)
+LOOK_INTERVAL = 0.1  # seconds between two looks at all running appends for those that somebody has begun to watch
 ENDING_POLL = 0.01  # seconds between two checks whether an upload has ended
 
 
@@ -81,6 +82,7 @@ class Appending:
         self._small: SmallAppends | None = None
         self._fast_path: SmallAppends | AwaitedAppends | None = None
         self.is_watched: Callable[[Upload], bool] | None = None  # whether somebody follows the progress of an upload
+        self._next_look = 0.0  # time of the event loop
         if components.in_threads is not None:
             self._threaded = ThreadedCompletion(components.in_threads, completion, syncs=components.syncs_completion)
             self._small = SmallAppends(components, lifetimes, self._threaded, work, self._slots, self._pace)
@@ -149,7 +151,17 @@ class Appending:
                 append.interrupt(reason)
 
     def watchers_changed(self) -> None:
-        """Have running appends of uploads that somebody has begun to watch commit more often."""
+        """Have running appends of uploads that somebody has begun to watch commit more often, soon.
+
+        However many begin, the appends are looked at rarely: there may be many, to which the event loop belongs too.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._next_look:
+            self._next_look = loop.time() + LOOK_INTERVAL
+            loop.call_at(self._next_look, self._look_at_appends)
+
+    def _look_at_appends(self) -> None:
+        self._next_look = 0.0
         for append in self._appends:
             append.watchers_changed()
 
