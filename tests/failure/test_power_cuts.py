@@ -24,7 +24,7 @@ from tusd_py.composition import build_service
 from tusd_py.contracts.hooks import HookCall
 from tusd_py.core import clock
 from tusd_py.core.durability import BOOT
-from tusd_py.core.errors import ClientDisconnected, HookUnavailable, StateFull
+from tusd_py.core.errors import ClientDisconnected, HookUnavailable, StateFull, StorageUnavailable
 from tusd_py.core.upload import Status, Upload, UploadKind
 from tusd_py.events.bus import EventBus
 from tusd_py.lifecycle import close_service, open_service
@@ -426,6 +426,18 @@ def test_the_sync_of_a_file_system_is_that_of_its_directory(tmp_path: Path, monk
     assert synced == [True]
     sync.close()
     sync.close()
+
+
+def test_the_sync_of_an_earlier_mount_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(file_system_sync, "sync_file_system", synced.append)
+    monkeypatch.setattr(file_system_sync, "obstacle_to_sync", lambda directory: "")
+    sync = file_system_sync.FileSystemSync(tmp_path)
+    sync._directory = Path("/proc")  # another device
+    with pytest.raises(StorageUnavailable, match="mounted again"):
+        sync.run()
+    sync.close()
+    assert synced == []
 
 
 async def test_a_locker_counts_the_servers_that_have_not_left(tmp_path: Path) -> None:

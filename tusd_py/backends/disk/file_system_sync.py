@@ -52,6 +52,8 @@ class FileSystemSync:
         with file_errors():
             if obstacle := obstacle_to_sync(self._directory):
                 raise StorageUnavailable(obstacle)
+            if os.stat(self._directory).st_dev != os.fstat(self._descriptor).st_dev:
+                raise StorageUnavailable("the file system was mounted again: the earlier one proves nothing")
             sync_file_system(self._descriptor)
 
     def mount_id(self) -> str:
