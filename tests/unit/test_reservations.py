@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -13,7 +14,9 @@ import pytest
 
 from tests.support.redis_server import shared_redis_url
 from tests.support.services import Body, running_service
-from tusd_py.core.errors import UploadExists, UploadGone, UploadNotFound
+from tests.support.timing import TIMEOUT
+from tusd_py.core.buffers import Buffer
+from tusd_py.core.errors import UploadError, UploadExists, UploadGone, UploadNotFound
 from tusd_py.core.upload import Status
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import Sweeper
@@ -64,6 +67,43 @@ async def test_reserved_id_is_taken_once(process: Process, arrived: bool) -> Non
             await create(service, arrived=arrived)
         with pytest.raises(UploadNotFound):
             await service.get(RESERVED)
+
+
+class WaitingBody(Body):
+    """A body whose end comes when it is told to, or when the append has to end."""
+
+    def __init__(self) -> None:
+        super().__init__(DATA, piece_size=5)
+        self.is_read = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.reasons: list[UploadError] = []
+
+    async def read(self) -> Buffer | None:
+        data = await super().read()
+        if data == DATA[5:]:
+            self.is_read.set()
+            await self.may_end.wait()
+            if self.reasons:
+                raise self.reasons[0]
+        return data
+
+    def interrupt(self, reason: UploadError) -> None:
+        self.reasons.append(reason)
+        self.may_end.set()
+
+
+@pytest.mark.parametrize("length", [0, len(DATA)])
+async def test_another_creation_by_a_reservation_stops_no_append(process: Process, length: int) -> None:
+    async with process() as service:
+        body = WaitingBody()
+        appending = asyncio.create_task(service.create_with(reserving(len(DATA)), AppendRequest(0, body)))
+        async with asyncio.timeout(TIMEOUT):
+            await body.is_read.wait()
+        with pytest.raises(UploadExists):
+            await service.create(reserving(length))
+        assert body.reasons == []
+        body.may_end.set()
+        assert (await appending).is_complete
 
 
 @pytest.mark.parametrize("gone_for", [0, 10_000])

@@ -103,12 +103,13 @@ class NewRecords:
         number = self._event_log.number(EventType.CREATED)
         return replace(record, location=self._storage.locate(record), event_sequence=number)
 
-    async def refuse_taken_id(self, new: NewUpload) -> None:
-        """Raise `UploadExists` if the application chose the id of a record, before its lock is asked for.
+    async def refuse_taken_id(self, new: NewUpload, record: Upload) -> None:
+        """Raise `UploadExists` if a chosen or reserved id is that of a record, before its lock is asked for.
 
         A request that appends to that upload would be made to release the lock.
         """
-        if new.id is not None and await self._state.get(new.id) is not None:
+        has_given_id = new.id is not None or new.reservation is not None
+        if has_given_id and await self._state.get(record.id) is not None:
             raise UploadExists
 
     async def add(self, new: NewUpload, record: Upload) -> Upload:
@@ -144,6 +145,9 @@ class NewRecords:
 
     async def _give_back(self, reservation: Reservation, record: Upload) -> None:
         """Remove the record that takes a reservation, if this request took it and its upload has ended."""
+        found = await self._records.find(reservation.upload_id)
+        if found is None or not found.has_ended:  # an append to it would be made to release the lock
+            return
 
         async def remove(lock: Lock) -> None:
             found = await self._records.get_under(lock)

@@ -148,7 +148,7 @@ class UploadService:
         Both under its lock: the sweeper, which looks for such uploads, would else be told of a refusal in place of the
         sender.
         """
-        await self._new_records.refuse_taken_id(new)
+        await self._new_records.refuse_taken_id(new, record)
 
         async def create(lock: Lock) -> Upload:
             upload = await self._add(new, replace(record, token=lock.token))
