@@ -45,7 +45,7 @@ def refused(answer: Answer) -> bool:
 def usage(server: ServerProcess, owner: str) -> tuple[int, int]:
     """Return what the records count of an owner: bytes and unfinished uploads."""
     with sqlite3.connect(f"file:{server.upload_dir}/.tusd-py/uploads.sqlite3?mode=ro", uri=True) as records:
-        row = records.execute("SELECT bytes, open FROM usage WHERE owner = ?", (owner,)).fetchone()
+        row = records.execute("SELECT bytes, open FROM owner_usage WHERE owner = ?", (owner,)).fetchone()
     records.close()
     return row or (0, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -49,13 +50,38 @@ class TestRedis(QuotaSuite):
 # SQLite.
 
 
+async def test_usage_that_an_earlier_version_has_counted_is_counted_anew(tmp_path: Path) -> None:
+    """The triggers of that version count bytes beyond the most that an upload counts for."""
+    path = tmp_path / "records"
+    state = SQLiteState(path)
+    await state.open()
+    await state.create(upload("a", MAX_INTEGER, quota_bytes=None))
+    await state.close()
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        file.execute("CREATE TABLE usage (owner TEXT PRIMARY KEY, bytes INTEGER NOT NULL, open INTEGER NOT NULL)")
+        for name, event in (("new", "INSERT"), ("removed", "DELETE"), ("changed", "UPDATE")):
+            file.execute(
+                f"CREATE TRIGGER usage_of_{name} AFTER {event} ON uploads BEGIN UPDATE usage SET bytes = {1 << 50}; END"
+            )
+        file.execute("INSERT INTO usage (owner, bytes, open) VALUES ('ann', ?, 1)", (1 << 50,))
+    state = SQLiteState(path)
+    await state.open()
+    assert await state.usage_of("ann") == Usage(MAX_COUNTED, 1)
+    await state.create(upload("b", MAX_INTEGER, quota_bytes=None))
+    assert await state.usage_of("ann") == Usage(2 * MAX_COUNTED, 2)
+    await state.close()
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        names = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE name LIKE '%usage%'")]
+    assert sorted(names) == ["owner_usage", "owner_usage_changed", "owner_usage_new", "owner_usage_removed"]
+
+
 async def test_file_without_quotas_counts_nothing(tmp_path: Path) -> None:
     state = SQLiteState(tmp_path / "records")
     await state.open()
     await state.create(upload("a", 5, quota_bytes=None))
     await state.close()
     with sqlite3.connect(tmp_path / "records") as file:
-        names = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE name LIKE 'usage%'")]
+        names = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE name LIKE '%usage%'")]
     file.close()
     assert names == []
 

@@ -75,7 +75,7 @@ def sqlite_processes(folder: Path) -> Iterator[tuple[Hosts, Look]]:
         with contextlib.closing(sqlite3.connect(path, uri=True, isolation_level=None)) as file:
             file.execute("BEGIN")
             records = file.execute("SELECT length, offset, status FROM uploads WHERE uncounted = 0").fetchall()
-            usage = file.execute("SELECT bytes, open FROM usage WHERE owner = ''").fetchone()
+            usage = file.execute("SELECT bytes, open FROM owner_usage WHERE owner = ''").fetchone()
         return Moment(records, usage or (0, 0))
 
     servers = [ServerProcess(folder / "uploads", **OPTIONS) for _ in range(3)]

@@ -37,8 +37,8 @@ def stored(server: ServerProcess) -> Stored:
     database = f"file:{folder / '.tusd-py' / 'uploads.sqlite3'}?mode=ro"
     with contextlib.closing(sqlite3.connect(database, uri=True)) as connection:
         rows = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM uploads").fetchall()
-        counts = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage'").fetchone()
-        usage = connection.execute("SELECT owner, bytes, open FROM usage").fetchall() if counts else []
+        counts = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'owner_usage'").fetchone()
+        usage = connection.execute("SELECT owner, bytes, open FROM owner_usage").fetchall() if counts else []
     return Stored(files, {row[0]: row[1:] for row in rows}, {row[0]: row[1:] for row in usage})
 
 

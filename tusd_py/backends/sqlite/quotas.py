@@ -29,21 +29,28 @@ def _open(row: str) -> str:
 
 
 ADD_NEW = (
-    f"INSERT INTO usage (owner, bytes, open) VALUES (NEW.owner, {_counted('NEW')}, {_open('NEW')}) "
+    f"INSERT INTO owner_usage (owner, bytes, open) VALUES (NEW.owner, {_counted('NEW')}, {_open('NEW')}) "
     "ON CONFLICT (owner) DO UPDATE SET bytes = bytes + excluded.bytes, open = open + excluded.open"
 )
-TAKE_OLD = f"UPDATE usage SET bytes = bytes - {_counted('OLD')}, open = open - {_open('OLD')} WHERE owner = OLD.owner"
-FORGET_UNUSED = "DELETE FROM usage WHERE owner = OLD.owner AND bytes = 0 AND open = 0"
+TAKE_OLD = (
+    f"UPDATE owner_usage SET bytes = bytes - {_counted('OLD')}, open = open - {_open('OLD')} WHERE owner = OLD.owner"
+)
+FORGET_UNUSED = "DELETE FROM owner_usage WHERE owner = OLD.owner AND bytes = 0 AND open = 0"
+EARLIER = (  # of versions that counted other bytes of uploads whose length is beyond `MAX_COUNTED`
+    *(f"DROP TRIGGER IF EXISTS usage_of_{change}" for change in ("new", "removed", "changed")),
+    "DROP TABLE IF EXISTS usage",
+)
 START_COUNTING = (
-    "CREATE TABLE usage (owner TEXT PRIMARY KEY, bytes INTEGER NOT NULL, open INTEGER NOT NULL) WITHOUT ROWID",
-    f"CREATE TRIGGER usage_of_new AFTER INSERT ON uploads BEGIN {ADD_NEW}; END",
-    f"CREATE TRIGGER usage_of_removed AFTER DELETE ON uploads BEGIN {TAKE_OLD}; {FORGET_UNUSED}; END",
-    f"CREATE TRIGGER usage_of_changed AFTER UPDATE ON uploads WHEN {_counted('OLD')} <> {_counted('NEW')} "
+    *EARLIER,
+    "CREATE TABLE owner_usage (owner TEXT PRIMARY KEY, bytes INTEGER NOT NULL, open INTEGER NOT NULL) WITHOUT ROWID",
+    f"CREATE TRIGGER owner_usage_new AFTER INSERT ON uploads BEGIN {ADD_NEW}; END",
+    f"CREATE TRIGGER owner_usage_removed AFTER DELETE ON uploads BEGIN {TAKE_OLD}; {FORGET_UNUSED}; END",
+    f"CREATE TRIGGER owner_usage_changed AFTER UPDATE ON uploads WHEN {_counted('OLD')} <> {_counted('NEW')} "
     f"OR {_open('OLD')} <> {_open('NEW')} OR OLD.owner <> NEW.owner BEGIN {TAKE_OLD}; {ADD_NEW}; END",
-    f"INSERT INTO usage (owner, bytes, open) SELECT owner, sum({_counted('uploads')}), sum({_open('uploads')}) "
+    f"INSERT INTO owner_usage (owner, bytes, open) SELECT owner, sum({_counted('uploads')}), sum({_open('uploads')}) "
     "FROM uploads GROUP BY owner",
 )
-SELECT_USAGE = "SELECT bytes, open FROM usage WHERE owner = ?"
+SELECT_USAGE = "SELECT bytes, open FROM owner_usage WHERE owner = ?"
 OF_PARTIALS = "concatenation = 'partial' AND id IN (SELECT value FROM json_each(?))"
 SELECT_SHARE = f"SELECT coalesce(sum({_counted('uploads')}), 0) FROM uploads WHERE owner = ? AND {OF_PARTIALS}"
 JOIN_PARTIALS = (
