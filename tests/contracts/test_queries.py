@@ -21,7 +21,8 @@ from tusd_py.backends.memory.state import MemoryRecords, MemoryState
 from tusd_py.backends.redis.state import RedisState
 from tusd_py.backends.sqlite import queries as queries_module, read_thread
 from tusd_py.backends.sqlite.queries import SLICE, SLICE_END, Statement
-from tusd_py.backends.sqlite.state import INSERT, SQLiteState
+from tusd_py.backends.sqlite.records import INSERT
+from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.contracts.state import StateStore
 from tusd_py.core.errors import StateUnavailable
 from tusd_py.core.listing import UploadFilter

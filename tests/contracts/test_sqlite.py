@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests.contracts.parts import within
+from tusd_py.backends.sqlite.records import SELECT_DUE
 from tusd_py.backends.sqlite.schema import SCHEMA
-from tusd_py.backends.sqlite.state import SELECT_DUE, SQLiteState
+from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.errors import BrokenRecord, StateFull, StateUnavailable
 from tusd_py.core.upload import Upload
 

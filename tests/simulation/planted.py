@@ -15,7 +15,7 @@ from tusd_py import lifecycle, server
 from tusd_py.asyncutil import serial_task
 from tusd_py.backends.disk import storage, syncs, writer as disk_writer
 from tusd_py.backends.local_locks import locker as local_locker
-from tusd_py.backends.sqlite import state as sqlite_state, writer as sqlite_writer
+from tusd_py.backends.sqlite import records as sqlite_records, writer as sqlite_writer
 from tusd_py.contracts.storage import SupportsConcatenation
 from tusd_py.core.upload import Status
 from tusd_py.uploads import (
@@ -256,9 +256,9 @@ def uncommitted_bytes_not_cut() -> None:
 @plant
 def offset_not_compared() -> None:
     change(
-        sqlite_state,
+        sqlite_records,
         "UPDATE",
-        sqlite_state.UPDATE.replace("offset = ? AND status = ?", "? >= 0 AND ? <> ''"),
+        sqlite_records.UPDATE.replace("offset = ? AND status = ?", "? >= 0 AND ? <> ''"),
     )
     real = small_append.is_simple
 

@@ -76,7 +76,7 @@ class ReadThread:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            connection.text_factory = _decode_text
+            connection.text_factory = decode_text
             connection.set_progress_handler(self._is_too_late, STEPS_BETWEEN_LOOKS)
             self._connection = connection
         return self._connection
@@ -91,7 +91,7 @@ class ReadThread:
                 connection.close()
 
 
-def _decode_text(value: bytes) -> str | bytes:
+def decode_text(value: bytes) -> str | bytes:
     """Return a text; one that is not UTF-8 is a broken value, which is returned as bytes."""
     try:
         return value.decode()

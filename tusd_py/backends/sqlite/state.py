@@ -16,46 +16,42 @@ from typing import Any
 
 from tusd_py.backends.sqlite.job_threads import Job
 from tusd_py.backends.sqlite.outbox import SQLiteOutbox
-from tusd_py.backends.sqlite.queries import DELETE_HISTORY, INDEXES, SQLiteQueries, add_history
-from tusd_py.backends.sqlite.quotas import admit_change, admit_new, join_partials, read_usage, return_partials
+from tusd_py.backends.sqlite.queries import INDEXES, SQLiteQueries, add_history
+from tusd_py.backends.sqlite.quotas import read_usage
 from tusd_py.backends.sqlite.read_thread import ReadThread
+from tusd_py.backends.sqlite.records import (
+    DELETE_PARTS,
+    DELETE_WAITING,
+    INSERT_METADATA,
+    INSERT_PART,
+    INSERT_WAITING,
+    SELECT_AFTER,
+    SELECT_DUE,
+    SELECT_METADATA,
+    SELECT_ONE,
+    SELECT_PARTS,
+    SELECT_WAITING,
+    UPDATE_METADATA,
+    delete_record,
+    fetch_rows,
+    insert_record,
+    is_compound,
+    may_use_reserve,
+    replace_record,
+)
 from tusd_py.backends.sqlite.writer import SQLiteWriter
 from tusd_py.core.clock import Clock, SystemClock
 from tusd_py.core.durability import BOOT
-from tusd_py.core.errors import BrokenRecord, LockLost, StateUnavailable, UploadExists
+from tusd_py.core.errors import BrokenRecord, StateUnavailable
 from tusd_py.core.history import HistoryEntry
 from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, next_page
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.queries import QueryPage, Totals, UploadQuery
-from tusd_py.core.quotas import Usage, growth, has_quota, replaces_partials, returns_partials
+from tusd_py.core.quotas import Usage, has_quota
 from tusd_py.core.upload import Upload, UploadPart
-from tusd_py.core.upload_codec import FIELDS, BrokenRecords, decode_row, encode_row
+from tusd_py.core.upload_codec import FIELDS, BrokenRecords, decode_row
 
-SELECT = f"SELECT {', '.join(FIELDS)} FROM uploads"
-SELECT_ONE = f"{SELECT} WHERE id = ?"
-EXISTS = "SELECT 1 FROM uploads WHERE id = ?"
-SELECT_DUE = (
-    f"{SELECT} WHERE expires_at <= ? UNION ALL "
-    f"{SELECT} WHERE status = 'finishing' AND (concatenation <> 'final' OR expires_at IS NULL) "
-    "AND (expires_at IS NULL OR expires_at > ?) LIMIT ? OFFSET ?"
-)
-INSERT = f"INSERT INTO uploads ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
-# The completion of a final upload marks its partial ones without their locks: who read them before must not undo that.
-KEEP_MARK = "uncounted = max(CASE concatenation WHEN 'partial' THEN uncounted ELSE 0 END, ?)"
-ASSIGNMENTS = [KEEP_MARK if name == "uncounted" else f"{name} = ?" for name in FIELDS]
-UPDATE = f"UPDATE uploads SET {', '.join(ASSIGNMENTS)} WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
-DELETE = "DELETE FROM uploads WHERE id = ? AND (token <= ? OR typeof(token) <> 'integer')"
-SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
 PAGE_SIZE = 500  # records
-INSERT_PART = "INSERT OR REPLACE INTO parts (upload_id, number, end, etag, checksum) VALUES (?, ?, ?, ?, ?)"
-SELECT_PARTS = "SELECT number, end, etag, checksum FROM parts WHERE upload_id = ? ORDER BY number"
-SELECT_METADATA = "SELECT value FROM metadata WHERE name = ?"
-INSERT_METADATA = "INSERT OR IGNORE INTO metadata (name, value) VALUES (?, ?)"
-UPDATE_METADATA = "UPDATE metadata SET value = ? WHERE name = ? AND value = ?"
-INSERT_WAITING = "INSERT OR IGNORE INTO waiting_finals (partial_id, final_id) VALUES (?, ?)"
-SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT ?"
-DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
-DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
 
 
 class SQLiteState:
@@ -104,7 +100,7 @@ class SQLiteState:
 
     def _insertion(self, upload: Upload) -> Callable[[sqlite3.Connection], None]:
         """Return the work that adds a record; one that has no time of its last change gets that of the call."""
-        return partial(_insert_record, upload=upload, now=self.clock.wall(), enforce=self.enforces_quotas)
+        return partial(insert_record, upload=upload, now=self.clock.wall(), enforce=self.enforces_quotas)
 
     def _stored(self, upload: Upload, token: int) -> Upload:
         """Return a record as the holder of a lock changes it now."""
@@ -126,7 +122,7 @@ class SQLiteState:
 
     async def _get_in_turn(self, upload_id: str) -> Upload | None:
         """Return a record that is read in the thread of the writer, between changes."""
-        rows = await self._submit(lambda connection: _fetch_rows(connection, SELECT_ONE, (upload_id,)))
+        rows = await self._submit(lambda connection: fetch_rows(connection, SELECT_ONE, (upload_id,)))
         return decode_row(rows[0]) if rows else None
 
     def get_at_once(self, upload_id: str) -> Upload | None:
@@ -161,7 +157,7 @@ class SQLiteState:
         stored = self._stored(after, token)
 
         def change(connection: sqlite3.Connection) -> Upload:
-            _replace_record(connection, before, stored, enforce=self.enforces_quotas, partials_until=partials_until)
+            replace_record(connection, before, stored, enforce=self.enforces_quotas, partials_until=partials_until)
             if parts:
                 rows = [(before.id, part.number, part.end, part.etag, part.checksum) for part in parts]
                 connection.executemany(INSERT_PART, rows)
@@ -170,9 +166,9 @@ class SQLiteState:
             return stored
 
         drop_parts = bool(before.storage_state) and stored.is_complete
-        compound = bool(parts) or drop_parts or _is_compound(before, stored)
+        compound = bool(parts) or drop_parts or is_compound(before, stored)
         result: Upload = await self._submit(
-            change, durable, compound=compound, removes=_removes(before, stored), events=events
+            change, durable, compound=compound, removes=may_use_reserve(before, stored), events=events
         )
         return result
 
@@ -190,11 +186,11 @@ class SQLiteState:
             raise StateUnavailable
         stored = self._stored(after, token)
         job = Job(
-            partial(_replace_record, before=before, after=stored, enforce=self.enforces_quotas),
+            partial(replace_record, before=before, after=stored, enforce=self.enforces_quotas),
             durable,
             None,
-            compound=_is_compound(before, stored),
-            removes=_removes(before, stored),
+            compound=is_compound(before, stored),
+            removes=may_use_reserve(before, stored),
             events=events,
         )
         self._writer.run_now(job)
@@ -217,8 +213,8 @@ class SQLiteState:
         def prepare() -> None:
             before, after, job.events = store()
             stored = self._stored(after, token)
-            job.work = partial(_replace_record, before=before, after=stored, enforce=self.enforces_quotas)
-            job.compound = _is_compound(before, stored)
+            job.work = partial(replace_record, before=before, after=stored, enforce=self.enforces_quotas)
+            job.compound = is_compound(before, stored)
             job.durable = durable and stored.is_complete
 
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -234,7 +230,7 @@ class SQLiteState:
         """Return a record, see `UpdatesInThreads`. Runs in a worker thread."""
         if self._writer is None:
             raise StateUnavailable
-        rows = self._writer.read_now(partial(_fetch_rows, statement=SELECT_ONE, values=(upload_id,)))
+        rows = self._writer.read_now(partial(fetch_rows, statement=SELECT_ONE, values=(upload_id,)))
         return decode_row(rows[0]) if rows else None
 
     async def usage_of(self, owner: str) -> Usage:
@@ -251,22 +247,14 @@ class SQLiteState:
 
     async def delete(self, upload_id: str, token: int) -> None:
         """Remove a record, see `StateStore.delete`."""
-
-        def remove(connection: sqlite3.Connection) -> None:
-            deleted = connection.execute(DELETE, (upload_id, token)).rowcount
-            if not deleted and connection.execute(EXISTS, (upload_id,)).fetchone() is not None:
-                raise LockLost
-            connection.execute(DELETE_PARTS, (upload_id,))
-            connection.execute(DELETE_HISTORY, (upload_id,))
-
-        await self._submit(remove, compound=True, removes=True)
+        await self._submit(partial(delete_record, upload_id=upload_id, token=token), compound=True, removes=True)
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         """Return due uploads, found by the indexes of the table."""
         found: list[Upload] = []
         while len(found) < limit:
             count = min(PAGE_SIZE, limit - len(found))
-            rows = await self._submit(partial(_fetch_rows, statement=SELECT_DUE, values=(now, now, count, skip)))
+            rows = await self._submit(partial(fetch_rows, statement=SELECT_DUE, values=(now, now, count, skip)))
             found += [upload for row in rows if not isinstance(upload := self._decode_or_broken(row), BrokenRecord)]
             skip += count
             if len(rows) < count:
@@ -312,7 +300,7 @@ class SQLiteState:
     async def list(self, *, after: str = "", limit: int = 100, condition: UploadFilter = EVERYTHING) -> Page:
         """Return a page of records in the order of their ids, see `StateStore.list`."""
         count = limit + 1 if condition == EVERYTHING else max(limit + 1, MAX_SCANNED)
-        rows = await self._submit(lambda connection: _fetch_rows(connection, SELECT_AFTER, (after, count)))
+        rows = await self._submit(lambda connection: fetch_rows(connection, SELECT_AFTER, (after, count)))
         records = [
             (row[0], None if isinstance(found := self._decode_or_broken(row), BrokenRecord) else found) for row in rows
         ]
@@ -358,7 +346,7 @@ class SQLiteState:
             last = rows[-1][FIELDS.index("id")]
 
     def _fetch_page(self, last: str) -> asyncio.Future[Any]:
-        return self._submit(lambda connection: _fetch_rows(connection, SELECT_AFTER, (last, PAGE_SIZE)))
+        return self._submit(lambda connection: fetch_rows(connection, SELECT_AFTER, (last, PAGE_SIZE)))
 
     def _decode_or_broken(self, row: Sequence[Any]) -> Upload | BrokenRecord:
         try:
@@ -384,71 +372,3 @@ class SQLiteState:
 
 
 def _no_op(connection: sqlite3.Connection) -> None: ...
-
-
-def _removes(before: Upload, after: Upload) -> bool:
-    """Return whether a change of a record may use the space reserved for removals: the bytes beyond it make room."""
-    return after.has_ended or after.offset < before.offset
-
-
-def _is_compound(before: Upload, after: Upload) -> bool:
-    """Return whether a change of a record takes more than one statement."""
-    return growth(before, after) > 0 or replaces_partials(before, after) or returns_partials(before, after)
-
-
-def _insert_record(connection: sqlite3.Connection, upload: Upload, now: float, *, enforce: bool) -> None:
-    """Add a record, which was changed now if it does not tell when.
-
-    Raises `UploadExists`, and `QuotaExceeded` if quotas are to be enforced.
-    """
-    if enforce:
-        admit_new(connection, upload)
-    try:
-        connection.execute(INSERT, encode_row(upload, now))
-    except sqlite3.IntegrityError:
-        raise UploadExists from None
-
-
-def _replace_record(
-    connection: sqlite3.Connection,
-    before: Upload,
-    after: Upload,
-    *,
-    enforce: bool,
-    partials_until: float | None = None,
-) -> Upload:
-    """Replace a record, and return the new one.
-
-    Raises `LockLost` if the record has changed, or has a newer token; `QuotaExceeded` if quotas are to be enforced.
-    """
-    if enforce:
-        admit_change(connection, before, after)
-    condition = (before.id, after.token, before.offset, before.status)
-    if connection.execute(UPDATE, (*encode_row(after), *condition)).rowcount == 0:
-        raise LockLost
-    if replaces_partials(before, after):
-        join_partials(connection, after, partials_until)
-    elif returns_partials(before, after):
-        return_partials(connection, after)
-    return after
-
-
-def _fetch_rows(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
-    """Return the rows of a query; texts that are not UTF-8 are returned as bytes."""
-    try:
-        return connection.execute(statement, values).fetchall()
-    except sqlite3.OperationalError as error:
-        if "decode" not in str(error):
-            raise
-    connection.text_factory = _decode_text
-    try:
-        return connection.execute(statement, values).fetchall()
-    finally:
-        connection.text_factory = str
-
-
-def _decode_text(value: bytes) -> str | bytes:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value
