@@ -13,7 +13,7 @@ from typing import Any
 
 from tusd_py import lifecycle, server
 from tusd_py.asyncutil import serial_task
-from tusd_py.backends.disk import storage, syncs, writer as disk_writer
+from tusd_py.backends.disk import folder_syncs, sync_health, syncs, writer as disk_writer
 from tusd_py.backends.local_locks import locker as local_locker
 from tusd_py.backends.sqlite import records as sqlite_records, writer as sqlite_writer
 from tusd_py.contracts.storage import SupportsConcatenation
@@ -27,6 +27,7 @@ from tusd_py.uploads import (
 )
 
 PLANTS: dict[str, Callable[[], None]] = {}
+SYNCING_MODULES = (syncs, folder_syncs, sync_health, disk_writer)
 
 
 def plant(function: Callable[[], None]) -> Callable[[], None]:
@@ -108,7 +109,7 @@ def locks_of_other_processes_ignored() -> None:
 
 @plant
 def sync_skipped() -> None:
-    for module in (syncs, storage, disk_writer):
+    for module in SYNCING_MODULES:
         for name in ("sync_file", "sync_data"):
             if hasattr(module, name):
                 change(module, name, nothing)
@@ -136,7 +137,7 @@ def sync_retried() -> None:
         except OSError:
             system.fsync(descriptor)
 
-    for module in (syncs, storage, disk_writer):
+    for module in SYNCING_MODULES:
         for name in ("sync_file", "sync_data"):
             if hasattr(module, name):
                 change(module, name, again)

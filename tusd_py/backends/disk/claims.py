@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tusd_py.backends.disk.completion_records import PRIVATE
 from tusd_py.backends.disk.files import FileTree
-from tusd_py.backends.disk.syncs import UNSUPPORTED, sync_file
+from tusd_py.backends.disk.sync_calls import UNSUPPORTED, sync_file
 from tusd_py.core.errors import PathTaken
 from tusd_py.core.upload import UPLOAD_ID
 

@@ -24,8 +24,9 @@ from tusd_py.backends.disk.copying import FileRange
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.segment_map import PRIMARY_FILE, STORAGE_STATE, Segment, segments, storage_state_of
 from tusd_py.backends.disk.storage import DiskStorage
+from tusd_py.backends.disk.sync_calls import sync_file
 from tusd_py.backends.disk.sync_marks import Mark, marked_name, read_steps, write_at
-from tusd_py.backends.disk.syncs import SyncUnproven, sync_file
+from tusd_py.backends.disk.syncs import SyncUnproven
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Buffer, Observer, Orphan, UploadRecords
 from tusd_py.core.errors import (

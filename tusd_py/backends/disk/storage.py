@@ -372,7 +372,7 @@ class DiskStorage:
             self.files.make()
             if not os.access(self._directory, os.R_OK | os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "not writable", str(self._directory))
-            self.syncs.open()
+            self.syncs.health.open()
         if not self.is_shared:
             with contextlib.suppress(OSError):  # not Linux
                 self._obstacle_to_sync = obstacle_to_sync(self._directory)
@@ -448,14 +448,14 @@ class DiskStorage:
 
     async def check(self) -> None:
         """Raise `StorageUnavailable` if bytes cannot be stored safely now."""
-        if self.syncs.failed:
-            await self.run(self.syncs.check)
+        if self.syncs.health.failed:
+            await self.run(self.syncs.health.check)
 
     @property
     def limitations(self) -> Sequence[str]:
         """One sentence for each ability that the file system lacks."""
         obstacle = self._obstacle_to_sync
-        return [*self.syncs.limitations, *([f"{obstacle}: {NO_CLEAN_STOP}"] if obstacle else [])]
+        return [*self.syncs.folders.limitations, *([f"{obstacle}: {NO_CLEAN_STOP}"] if obstacle else [])]
 
 
 def _day(upload: Upload) -> str:

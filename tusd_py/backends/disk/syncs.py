@@ -12,11 +12,8 @@ There the mark tells of the loss.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +22,10 @@ from typing import TypeAlias
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.extents import first_gap, tells_gaps
 from tusd_py.backends.disk.failed_cuts import FailedCuts
-from tusd_py.backends.disk.files import FULL_DISK_ERRORS, FileTree
+from tusd_py.backends.disk.files import FileTree
+from tusd_py.backends.disk.folder_syncs import FolderSyncs
+from tusd_py.backends.disk.sync_calls import sync_data, sync_file
+from tusd_py.backends.disk.sync_health import SyncHealth
 from tusd_py.backends.disk.sync_marks import Mark, MissingBytes, SyncMarks, read_steps, write_at
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
 
@@ -34,35 +34,6 @@ Inode: TypeAlias = tuple[int, int]
 logger = logging.getLogger("tusd_py.storage")
 
 BLOCK_SIZE = 4096  # bytes that a device writes, or loses, together
-SUSPICION = 60.0  # seconds after a failed sync during which `check` fails
-PROBE_SIZE = 64 << 10  # bytes
-UNSUPPORTED = (
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.ENOSYS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EBADF,
-    errno.EISDIR,
-)
-FAILED = "a sync to the disk failed and bytes were lost: look at the disk"
-NO_FOLDER_SYNC = "the file system cannot sync directories: after a power cut the names of the newest files may be lost"
-
-
-def sync_file(descriptor: int) -> None:
-    """Sync the bytes and all metadata of a file to the device."""
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync stops at the cache of the device
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
-
-
-def sync_data(descriptor: int) -> None:
-    """Sync the bytes of a file to the device."""
-    if hasattr(os, "fdatasync") and not hasattr(fcntl, "F_FULLFSYNC"):
-        os.fdatasync(descriptor)
-    else:
-        sync_file(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +68,10 @@ class Syncs:
         self._check_identity = check_identity
         self.marks = SyncMarks(files)
         self._shared = shared
-        self._failed_at: float | None = None  # monotonic time of the last failed sync
+        self.folders = FolderSyncs(files)
+        self.health = SyncHealth(files, self.folders)
         self._failed_cuts = FailedCuts()
         self._tells_gaps: dict[int, bool] = {}  # device -> whether the gaps of its files are lost bytes
-        self._syncs_folders = True
-        self.limitations: list[str] = []
 
     def sync(
         self,
@@ -154,7 +124,7 @@ class Syncs:
         """Sync the folders of a file that is synced; an error before their syncs, of opening them, proves no loss."""
         with contextlib.ExitStack() as stack:
             with file_errors():
-                folders = self._open_folders(path, stack)
+                folders = self.folders.opened(path, stack)
             try:
                 self._sync_open_folders(folders)
             except OSError as error:
@@ -205,7 +175,7 @@ class Syncs:
         try:
             sync_file(descriptor)
         except OSError as error:
-            self._record_failure(path, error, 0)
+            self.health.report_failure(path, error, 0)
             raise
 
     def _has_gap(self, descriptor: int, path: Path, start: int, end: int) -> bool:
@@ -222,7 +192,7 @@ class Syncs:
         On a shared directory the file is left alone, and its mark tells of the loss if a record may count the bytes.
         """
         kept = max(kept, start)
-        self._record_failure(path, error, kept)
+        self.health.report_failure(path, error, kept)
         if not self._shared:
             with contextlib.suppress(
                 OSError
@@ -263,7 +233,7 @@ class Syncs:
         """Remove a file for good: a power cut could bring it back in place of a later one. Raises `OSError`."""
         self._files.unlink(path)
         try:
-            self._sync_folder(path.parent)
+            self.folders.sync(path.parent)
         except FileNotFoundError:
             raise
         except OSError:
@@ -309,102 +279,19 @@ class Syncs:
         with contextlib.suppress(FileNotFoundError), self._files.opened(path, os.O_RDWR) as descriptor:
             sync_data(descriptor)
         with contextlib.suppress(FileNotFoundError):
-            self._sync_folder(path.parent)
+            self.folders.sync(path.parent)
 
     def sync_folders(self, path: Path) -> None:
         """Sync the folders that hold the name of a file; raises `OSError`."""
         with contextlib.ExitStack() as stack:
-            self._sync_open_folders(self._open_folders(path, stack))
-
-    def _open_folders(self, path: Path, stack: contextlib.ExitStack) -> list[int]:
-        """Open the folders that hold the name of a file, if they can be synced; raises `OSError`."""
-        folders = self._files.folders(path) if self._syncs_folders else ()
-        try:
-            return [stack.enter_context(self._files.opened_folder(folder)) for folder in folders]
-        except OSError as error:
-            self._note_unsupported(error)
-            return []
+            self._sync_open_folders(self.folders.opened(path, stack))
 
     def _sync_open_folders(self, descriptors: Sequence[int]) -> None:
         try:
-            for descriptor in descriptors:
-                self._sync_open_folder(descriptor)
+            self.folders.sync_open(descriptors)
         except OSError:
-            self._failed_at = time.monotonic()
+            self.health.note_failure()
             raise
-
-    def _sync_folder(self, folder: Path) -> None:
-        with contextlib.ExitStack() as stack:
-            try:
-                descriptor = stack.enter_context(self._files.opened_folder(folder))
-            except OSError as error:
-                self._note_unsupported(error)
-            else:
-                self._sync_open_folder(descriptor)
-
-    def _sync_open_folder(self, descriptor: int) -> None:
-        try:
-            sync_file(descriptor)
-        except OSError as error:
-            self._note_unsupported(error)
-
-    def _note_unsupported(self, error: OSError) -> None:
-        """Sync no folders from now on; raises `error` if it does not tell that this is impossible here."""
-        if error.errno not in UNSUPPORTED:
-            raise error
-        self._syncs_folders = False
-        self.limitations.append(NO_FOLDER_SYNC)
-
-    def probe(self) -> None:
-        """Find out what the file system supports; raises `OSError` if it cannot store bytes."""
-        path = self._files.top / ".probe"  # always the same, so that the next probe removes what a crash has left
-        try:
-            with self._files.opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
-                os.write(descriptor, bytes(PROBE_SIZE))
-                _sync_probe(descriptor)
-            self._sync_folder(self._files.top)
-        finally:
-            with contextlib.suppress(OSError):
-                self._files.unlink(path)
-
-    def open(self) -> None:
-        """Probe the file system; a full disk, which cannot be probed, counts as one that supports everything."""
-        try:
-            self.probe()
-        except OSError as error:
-            if error.errno not in FULL_DISK_ERRORS:
-                raise
-
-    @property
-    def failed(self) -> bool:
-        return self._failed_at is not None
-
-    def check(self) -> None:
-        """Raise `StorageUnavailable` after a failed sync, until a probe `SUSPICION` seconds later has succeeded."""
-        if self._failed_at is None:
-            return
-        if time.monotonic() - self._failed_at < SUSPICION:
-            raise StorageUnavailable(FAILED)
-        try:
-            self.probe()
-        except OSError as error:
-            raise StorageUnavailable(FAILED) from error
-        self._failed_at = None
-
-    def _record_failure(self, path: Path, error: OSError, kept: int) -> None:
-        self._failed_at = time.monotonic()
-        logger.error("the sync of %s failed: %s; its bytes from %d on do not count", path, error.strerror, kept)
-
-
-def _sync_probe(descriptor: int) -> None:
-    try:
-        sync_file(descriptor)
-    except OSError as error:
-        if error.errno in UNSUPPORTED:
-            raise StorageUnavailable(
-                "its file system cannot sync files, so that nothing would be safe there"
-            ) from error
-        raise
 
 
 def inode_of(descriptor: int) -> Inode:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from tusd_py.asyncutil.serial_task import SerialTask
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.storing_again import stored_again
-from tusd_py.backends.disk.syncs import SyncUnproven, have_cut_again, inode_of, sync_data, sync_file
+from tusd_py.backends.disk.sync_calls import sync_data, sync_file
+from tusd_py.backends.disk.syncs import SyncUnproven, have_cut_again, inode_of
 from tusd_py.contracts.storage import Buffer, LastStepRefused, Observer, WriterSnapshot
 from tusd_py.core.errors import StorageAhead, StorageBehind, StorageUnavailable
 from tusd_py.core.upload import Upload
