@@ -23,7 +23,8 @@ from typing import TypeVar
 
 from tusd_py.asyncutil.brief_jobs import BriefJobs
 from tusd_py.asyncutil.threads import Threads
-from tusd_py.backends.disk.claims import MARK, OWN_FOLDER as LOCATION, Claims, own_files_above, parse_place, place_of
+from tusd_py.backends.disk.chosen_places import ChosenPlaces
+from tusd_py.backends.disk.claims import OWN_FOLDER as LOCATION, own_files_above, place_of
 from tusd_py.backends.disk.completion_records import CompletionRecords
 from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.errors import file_errors
@@ -42,7 +43,6 @@ from tusd_py.core.errors import (
     StoredElsewhere,
     UploadNotFound,
 )
-from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.core.upload import Upload, UploadPart, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
@@ -79,7 +79,7 @@ class DiskStorage:
         self._identity = IdentityFile(directory, stays_mounted=not self.is_shared)
         self.syncs = Syncs(self.files, self.check_identity, shared=self.is_shared)
         self._reader = FileReader(self)
-        self._claims = Claims(directory, directory / PRIVATE_FOLDER / "places", self.files)
+        self._places = ChosenPlaces(directory, self.files, self.check_identity)
         self._external_steps = ExternalSteps()
         self._obstacle_to_sync = ""
 
@@ -157,7 +157,7 @@ class DiskStorage:
         """Return the location of a place, see `TakesPlaces.place`."""
         if self.is_shared:
             raise ValueError("only uploads on one host have a path that a hook chooses")
-        return MARK + parse_place(self._directory, path)
+        return self._places.location_of(path)
 
     def files_above(self, location: str) -> Sequence[tuple[str, str]]:
         """Return the ids and locations of files in the way of a place, see `TakesPlaces.files_above`."""
@@ -165,34 +165,16 @@ class DiskStorage:
 
     async def claim_place(self, upload: Upload) -> None:
         """Claim the location of a new upload, see `TakesPlaces.claim_place`."""
-
-        def claim() -> None:
-            self.check_identity()
-            with file_errors():
-                self._claims.make(place_of(upload.location), upload.id)
-
-        await self.run_to_completion(claim)
+        await self.run_to_completion(partial(self._places.claim, upload))
 
     async def give_up_place(self, upload: Upload) -> None:
         """Give up the place of an upload that has no record, see `TakesPlaces.give_up_place`."""
-        place = place_of(upload.location)
-
-        def give_up() -> None:
-            with file_errors():
-                self._claims.give_up(place, upload.id)
-
-        if place:
-            await self.run_to_completion(give_up)
+        if place_of(upload.location):
+            await self.run_to_completion(partial(self._places.give_up, upload))
 
     async def is_occupied(self, upload: Upload) -> bool:
         """Return whether something is in the way of a new upload, see `TakesPlaces.is_occupied`."""
-        path = self.path(upload)
-
-        def look() -> bool:
-            with file_errors():
-                return self.files.is_occupied(path)
-
-        return await self.run(look)
+        return await self.run(partial(self._places.is_occupied, self.path(upload)))
 
     async def located(self, upload: Upload) -> Upload:
         """Return the record with its location: the folder of the day or the directory, by earlier settings."""
@@ -296,12 +278,11 @@ class DiskStorage:
         """Do nothing: an upload has one file."""
 
     async def delete(self, upload: Upload) -> None:
-        path, place = self.path(upload), place_of(upload.location)
+        path = self.path(upload)
 
         def remove() -> None:
             with file_errors():
-                # A place that was given up may hold the bytes of another upload by now.
-                is_own = not place or self._claims.is_of(place, upload.id)
+                is_own = self._places.has_own_file(upload)
                 # Of an upload at 0 too: bytes may be there that were never committed.
                 if not is_own or self._has_no_file(path):
                     self.check_identity()
@@ -313,8 +294,8 @@ class DiskStorage:
                 self.files.unlink(_unfinished(path))
                 self.syncs.clear_distrust(path)
                 self.syncs.marks.remove(path)
-                if place and upload.has_ended:
-                    self._claims.remove(place, upload.id)
+                if upload.has_ended:
+                    self._places.release(upload)
 
         await self.run_to_completion(remove)
 
