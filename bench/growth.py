@@ -21,7 +21,7 @@ from bench.report import table
 from bench.runner import report_progress
 from bench.servers import Target, running
 from bench.workloads import HEAD_CONNECTIONS, SMALL_BYTES, Plan, head_script, small
-from tusd_py.backends.disk.storage import TOP
+from tusd_py.backends.disk.locations import TOP
 from tusd_py.composition import build_service
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import logging
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,13 +23,14 @@ from typing import TypeVar
 from tusd_py.asyncutil.brief_jobs import BriefJobs
 from tusd_py.asyncutil.threads import Threads
 from tusd_py.backends.disk.chosen_places import ChosenPlaces
-from tusd_py.backends.disk.claims import OWN_FOLDER as LOCATION, own_files_above, place_of
+from tusd_py.backends.disk.claims import own_files_above, place_of
 from tusd_py.backends.disk.completion_records import CompletionRecords
 from tusd_py.backends.disk.copying import CopyTools, FileCopier, FileRange
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.file_system_sync import FileSystemSync, obstacle_to_sync
 from tusd_py.backends.disk.files import FileTree, Modes, copy_range
 from tusd_py.backends.disk.identity import IdentityFile
+from tusd_py.backends.disk.locations import Locations
 from tusd_py.backends.disk.reader import FileReader
 from tusd_py.backends.disk.steps import ExternalSteps
 from tusd_py.backends.disk.storing_again import stored_again
@@ -47,7 +47,6 @@ from tusd_py.core.upload import Upload, UploadPart, is_upload_id
 
 logger = logging.getLogger("tusd_py.storage")
 NO_CLEAN_STOP = "after a power cut unfinished uploads go back to what was synced, even if the server had been stopped"
-TOP = "."  # location of a file in the directory itself
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -72,9 +71,8 @@ class DiskStorage:
     ) -> None:
         """Create a storage that keeps completion records in the folder `completion_records`, if one is given."""
         self._directory = directory
-        self._prefix = str(directory / "_")[:-1]  # of the paths of files in the directory
         self._completion_records = CompletionRecords(completion_records) if completion_records else None
-        self._date_folders = date_folders
+        self._locations = Locations(directory, date_folders=date_folders)
         self.files = FileTree(directory, modes)
         self._identity = IdentityFile(directory, stays_mounted=not self.is_shared)
         self.syncs = Syncs(self.files, self.check_identity, shared=self.is_shared)
@@ -126,15 +124,7 @@ class DiskStorage:
         """Return the path of the file of an upload."""
         if not self._can_read(upload.storage_state):
             raise StoredElsewhere
-        location = upload.location or self.locate(upload)
-        if location != TOP and not LOCATION.fullmatch(location):
-            place = place_of(location)
-            if not place:
-                raise StoredElsewhere
-            return str(self._directory / place)
-        if not upload.id or "/" in upload.id or upload.id.startswith("."):
-            raise UploadNotFound
-        return f"{self._prefix}{upload.id}" if location == TOP else f"{self._prefix}{location}/{upload.id}"
+        return self._locations.file(upload)
 
     def describe(self, upload: Upload) -> Mapping[str, str]:
         """See `DescribesPlaces.describe`."""
@@ -149,7 +139,7 @@ class DiskStorage:
         return status.f_bavail * status.f_frsize
 
     def locate(self, upload: Upload) -> str:
-        return _day(upload) if self._date_folders else TOP
+        return self._locations.locate(upload)
 
     # Chosen places (`TakesPlaces`).
 
@@ -180,8 +170,7 @@ class DiskStorage:
         """Return the record with its location: the folder of the day or the directory, by earlier settings."""
         if upload.location or not self._can_read(upload.storage_state):
             return upload
-        here, there = (_day(upload), TOP) if self._date_folders else (TOP, _day(upload))
-        candidates = [replace(upload, location=location) for location in (here, there)]
+        candidates = [replace(upload, location=location) for location in self._locations.candidates(upload)]
 
         def look() -> Upload:
             with file_errors():
@@ -437,10 +426,6 @@ class DiskStorage:
         """One sentence for each ability that the file system lacks."""
         obstacle = self._obstacle_to_sync
         return [*self.syncs.folders.limitations, *([f"{obstacle}: {NO_CLEAN_STOP}"] if obstacle else [])]
-
-
-def _day(upload: Upload) -> str:
-    return time.strftime("%Y/%m/%d", time.gmtime(upload.created_at))
 
 
 def _unfinished(path: Path) -> Path:
