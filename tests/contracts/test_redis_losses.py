@@ -16,7 +16,7 @@ from tests.support.services import Body, running_service
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import LockLost
-from tusd_py.core.upload import Upload
+from tusd_py.core.upload import Status, Upload
 from tusd_py.http.download import Selection, select
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.validation import AppendRequest, NewUpload
@@ -109,3 +109,15 @@ async def test_a_length_that_another_host_was_told_is_not_replaced(host: Host, p
             await host.state.update(before, after, 1)
 
     assert await host.state.get(before.id) == replace(before, length=5, token=1)
+
+
+async def test_an_upload_can_be_removed_where_a_refused_completion_has_stored_it(host: Host) -> None:
+    before = replace(UPLOAD, status=Status.FINISHING)
+    await host.state.create(before)
+    finished = replace(before, storage_state="0:7")
+
+    await host.state.update(finished, replace(finished, status=Status.TERMINATED), 1)
+
+    found = await host.state.get(before.id)
+    assert found is not None
+    assert found.status is Status.TERMINATED

@@ -56,7 +56,7 @@ def update_without_fencing_and_comparison() -> None:
     for script in CHANGING:
         edit(script, "if tonumber(latest_token or 0) > token or tonumber(record_token or 0) > token", "if false")
         edit(script, "if offset ~= arguments.offset or status ~= arguments.status", "if false")
-        edit(script, "if length and length ~= arguments.length or (layout or '') ~= arguments.layout", "if false")
+        edit(script, "if arguments.compares and differs", "if false")
 
 
 @plant

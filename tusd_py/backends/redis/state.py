@@ -176,6 +176,7 @@ class RedisState:
             "token": str(token),
             "offset": str(before.offset),
             "status": str(before.status),
+            "compares": not stored.has_ended,  # see `update.lua`
             "length": old.get("length", ""),
             "layout": old.get("layout", ""),
             "set": [

@@ -11,7 +11,8 @@
 -- until the new bytes are lost.
 --
 -- Redis may have lost changes that the caller was told of, and be at the same offset all the same. A length that is
--- lost is set again, since its sender does not declare it twice; where the bytes are kept is not guessed.
+-- lost is set again, since its sender does not declare it twice; where the bytes are kept is not guessed. An upload
+-- that ends may be kept elsewhere than its record says: a completion that is refused has stored it as a whole.
 --INCLUDE tally
 local record = redis.call('HMGET', KEYS[1], 'id', 'change', 'fence', 'token', 'offset', 'status', 'owner')
 local id, change_id, latest_token, record_token, offset, status, owner = unpack(record, 1, 7)
@@ -22,7 +23,8 @@ if change_id == arguments.change_id then return 2 end
 local token = tonumber(arguments.token)
 if tonumber(latest_token or 0) > token or tonumber(record_token or 0) > token then return 0 end
 if offset ~= arguments.offset or status ~= arguments.status then return 0 end
-if length and length ~= arguments.length or (layout or '') ~= arguments.layout then return 0 end
+local differs = length and length ~= arguments.length or (layout or '') ~= arguments.layout
+if arguments.compares and differs then return 0 end
 local function is_partial(key) return redis.call('HGET', key, 'concatenation') == 'partial' end
 if arguments.grows > 0 then
   owner = owner or ''
