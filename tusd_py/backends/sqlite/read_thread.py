@@ -24,6 +24,8 @@ BUSY_TIMEOUT = 2.0  # seconds that a read waits for the recovery of the log by a
 class ReadTooLong(StateUnavailable):
     """A read was ended because it took longer than `MAX_READ_TIME`."""
 
+    default_message = "a read of the records took too long"
+
 
 class ReadThread:
     """The thread for long reads of one file, started with the first of them. Invariant: writes nothing."""
