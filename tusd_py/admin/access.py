@@ -13,12 +13,11 @@ from typing import Any
 from tusd_py.auth.credentials import SAFE_METHODS, bearer_token, is_embedded_elsewhere
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.contracts.auth import ADMIN_SCOPE, Authenticator, InvalidCredentials, NamesSecretHeaders, Principal
-from tusd_py.core.errors import AuthenticationUnavailable, CodedError
 from tusd_py.core.event_document import has_secret_header
 from tusd_py.core.request_context import RequestContext
-from tusd_py.http.access import Unauthorized
+from tusd_py.http.access import Unauthorized, authenticate
 from tusd_py.http.errors import HTTPError
-from tusd_py.http.failure_log import FailureLog, WrongAnswer
+from tusd_py.http.failure_log import FailureLog
 
 logger = logging.getLogger("tusd_py.admin")
 
@@ -124,20 +123,9 @@ class AdminAccess:
             raise Unauthorized("no admin token", had_credentials=has_credentials)
         self._refuse_foreign_page(context)
         try:
-            principal: object = await self._authenticator.authenticate(context)
+            return await authenticate(self._authenticator, context, self._failures)
         except InvalidCredentials as error:
             raise Unauthorized(str(error), had_credentials=True) from None
-        except CodedError:
-            raise
-        except Exception as error:  # of an authenticator of the application: nobody is let in without its answer
-            self._failures.tell(error)
-            raise AuthenticationUnavailable from None
-        if principal is None:
-            raise Unauthorized("no token", had_credentials=False)
-        if not isinstance(principal, Principal):
-            self._failures.tell(WrongAnswer(f"authenticate returned {type(principal).__name__}, not Principal"))
-            raise AuthenticationUnavailable
-        return principal
 
     def _refuse_foreign_page(self, context: RequestContext) -> None:
         """Raise `Unauthorized` for a request with a cookie that a page of another origin has sent."""

@@ -112,6 +112,29 @@ class AdmitsBySignature(Protocol):
         """
 
 
+async def authenticate(authenticator: Authenticator, context: RequestContext, failures: FailureLog) -> Principal:
+    """Return the principal that an authenticator names; nobody is let in without its answer.
+
+    Raises:
+        InvalidCredentials: the credentials are wrong.
+        Unauthorized: there are none.
+        AuthenticationUnavailable: the authenticator failed, or answered with something else, which is logged.
+    """
+    try:
+        principal: object = await authenticator.authenticate(context)
+    except (InvalidCredentials, CodedError):
+        raise
+    except Exception as error:  # of an authenticator of the application: nobody is let in without its answer
+        failures.tell(error)
+        raise AuthenticationUnavailable from None
+    if principal is None:
+        raise Unauthorized("no token", had_credentials=False)
+    if not isinstance(principal, Principal):
+        failures.tell(WrongAnswer(f"authenticate returned {type(principal).__name__}, not Principal"))
+        raise AuthenticationUnavailable
+    return principal
+
+
 class AccessControl:
     """The authentication and authorization of requests."""
 
@@ -294,23 +317,12 @@ class AccessControl:
             request.refusal = "two fields Authorization"
             raise HTTPError(400, "ERR_INVALID_AUTHORIZATION", "Authorization may be there once")
         try:
-            principal: object = await self._authenticator.authenticate(request.context())
+            return await authenticate(self._authenticator, request.context(), self._failures)
         except InvalidCredentials as error:
             is_of_tus = request.method == "HEAD" and not request.is_plain_head and request.purpose is None
             if isinstance(error, ExpiredCredentials) and is_of_tus:
                 raise ExpiredOnHead(str(error)) from None
             raise Unauthorized(str(error), had_credentials=True) from None
-        except CodedError:
-            raise
-        except Exception as error:  # of an authenticator of the application: nobody is let in without its answer
-            self._failures.tell(error)
-            raise AuthenticationUnavailable from None
-        if principal is None:
-            raise Unauthorized("no token", had_credentials=False)
-        if not isinstance(principal, Principal):
-            self._failures.tell(WrongAnswer(f"authenticate returned {type(principal).__name__}, not Principal"))
-            raise AuthenticationUnavailable
-        return principal
 
     async def _decide(self, request: Request, action: Action, upload: Upload | None) -> None:
         decision = await self._answer(request.context(), action, upload)
