@@ -48,6 +48,7 @@ from tusd_py.signal_watch import SignalWatch
 from tusd_py.sinks import build_hooks, build_relay
 from tusd_py.start_attempts import StartAttempts
 from tusd_py.uploads.history import HistoryRecorder
+from tusd_py.uploads.lock_reports import LockReports
 from tusd_py.uploads.queries import RecordQueries
 from tusd_py.uploads.service import UploadService
 
@@ -150,6 +151,7 @@ class TusServer:
         self.history = HistoryRecorder(self.events, self.service.state)
         self.urls = UrlBuilder(self.settings.public_url, TrustedProxies(self.settings.trusted_proxies))
         self._feed = build_feed(self.settings, self.service)
+        self.locks = LockReports(lambda: self.service.held_locks, self.service.state.clock, self._feed)
         self.hub = ProgressHub(
             self.events,
             self.service.find,

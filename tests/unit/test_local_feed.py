@@ -112,6 +112,27 @@ async def test_interests_end_with_their_process(tmp_path: Path) -> None:
         await publisher.until(lambda: not publisher.feed.is_wanted)
 
 
+async def test_each_process_answers_which_locks_it_holds(tmp_path: Path) -> None:
+    async with processes(tmp_path / "feed", 3) as (asking, one, other):
+        one.feed.answer_with(lambda: "[1]")
+        other.feed.answer_with(lambda: f"[{'2' * 300_000}]")
+        answers = await asking.feed.ask_for_locks(TIMEOUT)
+        assert sorted(answers.texts) == ["[1]", f"[{'2' * 300_000}]"]
+        assert answers.silent == 0
+    assert (await asking.feed.ask_for_locks(TIMEOUT)).texts == []
+
+
+async def test_process_without_an_answer_is_counted_and_a_dead_one_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "feed"
+    async with processes(folder, 2) as (asking, _):
+        with socket.socket(socket.AF_UNIX) as hanging, socket.socket(socket.AF_UNIX) as dead:
+            hanging.bind(str(folder / "1-0123abcd"))
+            hanging.listen()
+            dead.bind(str(folder / "2-0123abcd"))
+            answers = await asking.feed.ask_for_locks(0.1)
+    assert (list(answers.texts), answers.silent) == (["[]"], 1)
+
+
 async def test_socket_of_a_dead_process_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "feed"
     folder.mkdir()

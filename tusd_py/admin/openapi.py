@@ -68,7 +68,9 @@ SCHEMAS: dict[str, Any] = {
                 upload_id=TEXT, since=TIME, method=MAYBE_TEXT, path=MAYBE_TEXT, client=MAYBE_TEXT,
                 principal=MAYBE_TEXT, host=TEXT, pid=NUMBER,
             )
-        )
+        ),
+        processes=NUMBER,
+        silent=NUMBER,
     ),
     "Settings": {"type": "object"},
     "Queue": _object(jobs=_list_of({"type": "object"})),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,14 +13,13 @@ from tusd_py.admin.requests import AdminRequest, BadParameter, parse_limit
 from tusd_py.contracts.outbox import Outbox, SupportsOutbox
 from tusd_py.contracts.storage import Orphan
 from tusd_py.core.clock import rfc3339
-from tusd_py.core.redaction import without_signatures_within
+from tusd_py.core.lock_reports import LockReport
 from tusd_py.http.errors import HTTPError
 from tusd_py.server import TusServer
-from tusd_py.uploads.locked_work import HeldLock
 from tusd_py.uploads.sweeping import OrphanCleaner
 
 ORPHANS_AGE = 30.0  # seconds for which the same orphans are told again
-MAX_LISTED = 1000  # orphans, and locks
+MAX_LISTED = 1000  # orphans
 MAX_CURSOR_LENGTH = 512  # characters
 BAD_CURSOR = "after is `next` of the page before"
 
@@ -58,7 +55,7 @@ class ServerRoutes:
             ),
             Route("POST", "events/{id}/retry", "Deliver an event now.", self.retry),
             Route("GET", "orphans", "List bytes that belong to no upload.", self.orphans, (), "Orphans"),
-            Route("GET", "locks", "List the locks that the answering process holds.", self.locks, (), "Locks"),
+            Route("GET", "locks", "List the locks that the processes hold.", self.locks, (), "Locks"),
             Route("GET", "settings", "Show the settings in effect, without secrets.", self.settings, (), "Settings"),
             Route("GET", "queue", "List the jobs that wait.", self.queue, (), "Queue"),
             Route("GET", "openapi.json", "Describe this API.", self.openapi, (), "Description"),
@@ -103,10 +100,10 @@ class ServerRoutes:
         return (await OrphanCleaner(self._server.service).clean(dry_run=True))[:MAX_LISTED]
 
     async def locks(self, request: AdminRequest) -> Answer:
-        """Return the locks of this process, the oldest first."""
-        held = sorted(self._server.service.held_locks, key=lambda lock: lock.since)[:MAX_LISTED]
-        ahead = self._server.service.state.clock.wall() - time.monotonic()
-        return Answer({"locks": [_lock(lock, ahead) for lock in held]})
+        """Return the locks of all processes that tell theirs in time, the oldest first."""
+        known = await self._server.locks.all()
+        locks = [_lock(lock) for lock in known.locks]
+        return Answer({"locks": locks, "processes": known.processes, "silent": known.silent})
 
     async def settings(self, request: AdminRequest) -> Answer:
         """Return the settings in effect."""
@@ -136,16 +133,14 @@ def _orphan(orphan: Orphan) -> dict[str, Any]:
     }
 
 
-def _lock(lock: HeldLock, ahead: float) -> dict[str, Any]:
-    """Return a lock as JSON; `ahead` is the wall clock minus the monotonic one."""
-    context = lock.context
+def _lock(lock: LockReport) -> dict[str, Any]:
     return {
         "upload_id": lock.upload_id,
-        "since": rfc3339(lock.since + ahead),
-        "method": None if context is None else context.method,
-        "path": None if context is None else without_signatures_within(context.path),
-        "client": None if context is None else context.client or None,
-        "principal": None if context is None else context.principal,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
+        "since": rfc3339(lock.since),
+        "method": lock.method,
+        "path": lock.path,
+        "client": lock.client,
+        "principal": lock.principal,
+        "host": lock.host,
+        "pid": lock.pid,
     }

@@ -11,12 +11,13 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tusd_py.backends.local_feed.peers import Subscriber, Subscription
+from tusd_py.backends.local_feed.peers import Question, Subscriber, Subscription
 from tusd_py.contracts.change_feed import FeedReceiver
+from tusd_py.core.lock_reports import Answers
 from tusd_py.core.progress import NO_INTERESTS, Change, Interests
 from tusd_py.core.progress_codec import decode_change, encode_interests
 
@@ -49,6 +50,7 @@ class LocalFeed:
         self._tasks: set[asyncio.Task[None]] = set()
         self._interests = NO_INTERESTS
         self._timer: asyncio.TimerHandle | None = None
+        self._reports: Callable[[], str] = lambda: "[]"  # the locks of this process
 
     @property
     def works(self) -> bool:
@@ -151,7 +153,7 @@ class LocalFeed:
                 subscriber.publish(change)
 
     def _new_subscriber(self) -> Subscriber:
-        subscriber = Subscriber(self._subscriber_ended, self._interest_changed, self._greeted)
+        subscriber = Subscriber(self._subscriber_ended, self._interest_changed, self._greeted, lambda: self._reports())
         self._subscribers.add(subscriber)
         return subscriber
 
@@ -232,7 +234,47 @@ class LocalFeed:
         elif kind == "change" and (change := decode_change(rest)) is not None:
             self._receiver.changed(change)
 
+    # Questions about locks (`tusd_py.contracts.process_questions.AsksProcesses`).
+
+    def answer_with(self, reports: Callable[[], str]) -> None:
+        """Answer questions of other processes with the text that a function returns."""
+        self._reports = reports
+
+    async def ask_for_locks(self, timeout: float) -> Answers:
+        """Ask all other processes for the locks that they hold."""
+        sockets, busy = await asyncio.to_thread(self._connected_to_others)
+        answers = await asyncio.gather(*(self._ask(sock, timeout) for sock in sockets))
+        texts = [text for text in answers if text is not None]
+        return Answers(texts, busy + len(answers) - len(texts))
+
+    async def _ask(self, sock: socket.socket, timeout: float) -> str | None:
+        """Return the answer of one process; None if there is none in time."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(timeout):
+                loop = asyncio.get_running_loop()
+                with sock:
+                    transport, question = await loop.create_unix_connection(Question, sock=sock.dup())
+                try:
+                    question.send("locks")
+                    return await question.answer
+                finally:
+                    transport.abort()
+        return None
+
     # The folder.
+
+    def _connected_to_others(self) -> tuple[Sequence[socket.socket], int]:
+        """Return sockets that are connected to the others, and the number of those that are too busy for it.
+
+        Runs in a worker thread.
+        """
+        sockets, busy = [], 0
+        for name in self._others():
+            try:
+                sockets.append(self._connected(name))
+            except OSError as error:
+                busy += error.errno == errno.EAGAIN
+        return sockets, busy
 
     def _others(self) -> list[str]:
         """Return the names of the other processes. Runs in a worker thread."""

@@ -1,7 +1,8 @@
 """The two ends of a connection between processes: one wants changes, the other sends them.
 
 The one that wants has connected, and sends lines `want JSON`; lines `change JSON` and `lost` come back. A process that
-starts sends `hello NAME` to all others, so that those that want changes connect to it.
+starts sends `hello NAME` to all others, so that those that want changes connect to it. One that asks which locks
+another holds sends `locks`, and gets `locks JSON`.
 """
 
 from __future__ import annotations
@@ -69,10 +70,22 @@ class Subscriber(Lines):
     """The connection of a process that wants changes of this one."""
 
     def __init__(
-        self, ended: Callable[[Any], object], changed: Callable[[], object], greeted: Callable[[str], object]
+        self,
+        ended: Callable[[Any], object],
+        changed: Callable[[], object],
+        greeted: Callable[[str], object],
+        locks: Callable[[], str],
     ) -> None:
-        """Take what is called after its interests have changed, and with the name of a process that has started."""
+        """Take what is called with events.
+
+        Args:
+            ended: is called once the connection has ended.
+            changed: is called after the interests of the process have changed.
+            greeted: is called with the name of a process that has started.
+            locks: returns the locks that this process holds.
+        """
         super().__init__(ended)
+        self._locks = locks
         self.interests = NO_INTERESTS
         self._changed = changed
         self._greeted = greeted
@@ -84,6 +97,8 @@ class Subscriber(Lines):
             self._changed()
         elif kind == "hello":
             self._greeted(rest)
+        elif kind == "locks":
+            self.send("locks", self._locks())
 
     def publish(self, change: Change) -> None:
         """Send a change; while the process does not read, hold the last one of each upload."""
@@ -113,3 +128,19 @@ class Subscription(Lines):
 
     def take(self, kind: str, rest: str) -> None:
         self._take(kind, rest)
+
+
+class Question(Lines):
+    """The connection to a process that is asked which locks it holds."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()  # None: it sends none
+        super().__init__(lambda _: self._settle(None))
+
+    def take(self, kind: str, rest: str) -> None:
+        if kind == "locks":
+            self._settle(rest)
+
+    def _settle(self, answer: str | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(answer)

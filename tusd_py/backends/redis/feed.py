@@ -2,7 +2,8 @@
 
 Interests go over the channel of the locks, which every process hears already: `watch TOKEN JSON`, repeated while they
 last, and `hello TOKEN` of a process that has started. Changes go to a channel of each process that wants some, to which
-it subscribes with its first interest. Processes of an earlier version pass over both.
+it subscribes with its first interest. `locks TOKEN NAME` asks all others which locks they hold; their answers go to a
+channel of that name below the one of the asking process. Processes of an earlier version pass over all three.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.lease_keeper import cancel
 from tusd_py.backends.redis.lock_channel import LISTEN_TIMEOUT, RECONNECT_PAUSE, LockChannel
+from tusd_py.backends.redis.process_answers import ask
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.contracts.change_feed import FeedReceiver
 from tusd_py.core.errors import StateUnavailable
+from tusd_py.core.lock_reports import Answers
 from tusd_py.core.progress import NO_INTERESTS, Change, Interests
 from tusd_py.core.progress_codec import decode_change, decode_interests, encode_change, encode_interests
 
@@ -52,6 +55,7 @@ class RedisFeed:
         self._repeat_timer: asyncio.TimerHandle | None = None
         self._leave_timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
+        self._reports: Callable[[], str] = lambda: "[]"  # the locks of this process
 
     @property
     def works(self) -> bool:
@@ -133,6 +137,27 @@ class RedisFeed:
             else:
                 self._others.pop(token, None)
             self._receiver.interest_changed()
+        elif kind == "locks":
+            self._start(self._send(f"{self._changes}{token}:{text}", self._reports()))
+
+    # Questions about locks (`tusd_py.contracts.process_questions.AsksProcesses`).
+
+    def answer_with(self, reports: Callable[[], str]) -> None:
+        """Answer questions of other processes with the text that a function returns."""
+        self._reports = reports
+
+    async def ask_for_locks(self, timeout: float) -> Answers:
+        """Ask all other processes for the locks that they hold."""
+        name = secrets.token_hex(8)
+
+        async def send() -> int:
+            others = await self._redis.listeners(self._channel) - 1
+            question = f"locks {self._token} {name}"
+            await self._redis.command("PUBLISH", self._channel, question, timeout=SEND_TIMEOUT)
+            return others
+
+        texts, asked = await ask(self._redis, f"{self._changes}{self._token}:{name}", send, timeout)
+        return Answers(texts, max(0, asked - len(texts)))
 
     # Listening.
 

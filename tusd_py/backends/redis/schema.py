@@ -24,8 +24,9 @@ Keys of all uploads below one prefix:
     {prefix}{rate-<digest>}:rate  string: microseconds since the epoch at which a rate is used up; expires then
     {prefix}{:outbox}:...   the indexes of the stored events, in one hash slot (`outbox_index.py`)
     {prefix}wishes          channel: "release <id> <lease id>", "commit <id> <lease id>", "released <id> -",
-                            "watch <process> <JSON>", "hello <process>" (`feed.py`)
+                            "watch <process> <JSON>", "hello <process>", "locks <process> <name>" (`feed.py`)
     {prefix}changes:<process>  channel: changes of uploads that the process wants to hear of
+    {prefix}changes:<process>:<name>  channel: the locks of other processes, which the process has asked for
 
 Names in Redis are those of earlier versions, whose servers may share it: code uses the names of `LockField`.
 """
