@@ -126,7 +126,7 @@ class ServicePages:
             error = failure
         if error is not None:
             return PlainTextResponse(f"{error.message}\n", 503)
-        return PlainTextResponse("\n".join(["ready", *server.service.limitations, ""]))
+        return PlainTextResponse("\n".join(["ready", *server.service.health.limitations, ""]))
 
     async def metrics(self, request: Request) -> Response:
         """Answer with the metrics of all processes, in the text format of Prometheus."""

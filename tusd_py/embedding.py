@@ -144,5 +144,5 @@ async def open_reader(service: UploadService, upload: Upload) -> UploadReader:
     """Return a reader of a complete upload; raises `UploadNotFound` for any other one, or if its bytes are gone."""
     if not upload.is_complete:
         raise UploadNotFound("the upload is not finished yet")
-    pieces = service.read(upload, 0, upload.length or 0)
+    pieces = service.downloads.read(upload, 0, upload.length or 0)
     return UploadReader(pieces, bytes(await anext(pieces, b"")))

@@ -248,7 +248,7 @@ class TusServer:
 
         The file may be read and linked to, never changed or moved: remove an upload with `uploads.terminate`.
         """
-        return self.service.path(upload)
+        return self.service.downloads.path(upload)
 
     async def _started_service(self) -> UploadService:
         """Start the server unless it runs, and return its service; raises the reason why it cannot start."""
@@ -334,8 +334,8 @@ class TusServer:
             self._loop = asyncio.get_running_loop()
             await self._close_earlier()
             await open_service(self.service, self.settings)
-            if self.service.limitations:
-                logger.warning("%s", "; ".join(self.service.limitations))
+            if self.service.health.limitations:
+                logger.warning("%s", "; ".join(self.service.health.limitations))
             self.service.open()
             self.hub.open()
             if self.is_administrated:

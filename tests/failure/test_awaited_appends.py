@@ -174,7 +174,7 @@ async def test_the_change_of_a_holder_that_another_one_has_replaced_is_refused(
         stall.lift()
         with pytest.raises(LockLost):
             await append
-        read = other.read(taken, 0, 4)
+        read = other.downloads.read(taken, 0, 4)
         assert b"".join([bytes(piece) async for piece in read]) == b"data"
 
 

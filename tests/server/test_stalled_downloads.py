@@ -18,7 +18,7 @@ from tests.support.timing import promptly, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import KIBI, MEBI, payload, sha256
 from tests.support.wire.requests import content, create, patch, request
-from tusd_py.uploads.downloads import Downloads
+from tusd_py.uploads.downloads import piece_size
 
 OWN_CLASS = not os.environ.get("PLAIN_ASGI")
 
@@ -102,9 +102,6 @@ def test_a_client_that_leaves_a_download_is_logged_as_that(server: ServerProcess
 
 
 def test_the_more_downloads_the_smaller_their_pieces() -> None:
-    downloads = Downloads(MEBI)
-    assert downloads.piece_size(256 * KIBI) == 256 * KIBI
-    downloads._running = 16
-    assert downloads.piece_size(256 * KIBI) == 64 * KIBI
-    downloads._running = 10_000
-    assert downloads.piece_size(256 * KIBI) == 16 * KIBI
+    assert piece_size(256 * KIBI, 0, MEBI) == 256 * KIBI
+    assert piece_size(256 * KIBI, 16, MEBI) == 64 * KIBI
+    assert piece_size(256 * KIBI, 10_000, MEBI) == 16 * KIBI

@@ -78,21 +78,21 @@ class Operator:
     async def _check(self, service: UploadService) -> None:
         """Ask what `/readyz` asks."""
         await service.check()
-        assert isinstance(service.limitations, list | tuple)
+        assert isinstance(service.health.limitations, list | tuple)
 
     async def _read(self, service: UploadService) -> None:
         """Read the bytes of complete uploads, as an application does."""
         for upload in (await service.list(after="", limit=100, condition=UploadFilter())).uploads:
-            service.path(upload)
+            service.downloads.path(upload)
             if not upload.is_complete:
                 continue
             complete = await service.get_completed(upload.id)
             start = self.rng.randrange(complete.offset + 1)
-            size = sum([len(piece) async for piece in service.read(complete, start, complete.offset)])
+            size = sum([len(piece) async for piece in service.downloads.read(complete, start, complete.offset)])
             if size != complete.offset - start:
                 self.world.complain(f"{size} bytes of upload {upload.id[:8]} are read from {start} on")
-            await service.whole_file(complete)
-            opened = await service.open_file(complete)
+            await service.downloads.whole_file(complete)
+            opened = await service.downloads.open_file(complete)
             if opened is not None:
                 opened.close()
 

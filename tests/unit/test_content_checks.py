@@ -310,7 +310,7 @@ async def test_final_upload_is_read_from_its_parts_and_a_wrong_one_leaves_them(
         await service.concatenate(final(digests(DATA[::-1])))
     made = await service.concatenate(final(digests()))
     assert (made.is_complete, made.length) == (True, len(DATA))
-    assert b"".join([bytes(piece) async for piece in service.read(made, 0, len(DATA))]) == DATA
+    assert b"".join([bytes(piece) async for piece in service.downloads.read(made, 0, len(DATA))]) == DATA
     assert (await service.concatenate(final(digests()))).id == made.id
     for upload_id in ids:
         assert (await service.get(upload_id)).is_complete

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tusd_py.contracts.hooks import BlockingHooks, HookType
 from tusd_py.contracts.locks import Lock
-from tusd_py.contracts.storage import Buffer, OpenFile
 from tusd_py.core.errors import (
     BrokenRecord,
     ClientDisconnected,
@@ -18,11 +15,9 @@ from tusd_py.core.errors import (
     ContentRefused,
     HookRejected,
     HookUnavailable,
-    StorageUnavailable,
     UploadError,
     UploadNotFound,
     UploadStopped,
-    WrongStorage,
 )
 from tusd_py.core.listing import Page, UploadFilter
 from tusd_py.core.request_context import RequestContext
@@ -39,6 +34,7 @@ from tusd_py.uploads.downloads import Downloads
 from tusd_py.uploads.event_log import EventLog
 from tusd_py.uploads.expiration import Expiration, SweepResult
 from tusd_py.uploads.final_uploads import FinalUploads
+from tusd_py.uploads.health import Health
 from tusd_py.uploads.inspection import Inspection
 from tusd_py.uploads.lifetimes import Lifetimes
 from tusd_py.uploads.lock_holders import NonInterruptibleHolder
@@ -56,14 +52,11 @@ from tusd_py.uploads.waiting_finals import WaitingFinals
 
 T = TypeVar("T")
 
-IDENTITY_TIMEOUT = 1.5  # seconds that a health check waits for the identity of the storage
-
 
 class UploadService:
     """All actions on uploads, independent of the kinds of state store, locker and storage."""
 
     def __init__(self, components: Components, hooks: BlockingHooks | None = None) -> None:
-        self._components = components
         self.state = components.state
         self.locker = components.locker
         self.storage = components.storage
@@ -72,7 +65,8 @@ class UploadService:
         self.options = components.options
         self.clock = components.clock
         self.can_concatenate = components.concatenation is not None
-        self._downloads = Downloads()
+        self.downloads = Downloads(components)
+        self.health = Health(components)
         self._work = LockedWork(self.locker, self.events)
         self._lifetimes = Lifetimes(self.options, self.clock)
         self.power_cuts = PowerCuts(self.state, self.locker, self.storage, self._lifetimes)
@@ -229,47 +223,9 @@ class UploadService:
             raise UploadNotFound("a partial upload is not checked, and cannot be downloaded here")
         return upload
 
-    async def download_url(self, upload: Upload, disposition: str, content_type: str) -> str | None:
-        """Return a URL to download a complete upload from the storage itself; None if that is not possible."""
-        if self._components.redirects is None:
-            return None
-        return await self._components.redirects.download_url(upload, disposition, content_type)
-
     async def list(self, *, after: str, limit: int, condition: UploadFilter) -> Page:
         """Return a page of the records that can be read (`StateStore.list`)."""
         return await self.state.list(after=after, limit=limit, condition=condition)
-
-    def read(self, upload: Upload, start: int, end: int) -> AsyncGenerator[Buffer, None]:
-        """Yield the bytes from `start` up to but not including `end` of a complete upload, in pieces.
-
-        All downloads together hold a bounded amount of memory. Raises `UploadNotFound` if the bytes are gone,
-        `StorageFull`, `StorageUnavailable`.
-        """
-        return self._downloads.read(self.storage, upload, start, end)
-
-    async def open_file(self, upload: Upload) -> OpenFile | None:
-        """Open the file of a complete upload, for the kernel to send it; None if the storage has none.
-
-        Raises `UploadNotFound` if the bytes are gone, `StorageUnavailable`.
-        """
-        if self._components.file_sending is None:
-            return None
-        return await self._components.file_sending.open_file(upload)
-
-    async def whole_file(self, upload: Upload) -> Path | None:
-        """Return the file that holds exactly the bytes of a complete upload; None if the storage has no such file.
-
-        Raises `UploadNotFound` if the bytes are gone, `StorageUnavailable`.
-        """
-        if self._components.whole_files is None:
-            return None
-        return await self._components.whole_files.whole_file(upload)
-
-    def path(self, upload: Upload) -> Path | None:
-        """Return the file with the bytes of a complete upload; None if they are not a file on this host."""
-        if not upload.is_complete or self._components.files is None:
-            return None
-        return self._components.files.path(upload)
 
     @property
     def max_size(self) -> int | None:
@@ -421,15 +377,7 @@ class UploadService:
     async def check(self) -> None:
         """Raise `StateUnavailable`, `StorageUnavailable` or `ServerShutdown` if requests cannot be served now."""
         self.refuse_when_draining()
-        await self._check_storage()
-        await self.state.ping()
-        for component in self._components.reporting_health:
-            await component.check()
-
-    @property
-    def limitations(self) -> Sequence[str]:
-        """One sentence for each ability that the state store and the storage lack."""
-        return [sentence for component in self._components.reporting_health for sentence in component.limitations]
+        await self.health.check()
 
     def watch_by(self, is_watched: Callable[[Upload], bool]) -> None:
         """Commit the offsets of running appends more often of uploads of which `is_watched` tells so."""
@@ -452,19 +400,6 @@ class UploadService:
         """Accept requests, again after `close`."""
         self._checks.resume()
         self._work.open()
-
-    async def _check_storage(self) -> None:
-        """Raise `StorageUnavailable` if this is another storage; one that does not answer is no reason by itself."""
-        identity = self._components.identity
-        if identity is None:
-            return
-        try:
-            async with asyncio.timeout(IDENTITY_TIMEOUT):
-                await identity.prove_identity()
-        except WrongStorage as error:
-            raise StorageUnavailable(error.explanation) from None
-        except (StorageUnavailable, TimeoutError):
-            pass
 
     async def drain(self) -> None:
         """Make running appends commit and end, and refuse new ones; return when no work is left."""

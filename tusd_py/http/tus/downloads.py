@@ -36,11 +36,11 @@ class DownloadHandler:
         if selection.status == 416:
             raise RangeNotSatisfiable(upload.length or 0)
         if not body:
-            async for _ in self._service.read(upload, 0, 0):
+            async for _ in self._service.downloads.read(upload, 0, 0):
                 pass  # reading no bytes raises if the bytes are gone
             headers |= {"Upload-Offset": str(upload.offset), "Content-Length": str(upload.length)}
             return Response(200, headers)
-        url = await self._service.download_url(upload, headers["Content-Disposition"], headers["Content-Type"])
+        url = await self._service.downloads.url(upload, headers["Content-Disposition"], headers["Content-Type"])
         if url is not None:
             return Response(302, {"Location": url, "Cache-Control": "no-store"})
         offloaded = await self._offloaded(request, upload, headers)
@@ -50,10 +50,10 @@ class DownloadHandler:
         if selection.status == 206:
             headers["Content-Range"] = f"bytes {selection.start}-{selection.end - 1}/{upload.length}"
         if selection.end - selection.start >= MIN_SENT_FILE and request.sends_files:
-            file = await self._service.open_file(upload)
+            file = await self._service.downloads.open_file(upload)
             if file is not None:
                 return Response(selection.status, headers, file=FileBody(file, selection.start, selection.end))
-        stream = self._service.read(upload, selection.start, selection.end)
+        stream = self._service.downloads.read(upload, selection.start, selection.end)
         first = await anext(stream, b"")  # before the response starts, since this raises if the bytes are gone
         return Response(selection.status, headers, bytes(first), stream)
 
@@ -62,7 +62,7 @@ class DownloadHandler:
         # nginx would compare If-Match with a tag of its own, and refuse what the server has found to match.
         if self._offload is None or "if-match" in request.headers:
             return None
-        file = await self._service.whole_file(upload)
+        file = await self._service.downloads.whole_file(upload)
         field = None if file is None else self._offload.header_field(file)
         if field is None:
             return None
