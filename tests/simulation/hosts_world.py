@@ -93,6 +93,11 @@ class HostsWorld(World):
         self.hosts_oracle = HostsOracle(self.settings["durability"], self._stored, self.complain)
         return self.hosts_oracle
 
+    @property
+    def keeps_every_record(self) -> bool:
+        """Whether no record or entry of an index was lost; a finished upload outlives its record."""
+        return not (self.hosts_oracle.last_redis_loss or self.counts.get("redis loses indexes"))
+
     # Faults.
 
     def _in_a_write(self, fault: Fault, rng: Random) -> Fault:

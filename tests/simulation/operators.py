@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
+from tusd_py import TusServer
 from tusd_py.core.errors import UploadError
 from tusd_py.core.listing import UploadFilter
 from tusd_py.core.upload import Status
 from tusd_py.sinks import outbox_of
 from tusd_py.uploads.identity import IdentityCheck
-from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import OrphanCleaner, Sweeper
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+Task = Callable[[TusServer], Awaitable[object]]
 
 PATIENCE = 60.0  # seconds for one task of an operator
 REMOVES = 0.03  # share of the tasks that remove an upload
@@ -28,7 +30,7 @@ class Operator:
     def __init__(self, world: World, rng: Random) -> None:
         self.world = world
         self.rng = rng
-        self._tasks: tuple[Callable[[UploadService], Awaitable[object]], ...] = (
+        self._tasks: Sequence[Task] = (
             self._list,
             self._check,
             self._read,
@@ -39,6 +41,9 @@ class Operator:
             self._orphans,
         )
 
+    def _draw(self) -> Task:
+        return self._remove if self.rng.random() < REMOVES else self.rng.choice(self._tasks)
+
     async def live(self) -> None:
         """Do one thing after the other until the faults end."""
         while not self.world.is_calm:
@@ -46,22 +51,23 @@ class Operator:
             host = self.world.host_for(self.rng)
             if host is None or host.process is None or host.server is None or host.process.paused:
                 continue
-            task = self._remove if self.rng.random() < REMOVES else self.rng.choice(self._tasks)
             doing = self.world.loop.create_task(
-                self._do(task, host.server.service), context=host.process.context.copy()
+                self._do(self._draw(), host.server), context=host.process.context.copy()
             )
             await asyncio.wait((doing,), timeout=PATIENCE)
 
-    async def _do(self, task: Callable[[UploadService], Awaitable[object]], service: UploadService) -> None:
+    async def _do(self, task: Task, server: TusServer) -> None:
         try:
-            await task(service)
+            await task(server)
+            self.world.count(f"{task.__name__.strip('_')} of an operator")
         except UploadError:  # as any task may be refused while something is away
             pass
         except Exception as error:  # a defect
             self.world.complain(f"an operator ({task.__name__.strip('_')}) meets {error!r}")
 
-    async def _list(self, service: UploadService) -> None:
+    async def _list(self, server: TusServer) -> None:
         """Page through all uploads, which must come in order and once."""
+        service = server.service
         condition = self.rng.choice((UploadFilter(), UploadFilter(status=Status.COMPLETE), UploadFilter(owner="")))
         after: str | None = ""
         seen: list[str] = []
@@ -75,13 +81,15 @@ class Operator:
         if [broken async for broken in service.broken()]:
             self.world.complain("a record cannot be read")
 
-    async def _check(self, service: UploadService) -> None:
+    async def _check(self, server: TusServer) -> None:
         """Ask what `/readyz` asks."""
+        service = server.service
         await service.check()
         assert isinstance(service.health.limitations, list | tuple)
 
-    async def _read(self, service: UploadService) -> None:
+    async def _read(self, server: TusServer) -> None:
         """Read the bytes of complete uploads, as an application does."""
+        service = server.service
         for upload in (await service.list(after="", limit=100, condition=UploadFilter())).uploads:
             service.downloads.path(upload)
             if not upload.is_complete:
@@ -96,25 +104,25 @@ class Operator:
             if opened is not None:
                 opened.close()
 
-    async def _sweep(self, service: UploadService) -> None:
-        await Sweeper(service).sweep(lambda sentence: self.world.log(f"a sweep: {sentence}"))
+    async def _sweep(self, server: TusServer) -> None:
+        await Sweeper(server.service).sweep(lambda sentence: self.world.log(f"a sweep: {sentence}"))
 
-    async def _expired(self, service: UploadService) -> None:
-        async for upload in Sweeper(service).expired():
+    async def _expired(self, server: TusServer) -> None:
+        async for upload in Sweeper(server.service).expired():
             if upload.status is Status.COMPLETE and not self.world.oracle.retention and not upload.is_partial:
                 self.world.complain(f"the complete upload {upload.id[:8]} counts as expired")
 
-    async def _adopt(self, service: UploadService) -> None:
+    async def _adopt(self, server: TusServer) -> None:
         """Join the records and their storage, as `tusd-py adopt-storage` does, while nothing is away."""
         if not self.world.machine.files.is_away:
-            await IdentityCheck(service.state, service.storage).adopt()
+            await IdentityCheck(server.service.state, server.service.storage).adopt()
 
-    async def _orphans(self, service: UploadService) -> None:
-        await OrphanCleaner(service).clean(older_than=0, dry_run=True)
+    async def _orphans(self, server: TusServer) -> None:
+        await OrphanCleaner(server.service).clean(older_than=0, dry_run=True)
 
-    async def _events(self, service: UploadService) -> None:
+    async def _events(self, server: TusServer) -> None:
         """Look at the events that wait, and have them sent again."""
-        outbox = outbox_of(service.state)
+        outbox = outbox_of(server.service.state)
         after, found = "", []
         while True:
             page = await outbox.deliveries(after, self.rng.choice((1, 3, 100)))
@@ -126,8 +134,9 @@ class Operator:
             await outbox.find_event(event_id)
         await outbox.retry(found[:3] if self.rng.random() < 0.5 else None)
 
-    async def _remove(self, service: UploadService) -> None:
+    async def _remove(self, server: TusServer) -> None:
         """Remove an upload, as an application does."""
+        service = server.service
         candidates = [upload for upload in self.world.oracle.uploads if upload.kind != "partial"]
         if candidates:
             upload = self.rng.choice(candidates)

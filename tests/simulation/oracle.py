@@ -53,6 +53,16 @@ class Expected:
     is_ending: bool = False  # its bytes may be removed at any moment
     was_removed: bool = False  # a DELETE was answered 204
     has_expired: bool = False
+    may_be_completed: bool = False  # an administrator has asked to complete it at its offset
+    may_be_expired: bool = False  # an administrator has asked to expire it, unless it is complete
+    wanted_length: int = 0  # by its client
+
+    def __post_init__(self) -> None:
+        self.wanted_length = self.length
+
+    def may_have(self, length: int) -> bool:
+        """Return whether this may be its length: an administrator may have ended it at or after what is known."""
+        return length == self.length or (self.may_be_completed and self.floor <= length <= self.wanted_length)
 
     @property
     def path(self) -> str:
@@ -113,7 +123,8 @@ class Oracle:
         """Let an upload be gone if the time has come."""
         for part in upload.parts:
             self.note_expiry(part)
-        if upload.id in self.ended or self.refuses(upload):
+        is_expired = upload.may_be_expired and not upload.complete
+        if upload.id in self.ended or is_expired or self.refuses(upload):
             upload.may_be_gone = upload.is_ending = True
         kept = self.retention if upload.complete and upload.kind != "partial" else self.expires_after
         if kept and self.now() - upload.touched_at >= kept:
@@ -198,8 +209,10 @@ class Oracle:
         if answer.status == 200:
             length = answer.headers.get("upload-length")
             upload.declared = length is not None
-            if length is not None and int(length) != upload.length:
+            told = upload.wanted_length if length is None else int(length)
+            if not upload.may_have(told):
                 self._wrong(upload, f"{source} answers the length {length}")
+            upload.length = told
             if answer.offset is not None:
                 self.acknowledged(upload, answer.offset, None, source, since)
         elif answer.status in (404, 410):

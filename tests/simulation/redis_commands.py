@@ -13,7 +13,7 @@ from tests.simulation.redis_wire import Double, Map, RedisError, Status, Verbati
 
 SCAN_PAGE = 3  # keys of a reply to SCAN
 NO_MEMORY = "OOM command not allowed when used memory > 'maxmemory'."
-ADDING = (b"SET", b"HSET", b"HINCRBY", b"ZADD", b"SADD")  # refused at the limit of memory
+ADDING = (b"SET", b"HSET", b"HINCRBY", b"ZADD", b"SADD", b"RPUSH")  # refused at the limit of memory
 OK = Status("OK")
 
 
@@ -222,16 +222,36 @@ class Commands:
         return len(between(self.store.value(key, {}), first, last))
 
     def _do_zrange(self, key: bytes, first: bytes, last: bytes, by: bytes, *options: bytes) -> list[Any]:
+        is_reversed = options[0] == b"REV"
+        options = options[is_reversed:]
         assert options[0] == b"LIMIT"
         start, count = int(options[1]), int(options[2])
         scores = self.store.value(key, {})
         if by == b"BYLEX":
             return between(scores, first, last)[start : start + count]
-        low, high = _bound(first), _bound(last)
-        is_open = first.startswith(b"(")
-        found = sorted((score, member) for member, score in scores.items() if low <= score <= high)
-        found = [(score, member) for score, member in found if not (is_open and score == low)]
+        low, high = (last, first) if is_reversed else (first, last)
+        found = sorted(
+            (score, member) for member, score in scores.items() if _is_above(score, low) and _is_below(score, high)
+        )
+        if is_reversed:
+            found.reverse()
         return [[member, Double(score)] for score, member in found[start : start + count]]
+
+    # Lists.
+
+    def _do_rpush(self, key: bytes, *items: bytes) -> int:
+        held = [*self.store.value(key, []), *items]
+        self.store.change(key, held)
+        return len(held)
+
+    def _do_ltrim(self, key: bytes, first: bytes, last: bytes) -> Status:
+        self.store.change(key, self._do_lrange(key, first, last))
+        return OK
+
+    def _do_lrange(self, key: bytes, first: bytes, last: bytes) -> list[bytes]:
+        held: list[bytes] = self.store.value(key, [])
+        assert last == b"-1"
+        return held[int(first) :]
 
     # The server.
 
@@ -266,8 +286,12 @@ def between(members: Iterable[bytes], first: bytes, last: bytes) -> list[bytes]:
     return found
 
 
-def _bound(text: bytes) -> float:
-    return float(text.removeprefix(b"("))
+def _is_above(score: float, bound: bytes) -> bool:
+    return score > float(bound[1:]) if bound.startswith(b"(") else score >= float(bound)
+
+
+def _is_below(score: float, bound: bytes) -> bool:
+    return score < float(bound[1:]) if bound.startswith(b"(") else score <= float(bound)
 
 
 def glob(pattern: bytes) -> re.Pattern[bytes]:

@@ -12,7 +12,7 @@ KEPT_HISTORY = 10.0  # seconds of virtual time whose changes can be lost
 
 @dataclass(slots=True)
 class Entry:
-    """The value of a key: bytes, a dictionary (hash, sorted set) or a set, and the time of its end.
+    """The value of a key: bytes, a dictionary (hash, sorted set, set) or a list, and the time of its end.
 
     `expires_at` is in milliseconds of the clock of this Redis.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,8 @@ def encode(reply: Any) -> bytes:
 
 
 def format_score(score: float) -> bytes:
+    if math.isinf(score):
+        return b"inf" if score > 0 else b"-inf"
     return b"%d" % int(score) if score == int(score) and abs(score) < 1e17 else b"%.17g" % score
 
 

@@ -72,7 +72,7 @@ class Rules:
     def refuses(self, upload: Expected) -> bool:
         """Return whether an upload may be one in which malware was found."""
         return any(
-            len(content) == upload.length and content.startswith(bytes(upload.known)) for content in self._infected
+            upload.may_have(len(content)) and content.startswith(bytes(upload.known)) for content in self._infected
         )
 
     # Senders.

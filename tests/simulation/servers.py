@@ -44,6 +44,7 @@ class Host:
         self.settings = settings
         self.log = log
         self.components = components
+        self.is_administrated: Callable[[], bool] = lambda: False  # whether the next life is prepared for queries
         self.lives = 0
         self.process: Process | None = None
         self.server: TusServer | None = None
@@ -84,6 +85,7 @@ class Host:
     async def _start(self, process: Process) -> None:
         settings = _settings(upload_dir=Path(self.machine.files.top), **self.settings())
         server = TusServer(settings, **self.components())
+        server.is_administrated = self.is_administrated()
         await server.startup()
         self.server = server
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import apsw
 
@@ -21,6 +22,8 @@ from tests.simulation.system_calls import process_now
 NAME = "simulated"
 JOURNALS = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL
 WRITES = ("INSERT", "UPDATE", "DELETE")
+SLOW_READS = 0.05  # of the statements of long reads take their time
+MAX_READ_TIME = 0.6  # seconds
 
 _machine: Machine | None = None  # on whose behalf SQLite runs now
 _user: Process | None = None  # the process of the statement that runs
@@ -318,6 +321,24 @@ class Connection:
             self._database.release(self._process)
 
 
+class ReadingConnection(Connection):
+    """A connection that only reads (`mode=ro`), and asks a handler now and then whether its read is to end."""
+
+    _is_to_end: Callable[[], bool] | None = None
+
+    def set_progress_handler(self, handler: Callable[[], bool], _: int) -> None:
+        self._is_to_end = handler
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> Cursor:
+        assert statement.startswith(("SELECT", "BEGIN", "ROLLBACK")), f"{statement} does not only read"
+        scheduler = self._machine.scheduler
+        if not self.in_transaction and scheduler.rng.random() < SLOW_READS:
+            scheduler.sleep(scheduler.rng.random() * MAX_READ_TIME)
+        if statement.startswith("SELECT") and self._is_to_end is not None and self._is_to_end():
+            raise _failure(sqlite3.OperationalError, "interrupted", apsw.SQLITE_INTERRUPT)
+        return super().execute(statement, values)
+
+
 def _translated(failure: apsw.Error) -> sqlite3.Error:
     code: int = getattr(failure, "extendedresult", 0) or getattr(failure, "result", apsw.SQLITE_ERROR)
     kind: type[sqlite3.Error] = sqlite3.OperationalError
@@ -325,7 +346,11 @@ def _translated(failure: apsw.Error) -> sqlite3.Error:
         kind = sqlite3.IntegrityError
     elif isinstance(failure, apsw.CorruptError | apsw.NotADBError):
         kind = sqlite3.DatabaseError
-    result = kind(str(failure))
+    return _failure(kind, str(failure), code)
+
+
+def _failure(kind: type[sqlite3.Error], text: str, code: int) -> sqlite3.Error:
+    result = kind(text)
     names = {**apsw.mapping_result_codes, **apsw.mapping_extended_result_codes}
     result.sqlite_errorcode = code
     result.sqlite_errorname = str(names.get(code, "SQLITE_ERROR"))
@@ -340,14 +365,16 @@ class SqliteModule:
             if name not in dir(self):
                 setattr(self, name, getattr(sqlite3, name))
 
-    def connect(self, path: Any, **_: object) -> Connection:
+    def connect(self, path: Any, *, uri: bool = False, **_: object) -> Connection:
         process = process_now()
         machine = process.machine
-        key = str(path)
+        key = unquote(urlsplit(path).path) if uri else str(path)
+        if uri and not _exists(machine.files, key):
+            raise _failure(sqlite3.OperationalError, "unable to open database file", apsw.SQLITE_CANTOPEN)
         database = machine.databases.get(key)
         if database is None:
             try:
                 database = machine.databases[key] = Database(machine, key)
             except apsw.Error as failure:
                 raise _translated(failure) from failure
-        return Connection(database, process)
+        return ReadingConnection(database, process) if uri else Connection(database, process)

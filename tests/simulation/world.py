@@ -12,6 +12,7 @@ from typing import Any
 
 import tusd_py.composition
 import tusd_py.sinks
+from tests.simulation.administrators import Administrator, check_totals
 from tests.simulation.application import CHOSEN, Application
 from tests.simulation.clients import Client
 from tests.simulation.event_ledger import EventLedger
@@ -30,7 +31,9 @@ from tests.simulation.world_faults import FaultyWorld
 from tests.simulation.world_settings import changes_of_settings, draw_lacks, draw_rare_settings, draw_settings
 from tusd_py.core.errors import StateUnavailable, UploadError
 from tusd_py.core.quotas import counted_bytes, is_open
+from tusd_py.core.upload import Upload
 from tusd_py.sinks import outbox_of
+from tusd_py.uploads.queries import MAX_AGE
 from tusd_py.uploads.service import UploadService
 
 TOP = "/simulated/uploads"
@@ -68,6 +71,7 @@ class World(FaultyWorld):
     process_counts: Sequence[int] = (1, 1, 2)
     has_files = True  # of uploads, on one host, so that an application may choose their places
     operators: float = 0.0  # of the runs have an operator
+    administrators: float = 0.25  # of the runs have an administrator
     applications: float = 0.0  # of the runs have an application with hooks and sinks of events
     rules_share: float = 0.35  # of the runs have rules for senders and contents
 
@@ -136,6 +140,7 @@ class World(FaultyWorld):
         ]
         rng = Random(f"{seed} operator")
         self.operators_here = [Operator(self, rng)] if rng.random() < self.operators else []
+        self._draw_administrator(Random(f"{seed} administrator"))
         self._uploads = 0
         self._restarts: set[asyncio.Task[None]] = set()
 
@@ -150,6 +155,31 @@ class World(FaultyWorld):
         """Return the settings of the next life of a server: those of the run, some of them changed."""
         wanted = {} if self.application is None else self.application.settings
         return {**self.settings, **changes_of_settings(self._settings_rng), **wanted}
+
+    def _draw_administrator(self, rng: Random) -> None:
+        """Have an administrator in some runs, and most lives of the servers prepared for one."""
+        if rng.random() < self.administrators:
+            self.operators_here.append(Administrator(self, rng))
+            lives = Random(f"{self.seed} administrated lives")
+            for host in self.hosts:
+                host.is_administrated = lambda: lives.random() < 0.8
+
+    @property
+    def is_administrated(self) -> bool:
+        return any(isinstance(operator, Administrator) for operator in self.operators_here)
+
+    @property
+    def owners(self) -> Sequence[str]:
+        """The owners of uploads; none without a rule."""
+        return OWNERS if self.rules.has_owners else ()
+
+    def owner_of(self, upload: Expected) -> str:
+        return self.rules.owner(self.client_of(upload).number)
+
+    @property
+    def keeps_every_record(self) -> bool:
+        """Whether every upload that clients know has a record, which lists find."""
+        return True
 
     def _draw_application(self) -> Application | None:
         share = self.applications if self.profile.applications is None else self.profile.applications
@@ -241,6 +271,7 @@ class World(FaultyWorld):
             await self._expire()
         await self._clean()
         await self._check_usage()
+        await self._check_totals()
         await self._deliver_events()
         await self._restore_backup()
         records = await self.hosts[0].record_ids()
@@ -331,12 +362,28 @@ class World(FaultyWorld):
         """Check that the usage of every owner is what the records say, and no more than is allowed."""
         if not self.rules.has_quotas:
             return
-        for owner in OWNERS if self.rules.has_owners else ("",):
+        for owner in self.owners or ("",):
             usage, counted = await self._on_first_host(partial(_usage_of, owner))
             if usage != counted:
                 self.complain(f"the usage of {owner!r} is {usage}, and its uploads have {counted}")
             if not self.oracle.losses and counted[0] > self.settings.get("quota_bytes", counted[0]):
                 self.complain(f"{owner!r} has {counted[0]} bytes, which are more than its quota")
+
+    async def _check_totals(self) -> None:
+        """Check the totals that an administrator sees at rest."""
+        for _ in range(ATTEMPTS if self.is_administrated else 0):
+            await asyncio.sleep(MAX_AGE)
+            before = await self._on_first_host(_records_of)
+            wrong = await self._on_first_host(partial(self._compare_totals, before))
+            if before == await self._on_first_host(_records_of):  # the sweeper has removed nothing meanwhile
+                if wrong:
+                    self.complain(wrong)
+                return
+
+    async def _compare_totals(self, records: Sequence[Upload], _: UploadService) -> str:
+        server = self.hosts[0].server
+        assert server is not None
+        return await check_totals(server, records)
 
     def removed(self, upload: Expected) -> None:
         """Check what is left of an upload that was removed; files are looked at in the end."""
@@ -373,6 +420,10 @@ async def _usage_of(owner: str, service: UploadService) -> tuple[tuple[int, int]
     usage = await state.usage_of(owner)
     own = [upload async for upload in state.all() if upload.owner == owner]
     return (usage.bytes, usage.open), (sum(map(counted_bytes, own)), sum(map(is_open, own)))
+
+
+async def _records_of(service: UploadService) -> list[Upload]:
+    return [upload async for upload in service.state.all()]
 
 
 def _last_line(error: Exception) -> str:
