@@ -274,7 +274,7 @@ def lost_index_not_rebuilt() -> None:
 
 @plant
 def expiry_not_noted_when_it_comes_nearer() -> None:
-    change(state.RedisState, "_update_due_index", soon)
+    change(due_index.DueIndex, "moved", soon)
 
 
 # A full Redis.

@@ -13,6 +13,7 @@ from dataclasses import replace
 from tusd_py.backends.redis.connection import RedisConnection
 from tusd_py.backends.redis.created_index import CreatedIndex, read_fields
 from tusd_py.backends.redis.id_index import IdIndex
+from tusd_py.backends.redis.records import RedisRecords
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.core.history import MAX_ENTRIES, HistoryEntry, decode_entry
 from tusd_py.core.queries import (
@@ -27,7 +28,6 @@ from tusd_py.core.queries import (
     page_of,
 )
 from tusd_py.core.upload import Status, Upload, is_upload_id
-from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload
 
 SLICE = 200  # records read in one round trip
 FIELDS_SLICE = 500  # records of which some fields are read in one round trip
@@ -43,13 +43,13 @@ class RedisQueries:
     """The queries of the records below one prefix."""
 
     def __init__(
-        self, connection: RedisConnection, keys: Keys, ids: IdIndex, created: CreatedIndex, broken: BrokenRecords
+        self, connection: RedisConnection, keys: Keys, records: RedisRecords, ids: IdIndex, created: CreatedIndex
     ) -> None:
         self._redis = connection
         self._keys = keys
+        self._records = records
         self._ids = ids
         self._created = created
-        self._broken = broken
 
     async def find(self, query: UploadQuery) -> QueryPage:
         """Return a page of records, see `SupportsQueries.find`."""
@@ -60,7 +60,7 @@ class RedisQueries:
         async for upload in self._all(fields):
             top.add(upload)
         page = top.page()
-        return QueryPage(tuple(await self._records([upload.id for upload in page.uploads])), page.next)
+        return QueryPage(tuple(await self._records.readable([upload.id for upload in page.uploads])), page.next)
 
     async def totals(self) -> Totals:
         """Count the records, see `SupportsQueries.totals`."""
@@ -89,7 +89,7 @@ class RedisQueries:
         while ids := await self._ids.after(last, FIELDS_SLICE):
             for upload_id, values in zip(ids, await read_fields(self._redis, self._keys, ids, fields), strict=True):
                 known = {name: value for name, value in zip(fields, values, strict=True) if value is not None}
-                if (upload := self._decode(upload_id, known)) is not None:
+                if isinstance(upload := self._records.decode(upload_id, known), Upload):
                     yield upload
             last, count = ids[-1], count + len(ids)
             if count > QUICK_RECORDS:
@@ -137,7 +137,7 @@ class RedisQueries:
         ids = [entry.id for entry in entries if statuses[entry.id] is not None]
         if wanted is not None:
             ids = [upload_id for upload_id in ids if statuses[upload_id] == wanted]
-        uploads = {upload.id: upload for upload in await self._records(ids)}
+        uploads = {upload.id: upload for upload in await self._records.readable(ids)}
         wrong = [entry.id for entry in entries if self._is_wrong(index, entry, statuses[entry.id])]
         self._created.correct(index, wrong)
         found = [uploads[entry.id] for entry in entries if entry.id in uploads]
@@ -153,21 +153,6 @@ class RedisQueries:
         if status is None:
             return _time_of(entry) < self._redis.clock.wall() - NEW_ENTRY_AGE
         return status == Status.COMPLETE and index == self._keys.unfinished
-
-    async def _records(self, upload_ids: Sequence[str]) -> Sequence[Upload]:
-        """Return the records that can be read, in the order of these ids."""
-        if not upload_ids:
-            return ()
-        commands = [("HGETALL", self._keys.record(upload_id)) for upload_id in upload_ids]
-        records = zip(upload_ids, await self._redis.commands(*commands), strict=True)
-        return [upload for upload_id, values in records if (upload := self._decode(upload_id, values)) is not None]
-
-    def _decode(self, upload_id: str, values: Mapping[str, str]) -> Upload | None:
-        try:
-            return decode_upload(values)
-        except ValueError as error:
-            self._broken.log_once(broken(upload_id, values, error))
-            return None
 
 
 def _limits(query: UploadQuery) -> tuple[str, str]:

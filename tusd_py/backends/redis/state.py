@@ -2,16 +2,13 @@
 
 All keys of one upload are in one hash slot. A change is one script, which compares the fencing token, the offset and
 the status before it writes. The locker keeps the latest token that it gave out in the same record.
-
-Due uploads are found by an index in another slot. An entry is written before the record that it belongs to, and
-compared with the record when it is read.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,14 +18,13 @@ from tusd_py.backends.redis.due_index import DueIndex
 from tusd_py.backends.redis.id_index import IdIndex
 from tusd_py.backends.redis.outbox import RedisOutbox
 from tusd_py.backends.redis.queries import RedisQueries
+from tusd_py.backends.redis.records import RedisRecords
 from tusd_py.backends.redis.schema import Keys
 from tusd_py.backends.redis.scripts import (
     CREATE,
     CREATE_INDEXED,
     DELETE,
     END,
-    MOVE_DUE,
-    NOTE_DUE,
     TAKE_RATE,
     UPDATE,
     WRITE_METADATA,
@@ -52,16 +48,14 @@ from tusd_py.core.quotas import (
     returns_partials,
     uploads_exceeded,
 )
-from tusd_py.core.upload import Status, Upload, UploadPart
-from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload, encode_upload
+from tusd_py.core.upload import Upload, UploadPart
+from tusd_py.core.upload_codec import encode_upload
 
 PAGE_SIZE = 200  # records fetched at once
-NEW_ENTRY_AGE = 60.0  # seconds within which the record of a new entry of the index may still be missing
 REPAIR_INTERVAL = 6 * 3600.0  # seconds between two comparisons of the index with the records
 CREATION_NOTE_TTL = 4000  # milliseconds; longer than Redis takes an attempt of a creation (`deadline.lua`)
 WAITING_TTL = 86400  # seconds; the sweeper looks at a waiting final upload, and notes it again, every hour
 ALWAYS_SET = ("token", "length")  # the length also where Redis has lost the change that declared it
-ALWAYS_DUE = 0.0  # due time of finishing uploads; their score in the index is minus the time of the entry
 
 
 class RedisState:
@@ -78,11 +72,11 @@ class RedisState:
         self._redis = connection
         self._keys = Keys(prefix)
         self._timeout = timeout
+        self._records = RedisRecords(connection, self._keys)
         self._id_index = IdIndex(connection, self._keys)
         self._created_index = CreatedIndex(connection, self._keys, self._id_index)
-        self._due_index = DueIndex(connection, self._keys, self._id_index, self._created_index)
-        self._broken = BrokenRecords()
-        self._queries = RedisQueries(connection, self._keys, self._id_index, self._created_index, self._broken)
+        self._due_index = DueIndex(connection, self._keys, self._records, self._id_index, self._created_index)
+        self._queries = RedisQueries(connection, self._keys, self._records, self._id_index, self._created_index)
         self.outbox = RedisOutbox(connection, self._keys)
         self._usage = OwnerUsage(connection, self._keys)
         self.enforces_quotas = True
@@ -135,9 +129,9 @@ class RedisState:
             await self._index_new(upload)
             added = await self._change(CREATE, keys, arguments, events)
         else:
-            when = _score(_due_at(upload), self.clock.wall())
+            score = self._due_index.score(upload)
             keys += [self._keys.ids, self._keys.due, self._keys.usage, *self._created_index.keys_of(upload)]
-            arguments = [*self._quota_of(upload), upload.id, when or "", *arguments]
+            arguments = [*self._quota_of(upload), upload.id, score or "", *arguments]
             added = await self._counted_change(upload, CREATE_INDEXED, keys, arguments, events)
         if not added:
             raise UploadExists
@@ -154,7 +148,7 @@ class RedisState:
 
     async def get(self, upload_id: str) -> Upload | None:
         """Return a record, see `StateStore.get`."""
-        return _decode(upload_id, await self._redis.command("HGETALL", self._keys.record(upload_id)))
+        return await self._records.get(upload_id)
 
     async def update(
         self,
@@ -202,7 +196,7 @@ class RedisState:
             if joins and partials_until is not None:
                 entries = [word for partial_id in partial_ids for word in (repr(partials_until), partial_id)]
                 await self._redis.command("ZADD", self._keys.due, "LT", *entries)
-        await self._update_due_index(before, stored)
+        await self._due_index.moved(before, stored)
         # END is made even if Redis has no memory left.
         script = END if stored.has_ended else UPDATE
         words = [json.dumps(arguments)]
@@ -269,27 +263,7 @@ class RedisState:
 
     async def due(self, now: float, limit: int, *, skip: int = 0) -> Sequence[Upload]:
         """Return due uploads by the index, and correct wrong entries."""
-        found: list[Upload] = []
-        position = skip
-        while len(found) < limit:
-            count = min(PAGE_SIZE, limit - len(found))
-            page = ("ZRANGE", self._keys.due, "-inf", repr(now), "BYSCORE", "LIMIT", position, count, "WITHSCORES")
-            entries: list[tuple[str, float]] = await self._redis.command(*page)
-            uploads = await self._get_records([upload_id for upload_id, _ in entries])
-            for (upload_id, score), upload in zip(entries, uploads, strict=True):
-                if isinstance(upload, BrokenRecord):
-                    self._broken.log_once(upload)
-                    position += 1
-                elif upload is not None and (when := _due_at(upload)) is not None and when <= now:
-                    found.append(upload)
-                    position += 1
-                elif score < 0 and -score > self.clock.wall() - NEW_ENTRY_AGE:
-                    position += 1
-                else:
-                    await self._correct(upload_id, score, upload)
-            if len(entries) < count:
-                break
-        return found
+        return await self._due_index.due(now, limit, skip)
 
     async def add_waiting(self, partial_id: str, final_id: str) -> None:
         """Record for `WAITING_TTL` seconds that a final upload waits for a partial one."""
@@ -327,10 +301,8 @@ class RedisState:
         records: list[tuple[str, Upload | None]] = []
         for start in range(0, len(ids), PAGE_SIZE):
             some = ids[start : start + PAGE_SIZE]
-            for upload_id, record in zip(some, await self._get_records(some), strict=True):
-                if isinstance(record, BrokenRecord):
-                    self._broken.log_once(record)
-                records.append((upload_id, None if isinstance(record, BrokenRecord) else record))
+            for upload_id, record in zip(some, await self._records.several(some), strict=True):
+                records.append((upload_id, record if isinstance(record, Upload) else None))
         return next_page(records, limit, condition, last=len(ids) < count)
 
     async def prepare_queries(self) -> None:
@@ -355,84 +327,20 @@ class RedisState:
 
     async def all(self) -> AsyncIterator[Upload]:
         """Iterate over the records that can be read."""
-        async for record in self._all_records():
-            if isinstance(record, BrokenRecord):
-                self._broken.log_once(record)
-            else:
+        async for record in self._records.all():
+            if isinstance(record, Upload):
                 yield record
 
     async def broken(self) -> AsyncIterator[BrokenRecord]:
         """Iterate over the records that cannot be read."""
-        async for record in self._all_records():
+        async for record in self._records.all():
             if isinstance(record, BrokenRecord):
                 yield record
-
-    async def _all_records(self) -> AsyncIterator[Upload | BrokenRecord]:
-        seen: set[str] = set()
-        async for key in self._redis.keys(self._keys.all_records):
-            if key in seen:
-                continue
-            seen.add(key)
-            upload_id = self._keys.upload_id(key)
-            record = _decode_or_broken(upload_id, await self._redis.command("HGETALL", key))
-            if record is not None:
-                yield record
-
-    async def _get_records(self, upload_ids: Sequence[str]) -> Sequence[Upload | BrokenRecord | None]:
-        if not upload_ids:
-            return []
-        commands = [("HGETALL", self._keys.record(upload_id)) for upload_id in upload_ids]
-        records = await self._redis.commands(*commands)
-        return [_decode_or_broken(upload_id, values) for upload_id, values in zip(upload_ids, records, strict=True)]
 
     async def _index_new(self, upload: Upload) -> None:
         """Add a new upload to the indexes; call before its record is written, so that no record lacks its entries."""
         entries: list[tuple[Any, ...]] = [("ZADD", self._keys.ids, 0, upload.id)]
-        score = _score(_due_at(upload), self.clock.wall())
+        score = self._due_index.score(upload)
         if score is not None:
             entries.append(("ZADD", self._keys.due, score, upload.id))
         await self._redis.commands(*entries, *self._created_index.entries_of(upload))
-
-    async def _update_due_index(self, before: Upload | None, after: Upload) -> None:
-        """Add an upload to the index of due uploads, or move it to an earlier time.
-
-        An expiry that a commit moves to later is not written: the sweeper corrects the entry when it is due.
-        """
-        when = _due_at(after)
-        if when is None or (before is not None and (earlier := _due_at(before)) is not None and earlier <= when):
-            return
-        score = _score(when, self.clock.wall())
-        if after.has_ended:
-            await self._redis.run(NOTE_DUE, [self._keys.due], [score, after.id])
-        else:
-            await self._redis.command("ZADD", self._keys.due, "LT", score, after.id)  # it may arrive late
-
-    async def _correct(self, upload_id: str, score: float, upload: Upload | None) -> None:
-        """Move an entry of the index of due uploads to the time in the record, or remove it."""
-        when = None if upload is None else _due_at(upload)
-        await self._redis.run(MOVE_DUE, [self._keys.due], [upload_id, repr(score), "" if when is None else repr(when)])
-
-
-def _due_at(upload: Upload) -> float | None:
-    """Return the time when the sweeper has to look at an upload, in seconds since the epoch; None if never."""
-    return ALWAYS_DUE if upload.status is Status.FINISHING and not upload.is_waiting else upload.expires_at
-
-
-def _score(when: float | None, now: float) -> str | None:
-    """Return the score of an upload in the index of due ones; None if it is never due."""
-    return None if when is None else repr(when or -now)
-
-
-def _decode(upload_id: str, values: Mapping[str, str]) -> Upload | None:
-    """Return the record, None if there is none; raises `BrokenRecord`."""
-    try:
-        return decode_upload(values)
-    except ValueError as error:
-        raise broken(upload_id, values, error) from None
-
-
-def _decode_or_broken(upload_id: str, values: Mapping[str, str]) -> Upload | BrokenRecord | None:
-    try:
-        return _decode(upload_id, values)
-    except BrokenRecord as error:
-        return error
