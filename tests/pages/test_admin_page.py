@@ -12,6 +12,7 @@ from tests.clients.support import MEBI, OFFSET_STREAM, TUS, create, downloaded, 
 from tests.pages.test_upload_page import SLOW, begin, file_of
 from tests.support.browser import Browser, Page
 from tests.support.harness import ServerProcess, serving
+from tests.support.timing import wait_until
 
 ROW = "document.querySelector('#rows tr')"
 ROWS = "document.querySelectorAll('#rows tr').length"
@@ -23,10 +24,10 @@ def site(tmp_path: Path) -> Iterator[ServerProcess]:
         yield server
 
 
-def enter(page: Page, site: ServerProcess) -> None:
+def enter(page: Page, site: ServerProcess, token: str = TOKEN) -> None:
     page.goto(site.origin + "/admin")
     page.until("!document.querySelector('#token-form').hidden")
-    page.fill("#token", TOKEN)
+    page.fill("#token", token)
     page.press("Enter")
     page.until("!document.querySelector('#content').hidden")
 
@@ -110,3 +111,38 @@ def test_abandoned_recording_is_completed_at_its_offset(site: ServerProcess, bro
         page.until(f"{ROW}.dataset.status === 'complete'")
     assert head(url).headers["upload-length"] == "1000"
     assert downloaded(url) == sha256(data)
+
+
+# Answers to searches for `slow` are held back until `release` is called; every text that a row ever had is noted.
+HOLD_BACK = """
+(() => {
+  const ask = window.fetch
+  const held = new Promise((resolve) => { window.release = resolve })
+  window.shown = []
+  window.fetch = async (url, options) => {
+    if (String(url).includes('q=slow')) await held
+    return ask(url, options)
+  }
+  const note = () => window.shown.push(document.querySelector('#rows').textContent)
+  new MutationObserver(note).observe(document.querySelector('#rows'), { childList: true, subtree: true })
+})()
+"""
+
+
+def test_late_answer_does_not_take_the_place_of_a_newer_one(site: ServerProcess, browser: Browser) -> None:
+    for name in ("c2xvdw==", "ZmFzdA=="):  # slow, fast
+        fields = TUS | {"Upload-Length": "5", "Upload-Metadata": f"filename {name}"}
+        assert request("POST", site.url, fields).status == 201
+    with browser.page() as page:
+        enter(page, site)
+        page.until(f"{ROWS} === 2")
+        page.value(HOLD_BACK)
+        page.fill("#search", "slow")
+        page.fill("#search", "fast")
+        page.until(f"{ROWS} === 1 && {ROW}.textContent.includes('fast')")
+        page.value("window.shown.length = 0")
+        asked = len(page.seen()["requests"])
+        page.value("window.release()")
+        page.until("performance.getEntriesByType('resource').some((one) => one.name.includes('q=slow'))")
+        wait_until(lambda: sum("q=fast" in url for url in page.seen()["requests"][asked:]) >= 2)
+        assert not any("slow" in text for text in page.value("window.shown"))

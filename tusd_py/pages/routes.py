@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,10 @@ from tusd_py.pages.assets import Asset, Assets, load_assets
 from tusd_py.pages.policy import page_headers
 from tusd_py.server import TusServer
 
-PAGES = {"/": "upload.html", "/record": "record.html"}  # files by their paths
-ADMIN_PAGES = {"/admin": "admin.html"}  # where there is the administration API
+UPLOAD_PAGE = "/"
+ADMIN_PAGE = "/admin"
+PAGES = {UPLOAD_PAGE: "upload.html", "/record": "record.html"}  # files by their paths
+ADMIN_PAGES = {ADMIN_PAGE: "admin.html"}  # where there is the administration API
 WORKERS = {"/record-worker.js": "record-worker.js"}
 PAGE_CACHING = "no-cache"  # a page is asked for anew, and names the files that belong to it
 ASSET_CACHING = "public, max-age=31536000, immutable"  # other content has another name
@@ -26,16 +28,19 @@ ASSET_CACHING = "public, max-age=31536000, immutable"  # other content has anoth
 def page_routes(server: TusServer) -> list[BaseRoute]:
     """Return the routes of the pages for a server that is at `base_path` of the same application."""
     has_admin = server.is_administrated and server.settings.admin_port is None
-    return _routes(server, {**PAGES, **WORKERS, **(ADMIN_PAGES if has_admin else {})}, has_admin=has_admin)
+    paths = {**PAGES, **WORKERS, **(ADMIN_PAGES if has_admin else {})}
+    return _routes(server, paths, server.settings.base_path.removeprefix("/"))
 
 
 def admin_page_routes(server: TusServer) -> list[BaseRoute]:
     """Return the routes of the page of administrators for the port that is theirs alone."""
-    return _routes(server, ADMIN_PAGES, has_admin=True)
+    settings = server.settings
+    endpoint = None if settings.public_url is None else settings.public_url + settings.base_path
+    return _routes(server, ADMIN_PAGES, endpoint)
 
 
-def _routes(server: TusServer, paths: Mapping[str, str], *, has_admin: bool) -> list[BaseRoute]:
-    pages = Pages(server, has_admin=has_admin)
+def _routes(server: TusServer, paths: Mapping[str, str], endpoint: str | None) -> list[BaseRoute]:
+    pages = Pages(server, paths, endpoint)
     headers = page_headers(server.settings.public_url)
     return [
         *(TextRoute(path, partial(pages.page, name), headers) for path, name in paths.items()),
@@ -47,10 +52,17 @@ def _routes(server: TusServer, paths: Mapping[str, str], *, has_admin: bool) -> 
 class Pages:
     """The pages and their files, which are read at the first request."""
 
-    def __init__(self, server: TusServer, *, has_admin: bool) -> None:
-        """Tell the pages about `server`, and whether that of administrators is among them."""
+    def __init__(self, server: TusServer, paths: Collection[str], endpoint: str | None) -> None:
+        """Tell the pages about `server`.
+
+        Args:
+            server: the server of the uploads.
+            paths: the paths of the pages that are served together.
+            endpoint: the creation URL, or its path relative to the pages; None where pages cannot know it.
+        """
         self._server = server
-        self._has_admin = has_admin
+        self._endpoint = endpoint
+        self._paths = paths
         self._assets: Assets | None = None
 
     async def page(self, name: str, request: Request) -> Response:
@@ -68,12 +80,13 @@ class Pages:
         """Answer with what the pages have to know of the server; paths are relative to the pages."""
         settings, service = self._server.settings, self._server.service
         config: dict[str, Any] = {
-            "endpoint": settings.base_path.removeprefix("/"),
+            "endpoint": self._endpoint,
             "max_size": service.options.max_size,
             "allowed_types": list(settings.allowed_types),
             "concatenation": not settings.disable_concatenation and service.can_concatenate,
             "deferred_length": not settings.disable_creation_defer_length,
-            "admin": self._has_admin,
+            "admin": ADMIN_PAGE in self._paths,
+            "uploads": UPLOAD_PAGE in self._paths,
             "download": not settings.disable_download,
         }
         return JSONResponse(config, headers={"Cache-Control": "no-store"})

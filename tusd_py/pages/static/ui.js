@@ -24,19 +24,26 @@ export function announce(sentence) {
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds))
 
-/** What the server tells the pages about itself; waits until it can be reached. */
+/** Ask the server what it tells the pages about itself; null if it cannot be reached. */
+export async function askForConfig() {
+  try {
+    const answer = await fetch(new URL('config.json', import.meta.url))
+    if (!answer.ok) return null
+    const config = await answer.json()
+    return { ...config, endpoint: config.endpoint && new URL(config.endpoint, document.baseURI).href }
+  } catch {
+    return null
+  }
+}
+
+/** What the server tells the pages about itself; waits, and says so, until it can be reached. */
 export async function loadConfig() {
   for (;;) {
-    try {
-      const answer = await fetch(new URL('config.json', import.meta.url))
-      if (answer.ok) {
-        announce('')
-        const config = await answer.json()
-        element('admin-link').hidden = !config.admin
-        return { ...config, endpoint: new URL(config.endpoint, document.baseURI).href }
-      }
-    } catch {
-      // The server is away, which is told below.
+    const config = await askForConfig()
+    if (config !== null) {
+      announce('')
+      element('admin-link').hidden = !config.admin
+      return config
     }
     announce(text('unreachable'))
     await pause(PAUSE)
