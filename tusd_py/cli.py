@@ -155,6 +155,8 @@ def check(settings: Settings) -> None:
     is_administrated = build_admin_token(settings) is not None or authenticates
     if settings.admin_port is not None and not is_administrated:
         raise InvalidSettings("--admin-port needs --admin-token-file, or authentication")
+    if settings.admin_port == settings.port != 0:
+        raise InvalidSettings(f"--admin-port {settings.admin_port} must be another port than --port")
 
     async def open_and_close() -> None:
         async with opened(service, settings):

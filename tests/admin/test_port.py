@@ -39,6 +39,15 @@ def test_port_of_administrators_has_the_api_and_the_other_one_lacks_it(tmp_path:
         assert (answer.status, answer.body) == (404, elsewhere.body)
 
 
+def test_other_paths_of_the_port_of_administrators_are_answered_as_errors_are(tmp_path: Path) -> None:
+    with serving(tmp_path, admin_token_file=token_file(tmp_path), admin_port=0) as server:
+        port = admin_port_of(server)
+        for path in ("/", "/files", "/healthz", "/nothing", "/assets/nothing"):
+            answer = request(port, "GET", path)
+            assert (answer.status, answer.body) == (404, b"ERR_NOT_FOUND: there is nothing here\n")
+            assert answer["X-Content-Type-Options"] == "nosniff"
+
+
 def test_server_without_room_is_still_looked_at(tmp_path: Path) -> None:
     options = {"admin_token_file": token_file(tmp_path), "admin_port": 0, "max_connections": 1}
     with serving(tmp_path, **options, public_url="https://example.org") as server:
@@ -60,3 +69,9 @@ def test_port_that_is_taken_is_refused_in_one_line(tmp_path: Path) -> None:
         options = ["--admin-port", str(server.port), "--admin-token-file", str(token_file(tmp_path))]
         refused = execute("serve", "--port", "0", *options, "--upload-dir", str(tmp_path / "other"))
         assert_refused_in_one_line(refused, 1, "--admin-port", str(server.port))
+
+
+def test_port_of_uploads_is_none_for_administrators(tmp_path: Path) -> None:
+    options = ["--port", "8080", "--admin-port", "8080", "--admin-token-file", str(token_file(tmp_path))]
+    refused = execute("serve", *options, "--upload-dir", str(tmp_path / "uploads"))
+    assert_refused_in_one_line(refused, 2, "--admin-port", "8080", "--port")
