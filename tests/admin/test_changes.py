@@ -195,18 +195,20 @@ def test_change_is_a_line_of_the_log_with_the_administrator(tmp_path: Path) -> N
         path = create(server.port, 5)
         assert change(server, path, "terminate") == 204
         assert ask(server.port, "DELETE", "uploads/x", token="wrong").status == 401
+        assert ask(server.port, "POST", "events/x/retry").status == 404
 
         def lines() -> list[dict[str, object]]:
             found = [json.loads(line) for line in server.log if line.startswith("{")]
             return [line for line in found if line["logger"] == "tusd_py.admin"]
 
-        wait_until(lambda: len(lines()) == 2)
-        done, refused = lines()
+        wait_until(lambda: len(lines()) == 3)
+        done, refused, unknown = lines()
         assert (done["method"], done["status"], done["principal"], done["upload"], done["client"]) == (
             "DELETE", 204, "admin", ids_of(path), "127.0.0.1",
         )  # fmt: skip
         assert (refused["status"], refused["code"]) == (401, "ERR_UNAUTHORIZED")
         assert "principal" not in refused
+        assert (unknown["status"], unknown.get("event"), "upload" in unknown) == (404, "x", False)
 
 
 def test_upload_on_redis_and_a_shared_directory_is_ended_by_another_process(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class AdminApp:
         route, upload_id = self._find(context)
         if len(content) > MAX_BODY:
             raise HTTPError(413, "ERR_BODY_TOO_LARGE", f"the body has at most {MAX_BODY} bytes")
-        line["upload"] = upload_id
+        line["upload" if route.path.startswith("uploads/") else "event"] = upload_id
         parameters = parse_parameters(context.scope.get("query_string", b""), route.parameters)
         request = AdminRequest(self._access.told_context(context, actor), upload_id, parameters)
         try:
