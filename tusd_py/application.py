@@ -89,7 +89,9 @@ def admin_application(app: Starlette) -> ASGIApp:
     routes: list[BaseRoute] = [TusMount(ADMIN_PATH, app=app.state.admin)]
     if app.state.tus.settings.serves_pages:
         routes += admin_page_routes(app.state.tus)
-    return Starlette(routes=routes)
+    application = Starlette(routes=routes)
+    application.router.default = app.state.tus.not_found
+    return application
 
 
 class ServicePages:

@@ -50,6 +50,23 @@ def assets_of(site: ServerProcess, page: str) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize("path", [*PAGES, *ADMIN_PAGES, "/healthz", "/readyz", "/metrics"])
+def test_method_that_a_page_lacks_is_refused_as_errors_are(site: ServerProcess, path: str) -> None:
+    answer = request(site.port, "POST", path)
+    assert (answer.status, answer["Allow"]) == (405, "GET, HEAD")
+    assert answer.body == b"ERR_METHOD_NOT_ALLOWED: the methods here are GET, HEAD\n"
+    assert answer.all("X-Content-Type-Options") == ["nosniff"]
+    problem = request(site.port, "POST", path, {"Accept": "application/json"})
+    assert problem["Content-Type"] == "application/problem+json"
+    assert json.loads(problem.body)["code"] == "ERR_METHOD_NOT_ALLOWED"
+
+
+def test_asset_that_does_not_exist_is_not_cached(site: ServerProcess) -> None:
+    answer = get(site, "/assets/page.000000000000.css")
+    assert (answer.status, answer.body) == (404, b"ERR_NOT_FOUND: there is nothing here\n")
+    assert answer.all("Cache-Control") == ["no-store"]
+
+
 @pytest.mark.parametrize("path", [*PAGES, *ADMIN_PAGES])
 def test_page_may_load_from_its_own_origin_only(site: ServerProcess, path: str) -> None:
     answer = get(site, path)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tusd_py.http.app import with_headers
 from tusd_py.http.cors import RawHeaders
+from tusd_py.http.errors import HTTPError, error_response_for, render
 from tusd_py.http.security_headers import TEXT_HEADERS
 
 
@@ -28,7 +30,14 @@ class TextRoute(Route):
         """Answer a request to the path of the route."""
         send = with_headers(send, self._headers)
         if self.methods and scope["method"] not in self.methods:
-            allowed = {"Allow": ", ".join(sorted(self.methods))}
-            await PlainTextResponse("Method Not Allowed", 405, allowed)(scope, receive, send)
+            allowed = ", ".join(sorted(self.methods))
+            error = HTTPError(405, "ERR_METHOD_NOT_ALLOWED", f"the methods here are {allowed}", {"Allow": allowed})
+            await error_answer(error, Headers(scope=scope))(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+
+def error_answer(error: HTTPError, headers: Headers) -> Response:
+    """Return the answer to a request with these header fields, in the form of errors of uploads."""
+    media_type, body = render(error_response_for(error), headers.get("accept", ""))
+    return Response(body, error.status, {"Cache-Control": "no-store", **error.headers}, media_type)

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from tusd_py.http.text_route import TextRoute
+from tusd_py.http.errors import HTTPError
+from tusd_py.http.text_route import TextRoute, error_answer
 from tusd_py.pages.assets import Asset, Assets, load_assets
 from tusd_py.pages.policy import page_headers
 from tusd_py.server import TusServer
@@ -73,7 +74,7 @@ class Pages:
         """Answer with a file, by its name with the digest."""
         asset = (await self._loaded()).files.get(request.path_params["name"])
         if asset is None:
-            return PlainTextResponse("Not Found", 404, {"Cache-Control": "no-store"})
+            return error_answer(HTTPError(404, "ERR_NOT_FOUND", "there is nothing here"), request.headers)
         return _response(request, asset, ASSET_CACHING)
 
     async def config(self, request: Request) -> Response:
