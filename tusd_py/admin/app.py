@@ -22,7 +22,8 @@ from tusd_py.http.app import first_cause
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, ErrorResponse, HTTPError, error_response_for
 from tusd_py.http.security_headers import TEXT_HEADERS
 from tusd_py.http.tus.headers import single_values
-from tusd_py.observability.logging import FieldMessage
+from tusd_py.observability.log_fields import ADMIN
+from tusd_py.observability.logging import log_line
 
 logger = logging.getLogger("tusd_py.admin")
 
@@ -134,7 +135,7 @@ class AdminApp:
             answer, extra = _problem(INTERNAL_ERROR)
         await _send(answer, extra, send, with_body=scope["method"] != "HEAD")
         line |= {"status": answer.status, "duration_ms": round((time.monotonic() - started) * 1000, 1)}
-        _log(line)
+        log_line(ADMIN, logging.INFO, line)
 
     async def _answer(
         self, context: RequestContext, content: bytes, line: dict[str, Any]
@@ -227,8 +228,3 @@ async def _send(answer: Answer, headers: Mapping[str, str], send: Send, *, with_
     with contextlib.suppress(ConnectionError):  # the client has gone
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": body if with_body else b""})
-
-
-def _log(line: Mapping[str, Any]) -> None:
-    fields = {name: value for name, value in line.items() if value not in (None, "")}
-    logger.info(FieldMessage("admin", fields), extra={"event": "admin", "fields": fields})

@@ -12,16 +12,16 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from tusd_py.core.errors import MalwareFound, UploadError
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import RequestFinished, UploadFinished
+from tusd_py.observability.log_fields import COMPLETE, REFUSED, REQUEST, LogLine
 
-logger = logging.getLogger("tusd_py.requests")
-uploads_logger = logging.getLogger("tusd_py.uploads")
+requests_logger = logging.getLogger(REQUEST.logger)
+uploads_logger = logging.getLogger(COMPLETE.logger)
 server_logger = logging.getLogger("tusd_py.uvicorn_server")
 MAX_NAME_LENGTH = 255  # characters of a file name
 
@@ -63,6 +63,13 @@ class FieldMessage:
         return " ".join([self.event, *(f"{name}={_quoted(value)}" for name, value in self.fields.items())])
 
 
+def log_line(line: LogLine, level: int, values: Mapping[str, object]) -> None:
+    """Log a line of this kind with the values of its fields, without those that are None or empty."""
+    fields = {field.name: values[field.name] for field in line.fields if values.get(field.name) not in (None, "")}
+    extra = {"event": line.message, "fields": fields}
+    logging.getLogger(line.logger).log(level, FieldMessage(line.message, fields), extra=extra)
+
+
 def log_refused_upload(upload: Upload, error: UploadError, request: RequestContext | None) -> None:
     """Log that an upload was removed because of its bytes.
 
@@ -71,7 +78,7 @@ def log_refused_upload(upload: Upload, error: UploadError, request: RequestConte
         error: the reason.
         request: the request that brought the last bytes; None if they were looked at later.
     """
-    fields: dict[str, Any] = {
+    values: dict[str, object] = {
         "upload": upload.id,
         "owner": upload.owner,
         "code": error.code,
@@ -79,15 +86,13 @@ def log_refused_upload(upload: Upload, error: UploadError, request: RequestConte
         "client": "" if request is None else request.client,
         "principal": "" if request is None else request.principal,
     }
-    fields = {name: value for name, value in fields.items() if value}
-    level = logging.WARNING if isinstance(error, MalwareFound) else logging.INFO
-    uploads_logger.log(level, FieldMessage("refused", fields), extra={"event": "refused", "fields": fields})
+    log_line(REFUSED, logging.WARNING if isinstance(error, MalwareFound) else logging.INFO, values)
 
 
 def _log_request(event: RequestFinished) -> None:
-    if not logger.isEnabledFor(logging.INFO):
+    if not requests_logger.isEnabledFor(logging.INFO):
         return
-    fields: dict[str, Any] = {
+    values: dict[str, object] = {
         "method": event.method,
         "path": event.path,
         "status": event.status,
@@ -102,22 +107,20 @@ def _log_request(event: RequestFinished) -> None:
         "code": event.error_code,
         "request_id": event.request_id,
     }
-    fields = {name: value for name, value in fields.items() if value not in (None, "")}
-    logger.info(FieldMessage("request", fields), extra={"event": "request", "fields": fields})
+    log_line(REQUEST, logging.INFO, values)
 
 
 def _log_upload(event: UploadFinished) -> None:
     if not uploads_logger.isEnabledFor(logging.INFO):
         return
     upload = event.upload
-    fields: dict[str, Any] = {
+    values: dict[str, object] = {
         "upload": upload.id,
         "name": _file_name(upload.metadata or ""),
         "bytes": upload.length or 0,
         "seconds": round(max(0.0, (upload.completed_at or 0) - upload.created_at), 1),
     }
-    fields = {name: value for name, value in fields.items() if value != ""}
-    uploads_logger.info(FieldMessage("complete", fields), extra={"event": "complete", "fields": fields})
+    log_line(COMPLETE, logging.INFO, values)
 
 
 def _file_name(metadata: str) -> str:
