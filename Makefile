@@ -21,7 +21,7 @@ WORLDS = disk s3 s3-redis redis memory
 NODE_MODULES := tests/clients/node_modules/.installed
 JAVA_CLIENT := tests/clients/java/.installed
 
-.PHONY: brokers chaos lag run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor screenshots clean
+.PHONY: brokers chaos lag run simulate simulate-coverage simulate-defects test check compare-hooks bench lock vendor tables screenshots clean
 
 # Without the tools of the tests, which are ten times as large; those of `make test` come on top.
 run: $(RUNNABLE)
@@ -96,6 +96,10 @@ lock:
 # Renew the files of other projects that the pages load, after a change of tests/clients/package.json. Needs npm.
 vendor:
 	node tools/vendor.mjs
+
+# Renew the tables of docs/operations.md, of metrics and fields of the log, after a change of their catalogues.
+tables: $(INSTALLED)
+	$(BIN)/python -m tools.operations_tables
 
 # Pictures of the pages for the README; look at them before they are committed. Needs Chromium.
 screenshots: $(INSTALLED) $(NODE_MODULES)

@@ -93,7 +93,7 @@ def build_service(
     Args:
         settings: choose the components that are not given.
         events: the bus that the service publishes on.
-        instrumentation: observes the components that the settings choose.
+        instrumentation: observes the service, and the components that the settings choose.
         clock: the clock of the state store, in place of the system's; for tests.
         given: components that take the place of those that the settings choose.
         hooks: the hooks of the application; None for those that the settings choose.
@@ -119,10 +119,13 @@ def build_service(
             state.clock, hold=max(settings.expires_after, settings.retention, settings.partial_retention)
         ),
         scanner=ClamdScanner(settings.clamd) if settings.clamd else None,
+        instrumentation=instrumentation,
     )
+    if components.free_space is not None:
+        instrumentation.watch_free_space(components.free_space.free_space)
     if settings.reserve_disk and components.free_space is None:
         raise InvalidSettings("reserve_disk: the chosen storage has no free space that could be measured")
-    return UploadService(components, hooks.blocking())
+    return UploadService(components, hooks.blocking(instrumentation))
 
 
 def _refuse_unsupported_quotas(settings: Settings, state: StateStore) -> None:

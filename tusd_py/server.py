@@ -180,6 +180,7 @@ class TusServer:
         """Build everything again if the event loop of the last start is closed, as test clients do after a request."""
         if self._loop is None or self._loop is asyncio.get_running_loop() or not self._loop.is_closed():
             return
+        self.metrics.fold()
         self.service.unobserve_events()
         self.hub.forget()
         self.events.drop_queued()
@@ -423,6 +424,7 @@ class TusServer:
                     "the storage has not ended its work: uploads stay locked until it has, or the process ends"
                 )
                 self._late_close = asyncio.create_task(self._close_later())
+            self.metrics.fold()
             self._drain_started_at = None
 
     async def _close_later(self) -> None:

@@ -69,7 +69,7 @@ def build_relay(
 
     Returns None without sinks. Raises `InvalidSettings`.
     """
-    sinks = [*build_sinks(settings), *hooks.sinks(service.downloads.read)]
+    sinks = [*build_sinks(settings), *hooks.sinks(service.downloads.read, instrumentation)]
     if not sinks:
         return None
     send_timeout = max(SEND_TIMEOUT, settings.hooks.longest_call + SEND_MARGIN)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from tusd_py.uvicorn_server.supervisor import METRICS_VARIABLE, SHARED_MEMORY
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 GRACE = 3.0  # seconds
 START = 5.0  # seconds that a process may take to notice a signal on a busy machine
+POSTS = 'tusd_request_duration_seconds_count{method="POST"'  # of any status
 
 
 def metric_files(folder: Path) -> list[str]:
@@ -38,6 +40,11 @@ def variable(pid: int, name: str) -> str:
     """Return a variable of the environment with which a process was started."""
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return next(entry for entry in variables if entry.startswith(name.encode() + b"=")).decode().partition("=")[2]
+
+
+def has_counted(server: ServerProcess, posts: int) -> bool:
+    """Return whether the metrics know of so many POSTs."""
+    return metric(server, POSTS) == posts
 
 
 @contextlib.contextmanager
@@ -148,12 +155,13 @@ def test_hangups_leave_no_files_of_metrics_and_no_counter_goes_back(tmp_path: Pa
             for _ in range(5):
                 assert ask("POST", server.url, TUS | {"Upload-Length": "1"}).status == 201
             created += 5
+            wait_until(partial(has_counted, server, created))  # not only the processes that answered know them
             before = worker_pids(server)
             server.process.send_signal(signal.SIGHUP)
             while not worker_pids(server).isdisjoint(before) or len(worker_pids(server)) != 2:
                 with contextlib.suppress(ConnectionError):
                     assert metric(server, "tusd_uploads_created") == created
-                    assert metric(server, 'tusd_request_duration_seconds_count{method="POST"}') == created
+                    assert metric(server, POSTS) == created
                 time.sleep(0.01)  # leaves the processors to those that start
         wait_until(lambda: metric(server, "tusd_uploads_created") == created)
         assert metric(server, "tusd_connections_open") <= 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import tomllib
 from pathlib import Path
@@ -11,13 +10,6 @@ import pytest
 
 import tusd_py
 from tests.support.harness import ROOT
-from tusd_py.core.errors import MalwareFound
-from tusd_py.core.request_context import RequestContext
-from tusd_py.core.upload import Upload
-from tusd_py.events.bus import EventBus
-from tusd_py.events.types import RequestFinished, UploadFinished
-from tusd_py.observability.logging import log_refused_upload, log_requests
-from tusd_py.observability.metrics import PLAIN_COUNTERS, Metrics
 from tusd_py.settings import FIELDS, flag_name
 from tusd_py.settings.help import choices, readable_default
 
@@ -147,68 +139,3 @@ def test_nothing_is_installed_from_an_index_that_does_not_have_it(document: Path
 
 def test_the_wheel_in_the_readme_is_the_one_of_this_version() -> None:
     assert f"tusd_py-{tusd_py.__version__}-py3-none-any.whl" in (ROOT / "README.md").read_text()
-
-
-def operations_table(title: str) -> dict[str, list[str]]:
-    """Return the rows of the table below a title of the operations page, by their first cell."""
-    section = (ROOT / "docs" / "operations.md").read_text().split(title, 1)[1]
-    table = re.search(r"^\|---.*\n((?:\|.*\n)+)", section, re.MULTILINE)
-    assert table is not None
-    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table[1].splitlines()]
-    return {row[0].strip("`"): row[1:] for row in rows}
-
-
-def test_operations_page_names_every_metric_with_its_type_and_labels() -> None:
-    documented = operations_table("## Metrics")
-    registered = {}
-    for metric in vars(vars(Metrics(EventBus()))["_registry"])["_collector_to_names"]:
-        attributes = vars(metric)
-        name, labels = attributes["_name"], ", ".join(f"`{label}`" for label in attributes["_labelnames"])
-        kind = type(metric).__name__.lower()
-        registered[f"{name}_total" if kind == "counter" and name not in PLAIN_COUNTERS else name] = [kind, labels]
-    assert {name: cells[:2] for name, cells in documented.items()} == registered
-
-
-def test_operations_page_names_every_field_of_the_lines_of_requests_and_uploads(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    events = EventBus()
-    log_requests(events)
-    upload = Upload("id", created_at=1, completed_at=2, length=3, offset=3, metadata="filename YQ==")
-    request = RequestFinished(
-        "PATCH",
-        "/files/id",
-        204,
-        0.1,
-        error_code="ERR",
-        upload_id="id",
-        bytes_received=3,
-        offset_before=0,
-        offset_after=3,
-        client="127.0.0.1",
-        request_id="1",
-        principal="ann",
-        refusal="another owner",
-    )
-    with caplog.at_level(logging.INFO):
-        events.publish(request)
-        events.publish(UploadFinished(upload))
-    fields = {record.name: record.__dict__["fields"] for record in caplog.records}
-    assert list(operations_table("Each request is one line")) == list(fields["tusd_py.requests"])
-    assert list(operations_table("Each finished upload is one line")) == list(fields["tusd_py.uploads"])
-
-
-def test_operations_page_names_every_field_of_the_lines_of_refused_uploads(caplog: pytest.LogCaptureFixture) -> None:
-    upload = Upload("id", created_at=1, length=3, offset=3, owner="ann")
-    request = RequestContext("PATCH", "/files/id", {}, client="127.0.0.1", principal="bob")
-    with caplog.at_level(logging.INFO):
-        log_refused_upload(upload, MalwareFound(), request)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert list(operations_table("Each upload that is removed")) == list(caplog.records[0].__dict__["fields"])
-
-
-def test_operations_page_names_every_job() -> None:
-    jobs = re.findall(r'Job\("([a-z-]+)"', (ROOT / "tusd_py" / "jobs" / "duties.py").read_text())
-    documented = operations_table("## Metrics")["tusd_job_duration_seconds"][-1]
-    assert len(jobs) == 2
-    assert re.findall(r"`([a-z-]+)`", documented)[:2] == jobs

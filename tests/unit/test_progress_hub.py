@@ -496,7 +496,9 @@ def test_any_order_and_loss_of_changes_ends_in_the_state_of_the_record(
 
     async def follow() -> list[Message]:
         numbers = iter(range(0, 10_000, 2))
-        watched = Watched("a", lambda last: next(numbers) + last, lambda watched, listeners: None)
+        watched = Watched(
+            "a", lambda last: next(numbers) + last, lambda watched, listeners: None, lambda kind, count: None
+        )
         listener = Listener(("a",))
         watched.listeners.add(listener)
         told: list[Message] = []

@@ -51,6 +51,21 @@ class Instrumentation(Protocol):
     def listeners_changed(self, kind: str, change: int) -> None:
         """Add to the number of listeners of live progress of a kind, such as `sse`."""
 
+    def progress_told(self, kind: str, listeners: int) -> None:
+        """Count a message of a kind, such as `progress`, for so many listeners. Runs in the event loop."""
+
+    def storage_written(self, seconds: float) -> None:
+        """Count a time for which an append has waited for the storage. Runs in the event loop."""
+
+    def hook_called(self, hook: str, seconds: float, succeeded: bool) -> None:
+        """Count a call of a hook, by its type; it failed if it could not be asked or told. Runs in the event loop."""
+
+    def watch_free_space(self, measure: Callable[[], int]) -> None:
+        """Take the function that measures the free space of the storage in bytes.
+
+        The function is called in a thread of its own, and may block and raise. A later one replaces it.
+        """
+
 
 class NoInstrumentation(Instrumentation):
     """Instrumentation that drops every measurement: the default of every component."""
@@ -80,6 +95,18 @@ class NoInstrumentation(Instrumentation):
         """Do nothing."""
 
     def listeners_changed(self, kind: str, change: int) -> None:
+        """Do nothing."""
+
+    def progress_told(self, kind: str, listeners: int) -> None:
+        """Do nothing."""
+
+    def storage_written(self, seconds: float) -> None:
+        """Do nothing."""
+
+    def hook_called(self, hook: str, seconds: float, succeeded: bool) -> None:
+        """Do nothing."""
+
+    def watch_free_space(self, measure: Callable[[], int]) -> None:
         """Do nothing."""
 
 

@@ -159,6 +159,7 @@ class RequestFinished:
     principal: str = ""  # the authenticated sender
     refusal: str = ""  # why the request was not let in
     is_stream: bool = False  # the answer lasted as long as its client listened
+    first_byte: float | None = None  # seconds until the answer began; None if it never did
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,14 +15,16 @@ from tusd_py.contracts.hooks import (
     HookType,
     UploadChanges,
 )
+from tusd_py.contracts.instrumentation import Instrumentation
 from tusd_py.http_client.client import HttpClient
 
 
 class HookChain:
     """Hooks that are asked one after the other. Each sees the upload as the client wants it."""
 
-    def __init__(self, hooks: Sequence[AsksHooks], client: HttpClient) -> None:
-        """Ask these hooks, some of them by a client that belongs to the chain."""
+    def __init__(self, hooks: Sequence[AsksHooks], client: HttpClient, instrumentation: Instrumentation) -> None:
+        """Ask these hooks, some of them by a client that belongs to the chain, and measure each call."""
+        self._instrumentation = instrumentation
         self._hooks = hooks
         self._client = client
 
@@ -42,10 +45,19 @@ class HookChain:
         whole = NO_OPINION
         for hooks in self._hooks:
             if hooks.handles(call.type):
-                whole = _joined(whole, await hooks.ask(call))
+                whole = _joined(whole, await self._ask(hooks, call))
                 if whole.reject or whole.stop:
                     break
         return whole
+
+    async def _ask(self, hooks: AsksHooks, call: HookCall) -> HookAnswer:
+        started, succeeded = time.monotonic(), False
+        try:
+            answer = await hooks.ask(call)
+            succeeded = True
+            return answer
+        finally:
+            self._instrumentation.hook_called(call.type, time.monotonic() - started, succeeded)
 
 
 def _joined(first: HookAnswer, second: HookAnswer) -> HookAnswer:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from tusd_py.contracts.hooks import BLOCKING, AsksHooks, BlockingHooks
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.outbox import Sink
 from tusd_py.core.outbox import EventType
 from tusd_py.hooks.chain import HookChain
@@ -13,6 +14,7 @@ from tusd_py.hooks.command_hooks import CommandHooks, CommandHookSink, Commands
 from tusd_py.hooks.config import HooksConfig
 from tusd_py.hooks.event_names import EVENT_OF, events_of
 from tusd_py.hooks.http_hooks import HttpHookOptions, HttpHooks, HttpHookSink
+from tusd_py.hooks.measured_sink import MeasuredSink
 from tusd_py.hooks.python_hooks import PythonHooks, PythonHookSink, Reader, check_hooks, method_of
 from tusd_py.hooks.signing import read_secrets
 from tusd_py.http_client.client import HttpClient, endpoint_name, parse_http_url
@@ -56,15 +58,15 @@ class Hooks:
             config.http_timeout, config.http_retry, config.http_backoff, config.http_forward_headers, secrets
         )
 
-    def blocking(self) -> BlockingHooks | None:
-        """Return the hooks that decide; None if there are none."""
+    def blocking(self, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> BlockingHooks | None:
+        """Return the hooks that decide, whose calls are measured; None if there are none."""
         config = self._config
         client = HttpClient(allow_private=not config.http_refuse_private, context=self._context)
         chain: list[AsksHooks] = [] if self._object is None else [PythonHooks(self._object)]
         chain += [HttpHooks(url, client, self._options, enabled) for url, enabled in config.endpoints]
         if config.dir is not None:
             chain.append(CommandHooks(Commands(config.dir, config.dir_timeout), config.enabled))
-        hooks = HookChain(chain, client)
+        hooks = HookChain(chain, client, instrumentation)
         return hooks if any(hooks.handles(hook) for hook in BLOCKING) else None
 
     def events(self) -> Sequence[tuple[str, frozenset[EventType]]]:
@@ -80,8 +82,8 @@ class Hooks:
             found.append(("hooks-dir", wanted))
         return [(name, types) for name, types in found if types]
 
-    def sinks(self, read: Reader) -> list[Sink]:
-        """Return the sinks of the events; `read` yields the bytes of complete uploads."""
+    def sinks(self, read: Reader, instrumentation: Instrumentation = NO_INSTRUMENTATION) -> list[Sink]:
+        """Return the sinks of the events, each measured; `read` yields the bytes of complete uploads."""
         config = self._config
         client = HttpClient(allow_private=not config.http_refuse_private, context=self._context)
         sinks: list[Sink] = [] if self._object is None else [PythonHookSink("hooks", self._object, read)]
@@ -89,7 +91,7 @@ class Hooks:
         if config.dir is not None:
             sinks.append(CommandHookSink("hooks-dir", Commands(config.dir, config.dir_timeout)))
         names = {name for name, _ in self.events()}
-        return [sink for sink in sinks if sink.name in names]
+        return [MeasuredSink(sink, instrumentation) for sink in sinks if sink.name in names]
 
 
 def _name_of(url: str) -> str:

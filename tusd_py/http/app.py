@@ -151,7 +151,7 @@ class UploadApp:
             raise
         finally:
             body.close()
-            self._events.publish(_finished(request, status, code, time.monotonic() - started))
+            self._events.publish(_finished(request, status, code, started))
 
     async def _respond(self, request: Request) -> Response | None:
         """Run the handler of a request and return its response, or None if the client has disconnected."""
@@ -214,6 +214,7 @@ class UploadApp:
     async def _send_start(self, request: Request, response: Response, send: Send) -> None:
         common = self._common_headers.to(request.headers.get("origin"))
         headers = [*response.raw_headers(), *common.raw]
+        request.answered_at = time.monotonic()
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
 
     async def _send_whole(self, request: Request, response: Response, send: Send) -> None:
@@ -239,6 +240,7 @@ class UploadApp:
             return False
         common = self._common_headers.to(request.headers.get("origin"))
         close = "Connection" in response.headers  # "close" is the only value that is ever sent
+        request.answered_at = time.monotonic()
         return responder.respond(response.status, response.header_lines() + common.lines, response.body, close=close)
 
     def _warn_about_header_size(self, request: Request, response: Response) -> None:
@@ -328,12 +330,13 @@ async def _file_messages(body: FileBody) -> AsyncIterator[tuple[int, Message]]:
         )
 
 
-def _finished(request: Request, status: int, code: str, seconds: float) -> RequestFinished:
+def _finished(request: Request, status: int, code: str, started: float) -> RequestFinished:
+    answered_at = request.answered_at
     return RequestFinished(
         method=request.method,
         path=request.path,
         status=status,
-        seconds=seconds,
+        seconds=time.monotonic() - started,
         error_code=code,
         upload_id=request.upload_id,
         bytes_received=request.body.bytes_received,
@@ -345,6 +348,7 @@ def _finished(request: Request, status: int, code: str, seconds: float) -> Reque
         principal="" if request.principal is None else request.principal.owner,
         refusal=request.refusal,
         is_stream=request.is_stream,
+        first_byte=None if answered_at is None else answered_at - started,
     )
 
 

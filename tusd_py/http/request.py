@@ -62,6 +62,7 @@ class Request:
         self.purpose: Action | None = None  # of a sub-resource; None: that of the method
         self.admitted_until = math.inf  # end of the right by a signature, in seconds since the epoch
         self.is_stream = False  # whether the answer lasts as long as its client listens
+        self.answered_at: float | None = None  # monotonic time when the answer began
         # Fields of the event `RequestFinished`.
         self.bytes_sent = 0  # of a stream
         self.offset_before: int | None = None

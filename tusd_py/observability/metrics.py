@@ -5,18 +5,25 @@ Names are those of tusd where the meaning is the same, so that its dashboards wo
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import os
 import struct
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from tusd_py.contracts.instrumentation import Instrumentation
+from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.types import (
     AppendEnded,
@@ -31,175 +38,248 @@ from tusd_py.events.types import (
     UploadProgressed,
     UploadTerminated,
 )
+from tusd_py.observability import catalogue
+from tusd_py.observability.bounded_measurement import BoundedMeasurement
+from tusd_py.observability.catalogue import Kind, MetricEntry
+from tusd_py.observability.label_values import METHOD, OTHER, status_class
 from tusd_py.observability.metrics_merge import locked
+from tusd_py.observability.tallies import Family, Tally
 
 # Names of tusd, without the suffix `_total` that prometheus_client adds to every counter.
-PLAIN_COUNTERS = {
-    "tusd_bytes_received": "Bytes of uploads that were stored.",
-    "tusd_uploads_created": "Uploads created.",
-    "tusd_uploads_finished": "Uploads completed.",
-    "tusd_uploads_terminated": "Uploads removed by clients.",
-    "tusd_uploads_expired": "Unfinished uploads removed after their time.",
-}
+PLAIN_COUNTERS = [
+    name for name, entry in catalogue.ENTRIES.items() if entry.kind is Kind.COUNTER and not name.endswith("_total")
+]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # variable with the folder of the files of several processes
 READ_ATTEMPTS, READ_PAUSE = 50, 0.02  # seconds; a process creates its file empty and fills it a moment later
-METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"})
-DURATIONS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
-S3_CALLS = (0.005, 0.025, 0.1, 0.5, 2, 10, 60)
-CALLS = (0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1)
-LOCK_WAITS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10)
+FOLD_INTERVAL = 0.5  # seconds
+MAX_WAITING = 1000  # events until the next fold
+RESUME_PAUSE = 2.0  # seconds without a change of its record after which an append resumes an upload
+MAX_INTERRUPTED = 4096  # uploads that are known to be interrupted
+MEASURE_TIMEOUT = 1.0  # seconds that a scrape waits for the free space
 
 
 class Metrics(Instrumentation):
     """The metrics of one server; of all its processes together where PROMETHEUS_MULTIPROC_DIR is set.
 
-    Thread-safe: prometheus_client has a lock for every value.
+    Observations in the path of requests wait in tallies until `fold` adds them to the collectors: before this process
+    renders them, and where other processes render them too, `FOLD_INTERVAL` after the first one. A process that is
+    killed loses those of that time.
     """
 
     def __init__(self, events: EventBus) -> None:
+        """Observe the events of a server."""
         self._registry = CollectorRegistry()
-        self._plain_counters = {name: self._counter(name, text) for name, text in PLAIN_COUNTERS.items()}
-        self._requests = self._counter("tusd_requests", "Requests by method.", "method")
-        self._by_method: dict[str, tuple[Counter, Histogram]] = {}  # cached children: a lookup by labels takes longer
-        self._errors = self._counter("tusd_errors", "Requests refused.", "status", "code")
-        self._durations = self._histogram("tusd_request_duration_seconds", "Time to answer.", DURATIONS, "method")
-        self._active = self._gauge("tusd_uploads_active", "Uploads being written to.")
-        self._make_lock_metrics()
-        self._make_backend_metrics()
-        self._connections = self._gauge("tusd_connections_open", "Open connections.")
-        self._connection_limit = self._gauge("tusd_connections_limit", "Most open connections.")
-        self._connections_ended = self._counter(
-            "tusd_connections_ended", "Connections that the server ended early.", "reason"
-        )
-        self._listeners = self._gauge("tusd_listeners", "Clients that follow uploads.", "kind")
-        self._jobs = self._histogram("tusd_job_duration_seconds", "Runs of periodic jobs.", DURATIONS, "job", "result")
+        self._families = {name: Family(entry, self._registry) for name, entry in catalogue.ENTRIES.items()}
+        self._is_shared = SHARED_FOLDER in os.environ
+        self._fold_lock = threading.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting = 0  # events since the last fold
+        self._interrupted: OrderedDict[str, None] = OrderedDict()  # ids of uploads
+        self._measured_gauges: dict[str, Callable[[], int]] = {}
+        self._free_space: BoundedMeasurement | None = None
+        self._family(catalogue.FREE_SPACE).child().set(math.nan)
+        self._requests: dict[tuple[str, str], tuple[Tally, Tally, Tally]] = {}  # by method and class of status
+        self._redis_calls = self._family(catalogue.REDIS_CALL_DURATION)
         self._subscribe(events)
 
-    def _make_lock_metrics(self) -> None:
-        self._lock_waits = self._histogram(
-            "tusd_lock_wait_seconds", "Time to obtain the lock of an upload.", LOCK_WAITS
-        )
-        self._lock_timeouts = self._counter("tusd_lock_timeouts", "Locks that were not obtained in time.")
-        self._takeovers = self._counter("tusd_lock_takeovers", "Locks taken over from a holder that vanished.")
-        self._lost_leases = self._counter("tusd_leases_lost", "Leases that could not be renewed in time.")
+    def _family(self, entry: MetricEntry) -> Family:
+        return self._families[entry.name]
 
-    def _make_backend_metrics(self) -> None:
-        self._redis_calls = self._histogram("tusd_redis_call_duration_seconds", "Calls to Redis.", CALLS, "call")
-        self._redis_call: dict[str, Histogram] = {}  # cached children
-        self._redis_errors = self._counter("tusd_redis_errors", "Calls to Redis that failed.", "call")
-        self._s3_calls = self._histogram(
-            "tusd_s3_call_duration_seconds", "Requests to S3.", S3_CALLS, "operation", "result"
-        )
-        self._s3_buffered = self._gauge("tusd_s3_buffered_bytes", "Bytes of parts in memory.")
-        self._s3_parts = self._gauge("tusd_s3_parts_in_flight", "Parts being sent to S3.")
-        self._measured_gauges: dict[Gauge, Callable[[], int]] = {}
-        self._outbox_events = self._gauge(
-            "tusd_outbox_events", "Events that wait for a sink, and its dead letters.", "sink", "status"
-        )
-        self._outbox_oldest = self._gauge("tusd_outbox_oldest_seconds", "Age of the oldest event that waits.", "sink")
+    def _tally(self, entry: MetricEntry) -> Tally:
+        return self._family(entry).tally()
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self._registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        """Make a gauge whose value is the sum over the live processes."""
-        return Gauge(name, text, labels, registry=self._registry, multiprocess_mode="livesum")
-
-    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
+    # Measurements of components.
 
     def connections_changed(self, change: int) -> None:
         """Add to the gauge of open connections."""
-        self._connections.inc(change)
+        self._family(catalogue.CONNECTIONS_OPEN).child().inc(change)
 
     def connections_limited(self, limit: int) -> None:
         """Set the gauge of the connection limit."""
-        self._connection_limit.set(limit)
+        self._family(catalogue.CONNECTIONS_LIMIT).child().set(limit)
 
     def connection_ended(self, reason: str) -> None:
         """Count a connection that the server ended early."""
-        self._connections_ended.labels(reason).inc()
+        self._family(catalogue.CONNECTIONS_ENDED).child(reason).inc()
 
     def s3_request_finished(self, operation: str, outcome: str, seconds: float) -> None:
         """Observe the duration of a request to S3. Runs in a worker thread."""
-        self._s3_calls.labels(operation, outcome).observe(seconds)
+        self._family(catalogue.S3_CALL_DURATION).child(operation, outcome).observe(seconds)
 
     def watch_s3_memory(self, buffered_bytes: Callable[[], int], parts_in_flight: Callable[[], int]) -> None:
         """Read the gauges of S3 from these functions at every scrape."""
-        self._measured_gauges |= {self._s3_buffered: buffered_bytes, self._s3_parts: parts_in_flight}
+        measured = {catalogue.S3_BUFFERED.name: buffered_bytes, catalogue.S3_PARTS.name: parts_in_flight}
+        self._measured_gauges |= measured
+
+    def watch_free_space(self, measure: Callable[[], int]) -> None:
+        """Measure the free space at every scrape."""
+        self._free_space = BoundedMeasurement(measure)
 
     def outbox_measured(self, sink: str, waiting: int, dead: int, oldest_seconds: float) -> None:
         """Set the gauges of a sink; they are zero in every process but the one that delivers to it."""
-        self._outbox_events.labels(sink, "waiting").set(waiting)
-        self._outbox_events.labels(sink, "dead").set(dead)
-        self._outbox_oldest.labels(sink).set(oldest_seconds)
+        events = self._family(catalogue.OUTBOX_EVENTS)
+        events.child(sink, "waiting").set(waiting)
+        events.child(sink, "dead").set(dead)
+        self._family(catalogue.OUTBOX_OLDEST).child(sink).set(oldest_seconds)
 
     def listeners_changed(self, kind: str, change: int) -> None:
         """Add to the gauge of listeners."""
-        self._listeners.labels(kind).inc(change)
+        self._family(catalogue.LISTENERS).child(kind).inc(change)
+
+    def progress_told(self, kind: str, listeners: int) -> None:
+        """Count the messages of one kind."""
+        self._family(catalogue.PROGRESS_MESSAGES).tally(kind).add(listeners)
+
+    def storage_written(self, seconds: float) -> None:
+        """Observe a wait for the storage."""
+        self._storage_writes.add(seconds)
+
+    def hook_called(self, hook: str, seconds: float, succeeded: bool) -> None:
+        """Observe the duration of a call of a hook."""
+        self._family(catalogue.HOOK_DURATION).child(hook, _result(succeeded)).observe(seconds)
 
     def lease_lost(self) -> None:
         """Count a lost lease."""
-        self._lost_leases.inc()
+        self._family(catalogue.LEASES_LOST).child().inc()
 
     def redis_call_finished(self, call: str, seconds: float, succeeded: bool) -> None:
         """Observe the duration of a call to Redis, and count a failed one."""
-        histogram = self._redis_call.get(call)
-        if histogram is None:
-            histogram = self._redis_call[call] = self._redis_calls.labels(call)
-        histogram.observe(seconds)
+        self._redis_calls.tally(call).add(seconds)
         if not succeeded:
-            self._redis_errors.labels(call).inc()
+            self._family(catalogue.REDIS_ERRORS).child(call).inc()
+        self._noted()
+
+    # Folding and rendering.
+
+    def _noted(self) -> None:
+        """Fold soon: in time for the other processes that may be asked, and before much memory is taken."""
+        self._waiting += 1
+        if self._waiting >= MAX_WAITING:
+            self.fold()
+        elif self._is_shared and self._timer is None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # no event loop could fold later
+                self.fold()
+            else:
+                self._timer = loop.call_later(FOLD_INTERVAL, self.fold)
+
+    def fold(self) -> None:
+        """Add the observations that wait to the collectors; called by the owner of an event loop before its end too."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        with self._fold_lock:
+            self._waiting = 0
+            for family in self._families.values():
+                family.fold()
 
     def render(self) -> bytes:
         """Return the metrics in the text format of Prometheus. Blocks: reads the files of all processes."""
-        for gauge, measure in self._measured_gauges.items():
-            gauge.set(measure())
-        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        self._add_waiting()
+        for name, measure in self._measured_gauges.items():
+            self._families[name].child().set(measure())
+        if self._free_space is not None:
+            free = self._free_space.latest(MEASURE_TIMEOUT)
+            self._family(catalogue.FREE_SPACE).child().set(math.nan if free is None else free)
+        folder = os.environ.get(SHARED_FOLDER)
         text = _text_of(self._registry) if folder is None else _sum_text(Path(folder))
         for name in PLAIN_COUNTERS:
             text = text.replace(f"{name}_total".encode(), name.encode())
         return text
 
+    # Events.
+
     def _subscribe(self, events: EventBus) -> None:
+        self._storage_writes = self._tally(catalogue.STORAGE_WRITE)
+        self._lock_waits = self._tally(catalogue.LOCK_WAIT)
+        self._active = self._tally(catalogue.UPLOADS_ACTIVE)
+        self._received = self._tally(catalogue.BYTES_RECEIVED)
+        counted: dict[type[Any], MetricEntry] = {
+            UploadCreated: catalogue.UPLOADS_CREATED,
+            UploadFinished: catalogue.UPLOADS_FINISHED,
+            PartialFinished: catalogue.UPLOADS_FINISHED,  # tusd counts both
+            UploadTerminated: catalogue.UPLOADS_TERMINATED,
+            UploadExpired: catalogue.UPLOADS_EXPIRED,
+        }
+        for kind, entry in counted.items():
+            events.observe(kind, partial(self._count, self._tally(entry)))
         events.observe(RequestFinished, self._request_finished)
         events.observe(LockWaited, self._lock_waited)
-        events.observe(AppendStarted, lambda event: self._active.inc())
-        events.observe(AppendEnded, lambda event: self._active.dec())
-        plain = self._plain_counters
-        events.observe(UploadProgressed, lambda event: plain["tusd_bytes_received"].inc(event.received))
-        events.observe(UploadCreated, lambda event: plain["tusd_uploads_created"].inc())
-        for kind in (UploadFinished, PartialFinished):  # tusd counts both
-            events.observe(kind, lambda event: plain["tusd_uploads_finished"].inc())
-        events.observe(UploadTerminated, lambda event: plain["tusd_uploads_terminated"].inc())
-        events.observe(UploadExpired, lambda event: plain["tusd_uploads_expired"].inc())
+        events.observe(AppendStarted, self._append_started)
+        events.observe(AppendEnded, self._append_ended)
+        events.observe(UploadProgressed, self._progressed)
         events.observe(JobFinished, self._job_finished)
 
+    def _count(self, tally: Tally, event: object) -> None:
+        tally.add(1)
+        self._noted()
+
+    def _append_started(self, event: AppendStarted) -> None:
+        self._active.add(1)
+        if event.upload.offset and self._is_resumed(event.upload):
+            self._family(catalogue.UPLOADS_RESUMED).child().inc()
+        self._noted()
+
+    def _is_resumed(self, upload: Upload) -> bool:
+        if upload.id in self._interrupted:
+            del self._interrupted[upload.id]
+            return True
+        return time.time() - upload.changed_at >= RESUME_PAUSE
+
+    def _append_ended(self, event: AppendEnded) -> None:
+        self._active.add(-1)
+        if event.interrupted:
+            self._family(catalogue.UPLOADS_INTERRUPTED).child().inc()
+            self._interrupted[event.upload.id] = None
+            if len(self._interrupted) > MAX_INTERRUPTED:
+                self._interrupted.popitem(last=False)
+
+    def _progressed(self, event: UploadProgressed) -> None:
+        self._received.add(event.received)
+        self._noted()
+
     def _job_finished(self, event: JobFinished) -> None:
-        self._jobs.labels(event.name, "ok" if event.succeeded else "failed").observe(event.seconds)
+        self._family(catalogue.JOB_DURATION).child(event.name, _result(event.succeeded)).observe(event.seconds)
 
     def _request_finished(self, event: RequestFinished) -> None:
-        requests, durations = self._by_method.get(event.method) or self._children_of(event.method)
-        requests.inc()
+        key = event.method, status_class(event.status)
+        count, duration, first_byte = self._requests.get(key) or self._request_tallies(key)
+        count.add(1)
         if not event.is_stream:
-            durations.observe(event.seconds)
+            duration.add(event.seconds)
+        if event.first_byte is not None:
+            first_byte.add(event.first_byte)
         if event.error_code:
-            self._errors.labels(str(event.status), event.error_code).inc()
+            self._family(catalogue.ERRORS).child(str(event.status), event.error_code).inc()
+        self._noted()
 
-    def _children_of(self, method: str) -> tuple[Counter, Histogram]:
-        """Return the counter and the histogram for a method, created with its first request."""
-        name = method if method in METHODS else "other"
-        counts = self._requests.labels(name), self._durations.labels(name)
-        if method in METHODS:  # the cache is bounded: clients can send any method
-            self._by_method[method] = counts
-        return counts
+    def _request_tallies(self, key: tuple[str, str]) -> tuple[Tally, Tally, Tally]:
+        """Return the tallies for a method and a class of statuses, made for the first such request."""
+        method = key[0] if key[0] in METHOD.values else OTHER
+        tallies = (
+            self._family(catalogue.REQUESTS).tally(method),
+            self._family(catalogue.REQUEST_DURATION).tally(method, key[1]),
+            self._family(catalogue.FIRST_BYTE).tally(method),
+        )
+        if method != OTHER:  # the cache is bounded: clients can send any method
+            self._requests[key] = tallies
+        return tallies
 
     def _lock_waited(self, event: LockWaited) -> None:
-        self._lock_waits.observe(event.seconds)
+        self._lock_waits.add(event.seconds)
         if not event.obtained:
-            self._lock_timeouts.inc()
+            self._family(catalogue.LOCK_TIMEOUTS).child().inc()
         if event.unreleased_predecessors:
-            self._takeovers.inc()
+            self._family(catalogue.LOCK_TAKEOVERS).child().inc()
+
+
+def _result(succeeded: bool) -> str:
+    return "ok" if succeeded else "failed"
 
 
 def _sum_text(folder: Path) -> bytes:

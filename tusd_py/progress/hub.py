@@ -67,7 +67,7 @@ class ProgressHub:
             find: returns the record of an upload, also of one that has ended; None if there is none.
             locker: tells whether an append still runs.
             clock: the clock of the records.
-            instrumentation: is told of the number of listeners.
+            instrumentation: is told of the number of listeners, and of messages.
             feed: brings the changes of other processes; without one the records are compared more often.
             max_listeners: most listeners at a time.
         """
@@ -79,7 +79,7 @@ class ProgressHub:
         self.watching_began: Callable[[], object] = lambda: None  # called when somebody begins to watch uploads
         self._wanting: asyncio.Handle | None = None  # the call that tells the feed what is wanted
         self._instrumentation = instrumentation
-        self._watched = WatchedUploads(MessageNumbers(clock), self._ended)
+        self._watched = WatchedUploads(MessageNumbers(clock), self._ended, instrumentation.progress_told)
         self._listeners: dict[Listener, Place] = {}
         self._senders: Counter[str] = Counter()  # of the listeners
         self._owners: dict[str | None, set[Listener]] = {}  # of streams of all uploads; None: of every owner

@@ -18,6 +18,7 @@ IDLE_TIME = 2.0  # seconds without a change after which an append resumes an upl
 RING = 64  # messages that are kept for listeners that come back
 
 Numbers = Callable[[bool], int]  # returns the next number of a message; tells whether the message is the last one
+Told = Callable[[ProgressKind, int], object]  # told of a message of a kind for so many listeners
 Ended = Callable[["Watched", Collection[Listener]], object]  # told of the end of an upload, and of those who watched it
 
 
@@ -28,8 +29,11 @@ class Watched:
     change is later: a holder that has lost its lock changes nothing. `reconcile` compares with the record.
     """
 
-    def __init__(self, upload_id: str, numbers: Numbers, ended: Ended) -> None:
-        """Take the numbers of messages, and what is called after the last message, which leaves no listeners."""
+    def __init__(self, upload_id: str, numbers: Numbers, ended: Ended, told: Told) -> None:
+        """Take the numbers of messages, and what is called after the last message, and after each.
+
+        The last message leaves no listeners.
+        """
         self.upload_id = upload_id
         self.listeners: set[Listener] = set()
         self.readers = 0  # listeners to be, that read the record
@@ -40,6 +44,7 @@ class Watched:
         self._was_interrupted: bool | None = None  # whether the last append was; None: not known
         self._numbers = numbers
         self._ended = ended
+        self._told = told
         self._number = 0  # of the last message
         self._floor = -1  # number of the last message before those in the ring
         self._ring: deque[Message] = deque(maxlen=RING)
@@ -161,6 +166,7 @@ class Watched:
         self._ring.append(message)
         for listener in self.listeners:
             listener.put(message)
+        self._told(kind, len(self.listeners))
         if kind in FINAL_KINDS:
             listeners, self.listeners = self.listeners, set()
             self._ended(self, listeners)
@@ -170,7 +176,8 @@ class Watched:
         return message_of(self.last, kind, self._number, self._meter.rate(time))
 
     def snapshot(self, time: float, kind: ProgressKind = ProgressKind.SNAPSHOT) -> Message:
-        """Return the state as a message that is as of the last one."""
+        """Return the state as a message, for one listener, that is as of the last one."""
+        self._told(kind, 1)
         return self._message(kind, time)
 
     def since(self, number: int | None) -> Sequence[Message] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from tusd_py.progress.watched import Ended, Numbers, Watched
+from tusd_py.progress.watched import Ended, Numbers, Told, Watched
 
 KEPT_TIME = 60.0  # seconds that the state of an upload is kept for listeners that come back
 MAX_KEPT = 2000  # uploads without listeners whose state is kept
@@ -14,10 +14,11 @@ MAX_KEPT = 2000  # uploads without listeners whose state is kept
 class WatchedUploads:
     """The state of each upload by its id, in bounded memory."""
 
-    def __init__(self, numbers: Numbers, ended: Ended) -> None:
-        """Take the numbers of the messages about all uploads, and what is called after the last one about each."""
+    def __init__(self, numbers: Numbers, ended: Ended, told: Told) -> None:
+        """Take what each state takes, see `Watched`."""
         self._numbers = numbers
         self._ended = ended
+        self._told = told
         self._states: dict[str, Watched] = {}
         self._kept: dict[str, float] = {}  # uploads without listeners -> time of the event loop, the oldest first
 
@@ -32,7 +33,7 @@ class WatchedUploads:
         """Return the state of an upload for somebody who is to listen, a new one if nothing is known."""
         watched = self._states.get(upload_id)
         if watched is None:
-            watched = self._states[upload_id] = Watched(upload_id, self._numbers, self._ended)
+            watched = self._states[upload_id] = Watched(upload_id, self._numbers, self._ended, self._told)
         self._kept.pop(upload_id, None)
         return watched
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from tusd_py.contracts.storage import ThreadedWriter, Writer, WriterSnapshot
@@ -16,7 +17,22 @@ T = TypeVar("T")
 class BatchWriter:
     """A writer of the bytes of one append in batches: it gathers one batch while the storage writes another."""
 
-    def __init__(self, writer: Writer, budget: ByteBudget, release: Callable[[Sequence[Buffer]], None]) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        budget: ByteBudget,
+        release: Callable[[Sequence[Buffer]], None],
+        waited: Callable[[float], object],
+    ) -> None:
+        """Take the writer.
+
+        Args:
+            writer: stores the bytes.
+            budget: of all appends.
+            release: takes buffers that hold no bytes any more.
+            waited: is told for how many seconds an append has waited for the writer.
+        """
+        self._waited = waited
         self._writer = writer
         self._budget = budget
         self._release_buffers = release
@@ -52,20 +68,20 @@ class BatchWriter:
     async def flush(self, *, sync: bool) -> None:
         """Store all added bytes, and sync them if `sync` is set."""
         gathered = self._start_writing()
-        await self._writer.flush(gathered, sync=sync)
+        await self._timed(self._writer.flush(gathered, sync=sync))
         self._release_written()
 
     async def flush_available(self, *, sync: bool) -> None:
         """Store as many added bytes as the storage can without extra cost, see `Writer.flush_available`."""
         gathered = self._start_writing()
-        await self._writer.flush_available(gathered, sync=sync)
+        await self._timed(self._writer.flush_available(gathered, sync=sync))
         await self._writer.write(())
         self._release_written()
 
     async def finish(self, *, sync: bool) -> bool:
         """Store all added bytes as the last ones of the upload; return whether the storage has all bytes of it."""
         gathered = self._start_writing()
-        whole = await self._writer.finish(gathered, sync=sync)
+        whole = await self._timed(self._writer.finish(gathered, sync=sync))
         self._release_written()
         return whole
 
@@ -74,7 +90,7 @@ class BatchWriter:
     ) -> T:
         """Do what `finish` does in a thread that `run` chooses; `writer` must be the writer of this object."""
         gathered = self._start_writing()
-        result = await writer.finish_by(gathered, run, sync=sync)
+        result = await self._timed(writer.finish_by(gathered, run, sync=sync))
         self._release_written()
         return result
 
@@ -98,15 +114,25 @@ class BatchWriter:
     async def _write_everything(self) -> None:
         """Write all added bytes and wait until the writer holds no buffer."""
         gathered = self._start_writing()
-        await self._writer.write(gathered)
-        await self._writer.write(())
+        await self._timed(self._writer.write(gathered))
+        await self._timed(self._writer.write(()))
         self._release_written()
 
     async def _write_gathered(self) -> None:
         if self._gathered:
-            await self._writer.write(self._gathered)  # returns once the batch before is stored
+            await self._timed(self._writer.write(self._gathered))  # returns once the batch before is stored
             self._release_written()
             self._start_writing()
+
+    async def _timed(self, step: Awaitable[T]) -> T:
+        """Wait for a step of the writer, and tell how long that took, if the step has bytes to wait for."""
+        if not (self._writing_size or self._gathered_size):
+            return await step
+        started = time.monotonic()
+        try:
+            return await step
+        finally:
+            self._waited(time.monotonic() - started)
 
     def _start_writing(self) -> list[Buffer]:
         """Return the gathered buffers and mark them as the writer's, beside those that the writer may still have."""

@@ -62,6 +62,7 @@ class Append:
         options: UploadOptions,
         commit: Commit,
         stored_size: Callable[[Upload], Awaitable[int]],
+        storage_written: Callable[[float], object],
         *,
         verification: Verification | None,
         last_step: LastStep | None = None,
@@ -73,7 +74,7 @@ class Append:
 
         `quota_end` is the offset that the quota of the owner lets it reach; None: any. `checks` may refuse bytes
         before they are stored, and bytes with a checksum once they are verified. Of an upload that `is_watched` the
-        offset is committed more often.
+        offset is committed more often. `storage_written` is told of the seconds of every wait for the storage.
         """
         self._last_step = last_step
         self._checks = checks
@@ -84,7 +85,7 @@ class Append:
         self._stored_record = upload  # the record in the state store
         self._source = source
         self._budget = budget
-        self._batches = BatchWriter(writer, budget, source.release)
+        self._batches = BatchWriter(writer, budget, source.release, storage_written)
         self._options = options.limited_to(upload.max_size)
         self._commit_record = commit
         self._stored_size = stored_size  # of the storage

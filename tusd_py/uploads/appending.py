@@ -68,6 +68,7 @@ class Appending:
     ) -> None:
         self._storage = components.storage
         self._events = components.events
+        self._instrumentation = components.instrumentation
         self._budget = components.budget
         self._options = components.options
         self._records = records
@@ -315,6 +316,7 @@ class Appending:
             self._options,
             commit,
             self._storage.stored_size,
+            self._instrumentation.storage_written,
             verification=append_request.verification,
             last_step=last_step,
             quota_end=quota_end,

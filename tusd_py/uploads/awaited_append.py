@@ -32,6 +32,7 @@ class AwaitedAppends:
     ) -> None:
         self._storage = storage
         self._events = components.events
+        self._instrumentation = components.instrumentation
         self._budget = components.budget
         self._options = components.options
         self._clock = components.clock
@@ -79,14 +80,17 @@ class AwaitedAppends:
         sync = self._syncs and record.offset + len(body) == record.length
         writer = self._storage.writer(record, lock.token)
 
+        seconds = 0.0
+
         def finish() -> None:
+            nonlocal seconds
             stored = False
             self._pace.begin(writer)
             try:
                 writer.finish_in_thread((body,), sync=sync)
                 stored = True
             finally:
-                self._pace.end(writer, counts=stored and sync == self._syncs)
+                seconds = self._pace.end(writer, counts=stored and sync == self._syncs)
 
         try:
             await self._storage.run(finish, brief=not sync or self._pace.is_fast)
@@ -94,6 +98,7 @@ class AwaitedAppends:
             if sync:
                 raise SyncFailedError(record, error) from error
             raise
+        self._instrumentation.storage_written(seconds)
         return writer.snapshot()
 
     async def _commit(self, record: Upload, snapshot: WriterSnapshot, lock: Lock, request: AppendRequest) -> Upload:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 from tusd_py.contracts.health import ReportsHealth
+from tusd_py.contracts.instrumentation import NO_INSTRUMENTATION, Instrumentation
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.outbox import StateStoreWithOutbox, SupportsOutbox
 from tusd_py.contracts.scanner import Scanner
@@ -74,6 +75,7 @@ class Components:
     whole_syncs: SyncsAll | None
     reporting_health: tuple[ReportsHealth, ...]
     scanner: Scanner | None = None
+    instrumentation: Instrumentation = NO_INSTRUMENTATION
 
     @classmethod
     def of(
@@ -86,6 +88,7 @@ class Components:
         options: UploadOptions,
         clock: SteadyClock,
         scanner: Scanner | None = None,
+        instrumentation: Instrumentation = NO_INSTRUMENTATION,
     ) -> Components:
         """Look up the abilities of the components, which would take 10 us in every request."""
         if isinstance(storage, SupportsSizeLimits):
@@ -118,6 +121,7 @@ class Components:
             whole_syncs=storage if isinstance(storage, SyncsAll) else None,
             reporting_health=tuple(one for one in (state, storage) if isinstance(one, ReportsHealth)),
             scanner=scanner,
+            instrumentation=instrumentation,
         )
 
     @property

@@ -28,11 +28,12 @@ class Pace:
         """Record that a step begins."""
         self._under_way[step] = self._clock()
 
-    def end(self, step: object, *, counts: bool) -> None:
-        """Record that a step has ended; `counts` tells that it has succeeded and is one of this kind."""
+    def end(self, step: object, *, counts: bool) -> float:
+        """Record that a step has ended; return its seconds. `counts` tells that it succeeded and is of this kind."""
         duration = self._clock() - self._under_way.pop(step)
         if counts:
             self._latest.append(duration)
+        return duration
 
     @property
     def is_stalled(self) -> bool:

@@ -67,6 +67,7 @@ class SmallAppends:
     ) -> None:
         """One of `slots` is taken for each step in a thread of the storage."""
         self._events = components.events
+        self._instrumentation = components.instrumentation
         self._budget = components.budget
         self._options = components.options
         self._clock = components.clock
@@ -130,7 +131,7 @@ class SmallAppends:
         log.notify()
         self._events.publish(UploadCreated(new, request.context))
         with naming_created(new.id):
-            return await self._conclude(new, upload, lock, request.context)
+            return await self._conclude(new, upload, lock, request.context, step.seconds)
 
     async def append(self, lock: Lock, request: AppendRequest) -> Upload | None:
         """Append, while the caller holds the lock; None if that was not to be, and nothing has changed.
@@ -141,7 +142,7 @@ class SmallAppends:
         if not body or not is_small(request, self._options) or lock.upload or not self._budget.try_reserve(len(body)):
             return None
         try:
-            before, upload = await self._store(lock, request, body)
+            step, upload = await self._store(lock, request, body)
         except SyncFailedError:
             raise
         except Exception as error:  # whatever it is, the slow path meets it too
@@ -150,18 +151,18 @@ class SmallAppends:
         finally:
             self._budget.release(len(body))
         await request.source.read()  # returns at once: the body is used now
-        return await self._conclude(before, upload, lock, request.context)
+        assert step.before is not None
+        return await self._conclude(step.before, upload, lock, request.context, step.seconds)
 
-    async def _store(self, lock: Lock, request: AppendRequest, body: Buffer) -> tuple[Upload, Upload]:
-        """Store the body and change the record; return the record before and the one after."""
+    async def _store(self, lock: Lock, request: AppendRequest, body: Buffer) -> tuple[_Step, Upload]:
+        """Store the body and change the record; return the step, and the record after it."""
         self._work.refuse_when_draining()
         step = self._step(lock, request, body, RecordChange(lock.token, request.context))
         after = await self._store_with_others(step)
         if after is None:
             async with self._slots:
                 after = await self._threaded.storage.run(step.store_and_commit)
-        assert step.before is not None
-        return step.before, after
+        return step, after
 
     def _step(self, lock: Lock, request: AppendRequest, body: Buffer, change: RecordChange) -> _Step:
         return _Step(self._threaded, self._lifetimes, self._pace, lock, request, body, change, now=self._clock.steady())
@@ -175,8 +176,11 @@ class SmallAppends:
         except TooSlowError:
             return None
 
-    async def _conclude(self, before: Upload, upload: Upload, lock: Lock, request: RequestContext | None) -> Upload:
-        """Tell of the append, and end the upload if it has all bytes; return the record."""
+    async def _conclude(
+        self, before: Upload, upload: Upload, lock: Lock, request: RequestContext | None, seconds: float
+    ) -> Upload:
+        """Tell of the append, whose bytes took so many seconds, and end the upload if it has all; return the record."""
+        self._instrumentation.storage_written(seconds)
         self._events.publish(AppendStarted(before))
         self._events.publish(UploadProgressed(upload, upload.offset - before.offset, request))
         self._events.publish(AppendEnded(upload))
@@ -208,6 +212,7 @@ class _Step:
         self._change = change
         self._now = now
         self.before: Upload | None = None  # the record as it was read
+        self.seconds = 0.0  # that the storage took
         self.has_begun = False
 
     def commit_with_others(self, store: Callable[[], tuple[Upload, Upload]]) -> asyncio.Future[Upload]:
@@ -251,7 +256,7 @@ class _Step:
                 raise SyncFailedError(before, error) from error
             raise
         finally:
-            self._pace.end(self, counts=stored and sync == self._threaded.syncs)
+            self.seconds = self._pace.end(self, counts=stored and sync == self._threaded.syncs)
 
     def _reached(self, before: Upload) -> Upload:
         offset, token = self._request.offset + len(self._body), self._lock.token
