@@ -149,7 +149,7 @@ def with_direct_uploads(app: Starlette) -> ASGIApp:
         return app
 
     def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] == "http" and (scope["path"].startswith(below) or scope["path"] == base):
+        if scope["type"] in ("http", "websocket") and (scope["path"].startswith(below) or scope["path"] == base):
             scope["app_root_path"] = scope["root_path"]
             scope["root_path"] = base
             return server(scope, receive, send)

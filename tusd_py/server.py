@@ -260,18 +260,15 @@ class TusServer:
         return self.service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; a WebSocket is refused before it is accepted."""
+        """Serve one request, or one WebSocket, which tells the progress of uploads."""
         if scope["type"] == "lifespan":
             await Starlette(lifespan=self.lifespan)(scope, receive, send)
             return
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})  # sent before "accept": the client gets 403
-            return
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             raise RuntimeError("a tus server speaks HTTP only")
         self._warn_about_cors_middleware(scope.get("app"))
         self._rebuild_after_closed_loop()
-        timeout = HEAD_TIMEOUT if scope["method"] == "HEAD" else START_TIMEOUT
+        timeout = HEAD_TIMEOUT if scope.get("method") == "HEAD" else START_TIMEOUT
         if not self._started:
             scope = {**scope, ARRIVED_AT: asyncio.get_running_loop().time()}
             if await self.start_error(timeout) is not None:

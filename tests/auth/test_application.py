@@ -6,13 +6,14 @@ import asyncio
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from tests.support.harness import ROOT
 from tusd_py import (
@@ -299,6 +300,38 @@ def test_example_of_the_page_knows_users_by_their_sessions(tmp_path: Path, monke
         created = client.post("/files", headers={**TUS, "Upload-Length": "4"})
         assert created.status_code == 201
         assert client.head(created.headers["Location"], headers=TUS).status_code == 200
+
+
+def test_session_opens_no_socket_of_a_page_of_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middleware has made a user of the cookie before the server sees the request."""
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "security.md").read_text(), re.DOTALL)[0]
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, "security.md", "exec", dont_inherit=True), names)
+
+    async def log_in(request: Request) -> PlainTextResponse:
+        request.session["user"] = "ann"
+        return PlainTextResponse("welcome")
+
+    names["app"].router.routes.append(Route("/login", log_in, methods=["POST"]))
+    with TestClient(names["app"]) as client:
+        client.post("/login")
+        created = client.post("/files", headers={**TUS, "Upload-Length": "4"})
+        path = f"{urlsplit(created.headers['Location']).path}/events"
+        for origin in ("https://evil.example", "null", "http://testserver.evil.example", "http://testserver:81"):
+            with (
+                pytest.raises(WebSocketDenialResponse) as refused,
+                client.websocket_connect(path, headers={"Origin": origin}),
+            ):
+                pass
+            assert refused.value.status_code == 403
+        for headers in ({"Origin": "http://testserver"}, {}):
+            with client.websocket_connect(path, headers=headers) as socket:
+                assert socket.receive_json()["type"] == "snapshot"
+        client.cookies.clear()
+        with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect(path):
+            pass
+        assert refused.value.status_code == 401
 
 
 def test_example_of_the_page_signs_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from tests.auth.site import ADMIN, OTHER, OWNER, READER, WRITER, ask, bearer, cr
 from tests.support.harness import ServerProcess, serving
 from tests.support.wire.events import Listening
 from tests.support.wire.messages import identity
+from tests.support.wire.sockets import Socket
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,95 @@ def test_cookie_is_taken_from_pages_of_allowed_origins(site: ServerProcess, orig
     for below in (f"{path}/events", f"/files/events?upload={identity(path)}"):
         with Listening(site.port, below, headers) as stream:
             assert stream.status == status
+
+
+# WebSockets.
+
+
+def socket_to(site: ServerProcess, path: str, token: str | None, **headers: str) -> Socket:
+    return Socket(site.port, path, {**bearer(token), **headers})
+
+
+def test_socket_of_a_principal_is_about_its_own_uploads(site: ServerProcess) -> None:
+    own, foreign = create(site, OWNER, 8, b"four"), create(site, OTHER, 8, b"four")
+    with socket_to(site, "/files/events", OWNER) as anns, socket_to(site, "/files/events", OTHER) as bobs:
+        anns.until("snapshot", lambda message: message["id"] == identity(own))
+        bobs.until("snapshot", lambda message: message["id"] == identity(foreign))
+        for socket in (anns, bobs):
+            socket.send({"type": "get_status"})
+        assert identity(foreign) not in {
+            message["id"] for message in anns.until("snapshot", lambda message: message["id"] == identity(own))
+        }
+        assert identity(own) not in {
+            message["id"] for message in bobs.until("snapshot", lambda message: message["id"] == identity(foreign))
+        }
+        assert patch(site, OTHER, foreign, 4, b"more").status == 204
+        assert patch(site, OWNER, own, 4, b"more").status == 204
+        assert {message["id"] for message in anns.until("finished")} == {identity(own)}
+        assert identity(own) not in {message["id"] for message in bobs.until("finished")}
+
+
+def test_named_uploads_of_others_are_left_out_of_a_socket(site: ServerProcess) -> None:
+    foreign, own = create(site, OTHER, 8), create(site, OWNER, 4, b"four")
+    with socket_to(site, f"/files/events?upload={identity(foreign)}&upload={identity(own)}", OWNER) as socket:
+        assert [message["id"] for message in socket] == [identity(own)]
+        assert socket.code == 1000
+
+
+@pytest.mark.parametrize("token", [None, "wrong", jwt_of("ann", exp=1)])
+def test_socket_needs_a_token(site: ServerProcess, token: str | None) -> None:
+    for path in ("/files/events", "/files/events?upload=unknown", f"{create(site, OWNER, 8)}/events"):
+        refused = socket_to(site, path, token)
+        assert (refused.status, refused.text.partition(":")[0]) == (401, "ERR_UNAUTHORIZED")
+        assert refused.fields["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_capability_opens_a_socket_to_its_upload(site: ServerProcess) -> None:
+    path = create(site, OWNER, 4, b"four")
+    own, _, query = capability(site, path).partition("?")
+    with socket_to(site, f"{own}/events?{query}", None) as socket:
+        assert socket.rest() == ["snapshot"]
+    other = create(site, OWNER, 4, b"four")
+    assert socket_to(site, f"{other}/events?{query}", None).status == 401
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("https://page.example", 101), ("https://other.example", 403), ("null", 403), (None, 101)],
+)
+def test_socket_with_a_cookie_is_for_pages_of_allowed_origins(
+    site: ServerProcess, origin: str | None, status: int
+) -> None:
+    path = create(site, OWNER, 4, b"four")
+    headers = {"Cookie": f"token={OWNER}"} | ({} if origin is None else {"Origin": origin})
+    for below in (f"{path}/events", f"/files/events?upload={identity(path)}"):
+        with Socket(site.port, below, headers) as socket:
+            assert socket.status == status
+
+
+def test_socket_with_a_good_token_is_for_pages_of_allowed_origins_too(site: ServerProcess) -> None:
+    """A page cannot read an answer to a token that it has from elsewhere either."""
+    path, _, query = capability(site, create(site, OWNER, 4, b"four")).partition("?")
+    refused = Socket(site.port, f"{path}/events?{query}", {"Origin": "https://other.example"})
+    assert (refused.status, refused.text.partition(":")[0]) == (403, "ERR_ORIGIN_NOT_ALLOWED")
+
+
+def test_socket_ends_with_its_token(site: ServerProcess) -> None:
+    path = create(site, OWNER, 8, b"four")
+    token = jwt_of("ann", exp=time.time() + 2)
+    with socket_to(site, f"{path}/events", token) as socket:
+        assert socket.rest() == ["snapshot"]
+        assert (socket.code, socket.reason) == (1012, "retry: 1000")
+
+
+def test_both_kinds_of_streams_share_the_places_of_a_principal(tmp_path: Path) -> None:
+    with serving(tmp_path, **signing_files(tmp_path), max_listeners=32) as site, ExitStack() as stack:
+        for _ in range(4):
+            assert stack.enter_context(following(site, OWNER)).status == 200
+            assert stack.enter_context(socket_to(site, "/files/events", OWNER)).was_accepted
+        assert socket_to(site, "/files/events", OWNER).status == 503
+        assert ask(site, OWNER, "GET", "/files/events").status == 503
+        assert stack.enter_context(socket_to(site, "/files/events", OTHER)).was_accepted
 
 
 def test_stream_ends_with_its_token(site: ServerProcess) -> None:

@@ -32,6 +32,7 @@ from tests.support.stored import new_upload, stored, unchanged
 from tests.support.wire.connection import Connection
 from tests.support.wire.events import Listening
 from tests.support.wire.messages import OFFSET_STREAM, TUS, Answer, Body, Headers, payload
+from tests.support.wire.raw_sockets import UPGRADE, RawSocket
 
 SMALL, LARGE = b"some bytes", payload(200 << 10)
 WRONG, EXPIRED = "wrong", jwt_of("ann", exp=1)
@@ -89,6 +90,7 @@ VERBS = {
     "GET events": Verb("GET", below="/events"),
     "GET events again": Verb("GET", {"Last-Event-ID": "17"}, below="/events"),
     "HEAD events": Verb("HEAD", TUS, below="/events"),
+    "GET a WebSocket": Verb("GET", UPGRADE, below="/events"),
     "override GET events": Verb("POST", {"X-HTTP-Method-Override": "GET"}, b"", below="/events"),
 }
 
@@ -155,6 +157,8 @@ def send(server: ServerProcess, token: str | None, verb: Verb, path: str) -> Ans
     """Return the answer; of a stream of events, a body with the state that the first one tells."""
     headers = {**verb.headers, **bearer(token)}
     path = verb.path(path)
+    if verb.headers is UPGRADE:
+        return state_in_socket(server, path, headers)
     if verb.below and verb.method != "HEAD":
         return state_in_events(server, verb, path, headers)
     with Connection(server.port) as connection:
@@ -176,6 +180,14 @@ def state_in_events(server: ServerProcess, verb: Verb, path: str, headers: Heade
         first = stream.next()
         assert first is not None
         return Answer(200, (), f"{first.kind} {first.data['status']} {first.offset}".encode())
+
+
+def state_in_socket(server: ServerProcess, path: str, headers: Headers) -> Answer:
+    with RawSocket(server.port, path, headers) as socket:
+        if socket.status != 101:
+            return socket.refusal()
+        first = socket.next_message()
+        return Answer(200, (), f"{first['type']} {first['status']} {first['offset']}".encode())
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.harness import ROOT
 from tests.support.timing import scaled
+from tests.support.wire.sockets import Socket
 
 RUNNING = re.compile(r"Uvicorn running on (http://\S+)")
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -175,6 +176,46 @@ def test_create_app_under_stock_uvicorn_ends_a_running_append_at_shutdown(tmp_pa
             assert response.headers["Retry-After"]
             response.read()
         assert application.process.wait(20) is not None
+
+
+FOLLOWED = """
+from fastapi import FastAPI
+from tusd_py import TusServer
+
+tus = TusServer(upload_dir="uploads")
+app = FastAPI(lifespan=tus.lifespan)
+app.mount("/files", tus)
+"""
+
+
+@pytest.mark.parametrize("implementation", ["auto", "websockets", "websockets-sansio"])
+def test_progress_is_told_over_a_websocket_of_the_application(tmp_path: Path, implementation: str) -> None:
+    """Refusals are answers of HTTP where uvicorn passes them on."""
+    arguments = ("--ws", implementation, "--ws-max-size", "4096", "--ws-per-message-deflate", "false")
+    with running(tmp_path, FOLLOWED, *arguments) as application:
+        port = urlsplit(application.origin).port or 0
+        created = application.request("POST", "/files/", {"Upload-Length": "5"})
+        path = urlsplit(created.headers["Location"]).path
+        with Socket(port, f"{path}/events", {"Origin": application.origin}) as follower:
+            assert follower.was_accepted
+            assert [message["type"] for message in follower.until("snapshot")] == ["snapshot"]
+            follower.send({"type": "ping"})
+            assert follower.next() == {"type": "pong"}
+            application.request("PATCH", path, {"Upload-Offset": "0", **OFFSET_TYPE}, b"hello")
+            assert follower.rest()[-1] == "finished"
+            assert follower.code == 1000
+        assert Socket(port, "/files/unknown/events").status == 404
+        assert Socket(port, path).status == 404
+        with Socket(port, f"{path}/events") as follower:
+            assert follower.rest() == ["snapshot"]
+        second = application.request("POST", "/files/", {"Upload-Length": "5"})
+        with Socket(port, f"{urlsplit(second.headers['Location']).path}/events") as follower:
+            follower.until("snapshot")
+            application.process.send_signal(signal.SIGTERM)
+            assert follower.rest() == []
+            assert follower.code == 1012
+        assert application.process.wait(scaled(10)) in (0, -signal.SIGTERM)
+    assert not any("Traceback" in line for line in application.log), application.log
 
 
 INFORMED = """

@@ -171,7 +171,7 @@ async def test_ready_checks_say_why_and_start_the_server_later(tmp_path: Path) -
     await app.state.tus.shutdown()
 
 
-@pytest.mark.parametrize("path", ["/files", "/files/", "/files/abc", "/nothing"])
+@pytest.mark.parametrize("path", ["/files", "/files/", "/files/abc", "/files/abc/events", "/files/events", "/nothing"])
 async def test_a_websocket_is_refused_without_an_exception(tmp_path: Path, path: str) -> None:
     sent: list[Any] = []
 
@@ -183,10 +183,13 @@ async def test_a_websocket_is_refused_without_an_exception(tmp_path: Path, path:
 
     scope = {"type": "websocket", "path": path, "headers": [], "root_path": "", "query_string": b"", "subprotocols": []}
     created, fastapi = create_app(upload_dir=tmp_path), FastAPI()
-    fastapi.mount("/files", TusServer(upload_dir=tmp_path))
-    apps = (created, with_direct_uploads(created), mounted(TusServer(upload_dir=tmp_path)), fastapi)
+    embedded = [TusServer(upload_dir=tmp_path) for _ in range(2)]
+    fastapi.mount("/files", embedded[0])
+    apps = (created, with_direct_uploads(created), mounted(embedded[1]), fastapi)
     for app in apps:
         await app({**scope}, receive, send)
+    for tus in (created.state.tus, *embedded):
+        await tus.shutdown()
     assert [message["type"] for message in sent] == ["websocket.close"] * len(apps)
 
 
@@ -200,6 +203,7 @@ async def test_a_websocket_is_refused_after_the_shutdown_too(tmp_path: Path) -> 
     async with tus.lifespan():
         pass
     await tus({"type": "websocket", "path": "/", "headers": []}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    await tus.shutdown()
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 

@@ -34,6 +34,7 @@ vars(append)["MAX_SILENCE"] = scaled(append.MAX_SILENCE)
 
 if os.environ.get("PLAIN_ASGI"):  # in worker processes too, which import this module again
     vars(process)["upload_protocol"] = lambda **_: HttpToolsProtocol
+    vars(process)["WEBSOCKETS"] = "websockets-sansio"
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -75,7 +75,7 @@ def test_every_flag_in_the_documents_exists() -> None:
     others |= {"--state"}  # of `tusd-py uploads`
     others |= {"--scope"}  # of `tusd-py token`
     others |= {"--expires", "--owner", "--types", "--metadata"}  # of `tusd-py sign`
-    others |= {"--no-access-log"}  # of uvicorn
+    others |= {"--no-access-log", "--ws-max-size", "--ws-per-message-deflate"}  # of uvicorn
     text = "".join(document.read_text() for document in DOCUMENTS if document.name != "performance.md")
     mentioned = set(re.findall(r"`[^`\n]*?(--[a-z][a-z-]+)", text))
     assert mentioned <= flags | switches | others

@@ -35,6 +35,7 @@ from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.errors import (
     HTTPError,
 )
+from tusd_py.http.page_origin import check_page
 from tusd_py.http.request import (
     FILE_SENDING,
     CommonHeaders,
@@ -49,6 +50,7 @@ from tusd_py.http.request import (
 )
 from tusd_py.http.tus.headers import single_values
 from tusd_py.http.urls import UrlBuilder
+from tusd_py.http.websocket import SocketExchange
 from tusd_py.transfer.budget import BufferPool
 
 logger = logging.getLogger("tusd_py.http")
@@ -114,6 +116,11 @@ class UploadApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
+        extension = body_extension_of(scope, receive)
+        socket = None
+        if scope["type"] == "websocket":
+            socket = SocketExchange(scope, receive, send)
+            scope, receive, send = socket.scope, socket.receive_no_body, socket.send
         # Copied, since a server may append trailers to this list later.
         headers = single_values(list(scope["headers"]))
         preflight = self._cross_origin.preflight(scope, headers)
@@ -127,10 +134,12 @@ class UploadApp:
             min_rate=self._min_rate,
             offers_upgrade="upgrade" in headers,
             expects_continue=headers.get("expect", "").lower() == "100-continue",
-            extension=body_extension_of(scope, receive),
+            extension=extension,
             pool=self._pool,
         )
-        request = Request(scope, "", body, headers, method_of(scope, headers), self._urls.client(scope, headers))
+        method = method_of(scope, headers) if socket is None else "GET"
+        request = Request(scope, "", body, headers, method, self._urls.client(scope, headers))
+        request.socket = socket
         request.sends_files = sends_files(scope, send)
         if request.is_head:
             request.deadline = scope.get(ARRIVED_AT, asyncio.get_running_loop().time()) + HEAD_TIMEOUT
@@ -158,6 +167,8 @@ class UploadApp:
         try:
             request.body.declared_size = declared_size(request.headers)
             handler = self._route(request)
+            if request.socket is not None:
+                check_page(request, self._cross_origin, self._urls)
             if self._access is not None:
                 await self._access.admit(request)
             return await handler(request)

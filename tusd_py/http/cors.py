@@ -63,6 +63,10 @@ class CrossOrigin:
         """Return whether pages of an origin are named among those that may upload; `*` names none."""
         return "*" not in self._origins and self._rules.is_allowed_origin(origin)
 
+    def may_read(self, origin: str) -> bool:
+        """Return whether pages of an origin may read answers."""
+        return self._is_enabled and self._rules.is_allowed_origin(origin)
+
     def preflight(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
         """Return the response to a preflight request; None for any other request."""
         is_preflight = scope["method"] == "OPTIONS" and "origin" in headers and REQUESTED_METHOD in headers

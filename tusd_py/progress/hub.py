@@ -100,7 +100,7 @@ class ProgressHub:
 
         Args:
             listener: the listener.
-            kind: the kind of its stream; one of the kind `sse` gets pings.
+            kind: the kind of its stream, `sse` or `websocket`.
             seconds: the time after which its stream ends.
             sender: the name of its sender, who may have a part of the places; empty if there is none.
 
@@ -115,8 +115,7 @@ class ProgressHub:
             raise TooManyListenersError
         self._senders[sender] += 1
         end = asyncio.get_running_loop().call_later(seconds, listener.end, RETRY[0])
-        if kind == "sse":
-            self._wheel.add(listener, len(self._listeners))
+        self._wheel.add(listener, len(self._listeners))
         self._listeners[listener] = Place(kind, end, sender)
         self._instrumentation.listeners_changed(kind, 1)
         self._start()
@@ -269,6 +268,11 @@ class ProgressHub:
         finally:
             watched.readers -= 1
             self._keep(watched)
+
+    def snapshots(self, listener: Listener) -> Sequence[Message]:
+        """Return the state of every upload that a listener watches, as far as it is known."""
+        place = self._listeners.get(listener)
+        return [] if place is None else [one.snapshot(self._time()) for one in place.watched if one.last is not None]
 
     def _introduce(self, change: Change) -> None:
         """Ask whether the listeners to all uploads of an owner that do not know this one yet may follow it."""

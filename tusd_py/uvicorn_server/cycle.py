@@ -73,7 +73,7 @@ class UploadCycle(RequestResponseCycle):
     async def run_asgi(self, app: Any) -> None:
         """Run the application; log no error if the client has disconnected or the shutdown grace is over."""
         try:
-            await app(self.scope, self.receive, self.send)
+            await app(self.application_scope(), self.receive, self.send)
         except asyncio.CancelledError:
             logger.debug("%s %s was cancelled", self.scope["method"], self.scope["path"])
             self.protocol.end("the request was cancelled")
@@ -88,6 +88,10 @@ class UploadCycle(RequestResponseCycle):
             self.on_response = _no_op
             # An extension refers to this object, which refers to the scope: only the garbage collector would free them.
             self.scope["extensions"].clear()
+
+    def application_scope(self) -> Any:
+        """Return the scope that the application is called with."""
+        return self.scope
 
     async def _answer_failure(self) -> None:
         if self.response_started:
@@ -194,6 +198,14 @@ class UploadCycle(RequestResponseCycle):
     def body_ended(self) -> None:
         self.more_body = False
         self.message_event.set()
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether the request has become a WebSocket."""
+        return False
+
+    def close_at_shutdown(self) -> None:
+        """Close the WebSocket, if it is one: the server ends."""
 
     def abort(self) -> None:
         """End the request: nothing more is received or sent."""

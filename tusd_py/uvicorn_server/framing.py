@@ -25,12 +25,13 @@ PLAIN_PATH = re.compile(rb"/[^?#]*")  # a request target without a query
 
 
 class Phase(Enum):
-    """The part of a request that comes next."""
+    """The part of a request that comes next; no other request comes after the start of a WebSocket."""
 
     HEAD = auto()
     SIZED_BODY = auto()
     CHUNKED_BODY = auto()
     ENDED = auto()
+    WEBSOCKET = auto()
 
 
 class TooManyHeaders(Exception):

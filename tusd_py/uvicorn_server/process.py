@@ -24,6 +24,7 @@ from tusd_py.uvicorn_server.protocol import upload_protocol
 
 BACKLOG = 2048
 FURTHER_CONNECTIONS = 64  # beyond the limit, so that a server without room can still be looked at
+WEBSOCKETS = "none"  # the protocol class of uvicorn that takes them over: that of the requests has them itself
 SENDING_TIMEOUT = 1.0  # seconds that the end of a process waits for a file that its disk does not deliver
 
 
@@ -109,7 +110,7 @@ def run_server(
         uvicorn.Config,
         interface="asgi3",
         http=upload_protocol(shared=shared),
-        ws="none",
+        ws=WEBSOCKETS,
         lifespan="on",
         log_config=None,
         access_log=False,

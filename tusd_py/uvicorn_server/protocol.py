@@ -20,6 +20,7 @@ import httptools
 from uvicorn.protocols.utils import is_ssl
 from uvicorn.server import ServerState
 
+from tusd_py.http.progress.endpoint import is_path_of_events
 from tusd_py.uvicorn_server.addresses import local_address, peer_address
 from tusd_py.uvicorn_server.connections import Connections
 from tusd_py.uvicorn_server.cycle import UploadCycle
@@ -37,9 +38,11 @@ from tusd_py.uvicorn_server.framing import (
     Phase,
     TooManyHeaders,
     is_chunked_only,
+    request_target,
     section_end,
 )
 from tusd_py.uvicorn_server.refusals import (
+    HANDSHAKE_ENDED,
     HEAD_TOO_LONG,
     HEADER_TIMEOUT,
     INVALID,
@@ -48,6 +51,8 @@ from tusd_py.uvicorn_server.refusals import (
     refusal,
 )
 from tusd_py.uvicorn_server.scopes import application_of, http_scope
+from tusd_py.uvicorn_server.socket_cycle import SocketCycle
+from tusd_py.uvicorn_server.socket_handshake import VERSION, Handshake, InvalidHandshake, opening_handshake
 from tusd_py.uvicorn_server.watched_connection import WatchedConnection
 
 logger = logging.getLogger("tusd_py.uvicorn_server")
@@ -70,6 +75,7 @@ class UploadProtocol(WatchedConnection):
     """The protocol of one connection."""
 
     flow: ConnectionFlow
+    takes_sockets: Callable[[str], bool]
     _chunked: ChunkedBody  # of the current body, if it is chunked
     _allowance: FramingAllowance
     on_body: Callable[[bytes], None]  # type: ignore[assignment]
@@ -89,6 +95,7 @@ class UploadProtocol(WatchedConnection):
         self._refused = False
         self._linger_size = LINGER_SIZE
         self._awaits_head = False
+        self._handshake: Handshake | InvalidHandshake | None = None  # of the current request
 
     # The connection.
 
@@ -155,6 +162,9 @@ class UploadProtocol(WatchedConnection):
             if self._phase is Phase.ENDED:
                 self._keep_for_later(data[position:])
                 return
+            if isinstance(self.cycle, SocketCycle) and self._phase is Phase.WEBSOCKET:
+                self._socket_data_arrived(self.cycle, data[position:])
+                return
             end = self._piece_end(data, position)
             self._parse(data if end - position == len(data) else data[position:end])
             position = end
@@ -177,7 +187,7 @@ class UploadProtocol(WatchedConnection):
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade:
-            self._ignore_upgrade()
+            self._upgrade_offered()
         except httptools.HttpParserError as error:
             if phase is Phase.CHUNKED_BODY and self._phase is Phase.ENDED:
                 self._end_after_body()
@@ -226,6 +236,12 @@ class UploadProtocol(WatchedConnection):
         self._await_head()
         self._count_waiting(self._head_size)
 
+    def _socket_data_arrived(self, cycle: SocketCycle, data: bytes) -> None:
+        if cycle.is_socket:
+            cycle.data_arrived(data)
+        else:
+            self._refuse("400 Bad Request", HANDSHAKE_ENDED)
+
     def _keep_for_later(self, data: bytes) -> None:
         """Keep bytes that follow the request that is being answered, and pause reading until it has been.
 
@@ -257,7 +273,7 @@ class UploadProtocol(WatchedConnection):
 
     # Refusals.
 
-    def _refuse(self, status: str, text: str) -> None:
+    def _refuse(self, status: str, text: str, **fields: str) -> None:
         """Answer an invalid request, and close a moment later: the answer would be lost if bytes were unread."""
         if self.transport.is_closing() or self._refused:
             return
@@ -272,7 +288,7 @@ class UploadProtocol(WatchedConnection):
             if self.cycle.response_started:
                 self.end(text)
                 return
-        self.transport.write(refusal(status, text))
+        self.transport.write(refusal(status, text, **fields))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._watch_writes()
@@ -329,11 +345,24 @@ class UploadProtocol(WatchedConnection):
         self._start_request()
 
     def _start_request(self) -> None:
-        """Start the application on the request whose head is complete."""
+        """Start the application on the request whose head is complete, unless its handshake is refused."""
         version = self.parser.get_http_version()
+        self._handshake = self._opening_handshake(version)
+        if isinstance(self._handshake, InvalidHandshake):
+            return
         self.scope = http_scope(self, version)
-        self.cycle = UploadCycle(self, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        if self._handshake is None:
+            self.cycle = UploadCycle(self, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        else:
+            self._phase = Phase.WEBSOCKET
+            self.cycle = SocketCycle(self, self._handshake)
         self._start_asgi_task(self.cycle, application_of(self))
+
+    def _opening_handshake(self, version: str) -> Handshake | InvalidHandshake | None:
+        """Return the handshake of a WebSocket; None for any other request."""
+        if not self.parser.should_upgrade() or not self.takes_sockets(request_target(self.url)[0]):
+            return None
+        return opening_handshake(self.parser.get_method(), version, self.headers)
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():  # otherwise the body is still to come
@@ -367,6 +396,13 @@ class UploadProtocol(WatchedConnection):
         self.parser = httptools.HttpRequestParser(events)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
+    def _upgrade_offered(self) -> None:
+        """Go on after the head of a request that offers another protocol."""
+        if isinstance(self._handshake, InvalidHandshake):
+            self._refuse(self._handshake.status, self._handshake.text, sec_websocket_version=VERSION)
+        elif self._handshake is None:
+            self._ignore_upgrade()
+
     def _ignore_upgrade(self) -> None:
         """Read the body with a new parser: the old one reads none after an offer of another protocol."""
         self._use_parser(BodyEvents(self))
@@ -393,7 +429,12 @@ def upload_protocol(
     header_timeout: float = 30.0,
     *,
     shared: Connections | None = None,
+    takes_sockets: Callable[[str], bool] = is_path_of_events,
 ) -> type[UploadProtocol]:
-    """Return the protocol class of one server."""
+    """Return the protocol class of one server.
+
+    `takes_sockets` tells whether the application takes WebSockets to a path; elsewhere an offer of one is ignored.
+    """
     shared = shared or Connections(header_timeout=header_timeout)
-    return type("UploadProtocol", (UploadProtocol,), {"shared": shared})
+    members = {"shared": shared, "takes_sockets": staticmethod(takes_sockets)}
+    return type("UploadProtocol", (UploadProtocol,), members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -54,6 +55,18 @@ class WatchedConnection(HttpToolsProtocol):
         self.transport.close()
         self._watch_writes()
 
+    def socket_closed(self, seconds: float, end: Callable[..., None]) -> None:
+        """Wait so many seconds for the client to close a WebSocket that the server has closed."""
+        if not self.transport.is_closing():
+            self.shared.became_idle(self)
+            self._deadline.set(seconds, end, "its client does not close the WebSocket")
+
+    def shutdown(self) -> None:
+        if self.cycle is not None and self.cycle.is_socket:
+            self.cycle.close_at_shutdown()
+        else:
+            super().shutdown()
+
     def end_idle(self) -> None:
         logger.debug("a connection is closed: it is idle, and others wait")
         self.transport.abort()
@@ -74,14 +87,14 @@ class WatchedConnection(HttpToolsProtocol):
         """Watch what is in the kernel's buffer too."""
         if self._writes is None:
             limits = (self.shared.idle_timeout, self.shared.min_rate)
-            self._writes = WriteWatch(self.transport, *limits, self._reader_timed_out)
+            self._writes = WriteWatch(self.transport, *limits, self.reader_timed_out)
         self._writes.start()
 
     def _stop_watching_writes(self) -> None:
         if self._writes is not None:
             self._writes.stop()
 
-    def _reader_timed_out(self) -> None:
+    def reader_timed_out(self) -> None:
         self.shared.instrumentation.connection_ended("write_timeout")
         if self._is_serving():
             self.cycle.reader_timed_out = True

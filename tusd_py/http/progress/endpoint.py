@@ -12,7 +12,9 @@ from urllib.parse import parse_qs
 from tusd_py.core.errors import UploadNotFound
 from tusd_py.core.upload import Upload, is_upload_id
 from tusd_py.http.errors import HTTPError
-from tusd_py.http.progress.sse import HEADERS, EventBody, stream_headers
+from tusd_py.http.progress.socket import SocketForm
+from tusd_py.http.progress.sse import HEADERS, EventForm, stream_headers
+from tusd_py.http.progress.stream_body import StreamBody
 from tusd_py.http.rates import address_of, sender_of
 from tusd_py.http.request import Handler, Request, Response
 from tusd_py.progress.hub import ProgressHub, TooManyListenersError
@@ -65,13 +67,14 @@ class ProgressEndpoint:
     async def get(self, request: Request) -> Response:
         """Answer with the events of an upload from now on, beginning with a snapshot or what the client has missed.
 
-        A client that has got the last event is answered 204, after which browsers ask no more.
+        A WebSocket begins with a snapshot always. A client that has got the last event is answered 204, after which
+        browsers ask no more.
         """
         if request.is_head:
             return await self.head(request)
         listener = Listener((request.upload_id,))
         self._add(listener, request)
-        number = last_number(request.headers)
+        number = last_number(request.headers) if request.socket is None else None
         try:
             goes_on = await self._hub.watch(listener, request.upload_id, partial(self._read, request), number)
         except BaseException:
@@ -80,8 +83,7 @@ class ProgressEndpoint:
         if not goes_on:
             self._hub.remove(listener)
             return Response(204, {"Cache-Control": "no-store"})
-        request.is_stream = True
-        return Response(200, stream_headers(request), events=EventBody(listener, self._hub.remove))
+        return self._answer_with(listener, request)
 
     async def head_several(self, request: Request) -> Response:
         """Answer as to a GET, without events."""
@@ -108,8 +110,18 @@ class ProgressEndpoint:
         except BaseException:
             self._hub.remove(listener)
             raise
+        return self._answer_with(listener, request)
+
+    def _answer_with(self, listener: Listener, request: Request) -> Response:
+        """Return the stream of a listener in the form that its client asks for."""
         request.is_stream = True
-        return Response(200, stream_headers(request), events=EventBody(listener, self._hub.remove))
+        socket = request.socket
+        if socket is None:
+            body = StreamBody(EventForm(request), listener, self._hub.remove)
+            return Response(200, stream_headers(request), events=body)
+        snapshots = partial(self._hub.snapshots, listener)
+        form = SocketForm(socket.receive, listener, snapshots, sends_pings=socket.sends_pings)
+        return Response(101, events=StreamBody(form, listener, self._hub.remove))
 
     async def _may_follow_named(self, may_follow: MayFollow, upload: Upload) -> bool:
         """Return whether the client may follow an upload that it has named.
@@ -123,7 +135,8 @@ class ProgressEndpoint:
 
     def _add(self, listener: Listener, request: Request) -> None:
         try:
-            self._hub.add(listener, "sse", lifetime(request), listening_sender(request))
+            kind = "sse" if request.socket is None else "websocket"
+            self._hub.add(listener, kind, lifetime(request), listening_sender(request))
         except TooManyListenersError:
             raise TooManyListeners from None
 
@@ -137,6 +150,11 @@ class ProgressEndpoint:
 async def _anybody(upload: Upload) -> bool:
     """Return that everybody who knows the id of an upload may follow it."""
     return True
+
+
+def is_path_of_events(path: str) -> bool:
+    """Return whether a path may be one of those that tell of uploads."""
+    return path.removesuffix("/").endswith(f"/{EVENTS}")
 
 
 def named_uploads(request: Request) -> list[str] | None:

@@ -40,10 +40,13 @@ class TusProtocol:
     def route(self, request: Request) -> Handler:
         """Find the handler of a request to the creation URL, to an upload or to its events.
 
-        Raises `UploadNotFound` for any other sub-resource, and `MethodNotAllowed`.
+        Raises `UploadNotFound` for any other sub-resource, or a WebSocket to anything but events, and
+        `MethodNotAllowed`.
         """
         if request.sub_resource or (request.upload_id == EVENTS and self._progress is not None):
             return self._route_events(request)
+        if request.socket is not None:
+            raise UploadNotFound
         methods = self._handlers.on_upload if request.upload_id else self._handlers.on_creation_url
         handler = methods.get(request.method)
         if handler is None:
