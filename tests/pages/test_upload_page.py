@@ -154,3 +154,18 @@ def test_page_tells_why_the_server_refuses_a_file(browser: Browser, tmp_path: Pa
     assert said.startswith("script.png: ")
     assert "tus:" not in said
     assert "ERR_" not in said
+
+
+def test_copies_in_the_browser_are_bounded_for_all_tabs_together(server: ServerProcess, browser: Browser) -> None:
+    with browser.page() as page:
+        page.goto(server.origin + "/")
+        page.until("document.querySelector('#kept-files').textContent.includes('at most 512 MiB')")
+        (module,) = {url for url in page.seen()["requests"] if "/assets/kept-files." in url}
+        bounds = page.value(
+            f"import({module!r}).then(({{ boundsOfCopies }}) => [...Array(100).keys()].map(boundsOfCopies))"
+        )
+        with browser.page(beside=page) as second:
+            second.goto(server.origin + "/")
+            second.until("document.querySelector('#kept-files').textContent.includes('at most 256 MiB')")
+    assert bounds[0] == {"maxFileSize": 512 * MEBI, "maxTotalSize": 1024 * MEBI}
+    assert sum(bound["maxTotalSize"] + bound["maxFileSize"] for bound in bounds) <= 3072 * MEBI

@@ -35,6 +35,9 @@ export const TEXTS = {
   plugSteps:
     'While an upload runs, kill the server, reload this page, or close the browser. Start the server again and come' +
     ' back: every byte that the server acknowledged is there, and only the rest is sent.',
+  keptFiles:
+    'Until a file is uploaded, and for a day at most, this browser keeps a copy of it on this device, if it has at most' +
+    ' {size}. Larger files have to be chosen again after a reload.',
   noReason: 'the server did not say why',
 
   // Record

@@ -1,4 +1,5 @@
 // The upload page: Uppy's Dashboard, which goes on after a lost server, a reload and a closed browser.
+import { boundsOfCopies } from './kept-files.js'
 import { showTabs, tellTabs } from './tabs.js'
 import {
   announce,
@@ -21,7 +22,6 @@ const PARALLEL_FROM = 8 * MEBI // smaller files gain nothing
 const CHUNK = 64 * MEBI // ends a request now and then, so that other tabs get one of the six connections of the browser
 const FILES_AT_ONCE = 2
 const TEST_FILE = 200 * MEBI
-const KEPT = { maxFileSize: 512 * MEBI, maxTotalSize: 2048 * MEBI } // copies of files for after a reload
 // Half a day: after a loss of the server an upload goes on by itself.
 const RETRY_DELAYS = [500, 1000, 2000, 3000, ...Array(8640).fill(5000)]
 
@@ -29,6 +29,7 @@ fillTexts()
 const config = await loadConfig()
 const { Uppy, Dashboard, Tus, GoldenRetriever } = window.Uppy
 const tab = await tabNumber('upload')
+const copies = boundsOfCopies(tab)
 const uppy = new Uppy({
   id: `upload-${tab}`,
   restrictions: {
@@ -69,7 +70,7 @@ uppy
     onBeforeRequest: authorize,
     onShouldRetry: shouldRetry,
   })
-  .use(GoldenRetriever, { indexedDB: KEPT })
+  .use(GoldenRetriever, { indexedDB: copies })
 
 // Uppy puts the item of a single file into no list, which screen readers need.
 new MutationObserver(() => {
@@ -156,6 +157,7 @@ uppy.on('restored', () => {
 
 // Controls
 
+element('kept-files').textContent = text('keptFiles', { size: formatBytes(copies.maxFileSize) })
 element('parallel-text').textContent = text('parallel', { count: PARTS })
 element('parallel-label').hidden = !config.concatenation
 element('parallel').checked = localStorage.getItem('tusd-py-parallel') === 'true'
