@@ -82,6 +82,7 @@ def test_progress_comes_by_the_stream(site: ServerProcess, browser: Browser) -> 
         page.until(f"{ROW}.textContent.includes('waiting for its client')")
         assert patch(site.port, path, 1000, b"x" * (LENGTH - 1000)).status == 204
         shown(page, LENGTH)
+        assert page.value(f"!{ROW}.querySelector('progress').hidden")
         page.until(f"{ROW}.dataset.status === 'complete'")
         wait_until(lambda: listeners(site) == 0)
 
@@ -117,6 +118,7 @@ def test_details_tell_the_history_and_what_happens_meanwhile(site: ServerProcess
     with browser.page() as page:
         enter(page, site)
         page.until(f"{ROWS} === 1")
+        assert page.value(f"{ROW}.querySelector('progress').hidden")  # nobody knows how much is left
         open_details(page)
         page.until(f"{HISTORY}.length === 1 && {HISTORY}[0].includes('created, from 127.0.0.1')")
         assert patch(site.port, path, 0, b"x" * 1000).status == 204

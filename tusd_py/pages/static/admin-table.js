@@ -63,6 +63,7 @@ class Row {
     this.element.dataset.offset = String(offset)
     this.#name.textContent = name
     this.#cells.state.textContent = stateOf(this.upload)
+    this.#bar.hidden = length === null // nobody knows how much is left
     this.#bar.max = Math.max(length ?? offset, 1)
     this.#bar.value = status === 'complete' ? this.#bar.max : offset
     this.#bar.setAttribute('aria-label', text('progressOf', { name }))
