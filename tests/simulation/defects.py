@@ -78,6 +78,7 @@ PROFILES: Mapping[str, str] = {
     "completion_record_not_read": "failovers",
     "completion_record_written_before_the_change": "failovers",
     "earlier_segments_not_synced": "lost syncs",
+    "late_attempt_of_a_creation_brings_a_removed_upload_back": "lost answers",
     "lost_answer_to_a_creation_taken_for_a_failure": "lost answers",
     "lost_answer_to_a_change_taken_for_a_failure": "lost answers",
     "calls_made_after_their_sender_gave_up": "lost answers",

@@ -144,6 +144,11 @@ def lost_answer_to_a_creation_taken_for_a_failure() -> None:
 
 
 @plant
+def late_attempt_of_a_creation_brings_a_removed_upload_back() -> None:
+    edit(scripts.CREATE_INDEXED, "if redis.call('GET', KEYS[2]) == created_at then return 2 end", "")
+
+
+@plant
 def lost_answer_to_a_change_taken_for_a_failure() -> None:
     for script in CHANGING:
         edit(script, "if change_id == arguments.change_id then return 2 end", "")
