@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.preload import PreloadedFaults
+from tests.support.clamd import Clamd
 from tests.support.harness import ServerProcess
 from tests.support.hosts import wait_for_first_sweep
 from tests.support.redis_server import shared_redis_url
@@ -118,6 +119,20 @@ def test_a_failed_sync_at_the_end_of_an_upload_takes_the_offset_back_to_the_last
         assert true_offset(server, path) == 0
         complete(server.port, path, DATA)
         assert request(server.port, "GET", "/readyz").status == 200  # restarted
+
+
+def test_a_completion_whose_bytes_are_synced_goes_on_after_a_failed_sync(place: Place) -> None:
+    """The bytes were synced before the scanner was asked, which was away: the next attempt syncs once more."""
+    with Clamd() as clamd, place.server(clamd=clamd.address, scan_fail="closed", sweep_interval="1h") as server:
+        clamd.answer = "no answer that clamd gives"
+        path = create(server.port, len(DATA))
+        assert patch(server.port, path, 0, DATA).status == 503
+        clamd.answer = None
+        failed = place.faults.fail(SYNC, pattern(server, path), times=1)
+        assert head(server.port, path).status == 423
+        assert failed.hits
+        assert true_offset(server, path) == len(DATA)
+        assert_content(server.port, path, DATA)
 
 
 @pytest.mark.parametrize("deferred", [False, True])

@@ -192,7 +192,7 @@ class Completion:
             HookRejected: the application does not want the upload, which has been removed.
             HookUnavailable: the application could not be asked, or the upload not be scanned.
             OffsetMismatch: bytes were lost; the upload is active again at the offset where they end.
-            StorageUnavailable: an upload without bytes could not be made safe.
+            StorageUnavailable: a sync has failed, and no byte is lost.
         """
         try:
             finished = await (
@@ -201,7 +201,7 @@ class Completion:
                 else self._finish_in_storage(upload, token, request)
             )
         except StorageBehind as error:
-            if error.stored == upload.offset == 0:  # no byte is lost: the sweeper tries again
+            if error.stored >= upload.offset:  # no byte is lost, as they were synced before: the next one tries again
                 raise StorageUnavailable from error
             back = replace(upload.at(error.stored), status=Status.ACTIVE, expires_at=self._lifetimes.extended(upload))
             await self._state.update(upload, back, token)
