@@ -25,6 +25,7 @@ class HostsOracle(Oracle):
         earlier may have been removed since (`went_back` are the ids of such records).
         """
         self.losses += 1
+        self.lost_at = self.now()
         self.last_redis_loss = self.losses
         for upload in self.uploads:
             record = record_of(upload.id)

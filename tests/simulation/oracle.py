@@ -87,6 +87,7 @@ class Oracle:
         self.complain = complain
         self.uploads: list[Expected] = []
         self.losses = 0  # power cuts and failed syncs
+        self.lost_at = -math.inf  # virtual time of the last one
         self.expires_after = self.retention = 0.0  # seconds; 0: never
         self.ended: set[str] = set()  # ids of uploads that the application ends
         self.now: Callable[[], float] = lambda: 0.0
@@ -242,6 +243,7 @@ class Oracle:
     def lost_unsynced(self, *, records: bool) -> None:
         """A power cut, or a failed sync: from now on only what was synced before its acknowledgement must be there."""
         self.losses += 1
+        self.lost_at = self.now()
         for upload in self.uploads:
             self._weaken(upload, records=records)
 

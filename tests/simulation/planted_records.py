@@ -17,11 +17,13 @@ from tusd_py.core.errors import HookUnavailable
 from tusd_py.outbox import sink_worker
 from tusd_py.transfer import batch_writer
 from tusd_py.uploads import (
+    administration,
     append,
     decisions,
     event_log,
     lifetimes,
     locked_work,
+    queries,
     record_reader,
     removal,
     small_append,
@@ -248,3 +250,21 @@ def locks_never_released_after_an_error() -> None:
         return result
 
     change(locked_work.LockedWork, "_hold", hold)
+
+
+# Administrators.
+
+
+@plant
+def complete_uploads_expired_by_administrators() -> None:
+    change(administration, "_refuse_all_but_active", nothing)
+
+
+@plant
+def lists_end_with_their_first_page() -> None:
+    real = queries.RecordQueries.find
+
+    async def find(self: Any, query: Any, text: str = "") -> Any:
+        return replace(await real(self, query, text), next=None)
+
+    change(queries.RecordQueries, "find", find)

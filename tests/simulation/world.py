@@ -18,6 +18,7 @@ from tests.simulation.clients import Client
 from tests.simulation.event_ledger import EventLedger
 from tests.simulation.faults import KINDS, Fault, draw
 from tests.simulation.filesystem import FileSystem
+from tests.simulation.followers import Follower, LastLook
 from tests.simulation.loop import SimulatedLoop, Stuck
 from tests.simulation.machine import Machine
 from tests.simulation.operators import Operator
@@ -72,6 +73,7 @@ class World(FaultyWorld):
     has_files = True  # of uploads, on one host, so that an application may choose their places
     operators: float = 0.0  # of the runs have an operator
     administrators: float = 0.25  # of the runs have an administrator
+    followers: float = 0.25  # of the runs have a listener to live progress
     applications: float = 0.0  # of the runs have an application with hooks and sinks of events
     rules_share: float = 0.35  # of the runs have rules for senders and contents
 
@@ -141,6 +143,8 @@ class World(FaultyWorld):
         rng = Random(f"{seed} operator")
         self.operators_here = [Operator(self, rng)] if rng.random() < self.operators else []
         self._draw_administrator(Random(f"{seed} administrator"))
+        rng = Random(f"{seed} follower")
+        self.followers_here = [Follower(self, rng)] if rng.random() < self.followers else []
         self._uploads = 0
         self._restarts: set[asyncio.Task[None]] = set()
 
@@ -262,11 +266,17 @@ class World(FaultyWorld):
         faults = asyncio.ensure_future(self._inject())
         clients = [asyncio.ensure_future(client.live()) for client in self.clients]
         operators = [asyncio.ensure_future(operator.live()) for operator in self.operators_here]
+        operators += [asyncio.ensure_future(follower.live()) for follower in self.followers_here]
         await faults
         await self._calm_down()
         if operators:
             await asyncio.wait(operators)
+        last_looks = [LastLook(self, follower) for follower in self.followers_here]
+        for look in last_looks:
+            look.begin()
         await self._finish(clients)
+        for look in last_looks:
+            await look.end()
         if any(upload.abandoned for upload in self.oracle.uploads) and not self.counts.get("clock"):
             await self._expire()
         await self._clean()
