@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from typing import Unpack
 
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tusd_py.admin.app import PATH as ADMIN_PATH
 from tusd_py.admin.make import build_admin
+from tusd_py.admin.metrics_page import PATH as METRICS_PATH, MetricsPage
 from tusd_py.contracts.auth import Authenticator
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
@@ -25,7 +25,6 @@ from tusd_py.http.security_headers import TEXT_HEADERS
 from tusd_py.http.text_route import TextRoute
 from tusd_py.http.tus.handlers import VERSION
 from tusd_py.http.tus.headers import single_values
-from tusd_py.observability.metrics import CONTENT_TYPE
 from tusd_py.pages.routes import admin_page_routes, page_routes
 from tusd_py.server import HEAD_TIMEOUT, TusServer
 from tusd_py.settings import Settings, SettingsOverrides
@@ -67,20 +66,22 @@ def create_app(
     server = TusServer(settings, storage=storage, state=state, locker=locker, authenticator=authenticator, **overrides)
     pages = ServicePages(server)
     admin = build_admin(server)
+    metrics = MetricsPage(server, admin)
     routes: list[BaseRoute] = [
         *([] if admin is None or server.settings.admin_port is not None else [TusMount(ADMIN_PATH, app=admin)]),
         server.route(server.settings.base_path),
         TextRoute("/healthz", pages.healthz),
         TextRoute("/readyz", pages.readyz),
     ]
-    if not server.settings.disable_metrics:
-        routes.append(TextRoute("/metrics", pages.metrics))
+    if not (server.settings.disable_metrics or server.settings.moves_metrics):
+        routes.append(TextRoute(METRICS_PATH, metrics.get))
     if server.settings.serves_pages:
         routes += page_routes(server)
     app = Starlette(routes=routes, lifespan=server.lifespan)
     app.router.default = pages.default_page
     app.state.tus = server
     app.state.admin = admin
+    app.state.metrics = metrics
     return app
 
 
@@ -94,8 +95,15 @@ def admin_application(app: Starlette) -> ASGIApp:
     return application
 
 
+def metrics_application(app: Starlette) -> ASGIApp:
+    """Return the application of the port and the socket of metrics, for one made by `create_app`."""
+    application = Starlette(routes=[TextRoute(METRICS_PATH, app.state.metrics.get)])
+    application.router.default = app.state.tus.not_found
+    return application
+
+
 class ServicePages:
-    """The pages of the application beside the uploads: a text at `/`, health checks and metrics."""
+    """The pages of the application beside the uploads: a text at `/` and health checks."""
 
     def __init__(self, server: TusServer) -> None:
         """Report on `server`."""
@@ -129,10 +137,6 @@ class ServicePages:
         if error is not None:
             return PlainTextResponse(f"{error.message}\n", 503)
         return PlainTextResponse("\n".join(["ready", *server.service.health.limitations, ""]))
-
-    async def metrics(self, request: Request) -> Response:
-        """Answer with the metrics of all processes, in the text format of Prometheus."""
-        return Response(await asyncio.to_thread(self._server.metrics.render), media_type=CONTENT_TYPE)
 
 
 def with_direct_uploads(app: Starlette) -> ASGIApp:

@@ -44,9 +44,10 @@ from tusd_py.uploads.queries import RecordQueries
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import OrphanCleaner, Sweeper
 from tusd_py.uvicorn_server.malloc import tune_malloc
-from tusd_py.uvicorn_server.process import bind, bind_exclusive, limit_of, run_server
+from tusd_py.uvicorn_server.process import BACKLOG, bind, bind_exclusive, limit_of, run_server
 from tusd_py.uvicorn_server.supervisor import Supervisor
 from tusd_py.uvicorn_server.terminal import handle_hangups
+from tusd_py.uvicorn_server.unix_sockets import bound_unix
 
 OUTPUT_CLOSED = 128 + signal.SIGPIPE  # the exit code that a shell gives to a program ended by this signal
 
@@ -115,18 +116,21 @@ def run_serve(settings: Settings) -> int:
             admin = None
             if settings.admin_port is not None:
                 admin = sockets.enter_context(_bound(settings, "admin-port", settings.admin_port))
+            metrics = _metrics_sockets(settings, sockets)
         except UploadError as error:
             return fail(error.message, 1)
 
         def listening() -> None:
             if admin is not None:
                 announce(logging.INFO, f"administrators are served on {_origin_of(admin)}/admin/api")
+            for one in metrics:
+                announce(logging.INFO, f"metrics are served on {_origin_of(one)}/metrics")
             announce(logging.INFO, f"tusd-py {__version__} is listening on {_origin_of(listener)}{settings.base_path}")
 
         if settings.workers > 1:
-            return Supervisor(settings, listener, admin).run(listening)
+            return Supervisor(settings, listener, admin, metrics).run(listening)
         handle_hangups()
-        run_server(settings, listener, listening, admin)
+        run_server(settings, listener, listening, admin, metrics)
     return 0
 
 
@@ -138,7 +142,24 @@ def _bound(settings: Settings, flag: str, port: int) -> socket.socket:
         raise StateUnavailable(f"--host {settings.host} --{flag} {port}: {error.strerror}") from error
 
 
+def _metrics_sockets(settings: Settings, sockets: contextlib.ExitStack) -> list[socket.socket]:
+    """Return the sockets of /metrics alone, which `sockets` closes; raises `StateUnavailable` with a reason."""
+    bound = []
+    place = f"--host {settings.host} --metrics-port {settings.metrics_port}"
+    try:
+        if settings.metrics_port is not None:
+            bound.append(sockets.enter_context(bind((settings.host, settings.metrics_port))))
+        if settings.metrics_socket is not None:
+            place = f"--metrics-socket {settings.metrics_socket}"
+            bound.append(sockets.enter_context(bound_unix(settings.metrics_socket, BACKLOG)))
+    except OSError as error:
+        raise StateUnavailable(f"{place}: {error.strerror or error}") from error
+    return bound
+
+
 def _origin_of(listener: socket.socket) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}, at "
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -155,8 +176,13 @@ def check(settings: Settings) -> None:
     is_administrated = build_admin_token(settings) is not None or authenticates
     if settings.admin_port is not None and not is_administrated:
         raise InvalidSettings("--admin-port needs --admin-token-file, or authentication")
+    if settings.metrics_auth and not is_administrated:
+        raise InvalidSettings("--metrics-auth needs --admin-token-file, or authentication")
     if settings.admin_port == settings.port != 0:
         raise InvalidSettings(f"--admin-port {settings.admin_port} must be another port than --port")
+    if settings.metrics_port and settings.metrics_port in (settings.port, settings.admin_port):
+        other = "port" if settings.metrics_port == settings.port else "admin-port"
+        raise InvalidSettings(f"--metrics-port {settings.metrics_port} must be another port than --{other}")
 
     async def open_and_close() -> None:
         async with opened(service, settings):

@@ -28,9 +28,9 @@ GOOD_TOKEN_LENGTH = 16  # characters
 class NoAdministrator(HTTPError):
     """A request of a principal that may not administrate."""
 
-    def __init__(self) -> None:
-        challenge = f'Bearer error="insufficient_scope", scope="{ADMIN_SCOPE}"'
-        super().__init__(403, "ERR_FORBIDDEN", f"the scope {ADMIN_SCOPE} is needed", {"WWW-Authenticate": challenge})
+    def __init__(self, scope: str) -> None:
+        challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
+        super().__init__(403, "ERR_FORBIDDEN", f"the scope {scope} is needed", {"WWW-Authenticate": challenge})
 
 
 def parse_admin_token(content: bytes) -> bytes:
@@ -73,8 +73,8 @@ class AdminAccess:
         if isinstance(given, NamesSecretHeaders):
             self._secret_headers = frozenset(name.lower() for name in given.secret_headers)
 
-    async def admit(self, context: RequestContext) -> str:
-        """Return the name of the administrator who sent a request.
+    async def admit(self, context: RequestContext, scope: str = ADMIN_SCOPE) -> str:
+        """Return the name of the administrator, or of the principal with another scope, who sent a request.
 
         Raises:
             Unauthorized: there are no credentials, or they are not accepted.
@@ -87,8 +87,8 @@ class AdminAccess:
         if await self._has_token(context):
             return TOKEN_HOLDER
         principal = await self._principal_of(context)
-        if not principal.is_admin:
-            raise NoAdministrator
+        if not principal.is_admin and scope not in principal.scopes:
+            raise NoAdministrator(scope)
         return principal.owner
 
     def told_context(self, context: RequestContext, actor: str) -> RequestContext:

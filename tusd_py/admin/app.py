@@ -81,7 +81,11 @@ class Busy(CodedError):
 
 
 class AdminApp:
-    """The administration API, mounted at `PATH`."""
+    """The administration API, mounted at `PATH`.
+
+    Attributes:
+        access: decides who may administrate.
+    """
 
     def __init__(
         self,
@@ -99,7 +103,7 @@ class AdminApp:
             start_error: starts the server unless it runs, within so many seconds; returns the reason why it cannot.
         """
         self._routes = _table(routes)
-        self._access = access
+        self.access = access
         self._client_of = client_of
         self._start_error = start_error
         self._turns = asyncio.Semaphore(MAX_REQUESTS)
@@ -141,14 +145,14 @@ class AdminApp:
         self, context: RequestContext, content: bytes, line: dict[str, Any]
     ) -> tuple[Answer, Mapping[str, str]]:
         """Return the answer to a request, and header fields of its own; raises `CodedError`."""
-        actor = await self._access.admit(context)
+        actor = await self.access.admit(context)
         line["principal"] = actor
         route, upload_id = self._find(context)
         if len(content) > MAX_BODY:
             raise HTTPError(413, "ERR_BODY_TOO_LARGE", f"the body has at most {MAX_BODY} bytes")
         line["upload" if route.path.startswith("uploads/") else "event"] = upload_id
         parameters = parse_parameters(context.scope.get("query_string", b""), route.parameters)
-        request = AdminRequest(self._access.told_context(context, actor), upload_id, parameters)
+        request = AdminRequest(self.access.told_context(context, actor), upload_id, parameters)
         try:
             async with asyncio.timeout(CHANGE_TIMEOUT if route.changes else READ_TIMEOUT), self._turns:
                 error = await self._start_error(READ_TIMEOUT)

@@ -21,6 +21,7 @@ from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 
 ADMIN_SCOPE = "uploads:admin"
+METRICS_SCOPE = "uploads:metrics"  # of programs that read the metrics, and may do nothing else
 READ_SCOPE = "uploads:read"
 WRITE_SCOPE = "uploads:write"
 DELETE_SCOPE = "uploads:delete"
@@ -64,7 +65,7 @@ NEEDED_SCOPES: Mapping[Action, tuple[str, ...]] = {
     Action.CONCATENATE: (WRITE_SCOPE,),
 }
 RESTRICTING_PREFIX = "uploads:"  # of scopes that restrict a principal to them; others neither give nor take a right
-KNOWN_SCOPES = frozenset({READ_SCOPE, WRITE_SCOPE, DELETE_SCOPE, ADMIN_SCOPE})
+KNOWN_SCOPES = frozenset({READ_SCOPE, WRITE_SCOPE, DELETE_SCOPE, ADMIN_SCOPE, METRICS_SCOPE})
 
 
 @dataclass(frozen=True, slots=True)

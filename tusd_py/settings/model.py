@@ -262,6 +262,16 @@ class Settings(BaseSettings):
     admin_port: Number | None = Field(
         default=None, ge=0, le=65535, description="port of /admin/api alone, which the other port then lacks"
     )
+    metrics_port: Number | None = Field(
+        default=None, ge=0, le=65535, description="port of /metrics alone, which the other port then lacks"
+    )
+    metrics_socket: Path | None = Field(
+        default=None, description="path of a Unix socket for /metrics alone, which the port then lacks"
+    )
+    metrics_auth: bool = Field(
+        default=False,
+        description="let only administrators, and principals with the scope uploads:metrics, read /metrics",
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="format of log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe log lines to write"
@@ -299,6 +309,11 @@ class Settings(BaseSettings):
     disable_creation_defer_length: bool = Field(
         default=False, description="demand the length when an upload is created"
     )
+
+    @property
+    def moves_metrics(self) -> bool:
+        """Whether /metrics has a place of its own."""
+        return self.metrics_port is not None or self.metrics_socket is not None
 
     @property
     def serves_pages(self) -> bool:

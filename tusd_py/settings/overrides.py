@@ -120,6 +120,9 @@ class SettingsOverrides(TypedDict, total=False):
     public_downloads: bool
     admin_token_file: Path | str | None
     admin_port: int | None
+    metrics_port: int | None
+    metrics_socket: Path | str | None
+    metrics_auth: bool
     log_format: Literal["text", "json"]
     log_level: Literal["debug", "info", "warning", "error"]
     disable_malloc_tuning: bool

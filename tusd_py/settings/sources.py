@@ -114,6 +114,9 @@ def cross_check(
             raise InvalidSettings(f"{where(plugin)} takes the place of {name_of(other)}: give one of them")
     if settings.pages and not settings.serves_pages:
         raise InvalidSettings(f"{where('pages')} needs another {name_of('base_path')} than {settings.base_path}")
+    for name in ("metrics_port", "metrics_socket", "metrics_auth"):
+        if settings.disable_metrics and value_of(settings, name) != default_of(name):
+            raise InvalidSettings(f"{where(name)} needs /metrics: leave out {name_of('disable_metrics')}")
     _check_offload(settings, where, name_of)
     _check_authentication(settings, where, name_of)
     if settings.cors_credentials and any(is_anyone(origin) for origin in settings.cors_origins):

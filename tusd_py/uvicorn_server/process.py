@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from tusd_py.application import admin_application, create_app, with_direct_uploads
+from tusd_py.application import admin_application, create_app, metrics_application, with_direct_uploads
 from tusd_py.core.option_types import MAX_DURATION
 from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.uvicorn_server.acceptor import Acceptor
@@ -83,7 +83,8 @@ class Server(uvicorn.Server):
 def limit_of(settings: Settings) -> int:
     """Raise the limit of descriptors and return the number of connections of this process; raises `InvalidSettings`."""
     reserved = RESERVED_DESCRIPTORS + (settings.s3.concurrency if settings.s3.bucket else 0)
-    reserved += 0 if settings.admin_port is None else 2 * FURTHER_CONNECTIONS
+    has_further = settings.admin_port is not None or settings.moves_metrics
+    reserved += 2 * FURTHER_CONNECTIONS if has_further else 0
     try:
         return connection_limit(raise_descriptor_limit(), reserved, settings.max_connections, settings.workers)
     except ValueError as error:
@@ -91,9 +92,16 @@ def limit_of(settings: Settings) -> int:
 
 
 def run_server(
-    settings: Settings, listener: socket.socket, ready: Callable[[], None], admin: socket.socket | None = None
+    settings: Settings,
+    listener: socket.socket,
+    ready: Callable[[], None],
+    admin: socket.socket | None = None,
+    metrics: Sequence[socket.socket] = (),
 ) -> None:
-    """Serve on a bound socket until a signal stops the process; on `admin` for administrators, if that is given."""
+    """Serve on a bound socket until a signal stops the process.
+
+    On `admin`, if that is given, administrators are served, and on the sockets in `metrics` the metrics.
+    """
     limit = limit_of(settings)
     app = create_app(settings)
     tus = app.state.tus
@@ -121,6 +129,7 @@ def run_server(
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace),
     )
     further = [] if admin is None else [(admin, make_config(admin_application(app)))]
+    further += [(one, make_config(metrics_application(app))) for one in metrics]
     config = make_config(with_direct_uploads(app))
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal that ended it once more
         Server(config, shared, limit, ready, further).run(sockets=[listener])

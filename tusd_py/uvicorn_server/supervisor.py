@@ -65,9 +65,13 @@ class Worker:
 
 
 def run_worker(
-    settings: Settings, address: tuple[str, int], admin_address: tuple[str, int] | None, pipe: Connection
+    settings: Settings,
+    address: tuple[str, int],
+    admin_address: tuple[str, int] | None,
+    metrics: Sequence[socket.socket],
+    pipe: Connection,
 ) -> None:
-    """Run one server process until a signal ends it."""
+    """Run one server process until a signal ends it. All processes share the sockets of the metrics."""
     if not settings.disable_malloc_tuning:
         tune_malloc()
     configure(settings.log_format, settings.log_level)
@@ -75,7 +79,7 @@ def run_worker(
     listener = bind(address, shared=True)
     threading.Thread(target=_end_with_supervisor, args=(pipe,), daemon=True).start()
     admin = None if admin_address is None else bind(admin_address, shared=True)
-    run_server(settings, listener, lambda: pipe.send(True), admin)
+    run_server(settings, listener, lambda: pipe.send(True), admin, metrics)
 
 
 def _end_with_supervisor(pipe: Connection) -> None:
@@ -88,8 +92,15 @@ def _end_with_supervisor(pipe: Connection) -> None:
 class Supervisor:
     """The parent of `settings.workers` server processes on the address of the reserved socket."""
 
-    def __init__(self, settings: Settings, reserved: socket.socket, admin: socket.socket | None = None) -> None:
-        """Take the socket that reserves the address, and that of administrators if they have one of their own."""
+    def __init__(
+        self,
+        settings: Settings,
+        reserved: socket.socket,
+        admin: socket.socket | None = None,
+        metrics: Sequence[socket.socket] = (),
+    ) -> None:
+        """Take the socket that reserves the address, and those of administrators and of metrics, if they have any."""
+        self._metrics = metrics
         self._settings = settings
         self._address: tuple[str, int] = reserved.getsockname()[:2]
         self._admin_address: tuple[str, int] | None = None if admin is None else admin.getsockname()[:2]
@@ -172,7 +183,7 @@ class Supervisor:
             os.mkdir(os.environ[METRICS_VARIABLE], 0o700)
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=run_worker, args=(self._settings, self._address, self._admin_address, theirs)
+            target=run_worker, args=(self._settings, self._address, self._admin_address, self._metrics, theirs)
         )
         process.start()
         theirs.close()
