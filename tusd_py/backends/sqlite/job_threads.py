@@ -14,6 +14,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,7 @@ class JobThreads:
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._submitted: deque[Job] = deque()  # in this turn of the event loop
         self._guard = threading.Lock()  # of the following six
         self._jobs: list[Job] = []  # the batch of the thread
         self._current: Job | None = None  # whose step is under way
@@ -81,20 +83,35 @@ class JobThreads:
         self._thread = self._start([])
 
     def submit(self, job: Job) -> None:
-        """Queue a job for the thread. A job with steps beside its transaction is submitted by the event loop."""
+        """Queue a job for the thread.
+
+        The event loop submits the jobs that have a future, and those with steps beside the transaction; they are handed
+        over at the end of its turn, together.
+        """
         if job.prepare is not None:
             job.is_watched = True
             self._watched_jobs += 1
             if not self._is_watching:
                 self._is_watching = True
                 self._loop.call_later(TIMEOUT, self._watch)
-        self._queue.put(job)
+        if job.done is None:  # of a thread
+            self._queue.put(job)
+            return
+        if not self._submitted:
+            self._loop.call_soon(self._hand_over)
+        self._submitted.append(job)
+
+    def _hand_over(self) -> None:
+        """Pass on the jobs of one turn of the event loop: a thread would contend with it for the interpreter lock."""
+        while self._submitted:
+            self._queue.put(self._submitted.popleft())
 
     def close(self, timeout: float) -> None:
         """Run the queued jobs, and end the threads; wait at most `timeout` seconds. Blocks."""
         deadline = time.monotonic() + timeout
         for thread in tuple(self._blocked.values()):
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._hand_over()
         self._queue.put(None)
         while (thread := self._thread).is_alive() and (left := deadline - time.monotonic()) > 0:
             thread.join(left)
