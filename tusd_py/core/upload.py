@@ -6,10 +6,11 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tusd_py.core.metadata import decode_metadata
+from tusd_py.core.record_copies import RecordCopies
 
 MAX_UPLOAD_SIZE = (1 << 63) - 1  # bytes; the largest number of header fields, records and claims
 UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -152,7 +153,12 @@ class Upload:
 
     def at(self, offset: int) -> Upload:
         """Return the upload at another offset."""
-        return replace(self, offset=offset, synced=min(self.synced, offset))
+        return changed(self, offset=offset, synced=min(self.synced, offset))
+
+
+_copies = RecordCopies(Upload)
+make_upload = _copies.make  # of the values of all fields
+changed = _copies.changed  # for the records of every request; `dataclasses.replace` takes twice the time
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from tusd_py.core.errors import BrokenRecord
-from tusd_py.core.upload import Status, Upload, UploadKind
+from tusd_py.core.upload import Status, Upload, UploadKind, make_upload
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ def decode_row(row: Sequence[Any]) -> Upload:
         values[_STATUS] = _member(_STATUSES, values[_STATUS])
         values[_KIND] = _member(_KINDS, values[_KIND])
         values[_PARTIAL_IDS] = tuple(values[_PARTIAL_IDS].split())
-        upload = Upload(*values)
+        upload = make_upload(values)
         _check(upload)
     except ValueError as error:
         texts = {

@@ -6,13 +6,12 @@ The lock brings the record, so that three calls are left: the lock, the change o
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.contracts.storage import StoresInThreads, WriterSnapshot
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import StorageBehind
-from tusd_py.core.upload import Upload
+from tusd_py.core.upload import Upload, changed
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadProgressed
 from tusd_py.uploads.completion import Completion
 from tusd_py.uploads.components import Components
@@ -103,7 +102,7 @@ class AwaitedAppends:
 
     async def _commit(self, record: Upload, snapshot: WriterSnapshot, lock: Lock, request: AppendRequest) -> Upload:
         """Change the record, and tell of it."""
-        upload = replace(record, offset=snapshot.offset, synced=snapshot.synced, storage_state=snapshot.storage_state)
+        upload = changed(record, offset=snapshot.offset, synced=snapshot.synced, storage_state=snapshot.storage_state)
         finished = upload.has_all_bytes and not upload.storage_state  # otherwise several files are to be joined
         self._events.publish(AppendStarted(record))
         try:

@@ -25,7 +25,7 @@ from tusd_py.core.errors import (
 )
 from tusd_py.core.outbox import EventType, OutboxEvent
 from tusd_py.core.request_context import RequestContext
-from tusd_py.core.upload import Status, Upload, UploadPart
+from tusd_py.core.upload import Status, Upload, UploadPart, changed
 from tusd_py.events.types import finish_event
 from tusd_py.uploads.components import Components, ThreadPair
 from tusd_py.uploads.concatenation import is_part, with_length
@@ -89,14 +89,14 @@ class Completion:
             bytes are to be checked, or the application to be asked first.
         """
         if self.decides(upload):
-            return replace(
+            return changed(
                 upload, offset=upload.offset if offset is None else offset, status=Status.FINISHING, token=token
             )
         return self._completed(upload, token, offset=offset, synced=synced)
 
     def _completed(self, upload: Upload, token: int, *, offset: int | None = None, synced: int | None = None) -> Upload:
         now = self._clock.wall()
-        return replace(
+        return changed(
             upload,
             offset=upload.offset if offset is None else offset,
             synced=upload.synced if synced is None else synced,
@@ -113,8 +113,8 @@ class Completion:
         An upload that has lost bytes is active again, also if all of them were committed before.
         """
         if upload.has_all_bytes:
-            return replace(upload, status=Status.FINISHING, token=token)
-        return replace(upload, status=Status.ACTIVE, expires_at=self._lifetimes.extended(before), token=token)
+            return changed(upload, status=Status.FINISHING, token=token)
+        return changed(upload, status=Status.ACTIVE, expires_at=self._lifetimes.extended(before), token=token)
 
     # The steps.
 

@@ -19,7 +19,7 @@ from tusd_py.core.errors import (
 )
 from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import client_of, owner_of
-from tusd_py.core.upload import Status, Upload, new_upload_id
+from tusd_py.core.upload import Status, Upload, changed, new_upload_id
 from tusd_py.uploads.chosen_places import ChosenPlaces
 from tusd_py.uploads.components import Components
 from tusd_py.uploads.content_checks import refuse_declared_type
@@ -101,7 +101,7 @@ class NewRecords:
     def _numbered(self, record: Upload) -> Upload:
         """Return the record of a new upload with its location, and the number of the event of its creation."""
         number = self._event_log.number(EventType.CREATED)
-        return replace(record, location=self._storage.locate(record), event_sequence=number)
+        return changed(record, location=self._storage.locate(record), event_sequence=number)
 
     async def refuse_taken_id(self, new: NewUpload, record: Upload) -> None:
         """Raise `UploadExists` if a chosen or reserved id is that of a record, before its lock is asked for.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.buffers import Buffer
@@ -17,7 +16,7 @@ from tusd_py.core.durability import Durability, must_sync
 from tusd_py.core.errors import StorageBehind
 from tusd_py.core.outbox import EventType
 from tusd_py.core.request_context import RequestContext
-from tusd_py.core.upload import Status, Upload, UploadKind
+from tusd_py.core.upload import Status, Upload, UploadKind, changed
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadCreated, UploadProgressed
 from tusd_py.uploads.completion import RecordChange, ThreadedCompletion
 from tusd_py.uploads.components import Components
@@ -110,7 +109,7 @@ class SmallAppends:
         body = request.source.arrived
         assert body is not None
         log = self._threaded.completion.event_log
-        new = replace(new, token=lock.token)
+        new = changed(new, token=lock.token)
         events = log.events_of(EventType.CREATED, new, request.context)
         await self._budget.reserve(len(body))
         step = self._step(lock, request, body, RecordChange(lock.token, request.context, new, events))
@@ -263,7 +262,7 @@ class _Step:
         if offset == before.length:
             synced = offset if self._threaded.syncs else before.synced  # it counts only if the sync succeeds
             return self._threaded.completion.ended(before, token, offset=offset, synced=synced)
-        return replace(before, offset=offset, expires_at=self._lifetimes.extended(before), token=token)
+        return changed(before, offset=offset, expires_at=self._lifetimes.extended(before), token=token)
 
 
 def is_small(request: AppendRequest, options: UploadOptions) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from tusd_py.backends.redis.connection import RETRY_DEADLINE, RedisConnection
@@ -48,7 +47,7 @@ from tusd_py.core.quotas import (
     returns_partials,
     uploads_exceeded,
 )
-from tusd_py.core.upload import Upload, UploadPart
+from tusd_py.core.upload import Upload, UploadPart, changed
 from tusd_py.core.upload_codec import encode_upload
 
 PAGE_SIZE = 200  # records fetched at once
@@ -162,7 +161,7 @@ class RedisState:
         partials_until: float | None = None,
     ) -> Upload:
         """Replace a record in one script, see `StateStoreWithOutbox.update`, `SupportsQuotas.update`."""
-        stored = replace(after, token=token, updated_at=self.clock.wall())
+        stored = changed(after, token=token, updated_at=self.clock.wall())
         old, new = encode_upload(before), encode_upload(stored)
         joins = replaces_partials(before, stored)
         arguments = {

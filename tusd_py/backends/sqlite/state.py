@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ from tusd_py.core.listing import EVERYTHING, MAX_SCANNED, Page, UploadFilter, ne
 from tusd_py.core.outbox import OutboxEvent
 from tusd_py.core.queries import QueryPage, Totals, UploadQuery
 from tusd_py.core.quotas import Usage, has_quota
-from tusd_py.core.upload import Upload, UploadPart
+from tusd_py.core.upload import Upload, UploadPart, changed
 from tusd_py.core.upload_codec import FIELDS, BrokenRecords, decode_row
 
 PAGE_SIZE = 500  # records
@@ -104,7 +103,7 @@ class SQLiteState:
 
     def _stored(self, upload: Upload, token: int) -> Upload:
         """Return a record as the holder of a lock changes it now."""
-        return replace(upload, token=token, updated_at=self.clock.wall())
+        return changed(upload, token=token, updated_at=self.clock.wall())
 
     async def get(self, upload_id: str) -> Upload | None:
         """Return a record, see `StateStore.get`."""
