@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable
 from dataclasses import replace
 
 from tusd_py.contracts.hooks import HookType
@@ -127,14 +127,13 @@ class NewRecords:
             await self._state.delete(new.reservation.upload_id, 0)
             raise
 
-    @contextlib.asynccontextmanager
-    async def giving_back(self, new: NewUpload, record: Upload) -> AsyncIterator[None]:
-        """Have the context create an upload; if that is refused and the upload removed, its reservation is free again.
+    async def giving_back(self, new: NewUpload, record: Upload, creation: Awaitable[Upload]) -> Upload:
+        """Await a creation; if that is refused and the upload removed, its reservation is free again.
 
         A crash in between leaves the reservation taken, and so does another request that removes the upload meanwhile.
         """
         try:
-            yield
+            return await creation
         except (UploadGone, UploadNotFound):  # removed by another request: the creation was not refused
             raise
         except CodedError:

@@ -122,8 +122,7 @@ class UploadService:
         Raises `HookRejected`, `HookUnavailable`, `UploadExists`, `PathTaken`, `MaxSizeExceeded`, `QuotaExceeded`.
         """
         new, record = await self._new_records.make(new)
-        async with self._new_records.giving_back(new, record):
-            return await self._create(new, record)
+        return await self._new_records.giving_back(new, record, self._create(new, record))
 
     async def _create(self, new: NewUpload, record: Upload) -> Upload:
         finishing = record.status is Status.FINISHING
@@ -158,8 +157,7 @@ class UploadService:
         the completion.
         """
         new, record = await self._new_records.make(new)
-        async with self._new_records.giving_back(new, record):
-            return await self._create_with(new, record, append_request)
+        return await self._new_records.giving_back(new, record, self._create_with(new, record, append_request))
 
     async def _create_with(self, new: NewUpload, record: Upload, append_request: AppendRequest) -> Upload:
         await self._quotas.admit_first_bytes(record, append_request)
