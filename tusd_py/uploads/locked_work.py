@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tusd_py.asyncutil.futures import settle
 from tusd_py.contracts.locks import Lock, Locker, LockHolder
 from tusd_py.core.errors import CodedError, LockTimeout, ServerShutdown
 from tusd_py.core.request_context import RequestContext
@@ -174,8 +175,11 @@ class LockedWork:
 
 async def outcome(task: asyncio.Task[T]) -> T:
     """Wait for the task and return its result; a cancellation of the caller does not reach the task."""
+    ended: asyncio.Future[None] = task.get_loop().create_future()
+    task.add_done_callback(lambda _: settle(ended, None, None))
     try:
-        return await asyncio.shield(task)
+        await ended  # `asyncio.shield` does the same with three times the calls
+        return task.result()
     finally:
         del task  # its error refers to this frame, and would live on in a cycle with the body
 
