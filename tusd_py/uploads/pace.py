@@ -19,7 +19,7 @@ class Pace:
     def __init__(self, *, syncs: bool, clock: Callable[[], float] = time.monotonic) -> None:
         """Take steps that end with a sync for slow, and others for fast, while too few are known."""
         self._fast = FAST_SYNC if syncs else FAST_WRITE
-        self._fast_at_first = not syncs
+        self._was_fast = not syncs  # by the latest steps
         self._clock = clock
         self._latest: deque[float] = deque(maxlen=SAMPLES)  # seconds
         self._under_way: dict[object, float] = {}  # running step -> time when it began
@@ -33,6 +33,9 @@ class Pace:
         duration = self._clock() - self._under_way.pop(step)
         if counts:
             self._latest.append(duration)
+            latest = sorted(self._latest.copy())  # other threads may add theirs
+            if len(latest) > DECIDING_SAMPLE:
+                self._was_fast = latest[DECIDING_SAMPLE] < self._fast
         return duration
 
     @property
@@ -46,6 +49,4 @@ class Pace:
     @property
     def is_fast(self) -> bool:
         """Whether the latest steps were fast and none is stalled."""
-        latest = sorted(self._latest.copy())
-        was_fast = latest[DECIDING_SAMPLE] < self._fast if len(latest) > DECIDING_SAMPLE else self._fast_at_first
-        return was_fast and not self.is_stalled
+        return self._was_fast and not self.is_stalled

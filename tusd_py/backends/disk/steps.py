@@ -16,7 +16,8 @@ class ExternalSteps:
 
     def __init__(self) -> None:
         self._count = 0
-        self._changed = threading.Condition()
+        self._guard = threading.Lock()  # of the count and of who waits; a condition would take ten calls for each step
+        self._waiting: list[threading.Event] = []
 
     def run(self, submit: Callable[[Callable[[], S]], asyncio.Future[T]], step: Callable[[], S]) -> asyncio.Future[T]:
         """Do what `StoresInThreads.run_external` does."""
@@ -44,15 +45,21 @@ class ExternalSteps:
         return result
 
     def _begin(self) -> None:
-        with self._changed:
+        with self._guard:
             self._count += 1
 
     def _end(self) -> None:
-        with self._changed:
+        with self._guard:
             self._count -= 1
-            self._changed.notify_all()
+            if not self._count:
+                for waiting in self._waiting:
+                    waiting.set()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until no step is under way; return False if one is after `timeout` seconds. Blocks."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._count == 0, timeout)
+        ended = threading.Event()
+        with self._guard:
+            if not self._count:
+                return True
+            self._waiting.append(ended)
+        return ended.wait(timeout)
