@@ -157,4 +157,4 @@ def _parse_pair(pair: str) -> tuple[str, bytes]:
 
 def _decode_base64(text: str) -> bytes:
     """Decode Base64 with or without padding; raises `ValueError` for anything else."""
-    return base64.b64decode(text if text.endswith("=") else text + "=" * (-len(text) % 4), validate=True)
+    return binascii.a2b_base64(text if text.endswith("=") else text + "=" * (-len(text) % 4), strict_mode=True)

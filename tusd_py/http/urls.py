@@ -68,10 +68,13 @@ class UrlBuilder:
         mounted_at: str = scope.get("root_path", "").removeprefix(server_prefix)
         if self._public_url is not None:
             return self._public_url + mounted_at
+        scheme: str = scope.get("scheme", "http")
         forwarded = self._forwarded(scope, headers)
-        scheme = forwarded.get("proto", "").lower()
-        if scheme not in DEFAULT_PORTS:
-            scheme = scope.get("scheme", "http")
+        if not forwarded:
+            host = _own_host(scope, headers).removesuffix(DEFAULT_PORTS.get(scheme, "-"))
+            return f"{scheme}://{host}{server_prefix}{mounted_at}"
+        if forwarded.get("proto", "").lower() in DEFAULT_PORTS:
+            scheme = forwarded["proto"].lower()
         host = forwarded.get("host", "")
         if not _is_host(host):
             host = _own_host(scope, headers)
@@ -83,7 +86,8 @@ class UrlBuilder:
 
     def client(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """Return the address of the client as told by trusted proxies, otherwise of the peer."""
-        return _without_port(self._forwarded(scope, headers).get("for", "")) or _peer(scope)
+        forwarded = self._forwarded(scope, headers)
+        return (_without_port(forwarded.get("for", "")) if forwarded else "") or _peer(scope)
 
     def is_behind_proxy(self, scope: Scope) -> bool:
         """Return whether a trusted proxy sent this request."""
