@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
+import random
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -176,7 +176,8 @@ class FileTree:
 
     def _replace(self, path: AnyPath, content: bytes, *, make: bool) -> None:
         with self._folder(path, make=make) as (name, folder):
-            new = f"{name}.{secrets.token_hex(8)}"
+            # `O_EXCL` makes a name safe that can be guessed; `secrets` would ask the kernel for it.
+            new = f"{name}.{random.getrandbits(64):016x}"
             descriptor = os.open(
                 new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE_FLAGS, self._modes.file, dir_fd=folder
             )
@@ -221,7 +222,10 @@ class FileTree:
             self.make()
         if not folders:
             return _OpenFolder(text, None)
-        descriptor = os.open(self.top, FOLDER_FLAGS)
+        if make:
+            descriptor = os.open(self.top, FOLDER_FLAGS)
+        else:
+            descriptor = os.open(self._prefix + folders.pop(0), FOLDER_FLAGS | os.O_NOFOLLOW)
         try:
             for folder in folders:
                 below = self._open_below(folder, descriptor, make=make)
