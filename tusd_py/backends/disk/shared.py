@@ -281,7 +281,7 @@ class SharedDiskWriter(DiskWriter):
         last = self._held[-1]
         path = segment_path(self._path, last.token)
         if not self._unreleased_predecessors and self._open_if_own(path):
-            self._path, self._file_start, self._file_token = path, last.start, last.token
+            self._file, self._file_start, self._file_token = path, last.start, last.token
             return
         size = self._shared.bytes_held(path, self._synced)
         if size < self._start:
@@ -296,7 +296,7 @@ class SharedDiskWriter(DiskWriter):
             self._descriptor = self._shared.files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:  # Redis has lost the lease of this token, and its clock has gone back
             raise LockLost from None
-        self._path, self._file_start, self._file_token = path, self._start, self._token
+        self._file, self._file_start, self._file_token = path, self._start, self._token
         self._storage_state = storage_state_of([*self._held, Segment(self._token, self._start, self._start)])
 
     def _sync(self, *, names: bool, with_call: Callable[[int], None] = sync_file) -> None:

@@ -190,7 +190,7 @@ class DiskStorage:
         self, upload: Upload, token: int, observer: Observer | None = None, *, unreleased_predecessors: int = 0
     ) -> DiskWriter:
         # No fencing is needed: a lock of this host ends with its process, which then cannot write either.
-        return DiskWriter(self, self.path(upload), upload, observer)
+        return DiskWriter(self, self._file(upload), upload, observer)
 
     async def stored_size(self, upload: Upload) -> int:
         path = self.path(upload)

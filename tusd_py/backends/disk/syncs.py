@@ -22,7 +22,7 @@ from typing import TypeAlias
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.extents import first_gap, tells_gaps
 from tusd_py.backends.disk.failed_cuts import FailedCuts
-from tusd_py.backends.disk.files import FileTree
+from tusd_py.backends.disk.files import AnyPath, FileTree
 from tusd_py.backends.disk.folder_syncs import FolderSyncs
 from tusd_py.backends.disk.sync_calls import sync_data, sync_file
 from tusd_py.backends.disk.sync_health import SyncHealth
@@ -263,7 +263,7 @@ class Syncs:
         """Return whether a cut of a file has failed, or would not outlive a power cut, and nobody changed it since."""
         return self._failed_cuts.end(path, status) is not None
 
-    def clear_distrust(self, path: Path) -> None:
+    def clear_distrust(self, path: AnyPath) -> None:
         """Record that a file is new, removed, or cut off for good at the offset of its upload."""
         self._failed_cuts.remove(path)
 

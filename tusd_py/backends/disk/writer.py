@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from tusd_py.asyncutil.serial_task import SerialTask
 from tusd_py.backends.disk.errors import file_errors
+from tusd_py.backends.disk.files import AnyPath
 from tusd_py.backends.disk.storing_again import stored_again
 from tusd_py.backends.disk.sync_calls import sync_data, sync_file
 from tusd_py.backends.disk.syncs import SyncUnproven, have_cut_again, inode_of
@@ -29,9 +30,9 @@ MAX_BUFFERS = 1024  # IOV_MAX
 class DiskWriter:
     """A writer at explicit offsets; one batch is written while the caller receives the next one."""
 
-    def __init__(self, storage: DiskStorage, path: Path, upload: Upload, observer: Observer | None) -> None:
+    def __init__(self, storage: DiskStorage, file: AnyPath, upload: Upload, observer: Observer | None) -> None:
         self._storage = storage
-        self._path = path  # the file that is written to
+        self._file = file  # that is written to
         self._upload_id = upload.id
         self._file_start = 0  # position of its first byte
         self._start = upload.offset
@@ -42,6 +43,10 @@ class DiskWriter:
         self._synced = min(upload.synced, upload.offset)
         self._acknowledged = upload.offset  # end of the bytes that a record may count
         self._storage_state = ""
+
+    @property
+    def _path(self) -> Path:
+        return Path(self._file)  # takes 4 us, so that small uploads do without
 
     def snapshot(self) -> WriterSnapshot:
         self._acknowledged = self._stored
@@ -165,11 +170,11 @@ class DiskWriter:
     def _open(self) -> None:
         if self._start == 0:
             with contextlib.suppress(FileExistsError):
-                self._descriptor = self._storage.files.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-                self._storage.syncs.clear_distrust(self._path)
+                self._descriptor = self._storage.files.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                self._storage.syncs.clear_distrust(self._file)
                 return
         try:
-            descriptor = self._storage.files.open(self._path, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
+            descriptor = self._storage.files.open(self._file, os.O_RDWR | (os.O_CREAT if self._start == 0 else 0))
         except FileNotFoundError:
             self._refuse_short_file()
         try:
@@ -184,7 +189,7 @@ class DiskWriter:
                 self._cut_at_start(descriptor)
             elif self._storage.syncs.is_distrusted(self._path, status):
                 self._cut_at_start(descriptor)
-            self._storage.syncs.clear_distrust(self._path)
+            self._storage.syncs.clear_distrust(self._file)
         except BaseException:
             os.close(descriptor)
             raise
