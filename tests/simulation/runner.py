@@ -6,6 +6,7 @@ import functools
 import gc
 import logging
 import sys
+import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,8 @@ def prepare() -> Modules:
         logger.setLevel(logging.ERROR)
         logger.propagate = False
         logger.addHandler(_bugs)
+        # The attributes of each protocol are gathered for every object that is compared with it (Python 3.11).
+        vars(typing)["_get_protocol_attrs"] = functools.cache(vars(typing)["_get_protocol_attrs"])
         sys.unraisablehook = lambda _: None  # of what is thrown away with its world
         gc.collect()
         gc.freeze()
@@ -90,6 +93,13 @@ def plant_defect(name: str) -> None:
 
         prepare()
         (PLANTS | RECORD_PLANTS | S3_PLANTS | REDIS_PLANTS)[name]()
+
+
+def warm_up(kind: str) -> None:
+    """Have everything loaded that worlds of this kind use, for this process and its forks."""
+    run(0, (), kind)
+    gc.collect()
+    gc.freeze()
 
 
 def run(seed: int, without: Sequence[int] = (), kind: str = DISK, profile: str = "") -> Outcome:

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from tests.simulation.runner import plant_defect, run, run_all, shrink, story
+from tests.simulation.runner import plant_defect, run, run_all, shrink, story, warm_up
 from tests.simulation.world import Outcome
 from tests.simulation.worlds import DISK
 
@@ -103,14 +103,15 @@ def many(seeds: range, jobs: int, task: Task, progress: Progress, seconds: float
 def _results(seeds: range, jobs: int, task: Task, end: float | None) -> Iterator[Result]:
     """Yield the results of shares of the seeds in their order; begin none after the time `end`."""
     shares = (seeds[start : start + SHARE] for start in range(0, len(seeds), SHARE))
+    plant_defect(task.defect)
     if jobs == 1:
-        plant_defect(task.defect)
         for share in shares:
             if end is not None and time.monotonic() >= end:
                 return
             yield _run_share(share, task)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, plant_defect, (task.defect,)) as pool:
+    warm_up(task.world)
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
         waiting: deque[Any] = deque()
         for share in shares:
             if end is not None and time.monotonic() >= end:
