@@ -23,6 +23,7 @@ T = TypeVar("T")
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("PROCESS", default=None)
 STEP = 2e-6  # seconds of virtual time that a callback takes
 MAX_STEPS = 100_000  # callbacks of one run
+DIGEST = (1 << 61) - 1  # the bits of a digest
 
 
 class Stuck(Exception):
@@ -86,7 +87,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     """See the module. `now` is the virtual time in seconds."""
 
     def __init__(self, rng: Random, started_at: float = 1000.0) -> None:
-        self.rng = rng
+        self._random = rng.random
         self.now = started_at
         self.steps = 0
         self.start_thread: Callable[[Callable[[], None]], object] | None = None
@@ -211,15 +212,22 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def _run_once(self) -> None:
         if self._first:
             contextvars.Context().run(self._first.pop())
-        if not self._ready:
+        ready, timers = self._ready, self._timers
+        if not ready:
             self._wait()
-        timers = self._timers
-        while timers and timers[0][0] <= self.now:
+        now = self.now
+        while timers and timers[0][0] <= now:
             timer = heapq.heappop(timers)[2]
             if not timer.is_cancelled:
-                self._ready.append(timer)
-        handle = self._pick()
-        if handle is None or handle.is_cancelled:
+                ready.append(timer)
+        if not ready:
+            return
+        count = len(ready)
+        handle, index = ready.pop(), 0
+        if count > 1 and (index := int(self._random() * count)) != count - 1:
+            handle, ready[index] = ready[index], handle
+        self.digest = (self.digest * 31 + index + count + int(now * 1e6)) & DIGEST
+        if handle.is_cancelled:
             return
         process = handle.context.get(PROCESS)
         if process is not None and (process.paused or not process.alive):
@@ -227,23 +235,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
                 self._parked.append((process, handle))
             return
         self.steps += 1
-        self.now += STEP
+        self.now = now + STEP
         try:
             handle.context.run(handle.callback, *handle.args)
         except Exception as error:  # of a callback: reported at the end of the run
             self.errors.append({"message": f"in {handle.callback!r}", "exception": error})
-
-    def _pick(self) -> Handle | None:
-        ready = self._ready
-        if not ready:
-            return None
-        index = int(self.rng.random() * len(ready)) if len(ready) > 1 else 0
-        self.digest = (self.digest * 31 + index + len(ready) + int(self.now * 1e6)) % (1 << 61)
-        last = ready.pop()
-        if index == len(ready):
-            return last
-        chosen, ready[index] = ready[index], last
-        return chosen
 
     def _wait(self) -> None:
         while self._timers and self._timers[0][2].is_cancelled:

@@ -59,22 +59,24 @@ class _Runtime:
         if function is None:
             plain = b"--" + source if source.startswith(b"#!") else source
             function = self._functions[source] = self._compile(plain)
-        return self._reply(function(self._table(keys), self._table(arguments)))
+        return self._reply(function(self._table(list(keys)), self._table(list(arguments))))
 
-    def _table(self, values: Any) -> Any:
-        return self._lua.table_from(list(values))
+    def _table(self, values: list[Any]) -> Any:
+        return self._lua.table_from(values)
 
     def _run_command(self, *words: Any) -> Any:
-        return self._from_redis(self.call([_word(word) for word in words]))
+        return self._from_redis(self.call([word if type(word) is bytes else _word(word) for word in words]))
 
     def _from_redis(self, reply: Any) -> Any:
         """Return a reply as scripts see it, in RESP2."""
+        if type(reply) in (bytes, int):
+            return reply
         if reply is None:
             return False
         if isinstance(reply, Map):
-            return self._table(word for pair in reply.items.items() for word in pair)
+            return self._table([word for pair in reply.items.items() for word in pair])
         if isinstance(reply, list):
-            return self._table(map(self._from_redis, reply))
+            return self._table([word if type(word) is bytes else self._from_redis(word) for word in reply])
         if isinstance(reply, Double):
             return format_score(reply.value)
         if isinstance(reply, Verbatim):
@@ -90,11 +92,13 @@ class _Runtime:
         if isinstance(value, dict):
             return self._lua.table_from({name.encode(): self._from_json(item) for name, item in value.items()})
         if isinstance(value, list):
-            return self._table(map(self._from_json, value))
+            return self._table([self._from_json(item) for item in value])
         return value.encode() if isinstance(value, str) else value
 
     def _reply(self, value: Any) -> Any:
         """Return the reply that Redis makes of the result of a script."""
+        if type(value) in (bytes, int):
+            return value
         if value is None or value is False:
             return None
         if value is True:

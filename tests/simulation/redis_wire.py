@@ -74,17 +74,19 @@ def take_command(data: bytearray) -> list[bytes] | None:
     end = data.find(b"\r\n")
     if end < 0:
         return None
-    assert data[:1] == b"*"
+    content = bytes(data)  # whose slices need no copy of a copy
+    assert content[:1] == b"*"
     words: list[bytes] = []
     position = end + 2
-    for _ in range(int(data[1:end])):
-        end = data.find(b"\r\n", position)
+    for _ in range(int(content[1:end])):
+        end = content.find(b"\r\n", position)
         if end < 0:
             return None
-        size = int(data[position + 1 : end])
-        if len(data) < end + 2 + size + 2:
+        begin = end + 2
+        end = begin + int(content[position + 1 : end])
+        position = end + 2
+        if len(content) < position:
             return None
-        words.append(bytes(data[end + 2 : end + 2 + size]))
-        position = end + 2 + size + 2
+        words.append(content[begin:end])
     del data[:position]
     return words

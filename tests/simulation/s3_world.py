@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -72,6 +72,20 @@ class _Quota(quota.RetryQuota):  # type: ignore[misc]
         _quotas.append(self)
 
 
+class _OneBucket:
+    """The endpoints of operations: each is found once, since all are about one bucket."""
+
+    def __init__(self, find: Callable[..., Any]) -> None:
+        self._find = find
+        self._found: dict[str, Any] = {}
+
+    def __call__(self, operation_model: Any, call_args: Any, request_context: Any) -> Any:
+        name = operation_model.name
+        if name not in self._found:
+            self._found[name] = self._find(operation_model, call_args, request_context)
+        return self._found[name]
+
+
 def prepare(modules: Modules) -> Session:
     """Make sizes small, and put simulated time and network under botocore; once in a process."""
     global _session
@@ -92,6 +106,7 @@ def prepare(modules: Modules) -> Session:
     # Each takes a tenth of the time of a request.
     client._user_agent_creator.to_string = lambda: agent
     client._request_signer.sign = lambda *_, **__: None
+    client._ruleset_resolver.construct_endpoint = _OneBucket(client._ruleset_resolver.construct_endpoint)
     vars(tusd_py.backends.s3.storage)["size_limits"] = functools.cache(part_sizes.size_limits)
     _session = Session()
     client._endpoint.http_session = _session
