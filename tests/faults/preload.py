@@ -32,9 +32,9 @@ class PreloadedFaults:
     """The faults of every process that is started with `env`; none at first.
 
     `calls` names one call or several, separated by commas: pwritev, pwrite, write, fsync, fdatasync, ftruncate,
-    copy_file_range, unlink, rename, link, mkdir, open; `*` is all of them. `pattern` is a glob of the whole path, in
-    which `*` matches `/` too. Of the matching calls of a process the first `skip` pass, the next `times` are affected
-    (0: all).
+    copy_file_range, unlink, rename, link, mkdir, open; `*` is all of them. A splice to a file is a pwritev, and
+    `splice` names it alone. `pattern` is a glob of the whole path, in which `*` matches `/` too. Of the matching calls
+    of a process the first `skip` pass, the next `times` are affected (0: all).
     """
 
     def __init__(self, folder: Path, library: Path) -> None:

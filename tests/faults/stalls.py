@@ -37,6 +37,7 @@ CALLS = {
     "mkdir": 0,
     "open": 0,
 }
+SPLICED = 1  # position of the target of os.splice, which fails and stalls as pwritev does
 
 
 class OSFault:
@@ -91,6 +92,7 @@ class OSFaults:
         self._faults: list[OSFault] = []
         for call, position in CALLS.items():
             monkeypatch.setattr(os, call, self._replacement(call, position, getattr(os, call)))
+        monkeypatch.setattr(os, "splice", self._replacement("pwritev", SPLICED, os.splice))
 
     def fail(self, calls: str, pattern: str, error: int = errno.EIO, *, skip: int = 0, times: int = 0) -> OSFault:
         """Make the calls fail with this errno; of the matching ones `skip` pass first, then `times` fail (0: all)."""

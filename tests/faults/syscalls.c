@@ -109,7 +109,7 @@ static int names(const char *calls, const char *call) {
     size_t length = strlen(call);
     for (const char *found = strstr(calls, call); found; found = strstr(found + 1, call))
         if ((found == calls || found[-1] == ',') && (found[length] == ',' || !found[length])) return 1;
-    return !strcmp(calls, "*");
+    return !strcmp(calls, "*") && strcmp(call, "splice"); /* which is a pwritev */
 }
 
 static long next_number(const char *id) {
@@ -340,6 +340,41 @@ ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset) {
 
 ssize_t pwrite64(int descriptor, const void *data, size_t size, off64_t offset) {
     return pwrite(descriptor, data, size, offset);
+}
+
+static ssize_t drop_bytes(int source, size_t size) {
+    char bytes[65536];
+    ssize_t dropped = 0;
+    while (size) {
+        ssize_t count = syscall(SYS_read, source, bytes, size < sizeof bytes ? size : sizeof bytes);
+        if (count <= 0) break;
+        size -= count;
+        dropped += count;
+    }
+    return dropped;
+}
+
+static int is_file(int descriptor) {
+    struct stat status;
+    return !fstat(descriptor, &status) && S_ISREG(status.st_mode);
+}
+
+static ssize_t splice_to_file(int source, int target, off64_t *target_offset, size_t size, unsigned int flags,
+                              const char *path) {
+    off_t offset = target_offset ? *target_offset : 0;
+    WITH_FAULT("pwritev", path, ssize_t, -1, drop_bytes(source, size),
+               written(target, offset, REAL(splice)(source, NULL, target, target_offset, most_bytes(&rule, size),
+                                                    flags)))
+}
+
+/* Another way to write: a splice to a file has the faults of pwritev, and those of its own name. */
+ssize_t splice(int source, off64_t *source_offset, int target, off64_t *target_offset, size_t size,
+               unsigned int flags) {
+    char path[PATH_MAX];
+    if (!is_file(target)) return REAL(splice)(source, source_offset, target, target_offset, size, flags);
+    path_of_descriptor(target, path);
+    WITH_FAULT("splice", path, ssize_t, -1, drop_bytes(source, size),
+               splice_to_file(source, target, target_offset, size, flags, path))
 }
 
 ssize_t write(int descriptor, const void *data, size_t size) {

@@ -108,3 +108,37 @@ async def test_calls_of_this_process_stall_and_fail(tmp_path: Path, os_faults: O
         with pytest.raises(OSError, match="Input/output"):
             os.fsync(file.fileno())
         os.fsync(file.fileno())
+
+
+SPLICE = """
+import os, sys
+for path in sys.argv[1:]:
+    source, target = os.pipe()
+    os.write(target, b"abcd")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        print(os.splice(source, descriptor, 4, offset_dst=0))
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+def test_a_preloaded_splice_to_a_file_has_the_faults_of_pwritev(tmp_path: Path, faults: PreloadedFaults) -> None:
+    faults.drop("pwritev", "*/dropped")
+    faults.short("pwritev", "*/shortened", 1)
+    faults.fail("pwritev", "*/failed", errno.ENOSPC)
+    paths = [tmp_path / name for name in ("dropped", "shortened", "failed", "whole")]
+    command = [sys.executable, "-c", SPLICE, *map(str, paths)]
+    done = subprocess.run(command, env=os.environ | faults.env, capture_output=True, text=True)
+    assert done.stdout.split() == ["4", "1", str(errno.ENOSPC), "4"]
+    assert [path.read_bytes() for path in paths] == [b"", b"a", b"", b"abcd"]
+
+
+def test_a_splice_of_this_process_to_a_file_fails_as_pwritev(tmp_path: Path, os_faults: OSFaults) -> None:
+    os_faults.fail("pwritev", "*/file", errno.ENOSPC)
+    source, target = os.pipe()
+    os.write(target, b"abcd")
+    with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match="No space left"):
+        os.splice(source, file.fileno(), 4, offset_dst=0)
+    os.close(source)
+    os.close(target)
