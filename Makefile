@@ -13,7 +13,7 @@ NOT_REPEATED = tests/clients/test_hosts.py tests/clients/test_s3.py tests/client
 	$(patsubst %, tests/failure/test_%.py, chaos hosts_chaos redis_memory redis_loss s3_parts s3_completion s3_leftovers \
 	s3_outages ownership identity broken_records locations backup clocks copies events sync sync_distance power_cuts \
 	small_appends small_creations awaited_appends short_ways quotas fast_paths disk processes frozen_hosts redis_outages \
-	rolling_update)
+	rolling_update socket_turns)
 DRIVING_A_SERVER = $(filter-out $(NOT_REPEATED), $(wildcard tests/clients/test_*.py tests/failure/test_*.py \
 	tests/wire/test_*.py)) tests/unit/test_block_receiver.py tests/server/test_property.py
 PYTEST = $(BIN)/python -m pytest -n 4 --dist worksteal

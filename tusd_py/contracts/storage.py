@@ -66,6 +66,7 @@ from tusd_py.contracts.storage_abilities import (
     WholeSync as WholeSync,
 )
 from tusd_py.contracts.writer import (
+    ArrivingBytes as ArrivingBytes,
     LastStepRefused as LastStepRefused,
     Observer as Observer,
     PieceSize as PieceSize,

@@ -135,6 +135,23 @@ class LastStepRefused(Exception):
     """The last step would take long for the thread it is in: the buffers are stored, and `finish` does the rest."""
 
 
+class ArrivingBytes(Protocol):
+    """The next bytes of a body, which a thread takes from their connection while it stores them."""
+
+    in_use: bool  # set before the thread is asked for; the thread clears it at the end of the context
+    splices: bool  # cleared if the file could take no bytes in this way
+    waited: float  # seconds that the thread has waited for the client
+
+    def __enter__(self) -> None:
+        """Begin. Called in the thread, as the context is left there."""
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def move(self, file: int, position: int) -> int:
+        """Store the next bytes in a file; return their number, and 0 if that is all for now. Blocks, but not long."""
+        ...
+
+
 class ThreadedWriter(Writer, Protocol):
     """A writer that stores in a thread, in which the commit can follow the last bytes directly.
 
@@ -144,6 +161,16 @@ class ThreadedWriter(Writer, Protocol):
 
     def finish_in_thread(self, buffers: Sequence[Buffer], *, sync: bool) -> None:
         """Do what `finish` and `close` do, as the first and only step of the writer. Blocks."""
+
+    def can_receive(self) -> bool:
+        """Return whether `receive` can be called: a thread is spare, and nobody has to see the bytes."""
+
+    async def receive(self, buffers: Sequence[Buffer], arriving: ArrivingBytes) -> None:
+        """Store buffers, and after them the bytes that a connection delivers, in one thread.
+
+        Raises:
+            UploadError: as `flush`; the next snapshot tells how far it got.
+        """
 
     def can_finish_by(self, *, with_bytes: bool) -> bool:
         """Return whether `finish_by` can be called, and would leave nothing to do for `Storage.finish`."""

@@ -13,6 +13,7 @@ from tusd_py.core.buffers import Buffer, PooledBuffer
 from tusd_py.core.errors import ClientDisconnected, IncompleteBody, ReadTimeout, UploadError
 from tusd_py.http.body_extension import BodyExtension
 from tusd_py.transfer.budget import LendsBuffers, SmallBuffers
+from tusd_py.transfer.socket_turn import MIN_WAITING, SocketTurn
 
 READ_AHEAD = 128 << 10  # bytes received for a busy reader in advance, under a server without a body extension
 RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
@@ -67,6 +68,8 @@ class RequestBody:
         self._window_waited = 0.0
         self._window_received = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._turn: SocketTurn | None = None  # while a thread receives
+        self._is_new = True  # until the first turn
 
     async def read(self) -> Buffer | None:
         """See `transfer.body_source.BodySource.read`."""
@@ -93,6 +96,32 @@ class RequestBody:
     def arrived(self) -> Buffer | None:
         """See `transfer.body_source.BodySource.arrived`."""
         return self._extension.whole if self._extension is not None and not self.started else None
+
+    def lend(self, most: int) -> SocketTurn | None:
+        """See `transfer.body_source.LendsSocket.lend`."""
+        if self._extension is None or not self._reader_receives or self.ended:
+            return None
+        if self._interruption or self._wake_requested or self._queued_messages:
+            return None
+        if not self.started:
+            if self._expects_continue or self.arrived is not None:
+                return None
+            self._start_receiving()
+        # For the first bytes of a client, whose speed is not known yet, a thread waits itself.
+        turn = self._turn = self._extension.lend_socket(most, 0 if self._is_new else MIN_WAITING)
+        if turn is not None:
+            self._is_new = False
+        return turn
+
+    def take_back(self, turn: SocketTurn) -> None:
+        """See `transfer.body_source.LendsSocket.take_back`."""
+        assert self._extension is not None
+        self._turn = None
+        self._extension.take_back_socket(turn)
+        if turn.received:
+            self._silent_since = None
+        self._window_waited += turn.waited
+        self._count_received(turn.received)
 
     def receive_in_small_buffers(self, most: int) -> None:
         """Receive at most so many bytes at a time from now on, if the server receives into buffers."""
@@ -183,10 +212,14 @@ class RequestBody:
     def interrupt(self, reason: UploadError) -> None:
         if self._interruption is None:
             self._interruption = reason
+            if self._turn is not None:
+                self._turn.end()
             self._end_wait()
 
     def wake(self) -> None:
         self._wake_requested = True
+        if self._turn is not None:
+            self._turn.finish()
         self._end_wait()
 
     async def feed(self, reader: asyncio.Future[Any]) -> None:

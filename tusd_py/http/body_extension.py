@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope
 
 from tusd_py.core.buffers import Buffer
 from tusd_py.transfer.budget import LendsBuffers
+from tusd_py.transfer.socket_turn import SocketTurn
 
 BODY_EXTENSION = "tusd_py.request_body"  # key of the extension, a `BodyExtension`
 
@@ -34,6 +35,15 @@ class BodyExtension(Protocol):
 
     def use_buffer_pool(self, pool: LendsBuffers) -> None:
         """Receive into buffers of `pool` from now on; ASGI messages then hold whole buffers, as memoryviews."""
+
+    def lend_socket(self, most: int, waiting: int) -> SocketTurn | None:
+        """Return a turn of a thread with the socket.
+
+        None if the server has bytes itself, or less than `waiting` bytes have come in advance.
+        """
+
+    def take_back_socket(self, turn: SocketTurn) -> None:
+        """Receive the bytes after those of the turn."""
 
     def limit_send_buffer(self) -> None:
         """Hold little of the response for a client that does not read it; the connection ends with the response."""
@@ -69,6 +79,11 @@ class ExtensionBehindMiddleware:
         self._extension.close()
 
     def use_buffer_pool(self, pool: LendsBuffers) -> None: ...
+
+    def lend_socket(self, most: int, waiting: int) -> SocketTurn | None:
+        return None
+
+    def take_back_socket(self, turn: SocketTurn) -> None: ...
 
     def limit_send_buffer(self) -> None:
         self._extension.limit_send_buffer()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from tusd_py.contracts.storage import ThreadedWriter, Writer, WriterSnapshot
+from tusd_py.contracts.storage import ArrivingBytes, ThreadedWriter, Writer, WriterSnapshot
 from tusd_py.core.buffers import Buffer
 from tusd_py.transfer.budget import ByteBudget
 
@@ -64,6 +64,16 @@ class BatchWriter:
         self._gathered_size += len(data)
         if self._gathered_size >= self._budget.batch_size():
             await self._write_gathered()
+
+    async def receive(self, writer: ThreadedWriter, arriving: ArrivingBytes) -> None:
+        """Store all added bytes, and those that arrive; `writer` must be the writer of this object."""
+        gathered = self._start_writing()
+        started = time.monotonic()
+        try:
+            await writer.receive(gathered, arriving)
+        finally:
+            self._waited(time.monotonic() - started - arriving.waited)
+        self._release_written()
 
     async def flush(self, *, sync: bool) -> None:
         """Store all added bytes, and sync them if `sync` is set."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.errors import UploadError
+from tusd_py.transfer.socket_turn import SocketTurn
 
 
 class BodySource(Protocol):
@@ -46,3 +47,14 @@ class BodySource(Protocol):
 
     def wake(self) -> None:
         """Make `read` return soon, with empty bytes if none arrived."""
+
+
+@runtime_checkable
+class LendsSocket(Protocol):
+    """A `BodySource` whose bytes a thread may take from the connection. Between turns, `read` is called as ever."""
+
+    def lend(self, most: int) -> SocketTurn | None:
+        """Return a turn of at most `most` bytes, which `wake` and `interrupt` end; None if `read` has to be called."""
+
+    def take_back(self, turn: SocketTurn) -> None:
+        """Take the connection back after a turn, of which the thread has let go unless the event loop ends."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from tusd_py.contracts.storage import LastStepRefused, Writer, WriterSnapshot
+from tusd_py.contracts.storage import LastStepRefused, ThreadedWriter, Writer, WriterSnapshot
 from tusd_py.core.buffers import Buffer
 from tusd_py.core.durability import Durability, must_sync
 from tusd_py.core.errors import (
@@ -33,6 +33,7 @@ from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.content_checks import AppendChecks
 from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.options import UploadOptions
+from tusd_py.uploads.socket_receiving import SocketReceiving
 from tusd_py.uploads.validation import limit_text
 
 WATCHED_INTERVAL = 0.4  # seconds between two commits of an upload that somebody watches
@@ -65,6 +66,7 @@ class Append:
         storage_written: Callable[[float], object],
         *,
         verification: Verification | None,
+        threaded: ThreadedWriter | None = None,
         last_step: LastStep | None = None,
         quota_end: int | None = None,
         checks: AppendChecks | None = None,
@@ -72,9 +74,10 @@ class Append:
     ) -> None:
         """Prepare the append.
 
-        `quota_end` is the offset that the quota of the owner lets it reach; None: any. `checks` may refuse bytes
-        before they are stored, and bytes with a checksum once they are verified. Of an upload that `is_watched` the
-        offset is committed more often. `storage_written` is told of the seconds of every wait for the storage.
+        `threaded` is the writer if it is one. `quota_end` is the offset that the quota of the owner lets it reach;
+        None: any. `checks` may refuse bytes before they are stored, and bytes with a checksum once they are verified.
+        Of an upload that `is_watched` the offset is committed more often. `storage_written` is told of the seconds of
+        every wait for the storage.
         """
         self._last_step = last_step
         self._checks = checks
@@ -86,6 +89,9 @@ class Append:
         self._source = source
         self._budget = budget
         self._batches = BatchWriter(writer, budget, source.release, storage_written)
+        self._by_threads: SocketReceiving | None = None
+        if threaded is not None and verification is None and checks is None:
+            self._by_threads = SocketReceiving(source, threaded, self._batches)
         self._options = options.limited_to(upload.max_size)
         self._commit_record = commit
         self._stored_size = stored_size  # of the storage
@@ -159,13 +165,37 @@ class Append:
     async def _receive(self) -> None:
         if self._source.arrived is None:
             self._start_commit_timer()
-        while (data := await self._source.read()) is not None:
-            if data:
-                self._woken_at = None
-                await self._add(data)
+        while await self._receive_next():
             if self._commit_requested or self._commit_due:
                 await self._commit()
                 self._start_commit_timer()
+
+    async def _receive_next(self) -> bool:
+        """Take the next bytes, none if the source was woken; return False at the end of the source."""
+        received = await self._receive_in_thread()
+        if received is None:
+            data = await self._source.read()
+            if data is None:
+                return False
+            received = len(data)
+            if data:
+                await self._add(data)
+        if received:
+            self._woken_at = None
+        return True
+
+    async def _receive_in_thread(self) -> int | None:
+        if self._by_threads is None:
+            return None
+        most = min(self._limit, self._bytes_at_commit + self._options.commit_bytes) - self._position
+        received = await self._by_threads.receive(most)
+        self._count(received or 0)
+        return received
+
+    def _count(self, received: int) -> None:
+        self._position += received
+        if self._position - self._bytes_at_commit >= self._options.commit_bytes:
+            self._commit_due = True
 
     async def _add(self, data: Buffer) -> None:
         room = self._limit - self._position
@@ -176,9 +206,7 @@ class Append:
             if self._checks is not None and self._verification is None:
                 self._checks.arrived(data)
             await self._batches.add(data)
-            self._position += len(data)
-            if self._position - self._bytes_at_commit >= self._options.commit_bytes:
-                self._commit_due = True
+            self._count(len(data))
         if excess:
             if self.upload.length is not None:
                 raise SizeExceeded

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tusd_py.contracts.locks import Lock
-from tusd_py.contracts.storage import Buffer, Observer, Writer
+from tusd_py.contracts.storage import Buffer, Observer, ThreadedWriter, Writer
 from tusd_py.core.errors import (
     ClientDisconnected,
     ContentRefused,
@@ -79,6 +79,7 @@ class Appending:
         self._appends: set[Append] = set()
         self._slots = asyncio.Semaphore(MAX_LAST_STEPS)
         self._pace = Pace(syncs=components.syncs_completion)
+        self._in_threads = components.stores_in_threads
         self._threaded: ThreadedCompletion | None = None
         self._small: SmallAppends | None = None
         self._fast_path: SmallAppends | AwaitedAppends | None = None
@@ -307,7 +308,7 @@ class Appending:
             return after
 
         observer = _observer(append_request.verification, checks)
-        writer, last_step = self._writer(upload, append_request, lock, committed, observer)
+        writer, threaded, last_step = self._writer(upload, append_request, lock, committed, observer)
         return Append(
             upload,
             append_request.source,
@@ -318,6 +319,7 @@ class Appending:
             self._storage.stored_size,
             self._instrumentation.storage_written,
             verification=append_request.verification,
+            threaded=threaded,
             last_step=last_step,
             quota_end=quota_end,
             checks=checks,
@@ -331,14 +333,17 @@ class Appending:
         lock: Lock,
         committed: Callable[[Upload, Upload], object],
         observer: Observer | None,
-    ) -> tuple[Writer, LastStep | None]:
-        """Return a writer; with it its last step if the storage has threaded writers, else None."""
+    ) -> tuple[Writer, ThreadedWriter | None, LastStep | None]:
+        """Return a writer, the same if it is a threaded one, and the last step if the record can be changed in it."""
         predecessors = lock.unreleased_predecessors
+        if self._in_threads is None:
+            writer = self._storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors)
+            return writer, None, None
+        threaded = self._in_threads.writer(upload, lock.token, observer, unreleased_predecessors=predecessors)
         if self._threaded is None:
-            return self._storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors), None
-        writer = self._threaded.storage.writer(upload, lock.token, observer, unreleased_predecessors=predecessors)
+            return threaded, threaded, None
         change = RecordChange(lock.token, append_request.context)
-        return writer, LastStep(writer, self._threaded, change, self._slots, self._pace, committed)
+        return threaded, threaded, LastStep(threaded, self._threaded, change, self._slots, self._pace, committed)
 
 
 def _observer(verification: Verification | None, checks: AppendChecks | None) -> Observer | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tusd_py.core.buffers import Buffer, PooledBuffer
 from tusd_py.transfer.budget import LendsBuffers
+from tusd_py.transfer.socket_turn import SocketTurn
 
 if TYPE_CHECKING:
     from tusd_py.uvicorn_server.cycle import UploadCycle
@@ -32,6 +33,8 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
         self._buffer: PooledBuffer | None = None
         self._view = memoryview(b"")
         self._discarding = False
+        self._turn: SocketTurn | None = None
+        self._closed_meanwhile = False  # during the turn
         self.filled = 0
         self._switch_to(self)
 
@@ -69,8 +72,39 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
         self._pool.release(buffer)
         return data
 
+    def lend_socket(self, most: int, waiting: int) -> SocketTurn | None:
+        """Return a turn of a thread with the socket, see `BodyExtension.lend_socket`."""
+        if self._buffer is not None or self._discarding or self._transport.is_closing():
+            return None
+        self._turn = SocketTurn.of(self._transport.get_extra_info("socket"), min(most, self._remaining), waiting)
+        if self._turn is not None:
+            self._cycle.flow.lend()
+        return self._turn
+
+    def take_back_socket(self, turn: SocketTurn) -> None:
+        """Continue after the bytes of a turn."""
+        if turn.in_use:  # the event loop ends, and the thread may still take bytes
+            turn.end()
+            return
+        turn.close()
+        self._turn = None
+        if turn.received:
+            self._cycle.last_arrival = turn.last_arrival
+        self._remaining -= turn.received
+        resumes = self._cycle.flow.take_back()
+        if self._remaining == 0:
+            self._end_body()
+        elif self._closed_meanwhile:
+            self.close()
+        if resumes:
+            self._cycle.flow.resume_reading()
+
     def close(self) -> None:
         """Drop the buffer, and read and discard the rest of the body."""
+        if self._turn is not None:
+            self._turn.end()
+            self._closed_meanwhile = True
+            return
         if self._buffer is not None:
             buffer = self._buffer
             self._detach_buffer()
@@ -102,16 +136,21 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
             self.filled += nbytes
             self._cycle.last_arrival = time.monotonic()
         if self._remaining == 0:
-            self._switch_to(self._protocol)
-            self._protocol.buffered_body_ended()
+            self._end_body()
         elif not self._discarding and self.filled == len(self._view):
             self._cycle.flow.pause_reading()
             self._cycle.message_event.set()
+
+    def _end_body(self) -> None:
+        self._switch_to(self._protocol)
+        self._protocol.buffered_body_ended()
 
     def eof_received(self) -> None:
         self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._turn is not None:
+            self._turn.connection_lost()
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:

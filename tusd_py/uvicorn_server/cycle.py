@@ -22,8 +22,10 @@ from tusd_py.core.buffers import Buffer
 from tusd_py.http.body_extension import BODY_EXTENSION
 from tusd_py.http.request import FILE_SENDING
 from tusd_py.transfer.budget import LendsBuffers
+from tusd_py.transfer.socket_turn import SocketTurn, can_lend_socket
 from tusd_py.uvicorn_server.buffered_receiver import BufferedBodyReceiver
 from tusd_py.uvicorn_server.file_sender import can_send_files
+from tusd_py.uvicorn_server.flow import ConnectionFlow
 
 if TYPE_CHECKING:
     from tusd_py.uvicorn_server.protocol import UploadProtocol
@@ -41,6 +43,8 @@ def _no_op() -> None: ...
 
 class UploadCycle(RequestResponseCycle):
     """One request and its response, and the `BodyExtension` of its body."""
+
+    flow: ConnectionFlow
 
     def __init__(self, protocol: UploadProtocol, *, keep_alive: bool) -> None:
         """Take over the request whose head the protocol has read, and add the extensions to its scope."""
@@ -241,6 +245,18 @@ class UploadCycle(RequestResponseCycle):
     def use_buffer_pool(self, pool: LendsBuffers) -> None:
         self.pool = pool
 
+    def lend_socket(self, most: int, waiting: int) -> SocketTurn | None:
+        if self.body or not self.more_body or self.response_complete or self.waiting_for_100_continue:
+            return None
+        if not can_lend_socket(self.protocol.scheme):
+            return None
+        self._use_receiver()
+        return self.receiver.lend_socket(most, waiting) if self.receiver is not None else None
+
+    def take_back_socket(self, turn: SocketTurn) -> None:
+        assert self.receiver is not None
+        self.receiver.take_back_socket(turn)
+
     def limit_send_buffer(self) -> None:
         self.keep_alive = False  # the kernel never enlarges the buffer again, which a download would need
         self.transport.set_write_buffer_limits(high=SMALL_SEND_BUFFER)
@@ -256,10 +272,14 @@ class UploadCycle(RequestResponseCycle):
         if not self.more_body:
             self.protocol.listen_for_disconnect()
             return
+        self._use_receiver()
+        if self.receiver is not None:
+            self.receiver.provide_buffer()
+        self.flow.resume_reading()
+
+    def _use_receiver(self) -> None:
+        """Have the rest of a long body bypass the parser."""
         if self.receiver is None and self.pool is not None:
             size = self.protocol.content_length()
             if size - self.arrived >= MIN_BUFFERED_BODY:
                 self.receiver = BufferedBodyReceiver(self.protocol, self, self.pool, size - self.arrived)
-        if self.receiver is not None:
-            self.receiver.provide_buffer()
-        self.flow.resume_reading()

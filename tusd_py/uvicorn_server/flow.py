@@ -17,12 +17,30 @@ RATE_WINDOW = 60.0  # seconds over which the minimum rate is an average
 class ConnectionFlow(FlowControl):
     """uvicorn's flow control, for a transport that may have been closed in the meantime."""
 
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._is_lent = False
+        self._resumes = False  # whether to read again after the socket was lent
+
+    def lend(self) -> None:
+        """Pause reading until `take_back`, whoever resumes it: a thread reads from the socket."""
+        self.pause_reading()
+        self._is_lent, self._resumes = True, False
+
+    def take_back(self) -> bool:
+        """End a loan; return whether reading should have been resumed meanwhile."""
+        self._is_lent = False
+        return self._resumes
+
     def pause_reading(self) -> None:
+        self._resumes = False
         if not self._transport.is_closing():
             super().pause_reading()
 
     def resume_reading(self) -> None:
-        if self.read_paused and not self._transport.is_closing():
+        if self._is_lent:
+            self._resumes = True
+        elif self.read_paused and not self._transport.is_closing():
             super().resume_reading()
 
 

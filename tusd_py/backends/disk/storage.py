@@ -32,6 +32,7 @@ from tusd_py.backends.disk.files import FileTree, Modes, copy_range
 from tusd_py.backends.disk.identity import IdentityFile
 from tusd_py.backends.disk.locations import Locations
 from tusd_py.backends.disk.reader import FileReader
+from tusd_py.backends.disk.receiving_threads import ReceivingThreads
 from tusd_py.backends.disk.steps import ExternalSteps
 from tusd_py.backends.disk.storing_again import stored_again
 from tusd_py.backends.disk.syncs import Syncs, SyncUnproven
@@ -83,6 +84,7 @@ class DiskStorage:
 
     async def open(self) -> None:
         self._threads = Threads(THREADS, "tusd-py-disk")
+        self.receiving = ReceivingThreads(THREADS)
         self._brief_jobs = BriefJobs(self._threads.run, THREADS)
         self._copier = FileCopier()
         await self.run(self._check_directory)
@@ -93,7 +95,9 @@ class DiskStorage:
     async def close(self, timeout: float | None = None) -> bool:
         copies_ended = await self._copier.close(timeout)
         steps_ended = await asyncio.to_thread(self._external_steps.wait, timeout)
-        return await asyncio.to_thread(self._threads.close, timeout) and copies_ended and steps_ended
+        threads = (self._threads, self.receiving)
+        ended = await asyncio.gather(*(asyncio.to_thread(pool.close, timeout) for pool in threads))
+        return all(ended) and copies_ended and steps_ended
 
     def run(self, work: Callable[[], T], *, brief: bool = False) -> asyncio.Future[T]:
         """Run blocking work in the threads of this storage."""

@@ -15,7 +15,7 @@ from tusd_py.backends.disk.files import AnyPath
 from tusd_py.backends.disk.storing_again import stored_again
 from tusd_py.backends.disk.sync_calls import sync_data, sync_file
 from tusd_py.backends.disk.syncs import SyncUnproven, have_cut_again, inode_of
-from tusd_py.contracts.storage import Buffer, LastStepRefused, Observer, WriterSnapshot
+from tusd_py.contracts.storage import ArrivingBytes, Buffer, LastStepRefused, Observer, WriterSnapshot
 from tusd_py.core.errors import StorageAhead, StorageBehind, StorageUnavailable
 from tusd_py.core.upload import Upload
 
@@ -59,6 +59,17 @@ class DiskWriter:
         await self._jobs.settle()
         if buffers:
             self._jobs.start(self._storage.run(lambda: self._write(buffers)))
+
+    def can_receive(self) -> bool:
+        return self._observer is None and self._storage.receiving.is_possible
+
+    async def receive(self, buffers: Sequence[Buffer], arriving: ArrivingBytes) -> None:
+        await self._jobs.settle()
+        rest = list(buffers)
+        arriving.in_use = True
+        self._jobs.start(self._storage.receiving.run(lambda: self._receive(rest, arriving)))
+        await self._jobs.settle()
+        self._storage.receiving.splices &= arriving.splices
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         await self._jobs.settle()
@@ -148,14 +159,24 @@ class DiskWriter:
 
     def _write(self, buffers: Sequence[Buffer]) -> None:
         with file_errors():
-            if self._descriptor < 0:
-                self._storage.check_identity()
-                self._open()
+            self._ensure_open()
             if self._observer is not None:
                 for buffer in buffers:
                     self._observer(buffer)
             for first in range(0, len(buffers), MAX_BUFFERS):
                 self._write_all(list(buffers[first : first + MAX_BUFFERS]))
+
+    def _ensure_open(self) -> None:
+        if self._descriptor < 0:
+            self._storage.check_identity()
+            self._open()
+
+    def _receive(self, rest: list[Buffer], arriving: ArrivingBytes) -> None:
+        with arriving, file_errors():
+            self._write_rest(rest)
+            self._ensure_open()
+            while moved := arriving.move(self._descriptor, self._stored):
+                self._stored += moved
 
     def _write_all(self, buffers: list[Buffer]) -> None:
         while buffers:
