@@ -1,9 +1,10 @@
 """The change feed of processes that share a Redis: interests and changes by pub/sub.
 
 Interests go over the channel of the locks, which every process hears already: `watch TOKEN JSON`, repeated while they
-last, and `hello TOKEN` of a process that has started. Changes go to a channel of each process that wants some, to which
-it subscribes with its first interest. `locks TOKEN NAME` asks all others which locks they hold; their answers go to a
-channel of that name below the one of the asking process. Processes of an earlier version pass over all three.
+last, and `hello TOKEN` of a process that may have missed some, since it has started or its connection was lost. Changes
+go to a channel of each process that wants some, to which it subscribes with its first interest. `locks TOKEN NAME` asks
+all others which locks they hold; their answers go to a channel of that name below the one of the asking process.
+Processes of an earlier version pass over all of these.
 """
 
 from __future__ import annotations
@@ -81,13 +82,16 @@ class RedisFeed:
     async def open(self, receiver: FeedReceiver) -> None:
         """Ask the other processes what they want."""
         self._receiver = receiver
-        self._messages.observe(self._told)
+        self._messages.observe(self._told, self._greet)
+        self._greet()
+
+    def _greet(self) -> None:
         self._start(self._send(self._channel, f"hello {self._token}"))
 
     async def close(self) -> None:
         """End, and let the other processes forget this one; what is wanted later counts for nothing."""
         self._receiver = None
-        self._messages.observe(None)
+        self._messages.unobserve()
         for timer in (self._timer, self._repeat_timer, self._leave_timer):
             if timer is not None:
                 timer.cancel()

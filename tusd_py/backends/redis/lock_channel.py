@@ -31,10 +31,20 @@ class LockChannel:
         self._waiters: dict[str, set[asyncio.Event]] = {}  # by upload id
         self._listener: asyncio.Task[None] | None = None
         self._observer: Callable[[str, str], object] | None = None
+        self._reconnected: Callable[[], object] | None = None
 
-    def observe(self, observer: Callable[[str, str], object] | None) -> None:
-        """Call `observer` with the kind and the rest of every message of another kind; it raises nothing."""
-        self._observer = observer
+    def observe(self, observer: Callable[[str, str], object], reconnected: Callable[[], object]) -> None:
+        """Have messages of other kinds observed, from now on.
+
+        Args:
+            observer: is called with the kind and the rest of every such message; raises nothing.
+            reconnected: is called after every new subscription: messages may have been missed.
+        """
+        self._observer, self._reconnected = observer, reconnected
+
+    def unobserve(self) -> None:
+        """Undo `observe`."""
+        self._observer = self._reconnected = None
 
     async def open(self) -> None:
         """Subscribe; return when that is done, or after `LISTEN_TIMEOUT` while attempts continue."""
@@ -78,6 +88,8 @@ class LockChannel:
                     elif message["type"] == "subscribe":
                         subscribed.set()
                         self._wake_all()  # a message may have been missed
+                        if self._reconnected is not None and not silent:
+                            self._reconnected()
                     else:
                         self._handle_message(str(message["data"]))
                     silent = message is None
