@@ -162,7 +162,7 @@ class TusServer:
             max_listeners=self.settings.max_listeners,
         )
         self.service.watch_by(self.hub.watches)
-        self.hub.watching_began = self.service.watchers_changed
+        self.hub.call_when_watching_begins(self.service.watchers_changed)
         self._application = build_application(
             self.settings, self.service, self.events, self.urls, self._authenticator, self._signing_keys, self.hub
         )

@@ -1,93 +1,34 @@
-"""The hub alone: changes that are late, lost or doubled end in the state of the record."""
+"""The hub with listeners to one upload: what they are told, and how many there may be."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies
 
+from tests.support.followed import UPLOAD, Followed, Records
 from tests.support.timing import TIMEOUT
-from tusd_py.core.clock import SystemClock
 from tusd_py.core.errors import ServerShutdown, UploadNotFound
-from tusd_py.core.listing import Page, UploadFilter
-from tusd_py.core.progress import FINAL_KINDS, Change, ProgressKind, change_of
 from tusd_py.core.upload import Status, Upload
-from tusd_py.events.bus import EventBus
 from tusd_py.events.types import (
     AppendEnded,
     AppendStarted,
-    UploadCreated,
     UploadFinished,
     UploadProgressed,
     UploadTerminated,
 )
-from tusd_py.progress import hub as module, place, reconciler, watched as watched_module, watched_uploads
-from tusd_py.progress.hub import ProgressHub, TooManyListenersError
+from tusd_py.progress import (
+    hub as module,
+    listeners,
+    reconciler,
+    watched as watched_module,
+    watched_uploads,
+)
 from tusd_py.progress.listener import Listener
-from tusd_py.progress.messages import Message
-from tusd_py.progress.watched import Watched
-from tusd_py.testing import MemoryLocker
-
-UPLOAD = Upload("a", 1.0, length=100)
-
-
-async def anybody(upload: Upload) -> bool:
-    return True
-
-
-class Records:
-    """The records, as many as there are."""
-
-    def __init__(self, *uploads: Upload) -> None:
-        self.uploads = {upload.id: upload for upload in uploads}
-        self.events = EventBus()
-
-    async def find(self, upload_id: str) -> Upload | None:
-        return self.uploads.get(upload_id)
-
-    async def get(self, upload_id: str) -> Upload:
-        if upload_id not in self.uploads:
-            raise UploadNotFound
-        return self.uploads[upload_id]
-
-    async def list(self, *, after: str, limit: int, condition: UploadFilter) -> Page:
-        return Page(tuple(self.uploads.values()), None)
-
-    def change(self, upload: Upload) -> Upload:
-        self.uploads[upload.id] = upload
-        return upload
-
-
-class Followed:
-    """A hub with one listener, and what that was told."""
-
-    def __init__(self, records: Records, *, max_listeners: int = 10) -> None:
-        self.records = records
-        self.hub = ProgressHub(records.events, records.find, MemoryLocker(), SystemClock(), max_listeners=max_listeners)
-        self.listener = Listener(("a",))
-
-    async def follow(self, number: int | None = None) -> bool:
-        self.listener = Listener(("a",))
-        self.hub.add(self.listener, "sse", 3600)
-        return await self.hub.watch(self.listener, "a", lambda: self.records.get("a"), number)
-
-    async def follow_owner(self, owner: str | None = "ann") -> None:
-        self.listener = Listener(None)
-        self.hub.add(self.listener, "sse", 3600)
-        await self.hub.watch_owner(self.listener, owner, anybody, self.records.list)
-
-    async def next(self) -> list[Message]:
-        async with asyncio.timeout(TIMEOUT):
-            return list(await self.listener.next() or ())
-
-    async def kinds(self) -> list[str]:
-        return [message.kind for message in await self.next()]
+from tusd_py.progress.listeners import TooManyListenersError
 
 
 @pytest.fixture
@@ -281,13 +222,13 @@ async def test_one_sender_has_a_part_of_the_places() -> None:
     hub.add(listeners[0], "sse", 3600, "ann")
     for listener in listeners:
         hub.remove(listener)
-    assert "ann" not in hub._senders
+    assert "ann" not in hub._listeners._senders
     hub.close()
 
 
 async def test_one_sender_may_have_all_of_few_places() -> None:
-    hub = Followed(Records(), max_listeners=module.MIN_SHARE).hub
-    for _ in range(module.MIN_SHARE):
+    hub = Followed(Records(), max_listeners=listeners.MIN_SHARE).hub
+    for _ in range(listeners.MIN_SHARE):
         hub.add(Listener(("a",)), "sse", 3600, "ann")
     hub.close()
 
@@ -314,142 +255,6 @@ async def test_unknown_upload_leaves_nothing() -> None:
     followed.hub.close()
 
 
-# All uploads of an owner.
-
-
-def of_ann(upload_id: str, **fields: Any) -> Upload:
-    return replace(UPLOAD, id=upload_id, owner="ann", **fields)
-
-
-def ended(upload: Upload) -> UploadFinished:
-    return UploadFinished(replace(upload, offset=100, status=Status.COMPLETE, token=upload.token + 1))
-
-
-async def test_stream_of_an_owner_holds_no_uploads_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched_uploads, "MAX_KEPT", 5)
-    records = Records()
-    followed = Followed(records)
-    await followed.follow_owner()
-    assert await followed.kinds() == []
-    for number in range(50):
-        upload = records.change(of_ann(str(number)))
-        records.events.publish(UploadCreated(upload))
-        assert await followed.kinds() == ["created"]
-        records.events.publish(ended(upload))
-        assert await followed.kinds() == ["finished"]
-    assert len(followed.hub._watched) <= 6
-    followed.hub.close()
-
-
-async def test_hub_rests_after_the_uploads_of_an_owner_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched_uploads, "KEPT_TIME", 0.0)
-    records = Records(of_ann("a"))
-    followed = Followed(records)
-    await followed.follow_owner()
-    assert await followed.kinds() == ["snapshot"]
-    records.events.publish(ended(records.uploads["a"]))
-    assert await followed.kinds() == ["finished"]
-    followed.hub.remove(followed.listener)
-    followed.hub._tick(0.0)
-    assert not any(records.events._observers.values())
-    followed.hub.close()
-
-
-async def test_stream_of_many_uploads_makes_room_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_FOLLOWED", 10)
-    records = Records(*(of_ann(f"old-{number}") for number in range(12)))
-    followed = Followed(records)
-    await followed.follow_owner()
-    assert await followed.kinds() == ["snapshot"] * 10
-    for number in range(30):
-        records.events.publish(UploadCreated(records.change(of_ann(f"new-{number}"))))
-        assert await followed.kinds() == ["created"]
-    assert not followed.listener.ended
-    assert len(followed.hub._watched.listened()) <= 10
-    followed.hub.close()
-
-
-@pytest.mark.parametrize("kept", [0, 100])
-async def test_upload_that_has_made_room_is_told_of_with_its_next_change(
-    monkeypatch: pytest.MonkeyPatch, kept: int
-) -> None:
-    monkeypatch.setattr(module, "MAX_FOLLOWED", 2)
-    monkeypatch.setattr(watched_uploads, "MAX_KEPT", kept)
-    records = Records(of_ann("a"), of_ann("b"))
-    followed = Followed(records)
-    await followed.follow_owner()
-    assert await followed.kinds() == ["snapshot"] * 2
-    for upload_id in ("c", "d"):
-        records.events.publish(UploadCreated(records.change(of_ann(upload_id, updated_at=time.time()))))
-        assert await followed.kinds() == ["created"]
-    records.events.publish(UploadProgressed(records.change(of_ann("a", offset=5, token=1)), 5))
-    (message,) = await followed.next()
-    assert (message.upload_id, message.kind) == ("a", "progress")
-    records.events.publish(UploadTerminated(records.uploads.pop("b")))
-    (message,) = await followed.next()
-    assert (message.upload_id, message.kind) == ("b", "terminated")
-    assert not followed.listener.ended
-    followed.hub.close()
-
-
-async def test_stream_of_many_uploads_lets_others_have_their_turn() -> None:
-    records = Records(*(of_ann(str(number)) for number in range(256)))
-    followed = Followed(records)
-    several = Listener(records.uploads)
-    followed.hub.add(several, "sse", 3600)
-    for work in (followed.follow_owner(), followed.hub.watch_several(several, list(records.uploads), anybody)):
-        task, turns = asyncio.create_task(work), 0
-        while not task.done():
-            turns += 1
-            await asyncio.sleep(0)
-        assert turns >= 10
-    followed.hub.close()
-
-
-async def test_streams_that_begin_together_let_others_have_their_turn() -> None:
-    finds = 0
-
-    class Counted(Records):
-        async def find(self, upload_id: str) -> Upload | None:
-            nonlocal finds
-            finds += 1
-            return await super().find(upload_id)
-
-    followed = Followed(Counted(*(of_ann(str(number)) for number in range(20))), max_listeners=100)
-    tasks = [asyncio.create_task(followed.follow_owner()) for _ in range(50)]
-    most = 0
-    while not all(task.done() for task in tasks):
-        before = finds
-        await asyncio.sleep(0)
-        most = max(most, finds - before)
-    assert finds >= 20 * 50
-    assert most <= 2 * module.JOINS_AT_ONCE
-    followed.hub.close()
-
-
-async def test_introductions_of_one_stream_leave_those_of_others_alone() -> None:
-    records = Records()
-    followed = Followed(records)
-    asked = asyncio.Event()
-
-    async def never(upload: Upload) -> bool:
-        return await asked.wait()
-
-    busy = Listener(None)
-    followed.hub.add(busy, "sse", 3600)
-    await followed.hub.watch_owner(busy, "bob", never, records.list)
-    await followed.follow_owner()
-    assert await followed.kinds() == []
-    for number in range(2 * place.MAX_ASKING):
-        upload = records.change(replace(UPLOAD, id=f"bob-{number}", owner="bob"))
-        records.events.publish(UploadCreated(upload))
-    records.events.publish(UploadCreated(records.change(of_ann("a"))))
-    assert await followed.kinds() == ["created"]
-    assert busy.ended
-    assert not followed.listener.ended
-    followed.hub.close()
-
-
 async def test_listener_of_an_upload_that_has_ended_leaves_the_next_one_of_its_id_alone(
     followed: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,58 +268,3 @@ async def test_listener_of_an_upload_that_has_ended_leaves_the_next_one_of_its_i
     assert await followed.kinds() == ["snapshot"]
     followed.records.events.publish(UploadProgressed(replace(UPLOAD, created_at=2.0, offset=7, token=1), 7))
     assert await followed.kinds() == ["progress"]
-
-
-# Any order, any loss.
-
-KINDS = [ProgressKind.STARTED, ProgressKind.PROGRESS, ProgressKind.ENDED, ProgressKind.INTERRUPTED]
-
-
-@strategies.composite
-def histories(draw: strategies.DrawFn) -> tuple[list[Change], Upload, list[int]]:
-    """Return the changes of an upload, its record after them, and which of them arrive in what order."""
-    changes: list[Change] = []
-    offset, token, time = 0, 0, 1.0
-    for _ in range(draw(strategies.integers(1, 8))):
-        token += draw(strategies.integers(0, 1))
-        time += 1.0
-        kind = draw(strategies.sampled_from(KINDS))
-        if kind is ProgressKind.PROGRESS:
-            offset += draw(strategies.integers(0, 9))
-        changes.append(change_of(replace(UPLOAD, offset=offset, token=token), kind, time))
-    end = draw(strategies.sampled_from([Status.ACTIVE, Status.COMPLETE, Status.FINISHING]))
-    arriving = draw(strategies.lists(strategies.integers(0, len(changes) - 1)))
-    return changes, replace(UPLOAD, offset=offset, token=token, status=end), arriving
-
-
-@given(histories())
-@settings(deadline=None)
-def test_any_order_and_loss_of_changes_ends_in_the_state_of_the_record(
-    history: tuple[list[Change], Upload, list[int]],
-) -> None:
-    changes, record, arriving = history
-
-    async def follow() -> list[Message]:
-        numbers = iter(range(0, 10_000, 2))
-        watched = Watched(
-            "a", lambda last: next(numbers) + last, lambda watched, listeners: None, lambda kind, count: None
-        )
-        listener = Listener(("a",))
-        watched.listeners.add(listener)
-        told: list[Message] = []
-        watched.reconcile(UPLOAD, 1.0)
-        for index in arriving:
-            watched.take(changes[index])
-            while listener._pending:
-                told += await listener.next() or ()
-        watched.reconcile(record, 100.0)
-        assert watched.last is not None
-        assert (watched.last.status, watched.last.offset) == (record.status, record.offset)
-        watched.close()
-        while listener._pending:
-            told += await listener.next() or ()
-        return told
-
-    told = asyncio.run(follow())
-    assert all(before.number < after.number for before, after in pairwise(told))
-    assert not any(message.kind in FINAL_KINDS for message in told[:-1])

@@ -17,8 +17,9 @@ from tusd_py.http.progress.sse import HEADERS, EventForm, stream_headers
 from tusd_py.http.progress.stream_body import StreamBody
 from tusd_py.http.rates import address_of, sender_of
 from tusd_py.http.request import Handler, Request, Response
-from tusd_py.progress.hub import ProgressHub, TooManyListenersError
+from tusd_py.progress.hub import ProgressHub
 from tusd_py.progress.listener import Listener
+from tusd_py.progress.listeners import TooManyListenersError
 from tusd_py.progress.place import MayFollow
 from tusd_py.uploads.service import UploadService
 
