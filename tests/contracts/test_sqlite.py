@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 
 from tests.contracts.parts import within
-from tusd_py.backends.sqlite.records import SELECT_DUE
+from tusd_py.backends.sqlite.queries import INDEXES, _statement
+from tusd_py.backends.sqlite.records import CHANGED, SELECT_DUE, UPDATE
 from tusd_py.backends.sqlite.schema import SCHEMA
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.errors import BrokenRecord, StateFull, StateUnavailable
-from tusd_py.core.upload import Upload
+from tusd_py.core.listing import UploadFilter
+from tusd_py.core.queries import UploadQuery
+from tusd_py.core.upload import Status, Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0)
 
@@ -126,6 +129,27 @@ def test_due_uploads_are_found_by_indexes(path: Path) -> None:
     steps = [row[3] for row in plan if "uploads" in row[3]]
     assert len(steps) == 2
     assert all("uploads_by_expiry" in step or "uploads_to_finish" in step for step in steps), steps
+
+
+@pytest.mark.parametrize("status", [None, *Status])
+def test_lists_of_administrators_go_along_an_index(path: Path, status: Status | None) -> None:
+    statement = _statement(UploadQuery(UploadFilter(status=status)))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(";".join((SCHEMA, *INDEXES)))
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement.text}", statement.values).fetchall()
+    index = "uploads_by_creation" if status in (None, Status.COMPLETE) else "uploads_not_complete"
+    assert [index in row[3] for row in plan] == [True], plan
+
+
+@pytest.mark.parametrize("index", ["uploads_by_creation", "uploads_by_owner"])
+def test_change_of_a_record_writes_no_index_of_what_an_upload_keeps(path: Path, index: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(";".join((SCHEMA, *INDEXES)))
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (index,)).fetchone()
+        values = [*range(len(CHANGED)), "id", 1, 0, "active"]
+        steps = connection.execute(f"EXPLAIN {UPDATE}", values).fetchall()
+    written = [step for step in steps if step[1] == "OpenWrite" and step[3] == page]
+    assert written == [], written
 
 
 async def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path, state: SQLiteState) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from tusd_py.backends.sqlite.queries import DELETE_HISTORY
@@ -28,7 +29,10 @@ SELECT_DUE = (
 INSERT = f"INSERT INTO uploads ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
 # The completion of a final upload marks its partial ones without their locks: who read them before must not undo that.
 KEEP_MARK = "uncounted = max(CASE concatenation WHEN 'partial' THEN uncounted ELSE 0 END, ?)"
-ASSIGNMENTS = [KEEP_MARK if name == "uncounted" else f"{name} = ?" for name in FIELDS]
+# An upload keeps these for its life. SQLite writes the entry of an index anew if a statement names one of its columns.
+KEPT = ("id", "created_at", "owner", "client")
+CHANGED = [name for name in FIELDS if name not in KEPT]
+ASSIGNMENTS = [KEEP_MARK if name == "uncounted" else f"{name} = ?" for name in CHANGED]
 UPDATE = f"UPDATE uploads SET {', '.join(ASSIGNMENTS)} WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
 DELETE = "DELETE FROM uploads WHERE id = ? AND (token <= ? OR typeof(token) <> 'integer')"
 SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
@@ -41,6 +45,8 @@ INSERT_WAITING = "INSERT OR IGNORE INTO waiting_finals (partial_id, final_id) VA
 SELECT_WAITING = "SELECT final_id FROM waiting_finals WHERE partial_id = ? LIMIT ?"
 DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id = ?"
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
+
+_changed_values = itemgetter(*map(FIELDS.index, CHANGED))  # of a row
 
 
 def may_use_reserve(before: Upload, after: Upload) -> bool:
@@ -81,7 +87,7 @@ def replace_record(
     if enforce:
         admit_change(connection, before, after)
     condition = (before.id, after.token, before.offset, before.status)
-    if connection.execute(UPDATE, (*encode_row(after), *condition)).rowcount == 0:
+    if connection.execute(UPDATE, (*_changed_values(encode_row(after)), *condition)).rowcount == 0:
         raise LockLost
     if replaces_partials(before, after):
         join_partials(connection, after, partials_until)
