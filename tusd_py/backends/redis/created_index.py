@@ -26,6 +26,8 @@ COLLECTING_MARK = "."  # no upload has such an id; the script of a creation know
 READY_MARK = "!"
 MARK_SCORE = "-inf"  # before every creation
 PAGE_SIZE = 200  # records looked at in one round trip
+COMPLETED_INTERVAL = 0.2  # seconds in which completed uploads are gathered, to be taken out with one command
+MAX_COMPLETED = 500  # uploads in that command
 
 
 class CreatedIndex:
@@ -40,6 +42,8 @@ class CreatedIndex:
         self._keys = keys
         self._ids = ids
         self._sending: set[asyncio.Task[Any]] = set()
+        self._completed: list[str] = []  # ids of uploads that are still to be taken out
+        self._timer: asyncio.TimerHandle | None = None
         self.is_collecting = False
 
     async def look(self) -> None:
@@ -102,9 +106,21 @@ class CreatedIndex:
         return self._indexes(owner, None) if self.is_collecting else ()
 
     def completed(self, upload_id: str) -> None:
-        """Take an upload out of those that are not complete, without waiting for it."""
-        if self.is_collecting:
-            self._send(("ZREM", self._keys.unfinished, upload_id))
+        """Take an upload out of those that are not complete, soon and without waiting for it."""
+        if not self.is_collecting:
+            return
+        self._completed.append(upload_id)
+        if len(self._completed) >= MAX_COMPLETED:
+            self._send_completed()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(COMPLETED_INTERVAL, self._send_completed)
+
+    def _send_completed(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        completed, self._completed = self._completed, []
+        self.correct(self._keys.unfinished, completed)
 
     def correct(self, index: str, upload_ids: Sequence[str]) -> None:
         """Take entries out of an index that they do not belong in, without waiting for it."""
@@ -123,7 +139,8 @@ class CreatedIndex:
             logger.debug("an index of uploads was not corrected: %s", error)
 
     async def close(self) -> None:
-        """Wait for the corrections that are under way."""
+        """Send the corrections that wait, and wait for all that are under way."""
+        self._send_completed()
         if self._sending:
             await asyncio.wait(self._sending)
 
