@@ -30,14 +30,13 @@ from tusd_py.transfer.batch_writer import BatchWriter
 from tusd_py.transfer.body_source import BodySource
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
+from tusd_py.uploads.commit_pace import CommitPace
 from tusd_py.uploads.content_checks import AppendChecks
 from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.socket_receiving import SocketReceiving
 from tusd_py.uploads.validation import limit_text
 
-WATCHED_INTERVAL = 0.4  # seconds between two commits of an upload that somebody watches
-COMMIT_SHARE = 4  # how many times as long as a commit takes it is until the next, so that slow storages keep their pace
 IDLE_STEP = 0.25  # seconds between the moments at which the timers of idle appends fire
 FLUSH_INTERVAL = 10.0  # seconds after which all bytes are stored even where that costs extra
 MAX_SILENCE = 1.0  # seconds without a byte after which a request for a commit ends the append
@@ -82,7 +81,7 @@ class Append:
         self._last_step = last_step
         self._checks = checks
         self._is_watched = is_watched
-        self._commit_took = 0.0  # seconds of the last commit
+        self._pace = CommitPace()
         self._is_hurried = False  # whether the timer is that of an upload that somebody watches
         self.upload = upload  # the upload with all changes to be committed
         self._stored_record = upload  # the record in the state store
@@ -231,7 +230,7 @@ class Append:
         self._is_hurried = self._is_watched is not None and self._is_watched(self.upload)
         if not self._is_hurried:
             return interval
-        return min(interval, max(WATCHED_INTERVAL, COMMIT_SHARE * self._commit_took))
+        return self._pace.watched_interval(interval)
 
     def _interval_passed(self) -> None:
         if self._is_idle():
@@ -266,7 +265,7 @@ class Append:
         try:
             return await self._flush_and_commit(requested, everything=everything)
         finally:
-            self._commit_took = time.monotonic() - started
+            self._pace.committed(time.monotonic() - started)
 
     async def _flush_and_commit(self, requested: bool, *, everything: bool) -> Upload:
         if everything or requested:
