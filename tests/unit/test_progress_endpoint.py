@@ -54,6 +54,7 @@ async def misses(upload: Upload, query: bytes, *, may_follow: bool) -> int:
         may_follow=decide,
         client="",
         admitted_until=math.inf,
+        socket=None,
     )
     response = await ProgressEndpoint(hub, service, options).get_several(request)
     assert response.events is not None
