@@ -164,6 +164,8 @@ def measure_lists(home: Path, redis: str, count: int) -> list[list[str]]:
             before = cpu_seconds(target)
             first, page = timed(administrator, parameters)
             cost = (cpu_seconds(target) - before) / REQUESTS
+            if page["next"] is None:
+                raise SystemExit(f"the list {name} has one page only: take more --records")
             following, _ = timed(administrator, {**parameters, "after": page["next"]})
             figures = (median(first), max(first), median(following), cost)
             rows.append([name, *(f"{seconds * 1e3:.1f}" for seconds in figures), str(len(page["uploads"]))])
