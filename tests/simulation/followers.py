@@ -14,8 +14,8 @@ from tusd_py import TusServer
 from tusd_py.core.errors import UploadError
 from tusd_py.core.progress import FINAL_KINDS, ProgressKind
 from tusd_py.core.upload import Upload
-from tusd_py.progress.hub import TooManyListenersError
 from tusd_py.progress.listener import Listener
+from tusd_py.progress.listeners import TooManyListenersError
 from tusd_py.progress.messages import Message
 
 if TYPE_CHECKING:
