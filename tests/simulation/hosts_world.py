@@ -51,7 +51,7 @@ KINDS = {
 }
 URL = "redis://redis.example:6379/0"
 SKEWS = (0.0, 0.0, 3.0, -3.0, 4000.0, -4000.0, 100_000.0, -100_000.0)  # seconds that clocks are wrong
-SETTLE = 40.0  # seconds after which the leases of dead processes have ended, unless the clock was set back
+SETTLE = 20.0  # seconds after which the leases of dead processes have ended, unless the clock was set back
 
 
 class HostsWorld(World):
