@@ -123,6 +123,14 @@ def test_a_file_system_that_takes_no_splice_gets_the_same_bytes(server: Server) 
     assert_content(server.port, path, DATA)
 
 
+def test_a_body_for_which_there_is_no_pipe_is_received_by_the_event_loop(server: Server) -> None:
+    path = create(server.port, len(DATA))
+    fault = server.faults.fail("pipe2", "pipe", errno.ENFILE)
+    assert patch(server.port, path, 0, DATA).offset == len(DATA)
+    assert fault.hits
+    assert_content(server.port, path, DATA)
+
+
 @pytest.mark.parametrize("way", ["close", "reset"])
 def test_what_a_client_sent_before_it_left_is_kept(server: Server, way: str) -> None:
     path = create(server.port, len(DATA))

@@ -33,8 +33,8 @@ class PreloadedFaults:
 
     `calls` names one call or several, separated by commas: pwritev, pwrite, write, fsync, fdatasync, ftruncate,
     copy_file_range, unlink, rename, link, mkdir, open; `*` is all of them. A splice to a file is a pwritev, and
-    `splice` names it alone. `pattern` is a glob of the whole path, in which `*` matches `/` too. Of the matching calls
-    of a process the first `skip` pass, the next `times` are affected (0: all).
+    `splice` names it alone; so does `pipe2`, whose path is `pipe`. `pattern` is a glob of the whole path, in which `*`
+    matches `/` too. Of the matching calls of a process the first `skip` pass, the next `times` are affected (0: all).
     """
 
     def __init__(self, folder: Path, library: Path) -> None:

@@ -109,7 +109,8 @@ static int names(const char *calls, const char *call) {
     size_t length = strlen(call);
     for (const char *found = strstr(calls, call); found; found = strstr(found + 1, call))
         if ((found == calls || found[-1] == ',') && (found[length] == ',' || !found[length])) return 1;
-    return !strcmp(calls, "*") && strcmp(call, "splice"); /* which is a pwritev */
+    /* `*` names what stores bytes; a splice is a pwritev. */
+    return !strcmp(calls, "*") && strcmp(call, "splice") && strcmp(call, "pipe2");
 }
 
 static long next_number(const char *id) {
@@ -375,6 +376,11 @@ ssize_t splice(int source, off64_t *source_offset, int target, off64_t *target_o
     path_of_descriptor(target, path);
     WITH_FAULT("splice", path, ssize_t, -1, drop_bytes(source, size),
                splice_to_file(source, target, target_offset, size, flags, path))
+}
+
+/* Its path is `pipe`. */
+int pipe2(int descriptors[2], int flags) {
+    WITH_FAULT("pipe2", "pipe", int, -1, -1, REAL(pipe2)(descriptors, flags))
 }
 
 ssize_t write(int descriptor, const void *data, size_t size) {

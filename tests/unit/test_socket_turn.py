@@ -199,6 +199,21 @@ def test_without_a_pipe_nothing_is_taken(pair: Pair, file: int, monkeypatch: pyt
     assert pair.server.recv(MEBI) == DATA[:1000]
 
 
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EPERM])
+def test_a_kernel_that_moves_no_bytes_of_a_socket_is_not_asked_again(
+    pair: Pair, file: int, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refuse(source: int, target: int, count: int, **named: Any) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "splice", refuse)
+    pair.client.sendall(DATA[:1000])
+    turn = turn_of(pair, MEBI)
+    assert store(turn, file) == turn.received == 0
+    assert not turn.splices
+    assert pair.server.recv(MEBI) == DATA[:1000]
+
+
 def test_a_thread_waits_for_many_bytes_at_a_time(pair: Pair, file: int) -> None:
     turn = turn_of(pair, MEBI)
     turn.in_use = True

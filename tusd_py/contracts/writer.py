@@ -139,7 +139,7 @@ class ArrivingBytes(Protocol):
     """The next bytes of a body, which a thread takes from their connection while it stores them."""
 
     in_use: bool  # set before the thread is asked for; the thread clears it at the end of the context
-    splices: bool  # cleared if the file could take no bytes in this way
+    splices: bool  # cleared if no bytes can be stored in this way
     waited: float  # seconds that the thread has waited for the client
 
     def __enter__(self) -> None:

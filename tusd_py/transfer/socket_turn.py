@@ -17,7 +17,7 @@ LOW_WATER = 256 << 10  # bytes for which a turn waits, unless fewer are missing
 PAUSE = 10  # milliseconds without so many bytes after which a turn ends
 MIN_WAITING = 64 << 10  # bytes that a fast client has sent in advance
 PIPE_SIZE = 1 << 20
-NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)  # EPERM: of a filter of system calls
 
 
 def can_lend_socket(scheme: str | None) -> bool:
@@ -46,7 +46,7 @@ class SocketTurn:
         self._finishes = False
         self._is_last = False  # whether only what the kernel held is still taken
         self.in_use = False  # from the moment when it is handed to a thread until that has let go of the socket
-        self.splices = True  # whether the file system could take bytes of a pipe
+        self.splices = True  # whether bytes could be moved through a pipe
         self.received = 0
         self.waited = 0.0  # seconds that were spent waiting for the client
         self.last_arrival = 0.0  # time.monotonic() when the last bytes were received
@@ -127,7 +127,8 @@ class SocketTurn:
                 if self._wait():
                     continue
                 break
-            except OSError:
+            except OSError as error:
+                self.splices = error.errno not in NO_SPLICE
                 break
             if self._held:
                 self.last_arrival = time.monotonic()

@@ -32,4 +32,4 @@ class SocketReceiving:
             await self._batches.receive(self._writer, turn)
         finally:
             self._source.take_back(turn)
-        return turn.received
+        return turn.received or None  # a turn in which nothing could be taken is not repeated

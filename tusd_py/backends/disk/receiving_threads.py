@@ -17,7 +17,7 @@ class ReceivingThreads(Threads):
     def __init__(self, count: int) -> None:
         super().__init__(count, "tusd-py-receive")
         self._spare = count
-        self.splices = True  # until the file system has refused to take bytes of a pipe
+        self.splices = True  # until the kernel or the file system has refused it
 
     @property
     def is_possible(self) -> bool:
