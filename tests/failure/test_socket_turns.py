@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -88,6 +89,16 @@ def test_the_request_after_a_long_body_is_answered(server: Server) -> None:
         connection._method = "HEAD"
         assert connection.answer().offset == len(DATA)
     assert splices.hits
+    assert_content(server.port, path, DATA)
+
+
+def test_urgent_data_is_no_part_of_a_body(server: Server) -> None:
+    path = create(server.port, len(DATA))
+    with start_patch(server.port, path, 0, len(DATA)) as connection:
+        connection.send(DATA[: 5 * MEBI])
+        connection.socket.send(b"!", socket.MSG_OOB)
+        connection.send(DATA[5 * MEBI :])
+        assert connection.answer().offset == len(DATA)
     assert_content(server.port, path, DATA)
 
 

@@ -108,6 +108,22 @@ def test_a_turn_ends_with_the_connection(pair: Pair, file: int) -> None:
     assert store(turn_of(pair, MEBI), file) == 1000
 
 
+def test_a_turn_ends_at_urgent_data(pair: Pair, file: int) -> None:
+    """The kernel moves no bytes behind it to a pipe, but calls the socket readable because of them."""
+    pair.client.sendall(DATA[:1000])
+    pair.client.send(b"!", socket.MSG_OOB)
+    pair.client.sendall(DATA[1000 : 1000 + 2 * LOW_WATER])
+    turn = turn_of(pair, MEBI)
+    thread = threading.Thread(target=store, args=(turn, file))
+    thread.start()
+    thread.join(scaled(10))
+    has_ended = not thread.is_alive()
+    turn.end()
+    thread.join()
+    assert has_ended
+    assert turn.received == 1000
+
+
 def test_a_turn_that_is_ended_takes_no_more(pair: Pair, file: int) -> None:
     pair.client.sendall(DATA[:1000])
     turn = turn_of(pair, MEBI)

@@ -115,8 +115,10 @@ class SocketTurn:
     def _receive(self) -> bool:
         """Receive bytes into the pipe; return False at the end of the turn.
 
-        The event loop finds the end of the connection by itself.
+        The event loop finds the end of the connection by itself, and reads past urgent data: a splice does not, and the
+        bytes behind make the socket readable.
         """
+        has_waited = False
         while self._pipe is not None and not self._is_ended and self._take_last():
             try:
                 flags = os.SPLICE_F_NONBLOCK
@@ -124,7 +126,8 @@ class SocketTurn:
                     self._connection.fileno(), self._pipe[1], min(self._room, PIPE_SIZE), flags=flags
                 )
             except BlockingIOError:
-                if self._wait():
+                if not has_waited and self._wait():
+                    has_waited = True
                     continue
                 break
             except OSError as error:
