@@ -102,6 +102,7 @@ ADMIN = LogLine(
         CLIENT,
         LogField("principal", "", "administrator who sent the request"),
         UPLOAD,
+        LogField("event", "", "id of the event that is to be delivered again"),
         CODE,
         LogField("refusal", "", "reason why the request was not let in"),
         STATUS,
