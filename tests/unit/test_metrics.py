@@ -21,11 +21,12 @@ from tests.support.harness import ROOT
 from tests.support.timing import wait_until
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
+from tusd_py.events.interruptions import MAX_INTERRUPTED
 from tusd_py.events.types import AppendEnded, AppendStarted, LockWaited, RequestFinished
 from tusd_py.observability import catalogue
 from tusd_py.observability.bounded_measurement import BoundedMeasurement
 from tusd_py.observability.label_values import MAX_NAMES, OTHER
-from tusd_py.observability.metrics import MAX_INTERRUPTED, MAX_WAITING, Metrics
+from tusd_py.observability.metrics import MAX_WAITING, Metrics
 from tusd_py.observability.metrics_merge import merge_counts
 from tusd_py.observability.tallies import Family, Tally
 
@@ -227,7 +228,7 @@ def test_append_resumes_an_upload_after_an_interruption_or_a_pause() -> None:
     assert counts() == (1, 2)
     for number in range(MAX_INTERRUPTED + 10):
         appended(f"upload-{number}", 5, now, interrupted=True)
-    assert len(vars(metrics)["_interrupted"]) == MAX_INTERRUPTED
+    assert len(vars(metrics)["_interruptions"]) == MAX_INTERRUPTED
     assert sample(metrics, "tusd_uploads_active") == 0
 
 

@@ -25,6 +25,8 @@ class ProgressKind(StrEnum):
     EXPIRED = "expired"
 
 
+RESUME_PAUSE = 2.0  # seconds without a change of its record after which an append resumes an upload
+
 # Kinds after which nothing more happens to an upload.
 FINAL_KINDS = frozenset({ProgressKind.FINISHED, ProgressKind.FAILED, ProgressKind.TERMINATED, ProgressKind.EXPIRED})
 STATUS_OF_END = {

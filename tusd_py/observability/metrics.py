@@ -12,7 +12,6 @@ import os
 import struct
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from tusd_py.contracts.instrumentation import Instrumentation
+from tusd_py.core.progress import RESUME_PAUSE
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
+from tusd_py.events.interruptions import Interruptions
 from tusd_py.events.types import (
     AppendEnded,
     AppendStarted,
@@ -54,8 +55,6 @@ SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # variable with the folder of the fi
 READ_ATTEMPTS, READ_PAUSE = 50, 0.02  # seconds; a process creates its file empty and fills it a moment later
 FOLD_INTERVAL = 0.5  # seconds
 MAX_WAITING = 1000  # events until the next fold
-RESUME_PAUSE = 2.0  # seconds without a change of its record after which an append resumes an upload
-MAX_INTERRUPTED = 4096  # uploads that are known to be interrupted
 MEASURE_TIMEOUT = 1.0  # seconds that a scrape waits for the free space
 
 
@@ -75,7 +74,7 @@ class Metrics(Instrumentation):
         self._fold_lock = threading.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._waiting = 0  # events since the last fold
-        self._interrupted: OrderedDict[str, None] = OrderedDict()  # ids of uploads
+        self._interruptions = Interruptions()
         self._measured_gauges: dict[str, Callable[[], int]] = {}
         self._free_space: BoundedMeasurement | None = None
         self._family(catalogue.FREE_SPACE).child().set(math.nan)
@@ -226,18 +225,13 @@ class Metrics(Instrumentation):
         self._noted()
 
     def _is_resumed(self, upload: Upload) -> bool:
-        if upload.id in self._interrupted:
-            del self._interrupted[upload.id]
-            return True
-        return time.time() - upload.changed_at >= RESUME_PAUSE
+        return self._interruptions.take(upload.id) or time.time() - upload.changed_at >= RESUME_PAUSE
 
     def _append_ended(self, event: AppendEnded) -> None:
         self._active.add(-1)
         if event.interrupted:
             self._family(catalogue.UPLOADS_INTERRUPTED).child().inc()
-            self._interrupted[event.upload.id] = None
-            if len(self._interrupted) > MAX_INTERRUPTED:
-                self._interrupted.popitem(last=False)
+            self._interruptions.add(event.upload.id)
 
     def _progressed(self, event: UploadProgressed) -> None:
         self._received.add(event.received)

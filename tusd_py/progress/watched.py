@@ -7,14 +7,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from tusd_py.core.progress import FINAL_KINDS, Change, ProgressKind, change_of, kind_of
+from tusd_py.core.progress import FINAL_KINDS, RESUME_PAUSE, Change, ProgressKind, change_of, kind_of
 from tusd_py.core.upload import Status, Upload
 from tusd_py.progress.listener import Listener
 from tusd_py.progress.messages import Message, message_of
 from tusd_py.progress.rate import RateMeter
 
 MESSAGE_INTERVAL = 0.25  # seconds between two messages of progress
-IDLE_TIME = 2.0  # seconds without a change after which an append resumes an upload of which no more is known
 RING = 64  # messages that are kept for listeners that come back
 
 Numbers = Callable[[bool], int]  # returns the next number of a message; tells whether the message is the last one
@@ -133,7 +132,7 @@ class Watched:
                 self._tell(change.kind)
 
     def _append_started(self, change: Change, idle: float) -> None:
-        resumes = self._was_interrupted or (self._was_interrupted is None and idle >= IDLE_TIME)
+        resumes = self._was_interrupted or (self._was_interrupted is None and idle >= RESUME_PAUSE)
         self.appending, self._was_interrupted = True, False
         if resumes:
             self._meter.restart(change.time, change.offset)

@@ -16,13 +16,13 @@ from tusd_py.core.history import HistoryEntry
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
+from tusd_py.events.interruptions import Interruptions
 from tusd_py.events.types import AppendEnded, AppendStarted, UploadExpired, UploadTerminated
 
 logger = logging.getLogger("tusd_py.uploads")
 
 MAX_WAITING = 1000  # entries that are not written yet; the oldest are dropped
 CLOSE_TIMEOUT = 1.0  # seconds
-MAX_INTERRUPTED = 10_000  # uploads that are known as interrupted, the latest
 
 
 class HistoryRecorder:
@@ -34,7 +34,7 @@ class HistoryRecorder:
         self._store = state if isinstance(state, SupportsHistory) else None
         self._waiting: deque[tuple[str, HistoryEntry]] = deque(maxlen=MAX_WAITING)
         self._writing: asyncio.Task[None] | None = None
-        self._interrupted: dict[str, None] = {}  # ids, in the order of their interruptions
+        self._interruptions = Interruptions()
         self._observers: Sequence[tuple[Any, Callable[[Any], object]]] = (
             (AppendStarted, self._append_started),
             (AppendEnded, self._append_ended),
@@ -89,15 +89,12 @@ class HistoryRecorder:
                 logger.debug("the history of upload %s lacks an entry: %s", upload_id, error.message)
 
     def _append_started(self, event: AppendStarted) -> None:
-        if event.upload.id in self._interrupted:
-            del self._interrupted[event.upload.id]
+        if self._interruptions.take(event.upload.id):
             self.add("resumed", event.upload)
 
     def _append_ended(self, event: AppendEnded) -> None:
         if event.interrupted:
-            self._interrupted[event.upload.id] = None
-            if len(self._interrupted) > MAX_INTERRUPTED:
-                del self._interrupted[next(iter(self._interrupted))]
+            self._interruptions.add(event.upload.id)
             self.add("interrupted", event.upload)
 
     def _terminated(self, event: UploadTerminated) -> None:
