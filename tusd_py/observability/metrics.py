@@ -147,12 +147,12 @@ class Metrics(Instrumentation):
         self._redis_calls.tally(call).add(seconds)
         if not succeeded:
             self._family(catalogue.REDIS_ERRORS).child(call).inc()
-        self._noted()
+        self._fold_soon()
 
     # Folding and rendering.
 
-    def _noted(self) -> None:
-        """Fold soon: in time for the other processes that may be asked, and before much memory is taken."""
+    def _fold_soon(self) -> None:
+        """Count an event, and fold in time for other processes that may be asked, and before much memory is taken."""
         self._waiting += 1
         if self._waiting >= MAX_WAITING:
             self.fold()
@@ -216,13 +216,13 @@ class Metrics(Instrumentation):
 
     def _count(self, tally: Tally, event: object) -> None:
         tally.add(1)
-        self._noted()
+        self._fold_soon()
 
     def _append_started(self, event: AppendStarted) -> None:
         self._active.add(1)
         if event.upload.offset and self._is_resumed(event.upload):
             self._family(catalogue.UPLOADS_RESUMED).child().inc()
-        self._noted()
+        self._fold_soon()
 
     def _is_resumed(self, upload: Upload) -> bool:
         return self._interruptions.take(upload.id) or time.time() - upload.changed_at >= RESUME_PAUSE
@@ -235,7 +235,7 @@ class Metrics(Instrumentation):
 
     def _progressed(self, event: UploadProgressed) -> None:
         self._received.add(event.received)
-        self._noted()
+        self._fold_soon()
 
     def _job_finished(self, event: JobFinished) -> None:
         self._family(catalogue.JOB_DURATION).child(event.name, _result(event.succeeded)).observe(event.seconds)
@@ -250,7 +250,7 @@ class Metrics(Instrumentation):
             first_byte.add(event.first_byte)
         if event.error_code:
             self._family(catalogue.ERRORS).child(str(event.status), event.error_code).inc()
-        self._noted()
+        self._fold_soon()
 
     def _request_tallies(self, key: tuple[str, str]) -> tuple[Tally, Tally, Tally]:
         """Return the tallies for a method and a class of statuses, made for the first such request."""

@@ -146,7 +146,7 @@ class ProgressHub:
             if watched.has_ended:
                 listener.upload_ended(upload_id)
             else:
-                self._listeners.follow(listener, watched)
+                self._listeners.watch(listener, watched)
             return True
         finally:
             watched.readers -= 1
@@ -171,7 +171,7 @@ class ProgressHub:
 
     def watches(self, upload: Upload) -> bool:
         """Return whether anybody listens to the changes of an upload, here or in another process."""
-        if self._listeners.watch(upload.id, upload.owner):
+        if self._listeners.has_listeners(upload.id, upload.owner):
             return True
         return self._feed is not None and self._feed.wants(upload.id, upload.owner)
 

@@ -90,7 +90,7 @@ class Listeners:
 
     # Watching.
 
-    def follow(self, listener: Listener, watched: Watched) -> None:
+    def watch(self, listener: Listener, watched: Watched) -> None:
         """Let a listener watch an upload, unless it has been removed."""
         place = self._places.get(listener)
         if place is None:
@@ -100,7 +100,7 @@ class Listeners:
         self.interests_changed()
         self.watching_began()
 
-    def follow_owner(self, listener: Listener, owner: str | None, may_follow: MayFollow) -> Place:
+    def watch_owner(self, listener: Listener, owner: str | None, may_follow: MayFollow) -> Place:
         """Let a listener watch what will happen to the uploads of an owner, None for every owner; return its place."""
         place = self._places[listener]
         place.may_follow = may_follow
@@ -114,7 +114,7 @@ class Listeners:
         found = [*self._owners.get(owner, ()), *self._owners.get(None, ())]
         return [(listener, self._places[listener]) for listener in found]
 
-    def watch(self, upload_id: str, owner: str) -> bool:
+    def has_listeners(self, upload_id: str, owner: str) -> bool:
         """Return whether anybody listens to the changes of an upload."""
         watched = self.watched.get(upload_id)
         return (watched is not None and bool(watched.listeners)) or owner in self._owners or None in self._owners

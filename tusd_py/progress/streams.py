@@ -74,7 +74,7 @@ class StreamsOfSeveral:
 
         Begins with snapshots of the unfinished ones, as far as a look at some thousand records finds them.
         """
-        place = self._listeners.follow_owner(listener, owner, may_follow)
+        place = self._listeners.watch_owner(listener, owner, may_follow)
         snapshots: list[Message] = []
         after: str | None = ""
         for _ in range(LISTED_PAGES):
@@ -116,7 +116,7 @@ class StreamsOfSeveral:
             if watched.has_ended:
                 listener.upload_ended(upload_id)
             else:
-                self._listeners.follow(listener, watched)
+                self._listeners.watch(listener, watched)
             return watched.snapshot(self._clock.wall())
         finally:
             watched.readers -= 1
@@ -152,7 +152,7 @@ class StreamsOfSeveral:
         if key not in place.left or is_of_another:
             return False
         place.left.discard(key)
-        self._listeners.follow(listener, self._watched.state_of(key[0]))
+        self._listeners.watch(listener, self._watched.state_of(key[0]))
         return True
 
     def _ask(self, listener: Listener, place: Place, may_follow: MayFollow, change: Change) -> None:
