@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation.worlds import WORLDS
 
-SEEDS = {"disk": "300", "s3": "140", "s3-redis": "90", "redis": "140", "memory": "200"}
+SEEDS = {"disk": "200", "s3": "100", "s3-redis": "60", "redis": "80", "memory": "80"}
 # An upload expires just before the end; a sync fails in a completion whose bytes are synced; one write takes a part of
 # a completion record.
 FOUND = (("disk", "442"), ("disk", "99"), ("redis", "2139"))
