@@ -87,7 +87,7 @@ class StateStore(Protocol):
         Args:
             before: the record as read; its id, offset and status are compared, and by a store that may lose its last
                 changes the length and the storage state, of which it may restore a length.
-            after: the new record, with the same id, creation time, owner and client.
+            after: the new record.
             token: the token of the lock, not older than that of the stored record.
             parts: parts to add to the part list in the same step, in place of those with the same numbers. A complete
                 upload has no part list any more.

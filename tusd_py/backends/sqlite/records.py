@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from tusd_py.backends.sqlite.queries import DELETE_HISTORY
@@ -29,11 +29,20 @@ SELECT_DUE = (
 INSERT = f"INSERT INTO uploads ({', '.join(FIELDS)}) VALUES ({', '.join('?' * len(FIELDS))})"
 # The completion of a final upload marks its partial ones without their locks: who read them before must not undo that.
 KEEP_MARK = "uncounted = max(CASE concatenation WHEN 'partial' THEN uncounted ELSE 0 END, ?)"
-# An upload keeps these for its life. SQLite writes the entry of an index anew if a statement names one of its columns.
+# The server never changes these of a record, though another caller may. SQLite writes the entry of an index anew if a
+# statement names one of its columns.
 KEPT = ("id", "created_at", "owner", "client")
 CHANGED = [name for name in FIELDS if name not in KEPT]
-ASSIGNMENTS = [KEEP_MARK if name == "uncounted" else f"{name} = ?" for name in CHANGED]
-UPDATE = f"UPDATE uploads SET {', '.join(ASSIGNMENTS)} WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
+
+
+def _update(names: Sequence[str]) -> str:
+    """Return the statement that replaces these fields of a record."""
+    assignments = [KEEP_MARK if name == "uncounted" else f"{name} = ?" for name in names]
+    return f"UPDATE uploads SET {', '.join(assignments)} WHERE id = ? AND token <= ? AND offset = ? AND status = ?"
+
+
+UPDATE = _update(CHANGED)
+UPDATE_WHOLE = _update(FIELDS)
 DELETE = "DELETE FROM uploads WHERE id = ? AND (token <= ? OR typeof(token) <> 'integer')"
 SELECT_AFTER = f"{SELECT} WHERE id > ? ORDER BY id LIMIT ?"
 INSERT_PART = "INSERT OR REPLACE INTO parts (upload_id, number, end, etag, checksum) VALUES (?, ?, ?, ?, ?)"
@@ -47,6 +56,7 @@ DELETE_WAITING = "DELETE FROM waiting_finals WHERE partial_id = ? AND final_id =
 DELETE_PARTS = "DELETE FROM parts WHERE upload_id = ?"
 
 _changed_values = itemgetter(*map(FIELDS.index, CHANGED))  # of a row
+_kept = attrgetter(*KEPT)  # of an upload
 
 
 def may_use_reserve(before: Upload, after: Upload) -> bool:
@@ -87,7 +97,12 @@ def replace_record(
     if enforce:
         admit_change(connection, before, after)
     condition = (before.id, after.token, before.offset, before.status)
-    if connection.execute(UPDATE, (*_changed_values(encode_row(after)), *condition)).rowcount == 0:
+    row = encode_row(after)
+    if _kept(before) == _kept(after):
+        replaced = connection.execute(UPDATE, (*_changed_values(row), *condition))
+    else:
+        replaced = connection.execute(UPDATE_WHOLE, (*row, *condition))
+    if replaced.rowcount == 0:
         raise LockLost
     if replaces_partials(before, after):
         join_partials(connection, after, partials_until)
