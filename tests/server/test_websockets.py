@@ -11,7 +11,7 @@ import pytest
 from tests.support.harness import ServerProcess, serving
 from tests.support.process_memory import cpu_seconds, resident_size
 from tests.support.server_connections import answered_meanwhile, metric, open_connections, pour
-from tests.support.timing import promptly, scaled, wait_until
+from tests.support.timing import PROMPT, promptly, scaled, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import TUS
 from tests.support.wire.raw_sockets import ACCEPT, BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, frame
@@ -20,6 +20,7 @@ from tests.support.wire.requests import create, offset_of, patch, request, start
 pytestmark = pytest.mark.integrated
 GET_STATUS = frame(TEXT, b'{"type":"get_status"}')
 APP_PING = frame(TEXT, b'{"type":"ping"}')
+CLOSE_WAIT = 2.0  # seconds in which a client may answer a close
 
 
 def opened(server: ServerProcess, path: str) -> RawSocket:
@@ -172,7 +173,7 @@ def test_frame_that_is_none_ends_the_socket(server: ServerProcess, frames: bytes
     with opened(server, path) as socket:
         socket.send(frames)
         assert socket.code() == code
-        with promptly("the connection ends"):
+        with promptly("the connection ends", CLOSE_WAIT + PROMPT):
             assert socket.is_closed()
     wait_until(lambda: metric(server.port, "tusd_listeners") == 0, "the listener is gone")
     assert open_connections(server.port) == 0
@@ -205,7 +206,7 @@ def test_client_that_does_not_answer_the_close_is_closed(server: ServerProcess) 
         assert patch(server.port, path, 0, b"four").status == 204
         assert socket.next_message()["type"] == "finished"
         assert socket.code() == 1000
-        with promptly("the connection ends"):
+        with promptly("the connection ends", CLOSE_WAIT + PROMPT):
             assert socket.is_closed()
     assert open_connections(server.port) == 0
 
