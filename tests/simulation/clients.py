@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import zlib
+from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -134,6 +135,8 @@ class Client(Sender):
             if answer is None or (answer.status != 201 and "location" not in answer.headers):
                 self._refused(answer, "POST")
                 await asyncio.sleep(self.rng.random())
+                if answer is not None and answer.status == 400:
+                    await self._finish_again(parts)
                 continue
             final.id = answer.headers["location"].rpartition("/")[2]
             final.touched_at = began
@@ -146,11 +149,15 @@ class Client(Sender):
                 self.world.oracle.acknowledged(final, answer.offset, None, "POST", losses)
         return final
 
+    async def _finish_again(self, parts: Sequence[Expected]) -> None:
+        """Finish parts that a failover of Redis took back after they were complete."""
+        for part in parts:
+            await self._upload(part)
+
     async def _finish_parts(self, final: Expected) -> None:
         """Finish parts that a failover of Redis took back, while the final upload waits for them."""
         if self.world.is_calm and not final.complete:
-            for part in final.parts:
-                await self._upload(part)
+            await self._finish_again(final.parts)
             final.join_parts()
 
     async def _upload(self, upload: Expected) -> None:
