@@ -79,8 +79,8 @@ def test_port_and_socket_have_the_metrics_of_all_processes_and_nothing_else(tmp_
 
 def test_socket_that_a_killed_server_has_left_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "metrics.socket"
-    first = ServerProcess(tmp_path / "uploads", metrics_socket=path).start()
-    first.kill()
+    with ServerProcess(tmp_path / "uploads", metrics_socket=path) as first:
+        first.kill()
     assert path.exists()
     with serving(tmp_path, metrics_socket=path):
         assert ask_socket(path, "/metrics")[0] == 200
