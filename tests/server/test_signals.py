@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.server.test_workers import metric, request, wait_until, worker_pids
+from tests.server.test_workers import metric, request, worker_pids
 from tests.support.harness import COMMAND, ROOT, ServerProcess
+from tests.support.timing import scaled, wait_until
 from tests.support.wire.messages import OFFSET_STREAM, TUS
 from tests.support.wire.promised import ask, create, head
 from tusd_py.asyncutil import shared_rates
@@ -85,10 +86,10 @@ def test_a_terminal_that_closes_ends_the_server_as_sigterm_does(tmp_path: Path, 
             start_new_session=True,
         )
     try:
-        wait_until(lambda: "listening on" in log.read_text(), 60)
+        wait_until(lambda: "listening on" in log.read_text(), seconds=60)
         os.close(theirs)
         os.close(ours)
-        assert process.wait(60) in (0, -signal.SIGTERM)
+        assert process.wait(scaled(60)) in (0, -signal.SIGTERM)
         assert "Traceback" not in log.read_text()
     finally:
         if process.poll() is None:
@@ -114,8 +115,8 @@ def test_a_signal_to_stop_ends_all_processes_at_once_while_they_are_replaced(
         wait_until(lambda: len(worker_pids(server) - before) > 0)
         began = time.monotonic()
         server.process.send_signal(number)
-        assert server.wait(60) == 0
-        assert time.monotonic() - began < GRACE + START
+        assert server.wait(scaled(60)) == 0
+        assert time.monotonic() - began < GRACE + scaled(START)
         assert not any(Path(f"/proc/{pid}").exists() for pid in before)
     assert not [line for line in server.log if "did not start" in line or "Traceback" in line]
 
@@ -130,7 +131,7 @@ def test_a_signal_to_stop_does_not_wait_for_a_process_that_is_drained(tmp_path: 
         server.process.send_signal(signal.SIGTERM)
         os.kill(victim, signal.SIGCONT)
         began = time.monotonic()
-        assert server.wait(60) == 0
+        assert server.wait(scaled(60)) == 0
         assert time.monotonic() - began < 30
 
 
@@ -142,7 +143,9 @@ def test_a_hangup_while_processes_are_replaced_replaces_them_again(tmp_path: Pat
         wait_until(lambda: len(worker_pids(server) - before) > 0)
         first = (worker_pids(server) - before).pop()
         server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint({first, *before}), 60)
+        wait_until(
+            lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint({first, *before}), seconds=60
+        )
 
 
 @pytest.mark.long
@@ -183,6 +186,6 @@ def test_files_that_processes_map_need_no_space_of_a_disk(tmp_path: Path) -> Non
         before = worker_pids(server)
         shutil.rmtree(folder)  # as logind does when its user logs out
         server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint(before), 60)
+        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint(before), seconds=60)
         assert ask("POST", server.url, TUS | {"Upload-Length": "1"}).status == 201
     assert not folder.exists()

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.harness import ServerProcess
-from tests.support.timing import scaled
+from tests.support.timing import scaled, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -47,13 +47,6 @@ def socket_count(pid: int) -> int:
         with contextlib.suppress(FileNotFoundError):
             count += os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
     return count
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def request(server: ServerProcess, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
@@ -98,7 +91,7 @@ def test_processes_count_creations_together(tmp_path: Path) -> None:
         assert statuses == [201] * 20 + [429] * 40
         before = worker_pids(server)
         os.kill(server.pid, signal.SIGHUP)
-        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint(before), scaled(60))
+        wait_until(lambda: len(worker_pids(server)) == 2 and worker_pids(server).isdisjoint(before), seconds=60)
         assert request(server, "POST", "/files", {**TUS, "Upload-Length": "1"})[0] == 429
 
 
@@ -166,5 +159,5 @@ def socket_count_or_zero(pid: int) -> int:
 def test_a_signal_ends_all(server: ServerProcess, number: signal.Signals) -> None:
     pids = worker_pids(server)
     server.process.send_signal(number)
-    assert server.wait(20) == 0
+    assert server.wait(scaled(20)) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
