@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from tests.support.timing import wait_until
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.interruptions import MAX_INTERRUPTED
-from tusd_py.events.types import AppendEnded, AppendStarted, LockWaited, RequestFinished
+from tusd_py.events.types import (
+    AppendEnded,
+    AppendStarted,
+    LockWaited,
+    RequestFinished,
+    UploadCreated,
+    UploadProgressed,
+)
 from tusd_py.observability import catalogue
 from tusd_py.observability.bounded_measurement import BoundedMeasurement
 from tusd_py.observability.label_values import MAX_NAMES, OTHER
@@ -30,6 +38,7 @@ from tusd_py.observability.metrics import MAX_WAITING, Metrics
 from tusd_py.observability.metrics_merge import merge_counts
 from tusd_py.observability.tallies import Family, Tally
 
+UPLOAD = Upload("a", 1.0)
 HOST = """
 from prometheus_client import Counter, generate_latest
 before = Counter("before", "Made before the import.")
@@ -178,6 +187,28 @@ def test_many_observations_that_nobody_reads_take_bounded_memory() -> None:
     waiting = [len(vars_of(tally)) for family in vars(metrics)["_families"].values() for tally in tallies_of(family)]
     assert max(waiting) <= MAX_WAITING
     assert sample(metrics, "tusd_requests_total", method="PATCH") == 3 * MAX_WAITING
+
+
+@pytest.mark.parametrize(
+    "observe",
+    [
+        lambda metrics, events: metrics.progress_told("progress", 2),
+        lambda metrics, events: metrics.storage_written(0.1),
+        lambda metrics, events: metrics.redis_call_finished("time", 0.1, succeeded=True),
+        lambda metrics, events: events.publish(LockWaited("id", 0.1, obtained=True)),
+        lambda metrics, events: events.publish(AppendStarted(UPLOAD)),
+        lambda metrics, events: events.publish(UploadProgressed(UPLOAD, 1, None)),
+        lambda metrics, events: events.publish(UploadCreated(UPLOAD)),
+    ],
+)
+def test_observations_of_one_kind_alone_take_bounded_memory(observe: Callable[[Metrics, EventBus], object]) -> None:
+    """A process may see nothing else: clients that follow the uploads of other processes, or one long PATCH."""
+    events = EventBus()
+    metrics = Metrics(events)
+    for _ in range(3 * MAX_WAITING):
+        observe(metrics, events)
+    waiting = [len(vars_of(tally)) for family in vars(metrics)["_families"].values() for tally in tallies_of(family)]
+    assert max(waiting) <= MAX_WAITING
 
 
 def tallies_of(family: Family) -> list[Tally]:

@@ -129,10 +129,12 @@ class Metrics(Instrumentation):
     def progress_told(self, kind: str, listeners: int) -> None:
         """Count the messages of one kind."""
         self._family(catalogue.PROGRESS_MESSAGES).tally(kind).add(listeners)
+        self._fold_soon()
 
     def storage_written(self, seconds: float) -> None:
         """Observe a wait for the storage."""
         self._storage_writes.add(seconds)
+        self._fold_soon()
 
     def hook_called(self, hook: str, seconds: float, succeeded: bool) -> None:
         """Observe the duration of a call of a hook."""
@@ -270,6 +272,7 @@ class Metrics(Instrumentation):
             self._family(catalogue.LOCK_TIMEOUTS).child().inc()
         if event.unreleased_predecessors:
             self._family(catalogue.LOCK_TAKEOVERS).child().inc()
+        self._fold_soon()
 
 
 def _result(succeeded: bool) -> str:
