@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import re
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
 
 from tests.admin.calls import TOKEN, token_file
 from tests.support.command_line import assert_refused_in_one_line, execute
@@ -150,6 +153,36 @@ def test_moved_metrics_can_be_protected_too(tmp_path: Path) -> None:
     with serving(tmp_path, metrics_port=0, metrics_auth=True, admin_token_file=token_file(tmp_path)) as server:
         port = metrics_port_of(server)
         assert (bearer(port, None).status, bearer(port, TOKEN).status) == (401, 200)
+
+
+async def test_scrapes_at_the_same_time_take_one_thread(tmp_path: Path) -> None:
+    """One that hangs, as with the file system of the uploads, leaves the other threads to other work."""
+    app = create_app(upload_dir=tmp_path / "uploads")
+    loop, began, release = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    calls = []
+
+    def measure() -> int:
+        calls.append(threading.get_ident())
+        loop.call_soon_threadsafe(began.set)
+        release.wait(scaled(60))
+        return 7
+
+    app.state.tus.metrics.watch_s3_memory(measure, int)
+    request = Request({"type": "http", "method": "GET", "path": "/metrics", "headers": []})
+    try:
+        async with asyncio.timeout(scaled(30)):
+            scrapes = [asyncio.create_task(app.state.metrics.get(request)) for _ in range(100)]
+            await began.wait()
+            await asyncio.to_thread(int)
+            scrapes[0].cancel()
+            release.set()
+            answers = await asyncio.gather(*scrapes[1:])
+        assert all(b"tusd_s3_buffered_bytes 7.0" in answer.body for answer in answers)
+        assert len(calls) == 1
+        assert (await app.state.metrics.get(request)).status_code == 200
+        assert len(calls) == 2
+    finally:
+        release.set()
 
 
 def test_application_without_authentication_has_no_protected_metrics(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class MetricsPage:
             InvalidSettings: nobody could be known.
         """
         self._server = server
+        self._rendering: asyncio.Task[bytes] | None = None
         self._access: AdminAccess | None = None
         if server.settings.metrics_auth:
             if admin is None:
@@ -46,7 +47,15 @@ class MetricsPage:
             refusal = await self._refusal(request, self._access)
             if refusal is not None:
                 return refusal
-        return Response(await asyncio.to_thread(self._server.metrics.render), media_type=CONTENT_TYPE)
+        return Response(await self._rendered(), media_type=CONTENT_TYPE)
+
+    async def _rendered(self) -> bytes:
+        """Return the metrics; requests at the same time share them, so that any number of these takes one thread."""
+        rendering = self._rendering
+        if rendering is None or rendering.done() or rendering.get_loop() is not asyncio.get_running_loop():
+            rendering = asyncio.create_task(asyncio.to_thread(self._server.metrics.render))
+            self._rendering = rendering
+        return await asyncio.shield(rendering)
 
     async def _refusal(self, request: Request, access: AdminAccess) -> Response | None:
         """Return the answer to a request that may not read the metrics, which is logged; None if it may."""
