@@ -176,14 +176,24 @@ def test_number_of_an_event_does_nothing(server: ServerProcess) -> None:
 
 # Origins.
 
+OF_BROWSERS = (  # credentials that a browser adds for every page
+    ("Cookie", "session=1"),
+    ("Authorization", "Basic YW5uOnB3"),
+    ("Authorization", "Digest username=ann"),
+    ("Authorization", "Negotiate YIIC"),
+    ("Authorization", "NTLM TlRM"),
+)
+
 
 def test_page_of_any_origin_is_let_in_unless_origins_are_named(server: ServerProcess) -> None:
     path = create(server.port, 10)
     for origin in ("https://page.example", "null"):
         with following(server, path, {"Origin": origin}) as socket:
             assert socket.next() is not None
-        with_cookie = {"Origin": origin, "Cookie": "session=1"}
-        assert Socket(server.port, f"{path}/events", with_cookie).status == 403
+        with following(server, path, {"Origin": origin, "Authorization": "Bearer of-no-browser"}) as socket:
+            assert socket.next() is not None
+        for name, value in OF_BROWSERS:
+            assert Socket(server.port, f"{path}/events", {"Origin": origin, name: value}).status == 403, value
 
 
 @pytest.mark.parametrize("origins", ["https://page.example", ""])

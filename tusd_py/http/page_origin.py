@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
+from tusd_py.auth.credentials import bearer_token
 from tusd_py.http.cors import CrossOrigin
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.request import Request
@@ -28,16 +29,24 @@ class ForeignOrigin(HTTPError):
 def check_page(request: Request, cross_origin: CrossOrigin, urls: UrlBuilder) -> None:
     """Do for a WebSocket what a browser does for answers: let no page read what its origin may not.
 
-    A page of another host that sends a cookie has to be one of those that are named: a middleware may have made a user
-    of the cookie already. Raises `ForeignOrigin`.
+    A page of another host has to be one of those that are named if the browser has added credentials: a middleware may
+    have made a user of them already. Raises `ForeignOrigin`.
     """
     origin = request.headers.get("origin")
     if origin is None or not is_foreign(origin, request.scope, request.headers, urls):
         return
-    is_allowed = cross_origin.allows if "cookie" in request.headers else cross_origin.may_read
+    is_allowed = cross_origin.allows if _has_credentials_of_browser(request.headers) else cross_origin.may_read
     if not is_allowed(origin):
         request.refusal = "a page of another origin"
         raise ForeignOrigin
+
+
+def _has_credentials_of_browser(headers: Mapping[str, str]) -> bool:
+    """Return whether a handshake has credentials that a browser adds by itself, whichever page opens the WebSocket.
+
+    Of the field Authorization these are all but bearer tokens: names and passwords, and tickets of Kerberos.
+    """
+    return "cookie" in headers or ("authorization" in headers and bearer_token(headers) is None)
 
 
 def is_foreign(origin: str, scope: Scope, headers: Mapping[str, str], urls: UrlBuilder) -> bool:
