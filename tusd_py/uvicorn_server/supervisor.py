@@ -37,7 +37,7 @@ from tusd_py.uvicorn_server.terminal import Terminal
 
 logger = logging.getLogger("tusd_py.supervisor")
 
-START_TIMEOUT = 30.0  # seconds a process may take until it accepts connections
+START_TIMEOUT = 120.0  # seconds a process may take until it accepts connections, also on a busy machine
 KILL_DELAY = 5.0  # seconds after the shutdown grace
 RESTART_PAUSE = 1.0  # seconds before a process that died is started again
 SHARED_MEMORY = "/dev/shm"  # where Linux has a file system in memory
