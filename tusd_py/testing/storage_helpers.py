@@ -20,6 +20,10 @@ class Record(Upload):
 
     part_list: tuple[UploadPart, ...] = ()
 
+    def at(self, offset: int) -> Record:
+        """Return the upload at another offset, with its part list."""
+        return replace(self, offset=offset, synced=min(self.synced, offset))
+
 
 UPLOAD = Record(id="upload", created_at=1_700_000_000.0)
 
