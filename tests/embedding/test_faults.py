@@ -379,5 +379,5 @@ async def test_upload_without_bytes_whose_sync_fails_is_refused_for_now_and_comp
         asked = await call(app, "HEAD", f"/files/{upload.id}", TUS)
         (completed,) = (await tus.uploads.list()).uploads
 
-    assert (created.status, upload.status) == (500, Status.FINISHING)
+    assert (created.status, upload.status) == (503, Status.FINISHING)
     assert (asked.status, completed.status) == (200, Status.COMPLETE)

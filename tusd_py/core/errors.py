@@ -348,6 +348,12 @@ class StoredElsewhere(StorageUnavailable):
     default_message = "the bytes of this upload are in another storage than the one that is configured"
 
 
+class CompletionDelayed(StorageUnavailable):
+    """A sync has failed that no byte depends on: the upload keeps its offset, and its completion is tried again."""
+
+    default_message = "the upload cannot be completed now; all its bytes are stored"
+
+
 class WrongStorage(StorageUnavailable):
     """The storage does not show the identity that the records name, so that absence of bytes proves nothing."""
 

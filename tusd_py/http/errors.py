@@ -78,6 +78,7 @@ STATUS: dict[type[errors.UploadError], tuple[int, bool, bool]] = {
     errors.StateFull: (507, True, False),
     errors.StorageUnavailable: (500, True, False),
     errors.BrokenRecord: (500, False, False),
+    errors.CompletionDelayed: (503, True, False),
     errors.WrongStorage: (503, True, False),
     errors.StateUnavailable: (503, True, False),
 }

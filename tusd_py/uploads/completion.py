@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from tusd_py.contracts.hooks import HookType
 from tusd_py.core.errors import (
+    CompletionDelayed,
     OffsetMismatch,
     PartBehind,
     PartialLost,
     StorageBehind,
-    StorageUnavailable,
     UploadError,
     UploadNotFound,
 )
@@ -188,11 +188,11 @@ class Completion:
         """Complete an upload in `finishing`, whose bytes are all stored; it stays in `finishing` if that fails.
 
         Raises:
+            CompletionDelayed: a sync has failed, and no byte is lost.
             ContentRefused: the upload does not fulfil its conditions, and has been removed.
             HookRejected: the application does not want the upload, which has been removed.
             HookUnavailable: the application could not be asked, or the upload not be scanned.
             OffsetMismatch: bytes were lost; the upload is active again at the offset where they end.
-            StorageUnavailable: a sync has failed, and no byte is lost.
         """
         try:
             finished = await (
@@ -202,7 +202,7 @@ class Completion:
             )
         except StorageBehind as error:
             if error.stored >= upload.offset:  # no byte is lost, as they were synced before: the next one tries again
-                raise StorageUnavailable from error
+                raise CompletionDelayed from error
             back = replace(upload.at(error.stored), status=Status.ACTIVE, expires_at=self._lifetimes.extended(upload))
             await self._state.update(upload, back, token)
             raise OffsetMismatch(error.stored) from error
