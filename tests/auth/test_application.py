@@ -283,7 +283,8 @@ def test_principal_needs_an_owner_that_a_record_can_name(owner: str) -> None:
         Principal(owner)
 
 
-def test_example_of_the_page_knows_users_by_their_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def session_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    """Return a client of the example of docs/security.md, with a route that logs ann in."""
     monkeypatch.chdir(tmp_path)
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "security.md").read_text(), re.DOTALL)[0]
     names: dict[str, Any] = {"__name__": "example"}
@@ -294,7 +295,11 @@ def test_example_of_the_page_knows_users_by_their_sessions(tmp_path: Path, monke
         return PlainTextResponse("welcome")
 
     names["app"].router.routes.append(Route("/login", log_in, methods=["POST"]))
-    with TestClient(names["app"]) as client:
+    return TestClient(names["app"])
+
+
+def test_example_of_the_page_knows_users_by_their_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with session_example(tmp_path, monkeypatch) as client:
         assert client.post("/files", headers={**TUS, "Upload-Length": "4"}).status_code == 401
         client.post("/login")
         created = client.post("/files", headers={**TUS, "Upload-Length": "4"})
@@ -304,17 +309,7 @@ def test_example_of_the_page_knows_users_by_their_sessions(tmp_path: Path, monke
 
 def test_session_opens_no_socket_of_a_page_of_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The middleware has made a user of the cookie before the server sees the request."""
-    monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "security.md").read_text(), re.DOTALL)[0]
-    names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(code, "security.md", "exec", dont_inherit=True), names)
-
-    async def log_in(request: Request) -> PlainTextResponse:
-        request.session["user"] = "ann"
-        return PlainTextResponse("welcome")
-
-    names["app"].router.routes.append(Route("/login", log_in, methods=["POST"]))
-    with TestClient(names["app"]) as client:
+    with session_example(tmp_path, monkeypatch) as client:
         client.post("/login")
         created = client.post("/files", headers={**TUS, "Upload-Length": "4"})
         path = f"{urlsplit(created.headers['Location']).path}/events"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -74,18 +74,6 @@ async def running(*urls: str) -> AsyncIterator[list[Process]]:
             await process.feed.open(process)
             stack.push_async_callback(process.feed.close)
         yield several
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def network(redis: RedisServer) -> Iterator[FaultyNetwork]:
-    with FaultyNetwork(redis.port) as network:
-        yield network
 
 
 def through(network: FaultyNetwork, redis: RedisServer) -> str:
