@@ -134,6 +134,21 @@ def test_two_tabs_upload_beside_each_other(server: ServerProcess, browser: Brows
     assert creations(server) == 2
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("button", [".uppy-DashboardContent-back", ".uppy-DashboardContent-addMore"])
+def test_button_in_focus_can_be_read(
+    server: ServerProcess, browser: Browser, tmp_path: Path, scheme: str, button: str
+) -> None:
+    with browser.page(colorScheme=scheme) as page:
+        page.goto(server.origin + "/")
+        page.until(f"document.querySelector('{INPUT}')")
+        page.choose_files(INPUT, file_of(tmp_path, payload(KIBI)))
+        page.until(f"document.querySelector('{button}')")
+        page.value(f"document.querySelector('{button}').focus()")
+        assert page.value(f"document.activeElement.matches('{button}')")
+        assert page.findings() == []
+
+
 def test_page_asks_for_a_token_and_goes_on_with_it(browser: Browser, tmp_path: Path) -> None:
     data = payload(MEBI)
     with serving(tmp_path, **token_files(tmp_path)) as server, browser.page() as page:
