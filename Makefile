@@ -64,6 +64,7 @@ simulate-coverage: $(INSTALLED)
 	$(BIN)/coverage erase
 	for world in $(or $(WORLD),$(WORLDS)); do PYTHONHASHSEED=0 $(BIN)/coverage run --parallel-mode -m tests.simulation \
 		--world $$world --seeds $(or $(SEEDS),300) --jobs 1 $(ARGS) || exit 1; done
+	PYTHONHASHSEED=0 $(BIN)/coverage run --parallel-mode -m tests.simulation --directed
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -41,6 +41,10 @@ class Client(Sender):
                 await self._upload(await self._created(""))
             await asyncio.sleep(self.rng.random() * 8)
         await self.world.calm.wait()
+        await self.finish()
+
+    async def finish(self) -> None:
+        """Finish all uploads, and look at them once more."""
         for upload in self.uploads:
             await self._upload(upload)
             await self.verify(upload)

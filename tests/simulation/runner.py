@@ -83,6 +83,12 @@ def prepare() -> Modules:
     return _modules
 
 
+def bugs() -> list[str]:
+    """Return the bugs that servers have reported themselves since the last call."""
+    found, _bugs.found = _bugs.found, []
+    return found
+
+
 def plant_defect(name: str) -> None:
     """Change the server for the worse, for the rest of this process; an empty name changes nothing."""
     if name:
@@ -108,7 +114,7 @@ def run(seed: int, without: Sequence[int] = (), kind: str = DISK, profile: str =
     _bugs.found.clear()
     world = world_of(kind)(seed, modules, without, profile)
     outcome = world.run()
-    outcome.violations += _bugs.found
+    outcome.violations += bugs()
     return outcome
 
 

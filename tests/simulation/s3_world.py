@@ -146,15 +146,8 @@ class S3World(World):
     def __init__(self, seed: int, modules: Modules, without: Sequence[int] = (), profile: str = "") -> None:
         session = prepare(modules)
         plan = Random(f"{seed} s3")
-        dialect = plan.choice(DIALECTS)
-        self.config = _config(
-            dialect,
-            part_size=plan.choice((MIN_PART, MIN_PART, 6000)),
-            buffer_size=plan.choice((8, 16, 64)) * SCALE,
-            parts_in_flight=plan.choice((1, 2, 4)),
-        )
         self._end_of_names = Random(f"{seed} names of objects").choice(("", "", "-clip", ".mp4"))
-        self.config = self.config.model_copy(update={"key_template": "{prefix}{id}" + self._end_of_names})
+        self.config = self._draw_config(plan)
         if draw_profile(Random(f"{seed} profile"), self.profiles, self.most_faults, profile).is_short_of_memory:
             self.config = self.config.model_copy(update={"buffer_size": 8 * SCALE})
         self.bucket = BucketModel(Random(f"{seed} bucket"), CAPABILITIES[self.config.dialect])
@@ -166,7 +159,16 @@ class S3World(World):
             each._available_capacity = each._max_capacity
         self.oracle.was_taken = lambda upload_id: self._key(upload_id) in self.bucket.aborted
         self.network.usual = plan.choice((0.0, 0.0, 0.02, 0.08))
-        self.log(f"S3: {dialect}, parts of {self.config.part_size}, memory {self.config.buffer_size}")
+        self.log(f"S3: {self.config.dialect}, parts of {self.config.part_size}, memory {self.config.buffer_size}")
+
+    def _draw_config(self, plan: Random) -> S3Config:
+        return _config(
+            plan.choice(DIALECTS),
+            part_size=plan.choice((MIN_PART, MIN_PART, 6000)),
+            buffer_size=plan.choice((8, 16, 64)) * SCALE,
+            parts_in_flight=plan.choice((1, 2, 4)),
+            key_template="{prefix}{id}" + self._end_of_names,
+        )
 
     def components(self) -> dict[str, Any]:
         return {"storage": S3Storage(self.config)}

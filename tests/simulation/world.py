@@ -277,6 +277,10 @@ class World(FaultyWorld):
         await self._finish(clients)
         for look in last_looks:
             await look.end()
+        await self._end()
+
+    async def _end(self) -> None:
+        """Check everything once more at rest, and shut all servers down."""
         if any(upload.abandoned for upload in self.oracle.uploads) and not self.counts.get("clock"):
             await self._expire()
         await self._clean()
