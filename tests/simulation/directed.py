@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from random import Random
 from typing import Any, Protocol, cast
 
@@ -23,7 +24,7 @@ from tests.simulation.world import Outcome, World
 from tests.simulation.worlds import DISK, world_of
 from tusd_py.uploads.service import UploadService
 
-MODULES = ("directed_disk",)  # of this package, with scenarios
+MODULES = sorted(path.stem for path in Path(__file__).parent.glob("directed_*.py"))  # with scenarios, and helpers
 SEED = 0
 SETTINGS: dict[str, Any] = {
     "durability": "complete",
@@ -109,15 +110,20 @@ class DirectedWorld(World):
     def __init__(self, seed: int, modules: Modules, without: Sequence[int] = (), profile: str = "") -> None:
         super().__init__(seed, modules, without, profile)
         self.settings = SETTINGS | self._own_settings() | dict(self.scenario.settings)
+        self.rules.settings = dict(self.scenario.settings)  # some of which change what clients may expect
         self.oracle.durability = self.settings["durability"]
         self.oracle.expires_after = self.settings["expires_after"]
         self.oracle.retention = self.settings.get("retention", 0)
         self.machine.files.lacks = frozenset(self.scenario.lacks)
+        self.given: dict[str, Any] = {}  # components and hooks of the servers that are started from now on
         self.client = DirectedClient(self, 0, Random(f"{seed} client"))
         self.clients = [self.client]
 
     def _next_settings(self) -> dict[str, Any]:
         return dict(self.settings)
+
+    def _given(self) -> dict[str, Any]:
+        return super()._given() | self.given
 
     def _draw_config(self, _: Random) -> Any:
         """Return the configuration of S3; of worlds that have it."""
@@ -144,6 +150,12 @@ class DirectedWorld(World):
     def host(self) -> Host:
         """The place of the first process."""
         return self.hosts[0]
+
+    @property
+    def service(self) -> UploadService:
+        """The service of the first process."""
+        assert self.host.server is not None
+        return self.host.server.service
 
     def check(self, condition: object, text: str) -> None:
         """Complain with this text unless the condition is met."""
