@@ -19,7 +19,8 @@ from tests.support.redis_server import shared_redis_url
 from tests.support.timing import wait_until
 from tests.support.wire.messages import TUS
 from tests.support.wire.requests import create, request, stalled_patch
-from tusd_py.settings import FIELDS
+from tusd_py.admin.documents import settings_document
+from tusd_py.settings import FIELDS, from_arguments
 
 DAY = 86400
 NOWHERE = "http://127.0.0.1:9/events"
@@ -158,6 +159,19 @@ def test_settings_are_all_told_and_hold_no_secret(tmp_path: Path) -> None:
     text = json.dumps(settings)
     known = [TOKEN, OWNER, ADMIN, SECRET.decode(), "5e5e", "whsec", "hunter", str(keys)]
     assert [secret for secret in known if secret in text] == []
+
+
+def test_settings_without_a_value_are_null(tmp_path: Path) -> None:
+    with serving(tmp_path, admin_token_file=token_file(tmp_path)) as server:
+        settings = get(server.port, "settings")
+    assert [name for name, value in settings.items() if value == ""] == []
+    unset = ("max_size", "redis_url", "s3_bucket", "clamd", "hooks", "rate_create", "auth_cookie", "storage_plugin")
+    assert [settings[name] for name in unset] == [None] * len(unset)
+
+
+def test_empty_prefix_of_redis_is_a_value_since_it_is_not_the_default() -> None:
+    settings = settings_document(from_arguments({"redis_url": "redis://localhost", "redis_prefix": ""}))
+    assert (settings["redis_prefix"], settings["s3_prefix"]) == ("", None)
 
 
 def test_locks_and_lists_hold_no_capability(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tusd_py.core.queries import Share, Totals, file_type_of
 from tusd_py.core.redaction import without_secrets
 from tusd_py.core.upload import Status, Upload
 from tusd_py.outbox.cloudevents import readable, type_name
-from tusd_py.settings import FIELDS, Settings, value_of
+from tusd_py.settings import FIELDS, Settings, default_of, value_of
 
 LOOKS = 16  # at locks at a time: a Redis cluster takes a connection for each, of which uploads need some too
 
@@ -98,8 +98,12 @@ def history_document(entry: HistoryEntry) -> dict[str, Any]:
 
 
 def settings_document(settings: Settings) -> dict[str, Any]:
-    """Return the settings in effect as JSON: URLs without credentials, files with secrets by their names alone."""
-    return {name: _setting(name, value_of(settings, name)) for name in FIELDS}
+    """Return the settings in effect as JSON: URLs without credentials, files with secrets by their names alone.
+
+    A text that is not set, which is an empty one by default, is None, as every other setting without a value.
+    """
+    values = {name: value_of(settings, name) for name in FIELDS}
+    return {name: None if value == default_of(name) == "" else _setting(name, value) for name, value in values.items()}
 
 
 def _setting(name: str, value: object) -> Any:
