@@ -44,7 +44,7 @@ from tusd_py.uploads.queries import RecordQueries
 from tusd_py.uploads.service import UploadService
 from tusd_py.uploads.sweeping import OrphanCleaner, Sweeper
 from tusd_py.uvicorn_server.malloc import tune_malloc
-from tusd_py.uvicorn_server.process import BACKLOG, bind, bind_exclusive, limit_of, run_server
+from tusd_py.uvicorn_server.process import BACKLOG, allow_successor, bind, limit_of, reserve, run_server
 from tusd_py.uvicorn_server.supervisor import Supervisor
 from tusd_py.uvicorn_server.terminal import handle_hangups
 from tusd_py.uvicorn_server.unix_sockets import bound_unix
@@ -112,49 +112,62 @@ def run_serve(settings: Settings) -> int:
         return fail(error.message, 1)
     with contextlib.ExitStack() as sockets:
         try:
-            listener = sockets.enter_context(_bound(settings, "port", settings.port))
+            reserved = sockets.enter_context(_reserved(settings, "port", settings.port))
             admin = None
             if settings.admin_port is not None:
-                admin = sockets.enter_context(_bound(settings, "admin-port", settings.admin_port))
+                admin = sockets.enter_context(_reserved(settings, "admin-port", settings.admin_port))
             metrics = _metrics_sockets(settings, sockets)
         except UploadError as error:
             return fail(error.message, 1)
 
         def listening() -> None:
+            allow_successor(reserved)
             if admin is not None:
+                allow_successor(admin)
                 announce(logging.INFO, f"administrators are served on {_origin_of(admin)}/admin/api")
             for one in metrics:
                 announce(logging.INFO, f"metrics are served on {_origin_of(one)}/metrics")
-            announce(logging.INFO, f"tusd-py {__version__} is listening on {_origin_of(listener)}{settings.base_path}")
+            announce(logging.INFO, f"tusd-py {__version__} is listening on {_origin_of(reserved)}{settings.base_path}")
 
         if settings.workers > 1:
-            return Supervisor(settings, listener, admin, metrics).run(listening)
+            return Supervisor(settings, reserved, admin, metrics).run(listening)
         handle_hangups()
-        run_server(settings, listener, listening, admin, metrics)
+        listener = sockets.enter_context(_beside(reserved))
+        admin_listener = None if admin is None else sockets.enter_context(_beside(admin))
+        run_server(settings, listener, listening, admin_listener, metrics)
     return 0
 
 
-def _bound(settings: Settings, flag: str, port: int) -> socket.socket:
-    """Return a socket bound to a port; raises `StateUnavailable` with the reason why that is not possible."""
+def _reserved(settings: Settings, flag: str, port: int) -> socket.socket:
+    """Return a socket that keeps a port; raises `StateUnavailable` with the reason why that is not possible."""
     try:
-        return (bind_exclusive if settings.workers > 1 else bind)((settings.host, port))
+        return reserve((settings.host, port))
     except OSError as error:
         raise StateUnavailable(f"--host {settings.host} --{flag} {port}: {error.strerror}") from error
 
 
 def _metrics_sockets(settings: Settings, sockets: contextlib.ExitStack) -> list[socket.socket]:
-    """Return the sockets of /metrics alone, which `sockets` closes; raises `StateUnavailable` with a reason."""
+    """Return the sockets of /metrics alone, which `sockets` closes; raises `StateUnavailable` with a reason.
+
+    They listen at once, so that no other server that starts at this moment gets them too.
+    """
     bound = []
     place = f"--host {settings.host} --metrics-port {settings.metrics_port}"
     try:
         if settings.metrics_port is not None:
             bound.append(sockets.enter_context(bind((settings.host, settings.metrics_port))))
+            bound[0].listen(BACKLOG)
         if settings.metrics_socket is not None:
             place = f"--metrics-socket {settings.metrics_socket}"
             bound.append(sockets.enter_context(bound_unix(settings.metrics_socket, BACKLOG)))
     except OSError as error:
         raise StateUnavailable(f"{place}: {error.strerror or error}") from error
     return bound
+
+
+def _beside(reserved: socket.socket) -> socket.socket:
+    """Return a socket bound to an address that this process keeps."""
+    return bind(reserved.getsockname()[:2], shared=True)
 
 
 def _origin_of(listener: socket.socket) -> str:

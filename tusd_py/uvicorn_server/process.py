@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +25,8 @@ from tusd_py.uvicorn_server.garbage_collection import tune_garbage_collection
 from tusd_py.uvicorn_server.protocol import upload_protocol
 
 BACKLOG = 2048
+LISTEN_TRIES = 5  # for a port that no other server holds yet
+LISTEN_PAUSE = 0.02  # seconds between two of them at most
 FURTHER_CONNECTIONS = 64  # beyond the limit, so that a server without room can still be looked at
 WEBSOCKETS = "none"  # the protocol class of uvicorn that takes them over: that of the requests has them itself
 SENDING_TIMEOUT = 1.0  # seconds that the end of a process waits for a file that its disk does not deliver
@@ -136,7 +140,7 @@ def run_server(
 
 
 def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
-    """Return a socket bound to this address, which other processes can bind too if `shared`; raises OSError."""
+    """Return a socket bound to this address, which others of this user can bind too if `shared`; raises OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -150,8 +154,45 @@ def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def bind_exclusive(address: tuple[str, int]) -> socket.socket:
-    """Return a shared socket bound to an address that no other server listens on; raises OSError."""
-    with bind(address) as probe:  # a shared socket could be bound beside that of another server
-        name = probe.getsockname()
-    return bind((name[0], name[1]), shared=True)
+def reserve(address: tuple[str, int]) -> socket.socket:
+    """Return a socket that keeps an address for this process and its children, without listening; raises OSError.
+
+    Listeners are bound beside it, with `bind(shared=True)`. On Linux, one of the servers that start at the same moment
+    keeps the address, and the others fail here, at the latest.
+    """
+    with bind(address) as probe:  # chooses the port if that is 0: a port that the kernel chose is lost with a shutdown
+        name = probe.getsockname()[:2]
+        if sys.platform != "linux":
+            probe.close()
+            return bind(name, shared=True)
+        return _kept(name)
+
+
+def allow_successor(reserved: socket.socket) -> None:
+    """Let another server have the reserved address once nobody listens on it, as while this server drains."""
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def _kept(address: tuple[str, int]) -> socket.socket:
+    """Return a socket beside which nobody binds this address but with SO_REUSEPORT; blocks, raises OSError.
+
+    Servers that only bind an address with SO_REUSEADDR disturb each other no sooner than when they listen. So this
+    socket listens for a moment, which only one can do, and refuses every SO_REUSEADDR from then on; once a server
+    listens, `allow_successor` ends that.
+    """
+    tries = LISTEN_TRIES
+    while True:
+        tries -= 1
+        listener = bind(address)
+        try:
+            listener.listen(1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            listener.close()
+            if not tries:
+                raise
+            time.sleep(random.uniform(0, LISTEN_PAUSE))  # Linux can refuse both of two that listen at one moment
+        else:
+            return listener
