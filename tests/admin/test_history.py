@@ -55,6 +55,18 @@ def test_history_tells_of_an_interruption_and_of_who_completed_the_upload(site: 
     assert by_name["finished"]["offset"] == offset + 10_000
 
 
+def test_recording_that_an_administrator_completes_after_an_interruption_was_not_resumed(site: ServerProcess) -> None:
+    path = create(site.port, None)
+    with start_patch(site.port, path, 0, 100) as connection:
+        connection.send(b"x" * 50)
+        connection.wait_until_read()
+    wait_until(lambda: "interrupted" in names_of(site, path))
+    wait_until(lambda: get(site.port, f"uploads/{ids_of(path)}")["locked"] is False)
+    assert ask(site.port, "POST", f"uploads/{ids_of(path)}/complete").status == 200
+    wait_until(lambda: "completed" in names_of(site, path))
+    assert set(names_of(site, path)) == {"created", "interrupted", "finished", "completed"}
+
+
 @pytest.mark.parametrize("action", ["terminate", "expire"])
 def test_history_of_a_remembered_upload_tells_who_ended_it(site: ServerProcess, action: str) -> None:
     path = create(site.port, 5)

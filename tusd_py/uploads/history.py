@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tusd_py.contracts.queries import SupportsHistory
@@ -17,7 +18,7 @@ from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.events.interruptions import Interruptions
-from tusd_py.events.types import AppendEnded, AppendStarted, UploadExpired, UploadTerminated
+from tusd_py.events.types import AppendEnded, UploadExpired, UploadProgressed, UploadTerminated
 
 logger = logging.getLogger("tusd_py.uploads")
 
@@ -36,7 +37,7 @@ class HistoryRecorder:
         self._writing: asyncio.Task[None] | None = None
         self._interruptions = Interruptions()
         self._observers: Sequence[tuple[Any, Callable[[Any], object]]] = (
-            (AppendStarted, self._append_started),
+            (UploadProgressed, self._progressed),
             (AppendEnded, self._append_ended),
             (UploadTerminated, self._terminated),
             (UploadExpired, self._expired),
@@ -88,9 +89,9 @@ class HistoryRecorder:
             except UploadError as error:
                 logger.debug("the history of upload %s lacks an entry: %s", upload_id, error.message)
 
-    def _append_started(self, event: AppendStarted) -> None:
-        if self._interruptions.take(event.upload.id):
-            self.add("resumed", event.upload)
+    def _progressed(self, event: UploadProgressed) -> None:
+        if event.received and self._interruptions.take(event.upload.id):
+            self.add("resumed", replace(event.upload, offset=event.upload.offset - event.received))
 
     def _append_ended(self, event: AppendEnded) -> None:
         if event.interrupted:
