@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.admin.calls import FIELDS, get, ids_of, token_file
+from tests.admin.calls import FIELDS, ask, get, ids_of, token_file
 from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.harness import ServerProcess, serving
 from tests.support.redis_server import shared_redis_url
+from tests.support.timing import wait_until
 from tests.support.wire.messages import encoded, payload
 from tests.support.wire.requests import complete, content, create, head, offset_of, patch, start_patch
 
@@ -57,8 +59,8 @@ def test_list_and_show_print_what_the_api_tells(site: ServerProcess) -> None:
     path = create(site.port, 50, {"Upload-Metadata": f"filename {encoded(HOSTILE)}"})
     told = get(site.port, f"uploads/{ids_of(path)}")
     shown = printed(site, "show", ids_of(path))
-    assert list(shown) == FIELDS
-    assert shown == told
+    assert list(shown) == [*FIELDS, "history"]
+    assert shown == {**told, **get(site.port, f"uploads/{ids_of(path)}/history")}
     listed = printed(site, "list", "--state", "active")
     assert listed[0] == told  # the newest
     assert all(one["status"] == "active" for one in listed)
@@ -66,6 +68,55 @@ def test_list_and_show_print_what_the_api_tells(site: ServerProcess) -> None:
     for output in (text(site, "list"), text(site, "show", ids_of(path))):
         assert ids_of(path) in output
         assert not set(output) & set("\x1b\r\u202e")
+
+
+def interrupted_recording(server: ServerProcess) -> str:
+    """Make a recording that was interrupted, and then completed by an administrator; return its id."""
+    path = create(server.port, None)
+    with start_patch(server.port, path, 0, len(DATA)) as connection:
+        connection.send(DATA[:50_000])
+        connection.wait_until_read()
+    wait_until(lambda: "interrupted" in events_of(server, ids_of(path)))
+    wait_until(lambda: get(server.port, f"uploads/{ids_of(path)}")["locked"] is False)
+    assert ask(server.port, "POST", f"uploads/{ids_of(path)}/complete").status == 200
+    wait_until(lambda: "completed" in events_of(server, ids_of(path)))
+    return ids_of(path)
+
+
+def events_of(server: ServerProcess, upload_id: str) -> list[str]:
+    return [entry["event"] for entry in get(server.port, f"uploads/{upload_id}/history")["history"]]
+
+
+def test_show_prints_the_history_beside_a_server_and_without_one(site: ServerProcess) -> None:
+    upload_id = interrupted_recording(site)
+    told = get(site.port, f"uploads/{upload_id}/history")["history"]
+    assert {entry["event"] for entry in told} == {"created", "interrupted", "finished", "completed"}
+    assert printed(site, "show", upload_id)["history"] == told
+    assert site.terminate() in (0, -signal.SIGTERM)
+    try:
+        assert printed(site, "show", upload_id)["history"] == told
+        fields, table = text(site, "show", upload_id).split("\n\n")
+        assert f"id: {upload_id}" in fields.splitlines()
+        title, *rows = [one.split() for one in table.splitlines()]
+        assert title == ["TIME", "EVENT", "STORED", "BY", "FROM", "CODE"]
+        assert [row[2] for row in rows] == [entry["event"] for entry in told]
+        (completed,) = [row for row in rows if row[2] == "completed"]
+        assert completed[-2:] == ["admin", "127.0.0.1"]
+    finally:
+        site.revive()
+
+
+def test_show_tells_who_ended_an_upload_that_is_remembered(tmp_path: Path) -> None:
+    with serving(tmp_path, admin_token_file=token_file(tmp_path), gone_for="1h") as server:
+        upload_id = ids_of(create(server.port, 5))
+        assert ask(server.port, "DELETE", f"uploads/{upload_id}").status == 204
+        wait_until(lambda: "terminated" in events_of(server, upload_id))
+        shown = printed(server, "show", upload_id)
+    assert shown["status"] == "terminated"
+    assert [(entry["event"], entry["actor"]) for entry in shown["history"]] == [
+        ("created", None),
+        ("terminated", "admin"),
+    ]
 
 
 def test_stats_print_what_the_api_counts(site: ServerProcess) -> None:

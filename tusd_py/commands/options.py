@@ -16,7 +16,7 @@ EVENTS = {
 EVENTS_USAGE = {"list": "", "show": "ID ", "retry": "(ID... | --all) ", "drop": "ID... "}
 UPLOADS = {
     "list": "print uploads, the newest first",
-    "show": "print one upload",
+    "show": "print one upload and its history",
     "terminate": "remove uploads with their bytes",
     "complete": "complete an abandoned upload of unknown length at its offset",
     "stats": "print the number of uploads and their bytes, by status and by owner",

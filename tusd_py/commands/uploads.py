@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tusd_py.admin.documents import LOOKS, totals_document, upload_document
+from tusd_py.admin.documents import LOOKS, history_document, totals_document, upload_document
 from tusd_py.asyncutil.groups import call_in_groups
 from tusd_py.commands.events import CommandError
 from tusd_py.commands.tables import Column, line, plain, size
@@ -25,6 +25,7 @@ from tusd_py.events.bus import EventBus
 from tusd_py.lifecycle import opened, opened_records
 from tusd_py.migration.state_copy import has_records, records_file
 from tusd_py.settings import Settings
+from tusd_py.uploads.history import HistoryRecorder
 from tusd_py.uploads.queries import RecordQueries
 
 PAGE_SIZE = 2000  # uploads
@@ -36,6 +37,14 @@ COLUMNS = (
     Column("CREATED", 19),
     Column("OWNER", 16),
     Column("NAME"),
+)
+HISTORY = (
+    Column("TIME", 19),
+    Column("EVENT", 11),
+    Column("STORED", 10, right=True),
+    Column("BY", 16),
+    Column("FROM", 15),
+    Column("CODE"),
 )
 SHARES = (Column("UPLOADS", 10, right=True), Column("STORED", 10, right=True), Column("", cut=False))
 
@@ -134,24 +143,41 @@ class _Look:
             document["status"],
             size(document["offset"]),
             "?" if length is None else size(length),
-            (document["created_at"] or "?")[:19].replace("T", " "),
+            _time(document["created_at"]),
             document["owner"] or "",
             document["filename"] or "",
         )
         print(line(COLUMNS, values, self._width))
 
     async def show(self, upload_id: str) -> None:
-        """Print one upload."""
+        """Print one upload and its history."""
         upload = await self._find(upload_id)
         if upload is None:
             raise CommandError(f"there is no upload {plain(upload_id)[:64]}")
         document = await self._document(upload)
+        entries = await HistoryRecorder(EventBus(), self._state).of(upload)
+        history = [history_document(entry) for entry in entries]
         if self._as_json:
-            print(json.dumps(document))
+            print(json.dumps({**document, "history": history}))
             return
         for name, value in document.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             print(f"{name}: {plain(text)}")
+        print()
+        self._print_history(history)
+
+    def _print_history(self, history: Sequence[dict[str, Any]]) -> None:
+        print(line(HISTORY, [column.title for column in HISTORY], self._width))
+        for entry in history:
+            values = (
+                _time(entry["time"]),
+                entry["event"],
+                size(entry["offset"]),
+                entry["actor"] or "",
+                entry["client"] or "",
+                entry["code"] or "",
+            )
+            print(line(HISTORY, values, self._width))
 
     async def _find(self, upload_id: str) -> Upload | None:
         try:
@@ -182,3 +208,8 @@ class _Look:
         public, base = self._settings.public_url, self._settings.base_path.rstrip("/")
         url = None if public is None else f"{public.rstrip('/')}{base}/{upload.id}"
         return upload_document(upload, url, locked=await self._locker.is_held(upload.id))
+
+
+def _time(text: str | None) -> str:
+    """Return a time of a document for a table."""
+    return (text or "?")[:19].replace("T", " ")
