@@ -17,10 +17,12 @@ from tusd_py import __version__
 from tusd_py.admin.make import build_admin_token
 from tusd_py.commands.events import CommandError, run_events
 from tusd_py.commands.parser import OWN_OPTIONS, USAGE_ERROR, build_parser
+from tusd_py.commands.progress_line import ProgressLine, watched_terminal
 from tusd_py.commands.sign import run_sign
 from tusd_py.commands.token import run_token
 from tusd_py.commands.uploads import run_uploads
 from tusd_py.composition import build_authenticator, build_service, build_signing_keys
+from tusd_py.core.command_progress import no_progress
 from tusd_py.core.errors import StateUnavailable, UploadError
 from tusd_py.core.listing import UploadFilter
 from tusd_py.core.redaction import without_secrets
@@ -49,7 +51,9 @@ from tusd_py.uvicorn_server.supervisor import Supervisor
 from tusd_py.uvicorn_server.terminal import handle_hangups
 from tusd_py.uvicorn_server.unix_sockets import bound_unix
 
-OUTPUT_CLOSED = 128 + signal.SIGPIPE  # the exit code that a shell gives to a program ended by this signal
+# The exit codes that a shell gives to programs ended by these signals.
+OUTPUT_CLOSED = 128 + signal.SIGPIPE
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has closed it, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return code
 
 
@@ -208,26 +214,31 @@ def check(settings: Settings) -> None:
 def run_sweep(settings: Settings, *, dry_run: bool) -> int:
     """Remove expired uploads and orphans, and complete finishing uploads, once; return the exit code."""
     failures: list[str] = []
+    line = ProgressLine(watched_terminal())
+    report = line.before(print)
 
     async def run(service: UploadService) -> None:
         async with opened(service, settings):
             sweeper = Sweeper(service)
             if dry_run:
                 async for upload in sweeper.expired():
-                    print(f"{upload.id} {upload.offset} bytes")
+                    report(f"{upload.id} {upload.offset} bytes")
             else:
-                print(await sweeper.sweep(failures.append))
+                report(str(await sweeper.sweep(failures.append, progress=line.stage("due uploads"))))
             async for broken in service.broken():
+                line.clear()
                 report_error(
                     f"the record of upload {abbreviated(broken.upload_id)} cannot be read: {abbreviated(broken.reason)}"
                 )
-            for orphan in await OrphanCleaner(service).clean(dry_run=dry_run):
-                print(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
+            compared = line.stage("records compared with the storage")
+            for orphan in await OrphanCleaner(service).clean(dry_run=dry_run, progress=compared):
+                report(f"{'' if dry_run else 'removed the '}orphaned {orphan.kind} {orphan.name}")
 
     try:
         if not (settings.redis.url or settings.state_plugin or has_records(settings)):
             return fail(f"there are no records in {records_file(settings)}", 1)
-        asyncio.run(run(build_service(settings, EventBus())))
+        with line:
+            asyncio.run(run(build_service(settings, EventBus())))
     except InvalidSettings as error:
         return fail(str(error))
     except UploadError as error:
@@ -260,11 +271,9 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
         return fail(f"--from and --to are both {source}")
     if settings.redis.url is None:
         return fail("--redis-url is missing")
-    report = print if dry_run else no_report
     try:
-        summary = asyncio.run(
-            migrate(settings, source, target, dry_run=dry_run, report=report, report_error=report_error)
-        )
+        with ProgressLine(watched_terminal()) as line:
+            summary = asyncio.run(migrate(settings, source, target, dry_run=dry_run, **_reports(line, dry_run=dry_run)))
     except UploadError as error:
         return fail(error.message, 1)
     print(f"{summary.copied} {'to copy' if dry_run else 'copied'}, {summary.skipped} there already")
@@ -279,15 +288,23 @@ def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool
     """Import a directory of tusd; return the exit code."""
     from tusd_py.migration.tusd.files import import_tusd  # no other command needs aiofiles
 
-    report = print if dry_run else no_report
     try:
-        summary = asyncio.run(
-            import_tusd(settings, directory, copy=copy, dry_run=dry_run, report=report, report_error=report_error)
-        )
+        with ProgressLine(watched_terminal()) as line:
+            reports = _reports(line, dry_run=dry_run)
+            summary = asyncio.run(import_tusd(settings, directory, copy=copy, dry_run=dry_run, **reports))
     except UploadError as error:
         return fail(error.message, 1)
     print(f"{summary.copied} {'to import' if dry_run else 'imported'}, {summary.skipped} there already")
     return fail(f"{summary.refused} not imported", 1) if summary.refused else 0
+
+
+def _reports(line: ProgressLine, *, dry_run: bool) -> dict[str, Any]:
+    """Return what a migration calls on its way: a line for each upload is for a dry run only."""
+    return {
+        "report": line.before(print) if dry_run else no_report,
+        "report_error": line.before(report_error),
+        "progress": line.stage("uploads") if line.is_shown else no_progress,
+    }
 
 
 def run_token_command(name: str, scopes: Sequence[str]) -> int:

@@ -21,6 +21,11 @@ class Summary:
     skipped: int = 0
     refused: int = 0
 
+    @property
+    def done(self) -> int:
+        """The number of uploads that have been dealt with."""
+        return self.copied + self.skipped + self.refused
+
 
 def no_report(text: str) -> None:
     """Drop a report."""

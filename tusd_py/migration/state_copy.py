@@ -18,6 +18,7 @@ from tusd_py.backends.local_locks.locker import servers_excluded
 from tusd_py.composition import LOCKS, RECORDS, build_state, build_storage
 from tusd_py.contracts.state import StateStore, SupportsQuotas
 from tusd_py.contracts.storage import Storage, SupportsCompletionRecords
+from tusd_py.core.command_progress import Progress, no_progress
 from tusd_py.core.errors import StateUnavailable, StorageBehind, StoredElsewhere
 from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.core.upload import Status, Upload, UploadPart
@@ -41,6 +42,7 @@ async def migrate_records(
     dry_run: bool = False,
     report: Reporter = no_report,
     report_error: Reporter = no_report,
+    progress: Progress = no_progress,
 ) -> Summary:
     """Copy every record with its uploaded parts. The source is only read.
 
@@ -55,12 +57,13 @@ async def migrate_records(
         dry_run: only report.
         report: called with a line for each copied upload.
         report_error: called with a line for each refused one.
+        progress: called before each upload.
 
     Returns:
         The numbers of copied, skipped and refused uploads.
     """
     migration = Migration(source, target, merge_storage, completion_records, dry_run)
-    return await migration.copy_all(report, report_error)
+    return await migration.copy_all(report, report_error, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,13 @@ class Migration:
     completion_records: SupportsCompletionRecords | None = None
     dry_run: bool = False
 
-    async def copy_all(self, report: Reporter, report_error: Reporter) -> Summary:
+    async def copy_all(self, report: Reporter, report_error: Reporter, progress: Progress) -> Summary:
         """Copy all records, and report those that cannot be read."""
         summary = Summary()
+        # Counted by reading them all, which takes a small part of the time of the copies, only where somebody looks.
+        total = None if progress is no_progress else sum([1 async for _ in self.source.all()])
         async for record in self.source.all():
+            progress(summary.done, total)
             try:
                 if await self.copy(record):
                     report(printable(f"{record.id} {record.status} {record.offset} bytes"))
@@ -145,6 +151,7 @@ async def migrate(
     dry_run: bool = False,
     report: Reporter = no_report,
     report_error: Reporter = no_report,
+    progress: Progress = no_progress,
 ) -> Summary:
     """Run `migrate_records` between the stores of these settings, while no server uses either of them.
 
@@ -171,6 +178,7 @@ async def migrate(
             dry_run=dry_run,
             report=report,
             report_error=report_error,
+            progress=progress,
         )
 
 

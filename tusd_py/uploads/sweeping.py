@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore, SupportsIndexRepair
 from tusd_py.contracts.storage import Orphan, SupportsOrphanCleanup
+from tusd_py.core.command_progress import Progress, no_progress
 from tusd_py.core.errors import HookUnavailable, UploadError
 from tusd_py.core.upload import Status, Upload
 from tusd_py.uploads.expiration import SweepResult
@@ -61,13 +62,18 @@ class Sweeper:
                 yield upload
 
     async def sweep(
-        self, report_error: Callable[[str], object] = logger.warning, *, patience: float | None = None
+        self,
+        report_error: Callable[[str], object] = logger.warning,
+        *,
+        patience: float | None = None,
+        progress: Progress = no_progress,
     ) -> SweepSummary:
         """Remove or complete every upload that is due; return the numbers of both.
 
         Args:
             report_error: called with a sentence for each upload that could not be removed or completed.
             patience: seconds to wait for one completion, which goes on without the sweep then; None: for any time.
+            progress: called before each due upload.
         """
         await keep_time(self._state, self._service.clock)
         await self._identity.keep()
@@ -83,6 +89,7 @@ class Sweeper:
                 if upload.id in seen:
                     skipped += 1
                     continue
+                progress(len(seen), None)
                 seen.add(upload.id)
                 is_finishing = upload.status is Status.FINISHING
                 if is_finishing and waited > MAX_HOOKS_WAIT:
@@ -110,7 +117,9 @@ class OrphanCleaner:
         self._storage = service.storage if isinstance(service.storage, SupportsOrphanCleanup) else None
         self._identity = IdentityCheck(service.state, service.storage)
 
-    async def clean(self, *, older_than: float = ORPHAN_AGE, dry_run: bool = False) -> Sequence[Orphan]:
+    async def clean(
+        self, *, older_than: float = ORPHAN_AGE, dry_run: bool = False, progress: Progress = no_progress
+    ) -> Sequence[Orphan]:
         """Remove the orphans, files, objects and multipart uploads, and return them.
 
         Without any record nothing is removed: the records may be elsewhere.
@@ -118,6 +127,7 @@ class OrphanCleaner:
         Args:
             older_than: seconds since the last change of an orphan, at least.
             dry_run: only return the orphans.
+            progress: called for each record that is compared with the storage.
         """
         if self._storage is None or await anext(self._state.all(), None) is None:
             return ()
@@ -131,24 +141,39 @@ class OrphanCleaner:
         if await anext(self._state.broken(), None) is not None:
             logger.warning("nothing orphaned is removed while there are records that cannot be read")
             return ()
-        records = Records(self._state, self._service.locker, self._service.refuse_when_draining)
+        records = Records(self._state, self._service.locker, self._service.refuse_when_draining, progress)
         return await self._service.carry_out(self._storage.clean(records, older_than=older_than, dry_run=dry_run))
 
 
 class Records:
     """The records, and their locks, for the orphan cleanup of a storage (`UploadRecords`)."""
 
-    def __init__(self, state: StateStore, locker: Locker, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        state: StateStore,
+        locker: Locker,
+        check: Callable[[], None] = lambda: None,
+        progress: Progress = no_progress,
+    ) -> None:
         """Use these records and locks; `check` is called before every lock, and may raise to end the cleanup."""
         self._state = state
         self._locker = locker
         self._check = check
+        self._progress = progress
+        self._compared = 0
 
     async def get(self, upload_id: str) -> Upload | None:
+        self._count()
         return await self._state.get(upload_id)
 
-    def all(self) -> AsyncIterator[Upload]:
-        return self._state.all()
+    async def all(self) -> AsyncIterator[Upload]:
+        async for upload in self._state.all():
+            self._count()
+            yield upload
+
+    def _count(self) -> None:
+        self._compared += 1
+        self._progress(self._compared, None)
 
     @contextlib.asynccontextmanager
     async def locked(self, upload_id: str) -> AsyncIterator[Upload | None]:

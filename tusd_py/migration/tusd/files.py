@@ -22,6 +22,7 @@ from tusd_py.backends.disk.files import FULL_DISK_ERRORS, READ_SIZE, FileTree, c
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import SupportsCompletionRecords
+from tusd_py.core.command_progress import Progress, no_progress
 from tusd_py.core.errors import StorageFull, StorageUnavailable, UploadExists
 from tusd_py.core.upload import Upload
 from tusd_py.migration.report import Reporter, Summary, UploadRefused, abbreviated, no_report, printable
@@ -51,6 +52,7 @@ async def import_tusd(
     dry_run: bool = False,
     report: Reporter = no_report,
     report_error: Reporter = no_report,
+    progress: Progress = no_progress,
 ) -> Summary:
     """Import the uploads of a directory, which may be the upload directory itself.
 
@@ -61,6 +63,7 @@ async def import_tusd(
         dry_run: only report.
         report: called with a line for each imported upload.
         report_error: called with a line for each refused .info file.
+        progress: called before each .info file.
 
     Returns:
         The numbers of imported, skipped and refused uploads.
@@ -80,7 +83,7 @@ async def import_tusd(
         if not dry_run:
             await IdentityCheck(state, storage).settle(records_inside=settings.redis.url is None)
         run = DirectoryImport(settings, directory, names, state, storage, copy=copy, dry_run=dry_run)
-        return await run.uploads(report, report_error)
+        return await run.uploads(report, report_error, progress)
 
 
 def _listed(directory: Path) -> tuple[Path, list[str]]:
@@ -115,10 +118,11 @@ class DirectoryImport:
         self._dry_run = dry_run
         self._storage = storage
 
-    async def uploads(self, report: Reporter, report_error: Reporter) -> Summary:
+    async def uploads(self, report: Reporter, report_error: Reporter, progress: Progress) -> Summary:
         """Import all uploads, in the order of their names; raises `StorageFull`."""
         summary = Summary()
         for name in self._names:
+            progress(summary.done, len(self._names))
             try:
                 upload = await self.upload(name)
             except (UploadRefused, OSError) as error:
