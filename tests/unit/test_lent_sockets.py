@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,6 +254,13 @@ async def test_a_body_that_is_woken_ends_the_turn_and_has_another_after_a_read(
     assert body.lend(MEBI) is None
     assert await body.read() == b""
     assert body.lend(MEBI) is not None
+
+
+def test_a_client_is_not_silent_during_a_turn(extension: Extension) -> None:
+    body = body_of(extension)
+    body._silent_since = time.monotonic() - 10
+    assert body.lend(MEBI) is not None
+    assert body.silent_for() == 0
 
 
 def test_a_client_that_waits_for_100_continue_is_told_first(extension: Extension) -> None:

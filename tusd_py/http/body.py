@@ -110,7 +110,7 @@ class RequestBody:
         # For the first bytes of a client, whose speed is not known yet, a thread waits itself.
         turn = self._turn = self._extension.lend_socket(most, 0 if self._is_new else MIN_WAITING)
         if turn is not None:
-            self._is_new = False
+            self._is_new, self._silent_since = False, None
         return turn
 
     def take_back(self, turn: SocketTurn) -> None:
