@@ -7,14 +7,18 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.faults.stalls import OSFaults
-from tusd_py.backends.disk.storage import DiskStorage
+from tests.support.timing import scaled
+from tusd_py.backends.disk.storage import THREADS, DiskStorage
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import PartBehind, StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
@@ -49,6 +53,24 @@ async def test_a_file_is_made_with_the_first_bytes(storage: DiskStorage, directo
     await writer.flush([b"abc"], sync=True)
     await writer.close()
     assert os.listdir(directory) == [UPLOAD.id]
+
+
+async def test_a_writer_stores_what_it_has_if_others_have_taken_the_last_thread_to_receive_in(
+    storage: DiskStorage,
+) -> None:
+    turn: Any = SimpleNamespace(in_use=False)  # asked for while a thread was spare
+    release = threading.Event()
+    others = [storage.receiving.run(release.wait) for _ in range(THREADS)]
+    writer = storage.writer(UPLOAD, 1)
+    try:
+        async with asyncio.timeout(scaled(10)):
+            await writer.receive([b"abc"], turn)
+        assert writer.snapshot().offset == 3
+        assert not turn.in_use
+    finally:
+        release.set()
+        await asyncio.gather(*others)
+        await writer.close()
 
 
 async def test_folders_by_the_day_of_creation(directory: Path) -> None:

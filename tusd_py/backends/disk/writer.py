@@ -65,6 +65,10 @@ class DiskWriter:
 
     async def receive(self, buffers: Sequence[Buffer], arriving: ArrivingBytes) -> None:
         await self._jobs.settle()
+        if not self.can_receive():  # meanwhile others have taken the last thread, for which the client must not wait
+            await self.write(buffers)
+            await self._jobs.settle()
+            return
         rest = list(buffers)
         arriving.in_use = True
         self._jobs.start(self._storage.receiving.run(lambda: self._receive(rest, arriving)))
