@@ -142,6 +142,7 @@ def test_a_body_ends_with_a_turn(pair: tuple[socket.socket, socket.socket], tmp_
     rig.receiver.take_back_socket(turn)
     assert rig.ended == ["body"]
     assert rig.transport.protocol is rig.protocol
+    assert rig.transport.reads()  # so that the end of the connection is noticed
     assert (tmp_path / "file").read_bytes() == DATA[:1000]
     assert rig.server.recv(MEBI) == DATA[1000:1500]  # the next request
 

@@ -94,6 +94,7 @@ class BufferedBodyReceiver(asyncio.BufferedProtocol):
         resumes = self._cycle.flow.take_back()
         if self._remaining == 0:
             self._end_body()
+            resumes = True  # to notice the end of the connection
         elif self._closed_meanwhile:
             self.close()
         if resumes:
