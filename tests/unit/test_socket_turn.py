@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
+import resource
 import socket
 import threading
 import time
@@ -212,6 +214,24 @@ def test_without_a_pipe_nothing_is_taken(pair: Pair, file: int, monkeypatch: pyt
     pair.client.sendall(DATA[:1000])
     turn = turn_of(pair, MEBI)
     assert store(turn, file) == turn.received == 0
+    assert pair.server.recv(MEBI) == DATA[:1000]
+
+
+def test_a_pipe_that_holds_little_is_not_used(pair: Pair, file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user with too many of them: two or three pages at a time cost more than buffers do."""
+    fcntl_call = fcntl.fcntl
+
+    def refuse_to_enlarge(descriptor: int, command: int, argument: int = 0) -> int:
+        if command == fcntl.F_SETPIPE_SZ:
+            fcntl_call(descriptor, command, 2 * resource.getpagesize())
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return int(fcntl_call(descriptor, command, argument))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse_to_enlarge)
+    pair.client.sendall(DATA[:1000])
+    turn = turn_of(pair, MEBI)
+    assert store(turn, file) == turn.received == 0
+    assert turn.splices  # the next turn may have a larger one
     assert pair.server.recv(MEBI) == DATA[:1000]
 
 

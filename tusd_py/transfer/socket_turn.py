@@ -17,6 +17,7 @@ LOW_WATER = 256 << 10  # bytes for which a turn waits, unless fewer are missing
 PAUSE = 10  # milliseconds without so many bytes after which a turn ends
 MIN_WAITING = 64 << 10  # bytes that a fast client has sent in advance
 PIPE_SIZE = 1 << 20
+MIN_PIPE = 64 << 10  # bytes; with a smaller pipe buffers are faster
 NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)  # EPERM: of a filter of system calls
 
 
@@ -88,8 +89,11 @@ class SocketTurn:
         except OSError:  # no descriptor is left: the event loop receives the body
             self._room = 0
             return
-        with contextlib.suppress(OSError):  # the user has too many pipes: this one holds less
+        try:
             fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        except OSError:  # the user has too many pipes: this one holds less
+            if fcntl.fcntl(self._pipe[1], fcntl.F_GETPIPE_SZ) < MIN_PIPE:
+                self._room = 0
 
     def __exit__(self, *_: object) -> None:
         if self._pipe is not None:
