@@ -66,7 +66,7 @@ def test_the_limit_of_connections_is_that_of_all_processes(tmp_path: Path, worke
 
 def test_the_limit_of_connections_follows_from_the_descriptors(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "uploads")
-    server.descriptors = 264
+    server.descriptors = 288
     with server:
         assert metric(server.port, "tusd_connections_limit") == 100
 
@@ -74,6 +74,6 @@ def test_the_limit_of_connections_follows_from_the_descriptors(tmp_path: Path) -
 def test_more_connections_than_descriptors_are_refused_at_the_start(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "uploads", max_connections=1000)
     server.descriptors = 256
-    with pytest.raises(RuntimeError, match="--max-connections is too large: 1000 connections need 2064 file desc"):
+    with pytest.raises(RuntimeError, match="--max-connections is too large: 1000 connections need 2088 file desc"):
         server.start()
     assert len(server.log) == 1

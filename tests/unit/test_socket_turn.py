@@ -18,7 +18,9 @@ import pytest
 
 from tests.faults.stalls import OSFaults
 from tests.support.timing import scaled
+from tusd_py.backends.disk.storage import THREADS
 from tusd_py.transfer.socket_turn import LOW_WATER, MIN_TURN, SocketTurn
+from tusd_py.uvicorn_server.descriptors import RECEIVING_DESCRIPTORS
 
 MEBI = 1 << 20
 DATA = random.Random(1).randbytes(3 * MEBI)
@@ -204,6 +206,15 @@ def test_no_descriptor_is_left_open(pair: Pair, file: int) -> None:
     pair.client.sendall(DATA[:1000])
     store(turn_of(pair, MEBI), file)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_descriptors_are_reserved_for_the_turns_of_all_threads(pair: Pair) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    turn = turn_of(pair, MEBI)
+    with turn:
+        used = len(os.listdir("/proc/self/fd")) - before
+    turn.close()
+    assert RECEIVING_DESCRIPTORS >= THREADS * used > 0
 
 
 def test_without_a_pipe_nothing_is_taken(pair: Pair, file: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import resource
 
 MAX_DESCRIPTORS = 1 << 20  # libraries that close all descriptors one by one would take minutes for more
 RESERVED_DESCRIPTORS = 64  # for records, locks, the log, folders and what libraries open
+RECEIVING_DESCRIPTORS = 24  # of the eight threads that receive: a duplicate of a socket and a pipe each
 PER_CONNECTION = 2  # its socket, and the file of its upload
 DEFAULT_MAX_CONNECTIONS = 16384  # connections of one process
 

@@ -20,7 +20,12 @@ from tusd_py.core.option_types import MAX_DURATION
 from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.uvicorn_server.acceptor import Acceptor
 from tusd_py.uvicorn_server.connections import Connections
-from tusd_py.uvicorn_server.descriptors import RESERVED_DESCRIPTORS, connection_limit, raise_descriptor_limit
+from tusd_py.uvicorn_server.descriptors import (
+    RECEIVING_DESCRIPTORS,
+    RESERVED_DESCRIPTORS,
+    connection_limit,
+    raise_descriptor_limit,
+)
 from tusd_py.uvicorn_server.garbage_collection import tune_garbage_collection
 from tusd_py.uvicorn_server.protocol import upload_protocol
 
@@ -86,7 +91,7 @@ class Server(uvicorn.Server):
 
 def limit_of(settings: Settings) -> int:
     """Raise the limit of descriptors and return the number of connections of this process; raises `InvalidSettings`."""
-    reserved = RESERVED_DESCRIPTORS + (settings.s3.concurrency if settings.s3.bucket else 0)
+    reserved = RESERVED_DESCRIPTORS + (settings.s3.concurrency if settings.s3.bucket else RECEIVING_DESCRIPTORS)
     has_further = settings.admin_port is not None or settings.moves_metrics
     reserved += 2 * FURTHER_CONNECTIONS if has_further else 0
     try:
