@@ -62,8 +62,7 @@ async def check_writer(storage: Storage) -> None:
     """
     upload = Upload(new_upload_id(), created_at=0.0, length=1)
     writer = storage.writer(replace(upload, location=storage.locate(upload)), 1)
-    in_threads = isinstance(storage, StoresInThreads) and storage.stores_in_threads
-    for contract in (Writer, ThreadedWriter) if in_threads else (Writer,):
+    for contract in (Writer, ThreadedWriter) if isinstance(storage, StoresInThreads) else (Writer,):
         mismatch = _mismatch(contract, writer)
         if mismatch:
             raise StorageUnavailable(f"its writer ({type(writer).__name__}) is no writer: {mismatch}")

@@ -292,6 +292,29 @@ async def test_a_storage_whose_writer_breaks_its_contract_is_refused_at_the_star
     )
 
 
+async def test_a_writer_of_a_storage_in_threads_has_the_methods_for_it_even_if_a_completion_needs_more(
+    tmp_path: Path,
+) -> None:
+    class CompleteWriter(WriterWithoutDiscard):
+        async def discard(self, offset: int) -> None: ...
+
+    class Storage(MemoryStorage):
+        stores_in_threads = False
+
+        def writer(self, upload: Any, token: int, observer: Any = None, **_: Any) -> Any:
+            return CompleteWriter()
+
+        def run(self, work: Any, *, brief: bool = False) -> Any: ...
+
+        def run_external(self, submit: Any, step: Any) -> Any: ...
+
+        def save_completion_record_in_thread(self, upload: Any) -> None: ...
+
+    tus = TusServer(upload_dir=tmp_path, storage=Storage())
+    with pytest.raises(StorageUnavailable, match="is no writer: it lacks finish_in_thread, can_receive, receive"):
+        await tus.startup()
+
+
 class NeverClosed(MemoryStorage):
     """A storage that does not keep to the timeout of `close`."""
 
