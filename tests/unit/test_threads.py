@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
+from tests.support.timing import scaled
 from tusd_py.asyncutil.threads import Threads
 
 
@@ -36,5 +39,21 @@ async def test_call_after_the_close_is_made_by_new_threads() -> None:
     assert await asyncio.to_thread(threads.close)
 
     assert await threads.run(lambda: "done") == "done"
+
+    assert await asyncio.to_thread(threads.close)
+
+
+async def test_threads_that_could_not_be_started_are_started_for_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads = Threads(2, "test")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="start new thread"):
+            threads.run(lambda: None)
+
+    async with asyncio.timeout(scaled(10)):
+        assert await threads.run(lambda: "done") == "done"
 
     assert await asyncio.to_thread(threads.close)

@@ -41,12 +41,10 @@ class Threads:
         return result
 
     def _start(self) -> None:
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
-            for number in range(self._count)
-        ]
-        for thread in self._threads:
+        for number in range(self._count):
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
             thread.start()
+            self._threads.append(thread)
 
     def close(self, timeout: float | None = None) -> bool:
         """Wait until every call has returned, at most `timeout` seconds; return whether all have. Blocks.
