@@ -73,6 +73,38 @@ async def test_a_writer_stores_what_it_has_if_others_have_taken_the_last_thread_
         await writer.close()
 
 
+async def test_a_connection_is_not_in_use_if_no_thread_could_be_started_for_it(
+    storage: DiskStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    turn: Any = SimpleNamespace(in_use=False)
+    writer = storage.writer(UPLOAD, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="start new thread"):
+            await writer.receive([], turn)
+    assert not turn.in_use
+    await writer.close()
+
+
+async def test_a_connection_is_not_in_use_if_a_thread_could_not_begin_with_it(storage: DiskStorage) -> None:
+    class Turn(contextlib.ExitStack):
+        in_use = False
+        splices = True
+
+        def __enter__(self) -> Turn:
+            raise MemoryError
+
+    turn: Any = Turn()
+    writer = storage.writer(UPLOAD, 1)
+    with pytest.raises(StorageUnavailable):
+        await writer.receive([], turn)
+    assert not turn.in_use
+    await writer.close()
+
+
 async def test_folders_by_the_day_of_creation(directory: Path) -> None:
     storage = DiskStorage(directory, date_folders=True)
     await storage.open()

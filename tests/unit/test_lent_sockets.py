@@ -97,7 +97,6 @@ def rig(pair: tuple[socket.socket, socket.socket]) -> Rig:
 def store(turn: SocketTurn, path: Path) -> None:
     """Do what the thread does."""
     file = os.open(path, os.O_RDWR | os.O_CREAT)
-    turn.in_use = True
     position = 0
     with turn:
         while moved := turn.move(file, position):

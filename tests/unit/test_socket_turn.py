@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -56,12 +57,10 @@ def turn_of(pair: Pair, most: int) -> SocketTurn:
 
 def store(turn: SocketTurn, file: int, start: int = 0) -> int:
     """Store what a turn receives; return the position after it."""
-    turn.in_use = True
     position = start
     with turn:
         while moved := turn.move(file, position):
             position += moved
-    assert not turn.in_use
     turn.close()
     return position
 
@@ -196,7 +195,6 @@ def test_a_write_that_fails_is_told_and_its_bytes_are_counted_as_received(
     with pytest.raises(OSError, match="No space left"):
         store(turn, file)
     assert turn.received == 1000
-    assert not turn.in_use
     assert low_water(pair) == 1
     turn.close()
 
@@ -205,6 +203,13 @@ def test_no_descriptor_is_left_open(pair: Pair, file: int) -> None:
     before = len(os.listdir("/proc/self/fd"))
     pair.client.sendall(DATA[:1000])
     store(turn_of(pair, MEBI), file)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_descriptor_that_is_no_socket_gets_no_turn_and_leaves_none_open(file: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    connection: Any = SimpleNamespace(fileno=lambda: file)
+    assert SocketTurn.of(connection, MEBI, 0) is None
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -263,7 +268,6 @@ def test_a_kernel_that_moves_no_bytes_of_a_socket_is_not_asked_again(
 
 def test_a_thread_waits_for_many_bytes_at_a_time(pair: Pair, file: int) -> None:
     turn = turn_of(pair, MEBI)
-    turn.in_use = True
     seen: list[int] = []
     with turn:
         poll = turn._poll

@@ -138,7 +138,7 @@ class LastStepRefused(Exception):
 class ArrivingBytes(Protocol):
     """The next bytes of a body, which a thread takes from their connection while it stores them."""
 
-    in_use: bool  # set before the thread is asked for; the thread clears it at the end of the context
+    in_use: bool  # set by the writer before it asks for the thread, and cleared once that has left the context
     splices: bool  # cleared if no bytes can be stored in this way
     waited: float  # seconds that the thread has waited for the client
 

@@ -46,7 +46,7 @@ class SocketTurn:
         self._is_ended = False
         self._finishes = False
         self._is_last = False  # whether only what the kernel held is still taken
-        self.in_use = False  # from the moment when it is handed to a thread until that has let go of the socket
+        self.in_use = False  # from the moment when it is handed to a thread until that has left the context
         self.splices = True  # whether bytes could be moved through a pipe
         self.received = 0
         self.waited = 0.0  # seconds that were spent waiting for the client
@@ -58,7 +58,7 @@ class SocketTurn:
         with contextlib.suppress(OSError, ValueError):
             descriptor = transport_socket.fileno()
             if most >= MIN_TURN and (not waiting or _arrived(descriptor) >= waiting):
-                return cls(socket.socket(fileno=os.dup(descriptor)), most)
+                return cls(_duplicate(descriptor), most)
         return None
 
     # The event loop's side.
@@ -100,7 +100,6 @@ class SocketTurn:
             for descriptor in self._pipe:
                 os.close(descriptor)
         self._await_bytes(1)
-        self.in_use = False
 
     def move(self, file: int, position: int) -> int:
         """Move the next bytes to a file; return their number, and 0 at the end of the turn. Blocks.
@@ -182,6 +181,15 @@ class SocketTurn:
         written = os.pwritev(file, [self._copied], position)
         self._copied = self._copied[written:]
         return written
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except BaseException:
+        os.close(duplicate)
+        raise
 
 
 def _arrived(descriptor: int) -> int:

@@ -71,7 +71,12 @@ class DiskWriter:
             return
         rest = list(buffers)
         arriving.in_use = True
-        self._jobs.start(self._storage.receiving.run(lambda: self._receive(rest, arriving)))
+        try:
+            job = self._storage.receiving.run(lambda: self._receive(rest, arriving))
+        except BaseException:  # no thread can be started
+            arriving.in_use = False
+            raise
+        self._jobs.start(job)
         await self._jobs.settle()
         self._storage.receiving.splices &= arriving.splices
 
@@ -176,11 +181,14 @@ class DiskWriter:
             self._open()
 
     def _receive(self, rest: list[Buffer], arriving: ArrivingBytes) -> None:
-        with arriving, file_errors():
-            self._write_rest(rest)
-            self._ensure_open()
-            while moved := arriving.move(self._descriptor, self._stored):
-                self._stored += moved
+        try:
+            with arriving, file_errors():
+                self._write_rest(rest)
+                self._ensure_open()
+                while moved := arriving.move(self._descriptor, self._stored):
+                    self._stored += moved
+        finally:
+            arriving.in_use = False
 
     def _write_all(self, buffers: list[Buffer]) -> None:
         while buffers:
