@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import socket
 import stat
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,6 +25,7 @@ from tusd_py.contracts.storage import Buffer
 from tusd_py.core.errors import PartBehind, StorageBehind, StorageFull, StorageUnavailable, UploadError, UploadNotFound
 from tusd_py.core.upload import Status, Upload
 from tusd_py.testing.storage_helpers import append, assert_takes_no_more, content, final_of, finish, partials, store
+from tusd_py.transfer.socket_turn import MIN_TURN, SocketTurn
 
 IDENTITY = "0123456789abcdef" * 2
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0)  # 2023-11-14 in UTC
@@ -53,6 +55,25 @@ async def test_a_file_is_made_with_the_first_bytes(storage: DiskStorage, directo
     await writer.flush([b"abc"], sync=True)
     await writer.close()
     assert os.listdir(directory) == [UPLOAD.id]
+
+
+async def test_a_file_is_made_with_the_first_bytes_that_a_thread_receives(
+    storage: DiskStorage, directory: Path
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        writer = storage.writer(replace(UPLOAD, length=1 << 40), 1)
+        for sent, files in ((b"", []), (b"abc", [UPLOAD.id])):
+            theirs.sendall(sent)
+            turn = SocketTurn.of(ours, MIN_TURN, 0)
+            assert turn is not None
+            await writer.receive([], turn)
+            turn.close()
+            assert turn.received == len(sent)
+            assert os.listdir(directory) == files
+        await writer.close()
+    assert await content(storage, replace(UPLOAD, offset=3)) == b"abc"
 
 
 async def test_a_writer_stores_what_it_has_if_others_have_taken_the_last_thread_to_receive_in(

@@ -99,8 +99,8 @@ def store(turn: SocketTurn, path: Path) -> None:
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     position = 0
     with turn:
-        while moved := turn.move(file, position):
-            position += moved
+        while turn.receive():
+            position += turn.store(file, position)
     os.close(file)
 
 

@@ -59,8 +59,8 @@ def store(turn: SocketTurn, file: int, start: int = 0) -> int:
     """Store what a turn receives; return the position after it."""
     position = start
     with turn:
-        while moved := turn.move(file, position):
-            position += moved
+        while turn.receive():
+            position += turn.store(file, position)
     turn.close()
     return position
 
@@ -266,18 +266,28 @@ def test_a_kernel_that_moves_no_bytes_of_a_socket_is_not_asked_again(
     assert pair.server.recv(MEBI) == DATA[:1000]
 
 
-def test_a_thread_waits_for_many_bytes_at_a_time(pair: Pair, file: int) -> None:
+def test_a_thread_waits_for_many_bytes_at_a_time_once_some_have_come(pair: Pair, file: int) -> None:
+    """The kernel enlarges the buffer of the socket for them, and never makes it smaller."""
+    size = pair.server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     turn = turn_of(pair, MEBI)
     seen: list[int] = []
-    with turn:
-        poll = turn._poll
+    poll = turn._poll
 
-        class Poll:
-            def poll(self, pause: int) -> Any:
-                seen.append(low_water(pair))
-                return poll.poll(pause)
+    class Poll:
+        def poll(self, pause: int) -> Any:
+            seen.append(low_water(pair))
+            if len(seen) == 1:
+                assert pair.server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size
+                pair.client.sendall(DATA[:1000])
+                return poll.poll(scaled(10) * 1000)
+            return poll.poll(pause)
 
-        turn._poll = Poll()  # type: ignore[assignment]
-        assert turn.move(file, 0) == 0
-    assert seen == [LOW_WATER]
-    turn.close()
+    turn._poll = Poll()  # type: ignore[assignment]
+    assert 0 < store(turn, file) <= 1000
+    assert seen == [1, LOW_WATER]
+
+
+def test_a_silent_client_gets_no_larger_buffer(pair: Pair, file: int) -> None:
+    size = pair.server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert store(turn_of(pair, MEBI), file) == 0
+    assert pair.server.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size

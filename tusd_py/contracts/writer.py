@@ -147,8 +147,15 @@ class ArrivingBytes(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def move(self, file: int, position: int) -> int:
-        """Store the next bytes in a file; return their number, and 0 if that is all for now. Blocks, but not long."""
+    def receive(self) -> bool:
+        """Take the next bytes, unless some are still to be stored; return False if that is all for now.
+
+        Blocks, but not long.
+        """
+        ...
+
+    def store(self, file: int, position: int) -> int:
+        """Store bytes that were taken in a file; return their number, at least 1. Blocks."""
         ...
 
 

@@ -13,7 +13,7 @@ import termios
 import time
 
 MIN_TURN = 256 << 10  # bytes; fewer are not worth a turn
-LOW_WATER = 256 << 10  # bytes for which a turn waits, unless fewer are missing
+LOW_WATER = 256 << 10  # bytes for which a turn waits after the first ones, unless fewer are missing
 PAUSE = 10  # milliseconds without so many bytes after which a turn ends
 MIN_WAITING = 64 << 10  # bytes that a fast client has sent in advance
 PIPE_SIZE = 1 << 20
@@ -101,14 +101,16 @@ class SocketTurn:
                 os.close(descriptor)
         self._await_bytes(1)
 
-    def move(self, file: int, position: int) -> int:
-        """Move the next bytes to a file; return their number, and 0 at the end of the turn. Blocks.
+    def receive(self) -> bool:
+        """Take the next bytes, unless some are still to be stored; return False at the end of the turn. Blocks."""
+        return self._held > 0 or self._receive()
+
+    def store(self, file: int, position: int) -> int:
+        """Move bytes that were received to a file; return their number. Blocks.
 
         Raises:
             OSError: they could not be stored. All bytes received with them are lost.
         """
-        if not self._held and not self._receive():
-            return 0
         moved = self._store(file, position)
         if moved == 0:
             raise OSError(errno.EIO, "the file takes no bytes")
@@ -151,10 +153,13 @@ class SocketTurn:
         return self._room > 0
 
     def _wait(self) -> bool:
-        """Wait for bytes; return whether enough have come."""
+        """Wait for bytes; return whether enough have come.
+
+        The kernel enlarges the buffer of the socket for good for the bytes that it waits for: not for a silent client.
+        """
         if self._is_last:
             return False
-        self._await_bytes(min(LOW_WATER, self._room))
+        self._await_bytes(min(LOW_WATER, self._room) if self.received else 1)
         started = time.monotonic()
         try:
             return bool(self._poll.poll(PAUSE))

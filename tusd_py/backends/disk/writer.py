@@ -184,9 +184,9 @@ class DiskWriter:
         try:
             with arriving, file_errors():
                 self._write_rest(rest)
-                self._ensure_open()
-                while moved := arriving.move(self._descriptor, self._stored):
-                    self._stored += moved
+                while arriving.receive():
+                    self._ensure_open()
+                    self._stored += arriving.store(self._descriptor, self._stored)
         finally:
             arriving.in_use = False
 
