@@ -30,6 +30,22 @@ async def test_a_lock_file_that_cannot_be_opened(tmp_path: Path, in_the_way: str
     await locker.close()
 
 
+async def test_no_token_is_given_twice_where_calls_write_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, position: pwrite(file, data[:3], position))
+    locker = LocalLocker(tmp_path / "locks")
+    await locker.open()
+    tokens = []
+    for _ in range(300):  # more than fit into the last byte
+        lock = await locker.acquire("upload", Holder(), 0)
+        tokens.append(lock.token)
+        await lock.release()
+    await locker.close()
+    assert tokens == list(range(tokens[0], tokens[0] + 300))
+
+
 async def test_the_lock_file_does_not_grow(tmp_path: Path) -> None:
     locker = LocalLocker(tmp_path / "locks")
     await locker.open()

@@ -68,7 +68,14 @@ class TokenCounter:
         return newest, reserved
 
     def _write(self, newest: int, reserved: int) -> None:
-        os.pwrite(self._descriptor, COUNTER_FORMAT.pack(newest, reserved), 0)
+        """Write the counter, also if one call writes a part of it: the next token would be one that is in use.
+
+        The kernel gets the bytes of the highest value first, so that a part of them sets no counter back.
+        """
+        content = COUNTER_FORMAT.pack(newest, reserved)
+        written = 0
+        while written < len(content):
+            written += os.pwrite(self._descriptor, content[written:], written)
 
     def _sync_soon(self) -> None:
         descriptor = os.dup(self._descriptor)
