@@ -27,14 +27,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--profile", default="", help="the profile of all runs, such as 'failed syncs'")
     parser.add_argument("--next", help="file that names the next seed, to go on from there")
     parser.add_argument("--minutes", type=float, default=0, help="begin nothing more after so many minutes")
-    parser.add_argument("--directed", action="store_true", help="run the directed scenarios in place of seeds")
+    parser.add_argument(
+        "--directed",
+        nargs="?",
+        const="all",
+        choices=("all", *WORLDS),
+        help="run the directed scenarios, of one kind of world or all, in place of seeds",
+    )
     parser.add_argument("--scenario", action="append", default=[], help="run this directed one, with its story")
     options = parser.parse_args(arguments)
     if options.directed or options.scenario:
         from tests.simulation.directed import run_all
 
         plant_defect(options.plant)
-        return run_all(options.scenario)
+        return run_all(options.scenario, options.directed)
     if options.seed is not None:
         return replay(options.seed, options.without, options.plant, options.world, options.profile)
     seeds = range(options.first, options.first + options.seeds)

@@ -25,6 +25,7 @@ from tests.simulation.moments import Moments
 # Abilities that a file system may lack: syncs of folders, whose names are then safe at once, copies by the kernel, hard
 # links, the removal of a file that has bytes while the disk is full, and the answer which blocks were never written.
 ABILITIES = ("folder syncs", "copies", "links", "removal when full", "extents")
+SLOW_READS = 0.05  # of the statements of long reads of records take their time
 BLOCK = 512  # bytes that are written, or lost, together
 
 FileChange: TypeAlias = tuple[int, bytes | None]  # bytes at a position, or a cut at it
@@ -185,17 +186,35 @@ class FileSystem:
         self.sizes_first = True  # whether the size of a file may reach the device before its bytes
         # Faults.
         self.is_away = False  # nothing is mounted on `top`
-        self.is_full = False
+        self.room = math.inf  # bytes that files may grow by, until the disk is full
         self.stalled_until = 0.0  # virtual time
         self.failing_syncs = 0  # number of syncs that are going to fail
         self.failing_record_syncs = 0  # of those of SQLite
         self.failing_writes = 0
         self.hang_seconds = 0.0  # that the next write or sync takes, while others go on
         self.hangs_end_at = math.inf  # virtual time
+        self.slow_reads = SLOW_READS
         self.syncs = 0
         self.failed_syncs = 0
         self.on_failed_sync: Callable[[], object] = lambda: None
         self.moments = Moments()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the disk is full, but for the bytes of what was removed since."""
+        return self.room < math.inf
+
+    @is_full.setter
+    def is_full(self, value: bool) -> None:
+        self.room = 0 if value else math.inf
+
+    def fits(self, file: File, end: int) -> int:
+        """Return the end up to which a file can be written, at most `end`."""
+        return min(end, int(len(file.data) + min(self.room, end)))
+
+    def grow(self, size: int) -> None:
+        """Note that files have grown by so many bytes, or shrunk by them if they are less than 0."""
+        self.room -= size
 
     def stop_failing(self) -> None:
         self.failing_syncs = self.failing_record_syncs = self.failing_writes = 0

@@ -69,7 +69,7 @@ def prepare() -> Modules:
         tusd_py.backends.disk.reader.DOWNLOAD_PIECE = 4096
         tusd_py.backends.disk.sync_marks.STEP_SIZE = 1024
         tusd_py.backends.local_locks.locker.POLL_INTERVAL = 0.1
-        tusd_py.backends.sqlite.reserve.RESERVE_SIZE = 4096
+        tusd_py.backends.sqlite.reserve.RESERVE_SIZE = 32 << 10
         logger = logging.getLogger("tusd_py")
         logger.setLevel(logging.ERROR)
         logger.propagate = False

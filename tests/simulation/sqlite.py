@@ -22,7 +22,6 @@ from tests.simulation.system_calls import process_now
 NAME = "simulated"
 JOURNALS = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL
 WRITES = ("INSERT", "UPDATE", "DELETE")
-SLOW_READS = 0.05  # of the statements of long reads take their time
 MAX_READ_TIME = 0.6  # seconds
 
 _machine: Machine | None = None  # on whose behalf SQLite runs now
@@ -34,6 +33,12 @@ def _io_error(code: int) -> apsw.IOError:
     failure = apsw.IOError("simulated")
     failure.extendedresult = code  # type: ignore[attr-defined]
     failure.result = apsw.SQLITE_IOERR  # type: ignore[attr-defined]
+    return failure
+
+
+def _with_code(failure: apsw.Error, code: int) -> apsw.Error:
+    """Return an error with its code: one that Python raises has none, and would be told as a general one."""
+    failure.extendedresult = failure.result = code  # type: ignore[attr-defined]
     return failure
 
 
@@ -53,11 +58,11 @@ class SimulatedVFS(apsw.VFS):
         try:
             folder, last = files.place(path)
         except OSError:
-            raise apsw.CantOpenError("simulated") from None
+            raise _with_code(apsw.CantOpenError("simulated"), apsw.SQLITE_CANTOPEN) from None
         inode = folder.entries.get(last)
         if inode is None:
-            if not flags[0] & apsw.SQLITE_OPEN_CREATE or files.is_full or _dead:
-                raise apsw.CantOpenError("simulated")
+            if not flags[0] & apsw.SQLITE_OPEN_CREATE or files.room <= 0 or _dead:
+                raise _with_code(apsw.CantOpenError("simulated"), apsw.SQLITE_CANTOPEN)
             inode = files.new_file(0o600)
             folder.change((last, inode))
             unsynced = folder if flags[0] & JOURNALS else None
@@ -80,6 +85,8 @@ class SimulatedVFS(apsw.VFS):
         except OSError:
             raise _io_error(apsw.SQLITE_IOERR_DELETE) from None
         if last in folder.entries:
+            found = folder.entries[last]
+            _machine.files.grow(-len(found.data) if isinstance(found, File) else 0)
             folder.change((last, None))
         if syncdir:
             folder.sync()
@@ -121,16 +128,19 @@ class SimulatedFile:
     def xWrite(self, data: bytes, offset: int) -> None:
         if _dead:
             raise _io_error(apsw.SQLITE_IOERR_WRITE)
-        if self._files.is_full and offset + len(data) > len(self._file.data):
-            raise apsw.FullError("simulated")
+        end = offset + len(data)
+        if self._files.fits(self._file, end) < end:
+            raise _with_code(apsw.FullError("simulated"), apsw.SQLITE_FULL)
         if self._files.failing_writes > 0:
             self._files.failing_writes -= 1
             raise _io_error(apsw.SQLITE_IOERR_WRITE)
+        self._files.grow(max(0, end - len(self._file.data)))
         self._file.write(offset, bytes(data))
 
     def xTruncate(self, newsize: int) -> None:
         if _dead:
             raise _io_error(apsw.SQLITE_IOERR_TRUNCATE)
+        self._files.grow(newsize - len(self._file.data))
         self._file.cut(newsize)
 
     def xSync(self, flags: int) -> None:
@@ -332,7 +342,7 @@ class ReadingConnection(Connection):
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Cursor:
         assert statement.startswith(("SELECT", "BEGIN", "ROLLBACK")), f"{statement} does not only read"
         scheduler = self._machine.scheduler
-        if not self.in_transaction and scheduler.rng.random() < SLOW_READS:
+        if not self.in_transaction and scheduler.rng.random() < self._machine.files.slow_reads:
             scheduler.sleep(scheduler.rng.random() * MAX_READ_TIME)
         if statement.startswith("SELECT") and self._is_to_end is not None and self._is_to_end():
             raise _failure(sqlite3.OperationalError, "interrupted", apsw.SQLITE_INTERRUPT)

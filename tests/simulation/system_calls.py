@@ -113,13 +113,14 @@ class OsModule:
         if isinstance(inode, File) and flags & os.O_DIRECTORY:
             raise error(errno.ENOTDIR, os.fspath(path))
         if isinstance(inode, File) and flags & os.O_TRUNC:
+            files.grow(-len(inode.data))
             inode.cut(0)
         opened = OpenFile(inode, files, process, writable)
         opened.errors_seen = files.failed_syncs
         return self._add(opened)
 
     def _check_room(self, files: FileSystem) -> None:
-        if files.is_full or files.is_away:
+        if files.room <= 0 or files.is_away:
             raise error(errno.EROFS if files.is_away else errno.ENOSPC)
 
     def close(self, descriptor: int) -> None:
@@ -185,6 +186,8 @@ class OsModule:
         if files.is_full and "removal when full" in files.lacks and isinstance(found, File) and found.data:
             raise error(errno.ENOSPC, os.fspath(path))
         folder.change((name, None))
+        if isinstance(found, File):
+            files.grow(-len(found.data))
         self._note(files, CHANGE)
 
     def rename(self, old: Any, new: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
@@ -325,12 +328,13 @@ class OsModule:
         if files.failing_writes > 0:
             files.failing_writes -= 1
             raise error(errno.EIO)
-        if files.is_full and position + len(content) > len(file.data):
-            content = content[: max(0, len(file.data) - position)]
+        if (end := files.fits(file, position + len(content))) < position + len(content):
+            content = content[: max(0, end - position)]
             if not content:
                 raise error(errno.ENOSPC)
         elif len(content) > 1 and PROCESS.get() and process_now().machine.rng.random() < 0.03:
             content = content[: process_now().machine.rng.randrange(1, len(content))]
+        files.grow(max(0, position + len(content) - len(file.data)))
         file.write(position, content)
         files.touch(file, process_now().machine.loop.now)
         self._note(files, CHANGE)
@@ -346,6 +350,7 @@ class OsModule:
         files = self._opened(descriptor).files
         self._wait(files)
         file = self._file(descriptor, writing=True)
+        files.grow(size - len(file.data))
         file.cut(size)
         files.touch(file, process_now().machine.loop.now)
         self._note(files, CUT)
