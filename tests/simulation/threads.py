@@ -214,6 +214,10 @@ class ThreadingModule:
     Event = SimulatedEvent
 
     @staticmethod
+    def get_ident() -> int:
+        return id(getcurrent())
+
+    @staticmethod
     def current_thread() -> object:
         return None  # not the main thread: no signal handlers are set
 
