@@ -84,6 +84,7 @@ async def test_creations_follow_the_free_space_and_the_log_tells_both_changes(
     await until_refused(reserve)
     disk.free = 100
     await until_taken(reserve)
+    await reserve.close()  # the line follows the measurement, in its thread
     assert [record.levelname for record in caplog.records if record.name == "tusd_py.storage"] == ["WARNING", "INFO"]
 
 
