@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ MAX_IDS = 1000  # uploads in one line; beyond it a process wants everything
 BACKLOG = 128
 NAME = re.compile(r"[0-9]+-[0-9a-f]{8}")
 NEW = "new-"  # before the name of a socket that nobody listens on yet
+# From Python 3.13 on, event loops remove the socket by its name, and ask for the file with a blocking call.
+KEEP_SOCKET_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 NEW_TIME = 60.0  # seconds after which such a socket is what a process that died has left
 
 
@@ -73,7 +76,9 @@ class LocalFeed:
         try:
             listener = await asyncio.to_thread(self._make_socket)
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_unix_server(self._new_subscriber, sock=listener, backlog=BACKLOG)
+            self._server = await loop.create_unix_server(
+                self._new_subscriber, sock=listener, backlog=BACKLOG, **KEEP_SOCKET_FILE
+            )
         except OSError as error:
             logger.warning(
                 "live progress of other processes comes a second late: there is no socket in %s (%s)",
