@@ -270,7 +270,7 @@ def build_application(
     downloads = DownloadHandler(service, _offload(settings))
     handlers = TusHandlers(service, features, urls, limits, downloads, capabilities, *rates)
     return UploadApp(
-        TusProtocol(handlers, None if hub is None else ProgressEndpoint(hub, service, handlers.options)),
+        TusProtocol(handlers, None if hub is None else ProgressEndpoint(hub, service)),
         events,
         urls,
         BufferPool(service.budget),

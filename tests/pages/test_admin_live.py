@@ -1,9 +1,8 @@
-"""The administration page as it follows uploads: by a stream where it may, by looking again where it may not."""
+"""The administration page as it follows uploads by a stream."""
 
 from __future__ import annotations
 
 import hashlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tests.pages.test_admin_page import ROW, ROWS, enter, open_details
 from tests.support.browser import Browser, Page
 from tests.support.harness import ServerProcess, serving
 from tests.support.timing import wait_until
+from tests.support.wire.events import Listening
 from tests.support.wire.requests import create, patch, request, start_patch
 
 LENGTH = 4000  # bytes
@@ -60,13 +60,6 @@ def shown(page: Page, offset: int) -> str:
 
 def streams(page: Page) -> list[str]:
     return [url for url in page.seen()["requests"] if "/events?" in url]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_progress_comes_by_the_stream(site: ServerProcess, browser: Browser) -> None:
@@ -154,26 +147,34 @@ def test_administrator_by_scope_follows_with_the_token(tmp_path: Path, browser: 
         shown(page, 1)
 
 
-def test_token_that_opens_no_stream_is_tried_once(tmp_path: Path, browser: Browser) -> None:
+def test_token_of_the_operator_follows_where_the_server_authenticates(tmp_path: Path, browser: Browser) -> None:
     other = "another-token-of-the-operator"
     (tmp_path / "other").write_text(other)
     with authenticating(tmp_path, admin_token_file=tmp_path / "other") as site, browser.page() as page:
         path = create_as_administrator(site)
         enter(page, site, other)
         shown(page, 0)
-        for offset in range(3):  # each is seen by another look at the list
-            assert patch(site.port, path, offset, b"x", BEARER).status == 204
-            shown(page, offset + 1)
+        wait_until(lambda: listeners(site) == 1)
+        page.value(KEEP_LISTS_BACK)
+        assert patch(site.port, path, 0, b"x", BEARER).status == 204
+        shown(page, 1)
         assert len(streams(page)) == 1
 
 
-@pytest.mark.parametrize("is_public", [True, False], ids=["public URL", "no public URL"])
-def test_port_of_administrators_has_a_stream_where_it_knows_the_other_one(
-    tmp_path: Path, browser: Browser, is_public: bool
-) -> None:
-    port = free_port()
-    options: dict[str, Any] = {"public_url": f"http://127.0.0.1:{port}"} if is_public else {}
-    options |= {"admin_token_file": token_file(tmp_path), "admin_port": 0, "port": port}
+def test_stream_that_finds_no_room_is_tried_again(tmp_path: Path, browser: Browser) -> None:
+    with serving(tmp_path, admin_token_file=token_file(tmp_path), max_listeners=1) as site, browser.page() as page:
+        path, other = create(site.port, LENGTH), create(site.port, LENGTH)
+        with Listening(site.port, f"{other}/events"):
+            enter(page, site)
+            page.until(f"{ROWS} === 2")
+            wait_until(lambda: len(streams(page)) == 1)
+            assert patch(site.port, path, 0, b"x").status == 204
+            page.until("[...document.querySelectorAll('#rows tr')].some((row) => row.dataset.offset === '1')")
+        wait_until(lambda: listeners(site) == 1 and len(streams(page)) > 1)
+
+
+def test_port_of_administrators_has_the_stream(tmp_path: Path, browser: Browser) -> None:
+    options = {"admin_token_file": token_file(tmp_path), "admin_port": 0}
     with serving(tmp_path, **options) as site, browser.page() as page:
         path = create(site.port, LENGTH)
         page.goto(f"http://127.0.0.1:{admin_port_of(site)}/admin")
@@ -182,12 +183,11 @@ def test_port_of_administrators_has_a_stream_where_it_knows_the_other_one(
         page.fill("#token", TOKEN)
         page.press("Enter")
         shown(page, 0)
-        if is_public:
-            wait_until(lambda: listeners(site) == 1)
-            page.value(KEEP_LISTS_BACK)
+        wait_until(lambda: listeners(site) == 1)
+        page.value(KEEP_LISTS_BACK)
         assert patch(site.port, path, 0, b"x").status == 204
         shown(page, 1)
-        assert len(streams(page)) == int(is_public)
+        assert len(streams(page)) == 1
 
 
 def authenticating(folder: Path, **options: Any) -> Any:

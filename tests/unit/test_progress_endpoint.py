@@ -13,7 +13,6 @@ from tusd_py.core.clock import SystemClock
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.bus import EventBus
 from tusd_py.http.progress.endpoint import ProgressEndpoint
-from tusd_py.http.request import Request, Response
 from tusd_py.progress.hub import ProgressHub
 from tusd_py.testing import MemoryLocker
 
@@ -37,10 +36,6 @@ class Service:
         self.misses += 1
 
 
-async def options(request: Request) -> Response:
-    raise AssertionError
-
-
 async def misses(upload: Upload, query: bytes, *, may_follow: bool) -> int:
     async def decide(upload: Upload) -> bool:
         return may_follow
@@ -56,7 +51,7 @@ async def misses(upload: Upload, query: bytes, *, may_follow: bool) -> int:
         admitted_until=math.inf,
         socket=None,
     )
-    response = await ProgressEndpoint(hub, service, options).get_several(request)
+    response = await ProgressEndpoint(hub, service).get_several(request)
     assert response.events is not None
     response.events.close()
     hub.close()

@@ -21,7 +21,7 @@ from tusd_py.http.failure_log import FailureLog
 
 logger = logging.getLogger("tusd_py.admin")
 
-TOKEN_HOLDER = "admin"  # the name of whoever has the token of the operator
+TOKEN_HOLDER = Principal("admin", frozenset({ADMIN_SCOPE}))  # whoever has the token of the operator
 GOOD_TOKEN_LENGTH = 16  # characters
 
 
@@ -73,8 +73,8 @@ class AdminAccess:
         if isinstance(given, NamesSecretHeaders):
             self._secret_headers = frozenset(name.lower() for name in given.secret_headers)
 
-    async def admit(self, context: RequestContext, scope: str = ADMIN_SCOPE) -> str:
-        """Return the name of the administrator, or of the principal with another scope, who sent a request.
+    async def admit(self, context: RequestContext, scope: str = ADMIN_SCOPE) -> Principal:
+        """Return the administrator, or the principal with another scope, who sent a request.
 
         Raises:
             Unauthorized: there are no credentials, or they are not accepted.
@@ -89,7 +89,7 @@ class AdminAccess:
         principal = await self._principal_of(context)
         if not principal.is_admin and scope not in principal.scopes:
             raise NoAdministrator(scope)
-        return principal.owner
+        return principal
 
     def told_context(self, context: RequestContext, actor: str) -> RequestContext:
         """Return a request as hooks and events may see it: with the name of the administrator, without credentials.

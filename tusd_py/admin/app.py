@@ -9,13 +9,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from tusd_py.admin.access import AdminAccess
 from tusd_py.admin.requests import AdminRequest, parse_parameters
-from tusd_py.core.errors import ClientDisconnected, CodedError, NotReady, UploadNotFound
+from tusd_py.contracts.auth import Principal
+from tusd_py.core.errors import ClientDisconnected, CodedError, NotReady, UploadNotFound, WriteTimeout
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import is_upload_id
 from tusd_py.http.app import first_cause
@@ -26,6 +28,7 @@ from tusd_py.observability.log_fields import ADMIN
 from tusd_py.observability.logging import log_line
 
 logger = logging.getLogger("tusd_py.admin")
+T = TypeVar("T")
 
 PATH = "/admin/api"
 MAX_BODY = 4096  # bytes
@@ -44,7 +47,32 @@ class Answer:
     status: int = 200
 
 
+class Stream(Protocol):
+    """An answer that lasts as long as its client listens."""
+
+    async def send(self, send: Send) -> None:
+        """Send the answer to its end; raises `WriteTimeout` if the client does not take it in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """A request for a stream.
+
+    Attributes:
+        context: the request, without credentials.
+        administrator: its sender.
+        receive: receives messages of ASGI.
+        admit: decides anew whether the sender is an administrator, as `AdminAccess.admit` does.
+    """
+
+    context: RequestContext
+    administrator: Principal
+    receive: Receive
+    admit: Callable[[], Awaitable[object]]
+
+
 Handler: TypeAlias = Callable[[AdminRequest], Awaitable[Answer]]
+StreamOpener: TypeAlias = Callable[[StreamRequest], Awaitable[Stream]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +101,27 @@ class Route:
         return self.method != "GET"
 
 
+@dataclass(frozen=True, slots=True)
+class StreamRoute:
+    """A route of the API whose answer is a stream of Server-Sent Events.
+
+    Attributes:
+        path: below `PATH`.
+        summary: the purpose of the route, for its description.
+        open: begins the answer to a request, whose query it checks itself.
+        parameters: the names of the parameters of its query.
+    """
+
+    path: str
+    summary: str
+    open: StreamOpener
+    parameters: tuple[str, ...] = ()
+    method: str = "GET"
+
+
+AnyRoute: TypeAlias = Route | StreamRoute
+
+
 class Busy(CodedError):
     """Too many requests to the API are under way, or one took too long."""
 
@@ -89,7 +138,7 @@ class AdminApp:
 
     def __init__(
         self,
-        routes: Sequence[Route],
+        routes: Sequence[AnyRoute],
         access: AdminAccess,
         client_of: Callable[[Scope, Mapping[str, str]], str],
         start_error: Callable[[float], Awaitable[CodedError | None]],
@@ -103,6 +152,7 @@ class AdminApp:
             start_error: starts the server unless it runs, within so many seconds; returns the reason why it cannot.
         """
         self._routes = _table(routes)
+        self._whole_paths = frozenset(route.path for route in routes if "{id}" not in route.path)
         self.access = access
         self._client_of = client_of
         self._start_error = start_error
@@ -126,7 +176,7 @@ class AdminApp:
         line: dict[str, Any] = {"method": context.method, "path": context.path, "client": context.client}
         try:
             content = await _whole_body(receive)
-            answer, extra = await self._answer(context, content, line)
+            answer, extra = await self._answer(context, content, line, receive)
         except ClientDisconnected:
             return
         except CodedError as error:
@@ -137,37 +187,55 @@ class AdminApp:
         except Exception:  # a bug: the client gets a plain answer, the log the traceback
             logger.exception("unhandled exception in %s %s", context.method, context.path)
             answer, extra = _problem(INTERNAL_ERROR)
-        await _send(answer, extra, send, with_body=scope["method"] != "HEAD")
-        line |= {"status": answer.status, "duration_ms": round((time.monotonic() - started) * 1000, 1)}
+        if isinstance(answer, Answer):
+            line["status"] = answer.status
+            await _send(answer, extra, send, with_body=scope["method"] != "HEAD")
+        else:
+            line |= {"status": 200, "code": await _code_of_stream(answer, send)}
+        line["duration_ms"] = round((time.monotonic() - started) * 1000, 1)
         log_line(ADMIN, logging.INFO, line)
 
     async def _answer(
-        self, context: RequestContext, content: bytes, line: dict[str, Any]
-    ) -> tuple[Answer, Mapping[str, str]]:
+        self, context: RequestContext, content: bytes, line: dict[str, Any], receive: Receive
+    ) -> tuple[Answer | Stream, Mapping[str, str]]:
         """Return the answer to a request, and header fields of its own; raises `CodedError`."""
-        actor = await self.access.admit(context)
-        line["principal"] = actor
+        administrator = await self.access.admit(context)
+        actor = line["principal"] = administrator.owner
         route, upload_id = self._find(context)
         if len(content) > MAX_BODY:
             raise HTTPError(413, "ERR_BODY_TOO_LARGE", f"the body has at most {MAX_BODY} bytes")
         line["upload" if route.path.startswith("uploads/") else "event"] = upload_id
+        told = self.access.told_context(context, actor)
+        if isinstance(route, StreamRoute):
+            wanted = StreamRequest(told, administrator, receive, partial(self.access.admit, context))
+            return await self._in_turn(partial(route.open, wanted), READ_TIMEOUT), {}
         parameters = parse_parameters(context.scope.get("query_string", b""), route.parameters)
-        request = AdminRequest(self.access.told_context(context, actor), upload_id, parameters)
+        request = AdminRequest(told, upload_id, parameters)
+        timeout = CHANGE_TIMEOUT if route.changes else READ_TIMEOUT
+        return await self._in_turn(partial(route.handler, request), timeout), {}
+
+    async def _in_turn(self, work: Callable[[], Awaitable[T]], timeout: float) -> T:
+        """Return the result of work for a request, once it has its turn and the server runs.
+
+        Raises `Busy` after so many seconds, and `NotReady`.
+        """
         try:
-            async with asyncio.timeout(CHANGE_TIMEOUT if route.changes else READ_TIMEOUT), self._turns:
+            async with asyncio.timeout(timeout), self._turns:
                 error = await self._start_error(READ_TIMEOUT)
                 if error is not None:
                     raise NotReady from error
-                return await route.handler(request), {}
+                return await work()
         except TimeoutError:
             raise Busy("there was no answer in time; try again") from None
 
-    def _find(self, context: RequestContext) -> tuple[Route, str]:
+    def _find(self, context: RequestContext) -> tuple[AnyRoute, str]:
         """Return the route of a request, and the id in its path; raises `HTTPError`, `UploadNotFound`."""
         scope = context.scope
-        words = scope["path"].removeprefix(scope.get("root_path", "")).strip("/").split("/")
-        upload_id = words[1] if len(words) > 1 else ""
-        pattern = "/".join([words[0], *(["{id}"] if len(words) > 1 else []), *words[2:]])
+        pattern, upload_id = scope["path"].removeprefix(scope.get("root_path", "")).strip("/"), ""
+        if pattern not in self._whole_paths:
+            words = pattern.split("/")
+            upload_id = words[1] if len(words) > 1 else ""
+            pattern = "/".join([words[0], *(["{id}"] if len(words) > 1 else []), *words[2:]])
         methods = self._routes.get(pattern)
         if methods is None:
             raise HTTPError(404, "ERR_NOT_FOUND", "there is nothing here")
@@ -180,8 +248,8 @@ class AdminApp:
         return methods[method], upload_id
 
 
-def _table(routes: Sequence[Route]) -> Mapping[str, Mapping[str, Route]]:
-    table: dict[str, dict[str, Route]] = {}
+def _table(routes: Sequence[AnyRoute]) -> Mapping[str, Mapping[str, AnyRoute]]:
+    table: dict[str, dict[str, AnyRoute]] = {}
     for route in routes:
         table.setdefault(route.path, {})[route.method] = route
     return table
@@ -219,6 +287,15 @@ def _problem(answer: ErrorResponse) -> tuple[Answer, Mapping[str, str]]:
     if answer.close or answer.status == 413:
         headers["Connection"] = "close"
     return Answer(document, answer.status), headers
+
+
+async def _code_of_stream(stream: Stream, send: Send) -> str:
+    """Send a stream; return the code of the error that has ended it, empty without one."""
+    try:
+        await stream.send(send)
+    except WriteTimeout as error:
+        return error.code
+    return ""
 
 
 async def _send(answer: Answer, headers: Mapping[str, str], send: Send, *, with_body: bool) -> None:

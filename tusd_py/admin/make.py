@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from tusd_py.admin.access import AdminAccess, read_admin_token
-from tusd_py.admin.app import AdminApp, Route
+from tusd_py.admin.app import AdminApp, AnyRoute
 from tusd_py.admin.openapi import describe
 from tusd_py.admin.overview import OverviewRoutes
 from tusd_py.admin.server_routes import ServerRoutes
+from tusd_py.admin.streams import StreamRoutes
 from tusd_py.admin.uploads import UploadRoutes
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.http.cors import CrossOrigin
@@ -46,9 +47,9 @@ def build_admin(server: TusServer) -> AdminApp | None:
         scheme, _, rest = server.urls.base(outside, headers).partition("://")
         return origin == f"{scheme}://{rest.partition('/')[0]}" or cross_origin.allows(origin)
 
-    routes: list[Route] = []
-    for part in (UploadRoutes(server), OverviewRoutes(server), ServerRoutes(server, partial(describe, routes))):
-        routes += part.routes()
+    routes: list[AnyRoute] = [*UploadRoutes(server).routes(), *StreamRoutes(server).routes()]
+    routes += OverviewRoutes(server).routes()
+    routes += ServerRoutes(server, partial(describe, routes)).routes()
     server.is_administrated = True
     return AdminApp(
         routes,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tusd_py.admin.app import PATH, Route
+from tusd_py.admin.app import PATH, AnyRoute, StreamRoute
 from tusd_py.core.queries import MAX_LIMIT, ORDERS
 from tusd_py.core.upload import Status
+from tusd_py.http.progress.endpoint import MAX_UPLOADS
 
 API_VERSION = "1"  # of the API, which grows with minor releases
 TEXT = {"type": "string"}
@@ -86,11 +87,12 @@ PARAMETERS: dict[str, Any] = {
     "order": {"type": "string", "enum": [f"{sign}{name}" for name in ORDERS for sign in ("", "-")]},
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT},
     "after": TEXT,
+    "upload": {"type": "array", "items": TEXT, "maxItems": MAX_UPLOADS},
 }
 PROBLEM = {"description": "An error.", "content": {"application/problem+json": {"schema": _ref("Problem")}}}
 
 
-def describe(routes: Sequence[Route]) -> dict[str, Any]:
+def describe(routes: Sequence[AnyRoute]) -> dict[str, Any]:
     """Return the description of these routes."""
     paths: dict[str, Any] = {}
     for route in routes:
@@ -105,12 +107,14 @@ def describe(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: AnyRoute) -> dict[str, Any]:
     parameters = [{"name": name, "in": "query", "schema": PARAMETERS[name]} for name in route.parameters]
     if "{id}" in route.path:
         parameters.append({"name": "id", "in": "path", "required": True, "schema": TEXT})
     done: dict[str, Any] = {"204": {"description": "Done."}}
-    if route.answers:
+    if isinstance(route, StreamRoute):
+        done = {"200": {"description": "Server-Sent Events.", "content": {"text/event-stream": {"schema": TEXT}}}}
+    elif route.answers:
         done = {"200": {"description": "Done.", "content": {"application/json": {"schema": _ref(route.answers)}}}}
     name = f"{route.method}_{route.path}".lower().replace("{id}", "one").replace("/", "_").replace(".", "_")
     return {

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Protocol
 
@@ -51,6 +52,7 @@ from tusd_py.http.request import (
 from tusd_py.http.tus.headers import single_values
 from tusd_py.http.urls import UrlBuilder
 from tusd_py.http.websocket import SocketExchange
+from tusd_py.http.write_limit import write_limit
 from tusd_py.transfer.budget import BufferPool
 
 logger = logging.getLogger("tusd_py.http")
@@ -291,17 +293,9 @@ class UploadApp:
         finally:
             gone.cancel()
 
-    @contextlib.asynccontextmanager
-    async def _write_timeout(self, request: Request, size: int) -> AsyncIterator[None]:
-        """Bound the seconds in which a client takes `size` bytes, unless the server itself watches the connection."""
-        limit = None
-        if self._idle_timeout and not request.body.is_watched:
-            limit = self._idle_timeout + (size / self._min_rate if self._min_rate else 0.0)
-        try:
-            async with asyncio.timeout(limit):
-                yield
-        except TimeoutError:
-            raise WriteTimeout from None
+    def _write_timeout(self, request: Request, size: int) -> AbstractAsyncContextManager[None]:
+        """Return the bound of the time in which the client takes `size` bytes."""
+        return write_limit(request.body, size, idle_timeout=self._idle_timeout, min_rate=self._min_rate)
 
     def _route(self, request: Request) -> Handler:
         scope = request.scope

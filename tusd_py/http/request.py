@@ -183,8 +183,11 @@ class EventStream(Protocol):
             WriteTimeout: the client has taken too little.
         """
 
+    def end(self) -> None:
+        """End the events: `send` returns once the client has taken those before."""
+
     def close(self) -> None:
-        """End the events; called once the response has ended, or if it has not begun."""
+        """Free the place of the client; called once the response has ended, or if it has not begun."""
 
 
 @dataclass(slots=True)

@@ -35,9 +35,7 @@ def page_routes(server: TusServer) -> list[BaseRoute]:
 
 def admin_page_routes(server: TusServer) -> list[BaseRoute]:
     """Return the routes of the page of administrators for the port that is theirs alone."""
-    settings = server.settings
-    endpoint = None if settings.public_url is None else settings.public_url + settings.base_path
-    return _routes(server, ADMIN_PAGES, endpoint)
+    return _routes(server, ADMIN_PAGES, None)
 
 
 def _routes(server: TusServer, paths: Mapping[str, str], endpoint: str | None) -> list[BaseRoute]:
@@ -59,7 +57,7 @@ class Pages:
         Args:
             server: the server of the uploads.
             paths: the paths of the pages that are served together.
-            endpoint: the creation URL, or its path relative to the pages; None where pages cannot know it.
+            endpoint: the path of the creation URL, relative to the pages; None where no page uploads.
         """
         self._server = server
         self._endpoint = endpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import parse_qs
 
@@ -16,7 +16,7 @@ from tusd_py.http.progress.socket import SocketForm
 from tusd_py.http.progress.sse import HEADERS, EventForm, stream_headers
 from tusd_py.http.progress.stream_body import StreamBody
 from tusd_py.http.rates import address_of, sender_of
-from tusd_py.http.request import Handler, Request, Response
+from tusd_py.http.request import Request, Response
 from tusd_py.progress.hub import ProgressHub
 from tusd_py.progress.listener import Listener
 from tusd_py.progress.listeners import TooManyListenersError
@@ -47,18 +47,21 @@ class InvalidUploads(HTTPError):
 
 
 class ProgressEndpoint:
-    """The handlers of the methods of `<upload>/events` and `<creation URL>/events`."""
+    """The handlers of GET and HEAD of `<upload>/events` and `<creation URL>/events`."""
 
-    def __init__(self, hub: ProgressHub, service: UploadService, options: Handler) -> None:
-        """Take the handler of OPTIONS."""
+    def __init__(
+        self, hub: ProgressHub, service: UploadService, name_sender: Callable[[Request], str] | None = None
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            hub: tells the listeners.
+            service: knows the uploads.
+            name_sender: returns the name under which a listener is counted; None: `listening_sender`.
+        """
         self._hub = hub
         self._service = service
-        self.on_events: Mapping[str, Handler] = {"OPTIONS": options, "GET": self.get, "HEAD": self.head}
-        self.on_events_of_several: Mapping[str, Handler] = {
-            "OPTIONS": options,
-            "GET": self.get_several,
-            "HEAD": self.head_several,
-        }
+        self._name_sender = name_sender or listening_sender
 
     async def head(self, request: Request) -> Response:
         """Answer as to a GET, without events."""
@@ -137,7 +140,7 @@ class ProgressEndpoint:
     def _add(self, listener: Listener, request: Request) -> None:
         try:
             kind = "sse" if request.socket is None else "websocket"
-            self._hub.add(listener, kind, lifetime(request), listening_sender(request))
+            self._hub.add(listener, kind, lifetime(request), self._name_sender(request))
         except TooManyListenersError:
             raise TooManyListeners from None
 

@@ -11,6 +11,7 @@ from starlette.types import Message as SendMessage, Send
 from tusd_py.core.errors import WriteTimeout
 from tusd_py.http.request import Request, WriteLimit
 from tusd_py.progress.listener import Listener
+from tusd_py.progress.listeners import RETRY
 from tusd_py.progress.messages import Message
 
 
@@ -86,6 +87,10 @@ class StreamBody:
     def _give_up(self, request: Request, limit: asyncio.Timeout) -> None:
         request.body.reset_connection()
         limit.reschedule(asyncio.get_running_loop().time())
+
+    def end(self) -> None:
+        """End the messages, and have the client come back soon if it still may."""
+        self._listener.end(RETRY[0])
 
     def close(self) -> None:
         """Remove the listener; called once the response has ended, or has not begun."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tusd_py.contracts.auth import Action
 from tusd_py.core.errors import CodedError, HookRejected, OffsetMismatch, UploadNotFound
@@ -36,6 +36,13 @@ class TusProtocol:
         """Without `progress` there are no events of uploads."""
         self._handlers = handlers
         self._progress = progress
+        self._on_events: Mapping[str, Handler] = {}
+        self._on_events_of_several: Mapping[str, Handler] = {}
+        if progress is not None:
+            options = handlers.options
+            self._on_events = {"OPTIONS": options, "GET": progress.get, "HEAD": progress.head}
+            several = {"GET": progress.get_several, "HEAD": progress.head_several}
+            self._on_events_of_several = {"OPTIONS": options, **several}
 
     def route(self, request: Request) -> Handler:
         """Find the handler of a request to the creation URL, to an upload or to its events.
@@ -57,10 +64,10 @@ class TusProtocol:
         """Find the handler of the events of one upload, or of several below the creation URL."""
         if self._progress is None or request.sub_resource not in ("", EVENTS):
             raise UploadNotFound
-        methods = self._progress.on_events
+        methods = self._on_events
         if not request.sub_resource:
             request.upload_id = ""
-            methods = self._progress.on_events_of_several
+            methods = self._on_events_of_several
         handler = methods.get(request.method)
         if handler is None:
             raise MethodNotAllowed(list(methods))

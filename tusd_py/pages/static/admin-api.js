@@ -2,6 +2,9 @@
 const TOKEN = 'tusd-py-admin-token' // in the session storage, which ends with the tab
 const API = new URL('admin/api/', document.baseURI)
 
+/** The stream of uploads. */
+export const STREAM = new URL('uploads/events', API)
+
 /** An answer that is no success. */
 export class Refused extends Error {
   constructor(status, reason) {

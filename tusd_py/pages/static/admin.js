@@ -1,5 +1,5 @@
 // The administration page: a live table of uploads, their details, and what can be done with them.
-import { call, credentials, forgetToken, Refused, token, useToken } from './admin-api.js'
+import { call, credentials, forgetToken, Refused, STREAM, token, useToken } from './admin-api.js'
 import { Details } from './admin-details.js'
 import { showStats, STATES } from './admin-numbers.js'
 import { Table } from './admin-table.js'
@@ -15,7 +15,8 @@ const ORDERS = ['-created_at', 'created_at', '-offset', '-length', 'expires_at']
 let pages = 1 // that are shown
 let timer = null
 let newest = 0 // number of the newest look at the server, which alone counts
-let live = null // the stream about the shown uploads, once it is known where it is
+let knowsPages = false // whether the links to other pages are shown where there are such pages
+const live = new LiveUploads(STREAM, hear)
 const details = new Details((sentence = null) => {
   if (sentence !== null) say(sentence)
   refresh()
@@ -29,19 +30,19 @@ function refreshIn(milliseconds) {
   timer = setTimeout(refresh, milliseconds)
 }
 
-/** Learn from the server where the stream is, and which pages there are beside this one. */
-async function prepare() {
+/** Learn from the server which pages there are beside this one. */
+async function showLinks() {
   const config = await askForConfig()
   if (config === null) return
   for (const id of ['upload-link', 'record-link']) element(id).hidden = !config.uploads
-  live ??= new LiveUploads(config.endpoint, hear)
+  knowsPages = true
 }
 
 async function refresh() {
   clearTimeout(timer)
   newest += 1
   const [number, time] = [newest, performance.now()]
-  if (live === null) await prepare()
+  if (!knowsPages) await showLinks()
   try {
     const [{ uploads, next }, stats] = await Promise.all([load(), call('GET', 'stats')])
     if (number !== newest) return
@@ -62,13 +63,13 @@ async function refresh() {
       return // until there is another token
     } else say(error.message, true)
   }
-  refreshIn(live?.isConnected ? REFRESH_BESIDE_STREAM : REFRESH)
+  refreshIn(live.isConnected ? REFRESH_BESIDE_STREAM : REFRESH)
 }
 
 /** Follow what is shown; a hidden page gives its connection back, since browsers have six for all tabs of a server. */
 function follow() {
-  if (document.hidden) live?.stop()
-  else live?.follow(table.openIds, credentials())
+  if (document.hidden) live.stop()
+  else live.follow(table.openIds, credentials())
 }
 
 function say(sentence, isError = false) {
@@ -99,7 +100,7 @@ function hear(message) {
 }
 
 function askForToken(status) {
-  live?.stop()
+  live.stop()
   element('content').hidden = true
   element('token-form').hidden = false
   element('token').focus()

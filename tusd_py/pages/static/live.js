@@ -9,11 +9,10 @@ export class LiveUploads {
   #onMessage
   #stream = null // that is open or being opened
   #pausedUntil = 0
-  #refused = null // credentials with which a stream was refused for good
 
-  /** Take the creation URL, null where the page cannot reach it, and what is called with every message. */
-  constructor(endpoint, onMessage) {
-    this.#url = endpoint
+  /** Take the URL of the stream, and what is called with every message. */
+  constructor(url, onMessage) {
+    this.#url = url
     this.#onMessage = onMessage
   }
 
@@ -28,7 +27,7 @@ export class LiveUploads {
     const wanted = ids.slice(0, MAX_UPLOADS)
     if (this.#stream && this.#stream.key === key && wanted.every((id) => this.#stream.ids.has(id))) return
     this.stop()
-    if (this.#url === null || wanted.length === 0 || this.#refused === key || Date.now() < this.#pausedUntil) return
+    if (wanted.length === 0 || Date.now() < this.#pausedUntil) return
     this.#open({ key, headers, ids: new Set(wanted), abort: new AbortController(), isConnected: false, retry: null })
   }
 
@@ -41,22 +40,21 @@ export class LiveUploads {
     this.#stream = stream
     let pause = PAUSE
     try {
-      if (await this.#read(stream)) pause = stream.retry ?? 0
-      else this.#refused = stream.key
+      await this.#read(stream)
+      pause = stream.retry ?? 0
     } catch {
-      // The server or the network is away, or the stream is not wanted any more.
+      // The server or the network is away, it has no room for the stream, or that is not wanted any more.
     }
     if (this.#stream !== stream) return
     this.#stream = null
     this.#pausedUntil = Date.now() + pause
   }
 
-  /** Read a stream to its end; false if the server refuses it, whenever it is asked. */
+  /** Read a stream to its end. */
   async #read(stream) {
     const { headers, abort } = stream
     const query = new URLSearchParams([...stream.ids].map((id) => ['upload', id]))
-    const answer = await fetch(`${this.#url}/events?${query}`, { headers, signal: abort.signal, cache: 'no-store' })
-    if (answer.status >= 400 && answer.status < 500) return false
+    const answer = await fetch(`${this.#url}?${query}`, { headers, signal: abort.signal, cache: 'no-store' })
     if (!answer.ok) throw new Error(`the stream was answered ${answer.status}`)
     stream.isConnected = true
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader()
@@ -66,7 +64,7 @@ export class LiveUploads {
         silence = setTimeout(() => abort.abort(), SILENCE)
         const { done, value } = await reader.read()
         clearTimeout(silence)
-        if (done) return true
+        if (done) return
         const messages = (rest + value).split(END_OF_MESSAGE)
         rest = messages.pop()
         for (const message of messages) this.#take(stream, message)
