@@ -108,10 +108,18 @@ class MemoryWriter:
     """The writer of one upload. Every step runs in a worker thread, since an observer may take long."""
 
     def __init__(self, stored: StoredBytes, upload: Upload, observer: Observer | None) -> None:
-        self._data = stored.setdefault(upload.id, bytearray())
+        self._stored = stored
+        self._id = upload.id
+        self._held: bytearray | None = None  # the bytes in `stored`, from the first step on
         self._observer = observer
         self._steps = SerialTask()
         self._offset = upload.offset
+
+    @property
+    def _data(self) -> bytearray:
+        if self._held is None:
+            self._held = self._stored.setdefault(self._id, bytearray())
+        return self._held
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """See `Writer.write`."""
@@ -142,7 +150,8 @@ class MemoryWriter:
     async def discard(self, offset: int) -> None:
         """See `Writer.discard`."""
         await self._steps.wait()
-        del self._data[offset:]
+        data = self._data
+        del data[offset:]
         self._offset = min(self._offset, offset)
 
     async def close(self) -> None:
@@ -151,13 +160,14 @@ class MemoryWriter:
 
     def _append(self, buffers: Sequence[Buffer]) -> None:
         """Drop uncommitted bytes, then append. Runs in a worker thread."""
-        if len(self._data) < self._offset:
-            raise StorageBehind(len(self._data))
-        del self._data[self._offset :]
+        data = self._data
+        if len(data) < self._offset:
+            raise StorageBehind(len(data))
+        del data[self._offset :]
         for buffer in buffers:
             if self._observer is not None:
                 self._observer(buffer)
-            self._data += buffer
+            data += buffer
             self._offset += len(buffer)
 
 
