@@ -129,10 +129,9 @@ class BatchWriter:
         self._release_written()
 
     async def _write_gathered(self) -> None:
-        if self._gathered:
-            await self._timed(self._writer.write(self._gathered))  # returns once the batch before is stored
-            self._release_written()
-            self._start_writing()
+        await self._timed(self._writer.write(self._gathered))  # returns once the batch before is stored
+        self._release_written()
+        self._start_writing()
 
     async def _timed(self, step: Awaitable[T]) -> T:
         """Wait for a step of the writer, and tell how long that took, if the step has bytes to wait for."""

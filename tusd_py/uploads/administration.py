@@ -8,7 +8,7 @@ from typing import Any
 
 from tusd_py.contracts.locks import Lock
 from tusd_py.core.buffers import Buffer
-from tusd_py.core.errors import LockTimeout, OffsetMismatch, UploadError, UploadNotFound, WrongStatus
+from tusd_py.core.errors import LockTimeout, OffsetMismatch, UploadError, WrongStatus
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Status, Upload
 from tusd_py.events.types import UploadExpired
@@ -114,7 +114,6 @@ class Administration:
 
 
 def _refuse_all_but_active(upload: Upload) -> None:
-    if upload.has_ended:
-        raise UploadNotFound
+    """Raise `WrongStatus` for an upload, which has not ended, that has all its bytes."""
     if upload.status is not Status.ACTIVE:
         raise WrongStatus(f"the upload is {'complete' if upload.is_complete else 'being completed'}")

@@ -57,7 +57,7 @@ class Decisions:
         return hook in self._asked
 
     async def on_creation(self, new: NewUpload, preview: Upload) -> NewUpload:
-        """Return a request for a new upload with the changes of the application.
+        """Return a request for a new upload with the changes of the application, which decides at this point.
 
         Args:
             new: the request of the client.
@@ -67,8 +67,6 @@ class Decisions:
             HookRejected: the upload is not to be created.
             HookUnavailable: there is no valid answer.
         """
-        if not self.asks(HookType.PRE_CREATE):
-            return new
         answer = await self._ask(HookCall(HookType.PRE_CREATE, replace(preview, id=""), new.context))
         if answer.reject:
             raise _rejected(HookRejected, answer.response)
