@@ -131,9 +131,11 @@ class Modules:
         self.os = OsModule()
         self.time = TimeModule()
         self.random = RandomModule(random, secrets)
+        self._replaced: dict[int, Any] = {}  # the simulated modules, by the addresses of the real ones
+        self._seen: set[str] = set()  # names of the modules of the server that have simulated ones
 
     def install(self) -> None:
-        """Replace the real modules; all modules of the server are imported by now."""
+        """Replace the real modules in those of the server, of which nearly all are imported by now."""
         sqlite.register()
         stand_ins = {
             os: self.os,
@@ -145,11 +147,8 @@ class Modules:
             queue: QueueModule(),
             sqlite3: sqlite.SqliteModule(),
         }
-        replaced = {id(real): stand_in for real, stand_in in stand_ins.items()}
-        for name, module in list(sys.modules.items()):
-            if name == "tusd_py" or name.startswith("tusd_py."):
-                _replace(module, replaced)
-                _replace_defaults(module, {time.monotonic: self.time.monotonic, time.time: self.time.time})
+        self._replaced = {id(real): stand_in for real, stand_in in stand_ins.items()}
+        self._replace_in_new_modules()
         paths = {id(os): self.os, id(io): IoModule(self.os)}
         for name, module in list(sys.modules.items()):
             if name == "pathlib" or name.startswith("pathlib.") or module in (posixpath, genericpath):
@@ -158,8 +157,20 @@ class Modules:
         tusd_py.backends.disk.file_system_sync.sync_file_system = self.os.sync_file_system
         vars(tusd_py.backends.disk.syncs)["tells_gaps"] = lambda path: True
 
+    def _replace_in_new_modules(self) -> None:
+        for name in self.unseen():
+            module = sys.modules[name]
+            _replace(module, self._replaced)
+            _replace_defaults(module, {time.monotonic: self.time.monotonic, time.time: self.time.time})
+            self._seen.add(name)
+
+    def unseen(self) -> list[str]:
+        """Return the names of the modules of the server that were imported since the last world began."""
+        return [name for name in list(sys.modules) if name.partition(".")[0] == "tusd_py" and name not in self._seen]
+
     def use(self, scheduler: Scheduler, rng: Random) -> None:
         """Have the modules belong to a world."""
+        self._replace_in_new_modules()
         use(scheduler)
         self.time.scheduler = scheduler
         self.random.rng = rng

@@ -18,6 +18,7 @@ import tusd_py.backends.disk.reader
 import tusd_py.backends.disk.storage
 import tusd_py.backends.disk.sync_marks
 import tusd_py.backends.local_locks.locker
+import tusd_py.backends.redis.feed
 import tusd_py.backends.redis.locker
 import tusd_py.backends.redis.state
 import tusd_py.backends.sqlite.reserve

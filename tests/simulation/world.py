@@ -91,6 +91,7 @@ class World(FaultyWorld):
         self.loop = SimulatedLoop(Random(f"{seed} order"))  # type: ignore[abstract]
         self.scheduler = Scheduler(self.loop, Random(f"{seed} threads"))
         modules.use(self.scheduler, Random(f"{seed} names"))
+        self._modules = modules
         self.story: list[str] = []
         self.violations: list[str] = []
         self.counts: dict[str, int] = {}
@@ -253,6 +254,8 @@ class World(FaultyWorld):
         for context in self.loop.errors:
             if "exception" in context and not isinstance(context["exception"], asyncio.CancelledError):
                 self.complain(f"in the event loop: {context['message']}: {context['exception']!r}")
+        for name in self._modules.unseen():
+            self.complain(f"the module {name} was imported in a run, and has real clocks: import it in runner.py")
         outcome = Outcome(
             self.seed, self.violations, self.story, self.loop.digest, self.loop.steps, self.faults, self.loop.now - 1000
         )
