@@ -62,7 +62,7 @@ async def more_bytes_than_an_upload_may_have_are_refused(world: DirectedWorld) -
     world.check(answer.offset is None, f"the refusal tells the offset {answer.offset}")
     content = world.client.rng.randbytes(1900)
     upload.attempts[-1].content = content[:1500]
-    chunked = AppendRequest(500, Body(content, declared=False))
+    chunked = AppendRequest(500, Body(content, declared=False, piece_size=500))
     await refused(world, SizeExceeded, lambda service: service.append(upload.id, chunked))
     upload.known += content[:1500]
     upload.last_offset = 2000
@@ -214,10 +214,10 @@ def fail_next_sync(world: DirectedWorld, size: int) -> None:
     look()
 
 
-def fail_next_write(world: DirectedWorld) -> None:
-    """Have the write fail that comes after that of the lock."""
+def fail_write_after(world: DirectedWorld, changes: int) -> None:
+    """Have the write fail that comes after so many changes: of the lock, and of a new record."""
     files = world.machine.files
-    files.moments.wait(CHANGE, 1, lambda: setattr(files, "failing_writes", 1))
+    files.moments.wait(CHANGE, changes, lambda: setattr(files, "failing_writes", 1))
 
 
 async def finish(world: DirectedWorld, upload: Expected) -> None:
@@ -233,6 +233,10 @@ async def lose_the_sync(world: DirectedWorld) -> None:
     fail_next_sync(world, 500)
     await refuse(world, OffsetMismatch, upload, 500, arrived=True)
     await finish(world, upload)
+    for _ in range(100):  # until the storage counts as fast
+        if world.service._appending._pace.is_fast:
+            break
+        await create(world, 30, world.client.rng.randbytes(30))
     fail_next_sync(world, 400)
     created = await create(world, 400, bytes(400))
     world.check(created.last_offset < 400, f"an upload is complete at {created.last_offset} although its sync failed")
@@ -254,7 +258,7 @@ async def a_small_upload_to_a_shared_directory_whose_sync_fails_is_not_complete(
     await lose_the_sync(world)
 
 
-@scenario(settings={"quota_uploads": 1})
+@scenario(settings={"quota_uploads": 1, "durability": "never"})
 async def a_small_upload_whose_record_is_refused_has_no_bytes(world: DirectedWorld) -> None:
     first = await create(world, 900)
     await refused(
@@ -276,15 +280,23 @@ async def small_uploads_take_their_own_threads_while_the_storage_is_slow(world: 
         await world.client.download(upload)
 
 
+@scenario(settings={"durability": "never"})
+async def first_bytes_that_cannot_be_stored_at_once_are_stored_later(world: DirectedWorld) -> None:
+    fail_write_after(world, 2)
+    created = await create(world, 400, world.client.rng.randbytes(300))
+    world.machine.files.stop_failing()
+    await finish(world, created)
+
+
 @scenario()
 async def a_small_upload_whose_write_fails_is_not_acknowledged(world: DirectedWorld) -> None:
     files = world.machine.files
     upload = await create(world, 500)
     for _ in range(2):
-        fail_next_write(world)
+        fail_write_after(world, 1)
         record = await append(world, upload, 100)  # by the slow path
         world.check(record.offset == upload.last_offset, f"the record is at {record.offset}")
-    fail_next_write(world)
+    fail_write_after(world, 1)
     created = await create(world, 400, world.client.rng.randbytes(300))
     files.stop_failing()
     await finish(world, created)

@@ -16,6 +16,7 @@ from tests.simulation.oracle import Attempt, Expected
 from tests.simulation.sender import CONTENT, VERSION
 from tests.simulation.servers import Host
 from tests.support.services import Body
+from tusd_py.contracts.locks import Lock
 from tusd_py.core.errors import CodedError, UploadError
 from tusd_py.core.request_context import RequestContext
 from tusd_py.core.upload import Upload
@@ -145,6 +146,27 @@ async def start_error(host: Host) -> UploadError | None:
     return None
 
 
+class Silent:
+    """A lock holder that answers nothing."""
+
+    def release_requested(self) -> None: ...
+
+    def commit_requested(self) -> None: ...
+
+    def lock_lost(self) -> None: ...
+
+
+async def hold(world: DirectedWorld, upload_id: str, host: Host | None = None) -> Lock:
+    """Acquire the lock of an upload for a process, as a holder that answers nothing; return the lock."""
+    lock: Lock = await world.on(host or world.host, lambda service: service.locker.acquire(upload_id, Silent(), 0))
+    return lock
+
+
+async def release(world: DirectedWorld, lock: Lock, host: Host | None = None) -> None:
+    """Release a lock that was acquired by `hold`."""
+    await world.on(host or world.host, lambda _: lock.release())
+
+
 class Sending:
     """A PATCH that goes on: its bytes are sent in pieces that the scenario chooses."""
 
@@ -163,8 +185,8 @@ class Sending:
         assert host.process is not None
         assert host.server is not None
         self._world, self._upload = world, upload
-        self._rest = world.client.rng.randbytes(size)
-        self.attempt = Attempt(upload.last_offset, self._rest)
+        self.rest = world.client.rng.randbytes(size)
+        self.attempt = Attempt(upload.last_offset, self.rest)
         upload.attempts.append(self.attempt)
         self._losses = world.oracle.losses
         self.exchange = Exchange(host.process, world.loop, watched=watched)
@@ -173,8 +195,8 @@ class Sending:
 
     def push(self, size: int) -> None:
         """Send the next bytes."""
-        piece, self._rest = self._rest[:size], self._rest[size:]
-        self.exchange.push(piece, last=not self._rest)
+        piece, self.rest = self.rest[:size], self.rest[size:]
+        self.exchange.push(piece, last=not self.rest)
 
     async def answer(self, status: int | None = None) -> Answer:
         """Return the answer, which has to come, with this status if one is given."""
@@ -220,11 +242,13 @@ async def gone(world: DirectedWorld, upload: Expected, status: int | tuple[int, 
 
 
 @contextlib.contextmanager
-def small(module: ModuleType, **values: object) -> Iterator[None]:
-    """Give constants of a module other values, which small worlds reach, for the context."""
-    before = {name: getattr(module, name) for name in values}
-    vars(module).update(values)
+def small(owner: ModuleType | type, **values: object) -> Iterator[None]:
+    """Give constants of a module, or methods of a class, other values for the context."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        vars(module).update(before)
+        for name, value in before.items():
+            setattr(owner, name, value)

@@ -18,6 +18,7 @@ from tests.simulation.directed_calls import (
     small,
     until,
 )
+from tests.simulation.oracle import Expected
 from tusd_py.contracts.hooks import HookAnswer, HookCall, HookResponse, UploadChanges
 from tusd_py.core.errors import (
     HookRejected,
@@ -140,6 +141,9 @@ async def a_place_that_an_application_chooses_is_given_once(world: DirectedWorld
     await refused(world, PathTaken, new())
     hooks.answers["create"] = choose(path="one/first/below")
     await refused(world, PathTaken, new())
+    plain = await _without(hooks, world)
+    hooks.answers["create"] = choose(path=f"{plain.id}/below")
+    await refused(world, PathTaken, new())
     for path in ("../outside", ""):
         hooks.answers["create"] = choose(path=path)
         await refused(world, HookUnavailable, new())
@@ -153,6 +157,12 @@ async def a_place_that_an_application_chooses_is_given_once(world: DirectedWorld
     for each in (upload, other):
         await world.client.append(each, each.length)
         await world.client.download(each)
+
+
+async def _without(hooks: Hooks, world: DirectedWorld) -> Expected:
+    """Return a complete upload for which the application has chosen nothing."""
+    hooks.answers["create"] = None
+    return await world.complete(300)
 
 
 @scenario()

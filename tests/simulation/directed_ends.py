@@ -8,6 +8,7 @@ from typing import Any
 from tests.simulation.directed import DirectedWorld, scenario
 from tests.simulation.directed_calls import (
     Sending,
+    Silent,
     change_record,
     context_of,
     gone,
@@ -294,23 +295,13 @@ async def a_head_finds_a_finished_upload_behind_an_old_record_and_an_old_lock(wo
     await change_record(world, upload, status=Status.ACTIVE, offset=100, synced=100, completed_at=None)
     first, second = world.hosts
     service = first.server.service  # type: ignore[union-attr]
-    holder = await world.on(first, lambda service: service.locker.acquire(upload.id, _Silent(), 0))
+    holder = await world.on(first, lambda service: service.locker.acquire(upload.id, Silent(), 0))
     asking = asyncio.ensure_future(refused(world, LockTimeout, lambda service: service.inspect(upload.id), second))
     await asking
     await world.on(first, lambda _: holder.release())
     await world.client.look(upload)
     await world.client.download(upload)
     assert service
-
-
-class _Silent:
-    """A lock holder that answers nothing."""
-
-    def release_requested(self) -> None: ...
-
-    def commit_requested(self) -> None: ...
-
-    def lock_lost(self) -> None: ...
 
 
 @scenario(settings={"sweep_interval": 0})
@@ -380,4 +371,4 @@ async def a_server_that_sets_uploads_back_is_waited_for(world: DirectedWorld) ->
 
 
 async def _boot_lock(service: UploadService) -> Any:
-    return await service.locker.acquire(named_lock(BOOT), _Silent(), 1.0, to_remove=True)
+    return await service.locker.acquire(named_lock(BOOT), Silent(), 1.0, to_remove=True)

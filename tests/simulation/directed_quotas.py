@@ -38,7 +38,7 @@ async def the_quota_of_an_owner_holds_for_uploads_of_unknown_length(world: Direc
     filling = await create(world, None, planned=2000)
     content = world.client.rng.randbytes(2500)
     filling.attempts.append(Attempt(0, content[:2000]))
-    endless = AppendRequest(0, Body(content, declared=False, piece_size=300))
+    endless = AppendRequest(0, Body(content, declared=False, piece_size=500))
     await refused(world, QuotaExceeded, lambda service: service.append(filling.id, endless))
     filling.known += content[:2000]
     filling.last_offset = 2000
