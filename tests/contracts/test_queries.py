@@ -8,6 +8,7 @@ import sqlite3
 import statistics
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,23 @@ async def test_pages_pass_over_broken_records(
         ascending = UploadQuery(order=order, descending=False, limit=limit)
         assert ids(await everything(queries, ascending)) == expected[::-1]
     await queries.totals()
+
+
+@pytest.mark.parametrize("is_sent", [False, True], ids=["waits", "under-way"])
+async def test_upload_with_the_id_of_a_completed_one_is_among_the_unfinished_ones(
+    state: StateStore, queries: RecordQueries, is_sent: bool
+) -> None:
+    """Redis takes completed uploads out of an index in groups, a moment later."""
+    first = upload(1)
+    await state.create(first)
+    done = await state.update(first, replace(first, offset=100, status=Status.COMPLETE), 1)
+    if is_sent and isinstance(state, RedisState):
+        state._created_index._send_completed()
+    await state.delete(done.id, 1)
+    await state.create(upload(1))
+    if isinstance(state, RedisState):
+        await state._created_index.close()  # sends what waits
+    assert ids(await everything(queries, UploadQuery(UploadFilter(status=Status.ACTIVE)))) == [first.id]
 
 
 def many() -> list[Upload]:

@@ -41,8 +41,8 @@ class CreatedIndex:
         self._redis = connection
         self._keys = keys
         self._ids = ids
-        self._sending: set[asyncio.Task[Any]] = set()
-        self._completed: list[str] = []  # ids of uploads that are still to be taken out
+        self._sending: dict[asyncio.Task[Any], Sequence[str]] = {}  # corrections, with the ids that they take out
+        self._completed: dict[str, None] = {}  # ids of uploads that are still to be taken out, in their order
         self._timer: asyncio.TimerHandle | None = None
         self.is_collecting = False
 
@@ -109,7 +109,7 @@ class CreatedIndex:
         """Take an upload out of those that are not complete, soon and without waiting for it."""
         if not self.is_collecting:
             return
-        self._completed.append(upload_id)
+        self._completed[upload_id] = None
         if len(self._completed) >= MAX_COMPLETED:
             self._send_completed()
         elif self._timer is None:
@@ -119,18 +119,25 @@ class CreatedIndex:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        completed, self._completed = self._completed, []
+        completed, self._completed = list(self._completed), {}
         self.correct(self._keys.unfinished, completed)
+
+    async def forget(self, upload_id: str) -> None:
+        """Forget an earlier upload with the id of one that is to be created: its corrections would concern the new one.
+
+        Waits for those that are under way. Corrections of other processes are not known here.
+        """
+        self._completed.pop(upload_id, None)
+        under_way = [sending for sending, upload_ids in self._sending.items() if upload_id in upload_ids]
+        if under_way:
+            await asyncio.wait(under_way)
 
     def correct(self, index: str, upload_ids: Sequence[str]) -> None:
         """Take entries out of an index that they do not belong in, without waiting for it."""
         if upload_ids:
-            self._send(("ZREM", index, *upload_ids))
-
-    def _send(self, words: Sequence[Any]) -> None:
-        sending = asyncio.create_task(self._run(words))
-        self._sending.add(sending)
-        sending.add_done_callback(self._sending.discard)
+            sending = asyncio.create_task(self._run(("ZREM", index, *upload_ids)))
+            self._sending[sending] = upload_ids
+            sending.add_done_callback(self._sending.pop)
 
     async def _run(self, words: Sequence[Any]) -> None:
         try:

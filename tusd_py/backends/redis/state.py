@@ -122,6 +122,7 @@ class RedisState:
         arguments: list[Any] = [secrets.token_hex(8), *(word for pair in values.items() for word in pair)]
         arguments.insert(0, repr(upload.created_at))
         keys = [self._keys.record(upload.id), self._keys.removed_creation(upload.id)]
+        await self._created_index.forget(upload.id)
         if self._redis.is_cluster:  # the indexes are in other slots than the record
             if self.enforces_quotas and has_quota(upload):
                 raise StateUnavailable(NO_CLUSTER)
