@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.parts import within
-from tusd_py.backends.sqlite.job_threads import MAX_BLOCKED, TIMEOUT
+from tusd_py.backends.sqlite.job_threads import MAX_BLOCKED, TIMEOUT, Job, JobThreads
 from tusd_py.backends.sqlite.state import SQLiteState
 from tusd_py.core.errors import LockLost, StorageBehind, UploadExists
 from tusd_py.core.outbox import OutboxEvent
@@ -19,6 +20,7 @@ from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1.0, length=1)
 TOKEN = 1
+ROUNDS = 100  # of a race
 
 
 @pytest.fixture
@@ -226,3 +228,24 @@ async def test_no_step_is_taken_for_a_record_that_cannot_be_added(state: SQLiteS
     assert (await within(changes[1])).offset == 1
     assert steps == ["new"]
     assert await state.get("old") == old
+
+
+async def test_jobs_of_the_turn_in_which_the_threads_are_closed_keep_their_order() -> None:
+    """The event loop and the thread of the close hand over the same jobs, here at the same time."""
+    switch_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(ROUNDS):
+            done: list[Job] = []
+            threads = JobThreads(done.extend, nothing, nothing)
+            jobs = [Job(nothing, False, asyncio.get_running_loop().create_future()) for _ in range(1000)]
+            for job in jobs:
+                threads.submit(job)
+            closing = threading.Thread(target=threads.close, args=(60,))
+            closing.start()
+            await within(asyncio.gather(*(job.done for job in jobs if job.done is not None)))
+            await asyncio.to_thread(closing.join)
+            assert not threads._thread.is_alive()
+            assert done == jobs
+    finally:
+        sys.setswitchinterval(switch_interval)

@@ -70,7 +70,7 @@ class JobThreads:
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._submitted: deque[Job] = deque()  # in this turn of the event loop
+        self._submitted: deque[Job] = deque()  # in this turn of the event loop; taken out under the guard
         self._guard = threading.Lock()  # of the following six
         self._jobs: list[Job] = []  # the batch of the thread
         self._current: Job | None = None  # whose step is under way
@@ -103,8 +103,9 @@ class JobThreads:
 
     def _hand_over(self) -> None:
         """Pass on the jobs of one turn of the event loop: a thread would contend with it for the interpreter lock."""
-        while self._submitted:
-            self._queue.put(self._submitted.popleft())
+        with self._guard:  # the event loop may be at it when `close` is
+            while self._submitted:
+                self._queue.put(self._submitted.popleft())
 
     def close(self, timeout: float) -> None:
         """Run the queued jobs, and end the threads; wait at most `timeout` seconds. Blocks."""
