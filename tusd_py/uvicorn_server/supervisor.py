@@ -165,8 +165,14 @@ class Supervisor:
 
     def _becomes_ready(self, worker: Worker) -> bool:
         """Wait until a process accepts connections; return False if it does not in time, or at a stop signal."""
-        self._wait([worker.pipe, worker.process.sentinel], START_TIMEOUT)
-        return not self._stopping and worker.is_ready()
+        told: list[Connection | int] = [worker.pipe, worker.process.sentinel]
+        self._wait(told, START_TIMEOUT)
+        if self._stopping:
+            return False
+        if not wait(told, 0):
+            logger.error("process %s did not accept connections within %g seconds", worker.process.pid, START_TIMEOUT)
+            return False
+        return worker.is_ready()
 
     def _wait(self, objects: Sequence[Connection | int], seconds: float) -> None:
         """Wait for one of these objects, at most `seconds`; a stop signal ends the wait."""
