@@ -51,7 +51,7 @@ from tusd_py.http.request import (
 )
 from tusd_py.http.tus.headers import single_values
 from tusd_py.http.urls import UrlBuilder
-from tusd_py.http.websocket import SocketExchange
+from tusd_py.http.websocket import WebSocketExchange
 from tusd_py.http.write_limit import write_limit
 from tusd_py.transfer.budget import BufferPool
 
@@ -119,10 +119,10 @@ class UploadApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.monotonic()
         extension = body_extension_of(scope, receive)
-        socket = None
+        websocket = None
         if scope["type"] == "websocket":
-            socket = SocketExchange(scope, receive, send)
-            scope, receive, send = socket.scope, socket.receive_no_body, socket.send
+            websocket = WebSocketExchange(scope, receive, send)
+            scope, receive, send = websocket.scope, websocket.receive_no_body, websocket.send
         # Copied, since a server may append trailers to this list later.
         headers = single_values(list(scope["headers"]))
         preflight = self._cross_origin.preflight(scope, headers)
@@ -139,9 +139,9 @@ class UploadApp:
             extension=extension,
             pool=self._pool,
         )
-        method = method_of(scope, headers) if socket is None else "GET"
+        method = method_of(scope, headers) if websocket is None else "GET"
         request = Request(scope, "", body, headers, method, self._urls.client(scope, headers))
-        request.socket = socket
+        request.websocket = websocket
         request.sends_files = sends_files(scope, send)
         if request.is_head:
             request.deadline = scope.get(ARRIVED_AT, asyncio.get_running_loop().time()) + HEAD_TIMEOUT
@@ -169,7 +169,7 @@ class UploadApp:
         try:
             request.body.declared_size = declared_size(request.headers)
             handler = self._route(request)
-            if request.socket is not None:
+            if request.websocket is not None:
                 check_page(request, self._cross_origin, self._urls)
             if self._access is not None:
                 await self._access.admit(request)

@@ -22,7 +22,7 @@ from tusd_py.http.body import RequestBody
 from tusd_py.http.body_extension import BODY_EXTENSION
 from tusd_py.http.cors import CrossOrigin, RawHeaders
 from tusd_py.http.tus.headers import parse_integer
-from tusd_py.http.websocket import SocketExchange
+from tusd_py.http.websocket import WebSocketExchange
 from tusd_py.uploads.admission import ANY_UPLOAD
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in the value of a header field
@@ -62,7 +62,7 @@ class Request:
         self.may_follow: Callable[[Upload], Awaitable[bool]] | None = None
         self.purpose: Action | None = None  # of a sub-resource; None: that of the method
         self.admitted_until = math.inf  # end of the right by a signature, in seconds since the epoch
-        self.socket: SocketExchange | None = None  # of a request that opens a WebSocket
+        self.websocket: WebSocketExchange | None = None  # of a request that opens a WebSocket
         self.is_stream = False  # whether the answer lasts as long as its client listens
         self.answered_at: float | None = None  # monotonic time when the answer began
         # Fields of the event `RequestFinished`.

@@ -13,7 +13,7 @@ SCHEMES = {"ws": "http", "wss": "https"}
 NO_BODY = {"type": "http.request", "body": b"", "more_body": False}
 
 
-class SocketExchange:
+class WebSocketExchange:
     """The messages of one WebSocket, up to its acceptance those of an HTTP request and its answer.
 
     Attributes:

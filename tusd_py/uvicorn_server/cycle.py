@@ -204,7 +204,7 @@ class UploadCycle(RequestResponseCycle):
         self.message_event.set()
 
     @property
-    def is_socket(self) -> bool:
+    def is_websocket(self) -> bool:
         """Whether the request has become a WebSocket."""
         return False
 

@@ -51,9 +51,9 @@ from tusd_py.uvicorn_server.refusals import (
     refusal,
 )
 from tusd_py.uvicorn_server.scopes import application_of, http_scope
-from tusd_py.uvicorn_server.socket_cycle import SocketCycle
-from tusd_py.uvicorn_server.socket_handshake import VERSION, Handshake, InvalidHandshake, opening_handshake
 from tusd_py.uvicorn_server.watched_connection import WatchedConnection
+from tusd_py.uvicorn_server.websocket_cycle import WebSocketCycle
+from tusd_py.uvicorn_server.websocket_handshake import VERSION, Handshake, InvalidHandshake, opening_handshake
 
 logger = logging.getLogger("tusd_py.uvicorn_server")
 
@@ -75,7 +75,7 @@ class UploadProtocol(WatchedConnection):
     """The protocol of one connection."""
 
     flow: ConnectionFlow
-    takes_sockets: Callable[[str], bool]
+    takes_websockets: Callable[[str], bool]
     _chunked: ChunkedBody  # of the current body, if it is chunked
     _allowance: FramingAllowance
     on_body: Callable[[bytes], None]  # type: ignore[assignment]
@@ -162,8 +162,8 @@ class UploadProtocol(WatchedConnection):
             if self._phase is Phase.ENDED:
                 self._keep_for_later(data[position:])
                 return
-            if isinstance(self.cycle, SocketCycle) and self._phase is Phase.WEBSOCKET:
-                self._socket_data_arrived(self.cycle, data[position:])
+            if isinstance(self.cycle, WebSocketCycle) and self._phase is Phase.WEBSOCKET:
+                self._websocket_data_arrived(self.cycle, data[position:])
                 return
             end = self._piece_end(data, position)
             self._parse(data if end - position == len(data) else data[position:end])
@@ -236,8 +236,8 @@ class UploadProtocol(WatchedConnection):
         self._await_head()
         self._count_waiting(self._head_size)
 
-    def _socket_data_arrived(self, cycle: SocketCycle, data: bytes) -> None:
-        if cycle.is_socket:
+    def _websocket_data_arrived(self, cycle: WebSocketCycle, data: bytes) -> None:
+        if cycle.is_websocket:
             cycle.data_arrived(data)
         else:
             self._refuse("400 Bad Request", HANDSHAKE_ENDED)
@@ -355,12 +355,12 @@ class UploadProtocol(WatchedConnection):
             self.cycle = UploadCycle(self, keep_alive=version != "1.0" and self.parser.should_keep_alive())
         else:
             self._phase = Phase.WEBSOCKET
-            self.cycle = SocketCycle(self, self._handshake)
+            self.cycle = WebSocketCycle(self, self._handshake)
         self._start_asgi_task(self.cycle, application_of(self))
 
     def _opening_handshake(self, version: str) -> Handshake | InvalidHandshake | None:
         """Return the handshake of a WebSocket; None for any other request."""
-        if not self.parser.should_upgrade() or not self.takes_sockets(request_target(self.url)[0]):
+        if not self.parser.should_upgrade() or not self.takes_websockets(request_target(self.url)[0]):
             return None
         return opening_handshake(self.parser.get_method(), version, self.headers)
 
@@ -429,12 +429,12 @@ def upload_protocol(
     header_timeout: float = 30.0,
     *,
     shared: Connections | None = None,
-    takes_sockets: Callable[[str], bool] = is_path_of_events,
+    takes_websockets: Callable[[str], bool] = is_path_of_events,
 ) -> type[UploadProtocol]:
     """Return the protocol class of one server.
 
-    `takes_sockets` tells whether the application takes WebSockets to a path; elsewhere an offer of one is ignored.
+    `takes_websockets` tells whether the application takes WebSockets to a path; elsewhere an offer of one is ignored.
     """
     shared = shared or Connections(header_timeout=header_timeout)
-    members = {"shared": shared, "takes_sockets": staticmethod(takes_sockets)}
+    members = {"shared": shared, "takes_websockets": staticmethod(takes_websockets)}
     return type("UploadProtocol", (UploadProtocol,), members)

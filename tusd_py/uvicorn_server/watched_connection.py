@@ -55,14 +55,14 @@ class WatchedConnection(HttpToolsProtocol):
         self.transport.close()
         self._watch_writes()
 
-    def socket_closed(self, seconds: float, end: Callable[..., None]) -> None:
+    def websocket_closed(self, seconds: float, end: Callable[..., None]) -> None:
         """Wait so many seconds for the client to close a WebSocket that the server has closed."""
         if not self.transport.is_closing():
             self.shared.became_idle(self)
             self._deadline.set(seconds, end, "its client does not close the WebSocket")
 
     def shutdown(self) -> None:
-        if self.cycle is not None and self.cycle.is_socket:
+        if self.cycle is not None and self.cycle.is_websocket:
             self.cycle.close_at_shutdown()
         else:
             super().shutdown()

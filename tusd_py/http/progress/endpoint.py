@@ -12,9 +12,9 @@ from urllib.parse import parse_qs
 from tusd_py.core.errors import UploadNotFound
 from tusd_py.core.upload import Upload, is_upload_id
 from tusd_py.http.errors import HTTPError
-from tusd_py.http.progress.socket import SocketForm
 from tusd_py.http.progress.sse import HEADERS, EventForm, stream_headers
 from tusd_py.http.progress.stream_body import StreamBody
+from tusd_py.http.progress.websocket import WebSocketForm
 from tusd_py.http.rates import address_of, sender_of
 from tusd_py.http.request import Request, Response
 from tusd_py.progress.hub import ProgressHub
@@ -78,7 +78,7 @@ class ProgressEndpoint:
             return await self.head(request)
         listener = Listener((request.upload_id,))
         self._add(listener, request)
-        number = last_number(request.headers) if request.socket is None else None
+        number = last_number(request.headers) if request.websocket is None else None
         try:
             goes_on = await self._hub.watch(listener, request.upload_id, partial(self._read, request), number)
         except BaseException:
@@ -119,12 +119,12 @@ class ProgressEndpoint:
     def _answer_with(self, listener: Listener, request: Request) -> Response:
         """Return the stream of a listener in the form that its client asks for."""
         request.is_stream = True
-        socket = request.socket
-        if socket is None:
+        websocket = request.websocket
+        if websocket is None:
             body = StreamBody(EventForm(request), listener, self._hub.remove)
             return Response(200, stream_headers(request), events=body)
         snapshots = partial(self._hub.snapshots, listener)
-        form = SocketForm(socket.receive, listener, snapshots, sends_pings=socket.sends_pings)
+        form = WebSocketForm(websocket.receive, listener, snapshots, sends_pings=websocket.sends_pings)
         return Response(101, events=StreamBody(form, listener, self._hub.remove))
 
     async def _may_follow_named(self, may_follow: MayFollow, upload: Upload) -> bool:
@@ -139,7 +139,7 @@ class ProgressEndpoint:
 
     def _add(self, listener: Listener, request: Request) -> None:
         try:
-            kind = "sse" if request.socket is None else "websocket"
+            kind = "sse" if request.websocket is None else "websocket"
             self._hub.add(listener, kind, lifetime(request), self._name_sender(request))
         except TooManyListenersError:
             raise TooManyListeners from None

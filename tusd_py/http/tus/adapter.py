@@ -52,7 +52,7 @@ class TusProtocol:
         """
         if request.sub_resource or (request.upload_id == EVENTS and self._progress is not None):
             return self._route_events(request)
-        if request.socket is not None:
+        if request.websocket is not None:
             raise UploadNotFound
         methods = self._handlers.on_upload if request.upload_id else self._handlers.on_creation_url
         handler = methods.get(request.method)

@@ -36,7 +36,7 @@ TOO_LONG = 1009
 COME_BACK = 1012
 
 
-class SocketForm:
+class WebSocketForm:
     """Messages as JSON text (`tusd_py.http.progress.stream_body.StreamForm`), and answers to those of the client."""
 
     def __init__(

@@ -18,7 +18,7 @@ from websockets.protocol import Protocol, Side, State
 from tusd_py.asyncutil.allowance import Allowance
 from tusd_py.http.websocket import DENIAL, MAX_MESSAGE_SIZE, PING
 from tusd_py.uvicorn_server.cycle import UploadCycle
-from tusd_py.uvicorn_server.socket_handshake import Handshake
+from tusd_py.uvicorn_server.websocket_handshake import Handshake
 
 if TYPE_CHECKING:
     from tusd_py.uvicorn_server.protocol import UploadProtocol
@@ -43,7 +43,7 @@ frames_logger = logging.getLogger("tusd_py.uvicorn_server.frames")
 frames_logger.setLevel(logging.INFO)  # each frame at DEBUG would be a line with what the client has sent
 
 
-class SocketCycle(UploadCycle):
+class WebSocketCycle(UploadCycle):
     """One WebSocket, from its handshake on; refused by a whole response, after which the connection ends."""
 
     def __init__(self, protocol: UploadProtocol, handshake: Handshake) -> None:
@@ -71,7 +71,7 @@ class SocketCycle(UploadCycle):
         return {name: value for name, value in self.scope.items() if name != "method"} | changed
 
     @property
-    def is_socket(self) -> bool:
+    def is_websocket(self) -> bool:
         """Whether the WebSocket was accepted; it may have been closed since."""
         return self._frames is not None
 
@@ -125,7 +125,7 @@ class SocketCycle(UploadCycle):
             return
         kind = message["type"]
         if kind == "websocket.close":
-            self.close_socket(message.get("code") or 1000, message.get("reason") or "")
+            self.close_websocket(message.get("code") or 1000, message.get("reason") or "")
         elif kind == PING:
             self._ping(frames)
         elif kind == "websocket.send":
@@ -149,7 +149,7 @@ class SocketCycle(UploadCycle):
         frames.send_ping(b"")
         self._flush(frames)
 
-    def close_socket(self, code: int, reason: str = "") -> None:
+    def close_websocket(self, code: int, reason: str = "") -> None:
         """Close the WebSocket, and the connection once the client has answered, or not in time."""
         frames = self._frames
         if frames is None or frames.state is not State.OPEN:
@@ -164,14 +164,14 @@ class SocketCycle(UploadCycle):
 
     def close_at_shutdown(self) -> None:
         """Close the WebSocket; its client may delay the end for a moment only."""
-        self.close_socket(SERVER_ENDS, "the server ends")
-        self.protocol.socket_closed(LAST_CLOSE_TIMEOUT, self._abort)
+        self.close_websocket(SERVER_ENDS, "the server ends")
+        self.protocol.websocket_closed(LAST_CLOSE_TIMEOUT, self._abort)
 
     async def _answer_failure(self) -> None:
         if self._frames is None:
             await super()._answer_failure()
         else:
-            self.close_socket(INTERNAL_ERROR)
+            self.close_websocket(INTERNAL_ERROR)
 
     # The client's side.
 
@@ -199,7 +199,7 @@ class SocketCycle(UploadCycle):
         was_open = not self.response_complete
         for event in frames.events_received():
             if not self._allowance.take():
-                self.close_socket(TOO_MANY, "too many frames in a short time")
+                self.close_websocket(TOO_MANY, "too many frames in a short time")
                 self._abort_unless(was_open)
                 return
             if isinstance(event, Frame) and was_open and frames.state is State.OPEN:
@@ -227,7 +227,7 @@ class SocketCycle(UploadCycle):
         try:
             message["text" if self._pieces_are_text else "bytes"] = data.decode() if self._pieces_are_text else data
         except UnicodeDecodeError:
-            self.close_socket(INVALID_DATA, "a text is not UTF-8")
+            self.close_websocket(INVALID_DATA, "a text is not UTF-8")
             return
         self._messages.append(message)
         self.flow.pause_reading()
@@ -253,7 +253,7 @@ class SocketCycle(UploadCycle):
         self._messages.clear()
         self.message_event.set()
         self.flow.resume_reading()
-        self.protocol.socket_closed(seconds, self.protocol.end)
+        self.protocol.websocket_closed(seconds, self.protocol.end)
 
     def _flush(self, frames: Protocol) -> None:
         data = b"".join(frames.data_to_send())
