@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE
 from websockets.exceptions import ProtocolError
-from websockets.frames import Close, Frame, Opcode
+from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 
 from tusd_py.asyncutil.allowance import Allowance
@@ -31,12 +31,6 @@ LINGER_SIZE = 64 << 10  # bytes that are read and discarded after an error
 MIN_PING_INTERVAL = 10.0  # seconds in which a client has to answer
 CLOSE_TIMEOUT = 2.0  # seconds for the client's answer to a close
 LAST_CLOSE_TIMEOUT = 0.5  # the same when the server ends
-INVALID_DATA = 1007
-TOO_MANY = 1008
-INTERNAL_ERROR = 1011
-SERVER_ENDS = 1012
-NOT_CLOSED = 1006  # the code of a connection that ends without a close
-NO_CODE = 1005
 
 logger = logging.getLogger("tusd_py.uvicorn_server")
 frames_logger = logging.getLogger("tusd_py.uvicorn_server.frames")
@@ -56,7 +50,8 @@ class WebSocketCycle(UploadCycle):
         self._pieces = bytearray()  # of a message that has not ended
         self._pieces_are_text = False
         self._messages: deque[dict[str, Any]] = deque([{"type": "websocket.connect"}])
-        self._code, self._reason = NOT_CLOSED, ""
+        self._code: int = CloseCode.ABNORMAL_CLOSURE
+        self._reason = ""
         self._discarded = 0  # bytes after an error
         self._heard = True  # whether the client has sent anything since the last ping
         self._pinged_at = 0.0  # time of the event loop
@@ -125,7 +120,7 @@ class WebSocketCycle(UploadCycle):
             return
         kind = message["type"]
         if kind == "websocket.close":
-            self.close_websocket(message.get("code") or 1000, message.get("reason") or "")
+            self.close_websocket(message.get("code") or CloseCode.NORMAL_CLOSURE, message.get("reason") or "")
         elif kind == PING:
             self._ping(frames)
         elif kind == "websocket.send":
@@ -157,21 +152,21 @@ class WebSocketCycle(UploadCycle):
         try:
             frames.send_close(code, reason)
         except ProtocolError:  # a code or reason of the application that cannot be sent
-            frames.send_close(INTERNAL_ERROR)
+            frames.send_close(CloseCode.INTERNAL_ERROR)
         self._code, self._reason = code, reason
         self._flush(frames)
         self._closed(CLOSE_TIMEOUT)
 
     def close_at_shutdown(self) -> None:
         """Close the WebSocket; its client may delay the end for a moment only."""
-        self.close_websocket(SERVER_ENDS, "the server ends")
+        self.close_websocket(CloseCode.SERVICE_RESTART, "the server ends")
         self.protocol.websocket_closed(LAST_CLOSE_TIMEOUT, self._abort)
 
     async def _answer_failure(self) -> None:
         if self._frames is None:
             await super()._answer_failure()
         else:
-            self.close_websocket(INTERNAL_ERROR)
+            self.close_websocket(CloseCode.INTERNAL_ERROR)
 
     # The client's side.
 
@@ -199,7 +194,7 @@ class WebSocketCycle(UploadCycle):
         was_open = not self.response_complete
         for event in frames.events_received():
             if not self._allowance.take():
-                self.close_websocket(TOO_MANY, "too many frames in a short time")
+                self.close_websocket(CloseCode.POLICY_VIOLATION, "too many frames in a short time")
                 self._abort_unless(was_open)
                 return
             if isinstance(event, Frame) and was_open and frames.state is State.OPEN:
@@ -210,8 +205,8 @@ class WebSocketCycle(UploadCycle):
         if frames.close_rcvd is not None:
             self._client_closed(frames.close_rcvd)
         elif frames.state is not State.OPEN and was_open:
-            sent = frames.close_sent
-            self._code, self._reason = (NOT_CLOSED, "") if sent is None else (sent.code, sent.reason)
+            sent = frames.close_sent or Close(CloseCode.ABNORMAL_CLOSURE, "")
+            self._code, self._reason = sent.code, sent.reason
             self._closed(CLOSE_TIMEOUT)
 
     def _take_frame(self, frame: Frame) -> None:
@@ -227,7 +222,7 @@ class WebSocketCycle(UploadCycle):
         try:
             message["text" if self._pieces_are_text else "bytes"] = data.decode() if self._pieces_are_text else data
         except UnicodeDecodeError:
-            self.close_websocket(INVALID_DATA, "a text is not UTF-8")
+            self.close_websocket(CloseCode.INVALID_DATA, "a text is not UTF-8")
             return
         self._messages.append(message)
         self.flow.pause_reading()

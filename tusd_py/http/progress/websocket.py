@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 from starlette.types import Message as SendMessage, Receive
+from websockets.frames import CloseCode
 
 from tusd_py.asyncutil.allowance import Allowance
 from tusd_py.http.websocket import MAX_MESSAGE_SIZE, PING
@@ -28,12 +29,6 @@ ERROR = json.dumps(
     },
     separators=(",", ":"),
 )
-
-ENDED = 1000  # the stream is about nothing that can still happen
-NOT_TEXT = 1003
-TOO_MANY = 1008
-TOO_LONG = 1009
-COME_BACK = 1012
 
 
 class WebSocketForm:
@@ -59,7 +54,7 @@ class WebSocketForm:
         self._status_is_due = False
         self._status_at = 0.0  # time of the event loop of the next answer to `get_status`
         self._status_timer: asyncio.TimerHandle | None = None
-        self._refusal: tuple[int, str] | None = None
+        self._refusal: tuple[CloseCode, str] | None = None
 
     async def listen(self) -> None:
         """Take the messages of the client, until it has left."""
@@ -69,11 +64,11 @@ class WebSocketForm:
 
     def _take(self, text: str | None) -> None:
         if text is None:
-            self._refuse(NOT_TEXT, "messages are text")
+            self._refuse(CloseCode.UNSUPPORTED_DATA, "messages are text")
         elif len(text) > MAX_MESSAGE_SIZE or len(text.encode()) > MAX_MESSAGE_SIZE:
-            self._refuse(TOO_LONG, f"a message has {MAX_MESSAGE_SIZE} bytes at most")
+            self._refuse(CloseCode.MESSAGE_TOO_BIG, f"a message has {MAX_MESSAGE_SIZE} bytes at most")
         elif not self._allowance.take() or len(self._replies) >= MAX_REPLIES:
-            self._refuse(TOO_MANY, "too many messages in a short time")
+            self._refuse(CloseCode.POLICY_VIOLATION, "too many messages in a short time")
         else:
             kind = type_of(text)
             if kind == "get_status":
@@ -82,7 +77,7 @@ class WebSocketForm:
                 self._replies.append(PONG if kind == "ping" else ERROR)
                 self._listener.ping()
 
-    def _refuse(self, code: int, reason: str) -> None:
+    def _refuse(self, code: CloseCode, reason: str) -> None:
         self._refusal = code, reason
         self._listener.end()
 
@@ -113,10 +108,13 @@ class WebSocketForm:
 
     def render_end(self, retry: int | None) -> tuple[int, SendMessage]:
         """Return the close of the WebSocket, with the time to come back in its reason."""
-        code, reason = (ENDED, "") if retry is None else (COME_BACK, f"retry: {retry}")
         if self._refusal is not None:
             code, reason = self._refusal
-        return len(reason), {"type": "websocket.close", "code": code, "reason": reason}
+        elif retry is None:
+            code, reason = CloseCode.NORMAL_CLOSURE, ""
+        else:
+            code, reason = CloseCode.SERVICE_RESTART, f"retry: {retry}"
+        return len(reason), {"type": "websocket.close", "code": int(code), "reason": reason}
 
     def close(self) -> None:
         """Cancel the answer that waits."""
