@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -31,13 +30,13 @@ from tusd_py.transfer.body_source import BodySource
 from tusd_py.transfer.budget import ByteBudget
 from tusd_py.uploads.checksum import Verification
 from tusd_py.uploads.commit_pace import CommitPace
+from tusd_py.uploads.commit_timer import CommitTimer
 from tusd_py.uploads.content_checks import AppendChecks
 from tusd_py.uploads.last_step import LastStep
 from tusd_py.uploads.options import UploadOptions
 from tusd_py.uploads.socket_receiving import SocketReceiving
 from tusd_py.uploads.validation import limit_text
 
-IDLE_STEP = 0.25  # seconds between the moments at which the timers of idle appends fire
 FLUSH_INTERVAL = 10.0  # seconds after which all bytes are stored even where that costs extra
 MAX_SILENCE = 1.0  # seconds without a byte after which a request for a commit ends the append
 
@@ -73,16 +72,26 @@ class Append:
     ) -> None:
         """Prepare the append.
 
-        `threaded` is the writer if it is one. `quota_end` is the offset that the quota of the owner lets it reach;
-        None: any. `checks` may refuse bytes before they are stored, and bytes with a checksum once they are verified.
-        Of an upload that `is_watched` the offset is committed more often. `storage_written` is told of the seconds of
-        every wait for the storage.
+        Args:
+            upload: the upload with the length that the request declares.
+            source: delivers the bytes.
+            writer: stores the bytes.
+            budget: bounds the memory of all appends.
+            options: the options of all uploads.
+            commit: changes the record.
+            stored_size: returns the number of bytes that the storage has.
+            storage_written: is told of the seconds of every wait for the storage.
+            verification: verifies an announced checksum; None without one.
+            threaded: the writer too, if it stores in threads.
+            last_step: stores the last bytes and commits them in one thread, if that is possible.
+            quota_end: the offset that the quota of the owner lets the append reach; None: any.
+            checks: may refuse bytes before they are stored, and bytes with a checksum once they are verified.
+            is_watched: tells whether somebody watches an upload, whose offset is then committed more often.
         """
         self._last_step = last_step
         self._checks = checks
         self._is_watched = is_watched
         self._pace = CommitPace()
-        self._is_hurried = False  # whether the timer is that of an upload that somebody watches
         self.upload = upload  # the upload with all changes to be committed
         self._stored_record = upload  # the record in the state store
         self._source = source
@@ -102,8 +111,7 @@ class Append:
         self._limit = _limit(upload, self._options, quota_end)
         self._start = upload.offset
         self._position = upload.offset  # offset of the next received byte
-        self._timer: asyncio.TimerHandle | None = None
-        self._woken_at: float | None = None  # monotonic time when the timer woke the source, if no bytes came since
+        self._timer: CommitTimer | None = None  # while the append receives: the timer refers to it
         self._loop_ended = False
         self._commit_due = False
         self._commit_requested = False
@@ -162,28 +170,32 @@ class Append:
         await self._rewind(error.stored)
 
     async def _receive(self) -> None:
+        interval = self._options.commit_interval
+        timer = CommitTimer(interval, self._pace, self._has_watchers, self._is_idle_since, self._make_commit_due)
+        self._timer = timer
         if self._source.arrived is None:
-            self._start_commit_timer()
-        while await self._receive_next():
+            timer.start()
+        while (received := await self._receive_next()) is not None:
+            if received:
+                timer.bytes_came()
             if self._commit_requested or self._commit_due:
                 await self._commit()
-                self._start_commit_timer()
+                timer.start()
 
-    async def _receive_next(self) -> bool:
-        """Take the next bytes, none if the source was woken; return False at the end of the source."""
+    async def _receive_next(self) -> int | None:
+        """Take the next bytes and return their number, 0 if the source was woken; None at the end of the source."""
         received = await self._receive_in_thread()
-        if received is None:
-            data = await self._source.read()
-            if data is None:
-                return False
-            received = len(data)
-            if data:
-                await self._add(data)
-        if received:
-            self._woken_at = None
-        return True
+        if received is not None:
+            return received
+        data = await self._source.read()
+        if data is None:
+            return None
+        if data:
+            await self._add(data)
+        return len(data)
 
     async def _receive_in_thread(self) -> int | None:
+        """Have a thread take the next bytes, and return their number; None if the source has to be read."""
         if self._by_threads is None:
             return None
         most = min(self._limit, self._bytes_at_commit + self._options.commit_bytes) - self._position
@@ -213,48 +225,25 @@ class Append:
                 raise bytes_exceeded(self.upload)
             raise MaxSizeExceeded(limit_text(self._options, "deferred"))
 
-    def _start_commit_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._interval(), self._interval_passed)
-
     def watchers_changed(self) -> None:
         """Commit more often from now on, if somebody has begun to watch the upload."""
-        if self._timer is None or self._is_hurried or self._is_watched is None or not self._is_watched(self.upload):
-            return
-        self._start_commit_timer()
+        if self._timer is not None:
+            self._timer.watchers_changed()
 
-    def _interval(self) -> float:
-        """Return the seconds until the next commit, and note whether somebody watches the upload."""
-        interval = self._options.commit_interval
-        self._is_hurried = self._is_watched is not None and self._is_watched(self.upload)
-        if not self._is_hurried:
-            return interval
-        return self._pace.watched_interval(interval)
+    def _has_watchers(self) -> bool:
+        return self._is_watched is not None and self._is_watched(self.upload)
 
-    def _interval_passed(self) -> None:
-        if self._is_idle():
-            self._start_idle_timer()
-            return
-        self._woken_at = time.monotonic()
+    def _make_commit_due(self) -> None:
         self._commit_due = True
         self._source.wake()
 
-    def _start_idle_timer(self) -> None:
-        """Set the timer while no bytes come, so that the timers of all idle appends fire together."""
-        loop = asyncio.get_running_loop()
-        at = loop.time() + self._interval()
-        if not self._is_hurried:
-            at = math.ceil(at / IDLE_STEP) * IDLE_STEP
-        self._timer = loop.call_at(at, self._interval_passed)
-
-    def _is_idle(self) -> bool:
-        """Return whether all that arrived before the timer last woke the source is committed, and none came since."""
-        if self._woken_at is None or self._position != self._bytes_at_commit:
+    def _is_idle_since(self, moment: float) -> bool:
+        """Return whether all that arrived before a moment of `time.monotonic` is committed, and none came since."""
+        if self._position != self._bytes_at_commit:
             return False
         if self._verification is None and self._position != self.upload.offset:
             return False  # the storage has not made all bytes safe yet
-        return self._source.silent_for() >= time.monotonic() - self._woken_at
+        return self._source.silent_for() >= time.monotonic() - moment
 
     async def _commit(self, *, everything: bool = False) -> Upload:
         """Commit the received bytes; before a checksum is verified, only answer a request for a commit."""
@@ -422,7 +411,8 @@ class Append:
 
     async def _close(self) -> None:
         if self._timer is not None:
-            self._timer.cancel()
+            self._timer.stop()
+            self._timer = None
         if not self._loop_ended:
             await self._batches.close()
 
