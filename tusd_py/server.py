@@ -27,7 +27,7 @@ from tusd_py.contracts.auth import Authenticator
 from tusd_py.contracts.locks import Locker
 from tusd_py.contracts.state import StateStore
 from tusd_py.contracts.storage import Storage
-from tusd_py.core.errors import StateUnavailable, StorageUnavailable, UploadError
+from tusd_py.core.errors import StateUnavailable, UploadError
 from tusd_py.core.upload import Upload
 from tusd_py.embedding import UploadReader, Uploads, open_reader
 from tusd_py.events.bus import EventBus, Subscriber
@@ -38,6 +38,7 @@ from tusd_py.http.mount import TusMount
 from tusd_py.http.urls import TrustedProxies, UrlBuilder
 from tusd_py.jobs.duties import scheduler_of
 from tusd_py.jobs.scheduler import Scheduler
+from tusd_py.late_close import LateClose
 from tusd_py.lifecycle import close_service, open_service
 from tusd_py.observability.logging import log_requests
 from tusd_py.observability.metrics import Metrics
@@ -54,8 +55,7 @@ from tusd_py.uploads.service import UploadService
 
 logger = logging.getLogger("tusd_py")
 
-MIN_SHUTDOWN_TIME = 1.0  # seconds that requests have at least to commit, and an earlier service to close
-CLOSE_RETRY_INTERVAL = 0.5  # seconds between two attempts to close a hanging storage
+MIN_SHUTDOWN_TIME = 1.0  # seconds that requests have at least to commit
 START_TIMEOUT = 20.0  # seconds a request waits for the start of the server
 HEAD_TIMEOUT = 1.5  # seconds a HEAD waits for the start: the server answers HEAD within two seconds
 
@@ -137,7 +137,7 @@ class TusServer:
         log_requests(self.events)
         self._start_attempts = StartAttempts(self.startup)
         self._cors_middleware_checked = False
-        self._services_of_closed_loops: list[UploadService] = []  # still to be closed
+        self._late_close = LateClose()
         self.uploads = Uploads(self._started_service)
         self.is_administrated = False
         self._build()
@@ -172,7 +172,6 @@ class TusServer:
         self._started = False
         self._start_attempts.forget()
         self._scheduler: Scheduler | None = None
-        self._late_close: asyncio.Task[None] | None = None  # closes a storage that hung at the shutdown
         self._drain_started_at: float | None = None
         self._signals = SignalWatch(self._start_draining, self.settings.drain_delay)
 
@@ -184,7 +183,7 @@ class TusServer:
         self.service.unobserve_events()
         self.hub.forget()
         self.events.drop_queued()
-        self._services_of_closed_loops.append(self.service)
+        self._late_close.add_of_closed_loop(self.service)
         self._signals.stop()
         self._build()
 
@@ -265,7 +264,7 @@ class TusServer:
             await Starlette(lifespan=self.lifespan)(scope, receive, send)
             return
         if scope["type"] not in ("http", "websocket"):
-            raise RuntimeError("a tus server speaks HTTP only")
+            raise RuntimeError("a tus server speaks HTTP and WebSockets only")
         self._warn_about_cors_middleware(scope.get("app"))
         self._rebuild_after_closed_loop()
         timeout = HEAD_TIMEOUT if scope.get("method") == "HEAD" else START_TIMEOUT
@@ -330,7 +329,7 @@ class TusServer:
             if self._started:
                 return
             self._loop = asyncio.get_running_loop()
-            await self._close_earlier()
+            await self._late_close.finish()
             await open_service(self.service, self.settings)
             if self.service.health.limitations:
                 logger.warning("%s", "; ".join(self.service.health.limitations))
@@ -357,24 +356,6 @@ class TusServer:
             await self.queries.prepare()
         except UploadError as error:
             logger.warning("the records are not prepared for administrators, who wait longer: %s", error.message)
-
-    async def _close_earlier(self) -> None:
-        """Close the components that an earlier event loop or shutdown left open.
-
-        Raises `StorageUnavailable` while one of them still has work to end.
-        """
-        if self._late_close is not None:
-            await asyncio.wait((self._late_close,), timeout=MIN_SHUTDOWN_TIME)
-            if not self._late_close.done():
-                raise StorageUnavailable("the storage has not ended its work since the last shutdown")
-            self._late_close = None
-        while self._services_of_closed_loops:
-            closed = True
-            with contextlib.suppress(Exception):  # its tasks ended with their loop; only threads and files are left
-                closed = await close_service(self._services_of_closed_loops[-1], MIN_SHUTDOWN_TIME)
-            if not closed:
-                raise StorageUnavailable("the storage has not ended its work for an earlier event loop")
-            self._services_of_closed_loops.pop()
 
     async def _close_with_loop(self, closed: asyncio.Event) -> None:
         """Shut down if the event loop ends, and cancels this task, before the application has called `shutdown`."""
@@ -420,15 +401,9 @@ class TusServer:
                 logger.error(
                     "the storage has not ended its work: uploads stay locked until it has, or the process ends"
                 )
-                self._late_close = asyncio.create_task(self._close_later())
+                self._late_close.begin(self.service)
             self.metrics.fold()
             self._drain_started_at = None
-
-    async def _close_later(self) -> None:
-        closed = False
-        while not closed:
-            await asyncio.sleep(CLOSE_RETRY_INTERVAL)
-            closed = await close_service(self.service, CLOSE_RETRY_INTERVAL)
 
     def _start_draining(self) -> None:
         """Make running appends commit and end; called when the web server is about to shut down."""

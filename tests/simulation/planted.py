@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tusd_py import lifecycle, server
+from tusd_py import late_close, lifecycle, server
 from tusd_py.asyncutil import serial_task
 from tusd_py.backends.disk import folder_syncs, sync_health, syncs, writer as disk_writer
 from tusd_py.backends.local_locks import locker as local_locker
@@ -64,7 +64,7 @@ def locker_closed_before_storage() -> None:
         return bool(await service.storage.close(timeout))
 
     change(lifecycle, "close_service", close_service)
-    for module in (lifecycle, server):
+    for module in (lifecycle, server, late_close):
         if hasattr(module, "close_service"):
             change(module, "close_service", close_service)
 
