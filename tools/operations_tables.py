@@ -1,4 +1,4 @@
-"""Writer of the tables of docs/operations.md that the code has the content of: `python -m tools.operations_tables`."""
+"""Writer of the tables of docs/operations.md whose content is in the code: `python -m tools.operations_tables`."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class MetricsPage:
         """Serve the metrics of `server`; with the setting `metrics_auth` for those that `admin` knows.
 
         Raises:
-            InvalidSettings: nobody could be known.
+            InvalidSettings: `metrics_auth` is set, and nothing tells administrators from others.
         """
         self._server = server
         self._rendering: asyncio.Task[bytes] | None = None

@@ -1,4 +1,4 @@
-"""An allowance for a rate, of one client in one event loop."""
+"""A limit for the rate of one client, in one event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Allowance:
-    """A number of things that a client may do at once, which grows again with time."""
+    """A token bucket: the number of things that a client may do at once, which grows again with time."""
 
     __slots__ = ("_left", "_loop", "_most", "_per_second", "_since")
 

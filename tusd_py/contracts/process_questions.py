@@ -1,7 +1,7 @@
-"""The contract of questions to other processes: which locks they hold.
+"""The contract of questions to other processes about the locks that they hold.
 
-Only the holder of a lock knows the request that it works for, so that one is asked, and nothing is written when a lock
-is acquired.
+Only the holder of a lock knows the request that it works for, and so it is asked; nothing is written when a lock is
+acquired.
 
 **Bounds.** A question ends after its timeout; processes that have not answered by then are counted.
 

@@ -67,13 +67,8 @@ def decode_reports(text: str) -> Sequence[LockReport] | None:
         return None
 
 
-def _report(
-    upload_id: object,
-    since: float,
-    host: object,
-    pid: object,
-    *request: object,  # of `LockReport`
-) -> LockReport:
+def _report(upload_id: object, since: float, host: object, pid: object, *request: object) -> LockReport:
+    """Return the report with these fields, those of the request last; raises one of `BROKEN` for wrong ones."""
     if not (isinstance(upload_id, str) and isinstance(host, str) and isinstance(pid, int) and 0 <= since <= LATEST):
         raise ValueError("no lock")
     method, path, client, principal = map(_text, request)

@@ -1,4 +1,4 @@
-"""The measurement of hooks that are told."""
+"""The measurement of the hooks that are told of events."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tusd_py.hooks.event_names import hook_of
 
 
 class MeasuredSink:
-    """A sink that measures each attempt of another one to tell a hook."""
+    """A sink that passes events on to another one, which tells a hook, and measures each attempt."""
 
     def __init__(self, sink: Sink, instrumentation: Instrumentation) -> None:
-        """Send by `sink`."""
+        """Send by `sink`, and report to `instrumentation`."""
         self.name = sink.name
         self._sink = sink
         self._instrumentation = instrumentation

@@ -1,4 +1,4 @@
-"""The origin of the page that opens a WebSocket: browsers leave it to the server to look at it."""
+"""The origin of the page that opens a WebSocket: browsers connect pages of every origin, and leave it to the server."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ DEFAULT_PORTS = (None, 80, 443)
 
 
 class ForeignOrigin(HTTPError):
-    """A WebSocket of a page that may not read what the server tells.
-
-    A browser connects pages of every origin, and leaves the decision to the server.
-    """
+    """A WebSocket of a page that may not read what the server tells."""
 
     def __init__(self) -> None:
         super().__init__(403, "ERR_ORIGIN_NOT_ALLOWED", "pages of this origin may not follow uploads")

@@ -7,7 +7,7 @@ import contextlib
 from starlette.types import Message, Receive, Scope, Send
 
 DENIAL = "websocket.http.response"  # scope extension: a handshake may be refused by any answer of HTTP
-PING = "tusd_py.websocket.ping"  # ASGI message and scope extension of a server that leaves it to send pings
+PING = "tusd_py.websocket.ping"  # ASGI message, and scope extension of a server that leaves pings to the application
 MAX_MESSAGE_SIZE = 4096  # bytes of a message of a client
 SCHEMES = {"ws": "http", "wss": "https"}
 NO_BODY = {"type": "http.request", "body": b"", "more_body": False}

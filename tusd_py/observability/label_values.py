@@ -65,22 +65,9 @@ REDIS_CALL = Label(
     (
         *("acquire", "renew", "release", "commit", "add", "create", "count", "update", "delete", "move", "note"),
         *("write_metadata", "take_rate", "events", "settle"),
-        *(
-            "del",
-            "exists",
-            "expire",
-            "hget",
-            "hgetall",
-            "hmget",
-            "info",
-            "lrange",
-            "ltrim",
-            "publish",
-            "pubsub",
-            "rpush",
-        ),
-        *("sadd", "smembers", "srandmember", "srem", "time", "zadd", "zlexcount", "zmscore", "zrange", "zrem"),
-        "zscore",
+        *("del", "exists", "expire", "hget", "hgetall", "hmget", "info", "lrange", "ltrim", "publish", "pubsub"),
+        *("rpush", "sadd", "smembers", "srandmember", "srem", "time"),
+        *("zadd", "zlexcount", "zmscore", "zrange", "zrem", "zscore"),
     ),
 )
 S3_OPERATION = Label(

@@ -25,14 +25,15 @@ class Tally:
     """The observations of one child of a collector that wait to be added to it.
 
     Attributes:
+        child: the child.
         add: takes an observation: an amount for a counter or a gauge, seconds for a histogram. Thread-safe.
     """
 
-    __slots__ = ("_child", "_waiting", "add")
+    __slots__ = ("_waiting", "add", "child")
 
     def __init__(self, child: Any) -> None:
         """Add to a child of a collector of prometheus_client."""
-        self._child = child
+        self.child = child
         self._waiting: deque[float] = deque()
         self.add: Callable[[float], None] = self._waiting.append
 
@@ -42,10 +43,10 @@ class Tally:
         if not waiting:
             return
         amounts = [waiting.popleft() for _ in range(len(waiting))]
-        if isinstance(self._child, Histogram):
-            _observe_all(self._child, amounts)
+        if isinstance(self.child, Histogram):
+            _observe_all(self.child, amounts)
         else:
-            self._child.inc(sum(amounts))
+            self.child.inc(sum(amounts))
 
 
 def _observe_all(histogram: Any, amounts: list[float]) -> None:
@@ -84,7 +85,7 @@ class Family:
 
     def child(self, *values: str) -> Any:
         """Return the child itself, for what is set or must be counted at once."""
-        return self.tally(*values)._child
+        return self.tally(*values).child
 
     def fold(self) -> None:
         """Add what waits to the children."""

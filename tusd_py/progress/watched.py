@@ -29,9 +29,13 @@ class Watched:
     """
 
     def __init__(self, upload_id: str, numbers: Numbers, ended: Ended, told: Told) -> None:
-        """Take the numbers of messages, and what is called after the last message, and after each.
+        """Begin without any knowledge of the upload.
 
-        The last message leaves no listeners.
+        Args:
+            upload_id: the upload.
+            numbers: returns the numbers of messages.
+            ended: is called after the last message, which leaves no listeners.
+            told: is called after each message.
         """
         self.upload_id = upload_id
         self.listeners: set[Listener] = set()

@@ -134,7 +134,7 @@ class BatchWriter:
         self._start_writing()
 
     async def _timed(self, step: Awaitable[T]) -> T:
-        """Wait for a step of the writer, and tell how long that took, if the step has bytes to wait for."""
+        """Wait for a step of the writer, and report the seconds if there are bytes that the step stores."""
         if not (self._writing_size or self._gathered_size):
             return await step
         started = time.monotonic()

@@ -22,12 +22,12 @@ NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)  # EPERM
 
 
 def can_lend_socket(scheme: str | None) -> bool:
-    """Return whether bodies on a connection of this scheme can be received so: the kernel does not decrypt."""
+    """Return whether a thread can take the bytes of a connection of this scheme: not of TLS, which Python decrypts."""
     return scheme == "http" and hasattr(os, "splice") and hasattr(select, "poll")
 
 
 class SocketTurn:
-    """The transfer of the next bytes of a body to a file, until there are enough, the client pauses, or it is ended.
+    """The transfer of the next bytes of a body to a file, until enough have come, the client pauses, or it is ended.
 
     Nobody else reads from the connection meanwhile. A client that is slower than `LOW_WATER` bytes in a `PAUSE` is left
     to the event loop.
@@ -146,7 +146,7 @@ class SocketTurn:
         return False
 
     def _take_last(self) -> bool:
-        """Return whether there is room for more, which is no longer the case once the thread was asked to finish."""
+        """Return whether more is to be received: after `finish` only what the kernel holds when the thread sees it."""
         if self._finishes and not self._is_last:
             self._is_last = True
             self._room = min(self._room, _arrived(self._connection.fileno()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 WATCHED_INTERVAL = 0.4  # seconds between two commits of an upload that somebody watches
-COMMIT_SHARE = 4  # how many times as long as a commit takes it is until the next, so that slow storages keep their pace
+COMMIT_SHARE = 4  # times the seconds of a commit until the next one, so that slow storages are not busy with commits
 
 
 class CommitPace:

@@ -33,7 +33,7 @@ BACKLOG = 2048
 LISTEN_TRIES = 5  # for a port that no other server holds yet
 LISTEN_PAUSE = 0.02  # seconds between two of them at most
 FURTHER_CONNECTIONS = 64  # beyond the limit, so that a server without room can still be looked at
-WEBSOCKETS = "none"  # the protocol class of uvicorn that takes them over: that of the requests has them itself
+WEBSOCKETS = "none"  # no other protocol class takes their connections over: `UploadProtocol` serves them itself
 SENDING_TIMEOUT = 1.0  # seconds that the end of a process waits for a file that its disk does not deliver
 
 

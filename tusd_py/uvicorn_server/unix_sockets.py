@@ -30,12 +30,12 @@ def bound_unix(path: Path, backlog: int) -> Iterator[socket.socket]:
         finally:
             os.umask(mask)
         listener.listen(backlog)  # at once, so that no other server takes the socket for one that was left
-        number = path.lstat().st_ino
+        inode = path.lstat().st_ino
         try:
             yield listener
         finally:
             with contextlib.suppress(OSError):
-                if path.lstat().st_ino == number:  # not that of a later server
+                if path.lstat().st_ino == inode:  # not that of a later server
                     path.unlink()
 
 

@@ -1,6 +1,6 @@
 """One WebSocket under uvicorn: its handshake is a request like any other, and its connection stays the one that it was.
 
-The frames are those of `websockets`, without its connections: limits, deadlines and counts of connections are ours.
+The frames are those of `websockets`, without its connections: limits and deadlines are those of all connections here.
 """
 
 from __future__ import annotations

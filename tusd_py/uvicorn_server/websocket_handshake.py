@@ -1,4 +1,4 @@
-"""The opening handshake of a WebSocket (RFC 6455, section 4.2): what is one, and what is wrong with it. Pure."""
+"""The opening handshake of a WebSocket (RFC 6455, section 4.2): its recognition and its checks. Pure functions."""
 
 from __future__ import annotations
 

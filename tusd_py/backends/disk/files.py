@@ -224,7 +224,7 @@ class FileTree:
             return _OpenFolder(text, None)
         if make:
             descriptor = os.open(self.top, FOLDER_FLAGS)
-        else:
+        else:  # one call less: only folders below the first one need the descriptor of the one above
             descriptor = os.open(self._prefix + folders.pop(0), FOLDER_FLAGS | os.O_NOFOLLOW)
         try:
             for folder in folders:

@@ -12,7 +12,7 @@ from tusd_py.core.upload_codec import BrokenRecords, broken, decode_upload
 
 
 class RedisRecords:
-    """The records below one prefix. One that cannot be read is logged once, and found as the reason why."""
+    """The records below one prefix. A broken one is logged once, and a `BrokenRecord` stands in its place."""
 
     def __init__(self, connection: RedisConnection, keys: Keys) -> None:
         self._redis = connection

@@ -102,7 +102,10 @@ class JobThreads:
         self._submitted.append(job)
 
     def _hand_over(self) -> None:
-        """Pass on the jobs of one turn of the event loop: a thread would contend with it for the interpreter lock."""
+        """Pass on the jobs of one turn of the event loop.
+
+        A thread that woke at the first of them would contend with the loop for the interpreter lock.
+        """
         with self._guard:  # the event loop may be at it when `close` is
             while self._submitted:
                 self._queue.put(self._submitted.popleft())

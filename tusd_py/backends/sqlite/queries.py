@@ -177,7 +177,7 @@ def _statement(query: UploadQuery, limits: tuple[str, str] | None = None) -> Sta
 
 def _conditions(condition: UploadFilter) -> Iterator[tuple[str, tuple[Any, ...]]]:
     if condition.status is not None:
-        # Said once more without a place, where the index has such records only; also of the owner.
+        # SQLite uses a partial index only if the statement repeats its condition without a parameter.
         only = "" if condition.status is Status.COMPLETE else " AND status <> 'complete'"
         yield f"status = ?{only}", (str(condition.status),)
     if condition.owner is not None:

@@ -71,7 +71,7 @@ class ProgressEndpoint:
     async def get(self, request: Request) -> Response:
         """Answer with the events of an upload from now on, beginning with a snapshot or what the client has missed.
 
-        A WebSocket begins with a snapshot always. A client that has got the last event is answered 204, after which
+        A WebSocket always begins with a snapshot. A client that has got the last event is answered 204, after which
         browsers ask no more.
         """
         if request.is_head:

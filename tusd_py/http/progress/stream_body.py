@@ -39,7 +39,7 @@ class StreamBody:
     """
 
     def __init__(self, form: StreamForm, listener: Listener, remove: Callable[[Listener], object]) -> None:
-        """Take what removes the listener at the end."""
+        """Send to `listener` in this form; `remove` is called with it at the end."""
         self._form = form
         self._listener = listener
         self._remove = remove

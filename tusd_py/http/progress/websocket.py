@@ -37,13 +37,13 @@ class WebSocketForm:
     def __init__(
         self, receive: Receive, listener: Listener, snapshots: Callable[[], Sequence[Message]], *, sends_pings: bool
     ) -> None:
-        """Take what tells the state of all uploads of the stream.
+        """Take the messages of both sides.
 
         Args:
             receive: receives messages of ASGI.
             listener: the listener.
             snapshots: returns the state of every upload of the stream.
-            sends_pings: whether the application is the one that sends pings, see `tusd_py.http.websocket.PING`.
+            sends_pings: whether the application has to send pings, see `tusd_py.http.websocket.PING`.
         """
         self._receive = receive
         self._listener = listener
