@@ -10,12 +10,18 @@ import pytest
 
 from tests.support.harness import ServerProcess, serving
 from tests.support.process_memory import cpu_seconds, resident_size
-from tests.support.server_connections import answered_meanwhile, metric, open_connections, pour
+from tests.support.server_connections import (
+    answered_meanwhile,
+    interrupt_until_listeners_leave,
+    metric,
+    open_connections,
+    pour,
+)
 from tests.support.timing import PROMPT, promptly, scaled, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import TUS
 from tests.support.wire.raw_sockets import ACCEPT, BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, frame
-from tests.support.wire.requests import create, offset_of, patch, request, start_patch
+from tests.support.wire.requests import create, offset_of, patch, request
 
 pytestmark = pytest.mark.integrated
 GET_STATUS = frame(TEXT, b'{"type":"get_status"}')
@@ -261,12 +267,7 @@ def test_listener_that_does_not_read_holds_nothing_and_is_closed(tmp_path: Path)
         path = create(server.port, None)
         assert patch(server.port, path, 0, b"x").status == 204
         with RawSocket(server.port, f"{path}/events", receive_buffer=1024):
-            before = resident_size(server.pid)
-            while metric(server.port, "tusd_listeners"):
-                for _ in range(20):
-                    with start_patch(server.port, path, 1, 10) as sender:  # an interruption and a resumption each
-                        sender.wait_until_read()
-            assert resident_size(server.pid) - before < 2 << 20
+            interrupt_until_listeners_leave(server, path)
         assert metric(server.port, "tusd_connections_ended_total") == 1
 
 

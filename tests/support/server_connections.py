@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+from tests.support.harness import ServerProcess
+from tests.support.process_memory import resident_size
 from tests.support.wire.connection import Connection
-from tests.support.wire.requests import offset_of, request
+from tests.support.wire.requests import offset_of, request, start_patch
 
 HEAD = "HEAD {path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\n\r\n"
 
@@ -19,6 +21,16 @@ def metric(port: int, name: str) -> float:
     return sum(
         float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))
     )
+
+
+def interrupt_until_listeners_leave(server: ServerProcess, path: str) -> None:
+    """Interrupt appends to an upload at offset 1 until it has no listener, and check that none costs memory."""
+    before = resident_size(server.pid)
+    while metric(server.port, "tusd_listeners"):
+        for _ in range(20):
+            with start_patch(server.port, path, 1, 10) as sender:  # an interruption and a resumption each
+                sender.wait_until_read()
+    assert resident_size(server.pid) - before < 2 << 20
 
 
 def open_connections(port: int) -> int:

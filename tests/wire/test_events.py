@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServerProcess, serving
-from tests.support.process_memory import resident_size
-from tests.support.server_connections import metric
+from tests.support.server_connections import interrupt_until_listeners_leave, metric
 from tests.support.timing import TIMEOUT, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.events import Listening, kinds
@@ -372,10 +371,5 @@ def test_listener_that_does_not_read_holds_nothing_and_is_closed(tmp_path: Path)
         path = create(server.port, None)
         assert patch(server.port, path, 0, b"x").status == 204
         with Listening(server.port, f"{path}/events", receive_buffer=1024):
-            before = resident_size(server.pid)
-            while metric(server.port, "tusd_listeners"):
-                for _ in range(20):
-                    with start_patch(server.port, path, 1, 10) as sender:  # an interruption and a resumption each
-                        sender.wait_until_read()
-            assert resident_size(server.pid) - before < 2 << 20
+            interrupt_until_listeners_leave(server, path)
         assert metric(server.port, "tusd_connections_ended_total") == 1
