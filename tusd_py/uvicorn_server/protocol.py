@@ -41,6 +41,7 @@ from tusd_py.uvicorn_server.framing import (
     request_target,
     section_end,
 )
+from tusd_py.uvicorn_server.parsers import BodyEvents, head_before_body, new_parser
 from tusd_py.uvicorn_server.refusals import (
     HANDSHAKE_ENDED,
     HEAD_TOO_LONG,
@@ -60,15 +61,6 @@ logger = logging.getLogger("tusd_py.uvicorn_server")
 UNREAD_BODY_TIMEOUT = 10.0  # seconds for the rest of a small body that the application has not read
 LINGERING_CLOSE_TIMEOUT = 2.0  # seconds that a refused connection stays open, so that the client reads the answer
 LINGER_SIZE = 256 << 10  # bytes that are read and discarded during that time
-
-
-class BodyEvents:
-    """The receiver of a parser's events for a body whose head another parser has read."""
-
-    def __init__(self, protocol: UploadProtocol) -> None:
-        self.on_body = protocol.on_body
-        self.on_header = protocol.on_header
-        self.on_message_complete = protocol.on_message_complete
 
 
 class UploadProtocol(WatchedConnection):
@@ -393,8 +385,7 @@ class UploadProtocol(WatchedConnection):
 
     def _use_parser(self, events: object) -> None:
         self._parser_is_spent = events is not self
-        self.parser = httptools.HttpRequestParser(events)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser = new_parser(events)
 
     def _upgrade_offered(self) -> None:
         """Go on after the head of a request that offers another protocol."""
@@ -406,10 +397,7 @@ class UploadProtocol(WatchedConnection):
     def _ignore_upgrade(self) -> None:
         """Read the body with a new parser: the old one reads none after an offer of another protocol."""
         self._use_parser(BodyEvents(self))
-        if self._phase is Phase.CHUNKED_BODY:
-            self.parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
-        else:
-            self.parser.feed_data(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % self._body_remaining)
+        self.parser.feed_data(head_before_body(None if self._phase is Phase.CHUNKED_BODY else self._body_remaining))
         self.cycle.trailers.clear()
 
     def content_length(self) -> int:
