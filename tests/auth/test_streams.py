@@ -14,7 +14,7 @@ from tests.auth.site import ADMIN, OTHER, OWNER, READER, WRITER, ask, bearer, cr
 from tests.support.harness import ServerProcess, serving
 from tests.support.wire.events import Listening
 from tests.support.wire.messages import identity
-from tests.support.wire.sockets import Socket
+from tests.support.wire.websockets import WebSocket
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +101,8 @@ def test_cookie_is_taken_from_pages_of_allowed_origins(site: ServerProcess, orig
 # WebSockets.
 
 
-def socket_to(site: ServerProcess, path: str, token: str | None, **headers: str) -> Socket:
-    return Socket(site.port, path, {**bearer(token), **headers})
+def socket_to(site: ServerProcess, path: str, token: str | None, **headers: str) -> WebSocket:
+    return WebSocket(site.port, path, {**bearer(token), **headers})
 
 
 def test_socket_of_a_principal_is_about_its_own_uploads(site: ServerProcess) -> None:
@@ -161,14 +161,14 @@ def test_socket_with_a_cookie_is_for_pages_of_allowed_origins(
     path = create(site, OWNER, 4, b"four")
     headers = {"Cookie": f"token={OWNER}"} | ({} if origin is None else {"Origin": origin})
     for below in (f"{path}/events", f"/files/events?upload={identity(path)}"):
-        with Socket(site.port, below, headers) as socket:
+        with WebSocket(site.port, below, headers) as socket:
             assert socket.status == status
 
 
 def test_socket_with_a_good_token_is_for_pages_of_allowed_origins_too(site: ServerProcess) -> None:
     """A page cannot read an answer to a token that it has from elsewhere either."""
     path, _, query = capability(site, create(site, OWNER, 4, b"four")).partition("?")
-    refused = Socket(site.port, f"{path}/events?{query}", {"Origin": "https://other.example"})
+    refused = WebSocket(site.port, f"{path}/events?{query}", {"Origin": "https://other.example"})
     assert (refused.status, refused.text.partition(":")[0]) == (403, "ERR_ORIGIN_NOT_ALLOWED")
 
 

@@ -32,7 +32,7 @@ from tests.support.stored import new_upload, stored, unchanged
 from tests.support.wire.connection import Connection
 from tests.support.wire.events import Listening
 from tests.support.wire.messages import OFFSET_STREAM, TUS, Answer, Body, Headers, payload
-from tests.support.wire.raw_sockets import UPGRADE, RawSocket
+from tests.support.wire.raw_websockets import UPGRADE, RawWebSocket
 
 SMALL, LARGE = b"some bytes", payload(200 << 10)
 WRONG, EXPIRED = "wrong", jwt_of("ann", exp=1)
@@ -183,7 +183,7 @@ def state_in_events(server: ServerProcess, verb: Verb, path: str, headers: Heade
 
 
 def state_in_socket(server: ServerProcess, path: str, headers: Headers) -> Answer:
-    with RawSocket(server.port, path, headers) as socket:
+    with RawWebSocket(server.port, path, headers) as socket:
         if socket.status != 101:
             return socket.refusal()
         first = socket.next_message()

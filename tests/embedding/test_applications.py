@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.harness import ROOT
 from tests.support.timing import scaled
-from tests.support.wire.sockets import Socket
+from tests.support.wire.websockets import WebSocket
 
 RUNNING = re.compile(r"Uvicorn running on (http://\S+)")
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -196,7 +196,7 @@ def test_progress_is_told_over_a_websocket_of_the_application(tmp_path: Path, im
         port = urlsplit(application.origin).port or 0
         created = application.request("POST", "/files/", {"Upload-Length": "5"})
         path = urlsplit(created.headers["Location"]).path
-        with Socket(port, f"{path}/events", {"Origin": application.origin}) as follower:
+        with WebSocket(port, f"{path}/events", {"Origin": application.origin}) as follower:
             assert follower.was_accepted
             assert [message["type"] for message in follower.until("snapshot")] == ["snapshot"]
             follower.send({"type": "ping"})
@@ -204,12 +204,12 @@ def test_progress_is_told_over_a_websocket_of_the_application(tmp_path: Path, im
             application.request("PATCH", path, {"Upload-Offset": "0", **OFFSET_TYPE}, b"hello")
             assert follower.rest()[-1] == "finished"
             assert follower.code == 1000
-        assert Socket(port, "/files/unknown/events").status == 404
-        assert Socket(port, path).status == 404
-        with Socket(port, f"{path}/events") as follower:
+        assert WebSocket(port, "/files/unknown/events").status == 404
+        assert WebSocket(port, path).status == 404
+        with WebSocket(port, f"{path}/events") as follower:
             assert follower.rest() == ["snapshot"]
         second = application.request("POST", "/files/", {"Upload-Length": "5"})
-        with Socket(port, f"{urlsplit(second.headers['Location']).path}/events") as follower:
+        with WebSocket(port, f"{urlsplit(second.headers['Location']).path}/events") as follower:
             follower.until("snapshot")
             application.process.send_signal(signal.SIGTERM)
             assert follower.rest() == []

@@ -13,7 +13,7 @@ from tests.support.hosts import several_hosts
 from tests.support.redis_server import shared_redis_url
 from tests.support.wire.events import Listening, kinds
 from tests.support.wire.requests import create, patch, start_patch
-from tests.support.wire.sockets import Socket
+from tests.support.wire.websockets import WebSocket
 
 
 @pytest.mark.long
@@ -35,7 +35,7 @@ def test_socket_hears_of_another_host_whatever_host_it_comes_back_to(tmp_path: P
     with several_hosts(tmp_path, shared_redis_url(), redis_prefix=f"{tmp_path.name}:") as hosts:
         receiving, first, second = (host.port for host in hosts[:3])
         path = create(receiving, 12)
-        with Socket(first, f"{path}/events") as socket:
+        with WebSocket(first, f"{path}/events") as socket:
             socket.until("snapshot")
             assert patch(receiving, path, 0, b"four").status == 204
             socket.until("progress", lambda message: message["offset"] == 4)
@@ -43,7 +43,7 @@ def test_socket_hears_of_another_host_whatever_host_it_comes_back_to(tmp_path: P
             assert socket.rest() == []
             assert socket.code == 1006
         assert patch(receiving, path, 4, b"more").status == 204
-        with Socket(second, f"{path}/events") as socket:
+        with WebSocket(second, f"{path}/events") as socket:
             assert socket.until("snapshot")[-1]["offset"] == 8
             assert patch(receiving, path, 8, b"last").status == 204
             assert socket.rest()[-1] == "finished"

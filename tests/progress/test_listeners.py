@@ -13,7 +13,7 @@ import pytest
 from tests.support.harness import ServerProcess
 from tests.support.process_memory import cpu_seconds, resident_size
 from tests.support.wire.events import Listening, kinds
-from tests.support.wire.raw_sockets import PONG, RawSocket, frame
+from tests.support.wire.raw_websockets import PONG, RawWebSocket, frame
 from tests.support.wire.requests import create, patch
 
 MANY = 500
@@ -36,8 +36,8 @@ def follow(server: ServerProcess, path: str, address: str = "") -> Listening:
     return Listening(server.port, f"{path}/events", address=address)
 
 
-def follow_by_socket(server: ServerProcess, path: str, address: str = "") -> RawSocket:
-    return RawSocket(server.port, f"{path}/events", address=address)
+def follow_by_socket(server: ServerProcess, path: str, address: str = "") -> RawWebSocket:
+    return RawWebSocket(server.port, f"{path}/events", address=address)
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ from tests.support.wire.requests import (
     stalled_patch,
     start_patch,
 )
-from tests.support.wire.sockets import Socket
+from tests.support.wire.websockets import WebSocket
 
 METADATA_SIZE = 16 * KIBI  # the default of --metadata-size
 PARTS = 1000
@@ -197,15 +197,15 @@ def test_no_answer_of_the_proxy_itself_makes_a_client_begin_again(kind: str, tmp
 def test_socket_goes_through(front: int) -> None:
     path = create(front, 10)
     for origin in (f"http://127.0.0.1:{front}", f"https://127.0.0.1:{front}"):
-        with Socket(front, f"{path}/events", {"Origin": origin}) as socket:
+        with WebSocket(front, f"{path}/events", {"Origin": origin}) as socket:
             assert socket.was_accepted
             socket.until("snapshot")
             socket.send({"type": "ping"})
             assert socket.next() == {"type": "pong"}
-    with Socket(front, f"{path}/events") as socket:
+    with WebSocket(front, f"{path}/events") as socket:
         socket.until("snapshot")
         assert patch(front, path, 0, b"x" * 10).status == 204
         assert socket.rest()[-1] == "finished"
         assert socket.code == 1000
-    refused = Socket(front, "/files/unknown/events")
+    refused = WebSocket(front, "/files/unknown/events")
     assert (refused.status, refused.text.partition(":")[0]) == (404, "ERR_UPLOAD_NOT_FOUND")

@@ -20,7 +20,7 @@ from tests.support.server_connections import (
 from tests.support.timing import PROMPT, promptly, scaled, wait_until
 from tests.support.wire.connection import Connection
 from tests.support.wire.messages import TUS
-from tests.support.wire.raw_sockets import ACCEPT, BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, frame
+from tests.support.wire.raw_websockets import ACCEPT, BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawWebSocket, frame
 from tests.support.wire.requests import create, offset_of, patch, request
 
 pytestmark = pytest.mark.integrated
@@ -29,8 +29,8 @@ APP_PING = frame(TEXT, b'{"type":"ping"}')
 CLOSE_WAIT = 2.0  # seconds in which a client may answer a close
 
 
-def opened(server: ServerProcess, path: str) -> RawSocket:
-    socket = RawSocket(server.port, f"{path}/events")
+def opened(server: ServerProcess, path: str) -> RawWebSocket:
+    socket = RawWebSocket(server.port, f"{path}/events")
     assert socket.status == 101
     assert socket.next_message()["type"] == "snapshot"
     return socket
@@ -40,7 +40,7 @@ def opened(server: ServerProcess, path: str) -> RawSocket:
 
 
 def test_acceptance_is_that_of_the_rfc(server: ServerProcess) -> None:
-    with RawSocket(server.port, f"{create(server.port, 10)}/events") as socket:
+    with RawWebSocket(server.port, f"{create(server.port, 10)}/events") as socket:
         assert (socket.status, socket.fields["sec-websocket-accept"]) == (101, ACCEPT)
         assert (socket.fields["upgrade"], socket.fields["connection"]) == ("websocket", "Upgrade")
         assert "transfer-encoding" not in socket.fields
@@ -67,7 +67,7 @@ def test_handshake_that_is_none_is_refused_and_the_connection_ends(
 ) -> None:
     path = create(server.port, 10)
     smuggled = b"DELETE %s HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\n\r\n" % path.encode()
-    with RawSocket(server.port, f"{path}/events", headers, behind=smuggled) as socket:
+    with RawWebSocket(server.port, f"{path}/events", headers, behind=smuggled) as socket:
         assert socket.status == status
         assert status != 426 or socket.fields["sec-websocket-version"] == "13"
         socket.refusal()
@@ -79,11 +79,11 @@ def test_handshake_that_is_none_is_refused_and_the_connection_ends(
 def test_request_behind_a_refused_handshake_is_not_carried_out(server: ServerProcess, path: str) -> None:
     kept = create(server.port, 10)
     smuggled = b"DELETE %s HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\n\r\n" % kept.encode()
-    with RawSocket(server.port, path, behind=smuggled) as socket:
+    with RawWebSocket(server.port, path, behind=smuggled) as socket:
         assert socket.status in (400, 404)
         socket.refusal()
         assert socket.is_closed()
-    with RawSocket(server.port, path) as socket:
+    with RawWebSocket(server.port, path) as socket:
         assert socket.fields["connection"] == "close"
         socket.refusal()
         assert socket.is_closed()
@@ -92,7 +92,7 @@ def test_request_behind_a_refused_handshake_is_not_carried_out(server: ServerPro
 
 def test_frames_before_the_answer_are_refused(server: ServerProcess) -> None:
     path = create(server.port, 10)
-    with RawSocket(server.port, f"{path}/events", behind=APP_PING) as socket:
+    with RawWebSocket(server.port, f"{path}/events", behind=APP_PING) as socket:
         assert socket.status == 400
     wait_until(lambda: metric(server.port, "tusd_listeners") == 0, "no listener is left")
 
@@ -266,7 +266,7 @@ def test_listener_that_does_not_read_holds_nothing_and_is_closed(tmp_path: Path)
     with serving(tmp_path, idle_timeout="2s") as server:
         path = create(server.port, None)
         assert patch(server.port, path, 0, b"x").status == 204
-        with RawSocket(server.port, f"{path}/events", receive_buffer=1024):
+        with RawWebSocket(server.port, f"{path}/events", receive_buffer=1024):
             interrupt_until_listeners_leave(server, path)
         assert metric(server.port, "tusd_connections_ended_total") == 1
 
@@ -289,12 +289,12 @@ def test_sockets_are_connections_of_the_limit(tmp_path: Path) -> None:
     with serving(tmp_path, max_connections=8) as server:
         path = create(server.port, 10)
         for _ in range(40):
-            with RawSocket(server.port, "/files/unknown/events") as socket:
+            with RawWebSocket(server.port, "/files/unknown/events") as socket:
                 assert socket.status == 404
         with ExitStack() as stack:
             sockets = [stack.enter_context(opened(server, path)) for _ in range(4)]
             assert open_connections(server.port) == 4
-            with RawSocket(server.port, f"{path}/events") as refused:
+            with RawWebSocket(server.port, f"{path}/events") as refused:
                 assert refused.status == 503
                 assert refused.fields["retry-after"] == "5"
             for _ in range(20):

@@ -18,11 +18,11 @@ from tests.support.timing import TIMEOUT, wait_until
 from tests.support.wire.events import Listening
 from tests.support.wire.messages import identity
 from tests.support.wire.requests import create, offset_of, patch, request, start_patch
-from tests.support.wire.sockets import Socket
+from tests.support.wire.websockets import WebSocket
 
 
-def following(server: ServerProcess, path: str, headers: dict[str, str] | None = None) -> Socket:
-    socket = Socket(server.port, f"{path}/events", headers)
+def following(server: ServerProcess, path: str, headers: dict[str, str] | None = None) -> WebSocket:
+    socket = WebSocket(server.port, f"{path}/events", headers)
     assert socket.was_accepted, socket.text
     return socket
 
@@ -56,7 +56,7 @@ def test_termination_ends_the_socket(server: ServerProcess) -> None:
         assert request(server.port, "DELETE", path).status == 204
         assert socket.rest() == ["terminated"]
         assert socket.code == 1000
-    assert Socket(server.port, f"{path}/events").status == 404
+    assert WebSocket(server.port, f"{path}/events").status == 404
 
 
 def test_ping_is_answered_by_pong(server: ServerProcess) -> None:
@@ -83,7 +83,7 @@ def test_get_status_is_answered_by_a_snapshot(server: ServerProcess) -> None:
 def test_get_status_of_several_uploads_tells_of_each(server: ServerProcess) -> None:
     paths = [create(server.port, 10) for _ in range(3)]
     query = "&".join(f"upload={identity(path)}" for path in paths)
-    with Socket(server.port, f"/files/events?{query}") as socket:
+    with WebSocket(server.port, f"/files/events?{query}") as socket:
         snapshots = [socket.next() for _ in paths]
         socket.send({"type": "get_status"})
         again = [socket.next() for _ in paths]
@@ -141,21 +141,21 @@ def test_accepted_socket_is_not_compressed(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("path", ["/files/unknown/events", "/files/a%2Fb/events", "/files/x/y/events"])
 def test_handshake_for_an_unknown_upload_is_answered_404(server: ServerProcess, path: str) -> None:
-    refused = Socket(server.port, path)
+    refused = WebSocket(server.port, path)
     assert refused.status == 404
     assert refused.text.startswith("ERR_UPLOAD_NOT_FOUND")
     assert refused.fields["Tus-Resumable"] == "1.0.0"
 
 
 def test_handshake_without_names_is_answered_400(server: ServerProcess) -> None:
-    assert Socket(server.port, "/files/events").status == 400
+    assert WebSocket(server.port, "/files/events").status == 400
 
 
 def test_gone_upload_is_answered_as_by_head(tmp_path: Path) -> None:
     with serving(tmp_path, gone_for="1h") as server:
         path = create(server.port, 10)
         assert request(server.port, "DELETE", path).status == 204
-        assert Socket(server.port, f"{path}/events").status == 410
+        assert WebSocket(server.port, f"{path}/events").status == 410
 
 
 def test_override_of_the_method_does_nothing(server: ServerProcess) -> None:
@@ -193,7 +193,7 @@ def test_page_of_any_origin_is_let_in_unless_origins_are_named(server: ServerPro
         with following(server, path, {"Origin": origin, "Authorization": "Bearer of-no-browser"}) as socket:
             assert socket.next() is not None
         for name, value in OF_BROWSERS:
-            assert Socket(server.port, f"{path}/events", {"Origin": origin, name: value}).status == 403, value
+            assert WebSocket(server.port, f"{path}/events", {"Origin": origin, name: value}).status == 403, value
 
 
 @pytest.mark.parametrize("origins", ["https://page.example", ""])
@@ -202,7 +202,7 @@ def test_page_of_another_origin_is_refused(tmp_path: Path, origins: str) -> None
         path = create(server.port, 10)
         foreign = ("https://evil.example", "null", "https://page.example.evil.example", "http://127.0.0.1:1", "", "//")
         for origin in foreign:
-            refused = Socket(server.port, f"{path}/events", {"Origin": origin})
+            refused = WebSocket(server.port, f"{path}/events", {"Origin": origin})
             assert refused.status == 403, origin
             assert refused.text.startswith("ERR_ORIGIN_NOT_ALLOWED")
         own = [server.origin, server.origin.replace("http:", "https:")]
@@ -224,7 +224,7 @@ def test_both_kinds_of_listeners_are_counted_together(tmp_path: Path) -> None:
             assert stream.next() is not None
             assert metric(server.port, "tusd_listeners") == 2
             assert metric(server.port, 'tusd_listeners{kind="websocket"}') == 1
-            refused = Socket(server.port, f"{path}/events")
+            refused = WebSocket(server.port, f"{path}/events")
             assert (refused.status, refused.fields["Retry-After"]) == (503, "5")
             assert request(server.port, "GET", f"{path}/events").status == 503
         wait_until(lambda: metric(server.port, "tusd_listeners") == 0, "the server has noticed that both have left")
@@ -237,8 +237,8 @@ def test_one_client_has_a_part_of_the_places(tmp_path: Path) -> None:
         for _ in range(4):
             assert stack.enter_context(following(server, path)).next() is not None
             assert stack.enter_context(Listening(server.port, f"{path}/events")).next() is not None
-        assert Socket(server.port, f"{path}/events").status == 503
-        elsewhere = Socket(server.port, f"{path}/events", source_address=("127.0.0.2", 0))
+        assert WebSocket(server.port, f"{path}/events").status == 503
+        elsewhere = WebSocket(server.port, f"{path}/events", source_address=("127.0.0.2", 0))
         assert stack.enter_context(elsewhere).was_accepted
 
 
@@ -264,7 +264,7 @@ def test_requests_are_logged_and_counted(tmp_path: Path) -> None:
             socket.until("snapshot")
             assert patch(server.port, path, 0, b"four").status == 204
             socket.rest()
-        assert Socket(server.port, "/files/unknown/events").status == 404
+        assert WebSocket(server.port, "/files/unknown/events").status == 404
         wait_until(lambda: any('"unknown"' in line for line in server.log), "the refused request is logged")
         lines = [json.loads(line) for line in server.log if line.startswith("{") and "/events" in line]
         lines = [line for line in lines if line["message"] == "request"]

@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 from tests.support.timing import TIMEOUT
 
 
-class Socket:
+class WebSocket:
     """A WebSocket whose handshake has been accepted, or refused by the answer `status`."""
 
     def __init__(self, port: int, path: str, headers: Mapping[str, str] | None = None, **options: Any) -> None:

@@ -37,7 +37,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool =
     return head + MASK + bytes(byte ^ MASK[number % 4] for number, byte in enumerate(payload))
 
 
-class RawSocket(Connection):
+class RawWebSocket(Connection):
     """A connection that has sent the head of a handshake, and has read the head of the answer."""
 
     def __init__(
