@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import pytest
 
@@ -73,6 +74,27 @@ def test_reports_are_bounded_and_the_oldest_stay() -> None:
     told = decode_reports(text)
     assert told
     assert told == large[: len(told)]
+
+
+class SeenContext(RequestContext):
+    """A request that notes when somebody looks at its path."""
+
+    seen: ClassVar[list[str]] = []
+
+    @property
+    def path(self) -> str:
+        self.seen.append("path")
+        return "/files/a"
+
+
+async def test_reports_are_made_of_the_oldest_locks_alone() -> None:
+    context = object.__new__(SeenContext)
+    for name, value in (("method", "PATCH"), ("client", "192.0.2.1"), ("principal", "ann")):
+        object.__setattr__(context, name, value)
+    held = [HeldLock(str(number), float(number), context) for number in reversed(range(3 * MAX_REPORTED))]
+    known = await reports_beside(None, held).all()
+    assert [lock.upload_id for lock in known.locks] == [str(number) for number in range(MAX_REPORTED)]
+    assert len(SeenContext.seen) == MAX_REPORTED
 
 
 async def test_path_in_a_report_has_no_capability_and_is_bounded() -> None:

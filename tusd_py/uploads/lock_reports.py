@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import os
 import socket
 import time
@@ -69,9 +70,10 @@ class LockReports:
         return KnownLocks(sorted(locks, key=lambda lock: lock.since)[:MAX_REPORTED], processes, silent)
 
     def _own(self) -> list[LockReport]:
-        """Return the locks of this process."""
+        """Return the oldest locks of this process, `MAX_REPORTED` at most: it may hold many times as many."""
         ahead = self._clock.wall() - time.monotonic()
-        return [_report(lock, max(0.0, lock.since + ahead)) for lock in self._held()]
+        oldest = heapq.nsmallest(MAX_REPORTED, self._held(), key=lambda lock: lock.since)
+        return [_report(lock, max(0.0, lock.since + ahead)) for lock in oldest]
 
 
 def _report(lock: HeldLock, since: float) -> LockReport:
