@@ -293,6 +293,16 @@ def test_measurement_that_hangs_delays_no_scrape_and_is_not_repeated() -> None:
     assert measurement.latest(60) in (2, 3)
 
 
+def test_measurement_whose_thread_did_not_start_is_made_the_next_time() -> None:
+    measurement = BoundedMeasurement(lambda: 7.0)
+    size = threading.stack_size(1 << 48)  # bytes, more than addresses
+    try:
+        assert measurement.latest(60) is None
+    finally:
+        threading.stack_size(size)
+    assert measurement.latest(60) == 7.0
+
+
 SHARED = """
 import asyncio, sys
 from tusd_py.events.bus import EventBus

@@ -24,8 +24,15 @@ class BoundedMeasurement:
         with self._lock:
             ended = self._running
             if ended is None:
-                ended = self._running = threading.Event()
-                threading.Thread(target=self._run, args=(ended,), name="tusd-py-metrics", daemon=True).start()
+                ended = threading.Event()
+                thread = threading.Thread(target=self._run, args=(ended,), name="tusd-py-metrics", daemon=True)
+                self._running = ended
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the host has no room for a thread now
+                    self._running = None
+                    logger.debug("a measurement did not start: %s", error)
+                    return self._value
         ended.wait(timeout)
         return self._value
 
