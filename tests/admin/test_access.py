@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from tests.support.asgi_calls import Call, ask, create
-from tusd_py import Principal, RequestContext, TusServer, UploadTerminated
+from tusd_py import Principal, RequestContext, TusServer, UploadTerminated, create_app
+from tusd_py.admin import access
 from tusd_py.admin.app import AdminApp
 from tusd_py.admin.make import build_admin
 from tusd_py.core.event_document import told_headers
@@ -47,6 +50,24 @@ def admin_of(server: TusServer) -> AdminApp:
 
 async def terminate(server: TusServer, path: str, headers: dict[str, str]) -> Call:
     return await ask(admin_of(server), "DELETE", f"/uploads{path}", headers)
+
+
+class Silent:
+    """An authenticator that never answers."""
+
+    async def authenticate(self, context: RequestContext) -> Principal | None:
+        await asyncio.Event().wait()
+        return None
+
+
+def test_authenticator_that_hangs_keeps_no_request_of_administrators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "TIMEOUT", 0.1)
+    app = create_app(upload_dir=tmp_path / "uploads", authenticator=Silent(), metrics_auth=True)
+    with TestClient(app) as client:
+        for path in ("/admin/api/uploads", "/admin/api/uploads/events", "/metrics"):
+            assert client.get(path, headers={"Authorization": "Bearer x"}).status_code == 503
 
 
 async def test_event_of_an_administrator_has_no_credentials(server: TusServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -13,9 +14,10 @@ from typing import Any
 from tusd_py.auth.credentials import SAFE_METHODS, bearer_token, is_embedded_elsewhere
 from tusd_py.auth.secret_files import SecretFile
 from tusd_py.contracts.auth import ADMIN_SCOPE, Authenticator, InvalidCredentials, NamesSecretHeaders, Principal
+from tusd_py.core.errors import AuthenticationUnavailable
 from tusd_py.core.event_document import has_secret_header
 from tusd_py.core.request_context import RequestContext
-from tusd_py.http.access import Unauthorized, authenticate
+from tusd_py.http.access import TIMEOUT, Unauthorized, authenticate
 from tusd_py.http.errors import HTTPError
 from tusd_py.http.failure_log import FailureLog
 
@@ -123,9 +125,12 @@ class AdminAccess:
             raise Unauthorized("no admin token", had_credentials=has_credentials)
         self._refuse_foreign_page(context)
         try:
-            return await authenticate(self._authenticator, context, self._failures)
+            async with asyncio.timeout(TIMEOUT):
+                return await authenticate(self._authenticator, context, self._failures)
         except InvalidCredentials as error:
             raise Unauthorized(str(error), had_credentials=True) from None
+        except TimeoutError:
+            raise AuthenticationUnavailable from None
 
     def _refuse_foreign_page(self, context: RequestContext) -> None:
         """Raise `Unauthorized` for a request with a cookie that a page of another origin has sent."""
