@@ -27,9 +27,10 @@ from tusd_py.http.tus.handlers import VERSION
 from tusd_py.http.tus.headers import single_values
 from tusd_py.pages.routes import admin_page_routes, page_routes
 from tusd_py.server import HEAD_TIMEOUT, TusServer
-from tusd_py.settings import Settings, SettingsOverrides
+from tusd_py.settings import InvalidSettings, Settings, SettingsOverrides
 
 WELCOME_HEADERS = [(b"tus-resumable", VERSION.encode()), *TEXT_HEADERS]
+PLACES_OF_COMMAND = ("admin_port", "metrics_port", "metrics_socket")  # where only `tusd-py serve` listens
 WELCOME = """\
 This is a tus server: it takes uploads that can be resumed.
 
@@ -64,6 +65,18 @@ def create_app(
         InvalidSettings: a setting is not accepted, or a component lacks a member of its contract.
     """
     server = TusServer(settings, storage=storage, state=state, locker=locker, authenticator=authenticator, **overrides)
+    for name in PLACES_OF_COMMAND:
+        if getattr(server.settings, name) is not None:
+            raise InvalidSettings(f"{name} is for `tusd-py serve` alone, which listens there: leave it out")
+    return build_app(server)
+
+
+def build_app(server: TusServer) -> Starlette:
+    """Build the application around a server; what its settings move is in `admin_application`, `metrics_application`.
+
+    Raises:
+        InvalidSettings: nobody could be known as an administrator.
+    """
     pages = ServicePages(server)
     admin = build_admin(server)
     metrics = MetricsPage(server, admin)
@@ -86,7 +99,7 @@ def create_app(
 
 
 def admin_application(app: Starlette) -> ASGIApp:
-    """Return the application of the port of administrators, for one made by `create_app`."""
+    """Return the application of the port of administrators, for one made by `build_app`."""
     routes: list[BaseRoute] = [TusMount(ADMIN_PATH, app=app.state.admin)]
     if app.state.tus.settings.serves_pages:
         routes += admin_page_routes(app.state.tus)
@@ -96,7 +109,7 @@ def admin_application(app: Starlette) -> ASGIApp:
 
 
 def metrics_application(app: Starlette) -> ASGIApp:
-    """Return the application of the port and the socket of metrics, for one made by `create_app`."""
+    """Return the application of the port and the socket of metrics, for one made by `build_app`."""
     application = Starlette(routes=[TextRoute(METRICS_PATH, app.state.metrics.get)])
     application.router.default = app.state.tus.not_found
     return application

@@ -9,6 +9,7 @@ import socket
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -153,6 +154,17 @@ def test_moved_metrics_can_be_protected_too(tmp_path: Path) -> None:
     with serving(tmp_path, metrics_port=0, metrics_auth=True, admin_token_file=token_file(tmp_path)) as server:
         port = metrics_port_of(server)
         assert (bearer(port, None).status, bearer(port, TOKEN).status) == (401, 200)
+
+
+@pytest.mark.parametrize(
+    "place", [{"metrics_port": 9100}, {"metrics_port": 0}, {"metrics_socket": Path("metrics")}, {"admin_port": 9101}]
+)
+def test_place_where_only_the_command_listens_is_refused_by_an_application(
+    tmp_path: Path, place: dict[str, Any]
+) -> None:
+    (name,) = place
+    with pytest.raises(InvalidSettings, match=f"^{name} is for `tusd-py serve` alone"):
+        create_app(upload_dir=tmp_path / "uploads", admin_token_file=token_file(tmp_path), **place)
 
 
 async def test_scrapes_at_the_same_time_take_one_thread(tmp_path: Path) -> None:

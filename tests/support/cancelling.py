@@ -27,7 +27,7 @@ COMMAND = (
 )  # in place of `tests.support.harness.COMMAND`
 MAX_SECONDS = 0.5  # seconds after which a request is cancelled, at most
 
-create_app = vars(process)["create_app"]
+build_app = vars(process)["build_app"]
 
 
 class Cancelling:
@@ -72,7 +72,7 @@ class Cancelling:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, by default that of this process."""
     share = float(os.environ.get("CANCEL_SHARE", "0.1"))
-    vars(process)["create_app"] = lambda *given: Cancelling(create_app(*given), share)
+    vars(process)["build_app"] = lambda *given: Cancelling(build_app(*given), share)
     watch()
     return main(arguments)
 

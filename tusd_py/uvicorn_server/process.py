@@ -15,8 +15,9 @@ from typing import Any
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from tusd_py.application import admin_application, create_app, metrics_application, with_direct_uploads
+from tusd_py.application import admin_application, build_app, metrics_application, with_direct_uploads
 from tusd_py.core.option_types import MAX_DURATION
+from tusd_py.server import TusServer
 from tusd_py.settings import InvalidSettings, Settings
 from tusd_py.uvicorn_server.acceptor import Acceptor
 from tusd_py.uvicorn_server.connections import Connections
@@ -112,7 +113,7 @@ def run_server(
     On `admin`, if that is given, administrators are served, and on the sockets in `metrics` the metrics.
     """
     limit = limit_of(settings)
-    app = create_app(settings)
+    app = build_app(TusServer(settings))
     tus = app.state.tus
     shared = Connections(
         header_timeout=settings.header_timeout,
