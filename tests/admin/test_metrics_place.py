@@ -22,6 +22,7 @@ from tests.support.wire.messages import Answer
 from tests.support.wire.requests import create, request
 from tusd_py import InvalidSettings, create_app
 from tusd_py.auth.api_tokens import new_token
+from tusd_py.uvicorn_server.unix_sockets import bound_unix
 
 SCOPES = ("uploads:metrics", "uploads:admin", "uploads:read", "")
 
@@ -154,6 +155,37 @@ def test_moved_metrics_can_be_protected_too(tmp_path: Path) -> None:
     with serving(tmp_path, metrics_port=0, metrics_auth=True, admin_token_file=token_file(tmp_path)) as server:
         port = metrics_port_of(server)
         assert (bearer(port, None).status, bearer(port, TOKEN).status) == (401, 200)
+
+
+def test_one_of_many_servers_gets_a_socket_that_was_left(tmp_path: Path) -> None:
+    path, together = tmp_path / "metrics", threading.Barrier(8)
+    outcomes: list[str | None] = []
+
+    def start(done: threading.Event) -> None:
+        together.wait()
+        try:
+            with bound_unix(path, 8):
+                outcomes.append("listens")
+                done.wait(scaled(60))
+        except OSError as error:
+            outcomes.append(error.strerror)
+
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+        done = threading.Event()
+        threads = [threading.Thread(target=start, args=(done,)) for _ in range(together.parties)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(outcomes) == together.parties)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert sorted(map(str, outcomes)) == [*["another server listens there"] * (together.parties - 1), "listens"]
+        assert not path.exists()
+        outcomes.clear()
 
 
 @pytest.mark.parametrize(

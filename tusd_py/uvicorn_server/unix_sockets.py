@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 MASK = 0o117  # of the permissions of a socket, so that the group may connect
 CONNECT_TIMEOUT = 1.0  # seconds
+TURN_TIMEOUT = 5.0  # seconds that a server waits for others that start in the same directory
+TURN_PAUSE = 0.01  # seconds between two looks whether they have started
 
 
 @contextlib.contextmanager
@@ -22,21 +26,41 @@ def bound_unix(path: Path, backlog: int) -> Iterator[socket.socket]:
 
     Blocks, and changes the umask of the process for a moment. Raises `OSError`.
     """
-    _remove_abandoned(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        mask = os.umask(MASK)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        listener.listen(backlog)  # at once, so that no other server takes the socket for one that was left
-        inode = path.lstat().st_ino
+        with _turn_in(path.parent):  # a socket that does not listen yet looks like one that was left
+            _remove_abandoned(path)
+            mask = os.umask(MASK)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(mask)
+            listener.listen(backlog)
+            inode = path.lstat().st_ino
         try:
             yield listener
         finally:
             with contextlib.suppress(OSError):
                 if path.lstat().st_ino == inode:  # not that of a later server
                     path.unlink()
+
+
+@contextlib.contextmanager
+def _turn_in(directory: Path) -> Iterator[None]:
+    """Let one server at a time look for sockets in a directory and make its own; raises `OSError` after seconds."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + TURN_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EADDRINUSE, "another server is starting there") from None
+                time.sleep(TURN_PAUSE)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _remove_abandoned(path: Path) -> None:
