@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.admin.calls import FIELDS, ask, final_of, get, ids_of, problem, token_file
+from tests.admin.calls import FIELDS, TOKEN, ask, final_of, get, ids_of, problem, token_file
 from tests.support.harness import ServerProcess, serving
 from tests.support.wire.messages import encoded, shown
 from tests.support.wire.requests import complete, create, patch, request, stalled_patch
@@ -229,11 +229,29 @@ def test_path_that_leads_nowhere_is_not_found(site: ServerProcess, path: str) ->
         assert answer.status == 404
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "TRACE"])
 def test_method_that_a_path_does_not_take_is_refused_with_those_that_it_takes(site: ServerProcess, method: str) -> None:
     answer = ask(site.port, method, "uploads")
     assert problem(answer) == (405, "ERR_METHOD_NOT_ALLOWED")
-    assert answer["Allow"] == "GET, HEAD"
+    assert answer["Allow"] == "GET, HEAD, OPTIONS"
+
+
+@pytest.mark.parametrize("token", [None, "wrong", TOKEN])
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("uploads", "GET, HEAD, OPTIONS"),
+        ("uploads/x", "GET, DELETE, HEAD, OPTIONS"),
+        ("uploads/x/expire", "POST, OPTIONS"),
+    ],
+)
+def test_options_are_told_to_everybody(site: ServerProcess, token: str | None, path: str, allowed: str) -> None:
+    answer = ask(site.port, "OPTIONS", path, token=token)
+    assert (answer.status, answer["Allow"], answer.body) == (204, allowed, b"")
+
+
+def test_path_that_does_not_exist_has_no_options(site: ServerProcess) -> None:
+    assert problem(ask(site.port, "OPTIONS", "unknown", token=None)) == (404, "ERR_NOT_FOUND")
 
 
 def test_head_is_answered_without_a_body(site: ServerProcess) -> None:

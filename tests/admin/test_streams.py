@@ -96,7 +96,7 @@ def test_query_with_anything_else_is_refused(site: ServerProcess, query: str, co
 def test_other_methods_and_paths_beside_the_stream(site: ServerProcess) -> None:
     answer = ask(site.port, "DELETE", "uploads/events")
     assert problem(answer) == (405, "ERR_METHOD_NOT_ALLOWED")
-    assert answer["Allow"] == "GET, HEAD"
+    assert answer["Allow"] == "GET, HEAD, OPTIONS"
     head = ask(site.port, "HEAD", "uploads/events")
     assert (head.status, head["Content-Type"], head.body) == (200, "text/event-stream", b"")
     assert problem(ask(site.port, "GET", "uploads/%7Bid%7D"))[0] == 404

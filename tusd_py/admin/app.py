@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -199,6 +199,8 @@ class AdminApp:
         self, context: RequestContext, content: bytes, line: dict[str, Any], receive: Receive
     ) -> tuple[Answer | Stream, Mapping[str, str]]:
         """Return the answer to a request, and header fields of its own; raises `CodedError`."""
+        if context.method == "OPTIONS":  # for everybody, as that of uploads is: it tells nothing of them
+            return Answer(status=204), {"Allow": _allowed(self._methods(context)[0])}
         administrator = await self.access.admit(context)
         actor = line["principal"] = administrator.owner
         route, upload_id = self._find(context)
@@ -230,6 +232,17 @@ class AdminApp:
 
     def _find(self, context: RequestContext) -> tuple[AnyRoute, str]:
         """Return the route of a request, and the id in its path; raises `HTTPError`, `UploadNotFound`."""
+        methods, upload_id = self._methods(context)
+        method = "GET" if context.method == "HEAD" else context.method
+        if method not in methods:
+            allowed = _allowed(methods)
+            raise HTTPError(405, "ERR_METHOD_NOT_ALLOWED", f"the methods here are {allowed}", {"Allow": allowed})
+        if upload_id and not is_upload_id(upload_id):
+            raise UploadNotFound
+        return methods[method], upload_id
+
+    def _methods(self, context: RequestContext) -> tuple[Mapping[str, AnyRoute], str]:
+        """Return the routes of a path by their methods, and the id in the path; raises `HTTPError` without a route."""
         scope = context.scope
         pattern, upload_id = scope["path"].removeprefix(scope.get("root_path", "")).strip("/"), ""
         if pattern not in self._whole_paths:
@@ -239,13 +252,12 @@ class AdminApp:
         methods = self._routes.get(pattern)
         if methods is None:
             raise HTTPError(404, "ERR_NOT_FOUND", "there is nothing here")
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        if method not in methods:
-            allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
-            raise HTTPError(405, "ERR_METHOD_NOT_ALLOWED", f"the methods here are {allowed}", {"Allow": allowed})
-        if upload_id and not is_upload_id(upload_id):
-            raise UploadNotFound
-        return methods[method], upload_id
+        return methods, upload_id
+
+
+def _allowed(methods: Collection[str]) -> str:
+    """Return the value of `Allow` for a path with these methods."""
+    return ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
 
 
 def _table(routes: Sequence[AnyRoute]) -> Mapping[str, Mapping[str, AnyRoute]]:
