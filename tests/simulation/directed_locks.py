@@ -235,7 +235,7 @@ def fill_before_settling(world: DirectedWorld) -> Any:
     real = power_cuts.PowerCuts.settle
 
     async def settle(self: Any, *, syncs: bool = True) -> None:
-        world.machine.files.is_full = True
+        world.machine.files.room = -(1 << 30)  # another program takes all that comes free
         await real(self, syncs=syncs)
 
     return settle

@@ -210,7 +210,7 @@ class FileSystem:
 
     def fits(self, file: File, end: int) -> int:
         """Return the end up to which a file can be written, at most `end`."""
-        return min(end, int(len(file.data) + min(self.room, end)))
+        return min(end, int(len(file.data) + max(0, min(self.room, end))))
 
     def grow(self, size: int) -> None:
         """Note that files have grown by so many bytes, or shrunk by them if they are less than 0."""

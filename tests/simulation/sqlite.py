@@ -349,13 +349,8 @@ class ReadingConnection(Connection):
         return super().execute(statement, values)
 
 
-# Codes of errors that the model itself has raised.
-CODES = {apsw.FullError: apsw.SQLITE_FULL, apsw.CantOpenError: apsw.SQLITE_CANTOPEN}
-
-
 def _translated(failure: apsw.Error) -> sqlite3.Error:
-    usual = CODES.get(type(failure), apsw.SQLITE_ERROR)
-    code: int = getattr(failure, "extendedresult", 0) or getattr(failure, "result", usual)
+    code: int = getattr(failure, "extendedresult", 0) or getattr(failure, "result", apsw.SQLITE_ERROR)
     kind: type[sqlite3.Error] = sqlite3.OperationalError
     if isinstance(failure, apsw.ConstraintError):
         kind = sqlite3.IntegrityError
