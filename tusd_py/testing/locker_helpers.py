@@ -47,9 +47,11 @@ async def assert_taken(locker: Locker, upload_id: str = UPLOAD) -> None:
 
 async def take_and_release(locker: Locker) -> int:
     lock = await locker.acquire(UPLOAD, Holder(), TIMEOUT / 3)
-    for _ in range(5):  # others run meanwhile
-        await asyncio.sleep(0)
-    await lock.release()
+    try:
+        for _ in range(5):  # others run meanwhile
+            await asyncio.sleep(0)
+    finally:  # also if it is cancelled
+        await lock.release()
     return lock.token
 
 

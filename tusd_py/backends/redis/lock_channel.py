@@ -28,7 +28,7 @@ class LockChannel:
         self._redis = connection
         self._channel = channel
         self._leases = leases
-        self._waiters: dict[str, set[asyncio.Event]] = {}  # by upload id
+        self._waiters: dict[str, dict[asyncio.Event, None]] = {}  # by upload id, who waits longest first
         self._listener: asyncio.Task[None] | None = None
         self._observer: Callable[[str, str], object] | None = None
         self._reconnected: Callable[[], object] | None = None
@@ -63,12 +63,12 @@ class LockChannel:
     def released(self, upload_id: str) -> Iterator[asyncio.Event]:
         """Return an event that is set whenever the lease of an upload is released, or may have been."""
         event = asyncio.Event()
-        waiters = self._waiters.setdefault(upload_id, set())
-        waiters.add(event)
+        waiters = self._waiters.setdefault(upload_id, {})
+        waiters[event] = None
         try:
             yield event
         finally:
-            waiters.discard(event)
+            del waiters[event]
             if not waiters:
                 del self._waiters[upload_id]
 
