@@ -64,6 +64,8 @@ class BucketModel:
         # For the same bytes, as with encryption by keys; servers without checksums have no ETags but MD5.
         self.etags_differ = capabilities.checksum == "crc32" and rng.random() < 0.4
         self.now = 0.0
+        self.keeps_versions = False
+        self.versions: dict[str, list[str]] = {}  # ids of the versions of each key, and of markers of its removals
         self.objects: dict[str, Stored] = {}
         self.pending: dict[str, Pending] = {}  # by the id of the multipart upload
         self.aborted: set[str] = set()  # keys of multipart uploads that a lifecycle rule has removed
@@ -80,15 +82,25 @@ class BucketModel:
             if if_match and found is not None and found.etag != if_match:
                 raise S3Error(412, "PreconditionFailed")
         stored = self.objects[key] = Stored(content, etag_of(content), self.now, headers)
+        self._note_version(key)
         return stored
+
+    def _note_version(self, key: str) -> None:
+        if self.keeps_versions:
+            self.versions.setdefault(key, []).append(f"v{self.rng.randrange(1 << 40)}")
 
     def get(self, key: str) -> Stored:
         if key not in self.objects:
             raise S3Error(404, "NoSuchKey")
         return self.objects[key]
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, version: str = "") -> None:
+        """Remove an object, or one version for good."""
         self.objects.pop(key, None)
+        if version:
+            self.versions[key].remove(version)
+        else:
+            self._note_version(key)
 
     def list_objects(self, prefix: str, after: str) -> tuple[list[str], bool]:
         """Return keys after this one, and whether there are more."""
@@ -139,6 +151,7 @@ class BucketModel:
         etag = f'"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"'
         stored = Stored(b"".join(part.content for part in parts), etag, self.now, pending.headers)
         self.objects[key] = stored
+        self._note_version(key)
         del self.pending[upload_id]
         return stored
 

@@ -14,7 +14,12 @@ from xml.sax.saxutils import escape
 
 from tests.simulation.s3_bucket import PAGE, BucketModel, S3Error, Stored, crc_of
 
-KEPT = ("content-type", "content-disposition", "x-amz-meta-")  # beginnings of the names of headers that objects keep
+KEPT = (
+    "content-type",
+    "content-disposition",
+    "x-amz-meta-",
+    "x-amz-tagging",
+)  # beginnings of the names of headers that objects keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,11 @@ class Request:
         if not self.key:
             if self.method == "POST":
                 return "delete_objects"
-            named = {"versioning": "get_bucket_versioning", "uploads": "list_multipart_uploads"}
+            named = {
+                "versioning": "get_bucket_versioning",
+                "versions": "list_object_versions",
+                "uploads": "list_multipart_uploads",
+            }
             return next((name for flag, name in named.items() if flag in self.query), "list_objects_v2")
         if "uploads" in self.query:
             return "create_multipart_upload"
@@ -140,7 +149,7 @@ def _get_object(bucket: BucketModel, request: Request) -> Reply:
 
 
 def _delete_object(bucket: BucketModel, request: Request) -> Reply:
-    bucket.delete(request.key)
+    bucket.delete(request.key, request.query.get("versionId", ""))
     return Reply(204)
 
 
@@ -177,7 +186,18 @@ def _list_objects(bucket: BucketModel, request: Request) -> Reply:
 
 
 def _versioning(bucket: BucketModel, request: Request) -> Reply:
-    return _xml("VersioningConfiguration")
+    return _xml("VersioningConfiguration", *([_tag("Status", "Enabled")] if bucket.keeps_versions else []))
+
+
+def _list_versions(bucket: BucketModel, request: Request) -> Reply:
+    prefix = request.query.get("prefix", "")
+    after = (request.query.get("key-marker", ""), request.query.get("version-id-marker", ""))
+    found = sorted((key, each) for key, ids in bucket.versions.items() for each in ids if key.startswith(prefix))
+    found = [entry for entry in found if entry > after]
+    entries = [f"<Version>{_tag('Key', key)}{_tag('VersionId', each)}</Version>" for key, each in found[:PAGE]]
+    last = found[:PAGE][-1] if found else ("", "")
+    cursor = {"NextKeyMarker": last[0], "NextVersionIdMarker": last[1]}
+    return _xml("ListVersionsResult", *entries, _truncated(len(found) > PAGE, **cursor))
 
 
 # Multipart uploads.
@@ -258,6 +278,7 @@ _OPERATIONS = {
     "copy_object": _copy_object,
     "list_objects_v2": _list_objects,
     "get_bucket_versioning": _versioning,
+    "list_object_versions": _list_versions,
     "create_multipart_upload": _create,
     "upload_part": _upload_part,
     "upload_part_copy": _upload_part_copy,

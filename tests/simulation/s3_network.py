@@ -108,6 +108,7 @@ class Network:
         self.slow_until = 0.0
         self.late_keys: set[str] = set()  # keys of requests that were carried out after their sender had given up
         self.under_way = 0
+        self.answers: Callable[[Request], Reply | Exception | None] = lambda _: None  # of a scenario, if it has one
 
     def calm_down(self) -> None:
         self.troubled_until = self.away_until = self.slow_until = self.usual = 0.0
@@ -187,7 +188,11 @@ class Network:
             request = Request(request.method, request.key, request.query, request.headers, body)
         else:
             self.late_keys.add(request.key)
-        reply = answer(self.bucket, request)
+        scripted = self.answers(request)
+        if isinstance(scripted, Exception):
+            self._answer_later(exchange, back, None, scripted)
+            return
+        reply = answer(self.bucket, request) if scripted is None else scripted
         exchange.process.context.copy().run(self.moments.note, REQUEST)
         if fate == "twice":
             self.under_way += 1
