@@ -168,6 +168,14 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         assert self.connect is not None
         return await self.connect(protocol_factory)
 
+    async def create_unix_server(self, protocol_factory: Any, *_: Any, sock: Any = None, **__: Any) -> Any:
+        """Serve the connections of a simulated socket."""
+        return await sock.serve(protocol_factory)
+
+    async def create_unix_connection(self, protocol_factory: Any, *_: Any, sock: Any = None, **__: Any) -> Any:
+        """Take a simulated socket over that is connected."""
+        return await sock.take_over(protocol_factory)
+
     def get_debug(self) -> bool:
         return False
 

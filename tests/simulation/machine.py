@@ -38,6 +38,7 @@ class Machine:
     scheduler: Scheduler
     rng: Random
     files: FileSystem
+    has_sockets: bool = False  # of its file system, by which its processes tell each other of changes
     boots: int = 0
     booted_at: float = 0.0  # virtual time
     clock_error: float = 0.0  # seconds that its wall clock is ahead

@@ -11,6 +11,7 @@ import posixpath
 import queue
 import random
 import secrets
+import socket
 import sqlite3
 import sys
 import threading
@@ -27,6 +28,7 @@ from tests.simulation.loop import PROCESS
 from tests.simulation.machine import FIRST_DESCRIPTOR
 from tests.simulation.system_calls import FcntlModule, OsModule
 from tests.simulation.threads import QueueModule, Scheduler, ThreadingModule, use
+from tests.simulation.unix_sockets import SocketModule
 
 
 class TimeModule:
@@ -133,6 +135,7 @@ class Modules:
         self.random = RandomModule(random, secrets)
         self._replaced: dict[int, Any] = {}  # the simulated modules, by the addresses of the real ones
         self._seen: set[str] = set()  # names of the modules of the server that have simulated ones
+        self.sockets = SocketModule(self.os)
 
     def install(self) -> None:
         """Replace the real modules in those of the server, of which nearly all are imported by now."""
@@ -146,6 +149,7 @@ class Modules:
             threading: ThreadingModule(),
             queue: QueueModule(),
             sqlite3: sqlite.SqliteModule(),
+            socket: self.sockets,
         }
         self._replaced = {id(real): stand_in for real, stand_in in stand_ins.items()}
         self._replace_in_new_modules()
@@ -174,6 +178,7 @@ class Modules:
         use(scheduler)
         self.time.scheduler = scheduler
         self.random.rng = rng
+        self.sockets.use(scheduler.loop, Random(0).random)
 
 
 def _replace(module: ModuleType, stand_ins: dict[int, Any]) -> None:
