@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any, cast
+
+import apsw
+
 from tests.simulation.directed import DirectedWorld, scenario
+from tests.simulation.directed_calls import refused, start_error
+from tests.simulation.directed_client import UNKNOWN
+from tests.simulation.disk_world import RECORDS
+from tests.simulation.sqlite import NAME, _on_behalf_of
+from tusd_py.backends.sqlite.schema import ADD_COLUMNS
+from tusd_py.core.errors import StateUnavailable, StorageUnavailable
+from tusd_py.uploads.service import UploadService
 
 
 @scenario()
@@ -27,3 +39,93 @@ async def a_file_that_a_full_disk_does_not_let_be_removed_is_emptied_first(world
     world.machine.files.is_full = True
     await world.client.remove(upload)
     world.machine.files.is_full = False
+
+
+# Files of other versions.
+
+
+def change_file(world: DirectedWorld, *statements: str) -> None:
+    """Change the file of the records, which no process has open, as another program does."""
+    with _on_behalf_of(world.machine):
+        connection = apsw.Connection(RECORDS, vfs=NAME)
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        for statement in statements:
+            connection.execute(statement)
+        connection.close()
+
+
+@scenario(settings={"date_folders": True})
+async def records_of_earlier_versions_gain_their_columns_and_keep_their_bytes(world: DirectedWorld) -> None:
+    """An upload of those versions has no location: its file is looked for where earlier settings put it."""
+    dated, recording = await world.unfinished(), await world.client.create(UNKNOWN)
+    recording.length = recording.wanted_length = 1000
+    await world.client.append(recording, 700)
+    await world.stop(world.host)
+    world.settings["date_folders"] = False
+    await world.host.start()
+    plain = await world.unfinished()
+    await world.stop(world.host)
+    change_file(
+        world,
+        *(f"ALTER TABLE uploads DROP COLUMN {column}" for column in ADD_COLUMNS if column != "layout"),
+        "PRAGMA user_version = 0",
+    )
+    await world.host.start()
+    for upload in (dated, plain, recording):
+        await world.client.look(upload)
+    await world.client.append(dated, 2000)
+    await world.client.append(plain, 2000)
+    await world.client.end(recording, 300)
+    for upload in (dated, plain, recording):
+        await world.client.download(upload)
+
+
+@scenario()
+async def a_file_of_a_newer_version_is_left_alone(world: DirectedWorld) -> None:
+    upload = await world.unfinished()
+    await world.stop(world.host)
+    change_file(world, "PRAGMA user_version = 99")
+    error = await start_error(world.host)
+    world.check("newer version" in str(error), f"the start with a newer file ends with {error!r}")
+    change_file(world, "PRAGMA user_version = 1")
+    await world.host.start()
+    await world.client.append(upload, 2000)
+
+
+@scenario()
+async def records_that_cannot_be_read_are_listed_and_can_be_removed(world: DirectedWorld) -> None:
+    broken, whole = await world.unfinished(), await world.unfinished()
+    await world.stop(world.host)
+    change_file(world, f"UPDATE uploads SET offset = 'x' WHERE id = '{broken.id}'")
+    await world.host.start()
+    await world.client.ask("HEAD", broken.path, status=(423, 500, 503))
+    found = await world.on(world.host, _broken_ids)
+    world.check(found == [broken.id], f"the broken records are {found}")
+    await world.client.append(whole, 2000)
+    await world.client.remove(broken)
+
+
+async def _broken_ids(service: UploadService) -> list[str]:
+    return [error.upload_id async for error in service.state.broken()]
+
+
+@scenario(settings={"durability": "always"})
+async def a_disk_whose_sync_has_failed_counts_as_broken_for_a_while(world: DirectedWorld) -> None:
+    upload = await world.unfinished()
+    for kind in ("failing_syncs", "failing_record_syncs"):
+        setattr(world.machine.files, kind, 1)
+        await world.client.append(upload, 100, status=(204, 409, 500, 503))
+        await world.client.look(upload)
+        await refused(world, StorageUnavailable if kind == "failing_syncs" else StateUnavailable, _check)
+        await asyncio.sleep(61.0)
+        if kind == "failing_syncs":
+            world.machine.files.failing_syncs = 1  # of the probe
+            await refused(world, StorageUnavailable, _check)
+        await world.on(world.host, _check)
+    await world.client.append(upload, upload.length - upload.last_offset)
+
+
+async def _check(service: UploadService) -> None:
+    storage, state = cast(Any, service.storage), cast(Any, service.state)
+    await storage.check()
+    await state.check()

@@ -26,6 +26,8 @@ class Commands:
         self.rng = rng
         self.publish = publish
         self.is_full = False
+        self.infos: dict[bytes, str] = {}  # by section, what INFO answers in a scenario; empty: not permitted
+        self.refuses: list[str] = []  # the texts of the next errors, of a scenario
         self.replication_id = "0"
         self.refusals = 0  # of commands for lack of memory
         self.scripts = LuaScripts(self._call_of_script)
@@ -40,6 +42,8 @@ class Commands:
         """Run a command; raises `RedisError`."""
         name = words[0].upper()
         function = self._table.get(name)
+        if self.refuses:
+            raise RedisError(self.refuses.pop(0))
         if function is None:
             raise RedisError(f"ERR unknown command '{name.decode()}'")
         if self.is_full and name in ADDING:
@@ -266,6 +270,10 @@ class Commands:
         return [b"%d" % seconds, b"%d" % microseconds]
 
     def _do_info(self, section: bytes) -> Verbatim:
+        if section in self.infos:
+            if not self.infos[section]:
+                raise RedisError("NOPERM User default has no permissions to run the 'info' command")
+            return Verbatim(self.infos[section])
         if section == b"memory":
             return Verbatim("# Memory\r\nmaxmemory:1000000\r\nmaxmemory_policy:noeviction\r\n")
         if section == b"replication":
