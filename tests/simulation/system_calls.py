@@ -36,6 +36,7 @@ class OsModule:
             if name not in dir(self):
                 setattr(self, name, getattr(os, name))
         self._next = FIRST_DESCRIPTOR
+        self.is_denied = False  # whether the directory may not be used, in a scenario
 
     # Descriptors.
 
@@ -154,7 +155,7 @@ class OsModule:
         return os.fstat(descriptor) if descriptor < FIRST_DESCRIPTOR else _status(self._opened(descriptor).inode)
 
     def access(self, path: Any, mode: int) -> bool:
-        return True
+        return not self.is_denied
 
     def mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         place = self._files(path, dir_fd)
