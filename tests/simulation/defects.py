@@ -28,6 +28,7 @@ LIMIT = 2000  # seeds in which each defect has to be found
 # An exception that the server does not expect is told without a trace of violations.
 VIOLATION = re.compile("VIOLATION|unhandled exception")
 DONE = re.compile(r"^(\d+) seeds, ", re.MULTILINE)
+TOLD = re.compile(r"VIOLATION: (.*)$", re.MULTILINE)
 SEED = re.compile(r"^seed (\d+) fails: (.*)$", re.MULTILINE)
 
 # The profiles whose faults reach a defect; the others are found by those that the seeds draw.
@@ -88,33 +89,52 @@ PROFILES: Mapping[str, str] = {
 }
 
 
+# Directed scenarios that meet a defect which random runs meet too seldom.
+SCENARIOS: Mapping[str, str] = {
+    "lists_end_with_their_first_page": "searches_page_through_all_uploads",
+    "progress_never_compared_with_the_records": "a_listener_is_told_of_an_end_of_which_no_message_came",
+    "declared_length_lost": "a_length_that_was_declared_stays_declared",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """A defect, and where it is looked for."""
+    """A defect, and where it is looked for: in the seeds of a world, or in a directed scenario."""
 
     name: str
     world: str
     profile: str
+    scenario: str = ""
 
     def search(self, first: int, seeds: int, seconds: float) -> subprocess.CompletedProcess[str]:
-        """Run seeds until one finds the defect, or the time is over."""
+        """Run seeds until one finds the defect, or the time is over; or the scenario, once."""
+        if self.scenario:
+            return _simulate(["--plant", self.name, "--scenario", self.scenario])
         where = ["--world", self.world, "--profile", self.profile, "--plant", self.name]
         jobs = "1" if seeds == 1 else "2"
         minutes = 0.0 if math.isinf(seconds) else seconds / 60
         what = ["--first", str(first), "--seeds", str(seeds), "--jobs", jobs, "--minutes", str(minutes)]
-        return subprocess.run(
-            [sys.executable, "-m", "tests.simulation", *where, *what],
-            capture_output=True,
-            text=True,
-            timeout=3600,
-            env={**os.environ, "PYTHONHASHSEED": "0"},
-        )
+        return _simulate([*where, *what])
+
+
+def _simulate(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+    )
 
 
 def all_defects() -> dict[str, Defect]:
     """Return the defects by their names."""
     worlds = {"disk": PLANTS | RECORD_PLANTS, "s3": S3_PLANTS, "redis": REDIS_PLANTS}
-    return {name: Defect(name, world, PROFILES.get(name, "")) for world, plants in worlds.items() for name in plants}
+    return {
+        name: Defect(name, world, PROFILES.get(name, ""), SCENARIOS.get(name, ""))
+        for world, plants in worlds.items()
+        for name in plants
+    }
 
 
 def known_seeds() -> dict[str, int]:
@@ -130,7 +150,13 @@ class OutOfTime(Exception):
 
 
 def find(defect: Defect, known: int | None, seconds: float) -> tuple[int, str] | None:
-    """Return the first seed that finds a defect, and its violation; None if no seed does. Raises `OutOfTime`."""
+    """Return the first seed that finds a defect, and its violation; None if no seed does. Raises `OutOfTime`.
+
+    A scenario counts as the seed 0.
+    """
+    if defect.scenario:
+        told = TOLD.search(defect.search(0, 1, seconds).stdout)
+        return None if told is None else (0, told[1])
     ranges = [(0, LIMIT)] if known is None else [(known, 1), (0, LIMIT)]
     for first, count in ranges:
         run = defect.search(first, count, seconds)
@@ -149,7 +175,8 @@ def note(defect: Defect, seed: int, violation: str) -> None:
     """Note the seed that has found a defect."""
     lines = FOUND.read_text(encoding="utf-8").splitlines() if FOUND.exists() else []
     rows = {line.partition("\t")[0]: line for line in lines}
-    rows[defect.name] = "\t".join((defect.name, defect.world, defect.profile or "-", str(seed), violation[:100]))
+    where = ("directed", defect.scenario) if defect.scenario else (defect.world, defect.profile or "-")
+    rows[defect.name] = "\t".join((defect.name, *where, str(seed), violation[:100]))
     FOUND.write_text("".join(f"{rows[name]}\n" for name in sorted(rows)), encoding="utf-8")
 
 

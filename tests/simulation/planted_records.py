@@ -15,6 +15,7 @@ from tusd_py.backends.sqlite import outbox as sqlite_outbox
 from tusd_py.core import clock
 from tusd_py.core.errors import HookUnavailable
 from tusd_py.outbox import sink_worker
+from tusd_py.progress import reconciler
 from tusd_py.transfer import batch_writer
 from tusd_py.uploads import (
     administration,
@@ -268,3 +269,20 @@ def lists_end_with_their_first_page() -> None:
         return replace(await real(self, query, text), next=None)
 
     change(queries.RecordQueries, "find", find)
+
+
+@plant
+def progress_never_compared_with_the_records() -> None:
+    change(reconciler.Reconciler, "look_now", nothing)
+
+
+@plant
+def declared_length_lost() -> None:
+    """The length that a request declares is kept only if the request brings the last byte."""
+    real = append.Append._with_snapshot
+
+    def with_snapshot(self: Any, snapshot: Any) -> Any:
+        upload = real(self, snapshot)
+        return upload if upload.has_all_bytes else replace(upload, length=self._stored_record.length)
+
+    change(append.Append, "_with_snapshot", with_snapshot)
