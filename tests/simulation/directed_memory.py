@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import tusd_py.composition
+import tusd_py.transfer.budget
 from tests.simulation.directed import DirectedWorld, scenario
 from tests.simulation.directed_appends import finish
-from tests.simulation.directed_calls import Sending, append
+from tests.simulation.directed_calls import Sending, append, small
+from tusd_py.transfer.budget import ByteBudget
 
 
 @scenario("redis")
@@ -72,3 +75,36 @@ async def a_sender_with_a_rate_sends_no_more(world: DirectedWorld) -> None:
     await sending.answer(204)
     world.check(world.loop.now - began > 2.0, f"90,000 bytes are taken in {world.loop.now - began:.1f} s")
     await world.client.download(upload)
+
+
+def _little_memory(_: int) -> ByteBudget:
+    return ByteBudget(6000)
+
+
+@scenario()
+async def silent_clients_hold_buffers_and_others_get_small_ones(world: DirectedWorld) -> None:
+    with small(tusd_py.composition, ByteBudget=_little_memory):
+        await world.restart(world.host)
+    uploads = [await world.client.create(9000) for _ in range(4)]
+    first = Sending(world, uploads[0], 9000)
+    first.push(1000)
+    await asyncio.sleep(0.1)
+    first.push(8000)
+    await first.answer(204)
+    pool = first.exchange.pool
+    assert pool is not None
+    held = [pool.acquire() for _ in range(4)]  # as connections do whose clients send nothing
+    sizes = [len(buffer) for buffer in held]
+    world.check(sizes[0] > sizes[-1] >= tusd_py.transfer.budget.MIN_BATCH_SIZE, f"the buffers have {sizes} bytes")
+    sending = [Sending(world, upload, 9000) for upload in uploads[1:]]
+    for size in (2000, 3000, 4000):
+        for each in sending:
+            each.push(size)
+        await asyncio.sleep(0.1)
+    for each in sending:
+        await each.answer(204)
+    for buffer in held:
+        pool.detach(buffer)
+        pool.release(buffer)
+    for upload in uploads:
+        await world.client.download(upload)

@@ -55,7 +55,7 @@ class Exchange:
         self.reader_timed_out = False
         self.answer: asyncio.Future[Answer | None] = loop.create_future()
         self.delivered = 0  # bytes that the server was given
-        self._pool: LendsBuffers | None = None
+        self.pool: LendsBuffers | None = None
         self._arrived: deque[bytes] = deque()
         self._ended = False
         self._end_delivered = False
@@ -176,7 +176,7 @@ class Exchange:
     def close(self) -> None: ...
 
     def use_buffer_pool(self, pool: LendsBuffers) -> None:
-        self._pool = pool
+        self.pool = pool
 
     def limit_send_buffer(self) -> None: ...
 
@@ -184,12 +184,12 @@ class Exchange:
 
     def _in_buffer(self, content: bytes) -> Buffer:
         """Return bytes in a buffer of the pool, if they are worth one; those that have no room arrive again."""
-        if self._pool is None or not content:
+        if self.pool is None or not content:
             return content
-        buffer = self._pool.acquire()
-        self._pool.detach(buffer)
+        buffer = self.pool.acquire()
+        self.pool.detach(buffer)
         if len(content) * SMALL_SHARE < len(buffer):
-            self._pool.release(buffer)
+            self.pool.release(buffer)
             return content
         size = min(len(buffer), len(content))
         buffer[:size] = content[:size]
