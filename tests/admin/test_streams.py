@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +17,7 @@ from tests.admin.test_port import admin_port_of
 from tests.auth.site import OTHER, OWNER, bearer, create, jwt_of, patch, token_files
 from tests.support.harness import ServerProcess, serving
 from tests.support.timing import wait_until
+from tests.support.wire.connection import Connection
 from tests.support.wire.events import Listening
 from tests.support.wire.requests import request
 
@@ -70,6 +73,17 @@ def test_stream_without_names_is_about_all_uploads(site: ServerProcess) -> None:
         after = create(site, OTHER, 8)
         stream.until("created", lambda event: event.data["id"] == ids_of(after))
     wait_until(lambda: listeners(site) == 0)
+
+
+@pytest.mark.parametrize("path", [STREAM, "/files/events"])
+def test_clients_that_leave_before_their_streams_begin_are_no_errors(site: ServerProcess, path: str) -> None:
+    create(site, OWNER, 8)
+    for _ in range(200):
+        with Connection(site.port) as connection:
+            connection.send_head("GET", path, bearer(jwt_of("root", scope="uploads:admin")))
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: listeners(site) == 0)
+    assert "Traceback" not in "".join(site.log)
 
 
 @pytest.mark.parametrize("query", ["", "?upload=unknown"])

@@ -259,6 +259,8 @@ class UploadCycle(RequestResponseCycle):
 
     def limit_send_buffer(self) -> None:
         self.keep_alive = False  # the kernel never enlarges the buffer again, which a download would need
+        if self.transport.is_closing():  # uvloop raises RuntimeError then
+            return
         self.transport.set_write_buffer_limits(high=SMALL_SEND_BUFFER)
         sock = self.transport.get_extra_info("socket")
         if sock is not None:
