@@ -49,7 +49,7 @@ async def misses(upload: Upload, query: bytes, *, may_follow: bool) -> int:
         may_follow=decide,
         client="",
         admitted_until=math.inf,
-        socket=None,
+        websocket=None,
     )
     response = await ProgressEndpoint(hub, service).get_several(request)
     assert response.events is not None
