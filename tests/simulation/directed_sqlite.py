@@ -12,6 +12,7 @@ from tests.simulation.directed_calls import refused, start_error
 from tests.simulation.directed_client import UNKNOWN
 from tests.simulation.disk_world import RECORDS
 from tests.simulation.sqlite import NAME, _on_behalf_of
+from tusd_py.backends.sqlite.read_thread import ReadTooLong
 from tusd_py.backends.sqlite.schema import ADD_COLUMNS
 from tusd_py.core.errors import StateUnavailable, StorageUnavailable
 from tusd_py.uploads.service import UploadService
@@ -129,3 +130,57 @@ async def _check(service: UploadService) -> None:
     storage, state = cast(Any, service.storage), cast(Any, service.state)
     await storage.check()
     await state.check()
+
+
+# Answers of SQLite that another process causes, which the model of one connection does not give.
+
+BUSY, BROKEN, INTERRUPTED = apsw.SQLITE_BUSY, apsw.SQLITE_IOERR_READ, apsw.SQLITE_INTERRUPT
+
+
+@scenario()
+async def processes_that_start_together_wait_for_each_other(world: DirectedWorld) -> None:
+    upload = await world.unfinished()
+    await world.stop(world.host)
+    world.machine.record_answers = [("PRAGMA journal_mode", BUSY), ("COMMIT", BUSY), ("PRAGMA journal_mode", BUSY)]
+    change_file(world, "PRAGMA user_version = 0")
+    error = await start_error(world.host)
+    world.check(error is None and not world.machine.record_answers, f"a start beside another one ends with {error!r}")
+    await world.stop(world.host)
+    world.machine.record_answers = [("PRAGMA journal_mode", BUSY)] * 1000
+    error = await start_error(world.host)
+    world.check(isinstance(error, StateUnavailable), f"a start beside a file in use ends with {error!r}")
+    world.machine.record_answers = []
+    await world.host.start()
+    await world.client.append(upload, 2000)
+
+
+@scenario()
+async def a_log_that_another_process_uses_is_waited_for(world: DirectedWorld) -> None:
+    """No change counts as durable before what was there at the start is, so that a server does not start without."""
+    upload = await world.unfinished()
+    await world.stop(world.host)
+    checkpoint = ("PRAGMA wal_checkpoint", (1, 0, 0))
+    world.machine.record_answers = [checkpoint] * 3
+    error = await start_error(world.host)
+    world.check(error is None and not world.machine.record_answers, f"a start beside a reader ends with {error!r}")
+    await world.stop(world.host)
+    world.machine.record_answers = [checkpoint] * 10_000
+    error = await start_error(world.host)
+    world.check(isinstance(error, StateUnavailable), f"a start beside a log in use ends with {error!r}")
+    world.machine.record_answers = []
+    await world.host.start()
+    await world.client.append(upload, 2000)
+
+
+@scenario()
+async def reads_of_administrators_that_fail_or_take_too_long_are_told(world: DirectedWorld) -> None:
+    upload = await world.complete(300)
+
+    async def history(service: UploadService) -> Any:
+        return await cast(Any, service.state).history(upload.id)
+
+    for code, kind in ((INTERRUPTED, ReadTooLong), (BROKEN, StateUnavailable)):
+        world.machine.record_answers = [("SELECT entry FROM history", code)]
+        await refused(world, kind, history)
+        world.check(not world.machine.record_answers, f"the error {code} was not met")
+        await world.on(world.host, history)

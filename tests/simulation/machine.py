@@ -39,6 +39,7 @@ class Machine:
     rng: Random
     files: FileSystem
     has_sockets: bool = False  # of its file system, by which its processes tell each other of changes
+    record_answers: list[tuple[str, Any]] = field(default_factory=list)  # to the next statements with a beginning
     boots: int = 0
     booted_at: float = 0.0  # virtual time
     clock_error: float = 0.0  # seconds that its wall clock is ahead
