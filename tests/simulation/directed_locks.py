@@ -197,7 +197,7 @@ async def searches_page_through_all_uploads(world: DirectedWorld) -> None:
     uploads = [await create(world, 100 + number, metadata=f"note {note}") for number, note in enumerate(notes)]
     wanted = sorted(upload.id for number, upload in enumerate(uploads) if number % 3)
     with small(queries, SLICE=2, MAX_LOOKED_AT=3):
-        for order in ("created_at", "id", "updated_at", "client"):
+        for order in ("created_at", "id", "updated_at", "client", "filename"):
             for limit in (1, 2, 100):
                 for text, ids in (("abc", wanted), ("", sorted(upload.id for upload in uploads))):
                     found = await _found(world, text, order=order, limit=limit)
