@@ -134,6 +134,7 @@ class Modules:
         self.time = TimeModule()
         self.random = RandomModule(random, secrets)
         self._replaced: dict[int, Any] = {}  # the simulated modules, by the addresses of the real ones
+        self._count = 0  # of all modules when there was no new one
         self._seen: set[str] = set()  # names of the modules of the server that have simulated ones
         self.sockets = SocketModule(self.os)
 
@@ -170,7 +171,12 @@ class Modules:
 
     def unseen(self) -> list[str]:
         """Return the names of the modules of the server that were imported since the last world began."""
-        return [name for name in list(sys.modules) if name.partition(".")[0] == "tusd_py" and name not in self._seen]
+        if len(sys.modules) == self._count:
+            return []
+        names = [name for name in list(sys.modules) if name.partition(".")[0] == "tusd_py" and name not in self._seen]
+        if not names:
+            self._count = len(sys.modules)
+        return names
 
     def use(self, scheduler: Scheduler, rng: Random) -> None:
         """Have the modules belong to a world."""
