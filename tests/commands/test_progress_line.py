@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.support.command_line import execute
 from tests.support.harness import ROOT, serving
 from tests.support.redis_server import shared_redis_url
@@ -156,6 +158,16 @@ def test_errors_in_a_file_have_no_progress(tmp_path: Path) -> None:
     directory = directory_of_tusd(tmp_path, 1)
     done = execute("import-tusd", str(directory), "--upload-dir", str(tmp_path / "uploads"), TERM="xterm")
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 imported, 0 there already\n", "")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- <&-"])
+def test_command_works_without_standard_error(tmp_path: Path, closed: str) -> None:
+    with serving(tmp_path):
+        pass
+    command = [sys.executable, "-m", "tusd_py", "sweep", "--upload-dir", str(tmp_path / "uploads")]
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+    done = subprocess.run([*shell, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=scaled(60))
+    assert (done.returncode, done.stdout) == (0, "removed 0, completed 0\n")
 
 
 def test_interruption_leaves_the_terminal_clean_and_a_second_run_does_the_rest(tmp_path: Path) -> None:

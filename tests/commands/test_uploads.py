@@ -18,6 +18,8 @@ from tests.support.redis_server import shared_redis_url
 from tests.support.timing import wait_until
 from tests.support.wire.messages import encoded, payload
 from tests.support.wire.requests import complete, content, create, head, offset_of, patch, start_patch
+from tusd_py.commands.tables import line
+from tusd_py.commands.uploads import HISTORY
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
 HOSTILE = "a\x1b[2Jb\r\nc\u202ed"  # a name that clears the terminal and turns the line around
@@ -104,6 +106,11 @@ def test_show_prints_the_history_beside_a_server_and_without_one(site: ServerPro
         assert completed[-2:] == ["admin", "127.0.0.1"]
     finally:
         site.revive()
+
+
+def test_addresses_of_the_history_are_shown_whole() -> None:
+    address = "2001:db8:85a3:8d3:1319:8a2e:370:7348"
+    assert address in line(HISTORY, ("2026-01-01 00:00:00", "created", "0 B", "", address, ""), 80)
 
 
 def test_show_tells_who_ended_an_upload_that_is_remembered(tmp_path: Path) -> None:

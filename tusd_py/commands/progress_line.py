@@ -111,8 +111,10 @@ class ProgressLine:
 
 def watched_terminal() -> TextIO | None:
     """Return standard error if it is a terminal that can clear a line, for people and not for JSON; None otherwise."""
-    is_for_people = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not formats_json()
-    return sys.stderr if is_for_people else None
+    terminal: TextIO | None = sys.stderr  # None if it was closed before the command began
+    if terminal is None or not terminal.isatty():
+        return None
+    return terminal if os.environ.get("TERM", "dumb") != "dumb" and not formats_json() else None
 
 
 def progress_text(title: str, done: int, total: int | None, seconds: float, width: int) -> str:

@@ -43,7 +43,7 @@ HISTORY = (
     Column("EVENT", 11),
     Column("STORED", 10, right=True),
     Column("BY", 16),
-    Column("FROM", 15),
+    Column("FROM", 15, cut=False),
     Column("CODE"),
 )
 SHARES = (Column("UPLOADS", 10, right=True), Column("STORED", 10, right=True), Column("", cut=False))
