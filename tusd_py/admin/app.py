@@ -24,6 +24,7 @@ from tusd_py.http.app import first_cause
 from tusd_py.http.errors import INTERNAL_ERROR, RETRY_AFTER, ErrorResponse, HTTPError, error_response_for
 from tusd_py.http.security_headers import TEXT_HEADERS
 from tusd_py.http.tus.headers import single_values
+from tusd_py.http.websocket import WebSocketExchange
 from tusd_py.observability.log_fields import ADMIN
 from tusd_py.observability.logging import log_line
 
@@ -160,9 +161,9 @@ class AdminApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a WebSocket is refused before it is accepted."""
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1000})
-            return
+        if scope["type"] == "websocket":
+            websocket = WebSocketExchange(scope, receive, send)
+            scope, receive, send = {**websocket.scope, "type": "websocket"}, websocket.receive_no_body, websocket.send
         started = time.monotonic()
         headers = single_values(list(scope["headers"]))
         context = RequestContext(
@@ -175,10 +176,21 @@ class AdminApp:
         )
         line: dict[str, Any] = {"method": context.method, "path": context.path, "client": context.client}
         try:
+            await self._respond(context, line, receive, send)
+        except ClientDisconnected:
+            return
+        finally:  # a stream may also end by a cancellation
+            if "status" in line:
+                line["duration_ms"] = round((time.monotonic() - started) * 1000, 1)
+                log_line(ADMIN, logging.INFO, line)
+
+    async def _respond(self, context: RequestContext, line: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request, and note in its log line how."""
+        try:
             content = await _whole_body(receive)
             answer, extra = await self._answer(context, content, line, receive)
         except ClientDisconnected:
-            return
+            raise
         except CodedError as error:
             answer, extra = _problem(error_response_of(error))
             line |= {"code": error.code, "refusal": getattr(error, "reason", "")}
@@ -189,16 +201,17 @@ class AdminApp:
             answer, extra = _problem(INTERNAL_ERROR)
         if isinstance(answer, Answer):
             line["status"] = answer.status
-            await _send(answer, extra, send, with_body=scope["method"] != "HEAD")
+            await _send(answer, extra, send, with_body=context.method != "HEAD")
         else:
-            line |= {"status": 200, "code": await _code_of_stream(answer, send)}
-        line["duration_ms"] = round((time.monotonic() - started) * 1000, 1)
-        log_line(ADMIN, logging.INFO, line)
+            line["status"] = 200
+            line["code"] = await _code_of_stream(answer, send)
 
     async def _answer(
         self, context: RequestContext, content: bytes, line: dict[str, Any], receive: Receive
     ) -> tuple[Answer | Stream, Mapping[str, str]]:
         """Return the answer to a request, and header fields of its own; raises `CodedError`."""
+        if context.scope["type"] == "websocket":
+            raise HTTPError(404, "ERR_NOT_FOUND", "there is no WebSocket here")
         if context.method == "OPTIONS":  # for everybody, as that of uploads is: it tells nothing of them
             return Answer(status=204), {"Allow": _allowed(self._methods(context)[0])}
         administrator = await self.access.admit(context)
@@ -307,6 +320,8 @@ async def _code_of_stream(stream: Stream, send: Send) -> str:
         await stream.send(send)
     except WriteTimeout as error:
         return error.code
+    except OSError:  # of a server that tells by it that the client has gone
+        return ClientDisconnected.code
     return ""
 
 
