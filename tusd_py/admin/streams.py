@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from urllib.parse import parse_qs
@@ -27,6 +28,7 @@ logger = logging.getLogger("tusd_py.admin")
 
 PARAMETER = "upload"
 ADMISSION_INTERVAL = 5.0  # seconds between two looks whether a listener is an administrator still
+MAX_UNKNOWN = 60.0  # seconds of a stream whose listener may be none, since that cannot be found out
 
 
 class StreamRoutes:
@@ -99,12 +101,14 @@ class EventAnswer:
 
     async def _end_without_right(self, events: EventStream) -> None:
         """End the events once their client is no administrator any more: the token was changed, or taken back."""
-        while True:
+        known_at = time.monotonic()
+        while time.monotonic() - known_at < MAX_UNKNOWN:
             await asyncio.sleep(ADMISSION_INTERVAL)
             try:
                 await self._admit()
+                known_at = time.monotonic()
             except (Unauthorized, NoAdministrator):
-                events.end()
-                return
+                break
             except CodedError as error:  # the right cannot be found out now, and was there before
                 logger.debug("the right of a listener is not known: %s", error.message)
+        events.end()
