@@ -127,9 +127,10 @@ def run_serve(settings: Settings) -> int:
             return fail(error.message, 1)
 
         def listening() -> None:
-            allow_successor(reserved)
+            if settings.workers == 1:  # a supervisor starts processes again and listens again
+                for kept in [reserved] if admin is None else [reserved, admin]:
+                    allow_successor(kept)
             if admin is not None:
-                allow_successor(admin)
                 announce(logging.INFO, f"administrators are served on {_origin_of(admin)}/admin/api")
             for one in metrics:
                 announce(logging.INFO, f"metrics are served on {_origin_of(one)}/metrics")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from tests.support.harness import ServerProcess
 from tests.support.timing import scaled, wait_until
+from tusd_py.uvicorn_server.process import reserve
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -47,6 +49,11 @@ def socket_count(pid: int) -> int:
         with contextlib.suppress(FileNotFoundError):
             count += os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:")
     return count
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(address) == errno.ECONNREFUSED
 
 
 def request(server: ServerProcess, method: str, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
@@ -128,6 +135,19 @@ def test_a_process_that_dies_is_started_again(server: ServerProcess) -> None:
         assert request(server, "POST", "/files", {**TUS, "Upload-Length": "1"})[0] == 201
     wait_until(lambda: metric(server, "tusd_uploads_created") == 40)  # a dead process's counters stay
     assert any("died" in line for line in server.log)
+
+
+def test_nobody_else_gets_the_port_while_processes_that_died_are_started_again(server: ServerProcess) -> None:
+    address = ("127.0.0.1", server.port)
+    os.kill(server.pid, signal.SIGSTOP)  # so that it starts none meanwhile
+    try:
+        for pid in worker_pids(server):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: refuses(address))
+        with pytest.raises(OSError, match="in use"):
+            reserve(address).close()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
 
 
 @pytest.mark.long

@@ -183,8 +183,8 @@ def _kept(address: tuple[str, int]) -> socket.socket:
     """Return a socket beside which nobody binds this address but with SO_REUSEPORT; blocks, raises OSError.
 
     Servers that only bind an address with SO_REUSEADDR disturb each other no sooner than when they listen. So this
-    socket listens for a moment, which only one can do, and refuses every SO_REUSEADDR from then on; once a server
-    listens, `allow_successor` ends that.
+    socket listens for a moment, which only one can do, and refuses every SO_REUSEADDR from then on; `allow_successor`
+    ends that: once a single process listens, and once a supervisor starts no process again.
     """
     tries = LISTEN_TRIES
     while True:

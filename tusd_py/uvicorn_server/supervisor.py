@@ -32,7 +32,7 @@ from tusd_py.observability.logging import configure
 from tusd_py.observability.metrics_merge import merge_counts
 from tusd_py.settings import Settings
 from tusd_py.uvicorn_server.malloc import tune_malloc
-from tusd_py.uvicorn_server.process import bind, run_server
+from tusd_py.uvicorn_server.process import allow_successor, bind, run_server
 from tusd_py.uvicorn_server.terminal import Terminal
 
 logger = logging.getLogger("tusd_py.supervisor")
@@ -102,6 +102,7 @@ class Supervisor:
         """Take the socket that reserves the address, and those of administrators and of metrics, if they have any."""
         self._metrics = metrics
         self._settings = settings
+        self._reserved = [reserved] if admin is None else [reserved, admin]
         self._address: tuple[str, int] = reserved.getsockname()[:2]
         self._admin_address: tuple[str, int] | None = None if admin is None else admin.getsockname()[:2]
         self._context = multiprocessing.get_context("spawn")
@@ -124,6 +125,8 @@ class Supervisor:
                 self._wait_and_act()
             return 0
         finally:
+            for reserved in self._reserved:  # not before: those that die are started again
+                allow_successor(reserved)
             self._stop([*self._workers, *self._draining])
             for number, handler in previous.items():
                 signal.signal(number, handler)
