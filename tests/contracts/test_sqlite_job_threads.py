@@ -230,6 +230,54 @@ async def test_no_step_is_taken_for_a_record_that_cannot_be_added(state: SQLiteS
     assert await state.get("old") == old
 
 
+class Threads:
+    """A limit on the threads of the process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.has_room = True
+        self.refused = threading.Event()
+        self._start = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: self._start_or_refuse(thread))
+
+    def _start_or_refuse(self, thread: threading.Thread) -> None:
+        if not self.has_room and thread.name == "tusd-py-state":
+            self.refused.set()
+            raise RuntimeError("can't start new thread")
+        self._start(thread)
+
+
+async def test_changes_go_on_after_a_step_for_which_no_other_thread_could_be_started(
+    state: SQLiteState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, other = await created(state, "hanging"), await created(state, "other")
+    step = Step()
+    threads = Threads(monkeypatch)
+    threads.has_room = False
+    first = update(state, hanging, step)
+    change = update(state, other)
+    assert await asyncio.to_thread(threads.refused.wait, 60)
+    step.released.set()
+    assert (await within(first)).offset == 1
+    assert (await within(change)).offset == 1
+    assert (await within(update(state, await created(state, "later")))).offset == 1
+
+
+async def test_another_thread_takes_over_as_soon_as_it_can_be_started(
+    state: SQLiteState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, other = await created(state, "hanging"), await created(state, "other")
+    step = Step()
+    threads = Threads(monkeypatch)
+    threads.has_room = False
+    first = update(state, hanging, step)
+    assert await asyncio.to_thread(threads.refused.wait, 60)
+    threads.has_room = True
+    assert (await within(update(state, other))).offset == 1
+    assert not first.done()
+    step.released.set()
+    assert (await within(first)).offset == 1
+
+
 async def test_jobs_of_the_turn_in_which_the_threads_are_closed_keep_their_order() -> None:
     """The event loop and the thread of the close hand over the same jobs, here at the same time."""
     switch_interval = sys.getswitchinterval()

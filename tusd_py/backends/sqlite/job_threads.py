@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import sqlite3
 import threading
@@ -21,6 +22,8 @@ from typing import Any
 
 from tusd_py.asyncutil.futures import settle
 from tusd_py.core.outbox import OutboxEvent
+
+logger = logging.getLogger("tusd_py.state")
 
 MAX_JOBS_IN_A_TRANSACTION = 256
 TIMEOUT = 0.02  # seconds that jobs wait for a step of another one
@@ -80,7 +83,8 @@ class JobThreads:
         self._aside: list[Job] = []  # until one of the threads is no longer blocked
         self._watched_jobs = 0  # until their results are delivered; of the event loop
         self._is_watching = False
-        self._thread = self._start([])
+        self._is_refused = False  # whether the latest thread could not be started
+        self._thread = self._start([], self._turn)
 
     def submit(self, job: Job) -> None:
         """Queue a job for the thread.
@@ -120,8 +124,9 @@ class JobThreads:
         while (thread := self._thread).is_alive() and (left := deadline - time.monotonic()) > 0:
             thread.join(left)
 
-    def _start(self, jobs: list[Job]) -> threading.Thread:
-        thread = threading.Thread(target=self._run, args=(jobs, self._turn), name="tusd-py-state", daemon=True)
+    def _start(self, jobs: list[Job], turn: int) -> threading.Thread:
+        """Start a thread; raises `RuntimeError` if the system has no room for one."""
+        thread = threading.Thread(target=self._run, args=(jobs, turn), name="tusd-py-state", daemon=True)
         thread.start()
         return thread
 
@@ -130,14 +135,31 @@ class JobThreads:
         with self._guard:
             late = self._current is not None and time.monotonic() - self._since >= TIMEOUT
             if late and len(self._blocked) < MAX_BLOCKED:
-                self._blocked[self._turn] = self._thread
-                self._turn += 1
-                self._jobs = [job for job in self._jobs if job is not self._current]
-                self._current = None
-                self._thread = self._start(self._jobs)
+                self._relieve()
         self._is_watching = self._watched_jobs > 0
         if self._is_watching:
             self._loop.call_later(TIMEOUT, self._watch)
+
+    def _relieve(self) -> None:
+        """Let another thread take over from the one that is blocked. Called with the guard.
+
+        The new thread waits for the guard before it looks at its turn. While none can be started nothing changes: the
+        thread that is blocked goes on with its jobs afterwards, unless a later watch finds room.
+        """
+        jobs = [job for job in self._jobs if job is not self._current]
+        try:
+            thread = self._start(jobs, self._turn + 1)
+        except RuntimeError as error:
+            if not self._is_refused:
+                self._is_refused = True
+                logger.warning("changes of records wait for a step of another one: %s", error)
+            return
+        self._is_refused = False
+        self._blocked[self._turn] = self._thread
+        self._turn += 1
+        self._jobs = jobs
+        self._current = None
+        self._thread = thread
 
     def _run(self, jobs: list[Job], turn: int) -> None:
         while jobs := jobs or self._wait_for_jobs():
