@@ -190,7 +190,9 @@ class FileSystem:
         self.stalled_until = 0.0  # virtual time
         self.failing_syncs = 0  # number of syncs that are going to fail
         self.failing_record_syncs = 0  # of those of SQLite
+        self.failing_folder_syncs = 0
         self.failing_writes = 0
+        self.failing_closes = 0  # of files that were written to: NFS stores bytes when a file is closed
         self.hang_seconds = 0.0  # that the next write or sync takes, while others go on
         self.hangs_end_at = math.inf  # virtual time
         self.slow_reads = SLOW_READS
@@ -217,7 +219,8 @@ class FileSystem:
         self.room -= size
 
     def stop_failing(self) -> None:
-        self.failing_syncs = self.failing_record_syncs = self.failing_writes = 0
+        self.failing_syncs = self.failing_record_syncs = self.failing_folder_syncs = 0
+        self.failing_writes = self.failing_closes = 0
 
     def fail_sync(self, file: File) -> None:
         """Let one sync fail."""

@@ -133,6 +133,10 @@ class OsModule:
         opened.references -= 1
         if not opened.references:
             release_locks(opened)
+        if opened.files.failing_closes and opened.writable and isinstance(opened.inode, File):
+            opened.files.failing_closes -= 1
+            opened.files.fail_sync(opened.inode)
+            raise error(errno.EIO)
 
     def dup(self, descriptor: int) -> int:
         opened = self._opened(descriptor)
@@ -367,6 +371,9 @@ class OsModule:
         if isinstance(opened.inode, Folder) and "folder syncs" in files.lacks:
             raise error(errno.EINVAL)
         assert isinstance(opened.inode, File | Folder)
+        if files.failing_folder_syncs and isinstance(opened.inode, Folder):
+            files.failing_folder_syncs -= 1
+            raise error(errno.EIO)
         if files.failing_syncs > 0 and isinstance(opened.inode, File):
             files.failing_syncs -= 1
             files.fail_sync(opened.inode)
