@@ -175,6 +175,8 @@ class ThreadedWriter(Writer, Protocol):
     async def receive(self, buffers: Sequence[Buffer], arriving: ArrivingBytes) -> None:
         """Store buffers, and after them the bytes that a connection delivers, in one thread.
 
+        Takes nothing from the connection if there is no thread for it.
+
         Raises:
             UploadError: as `flush`; the next snapshot tells how far it got.
         """

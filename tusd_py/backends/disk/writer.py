@@ -65,20 +65,24 @@ class DiskWriter:
 
     async def receive(self, buffers: Sequence[Buffer], arriving: ArrivingBytes) -> None:
         await self._jobs.settle()
-        if not self.can_receive():  # meanwhile others have taken the last thread, for which the client must not wait
+        if not (self.can_receive() and self._start_receiving(list(buffers), arriving)):
+            # Others have taken the last thread meanwhile, or none can be started: the client must not wait for one.
             await self.write(buffers)
             await self._jobs.settle()
             return
-        rest = list(buffers)
+        await self._jobs.settle()
+        self._storage.receiving.splices &= arriving.splices
+
+    def _start_receiving(self, rest: list[Buffer], arriving: ArrivingBytes) -> bool:
+        """Have a thread store the buffers and what arrives; return False if no thread can be started."""
         arriving.in_use = True
         try:
             job = self._storage.receiving.run(lambda: self._receive(rest, arriving))
-        except BaseException:  # no thread can be started
+        except RuntimeError:
             arriving.in_use = False
-            raise
+            return False
         self._jobs.start(job)
-        await self._jobs.settle()
-        self._storage.receiving.splices &= arriving.splices
+        return True
 
     async def flush(self, buffers: Sequence[Buffer] = (), *, sync: bool) -> None:
         await self._jobs.settle()
