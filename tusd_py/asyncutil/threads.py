@@ -16,7 +16,7 @@ Job: TypeAlias = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Fu
 
 
 class Threads:
-    """A fixed number of daemon threads, started with the first call.
+    """A fixed number of daemon threads, started with the first call; those that could not be with later ones.
 
     Lighter than `concurrent.futures`. Invariants: calls begin in the order of `run`; a result is delivered in the event
     loop that called `run`.
@@ -31,19 +31,28 @@ class Threads:
         self._lock = threading.Lock()  # between `run` and the end of `close`: no job is left without a thread
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Call `work` in a thread and return a future of its result. Cancelling the future does not stop the call."""
+        """Call `work` in a thread and return a future of its result. Cancelling the future does not stop the call.
+
+        Raises `RuntimeError` if there is no thread, and none can be started.
+        """
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         with self._lock:
-            if not self._threads:
+            if len(self._threads) < self._count and not self._closing:
                 self._start()
             self._jobs.put((work, loop, result))
         return result
 
     def _start(self) -> None:
-        for number in range(self._count):
+        """Start the threads that are missing; fewer will do."""
+        for number in range(len(self._threads), self._count):
             thread = threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no room for more
+                if not self._threads:
+                    raise
+                return
             self._threads.append(thread)
 
     def close(self, timeout: float | None = None) -> bool:
@@ -52,11 +61,15 @@ class Threads:
         Work given to `run` during a close is called before it returns True, work given after it by new threads. After
         False, call it again.
         """
-        for _ in range(0 if self._closing else len(self._threads)):
-            self._jobs.put(None)
-        self._closing = bool(self._threads)
+        with self._lock:
+            threads = tuple(self._threads)
+            for _ in range(0 if self._closing else len(threads)):
+                self._jobs.put(None)
+            self._closing = bool(threads)
+        if not threads:
+            return True
         deadline = None if timeout is None else time.monotonic() + timeout
-        for thread in self._threads:
+        for thread in threads:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         with self._lock:
             self._threads = [thread for thread in self._threads if thread.is_alive()]

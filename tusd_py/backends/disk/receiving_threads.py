@@ -22,7 +22,8 @@ class ReceivingThreads(Threads):
     @property
     def is_possible(self) -> bool:
         """Whether a thread is spare, and the file system can be used in this way."""
-        return self.splices and self._spare > 0
+        missing = self._count - len(self._threads) if self._threads else 0  # could not be started
+        return self.splices and self._spare > missing
 
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         result = super().run(work)
