@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import re
 import socket
 import stat
@@ -186,6 +187,19 @@ def test_one_of_many_servers_gets_a_socket_that_was_left(tmp_path: Path) -> None
         assert sorted(map(str, outcomes)) == [*["another server listens there"] * (together.parties - 1), "listens"]
         assert not path.exists()
         outcomes.clear()
+
+
+def test_socket_of_a_successor_stays_when_a_server_ends_that_has_closed_its_own(tmp_path: Path) -> None:
+    """A file system may use the number of an inode again for the socket of the successor."""
+    path = tmp_path / "metrics"
+    with bound_unix(path, 8) as early:
+        began = path.lstat().st_mtime_ns
+        early.close()
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(path))
+            os.utime(path, ns=(began + 10**9, began + 10**9))
+    assert path.is_socket()
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,20 @@ import errno
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.admin.calls import token_file
+from tests.admin.test_metrics_place import metrics_port_of
+from tests.admin.test_port import admin_port_of
 from tests.support.command_line import assert_refused_in_one_line, execute
 from tests.support.harness import serving
-from tests.support.timing import wait_until
+from tests.support.timing import TIMEOUT, wait_until
 from tests.support.wire.connection import Connection
-from tests.support.wire.requests import complete, create, head
+from tests.support.wire.requests import complete, create, head, request
 from tusd_py.uvicorn_server.process import allow_successor, bind, reserve
 
 LOCAL = "127.0.0.1"
@@ -100,24 +105,37 @@ def test_address_is_free_for_a_successor_once_nobody_listens() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_server_starts_on_the_port_of_one_that_drains(tmp_path: Path, workers: int) -> None:
-    with serving(tmp_path / "old", workers=workers, shutdown_grace="1h") as old, Connection(old.port) as connection:
-        path = create(old.port, LARGE)
-        complete(old.port, path, bytes(LARGE))
-        connection.send_head("GET", path)
-        assert connection.socket.recv(1) == b"H"  # and no more, so that the download lasts
-        old.process.terminate()
-        wait_until(lambda: refuses(old.port), "the server listens no more")
-        with serving(tmp_path / "new", workers=workers, port=old.port) as new:
-            assert old.process.poll() is None
-            assert head(new.port, create(new.port, 5)).status == 200
+def test_server_starts_on_the_ports_and_the_socket_of_one_that_drains(tmp_path: Path, workers: int) -> None:
+    path = tmp_path / "metrics"
+    options: dict[str, Any] = {"workers": workers, "admin_token_file": token_file(tmp_path), "metrics_socket": path}
+    with serving(tmp_path / "old", admin_port=0, metrics_port=0, shutdown_grace="1h", **options) as old:
+        ports = {"port": old.port, "admin_port": admin_port_of(old), "metrics_port": metrics_port_of(old)}
+        with Connection(old.port) as connection:
+            upload = create(old.port, LARGE)
+            complete(old.port, upload, bytes(LARGE))
+            connection.send_head("GET", upload)
+            assert connection.socket.recv(1) == b"H"  # and no more, so that the download lasts
+            old.process.terminate()
+            places: list[int | Path] = [*ports.values(), path]
+            for place in places:
+                wait_until(partial(refuses, place), f"nobody listens on {place} any more")
+            with serving(tmp_path / "new", **ports, **options) as new:
+                assert old.process.poll() is None
+                assert head(new.port, create(new.port, 5)).status == 200
+                connection.close()
+                old.wait(TIMEOUT)
+                assert request(ports["admin_port"], "GET", "/admin/api/stats").status == 401
+                assert request(ports["metrics_port"], "GET", "/metrics").status == 200
+                assert not refuses(path)
 
 
-def refuses(port: int) -> bool:
-    try:
-        socket.create_connection((LOCAL, port)).close()
-    except ConnectionRefusedError:
-        return True
+def refuses(place: int | Path) -> bool:
+    """Return whether nobody listens on a port, or on a socket that is there."""
+    with socket.socket(socket.AF_INET if isinstance(place, int) else socket.AF_UNIX) as client:
+        try:
+            client.connect((LOCAL, place) if isinstance(place, int) else str(place))
+        except ConnectionRefusedError:
+            return True
     return False
 
 

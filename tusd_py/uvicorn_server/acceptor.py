@@ -55,9 +55,11 @@ class Acceptor:
         self._loop.add_reader(self._listener.fileno(), self._accept_some)
 
     def close(self) -> None:
+        """Accept no more, and close the listener of this process, so that nobody connects who would not be served."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
             if self._timer is not None:
                 self._timer.cancel()
 

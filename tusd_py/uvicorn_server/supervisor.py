@@ -127,6 +127,8 @@ class Supervisor:
         finally:
             for reserved in self._reserved:  # not before: those that die are started again
                 allow_successor(reserved)
+            for listener in self._metrics:  # nobody accepts on it once the processes drain
+                listener.close()
             self._stop([*self._workers, *self._draining])
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -22,6 +22,8 @@ TURN_PAUSE = 0.01  # seconds between two looks whether they have started
 def bound_unix(path: Path, backlog: int) -> Iterator[socket.socket]:
     """Listen at a path, in place of a socket that an ended server has left; remove the socket at the end.
 
+    Once the listener is closed, which may be before the end, another server may listen there.
+
     A process that ends by a signal leaves the socket where it is.
 
     Blocks, and changes the umask of the process for a moment. Raises `OSError`.
@@ -35,13 +37,19 @@ def bound_unix(path: Path, backlog: int) -> Iterator[socket.socket]:
             finally:
                 os.umask(mask)
             listener.listen(backlog)
-            inode = path.lstat().st_ino
+            identity = _identity(path)
         try:
             yield listener
         finally:
-            with contextlib.suppress(OSError):
-                if path.lstat().st_ino == inode:  # not that of a later server
+            with contextlib.suppress(OSError), _turn_in(path.parent):
+                if _identity(path) == identity:  # not that of a later server
                     path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return what tells a socket from every later one: the number of its inode alone may be used again."""
+    status = path.lstat()
+    return status.st_ino, status.st_mtime_ns  # which neither chmod nor a connection changes
 
 
 @contextlib.contextmanager
