@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import http.client
 import os
 import re
@@ -200,6 +201,18 @@ def test_socket_of_a_successor_stays_when_a_server_ends_that_has_closed_its_own(
             successor.bind(str(path))
             os.utime(path, ns=(began + 10**9, began + 10**9))
     assert path.is_socket()
+
+
+def test_lock_that_another_process_keeps_on_the_directory_stops_no_start(tmp_path: Path) -> None:
+    path = tmp_path / "metrics"
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with bound_unix(path, 8), socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        assert not path.exists()
+    finally:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize(

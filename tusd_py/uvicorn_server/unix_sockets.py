@@ -14,7 +14,7 @@ from pathlib import Path
 
 MASK = 0o117  # of the permissions of a socket, so that the group may connect
 CONNECT_TIMEOUT = 1.0  # seconds
-TURN_TIMEOUT = 5.0  # seconds that a server waits for others that start in the same directory
+TURN_TIMEOUT = 2.0  # seconds that a server waits for others that start in the same directory
 TURN_PAUSE = 0.01  # seconds between two looks whether they have started
 
 
@@ -54,21 +54,29 @@ def _identity(path: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _turn_in(directory: Path) -> Iterator[None]:
-    """Let one server at a time look for sockets in a directory and make its own; raises `OSError` after seconds."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + TURN_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise OSError(errno.EADDRINUSE, "another server is starting there") from None
-                time.sleep(TURN_PAUSE)
+    """Let one server at a time look for sockets in a directory and make or remove its own.
+
+    Every process that may read the directory can lock it as well, and not every directory can be locked. So a server
+    goes on without the turn after `TURN_TIMEOUT`: only servers that start at the same moment need it.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            _lock(descriptor)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock on a file, at most `TURN_TIMEOUT`; raises `OSError`."""
+    deadline = time.monotonic() + TURN_TIMEOUT
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(TURN_PAUSE)
 
 
 def _remove_abandoned(path: Path) -> None:
