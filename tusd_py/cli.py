@@ -174,7 +174,7 @@ def _metrics_sockets(settings: Settings, sockets: contextlib.ExitStack) -> list[
 
 def _beside(reserved: socket.socket) -> socket.socket:
     """Return a socket bound to an address that this process keeps."""
-    return bind(reserved.getsockname()[:2], shared=True)
+    return bind(reserved.getsockname(), shared=True)
 
 
 def _origin_of(listener: socket.socket) -> str:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tests.support.wire.requests import complete, create, head, request
 from tusd_py.uvicorn_server.process import allow_successor, bind, reserve
 
 LOCAL = "127.0.0.1"
+LINK_SCOPE = "20"  # in the table of the addresses of Linux
+UNUSABLE = 0x48  # flags there: not yet known to be the only one on its link, or known not to be
 LARGE = 32 << 20  # bytes, more than the kernel holds for a client that does not read
 
 
@@ -89,6 +92,21 @@ def test_listeners_of_the_server_are_bound_beside_the_reserved_address() -> None
             other.listen(1)
             with socket.create_connection(address):
                 pass
+
+
+def link_local_hosts() -> list[str]:
+    """Return the addresses of this machine that are valid on one link only, with the names of the links."""
+    table = Path("/proc/net/if_inet6")
+    rows = [row.split() for row in table.read_text().splitlines()] if table.exists() else []
+    usable = [row for row in rows if row[3] == LINK_SCOPE and not int(row[4], 16) & UNUSABLE]
+    return [f"{ip_address(bytes.fromhex(row[0]))}%{row[5]}" for row in usable]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_server_listens_on_an_address_of_one_link(tmp_path: Path, workers: int) -> None:
+    for host in link_local_hosts()[:1]:
+        with serving(tmp_path, host=host, workers=workers) as server, socket.create_connection((host, server.port)):
+            pass
 
 
 def test_address_is_free_for_a_successor_once_nobody_listens() -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -29,6 +29,9 @@ from tusd_py.uvicorn_server.descriptors import (
 )
 from tusd_py.uvicorn_server.garbage_collection import tune_garbage_collection
 from tusd_py.uvicorn_server.protocol import upload_protocol
+
+# Host and port, and for IPv6 the flow label and the link as well: an address of one link needs that to be bound again.
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 BACKLOG = 2048
 LISTEN_TRIES = 5  # for a port that no other server holds yet
@@ -145,9 +148,11 @@ def run_server(
         Server(config, shared, limit, ready, further).run(sockets=[listener])
 
 
-def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
+def bind(address: Address, *, shared: bool = False) -> socket.socket:
     """Return a socket bound to this address, which others of this user can bind too if `shared`; raises OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    if "%" in address[0]:  # a pair of host and port loses the link
+        address = cast(Address, socket.getaddrinfo(*address[:2], family, flags=socket.AI_NUMERICHOST)[0][4])
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -160,14 +165,14 @@ def bind(address: tuple[str, int], *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def reserve(address: tuple[str, int]) -> socket.socket:
+def reserve(address: Address) -> socket.socket:
     """Return a socket that keeps an address for this process and its children, without listening; raises OSError.
 
     Listeners are bound beside it, with `bind(shared=True)`. On Linux, one of the servers that start at the same moment
     keeps the address, and the others fail here, at the latest.
     """
     with bind(address) as probe:  # chooses the port if that is 0: a port that the kernel chose is lost with a shutdown
-        name = probe.getsockname()[:2]
+        name: Address = probe.getsockname()
         if sys.platform != "linux":
             probe.close()
             return bind(name, shared=True)
@@ -179,7 +184,7 @@ def allow_successor(reserved: socket.socket) -> None:
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
-def _kept(address: tuple[str, int]) -> socket.socket:
+def _kept(address: Address) -> socket.socket:
     """Return a socket beside which nobody binds this address but with SO_REUSEPORT; blocks, raises OSError.
 
     Servers that only bind an address with SO_REUSEADDR disturb each other no sooner than when they listen. So this

@@ -32,7 +32,7 @@ from tusd_py.observability.logging import configure
 from tusd_py.observability.metrics_merge import merge_counts
 from tusd_py.settings import Settings
 from tusd_py.uvicorn_server.malloc import tune_malloc
-from tusd_py.uvicorn_server.process import allow_successor, bind, run_server
+from tusd_py.uvicorn_server.process import Address, allow_successor, bind, run_server
 from tusd_py.uvicorn_server.terminal import Terminal
 
 logger = logging.getLogger("tusd_py.supervisor")
@@ -66,8 +66,8 @@ class Worker:
 
 def run_worker(
     settings: Settings,
-    address: tuple[str, int],
-    admin_address: tuple[str, int] | None,
+    address: Address,
+    admin_address: Address | None,
     metrics: Sequence[socket.socket],
     pipe: Connection,
 ) -> None:
@@ -103,8 +103,8 @@ class Supervisor:
         self._metrics = metrics
         self._settings = settings
         self._reserved = [reserved] if admin is None else [reserved, admin]
-        self._address: tuple[str, int] = reserved.getsockname()[:2]
-        self._admin_address: tuple[str, int] | None = None if admin is None else admin.getsockname()[:2]
+        self._address: Address = reserved.getsockname()
+        self._admin_address: Address | None = None if admin is None else admin.getsockname()
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[Worker] = []
         self._draining: list[Worker] = []  # replaced processes that have not ended
