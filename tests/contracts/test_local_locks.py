@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -140,6 +142,76 @@ async def test_a_reservation_is_renewed_before_it_is_used_up(tmp_path: Path, mon
         assert reserved >= lock.token + 5
         await lock.release()
     await locker.close()
+
+
+@pytest.mark.parametrize(("owner", "call"), [(threading.Thread, "start"), (os, "dup")])
+async def test_a_reservation_that_cannot_be_synced_is_tried_again_with_the_next_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, call: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "too many") if owner is os else RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(counter, "RESERVATION_SIZE", 10)
+    path = tmp_path / "locks"
+    locker = LocalLocker(path)
+    await locker.open()
+    descriptors, reservation = len(os.listdir("/proc/self/fd")), reserved(path)
+    used = []
+
+    async def take(count: int) -> None:
+        for _ in range(count):
+            lock = await locker.acquire("upload", Holder(), 0)
+            used.append(lock.token)
+            await lock.release()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, call, refuse)
+        await take(20)
+        assert reserved(path) == reservation
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+    await take(1)
+    assert reserved(path) == used[-1] + 10
+    assert used == list(range(used[0], used[0] + 21))
+    await locker.close()
+
+
+def reserved(path: Path) -> int:
+    """Return the last token of the reservation."""
+    _, last = counter.COUNTER_FORMAT.unpack(path.read_bytes())
+    assert isinstance(last, int)
+    return last
+
+
+async def test_a_counter_of_which_nothing_can_be_written_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locker, other = LocalLocker(tmp_path / "locks"), LocalLocker(tmp_path / "locks")
+    await locker.open()
+    await other.open()
+    results = [0] * 3
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", lambda *_: results.pop())  # without a result it fails, instead of going on
+        with pytest.raises(StateUnavailable):
+            await locker.acquire("upload", Holder(), 0)
+    await (await other.acquire("upload", Holder(), 0)).release()
+    await locker.close()
+    await other.close()
+
+
+async def test_an_error_that_nobody_expected_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    locker, other = LocalLocker(tmp_path / "locks"), LocalLocker(tmp_path / "locks")
+    await locker.open()
+    await other.open()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", fail)
+        with pytest.raises(MemoryError):
+            await locker.acquire("upload", Holder(), 0)
+    await (await other.acquire("upload", Holder(), 0)).release()
+    await locker.close()
+    await other.close()
 
 
 async def test_a_lock_outdoes_the_token_of_a_record(tmp_path: Path) -> None:

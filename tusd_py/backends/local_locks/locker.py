@@ -258,7 +258,7 @@ class LocalLocker:
         lock = LocalLock(self, upload_id, place, holder)
         try:
             token = self._next_token()
-        except StateUnavailable:
+        except BaseException:
             unlock(*place)
             raise
         if token is None:

@@ -30,6 +30,7 @@ class TokenCounter:
     def __init__(self, descriptor: int) -> None:
         """Read the counter and reserve the first block. Blocks. Raises `OSError`."""
         self._descriptor = descriptor
+        self._is_refused = False  # whether the latest sync could not be started
         deadline = time.monotonic() + OPEN_TIMEOUT
         while not try_lock(descriptor, COUNTER_LOCK):
             if time.monotonic() > deadline:
@@ -55,7 +56,8 @@ class TokenCounter:
             token = max(newest, above) + 1
             if token > reserved - RESERVATION_SIZE // 2:
                 self._write(token, token + RESERVATION_SIZE)
-                self._sync_soon()
+                if not self._sync_soon():
+                    self._write(token, reserved)  # so that the next token tries it again
             else:
                 self._write(token, reserved)
         finally:
@@ -75,17 +77,33 @@ class TokenCounter:
         content = COUNTER_FORMAT.pack(newest, reserved)
         written = 0
         while written < len(content):
-            written += os.pwrite(self._descriptor, content[written:], written)
+            count = os.pwrite(self._descriptor, content[written:], written)
+            if count == 0:  # a file system that takes nothing and names no error: a repetition might never end
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            written += count
 
-    def _sync_soon(self) -> None:
-        descriptor = os.dup(self._descriptor)
-
-        def sync() -> None:
+    def _sync_soon(self) -> bool:
+        """Sync the counter in a thread; return False if that cannot be started."""
+        try:
+            descriptor = os.dup(self._descriptor)
             try:
-                os.fsync(descriptor)
-            except OSError as error:  # harmless: after a power cut the records show which tokens were used
-                logger.error("the lock file could not be synced: %s", error.strerror)
-            finally:
+                threading.Thread(target=_sync, args=(descriptor,), name="tusd-py-tokens", daemon=True).start()
+            except BaseException:
                 os.close(descriptor)
+                raise
+        except (OSError, RuntimeError) as error:  # no descriptor is left, or no room for a thread
+            if not self._is_refused:
+                logger.warning("the lock file cannot be synced now, and is with a later token: %s", error)
+            self._is_refused = True
+            return False
+        self._is_refused = False
+        return True
 
-        threading.Thread(target=sync, name="tusd-py-tokens", daemon=True).start()
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # harmless: after a power cut the records show which tokens were used
+        logger.error("the lock file could not be synced: %s", error.strerror)
+    finally:
+        os.close(descriptor)
