@@ -16,6 +16,7 @@ from tusd_py.backends.disk.shared import SharedDiskStorage, segment_path
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.disk.sync_marks import mark_of
 from tusd_py.core.errors import UploadError
+from tusd_py.core.storage_identity import PRIVATE_FOLDER
 from tusd_py.core.upload import Upload
 
 UPLOAD = Upload(id="upload", created_at=1_700_000_000.0, length=3000)
@@ -30,7 +31,7 @@ class Directory:
         sent: its bytes.
     """
 
-    def __init__(self, world: DirectedWorld, kind: type[DiskStorage]) -> None:
+    def __init__(self, world: DirectedWorld, kind: Callable[..., DiskStorage]) -> None:
         self.world, self.files = world, world.machine.files
         self.kind = kind
         self.name = f"directory-{world.next_upload()}"
@@ -65,9 +66,10 @@ class Directory:
         return found
 
     def names(self) -> set[str]:
-        """Return the names of all files of the upload, with their marks."""
+        """Return the names of all files of uploads, with their marks."""
         prefix = f"{self.name}/uploads/"
-        return {name.removeprefix(prefix) for name in self.files.names() if name.startswith(prefix)}
+        names = {name.removeprefix(prefix) for name in self.files.names() if name.startswith(prefix)}
+        return {name for name in names if not name.startswith(PRIVATE_FOLDER)}
 
     def random(self, size: int) -> bytes:
         return self.world.client.rng.randbytes(size)
@@ -139,7 +141,7 @@ class Directory:
 Steps: TypeAlias = Callable[[Directory], Awaitable[None]]
 
 
-def directory(kind: type[DiskStorage] = DiskStorage, **options: Any) -> Callable[[Steps], Script]:
+def directory(kind: Callable[..., DiskStorage] = DiskStorage, **options: Any) -> Callable[[Steps], Script]:
     """Make a scenario of the function below, which leads a storage of this kind; see `scenario` for the options."""
 
     def register(steps: Steps) -> Script:
