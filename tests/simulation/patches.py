@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import genericpath
+import glob
 import io
 import os
 import pathlib
@@ -161,6 +162,8 @@ class Modules:
         tusd_py.core.clock._boot_id = _boot_id
         tusd_py.backends.disk.file_system_sync.sync_file_system = self.os.sync_file_system
         vars(tusd_py.backends.disk.syncs)["tells_gaps"] = lambda path: True
+        for globber in [found for name, found in vars(glob).items() if name.endswith("Globber")]:
+            globber.scandir = staticmethod(self.os.scandir)  # of `Path.glob` from Python 3.13 on
 
     def _replace_in_new_modules(self) -> None:
         for name in self.unseen():
