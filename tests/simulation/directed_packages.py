@@ -31,6 +31,9 @@ class Plain:
     def __init__(self, whole: Any, names: Sequence[str]) -> None:
         self._whole = whole
         self._names = frozenset(names)
+        for name in names:  # Python looks for methods of a protocol in the class and the instance, from 3.12 on
+            if callable(method := getattr(whole, name, None)) and not hasattr(type(self), name):
+                setattr(self, name, method)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._names:
