@@ -127,6 +127,12 @@ async def told(world: SharedWorld, listener: asyncio.Task[bool], what: str) -> N
     world.check(listener.done() and listener.result(), f"a listener is not told of {what}")
 
 
+def subscriptions(world: SharedWorld) -> set[tuple[str, bytes]]:
+    """Return the processes, with the channels that they hear."""
+    alive = [connection for connection in world.redis.connections if not connection.hangs]
+    return {(connection.process.name, channel) for connection in alive for channel in connection.channels}
+
+
 @scenario("redis", processes=2, settings={"sweep_interval": 0})
 async def a_feed_outlives_silence_and_forgets_those_that_have_died(world: SharedWorld) -> None:
     with small(feed, LISTEN_TIMEOUT=1.0), small(lock_channel, LISTEN_TIMEOUT=1.0):
@@ -135,8 +141,11 @@ async def a_feed_outlives_silence_and_forgets_those_that_have_died(world: Shared
         await asyncio.sleep(5.0)  # each silence is ended by a ping
         await world.client.append(other, 2000)  # which nobody listens to
         await world.client.append(upload, 500)
-        world.redis.silent_until = world.loop.now + 6.0  # so that no ping is answered
+        before = subscriptions(world)
+        for connection in world.redis.connections:
+            connection.hangs = True  # of which nobody is told: no ping is answered
         await asyncio.sleep(15.0)
+        world.check(subscriptions(world) == before, f"of {before} only {subscriptions(world)} are heard again")
         await world.client.append(upload, 1500)
         await told(world, listener, "the end after a silence")
         third = await world.unfinished()
