@@ -147,3 +147,17 @@ async def test_the_thread_ends_with_the_service_and_begins_again(disk: Disk, res
 async def test_a_reserve_of_a_storage_without_free_space_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="reserve_disk"):
         TusServer(storage=MemoryStorage(), reserve_disk="1GiB")
+
+
+async def test_a_watch_for_which_no_thread_could_be_started_begins_with_a_later_creation(
+    reserve: DiskReserve, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    disk.free = 99
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="start new thread"):
+            await reserve.refuse_if_low()
+    assert await refuses(reserve)

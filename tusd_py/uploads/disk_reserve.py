@@ -54,10 +54,11 @@ class DiskReserve:
             with contextlib.suppress(RuntimeError):  # the event loop has ended before the measurement
                 loop.call_soon_threadsafe(measured.set)
 
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._measure_repeatedly, args=(self._ended, tell), name="tusd-py-reserve", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread  # only now: the next creation tries it again if the system has no room for a thread
 
     async def close(self) -> None:
         """End the thread; wait for it, unless the file system hangs."""
