@@ -31,6 +31,7 @@ from tusd_py.events.bus import EventBus
 from tusd_py.lifecycle import opened
 from tusd_py.migration.report import abbreviated, no_report
 from tusd_py.migration.state_copy import StateKind, has_records, migrate, records_file
+from tusd_py.migration.tusd.files import import_tusd
 from tusd_py.observability.logging import announce, configure, formats_json
 from tusd_py.settings import (
     FIELDS,
@@ -287,8 +288,6 @@ def run_migrate(settings: Settings, *, source: StateKind, target: StateKind, dry
 
 def run_import(settings: Settings, *, directory: Path, copy: bool, dry_run: bool) -> int:
     """Import a directory of tusd; return the exit code."""
-    from tusd_py.migration.tusd.files import import_tusd  # no other command needs aiofiles
-
     try:
         with ProgressLine(watched_terminal()) as line:
             reports = _reports(line, dry_run=dry_run)

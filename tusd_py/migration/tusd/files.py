@@ -15,9 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import aiofiles
-import aiofiles.os
-
 from tusd_py.backends.disk.files import FULL_DISK_ERRORS, READ_SIZE, FileTree, copy_range
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.contracts.state import StateStore
@@ -140,7 +137,7 @@ class DirectoryImport:
 
     async def upload(self, name: str) -> Upload | None:
         """Import the upload of an .info file; None if it has a record. Raises `UploadRefused`, `OSError`."""
-        content, written_at = await _read_info(self._directory / name)
+        content, written_at = await asyncio.to_thread(_read_info, self._directory / name)
         info = parse_info(content)
         if name != info.id + INFO:
             raise UploadRefused(f"is of the upload {info.id}")
@@ -170,13 +167,18 @@ class DirectoryImport:
         self._claimed.add(path)
 
 
-async def _read_info(path: Path) -> tuple[bytes, float]:
-    """Return the content of an .info file, and the time of its last change. Raises `UploadRefused`, `OSError`."""
-    async with aiofiles.open(path, "rb", opener=lambda name, _: _open_regular(name)) as file:
-        content = await file.read(MAX_INFO_SIZE + 1)
+def _read_info(path: Path) -> tuple[bytes, float]:
+    """Return the content of an .info file, and the time of its last change. Blocks.
+
+    Raises:
+        UploadRefused: it is too long.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=lambda name, _: _open_regular(name)) as file:
+        content = file.read(MAX_INFO_SIZE + 1)
         if len(content) > MAX_INFO_SIZE:
             raise UploadRefused(f"is longer than {MAX_INFO_SIZE} bytes")
-        return content, (await aiofiles.os.stat(file.fileno())).st_mtime
+        return content, os.fstat(file.fileno()).st_mtime
 
 
 def data_path(info: TusdUpload, directory: Path) -> Path:
