@@ -40,6 +40,11 @@ class DiskWorld(World):
         else:
             super()._apply(fault)
 
+    def _look_for_remains(self, records: set[str]) -> None:
+        """Check what the storage has; a process that is killed in a sync leaves a mark, which a later writer needs."""
+        unfinished = {upload.id for upload in self.oracle.uploads if not upload.complete}
+        super()._look_for_remains(records | {f".{name}.sync" for name in records & unfinished})
+
     async def _restore_backup(self) -> None:
         """Start the servers with the records of the backup, and look for every finished upload once they expire."""
         finished = [upload for upload in self.oracle.uploads if self._is_finished(upload)]
