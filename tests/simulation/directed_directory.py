@@ -88,12 +88,16 @@ class Directory:
     async def append(self, size: int, token: int = 1, *, predecessors: int = 0, sync: bool = True) -> None:
         """Append bytes, and commit them."""
         writer = self.storage.writer(self.upload, token, unreleased_predecessors=predecessors)
-        content = self.random(size)
         try:
-            await writer.flush([content], sync=sync)
-            self.commit(writer, content)
+            await self.flush(writer, size, sync=sync)
         finally:
             await writer.close()
+
+    async def flush(self, writer: Any, size: int, *, sync: bool) -> None:
+        """Have a writer store bytes, and commit them."""
+        content = self.random(size)
+        await writer.flush([content], sync=sync)
+        self.commit(writer, content)
 
     def commit(self, writer: Any, content: bytes = b"") -> None:
         """Commit what a writer has stored."""

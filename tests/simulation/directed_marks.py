@@ -128,8 +128,7 @@ async def a_file_that_is_shorter_than_its_mark_is_settled_first(disk: Directory)
 async def a_file_that_is_shorter_than_what_is_synced_is_not_extended_by_a_cut(disk: Directory) -> None:
     await disk.append(1000)
     writer = disk.storage.writer(disk.upload, 2)
-    await writer.flush([content := disk.random(500)], sync=False)
-    disk.commit(writer, content)
+    await disk.flush(writer, 500, sync=False)
     disk.file().cut(600)  # by a disk that breaks
     disk.files.failing_syncs = 2
     error = await disk.refused(StorageBehind, writer.flush([], sync=True))
@@ -147,8 +146,7 @@ async def a_file_that_is_removed_and_not_for_good_counts_for_nothing(disk: Direc
     """The first sync fails, then that of the folder without it, and there is no room for an empty file in its place."""
     await disk.append(1000, sync=False)
     writer = disk.storage.writer(disk.upload, 2)
-    await writer.flush([content := disk.random(500)], sync=False)
-    disk.commit(writer, content)
+    await disk.flush(writer, 500, sync=False)
 
     def fail(*_: object) -> None:
         disk.files.is_full = True
@@ -223,8 +221,7 @@ async def the_writer_of_a_shared_file_stores_what_it_inherits_again(disk: Direct
     disk.check(disk.upload.synced == 1000, f"{disk.upload.synced} of 1000 bytes are synced")
     await disk.append(1000, sync=False)
     writer = disk.storage.writer(disk.upload, 2)
-    await writer.flush([content := disk.random(500)], sync=False)
-    disk.commit(writer, content)
+    await disk.flush(writer, 500, sync=False)
     disk.mark()
     await disk.refused(SyncUnproven, writer.flush([], sync=True))
     await writer.close()
@@ -238,13 +235,10 @@ async def a_loss_of_a_shared_file_is_noted_and_never_less(disk: Directory) -> No
     """A writer without its lease hears of the loss too: bytes that its successor has proved stay."""
     await disk.append(500)
     first = disk.storage.writer(disk.upload, 2)
-    await first.flush([content := disk.random(300)], sync=False)
-    disk.commit(first, content)
+    await disk.flush(first, 300, sync=False)
     second = disk.storage.writer(disk.upload, 3)
-    await second.flush([content := disk.random(300)], sync=True)
-    disk.commit(second, content)
-    await second.flush([content := disk.random(300)], sync=False)
-    disk.commit(second, content)
+    await disk.flush(second, 300, sync=True)
+    await disk.flush(second, 300, sync=False)
     for writer, kept in ((first, 500), (second, 1100)):
         disk.files.failing_closes = 1  # as that of a directory whose host has lost bytes that were written later
         error = await disk.refused(StorageBehind, writer.close())
@@ -266,8 +260,7 @@ async def a_loss_of_a_shared_file_is_noted_and_never_less(disk: Directory) -> No
 async def a_shared_file_at_the_end_of_which_bytes_were_lost_has_no_second_writer(disk: Directory) -> None:
     await disk.append(500)
     writer = disk.storage.writer(disk.upload, 2)
-    await writer.flush([content := disk.random(300)], sync=False)
-    disk.commit(writer, content)
+    await disk.flush(writer, 300, sync=False)
     disk.files.failing_syncs = 1
     await disk.refused(StorageBehind, writer.flush([], sync=True))
     await writer.close()

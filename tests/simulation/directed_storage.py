@@ -173,8 +173,7 @@ async def a_file_system_that_cannot_sync_is_not_used(disk: Directory) -> None:
         await other.close()
     await disk.append(1000, sync=False)
     writer = disk.storage.writer(disk.upload, 2)
-    await writer.flush([content := disk.random(500)], sync=False)
-    disk.commit(writer, content)
+    await disk.flush(writer, 500, sync=False)
     disk.files.failing_folder_syncs = 1
     behind = await disk.refused(StorageBehind, writer.flush([], sync=True))
     await writer.close()
@@ -190,8 +189,7 @@ async def a_close_that_fails_takes_what_was_not_synced(disk: Directory) -> None:
     await disk.append(1000)
     for sync, kept in ((True, 1500), (False, 1500)):
         writer = disk.storage.writer(disk.upload, 2)
-        await writer.flush([content := disk.random(500)], sync=sync)
-        disk.commit(writer, content)
+        await disk.flush(writer, 500, sync=sync)
         disk.files.failing_closes = 1
         behind = await disk.refused(StorageBehind, writer.close())
         disk.check(behind is not None and behind.stored == kept, f"{behind!r}, where {kept} bytes were synced")
@@ -204,8 +202,7 @@ async def a_close_that_fails_takes_what_was_not_synced(disk: Directory) -> None:
 async def a_cut_that_fails_in_every_step_is_made_again(disk: Directory) -> None:
     await disk.append(1000)
     writer = disk.storage.writer(disk.upload, 2)
-    await writer.flush([content := disk.random(500)], sync=False)
-    disk.commit(writer, content)
+    await disk.flush(writer, 500, sync=False)
     system = system_of(files)
     real = system.ftruncate
     calls: list[int] = []
