@@ -25,7 +25,7 @@ from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.segment_map import PRIMARY_FILE, STORAGE_STATE, Segment, segments, storage_state_of
 from tusd_py.backends.disk.storage import DiskStorage
 from tusd_py.backends.disk.sync_calls import sync_file
-from tusd_py.backends.disk.sync_marks import Mark, marked_name, read_steps, write_at
+from tusd_py.backends.disk.sync_marks import Mark, marked_name, read_steps
 from tusd_py.backends.disk.syncs import SyncUnproven
 from tusd_py.backends.disk.writer import DiskWriter
 from tusd_py.contracts.storage import Buffer, Observer, Orphan, UploadRecords
@@ -39,6 +39,7 @@ from tusd_py.core.errors import (
     UploadNotFound,
 )
 from tusd_py.core.upload import UPLOAD_ID, Status, Upload, UploadPart
+from tusd_py.transfer.whole_writes import write_at
 
 SEGMENT = re.compile(rf"{UPLOAD_ID.pattern}\.[0-9a-f]+")
 MARKED = re.compile(rf"{UPLOAD_ID.pattern}(\.[0-9a-f]+)?")

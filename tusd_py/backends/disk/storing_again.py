@@ -14,9 +14,10 @@ from collections.abc import Generator, Iterator
 from tusd_py.backends.disk.errors import file_errors
 from tusd_py.backends.disk.files import FileTree
 from tusd_py.backends.disk.sync_calls import sync_data
-from tusd_py.backends.disk.sync_marks import Mark, MissingBytes, read_steps, write_at
+from tusd_py.backends.disk.sync_marks import Mark, MissingBytes, read_steps
 from tusd_py.backends.disk.syncs import Syncs, Unproven, inode_of
 from tusd_py.core.errors import StorageUnavailable
+from tusd_py.transfer.whole_writes import write_at
 
 logger = logging.getLogger("tusd_py.storage")
 

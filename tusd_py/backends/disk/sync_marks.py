@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tusd_py.backends.disk.files import FileTree
+from tusd_py.transfer.whole_writes import write_at
 
 STEP_SIZE = 4 << 20  # bytes that are read, written and synced at a time
 NAME = re.compile(r"\.(.+)\.sync")
@@ -120,12 +121,3 @@ def read_steps(descriptor: int, start: int, end: int) -> Iterator[tuple[int, byt
             raise MissingBytes
         yield position, data
         position += len(data)
-
-
-def write_at(descriptor: int, data: bytes, position: int) -> None:
-    """Write all bytes at a position; raises `OSError`."""
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, position)
-        position += written
-        rest = rest[written:]

@@ -26,8 +26,9 @@ from tusd_py.backends.disk.files import AnyPath, FileTree
 from tusd_py.backends.disk.folder_syncs import FolderSyncs
 from tusd_py.backends.disk.sync_calls import sync_data, sync_file
 from tusd_py.backends.disk.sync_health import SyncHealth
-from tusd_py.backends.disk.sync_marks import Mark, MissingBytes, SyncMarks, read_steps, write_at
+from tusd_py.backends.disk.sync_marks import Mark, MissingBytes, SyncMarks, read_steps
 from tusd_py.core.errors import StorageBehind, StorageUnavailable, UploadError
+from tusd_py.transfer.whole_writes import write_at
 
 Inode: TypeAlias = tuple[int, int]
 

@@ -10,6 +10,7 @@ import threading
 import time
 
 from tusd_py.backends.local_locks.byte_ranges import try_lock, unlock
+from tusd_py.transfer.whole_writes import write_at
 
 logger = logging.getLogger("tusd_py.locks")
 
@@ -74,13 +75,7 @@ class TokenCounter:
 
         The kernel gets the bytes of the highest value first, so that a part of them sets no counter back.
         """
-        content = COUNTER_FORMAT.pack(newest, reserved)
-        written = 0
-        while written < len(content):
-            count = os.pwrite(self._descriptor, content[written:], written)
-            if count == 0:  # a file system that takes nothing and names no error: a repetition might never end
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            written += count
+        write_at(self._descriptor, COUNTER_FORMAT.pack(newest, reserved), 0)
 
     def _sync_soon(self) -> bool:
         """Sync the counter in a thread; return False if that cannot be started."""
